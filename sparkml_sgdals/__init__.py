@@ -1,0 +1,33 @@
+"""Biased matrix factorisation for Spark that learns from a table and goes on from a stream."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sparkml_sgdals.estimator import StreamingBiasedALS
+    from sparkml_sgdals.model import StreamingBiasedALSModel
+    from sparkml_sgdals.solvers import DivergenceError
+    from sparkml_sgdals.streaming import StreamJob
+
+__all__ = ["DivergenceError", "StreamJob", "StreamingBiasedALS", "StreamingBiasedALSModel"]
+__version__ = "0.1.0"
+
+_HOME = {
+    "DivergenceError": "solvers",
+    "StreamJob": "streaming",
+    "StreamingBiasedALS": "estimator",
+    "StreamingBiasedALSModel": "model",
+}
+
+
+# Tasks import the modules that they run and nothing else: a worker's start is part of every job.
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"sparkml_sgdals.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOME])

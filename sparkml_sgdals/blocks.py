@@ -1,0 +1,255 @@
+"""One block of a table too large for one task: its layout and what a task does with it (executor).
+
+Users and items are hashed to B blocks each; a *cell* holds the ratings of one user block and one
+item block. A *layout* is all that one block of one side needs to know of its ratings. Arrays in,
+arrays out: `blocked` moves them. Sources: Gemulla et al. 2011 (strata), Spark ALS (in- and
+out-blocks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sparkml_sgdals.exchange import from_bytes, to_bytes
+from sparkml_sgdals.factors import FactorTable, prior_variances
+from sparkml_sgdals.ratings import Layout, Ratings, layout_by
+from sparkml_sgdals.settings import Settings
+from sparkml_sgdals.solvers import Side, half_sweep, run_filter, run_sgd
+
+__all__ = ["BlockLayout", "BlockState", "Cell", "Sums", "build_layout", "learn_cell", "sweep_block"]
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+Array = npt.NDArray[Any]
+
+
+def arrays_to_bytes(arrays: dict[str, Array]) -> bytes:
+    """Named arrays of one dimension or two as one Arrow IPC stream of one row."""
+    fields, columns = [], []
+    for name, array in arrays.items():
+        flat = pa.array(np.ascontiguousarray(array).reshape(-1))
+        offsets = pa.array([0, len(flat)], pa.int64())
+        columns.append(pa.LargeListArray.from_arrays(offsets, flat))
+        shape = ",".join(map(str, array.shape))
+        fields.append(pa.field(name, columns[-1].type, metadata={"shape": shape}))
+    return to_bytes(pa.Table.from_arrays(columns, schema=pa.schema(fields)))
+
+
+def arrays_from_bytes(payload: bytes | pa.Buffer) -> dict[str, Array]:
+    """What `arrays_to_bytes` was given, as writable copies."""
+    table = from_bytes(payload)
+    arrays = {}
+    for field, column in zip(table.schema, table.columns, strict=True):
+        values = column.chunk(0).flatten().to_numpy(zero_copy_only=False).copy()
+        shape = field.metadata[b"shape"].decode().split(",")
+        arrays[field.name] = values.reshape([int(length) for length in shape])
+    return arrays
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Ratings of one cell in the order of learning: int32 positions among the ids of each block."""
+
+    users: I32
+    items: I32
+    values: F32
+    weights: F32
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """What a block knows of its ratings.
+
+    Attributes
+    ----------
+    layout : ratings by own id; a partner is a position in the concatenation, over the partner
+        blocks in order, of the partners named in that cell
+    sends : for each partner block, int32 positions of the own ids that it names
+    """
+
+    layout: Layout
+    sends: list[I32]
+
+    def to_bytes(self) -> bytes:
+        """The layout as one binary value."""
+        arrays: dict[str, Array] = {
+            "starts": self.layout.starts,
+            "partners": self.layout.partners,
+            "values": self.layout.values,
+            "weights": self.layout.weights,
+            "bounds": np.cumsum([0] + [s.size for s in self.sends]),
+            "sends": np.concatenate(self.sends),
+        }
+        return arrays_to_bytes(arrays)
+
+    @staticmethod
+    def from_bytes(payload: pa.Buffer) -> BlockLayout:
+        """The inverse of `to_bytes`."""
+        a = arrays_from_bytes(payload)
+        layout = Layout(a["starts"], a["partners"], a["values"], a["weights"])
+        return BlockLayout(layout, np.split(a["sends"], a["bounds"][1:-1]))
+
+
+def build_layout(cells: Sequence[Ratings | None], own_side: str) -> tuple[pa.Array, BlockLayout]:
+    """The sorted ids of one block, as an Arrow array, and the layout of its ratings.
+
+    Parameters
+    ----------
+    cells : the ratings of the block by partner block, each encoded for itself; None where empty
+    own_side : "users" or "items"
+    """
+    parts: list[tuple[pa.Array, I32, I32, int] | None] = []
+    for ratings in cells:
+        if ratings is None:
+            parts.append(None)
+        elif own_side == "users":
+            parts.append((ratings.user_ids, ratings.users, ratings.items, len(ratings.item_ids)))
+        else:
+            parts.append((ratings.item_ids, ratings.items, ratings.users, len(ratings.user_ids)))
+    present = [part for part in parts if part is not None]
+    every = pa.chunked_array([part[0] for part in present]).combine_chunks().unique()
+    ids = every.take(pa.compute.array_sort_indices(every))
+    own, partners, sends = [], [], []
+    offset = 0
+    for part in parts:
+        if part is None:
+            sends.append(np.empty(0, np.int32))
+            continue
+        named, own_codes, partner_codes, num_partners = part
+        positions = pa.compute.index_in(named, ids).to_numpy(zero_copy_only=False)
+        sends.append(positions.astype(np.int32))
+        own.append(positions[own_codes].astype(np.int32))
+        partners.append(partner_codes + np.int32(offset))
+        offset += num_partners
+    given = [ratings for ratings in cells if ratings is not None]
+    layout = layout_by(
+        np.concatenate(own),
+        np.concatenate(partners).astype(np.int32),
+        np.concatenate([r.values for r in given]),
+        np.concatenate([r.weights for r in given]),
+        len(ids),
+    )
+    return ids, BlockLayout(layout, sends)
+
+
+@dataclass
+class BlockState:
+    """Factors of one block; the priors are there only where a table is added to a model.
+
+    Attributes
+    ----------
+    arrays : mean, var, base_mean, base_var, count and perhaps prior_mean, prior_var, shaped as
+        in `FactorTable`
+    """
+
+    arrays: dict[str, Array]
+
+    @classmethod
+    def start(
+        cls, side: int, ids: pa.Array, counts: npt.NDArray[np.int64], settings: Settings,
+        known: pa.Table | None,
+    ) -> BlockState:  # fmt: skip
+        """The state of a block before it learns; `known` are rows of a model that is added to."""
+        table = FactorTable(side, "str" if pa.types.is_string(ids.type) else "int", settings)
+        if known is not None:
+            table.put_arrow(known)
+        rows, _ = table.ensure(ids)
+        arrays: dict[str, Array] = {
+            "mean": table.mean[rows],
+            "var": table.var[rows],
+            "base_mean": table.base_mean[rows],
+            "base_var": table.base_var[rows],
+            "count": table.count[rows] + counts,
+        }
+        if known is not None:
+            learned = (table.count[rows] > 0)[:, None]
+            arrays["prior_mean"] = np.where(learned, arrays["mean"], np.float32(0.0))
+            arrays["prior_var"] = arrays["var"].copy()
+        return cls(arrays)
+
+    def table(self, side: int, ids: pa.Array, settings: Settings) -> pa.Table:
+        """The block's rows in the Arrow form of a `FactorTable`."""
+        table = FactorTable(side, "str" if pa.types.is_string(ids.type) else "int", settings)
+        a = self.arrays
+        table.put(ids, a["mean"], a["var"], a["base_mean"], a["base_var"], a["count"])
+        return table.to_arrow()
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over blocks from which priors and noise are learned, in standardised units.
+
+    Attributes
+    ----------
+    ids : number of rated ids
+    spread : float64, shape (rank + 1,), sum over ids of (m - a)^2 + c
+    squares, variances : weighted sums of e^2 and V over ratings
+    """
+
+    ids: int
+    spread: npt.NDArray[np.float64]
+    squares: float
+    variances: float
+
+    def to_array(self) -> npt.NDArray[np.float64]:
+        """One row of numbers, the inverse of `total` over one row."""
+        return np.concatenate([[self.ids, self.squares, self.variances], self.spread])
+
+    @classmethod
+    def total(cls, rows: Sequence[npt.NDArray[np.float64]]) -> Sums:
+        """The sum of rows in the order given."""
+        sums = np.sum(np.stack(rows), axis=0)
+        return cls(int(sums[0]), sums[3:], float(sums[1]), float(sums[2]))
+
+    def prior(self) -> F32:
+        """Prior variances that follow, float32, shape (1, rank + 1)."""
+        return (self.spread / self.ids).astype(np.float32)[None, :]
+
+
+def learn_cell(
+    cell: Cell, users: BlockState, items: BlockState, settings: Settings
+) -> tuple[F32, F32]:
+    """Filter (or descend through) one cell in place; errors of the model and of its baseline."""
+    u, i = users.arrays, items.arrays
+    where = (cell.users, cell.items, cell.values, cell.weights, settings)
+    baseline = run_filter(*where, u["base_mean"], u["base_var"], i["base_mean"], i["base_var"])
+    if settings.solver == "bayes":
+        return run_filter(*where, u["mean"], u["var"], i["mean"], i["var"]), baseline
+    return run_sgd(*where, u["mean"], i["mean"]), baseline
+
+
+def sweep_block(
+    block: BlockLayout, state: BlockState, partners: tuple[F32, F32], prior: F32 | None,
+    noise: float, settings: Settings, threads: int,
+) -> Sums:  # fmt: skip
+    """Sweep one block in place with its partners fixed.
+
+    Parameters
+    ----------
+    partners : mean and variance of the partners in the layout's order
+    prior : prior variances learned so far, shape (1, rank + 1); None for the defaults. Ignored
+        where the state has priors of its own.
+    """
+    a = state.arrays
+    own = "prior_mean" in a
+    if prior is None:
+        prior = prior_variances(settings)[None, :]
+    side = Side(
+        a["mean"], a["var"],
+        a["prior_mean"] if own else np.zeros_like(prior), a["prior_var"] if own else prior,
+    )  # fmt: skip
+    squares, variances = half_sweep(block.layout, side, *partners, noise, threads)
+    spread = (side.mean.astype(np.float64) - side.prior_mean) ** 2 + side.var
+    return Sums(side.mean.shape[0], spread.sum(axis=0), squares, variances)
+
+
+def standardised(block: BlockLayout, mean: float, spread: float) -> BlockLayout:
+    """The layout with its ratings in standardised units."""
+    values = ((block.layout.values.astype(np.float64) - mean) / spread).astype(np.float32)
+    return replace(block, layout=replace(block.layout, values=values))

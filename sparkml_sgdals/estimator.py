@@ -1,0 +1,150 @@
+"""The estimator: Params in, a model out (driver; arithmetic is elsewhere)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyspark import keyword_only
+from pyspark.ml import Estimator
+from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
+from pyspark.sql import DataFrame
+
+from sparkml_sgdals.fitting import learn_table
+from sparkml_sgdals.model import StreamingBiasedALSModel, fit_options, stream_invalid
+from sparkml_sgdals.params import LearningParams
+from sparkml_sgdals.schema import id_kind, id_type_name
+from sparkml_sgdals.state import ModelState
+from sparkml_sgdals.streaming import NOTHING, StreamJob, StreamStart, start_stream
+
+__all__ = ["StreamingBiasedALS"]
+
+
+class StreamingBiasedALS(
+    Estimator[StreamingBiasedALSModel],
+    LearningParams,
+    DefaultParamsReadable["StreamingBiasedALS"],
+    DefaultParamsWritable,
+):
+    """Biased matrix factorisation that learns from a table and goes on from a stream.
+
+    prediction = mean + user bias + item bias + user features . item features, learned by
+    variational Bayes (solver 'bayes', nothing to tune), by stochastic gradient descent ('sgd') or
+    by mini-batches of summed gradients ('minibatch'): docs/algorithm.md.
+
+    Examples
+    --------
+    >>> als = StreamingBiasedALS(userCol="userId", itemCol="movieId", timestampCol="timestamp")
+    >>> model = als.fit(ratings)
+    >>> model.transform(pairs)
+    >>> job = model.updateStream(stream, "/models/films", trigger={"availableNow": True})
+    """
+
+    _input_kwargs: dict[str, Any]
+
+    @keyword_only
+    def __init__(
+        self,
+        *,
+        userCol: str = "user",
+        itemCol: str = "item",
+        ratingCol: str = "rating",
+        timestampCol: str = "",
+        weightCol: str = "",
+        predictionCol: str = "prediction",
+        predictionStdCol: str = "",
+        solver: str = "bayes",
+        rank: int = 16,
+        maxIter: int = 5,
+        tol: float = 0.0,
+        seed: int | None = None,
+        coldStartStrategy: str = "bias",
+        clipPredictions: bool = True,
+        handleInvalid: str = "error",
+        regParam: float = 0.1,
+        userBiasRegParam: float | None = None,
+        itemBiasRegParam: float | None = None,
+        userFactorRegParam: float | None = None,
+        itemFactorRegParam: float | None = None,
+        stepSize: float = 0.01,
+        blockSize: int = 10_000,
+        biasPriorVariance: float = 0.2,
+        factorPriorVariance: float = 0.1,
+        noiseVariance: float = 0.5,
+        initStd: float = 0.05,
+        drift: float = 0.0,
+        numThreads: int = 0,
+        numBlocks: int = 0,
+        maxRatingsPerTask: int = 50_000_000,
+        checkpointInterval: int = 10,
+        parallelism: int = 1,
+    ) -> None:
+        super().__init__()
+        given = self._input_kwargs
+        self._set(**{name: value for name, value in given.items() if value is not None})
+
+    @keyword_only
+    def setParams(self, **kwargs: Any) -> StreamingBiasedALS:
+        """Set Params by name, as in the constructor."""
+        return self._set(**{name: value for name, value in kwargs.items() if value is not None})
+
+    def _fit(self, dataset: DataFrame) -> StreamingBiasedALSModel:
+        if dataset.isStreaming:
+            raise ValueError("The DataFrame is a stream: call fitStream.")
+        self.warnOfUnused()
+        kinds, id_types = self._ids_of(dataset)
+        options = fit_options(self, kinds, self.getHandleInvalid())
+        state, report, _ = learn_table(dataset, self.settings(), options)
+        return self._model(state, id_types, report)
+
+    def fitStream(
+        self,
+        stream: DataFrame,
+        modelPath: str,
+        trigger: dict[str, Any] | None = None,
+        validation: DataFrame | None = None,
+        queryName: str | None = None,
+        keepVersions: int = 5,
+        leaseSeconds: float = 60.0,
+    ) -> StreamJob[StreamingBiasedALSModel]:
+        """Learn from a stream, from nothing; `StreamingBiasedALSModel.updateStream` says the rest.
+
+        A path with versions resumes from its newest one.
+        """
+        self.warnOfUnused()
+        if not stream.isStreaming:
+            raise ValueError(
+                "The DataFrame is a table, not a stream: read it with spark.readStream, or call "
+                "fit."
+            )
+        kinds, id_types = self._ids_of(stream)
+        empty = self._model(ModelState.empty(self.settings(), *kinds), id_types, None)
+        return start_stream(
+            stream,
+            modelPath,
+            StreamStart(empty._state, (NOTHING,), empty._meta()),
+            fit_options(self, kinds, stream_invalid(self)),
+            empty._at_newest,
+            trigger=trigger,
+            validation=validation,
+            queryName=queryName,
+            keepVersions=keepVersions,
+            leaseSeconds=leaseSeconds,
+        )
+
+    def _ids_of(self, dataset: DataFrame) -> tuple[tuple[Any, Any], tuple[str, str]]:
+        schema = dataset.schema
+        named = (("userCol", self.getUserCol()), ("itemCol", self.getItemCol()))
+        user, item = (id_kind(schema, param, name) for param, name in named)
+        user_type, item_type = (id_type_name(schema, param, name) for param, name in named)
+        return (user, item), (user_type, item_type)
+
+    def _model(
+        self, state: ModelState, id_types: tuple[str, str], report: Any
+    ) -> StreamingBiasedALSModel:
+        # pyspark.ml's contract: a model carries its estimator's uid, or grids lose their params
+        model = StreamingBiasedALSModel(state, id_types, 0, report)._resetUid(self.uid)
+        return self._copyValues(model)
+
+
+# the name that saved pipelines carry stays, wherever the class may move
+StreamingBiasedALS.__module__ = "sparkml_sgdals"

@@ -1,0 +1,205 @@
+"""The state of one side of a model: ids, posterior means and variances (driver and executor)."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sparkml_sgdals.hashing import id_keys, start_factors
+from sparkml_sgdals.index import IdIndex, IdKind, id_array_type
+from sparkml_sgdals.settings import Settings
+
+__all__ = ["FactorTable"]
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+
+
+class FactorTable:
+    """Factors of users or of items, one row an id, in units of the standardised rating.
+
+    Attributes
+    ----------
+    index : the ids and their rows
+    mean : float32, shape (size, rank + 1), bias first
+    var : float32, shape (size, rank + 1); (size, 0) for solvers without variances
+    base_mean, base_var : float32, shape (size, 1), the mean-and-bias baseline learned beside it
+    count : int64, shape (size,), ratings learned from
+    """
+
+    def __init__(self, side: int, kind: IdKind, settings: Settings) -> None:
+        self.side = side
+        self.settings = settings
+        self.index = IdIndex(kind)
+        width = settings.rank + 1
+        self._mean: F32 = np.empty((0, width), np.float32)
+        self._var: F32 = np.empty((0, width if settings.solver == "bayes" else 0), np.float32)
+        self._base_mean: F32 = np.empty((0, 1), np.float32)
+        self._base_var: F32 = np.empty((0, 1), np.float32)
+        self._count: I64 = np.empty(0, np.int64)
+
+    @property
+    def size(self) -> int:
+        """Number of ids."""
+        return self.index.size
+
+    @property
+    def mean(self) -> F32:
+        return self._mean[: self.size]
+
+    @property
+    def var(self) -> F32:
+        return self._var[: self.size]
+
+    @property
+    def base_mean(self) -> F32:
+        return self._base_mean[: self.size]
+
+    @property
+    def base_var(self) -> F32:
+        return self._base_var[: self.size]
+
+    @property
+    def count(self) -> I64:
+        return self._count[: self.size]
+
+    def ensure(self, ids: pa.Array) -> tuple[I64, int]:
+        """Rows of distinct `ids`, new ones starting from (seed, side, id); and how many are new."""
+        rows = self.index.find(ids)
+        missing = np.flatnonzero(rows < 0)
+        if missing.size:
+            new = ids.take(pa.array(missing))
+            rows[missing] = self._append(new)
+            settings = self.settings
+            added = slice(self.size - missing.size, self.size)
+            self._mean[added] = start_factors(
+                id_keys(new), self.side, settings.rank, settings.seed, settings.init_std
+            )
+            if self._var.shape[1]:
+                self._var[added] = prior_variances(settings)
+            self._base_mean[added] = 0.0
+            self._base_var[added] = settings.bias_prior
+            self._count[added] = 0
+        return rows, int(missing.size)
+
+    def put(
+        self, ids: pa.Array, mean: F32, var: F32, base_mean: F32, base_var: F32, count: I64
+    ) -> None:
+        """Set the state of distinct `ids`, known or not; arrays as in the attributes."""
+        rows = self.index.find(ids)
+        missing = np.flatnonzero(rows < 0)
+        if missing.size:
+            rows[missing] = self._append(ids.take(pa.array(missing)))
+        self._mean[rows] = mean
+        self._var[rows] = var
+        self._base_mean[rows] = base_mean
+        self._base_var[rows] = base_var
+        self._count[rows] = count
+
+    def to_arrow(self, rows: I64 | None = None) -> pa.Table:
+        """State of `rows` (all by default) as Arrow, sorted by id: see `arrow_schema`."""
+        ids = self.index.ids(rows)
+        order = pa.compute.array_sort_indices(ids).to_numpy(zero_copy_only=False)
+        picked = order if rows is None else rows[order]
+        return pa.Table.from_arrays(
+            [
+                ids.take(pa.array(order)),
+                _lists(self._mean[picked]),
+                _lists(self._var[picked]),
+                pa.array(self._base_mean[picked, 0]),
+                pa.array(self._base_var[picked, 0]),
+                pa.array(self._count[picked]),
+            ],
+            schema=arrow_schema(self.index.kind),
+        )
+
+    def put_arrow(self, table: pa.Table) -> None:
+        """Set the state of the ids in a table of `arrow_schema`.
+
+        Raises ValueError where a list has not the width of this model.
+        """
+        self.put(
+            table.column("id").cast(id_array_type(self.index.kind)).combine_chunks(),
+            _matrix(table, "mean", self._mean.shape[1]),
+            _matrix(table, "variance", self._var.shape[1]),
+            _matrix(table, "base_mean", 1),
+            _matrix(table, "base_variance", 1),
+            table.column("count").to_numpy(),
+        )
+
+    def finite(self, rows: I64) -> bool:
+        """Whether every mean and variance in `rows` is a finite number."""
+        return bool(np.isfinite(self._mean[rows]).all() and np.isfinite(self._var[rows]).all())
+
+    def rescale(self, bias_shift: float, ratio: float) -> None:
+        """Change units: biases become (b + shift) * ratio, features f * sqrt(ratio)."""
+        for bias, variance in ((self.mean, self.var), (self.base_mean, self.base_var)):
+            bias[:, 0] = (bias[:, 0] + bias_shift) * ratio
+            if variance.shape[1]:
+                variance[:, 0] *= ratio * ratio
+        self.mean[:, 1:] *= np.sqrt(ratio)
+        if self.var.shape[1]:
+            self.var[:, 1:] *= ratio
+
+    def copy(self) -> FactorTable:
+        """An independent copy."""
+        twin = FactorTable(self.side, self.index.kind, self.settings)
+        twin.index = self.index.copy()
+        for name in ("_mean", "_var", "_base_mean", "_base_var", "_count"):
+            setattr(twin, name, getattr(self, name)[: self.size].copy())
+        return twin
+
+    def _append(self, ids: pa.Array) -> I64:
+        rows = self.index.add(ids)
+        if self.size > self._count.size:
+            room = max(self.size, 2 * self._count.size)
+            for name in ("_mean", "_var", "_base_mean", "_base_var", "_count"):
+                old = getattr(self, name)
+                grown = np.zeros((room, *old.shape[1:]), old.dtype)
+                grown[: old.shape[0]] = old
+                setattr(self, name, grown)
+        return rows
+
+
+def prior_variances(settings: Settings) -> F32:
+    """Prior variance of each coordinate, float32, shape (rank + 1,)."""
+    prior = np.full(settings.rank + 1, settings.factor_prior, np.float32)
+    prior[0] = settings.bias_prior
+    return prior
+
+
+def arrow_schema(kind: IdKind) -> pa.Schema:
+    """Schema of a factor table: id, mean and variance (bias first), baseline, count."""
+    return pa.schema(
+        [
+            ("id", id_array_type(kind)),
+            ("mean", pa.list_(pa.float32())),
+            ("variance", pa.list_(pa.float32())),
+            ("base_mean", pa.float32()),
+            ("base_variance", pa.float32()),
+            ("count", pa.int64()),
+        ]
+    )
+
+
+def _lists(matrix: F32) -> pa.ListArray:
+    rows, width = matrix.shape
+    offsets = np.arange(0, (rows + 1) * width, width, dtype=np.int32) if width else None
+    if offsets is None:
+        offsets = np.zeros(rows + 1, np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(matrix.reshape(-1)))
+
+
+def _matrix(table: pa.Table, name: str, width: int) -> F32:
+    column = table.column(name).combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks) if column.num_chunks else column.type
+    flat = column.flatten() if pa.types.is_list(column.type) else column
+    values: F32 = flat.to_numpy(zero_copy_only=False).astype(np.float32)
+    if values.size != table.num_rows * width:
+        raise ValueError(
+            f"column {name!r} holds {values.size} numbers for {table.num_rows} ids, "
+            f"expected {width} each: the file belongs to a model of another rank or is damaged"
+        )
+    return values.reshape(table.num_rows, width)

@@ -1,0 +1,323 @@
+"""The arithmetic of learning and predicting: arrays in, arrays out, compiled, nothing of Spark.
+
+Shapes and types used throughout: `users` and `items` are int32 rows into the factor arrays of
+their side; `ratings` and `weights` are float32; `mean` and `var` are C-contiguous float32 of
+shape (ids, rank + 1), column 0 the bias and the others the features. `weights` of size 0 stands
+for all ones. Factor arrays are changed in place.
+
+Callers check that every index fits (`check_rows`): inside a kernel there are no bounds.
+The equations are those of docs/algorithm.md, numbered there.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "check_rows",
+    "filter_ratings",
+    "predict_rows",
+    "rating_gradients",
+    "sgd_ratings",
+    "sweep_ids",
+]
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I32 = npt.NDArray[np.int32]
+
+# Sums may be reordered for vector units, but NaN and infinity keep their meaning: divergence
+# must stay visible.
+_FAST: Final = {"reassoc", "contract", "arcp", "nsz"}
+# Keeps a variance positive where float32 rounds c - c^2 P^2 / S to zero or just below.
+_MIN_VARIANCE: Final = np.float32(1e-9)
+
+
+def check_rows(rows: npt.NDArray[np.integer], size: int, side: str) -> None:
+    """Raise IndexError unless every row lies in 0..size-1: a kernel would corrupt memory."""
+    if rows.size and (int(rows.min()) < 0 or int(rows.max()) >= size):
+        raise IndexError(
+            f"{side} rows reach from {rows.min()} to {rows.max()}, the factors have {size}"
+        )
+
+
+@nb.njit(cache=True, nogil=True, fastmath=_FAST)
+def filter_ratings(  # type: ignore[no-untyped-def]
+    users, items, ratings, weights, user_mean, user_var, item_mean, item_var, noise, drift, errors
+):
+    """Learn one rating after another by a diagonal extended Kalman filter.
+
+    Parameters
+    ----------
+    users, items, ratings, weights : arrays of shape (n,), in the order of learning
+    user_mean, user_var, item_mean, item_var : changed in place
+    noise : float32, s2 in units of the standardised rating
+    drift : float32, variance added to every coordinate that a rating touches
+    errors : ndarray of float32, shape (n,), out: rating minus prediction from before learning it
+
+    Notes
+    -----
+    A rating of weight 0 is predicted and not learned. With S linearised in the posterior
+    variances (no product c_x c_y): algorithm.md, equation (4).
+    """
+    width = user_mean.shape[1]
+    weighted = weights.size > 0
+    for n in range(users.size):
+        x = users[n]
+        y = items[n]
+        prediction = user_mean[x, 0] + item_mean[y, 0]
+        spread = user_var[x, 0] + item_var[y, 0]
+        for f in range(1, width):
+            um = user_mean[x, f]
+            im = item_mean[y, f]
+            prediction += um * im
+            spread += user_var[x, f] * im * im + item_var[y, f] * um * um
+        error = ratings[n] - prediction
+        errors[n] = error
+        weight = np.float32(1.0)
+        if weighted:
+            weight = weights[n]
+            if weight <= np.float32(0.0):
+                continue
+        inverse = np.float32(1.0) / (spread + noise / weight)
+        gain = error * inverse
+
+        c = user_var[x, 0]
+        user_mean[x, 0] += c * gain
+        user_var[x, 0] = max(c - c * c * inverse, _MIN_VARIANCE) + drift
+        c = item_var[y, 0]
+        item_mean[y, 0] += c * gain
+        item_var[y, 0] = max(c - c * c * inverse, _MIN_VARIANCE) + drift
+        for f in range(1, width):
+            um = user_mean[x, f]
+            im = item_mean[y, f]
+            a = user_var[x, f] * im
+            b = item_var[y, f] * um
+            user_mean[x, f] = um + a * gain
+            item_mean[y, f] = im + b * gain
+            user_var[x, f] = max(user_var[x, f] - a * a * inverse, _MIN_VARIANCE) + drift
+            item_var[y, f] = max(item_var[y, f] - b * b * inverse, _MIN_VARIANCE) + drift
+
+
+@nb.njit(cache=True, nogil=True, fastmath=_FAST)
+def sgd_ratings(  # type: ignore[no-untyped-def]
+    users, items, ratings, weights, user_mean, item_mean, step, regs, errors
+):
+    """Learn one rating after another by stochastic gradient descent: equations (1) and (2).
+
+    Parameters
+    ----------
+    step : float32, the step size; a rating of weight w takes a step of w times its size
+    regs : ndarray of float32, shape (4,): lambda of user bias, item bias, user factor, item factor
+    errors : ndarray of float32, shape (n,), out: rating minus prediction from before learning it
+    """
+    width = user_mean.shape[1]
+    weighted = weights.size > 0
+    for n in range(users.size):
+        x = users[n]
+        y = items[n]
+        prediction = user_mean[x, 0] + item_mean[y, 0]
+        for f in range(1, width):
+            prediction += user_mean[x, f] * item_mean[y, f]
+        error = ratings[n] - prediction
+        errors[n] = error
+        g = step
+        if weighted:
+            g = step * weights[n]
+        user_mean[x, 0] += g * (error - regs[0] * user_mean[x, 0])
+        item_mean[y, 0] += g * (error - regs[1] * item_mean[y, 0])
+        for f in range(1, width):
+            um = user_mean[x, f]
+            im = item_mean[y, f]
+            user_mean[x, f] = um + g * (error * im - regs[2] * um)
+            item_mean[y, f] = im + g * (error * um - regs[3] * im)
+
+
+def rating_gradients(
+    ratings: F32, weights: F32, user_mean: F32, item_mean: F32, regs: F32
+) -> tuple[F64, F64, F64]:
+    """Gradients of a mini-batch, all against the factors given: equations (1) and (2) unsummed.
+
+    Parameters
+    ----------
+    ratings, weights : shape (n,); weights of size 0 for all ones
+    user_mean, item_mean : shape (n, rank + 1), the factors of each rating's user and item
+    regs : shape (4,), as in `sgd_ratings`
+
+    Returns
+    -------
+    user_gradients, item_gradients : ndarray of float64, shape (n, rank + 1)
+    errors : ndarray of float64, shape (n,)
+    """
+    um = user_mean.astype(np.float64)
+    im = item_mean.astype(np.float64)
+    errors = ratings - um[:, 0] - im[:, 0] - np.einsum("nf,nf->n", um[:, 1:], im[:, 1:])
+    user_gradients = errors[:, None] * np.insert(im[:, 1:], 0, 1.0, axis=1)
+    item_gradients = errors[:, None] * np.insert(um[:, 1:], 0, 1.0, axis=1)
+    user_gradients -= np.insert(np.full(um.shape[1] - 1, regs[2]), 0, regs[0]) * um
+    item_gradients -= np.insert(np.full(im.shape[1] - 1, regs[3]), 0, regs[1]) * im
+    if weights.size:
+        user_gradients *= weights[:, None]
+        item_gradients *= weights[:, None]
+    return user_gradients, item_gradients, errors
+
+
+@nb.njit(cache=True, nogil=True, fastmath=_FAST)
+def sweep_ids(  # type: ignore[no-untyped-def]
+    first,
+    last,
+    starts,
+    partners,
+    ratings,
+    weights,
+    mean,
+    var,
+    prior_mean,
+    prior_var,
+    partner_mean,
+    partner_var,
+    noise,
+    square_errors,
+    variances,
+):
+    """Update the posteriors of ids first..last-1 with their partners fixed (half a sweep).
+
+    Mean-field variational Bayes by coordinate ascent, the bias first: equations (5) and (6).
+
+    Parameters
+    ----------
+    starts : ndarray of int64, shape (ids + 1,): ratings of id x lie at starts[x]..starts[x+1]-1
+    partners, ratings, weights : shape (n,), in that order; partners are rows of the other side
+    mean, var : the side to learn, changed in place; an id without ratings is left as it is
+    prior_mean, prior_var : float32, shape (ids, rank + 1), or (1, rank + 1) for one for all
+    partner_mean, partner_var : the other side, read only
+    noise : float32, s2
+    square_errors, variances : ndarray of float64, shape (ids,), out: for each id the weighted
+        sums of e^2 and of V over its ratings after the update
+
+    Notes
+    -----
+    An id's result depends on its own ratings only, so ranges of ids may run on any threads.
+    """
+    width = mean.shape[1]
+    weighted = weights.size > 0
+    own_prior = prior_mean.shape[0] > 1
+    longest = np.int64(0)
+    for x in range(first, last):
+        longest = max(longest, starts[x + 1] - starts[x])
+    # column f of the partners' means, contiguous over the ratings of one id
+    regressors = np.empty((width, longest), np.float32)
+    errors = np.empty(longest, np.float32)
+    wt = np.ones(longest, np.float32)
+    squares = np.empty(width, np.float32)
+    partner_sums = np.empty(width, np.float32)
+
+    for x in range(first, last):
+        begin = starts[x]
+        count = starts[x + 1] - begin
+        square_errors[x] = 0.0
+        variances[x] = 0.0
+        if count == 0:
+            continue
+        squares[:] = np.float32(0.0)
+        partner_sums[:] = np.float32(0.0)
+        for t in range(count):
+            y = partners[begin + t]
+            w = np.float32(1.0)
+            if weighted:
+                w = weights[begin + t]
+                wt[t] = w
+            prediction = mean[x, 0] + partner_mean[y, 0]
+            for f in range(1, width):
+                pm = partner_mean[y, f]
+                regressors[f, t] = pm
+                prediction += mean[x, f] * pm
+                squares[f] += w * pm * pm
+            for f in range(width):
+                partner_sums[f] += w * partner_var[y, f]
+            squares[0] += w
+            errors[t] = ratings[begin + t] - prediction
+        if squares[0] <= np.float32(0.0):
+            continue
+
+        p = x if own_prior else 0
+        for f in range(width):
+            precision = noise / prior_var[p, f] + squares[f]
+            if f > 0:
+                precision += partner_sums[f]
+            moment = np.float32(0.0)
+            if f == 0:
+                for t in range(count):
+                    moment += wt[t] * errors[t]
+            else:
+                column = regressors[f]
+                for t in range(count):
+                    moment += wt[t] * column[t] * errors[t]
+            old = mean[x, f]
+            moment += squares[f] * old + noise / prior_var[p, f] * prior_mean[p, f]
+            new = moment / precision
+            change = new - old
+            if f == 0:
+                for t in range(count):
+                    errors[t] -= change
+            else:
+                column = regressors[f]
+                for t in range(count):
+                    errors[t] -= change * column[t]
+            mean[x, f] = new
+            var[x, f] = max(noise / precision, _MIN_VARIANCE)
+
+        total = np.float64(0.0)
+        for t in range(count):
+            total += np.float64(wt[t] * errors[t] * errors[t])
+        square_errors[x] = total
+        total = np.float64(var[x, 0] * squares[0] + partner_sums[0])
+        for f in range(1, width):
+            total += np.float64(
+                var[x, f] * (squares[f] + partner_sums[f])
+                + mean[x, f] * mean[x, f] * partner_sums[f]
+            )
+        variances[x] = total
+
+
+@nb.njit(cache=True, nogil=True, fastmath=_FAST)
+def predict_rows(  # type: ignore[no-untyped-def]
+    users, items, user_mean, user_var, item_mean, item_var, prior, predictions, variances
+):
+    """Predict pairs by b_user + b_item + U . P and state the variance of that: equation (7).
+
+    Parameters
+    ----------
+    users, items : rows, shape (n,); -1 for an id that is not known, which stands at mean 0 with
+        the prior variance
+    user_var, item_var : as `user_mean`, or of shape (ids, 0) where no variances are kept
+    prior : float32, shape (rank + 1,), prior variance of each coordinate
+    predictions, variances : ndarray of float32, shape (n,), out; the variance is without noise
+    """
+    width = user_mean.shape[1]
+    with_variance = user_var.shape[1] > 0
+    for n in range(users.size):
+        x = users[n]
+        y = items[n]
+        prediction = np.float32(0.0)
+        variance = np.float32(0.0)
+        for f in range(width):
+            um = user_mean[x, f] if x >= 0 else np.float32(0.0)
+            im = item_mean[y, f] if y >= 0 else np.float32(0.0)
+            uv = np.float32(0.0)
+            iv = np.float32(0.0)
+            if with_variance:
+                uv = user_var[x, f] if x >= 0 else prior[f]
+                iv = item_var[y, f] if y >= 0 else prior[f]
+            if f == 0:
+                prediction += um + im
+                variance += uv + iv
+            else:
+                prediction += um * im
+                variance += uv * im * im + iv * um * um + uv * iv
+        predictions[n] = prediction
+        variances[n] = variance

@@ -1,0 +1,298 @@
+"""The model: transform, update, learn from a stream, save (driver; arithmetic is elsewhere)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyspark.ml import Model
+from pyspark.ml.util import MLReadable, MLWritable, MLWriter
+from pyspark.sql import DataFrame, SparkSession
+
+from sparkml_sgdals.collecting import COLLECT_LIMIT, collect_ratings
+from sparkml_sgdals.diagnosis import Diagnosis, diagnose_state
+from sparkml_sgdals.fitting import FitOptions, learn_table, refuse_invalid
+from sparkml_sgdals.params import ModelParams
+from sparkml_sgdals.persistence import ModelReader, ModelWriter
+from sparkml_sgdals.ratings import encode_ratings, screen
+from sparkml_sgdals.schema import RatingColumns, select_ratings
+from sparkml_sgdals.scoring import FactorFrames, ScoreColumns, factor_frame, public_factors, score
+from sparkml_sgdals.settings import Settings
+from sparkml_sgdals.state import ModelState
+from sparkml_sgdals.storage import VersionStore
+from sparkml_sgdals.streaming import StreamJob, StreamStart, learn_collected, start_stream
+from sparkml_sgdals.training import TrainingReport
+
+__all__ = ["StreamingBiasedALSModel", "fit_options"]
+
+
+class StreamingBiasedALSModel(
+    Model, ModelParams, MLWritable, MLReadable["StreamingBiasedALSModel"]
+):
+    """A fitted model, which predicts and goes on learning.
+
+    prediction = globalMean + user bias + item bias + user features . item features
+
+    Attributes
+    ----------
+    version : int, grows by one with every update or micro-batch
+    """
+
+    def __init__(
+        self,
+        state: ModelState | None = None,
+        id_types: tuple[str, str] = ("bigint", "bigint"),
+        version: int = 0,
+        report: TrainingReport | None = None,
+    ) -> None:
+        super().__init__()
+        self._state = state if state is not None else ModelState.empty(Settings(), "int", "int")
+        self._id_types = id_types
+        self.version = version
+        self._report = report
+        # copies share a state until one of them learns
+        self._shared = False
+        self._path_origin: str | None = None
+        self._frames: tuple[SparkSession, FactorFrames] | None = None
+
+    @property
+    def state(self) -> ModelState:
+        """Everything that predictions depend on; not part of the public interface."""
+        return self._state
+
+    @property
+    def idTypes(self) -> tuple[str, str]:
+        """Spark's names of the types of user and item ids."""
+        return self._id_types
+
+    # ---- what it knows ----------------------------------------------------------------------
+
+    @property
+    def rank(self) -> int:
+        """Number of features."""
+        return self._state.settings.rank
+
+    @property
+    def globalMean(self) -> float:
+        """Mean of the ratings."""
+        return self._state.scale.mean
+
+    @property
+    def userFactors(self) -> DataFrame:
+        """Users: id, features array<float> of length rank, bias float, in units of the ratings."""
+        return self._public(self._state.users, self._id_types[0])
+
+    @property
+    def itemFactors(self) -> DataFrame:
+        """Items: id, features array<float> of length rank, bias float, in units of the ratings."""
+        return self._public(self._state.items, self._id_types[1])
+
+    @property
+    def report(self) -> TrainingReport | None:
+        """What the fit did: its form, training RMSE by sweep, seconds by phase; None if loaded."""
+        return self._report
+
+    def diagnose(self, validation: DataFrame | None = None, minRatings: int = 5) -> Diagnosis:
+        """Say what the model has learned from and whether it beats mean and biases.
+
+        Parameters
+        ----------
+        validation : held-out ratings, of which at most a million are used; by default those that
+            the model predicted before it learned them (later half of the filter pass of a fit,
+            every micro-batch and update after it)
+        minRatings : ids with fewer ratings count as thin
+        """
+        held_out = None
+        if validation is not None:
+            columns = RatingColumns(self.getUserCol(), self.getItemCol(), self.getRatingCol())
+            rows = select_ratings(validation, columns, self._kinds()).limit(COLLECT_LIMIT)
+            table, _, problems = screen(rows.toArrow())
+            if self.getHandleInvalid() == "error":
+                refuse_invalid(problems, columns)
+            held_out = encode_ratings(table)
+        return diagnose_state(self._state, held_out, minRatings)
+
+    # ---- predict ----------------------------------------------------------------------------
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        columns = ScoreColumns(
+            user=self.getUserCol(),
+            item=self.getItemCol(),
+            prediction=self.getPredictionCol(),
+            std=self.getPredictionStdCol(),
+            cold_start=self.getColdStartStrategy(),
+            clip=self.getClipPredictions(),
+        )
+        if columns.std and self._state.settings.solver != "bayes":
+            raise ValueError(
+                f"predictionStdCol needs a model of solver 'bayes', this one was learned by "
+                f"{self._state.settings.solver!r}: set predictionStdCol to ''."
+            )
+        spark = dataset.sparkSession
+        if self._frames is None or self._frames[0] is not spark:
+            users, items = self._state.users, self._state.items
+            frames = FactorFrames(factor_frame(spark, users), factor_frame(spark, items))
+            self._frames = (spark, frames)
+        return score(dataset, self._state, self._frames[1], columns)
+
+    # ---- go on learning ---------------------------------------------------------------------
+
+    def update(self, dataset: DataFrame) -> StreamingBiasedALSModel:
+        """Learn more ratings, each once, in place, and return the model; `version` grows by one.
+
+        Up to a million ratings are filtered on the driver; more are learned the way of `fit`,
+        with what the model knows as the prior.
+
+        Raises
+        ------
+        ValueError : a missing column, a stream, or rows that cannot be learned (handleInvalid)
+        TypeError : a column of a wrong type
+        DivergenceError : the model is then as it was before
+        """
+        if dataset.isStreaming:
+            raise ValueError("The DataFrame is a stream: call updateStream.")
+        options = fit_options(self, self._kinds(), self.getHandleInvalid())
+        keep = options.handle_invalid == "keep"
+        collected = collect_ratings(dataset, options.columns, options.kinds, keep)
+        if collected is None:
+            prior = self._state if self._state.counters.ratings else None
+            self._state, self._report, _ = learn_table(
+                dataset, self._state.settings, options, prior
+            )
+        else:
+            if options.handle_invalid == "error":
+                refuse_invalid(collected.problems, options.columns)
+            if self._shared:
+                self._state = self._state.copy()
+            learn_collected(self._state, collected)
+        self._shared = False
+        self._frames = None
+        self._path_origin = None
+        self.version += 1
+        return self
+
+    def updateStream(
+        self,
+        stream: DataFrame,
+        modelPath: str,
+        trigger: dict[str, Any] | None = None,
+        validation: DataFrame | None = None,
+        queryName: str | None = None,
+        keepVersions: int = 5,
+        leaseSeconds: float = 60.0,
+    ) -> StreamJob[StreamingBiasedALSModel]:
+        """Learn from a stream, exactly once, one committed version a micro-batch.
+
+        This model is the start of an empty `modelPath` and is itself left as it is; a path with
+        versions resumes from its newest one.
+
+        Parameters
+        ----------
+        stream : a streaming DataFrame with the columns of ratings
+        modelPath : folder or URI for versions and Spark's checkpoint; without a scheme local
+        trigger : as DataStreamWriter.trigger takes it, e.g. {"availableNow": True}
+        validation : held-out ratings, scored after each batch and kept under the path
+        queryName : name of Spark's query
+        keepVersions : how many of the newest versions stay loadable
+        leaseSeconds : a writer on another host counts as gone when silent for so long
+
+        Raises
+        ------
+        ValueError : not a stream, a missing column, or a path learned with other params or from
+            another start
+        TypeError : a column of a wrong type
+        LeaseError : another stream writes to the path
+        StorageError : the path is damaged
+        """
+        origins = tuple(filter(None, (self._state.fingerprint(), self._path_origin)))
+        return start_stream(
+            stream,
+            modelPath,
+            StreamStart(self._state, origins, self._meta()),
+            fit_options(self, self._kinds(), stream_invalid(self)),
+            self._at_newest,
+            trigger=trigger,
+            validation=validation,
+            queryName=queryName,
+            keepVersions=keepVersions,
+            leaseSeconds=leaseSeconds,
+        )
+
+    # ---- copy, save, load -------------------------------------------------------------------
+
+    def copy(self, extra: dict[Any, Any] | None = None) -> StreamingBiasedALSModel:
+        """An independent snapshot: what this model learns later, the copy does not."""
+        self._shared = True
+        return super().copy(extra)
+
+    def write(self) -> MLWriter:
+        """A writer: model.write().overwrite().save(path)."""
+        return ModelWriter(self)
+
+    @classmethod
+    def read(cls) -> ModelReader[StreamingBiasedALSModel]:
+        """A reader of saved models and of model paths."""
+        return ModelReader(cls, cls._from_store)
+
+    @classmethod
+    def load(cls, path: str, version: int | None = None) -> StreamingBiasedALSModel:
+        """Load a saved model, or a version (the newest by default) under a model path.
+
+        Raises StorageError where nothing readable is there, it is damaged or of a newer format.
+        """
+        return cls.read().load(path, version)
+
+    def __repr__(self) -> str:
+        state = self._state
+        return (
+            f"StreamingBiasedALSModel: uid={self.uid}, rank={self.rank}, version={self.version}, "
+            f"users={state.users.size}, items={state.items.size}, "
+            f"ratings={state.counters.ratings}"
+        )
+
+    @classmethod
+    def _from_store(cls, store: VersionStore, version: int | None) -> StreamingBiasedALSModel:
+        state, commit = store.load(version)
+        meta = store.meta() or {}
+        model = cls(state, tuple(meta["idTypes"]), commit.version)
+        model._path_origin = meta["origin"]
+        model._resetUid(meta["uid"])
+        for name, value in meta["params"].items():
+            model._set(**{name: value})
+        return model
+
+    def _at_newest(self, store: VersionStore) -> StreamingBiasedALSModel:
+        newest = self._from_store(store, None)
+        return self._copyValues(newest)
+
+    def _meta(self) -> dict[str, Any]:
+        params = {param.name: value for param, value in self._paramMap.items()}
+        return {"uid": self.uid, "params": params, "idTypes": list(self._id_types)}
+
+    def _kinds(self) -> tuple[Any, Any]:
+        return self._state.users.index.kind, self._state.items.index.kind
+
+    def _public(self, table: Any, id_type: str) -> DataFrame:
+        spark = SparkSession.getActiveSession() or SparkSession.builder.getOrCreate()
+        return public_factors(spark, table, self._state.scale.spread, id_type)
+
+
+def fit_options(params: ModelParams, kinds: tuple[Any, Any], invalid: str) -> FitOptions:
+    """How the Params say that tables are read and spread."""
+    return FitOptions(
+        columns=params.ratingColumns(),
+        kinds=kinds,
+        handle_invalid=invalid,
+        num_blocks=params.getNumBlocks(),
+        num_threads=params.getNumThreads(),
+        max_ratings_per_task=params.getMaxRatingsPerTask(),
+        checkpoint_interval=params.getCheckpointInterval(),
+    )
+
+
+def stream_invalid(params: ModelParams) -> str:
+    """handleInvalid of a stream: 'skip' unless it was set."""
+    return params.getHandleInvalid() if params.isSet("handleInvalid") else "skip"
+
+
+# the name that saved pipelines carry stays, wherever the class may move
+StreamingBiasedALSModel.__module__ = "sparkml_sgdals"

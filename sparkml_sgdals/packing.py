@@ -1,0 +1,93 @@
+"""Pack: rows of ratings become a few binary columns, checked on the way (executor).
+
+One pass over the user's table. What comes out is small in rows, so that caching it, counting it
+and moving it to the training tasks costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+from pyspark.sql import DataFrame
+
+from sparkml_sgdals.exchange import narrow, to_bytes
+from sparkml_sgdals.ratings import ZERO_WEIGHT, Problems, screen
+
+__all__ = ["PackedCounts", "count_packed", "explain_problems", "pack"]
+
+_PACK_DDL: Final = "count bigint, payload binary, problems string"
+_PACK_SCHEMA: Final = pa.schema(
+    [("count", pa.int64()), ("payload", pa.binary()), ("problems", pa.string())]
+)
+_ROWS_PER_CELL: Final = 500_000
+
+
+@dataclass(frozen=True)
+class PackedCounts:
+    """How many ratings were packed, and what was set aside."""
+
+    ratings: int
+    problems: Problems
+
+
+@dataclass(frozen=True)
+class _Pack:
+    """The function of the packing tasks; plain values only, so that it pickles by reference."""
+
+    keep: bool
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        held: list[pa.RecordBatch] = []
+        rows = 0
+        for batch in batches:
+            held.append(batch)
+            rows += batch.num_rows
+            if rows >= _ROWS_PER_CELL:
+                yield self._cell(held)
+                held, rows = [], 0
+        if rows:
+            yield self._cell(held)
+
+    def _cell(self, batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+        table, _, problems = screen(pa.Table.from_batches(batches), self.keep)
+        payload = to_bytes(narrow(table).combine_chunks())
+        values = [[table.num_rows], [payload], [json.dumps(problems)]]
+        return pa.RecordBatch.from_arrays(
+            [pa.array(v, f.type) for v, f in zip(values, _PACK_SCHEMA, strict=True)],
+            schema=_PACK_SCHEMA,
+        )
+
+
+def pack(ratings: DataFrame, keep: bool) -> DataFrame:
+    """Pack ratings, as `schema.select_ratings` gives them, into rows (count, payload, problems)."""
+    return ratings.mapInArrow(_Pack(keep), _PACK_DDL)
+
+
+def count_packed(packed: DataFrame) -> PackedCounts:
+    """Count what was packed; the one action that computes a persisted `packed`."""
+    problems: Counter[str] = Counter()
+    ratings = 0
+    for cell in packed.select("count", "problems").collect():
+        ratings += cell[0]
+        problems.update(json.loads(cell.problems))
+    return PackedCounts(ratings, dict(problems))
+
+
+def explain_problems(problems: Problems, names: dict[str, str]) -> str:
+    """One sentence on the rows that cannot be learned.
+
+    Parameters
+    ----------
+    names : the user's column by our name for it, "user" and so on, each as "userCol 'userId'"
+    """
+    found = []
+    for fault, count in sorted(problems.items()):
+        column, _, what = fault.partition(": ")
+        if fault != ZERO_WEIGHT:
+            found.append(f"{names[column]} is {what} in {count} row{'s' if count > 1 else ''}")
+    return "; ".join(found)

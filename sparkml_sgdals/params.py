@@ -1,0 +1,421 @@
+"""Params of the estimator and the model: declared, checked, read (driver).
+
+Names and meanings are those of pyspark.ml where it has them. Ranges are checked when a value is
+set, so that a bad grid fails before anything runs.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, Final
+
+from pyspark.ml.param import Param, Params, TypeConverters
+from pyspark.ml.param.shared import (
+    HasBlockSize,
+    HasCheckpointInterval,
+    HasHandleInvalid,
+    HasMaxIter,
+    HasParallelism,
+    HasPredictionCol,
+    HasRegParam,
+    HasSeed,
+    HasStepSize,
+    HasTol,
+    HasWeightCol,
+)
+
+from sparkml_sgdals.schema import RatingColumns
+from sparkml_sgdals.settings import Settings, Solver
+
+__all__ = ["DEFAULT_SEED", "LearningParams", "ModelParams"]
+
+DEFAULT_SEED: Final = 20_140_707
+"""Fixed, as pyspark's own default seed differs from process to process."""
+
+SOLVERS: Final = ("bayes", "sgd", "minibatch")
+COLD_START: Final = ("bias", "nan", "drop")
+INVALID: Final = ("error", "skip", "keep")
+
+_DESCENT: Final = (
+    "regParam",
+    "userBiasRegParam",
+    "itemBiasRegParam",
+    "userFactorRegParam",
+    "itemFactorRegParam",
+    "stepSize",
+)
+_BAYES: Final = ("biasPriorVariance", "factorPriorVariance", "noiseVariance", "drift")
+UNUSED: Final[dict[str, tuple[str, ...]]] = {
+    "bayes": (*_DESCENT, "blockSize", "parallelism"),
+    "sgd": (*_BAYES, "blockSize", "predictionStdCol", "parallelism"),
+    "minibatch": (*_BAYES, "predictionStdCol", "tol", "numThreads", "parallelism"),
+}
+"""Params that a solver does not use."""
+
+
+def _number(
+    name: str, kind: Callable[[Any], Any], low: float, inclusive: bool = True
+) -> Callable[[Any], Any]:
+    def convert(value: Any) -> Any:
+        number = kind(value)
+        if not (math.isfinite(number) and (number >= low if inclusive else number > low)):
+            bound = "at least" if inclusive else "greater than"
+            raise ValueError(f"{name} must be {bound} {low:g}, got {value!r}.")
+        return number
+
+    return convert
+
+
+def _at_least(name: str, low: int) -> Callable[[Any], int]:
+    return _number(name, TypeConverters.toInt, low)
+
+
+def _non_negative(name: str) -> Callable[[Any], float]:
+    return _number(name, TypeConverters.toFloat, 0)
+
+
+def _positive(name: str) -> Callable[[Any], float]:
+    return _number(name, TypeConverters.toFloat, 0, inclusive=False)
+
+
+def _one_of(name: str, allowed: tuple[str, ...]) -> Callable[[Any], str]:
+    def convert(value: Any) -> str:
+        text = TypeConverters.toString(value)
+        if text not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {text!r}.")
+        return text
+
+    return convert
+
+
+def _param(name: str, doc: str, converter: Callable[[Any], Any]) -> Param[Any]:
+    return Param(Params._dummy(), name, doc, typeConverter=converter)
+
+
+_text = TypeConverters.toString
+
+
+class ModelParams(HasPredictionCol, HasHandleInvalid, HasWeightCol, HasCheckpointInterval):
+    """Params that using a model and adding ratings to it depend on."""
+
+    userCol: Param[str] = _param("userCol", "column of user ids: integers or strings.", _text)
+    itemCol: Param[str] = _param("itemCol", "column of item ids: integers or strings.", _text)
+    predictionStdCol: Param[str] = _param(
+        "predictionStdCol",
+        "column for the standard deviation of a prediction, noise included; empty for none. "
+        "Needs solver 'bayes'.",
+        _text,
+    )
+    coldStartStrategy: Param[str] = _param(
+        "coldStartStrategy",
+        "prediction where a user or item is not known: 'bias' (whatever part of "
+        "mean + user bias + item bias is known), 'nan', or 'drop' the row.",
+        _one_of("coldStartStrategy", COLD_START),
+    )
+    clipPredictions: Param[bool] = _param(
+        "clipPredictions",
+        "whether predictions are clipped to the range of ratings seen.",
+        TypeConverters.toBoolean,
+    )
+    handleInvalid: Param[str] = _param(
+        "handleInvalid",
+        "ratings that cannot be learned (null id, null or infinite rating, negative weight): "
+        "'error' (default of fit and update), 'skip' (default of streams: set aside and counted), "
+        "or 'keep' (as skip, but a missing time counts as the earliest and a bad weight as 1).",
+        _one_of("handleInvalid", INVALID),
+    )
+
+    numThreads: Param[int] = _param(
+        "numThreads",
+        "threads of a training task; 0 = N under local[N], else the task's cores.",
+        _at_least("numThreads", 0),
+    )
+    numBlocks: Param[int] = _param(
+        "numBlocks",
+        "blocks of users and of items that a fit is cut into; 1 = one task, 0 = chosen from the "
+        "number of ratings.",
+        _at_least("numBlocks", 0),
+    )
+    maxRatingsPerTask: Param[int] = _param(
+        "maxRatingsPerTask",
+        "ratings, about 28 bytes each, that one task may hold; more are learned in blocks.",
+        _at_least("maxRatingsPerTask", 1),
+    )
+    ratingCol: Param[str] = _param("ratingCol", "column of ratings: numbers.", _text)
+    timestampCol: Param[str] = _param(
+        "timestampCol",
+        "column of the time of a rating, which gives the order of learning; empty for none.",
+        _text,
+    )
+    weightCol: Param[str] = _param(
+        "weightCol", "column of weights: w counts as w observations; empty for none.", _text
+    )
+    checkpointInterval: Param[int] = _param(
+        "checkpointInterval",
+        "steps of a fit in blocks after which its lineage is cut; -1 = never.",
+        TypeConverters.toInt,
+    )
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._setDefault(
+            userCol="user",
+            itemCol="item",
+            predictionCol="prediction",
+            predictionStdCol="",
+            coldStartStrategy="bias",
+            clipPredictions=True,
+            handleInvalid="error",
+            numThreads=0,
+            numBlocks=0,
+            maxRatingsPerTask=50_000_000,
+            ratingCol="rating",
+            timestampCol="",
+            weightCol="",
+            checkpointInterval=10,
+        )
+
+    def getUserCol(self) -> str:
+        """Value of userCol."""
+        return self.getOrDefault(self.userCol)
+
+    def getItemCol(self) -> str:
+        """Value of itemCol."""
+        return self.getOrDefault(self.itemCol)
+
+    def getPredictionStdCol(self) -> str:
+        """Value of predictionStdCol, "" for none."""
+        return self.getOrDefault(self.predictionStdCol)
+
+    def getColdStartStrategy(self) -> str:
+        """Value of coldStartStrategy."""
+        return self.getOrDefault(self.coldStartStrategy)
+
+    def getClipPredictions(self) -> bool:
+        """Value of clipPredictions."""
+        return self.getOrDefault(self.clipPredictions)
+
+    def getNumThreads(self) -> int:
+        """Value of numThreads."""
+        return self.getOrDefault(self.numThreads)
+
+    def getNumBlocks(self) -> int:
+        """Value of numBlocks."""
+        return self.getOrDefault(self.numBlocks)
+
+    def getMaxRatingsPerTask(self) -> int:
+        """Value of maxRatingsPerTask."""
+        return self.getOrDefault(self.maxRatingsPerTask)
+
+    def getRatingCol(self) -> str:
+        """Value of ratingCol."""
+        return self.getOrDefault(self.ratingCol)
+
+    def getTimestampCol(self) -> str:
+        """Value of timestampCol, "" for none."""
+        return self.getOrDefault(self.timestampCol)
+
+    def ratingColumns(self) -> RatingColumns:
+        """The columns that ratings are learned from."""
+        return RatingColumns(
+            user=self.getUserCol(),
+            item=self.getItemCol(),
+            rating=self.getRatingCol(),
+            time=self.getTimestampCol() or None,
+            weight=self.getWeightCol() or None,
+        )
+
+
+class LearningParams(
+    ModelParams,
+    HasMaxIter,
+    HasRegParam,
+    HasStepSize,
+    HasSeed,
+    HasTol,
+    HasBlockSize,
+    HasParallelism,
+):
+    """Params that learning depends on, besides those of the model."""
+
+    solver: Param[Solver] = _param(
+        "solver",
+        "'bayes' (variances instead of a learning rate), 'sgd' (one rating after another) or "
+        "'minibatch' (summed gradients, a Spark join a mini-batch).",
+        _one_of("solver", SOLVERS),
+    )
+    rank: Param[int] = _param("rank", "number of features.", _at_least("rank", 1))
+    maxIter: Param[int] = _param(
+        "maxIter",
+        "sweeps of 'bayes' after its filter pass (0 = filter only), passes of 'sgd' and "
+        "'minibatch'.",
+        _at_least("maxIter", 0),
+    )
+    tol: Param[float] = _param(
+        "tol",
+        "stop sweeping when the training RMSE changes by less than this share of it; 0 = never.",
+        _non_negative("tol"),
+    )
+    regParam: Param[float] = _param(
+        "regParam",
+        "every lambda of 'sgd' and 'minibatch' at once; 'bayes' shrinks by its variances instead.",
+        _non_negative("regParam"),
+    )
+    userBiasRegParam: Param[float] = _param(
+        "userBiasRegParam",
+        "lambda of user biases, for regParam.",
+        _non_negative("userBiasRegParam"),
+    )
+    itemBiasRegParam: Param[float] = _param(
+        "itemBiasRegParam",
+        "lambda of item biases, for regParam.",
+        _non_negative("itemBiasRegParam"),
+    )
+    userFactorRegParam: Param[float] = _param(
+        "userFactorRegParam",
+        "lambda of user features, for regParam.",
+        _non_negative("userFactorRegParam"),
+    )
+    itemFactorRegParam: Param[float] = _param(
+        "itemFactorRegParam",
+        "lambda of item features, for regParam.",
+        _non_negative("itemFactorRegParam"),
+    )
+    stepSize: Param[float] = _param(
+        "stepSize", "step size of 'sgd' and 'minibatch'.", _positive("stepSize")
+    )
+    blockSize: Param[int] = _param(
+        "blockSize", "ratings of one mini-batch of 'minibatch'.", _at_least("blockSize", 1)
+    )
+    biasPriorVariance: Param[float] = _param(
+        "biasPriorVariance",
+        "prior variance of a bias, in units of the spread of ratings squared.",
+        _positive("biasPriorVariance"),
+    )
+    factorPriorVariance: Param[float] = _param(
+        "factorPriorVariance",
+        "prior variance of a feature, in units of the spread of ratings.",
+        _positive("factorPriorVariance"),
+    )
+    noiseVariance: Param[float] = _param(
+        "noiseVariance",
+        "variance of a rating about its prediction while filtering, in units of the spread of "
+        "ratings squared.",
+        _positive("noiseVariance"),
+    )
+    initStd: Param[float] = _param(
+        "initStd", "standard deviation of a new id's features.", _non_negative("initStd")
+    )
+    drift: Param[float] = _param(
+        "drift",
+        "variance added to every coordinate that a rating touches, so that tastes may move.",
+        _non_negative("drift"),
+    )
+    parallelism: Param[int] = _param(
+        "parallelism",
+        "models learned at the same time; a single model does not use it.",
+        _at_least("parallelism", 1),
+    )
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._setDefault(
+            solver="bayes",
+            rank=16,
+            maxIter=5,
+            tol=0.0,
+            regParam=0.1,
+            stepSize=0.01,
+            blockSize=10_000,
+            biasPriorVariance=0.2,
+            factorPriorVariance=0.1,
+            noiseVariance=0.5,
+            initStd=0.05,
+            drift=0.0,
+            parallelism=1,
+            seed=DEFAULT_SEED,
+        )
+
+    def getSolver(self) -> Solver:
+        """Value of solver."""
+        return self.getOrDefault(self.solver)
+
+    def getRank(self) -> int:
+        """Value of rank."""
+        return self.getOrDefault(self.rank)
+
+    def getUserBiasRegParam(self) -> float:
+        """Lambda of user biases, regParam where it is not set."""
+        return self._lambda(self.userBiasRegParam)
+
+    def getItemBiasRegParam(self) -> float:
+        """Lambda of item biases, regParam where it is not set."""
+        return self._lambda(self.itemBiasRegParam)
+
+    def getUserFactorRegParam(self) -> float:
+        """Lambda of user features, regParam where it is not set."""
+        return self._lambda(self.userFactorRegParam)
+
+    def getItemFactorRegParam(self) -> float:
+        """Lambda of item features, regParam where it is not set."""
+        return self._lambda(self.itemFactorRegParam)
+
+    def getBiasPriorVariance(self) -> float:
+        """Value of biasPriorVariance."""
+        return self.getOrDefault(self.biasPriorVariance)
+
+    def getFactorPriorVariance(self) -> float:
+        """Value of factorPriorVariance."""
+        return self.getOrDefault(self.factorPriorVariance)
+
+    def getNoiseVariance(self) -> float:
+        """Value of noiseVariance."""
+        return self.getOrDefault(self.noiseVariance)
+
+    def getInitStd(self) -> float:
+        """Value of initStd."""
+        return self.getOrDefault(self.initStd)
+
+    def getDrift(self) -> float:
+        """Value of drift."""
+        return self.getOrDefault(self.drift)
+
+    def settings(self) -> Settings:
+        """What the arithmetic has to know of the Params."""
+        return Settings(
+            solver=self.getSolver(),
+            rank=self.getRank(),
+            max_iter=self.getMaxIter(),
+            tol=self.getTol(),
+            seed=self.getSeed(),
+            step_size=self.getStepSize(),
+            regs=(
+                self.getUserBiasRegParam(),
+                self.getItemBiasRegParam(),
+                self.getUserFactorRegParam(),
+                self.getItemFactorRegParam(),
+            ),
+            block_size=self.getBlockSize(),
+            bias_prior=self.getBiasPriorVariance(),
+            factor_prior=self.getFactorPriorVariance(),
+            noise=self.getNoiseVariance(),
+            init_std=self.getInitStd(),
+            drift=self.getDrift(),
+        )
+
+    def warnOfUnused(self) -> None:
+        """Warn of Params that were set by hand and that the solver does not use."""
+        solver = self.getSolver()
+        ignored = [name for name in UNUSED[solver] if self.isSet(name)]
+        if ignored:
+            warnings.warn(
+                f"solver {solver!r} does not use {', '.join(ignored)}: "
+                "the values that were set have no effect.",
+                UserWarning,
+                stacklevel=4,
+            )
+
+    def _lambda(self, param: Param[float]) -> float:
+        return self.getOrDefault(param if self.isSet(param) else self.regParam)

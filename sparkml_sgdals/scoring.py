@@ -1,0 +1,163 @@
+"""Score: pairs joined with factors by id, predictions as plain Spark expressions (driver).
+
+No Python runs in the tasks: a dot product of K terms compiles into the join's own stage, for
+static and for streaming tables alike.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import reduce
+from operator import add
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
+
+from sparkml_sgdals.factors import FactorTable, prior_variances
+from sparkml_sgdals.schema import id_column
+from sparkml_sgdals.state import ModelState
+
+__all__ = ["FactorFrames", "ScoreColumns", "factor_frame", "public_factors", "score"]
+
+_BROADCAST_IDS: Final = 500_000
+"""a side of up to that many ids, some 100 MB at rank 16, is broadcast instead of shuffled"""
+
+
+@dataclass(frozen=True)
+class ScoreColumns:
+    """Columns that scoring reads and adds, and how it treats ids that are not known."""
+
+    user: str
+    item: str
+    prediction: str
+    std: str
+    cold_start: str
+    clip: bool
+
+
+@dataclass(frozen=True)
+class FactorFrames:
+    """Internal factor tables as DataFrames: id, mean and variance arrays, bias first."""
+
+    users: DataFrame
+    items: DataFrame
+
+    def __iter__(self) -> Iterator[DataFrame]:
+        return iter((self.users, self.items))
+
+
+def factor_frame(spark: SparkSession, table: FactorTable) -> DataFrame:
+    """The factors of one side as a DataFrame of id, mean and variance."""
+    columns = table.to_arrow().select(["id", "mean", "variance"])
+    id_type = "bigint" if table.index.kind == "int" else "string"
+    ddl = f"id {id_type}, mean array<float>, variance array<float>"
+    if not table.size:
+        return spark.createDataFrame([], ddl)
+    return spark.createDataFrame(columns)
+
+
+def public_factors(
+    spark: SparkSession, table: FactorTable, spread: float, id_type: str
+) -> DataFrame:
+    """Factors in rating units: id, features array<float>, bias float, so that a prediction is
+    mean + user bias + item bias + U . P."""
+    ids = table.index.ids()
+    order = pa.compute.array_sort_indices(ids).to_numpy(zero_copy_only=False)
+    mean = table.mean[order]
+    features = np.ascontiguousarray(mean[:, 1:] * np.float32(np.sqrt(spread)))
+    offsets = np.arange(0, features.size + 1, features.shape[1], dtype=np.int32)
+    lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(features.reshape(-1)))
+    biases = pa.array(mean[:, 0] * np.float32(spread))
+    arrow = pa.table({"id": ids.take(pa.array(order)), "features": lists, "bias": biases})
+    ddl = f"id {id_type}, features array<float>, bias float"
+    if not table.size:
+        return spark.createDataFrame([], ddl)
+    return spark.createDataFrame(arrow).withColumn("id", F.col("id").cast(id_type))
+
+
+def score(
+    df: DataFrame, state: ModelState, frames: FactorFrames, columns: ScoreColumns
+) -> DataFrame:
+    """Add predictions to pairs, keeping every column and, but for 'drop', every row.
+
+    Raises
+    ------
+    ValueError : a column is missing, or a column to add is there already
+    TypeError : ids of another kind than the model's
+    """
+    for added in filter(None, (columns.prediction, columns.std)):
+        if added.lower() in (name.lower() for name in df.columns):
+            raise ValueError(
+                f"The column {added!r} is in the DataFrame already: drop it, or set predictionCol "
+                "or predictionStdCol to another name."
+            )
+    # fresh names, so that tables derived from the model's own factors join without ambiguity
+    tag = uuid.uuid4().hex[:12]
+    schema: StructType = df.schema
+    joined = df
+    for side, param, name, frame, table in (
+        ("user", "userCol", columns.user, frames.users, state.users),
+        ("item", "itemCol", columns.item, frames.items, state.items),
+    ):
+        key, known = f"__{side}_{tag}", f"__{side}_id_{tag}"
+        factors = frame.select(
+            F.col("id").alias(known),
+            F.col("mean").alias(f"__{side}_mean_{tag}"),
+            F.col("variance").alias(f"__{side}_var_{tag}"),
+        )
+        if table.size <= _BROADCAST_IDS:
+            factors = F.broadcast(factors)
+        joined = joined.withColumn(key, id_column(schema, param, name, table.index.kind))
+        joined = joined.join(factors, F.col(key) == F.col(known), "left")
+    user_known = F.col(f"__user_id_{tag}").isNotNull()
+    item_known = F.col(f"__item_id_{tag}").isNotNull()
+    if columns.cold_start == "drop":
+        joined = joined.where(user_known & item_known)
+    added_columns = [_prediction(state, tag, columns, user_known & item_known)]
+    if columns.std:
+        added_columns.append(_deviation(state, tag, columns, user_known & item_known))
+    return joined.select(*[F.col(f"`{name}`") for name in df.columns], *added_columns)
+
+
+def _prediction(state: ModelState, tag: str, columns: ScoreColumns, known: Column) -> Column:
+    def term(side: str, f: int) -> Column:
+        return F.coalesce(F.get(F.col(f"__{side}_mean_{tag}"), F.lit(f)), F.lit(0.0)).cast("double")
+
+    terms = [term("user", 0) + term("item", 0)]
+    terms += [term("user", f) * term("item", f) for f in range(1, state.settings.rank + 1)]
+    value = reduce(add, terms) * F.lit(state.scale.spread) + F.lit(state.scale.mean)
+    if columns.clip and state.counters.ratings:
+        low, high = F.lit(float(state.counters.low)), F.lit(float(state.counters.high))
+        value = F.least(F.greatest(value, low), high)
+    if not state.counters.ratings:
+        value = F.lit(float("nan"))
+    if columns.cold_start == "nan":
+        value = F.when(known, value).otherwise(F.lit(float("nan")))
+    return value.cast("float").alias(columns.prediction)
+
+
+def _deviation(state: ModelState, tag: str, columns: ScoreColumns, known: Column) -> Column:
+    """Standard deviation of a new rating: docs/algorithm.md, equation (7)."""
+    prior = prior_variances(state.settings)
+
+    def mean(side: str, f: int) -> Column:
+        return F.coalesce(F.get(F.col(f"__{side}_mean_{tag}"), F.lit(f)), F.lit(0.0)).cast("double")
+
+    def var(side: str, f: int) -> Column:
+        held = F.get(F.col(f"__{side}_var_{tag}"), F.lit(f))
+        return F.coalesce(held, F.lit(float(prior[f]))).cast("double")
+
+    terms = [var("user", 0) + var("item", 0) + F.lit(state.noise)]
+    for f in range(1, state.settings.rank + 1):
+        um, im, uv, iv = mean("user", f), mean("item", f), var("user", f), var("item", f)
+        terms.append(uv * im * im + iv * um * um + uv * iv)
+    value = F.sqrt(reduce(add, terms)) * F.lit(state.scale.spread)
+    if columns.cold_start == "nan" or not state.counters.ratings:
+        value = F.when(known, value).otherwise(F.lit(float("nan")))
+    return value.cast("float").alias(columns.std)

@@ -1,0 +1,39 @@
+"""What the arithmetic has to know of the Params: plain numbers, frozen and JSON-able."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+__all__ = ["Settings", "Solver"]
+
+Solver = Literal["bayes", "sgd", "minibatch"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Settings of learning, the same on driver and executors and in a model path."""
+
+    solver: Solver = "bayes"
+    rank: int = 16
+    max_iter: int = 5
+    tol: float = 0.0
+    seed: int = 42
+    step_size: float = 0.01
+    regs: tuple[float, float, float, float] = (0.1, 0.1, 0.1, 0.1)
+    """lambda of user bias, item bias, user factor, item factor"""
+    block_size: int = 10_000
+    bias_prior: float = 0.2
+    factor_prior: float = 0.1
+    noise: float = 0.5
+    init_std: float = 0.05
+    drift: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """A dict of JSON types, the inverse of `from_json`."""
+        return asdict(self) | {"regs": list(self.regs)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Settings:
+        """Settings from what `to_json` gave; unknown names raise TypeError."""
+        return cls(**(values | {"regs": tuple(values["regs"])}))

@@ -1,0 +1,177 @@
+"""The steps of learning over arrays: a filter pass, a descent, a half-sweep, with their checks.
+
+Each arranges one kernel: types, threads, divergence. Runs on driver and executors, no Spark.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sparkml_sgdals.kernels import (
+    check_rows,
+    filter_ratings,
+    rating_gradients,
+    sgd_ratings,
+    sweep_ids,
+)
+from sparkml_sgdals.ratings import Layout
+from sparkml_sgdals.settings import Settings
+
+__all__ = [
+    "DivergenceError",
+    "Side",
+    "check_mini_batch",
+    "half_sweep",
+    "run_filter",
+    "run_minibatches",
+    "run_sgd",
+    "settled",
+]
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+Rows = I32 | I64
+
+_CHUNKS_PER_THREAD: Final = 8
+_DIVERGED: Final = 100.0
+"""a mini-batch whose squared error is this many times the variance of its ratings has diverged"""
+
+
+class DivergenceError(RuntimeError):
+    """Learning ran away: the factors are no use, and the message says what to change."""
+
+
+@dataclass
+class Side:
+    """Posteriors of one side during sweeps, and their priors: `sweep_ids` says the shapes."""
+
+    mean: F32
+    var: F32
+    prior_mean: F32
+    prior_var: F32
+
+    def learn_prior(self, rated: npt.NDArray[np.bool_]) -> None:
+        """Set the prior variance of each coordinate from the rated ids: algorithm.md (6)."""
+        apart = self.mean[rated].astype(np.float64) - self.prior_mean
+        spread = np.mean(apart**2 + self.var[rated], axis=0)
+        self.prior_var = spread.astype(np.float32)[None, :]
+
+
+def half_sweep(
+    layout: Layout,
+    side: Side,
+    partner_mean: F32,
+    partner_var: F32,
+    noise: float,
+    threads: int,
+) -> tuple[float, float]:
+    """Sweep one side in place; the weighted sums of e^2 and of V over its ratings afterwards."""
+    check_rows(layout.partners, partner_mean.shape[0], "partner")
+    num_ids = side.mean.shape[0]
+    square_errors = np.zeros(num_ids)
+    variances = np.zeros(num_ids)
+
+    def sweep(first: int, last: int) -> None:
+        sweep_ids(
+            first, last, layout.starts, layout.partners, layout.values, layout.weights,
+            side.mean, side.var, side.prior_mean, side.prior_var, partner_mean, partner_var,
+            np.float32(noise), square_errors, variances,
+        )  # fmt: skip
+
+    if threads <= 1:
+        sweep(0, num_ids)
+    else:
+        shares = np.linspace(0, layout.partners.size, threads * _CHUNKS_PER_THREAD + 1)
+        bounds = np.searchsorted(layout.starts, shares[1:-1])
+        bounds = np.concatenate([[0], np.minimum(bounds, num_ids), [num_ids]])
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(sweep, bounds[:-1], bounds[1:]))
+    return float(square_errors.sum()), float(variances.sum())
+
+
+def settled(history: list[float], tol: float) -> bool:
+    """Whether the last pass changed the training RMSE by less than `tol` of it."""
+    if tol <= 0.0 or len(history) < 2:
+        return False
+    return abs(history[-2] - history[-1]) < tol * history[-2]
+
+
+def run_filter(
+    users: Rows, items: Rows, values: F32, weights: F32, settings: Settings,
+    user_mean: F32, user_var: F32, item_mean: F32, item_var: F32,
+) -> F32:  # fmt: skip
+    errors = np.empty(values.size, np.float32)
+    filter_ratings(
+        users.astype(np.int32, copy=False), items.astype(np.int32, copy=False), values, weights,
+        user_mean, user_var, item_mean, item_var,
+        np.float32(settings.noise), np.float32(settings.drift), errors,
+    )  # fmt: skip
+    return errors
+
+
+def run_sgd(
+    users: Rows, items: Rows, values: F32, weights: F32, settings: Settings,
+    user_mean: F32, item_mean: F32,
+) -> F32:  # fmt: skip
+    errors = np.empty(values.size, np.float32)
+    sgd_ratings(
+        users.astype(np.int32, copy=False), items.astype(np.int32, copy=False), values, weights,
+        user_mean, item_mean,
+        np.float32(settings.step_size), np.array(settings.regs, np.float32), errors,
+    )  # fmt: skip
+    return errors
+
+
+def run_minibatches(
+    users: Rows, items: Rows, values: F32, weights: F32, settings: Settings,
+    user_mean: F32, item_mean: F32,
+) -> F32:  # fmt: skip
+    """Mini-batches of `block_size` ratings, gradients summed by id and added once each."""
+    errors = np.empty(values.size, np.float32)
+    regs = np.array(settings.regs, np.float32)
+    for start in range(0, values.size, settings.block_size):
+        part = slice(start, start + settings.block_size)
+        batch_users, batch_items = users[part], items[part]
+        user_gradients, item_gradients, batch_errors = rating_gradients(
+            values[part], weights[part], user_mean[batch_users], item_mean[batch_items], regs
+        )
+        errors[part] = batch_errors
+        check_mini_batch(
+            float(batch_errors @ batch_errors), float(np.sum(values[part].astype(float) ** 2)),
+            len(batch_errors), settings,
+        )  # fmt: skip
+        for rows, gradients, mean in (
+            (batch_users, user_gradients, user_mean),
+            (batch_items, item_gradients, item_mean),
+        ):
+            touched, position = np.unique(rows, return_inverse=True)
+            sums = np.zeros((touched.size, mean.shape[1]))
+            np.add.at(sums, position, gradients)
+            mean[touched] += (settings.step_size * sums).astype(np.float32)
+    return errors
+
+
+def check_mini_batch(
+    square_errors: float, square_ratings: float, count: int, settings: Settings
+) -> None:
+    """Raise DivergenceError where a mini-batch is predicted absurdly worse than by the mean.
+
+    Parameters
+    ----------
+    square_errors, square_ratings : sums over the mini-batch, ratings about their mean
+    """
+    if not square_errors <= _DIVERGED * (square_ratings + count):
+        raise DivergenceError(
+            f"minibatch diverged: the root of the mean squared error of {count} ratings is "
+            f"{math.sqrt(square_errors / count) if square_errors >= 0 else square_errors:.3g}. "
+            "Summed gradients of a user or item with many ratings in one mini-batch overshoot: "
+            f"lower stepSize (now {settings.step_size}) or blockSize (now {settings.block_size}), "
+            "or take solver='sgd' or 'bayes'."
+        )

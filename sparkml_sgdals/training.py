@@ -1,0 +1,163 @@
+"""Train: packed ratings in, a model state out, in one task or in blocks (driver).
+
+The one-task form: all packed ratings go to one task, which filters and sweeps with threads and
+moves nothing more. What is larger than `max_ratings_per_task` goes to `blocked`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+from pyspark import TaskContext
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from sparkml_sgdals.exchange import (
+    PART_DDL,
+    PART_SCHEMA,
+    from_bytes,
+    part_batch,
+    state_from_parts,
+    state_parts,
+)
+from sparkml_sgdals.index import IdKind, id_array_type
+from sparkml_sgdals.learning import fit_ratings
+from sparkml_sgdals.ratings import encode_ratings
+from sparkml_sgdals.settings import Settings
+from sparkml_sgdals.state import ModelState
+
+__all__ = ["Plan", "TrainingReport", "local_threads", "parts_frame", "train_in_one_task"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a table is learned: its form follows from Params and its size alone."""
+
+    num_blocks: int
+    threads: int
+    checkpoint_interval: int
+
+    @classmethod
+    def of(
+        cls, ratings: int, num_blocks: int, max_per_task: int, threads: int, interval: int
+    ) -> Plan:
+        """One block up to `max_per_task` ratings, else blocks of at most half of that."""
+        if num_blocks == 0:
+            num_blocks = 1 if ratings <= max_per_task else 2 * -(-ratings // max_per_task)
+        return cls(num_blocks, threads, interval)
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What a fit did.
+
+    Attributes
+    ----------
+    rmse : training RMSE after each sweep or pass, in rating units
+    seconds : time by phase, in seconds
+    """
+
+    form: str
+    rmse: list[float]
+    seconds: dict[str, float]
+
+
+def local_threads(spark: SparkSession) -> int:
+    """Threads of a task under local[N], 0 where the master is no local one."""
+    master = spark.conf.get("spark.master", "") or ""
+    if master == "local":
+        return 1
+    match = re.match(r"local\[(\d+|\*)", master)
+    if match is None:
+        return 0
+    return (os.cpu_count() or 1) if match[1] == "*" else int(match[1])
+
+
+def parts_frame(spark: SparkSession, state: ModelState) -> DataFrame:
+    """A state as a DataFrame of parts."""
+    kinds, payloads = zip(*state_parts(state), strict=True)
+    table = pa.table([pa.array(kinds), pa.array(payloads, pa.binary())], schema=PART_SCHEMA)
+    return spark.createDataFrame(table)
+
+
+@dataclass(frozen=True)
+class _Train:
+    """The function of the training task: plain values only, so that it pickles by reference."""
+
+    settings: dict[str, Any]
+    kinds: tuple[IdKind, IdKind]
+    threads: int
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        clock = time.perf_counter()
+        tables, prior = [], []
+        for batch in batches:
+            for kind, payload in zip(
+                batch.column("kind").to_pylist(), batch.column("payload"), strict=True
+            ):
+                if kind == "ratings":
+                    tables.append(self._widen(from_bytes(payload.as_buffer())))
+                else:
+                    prior.append((kind, payload.as_py()))
+        settings = Settings.from_json(self.settings)
+        state = state_from_parts(prior)[0] if prior else ModelState.empty(settings, *self.kinds)
+        table = pa.concat_tables(tables)
+        if settings.solver != "bayes" and "time" in table.column_names:
+            table = table.drop_columns("time")
+        ratings = encode_ratings(table)
+        del tables, table
+        encoded = time.perf_counter()
+        context = TaskContext.get()
+        threads = self.threads or (context.cpus() if context else 1)
+        history = fit_ratings(ratings, state, threads)
+        seconds = {"encode": encoded - clock, "learn": time.perf_counter() - encoded}
+        for kind, payload in state_parts(state, {"rmse": history, "seconds": seconds}):
+            yield part_batch(kind, payload)
+
+    def _widen(self, table: pa.Table) -> pa.Table:
+        types = {"user": id_array_type(self.kinds[0]), "item": id_array_type(self.kinds[1])}
+        types |= {"rating": pa.float32(), "weight": pa.float32(), "time": pa.int64()}
+        return table.cast(pa.schema([(name, types[name]) for name in table.column_names]))
+
+
+def train_in_one_task(
+    packed: DataFrame,
+    settings: Settings,
+    kinds: tuple[IdKind, IdKind],
+    threads: int,
+    prior: ModelState | None = None,
+) -> tuple[ModelState, TrainingReport]:
+    """Learn packed ratings in one task: one Spark job of one narrow stage.
+
+    Parameters
+    ----------
+    prior : the model that they are added to; None for a fresh fit
+    """
+    clock = time.perf_counter()
+    parts = packed.select(F.lit("ratings").alias("kind"), "payload")
+    if prior is not None:
+        parts = parts.unionByName(parts_frame(packed.sparkSession, prior))
+    trainer = _Train(settings.to_json(), kinds, threads)
+    learned = parts.coalesce(1).mapInArrow(trainer, PART_DDL).toArrow()
+    state, extra = state_from_parts(collected_parts(learned))
+    seconds = extra["seconds"]
+    seconds["job"] = time.perf_counter() - clock - sum(seconds.values())
+    logger.info("one task: %s", json.dumps(seconds))
+    return state, TrainingReport("one task", extra["rmse"], seconds)
+
+
+def collected_parts(table: pa.Table) -> list[tuple[str, bytes]]:
+    """Parts out of a collected table of PART_SCHEMA."""
+    return list(
+        zip(table.column("kind").to_pylist(), table.column("payload").to_pylist(), strict=True)
+    )
