@@ -51,7 +51,7 @@ from sparkml_sgdals.routing import (
 )
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import Counters, ModelState
-from sparkml_sgdals.training import Plan, TrainingReport
+from sparkml_sgdals.training import Plan, TrainingReport, collect_payloads
 
 __all__ = ["train_in_blocks"]
 
@@ -345,7 +345,7 @@ def _collect(
         own = final.where((F.col("kind") == "state") & (F.col("side") == side))
         rows = _step(layout, ["ids"], own, _name_rows(side, job), job)
         table = state.users if side == "users" else state.items
-        for payload in rows.select("payload").toArrow().column("payload"):
+        for payload in collect_payloads(rows.select("payload")).column("payload"):
             table.put_arrow(from_bytes(payload.as_buffer()))
     return state
 
@@ -369,7 +369,7 @@ def _take_sums(final: DataFrame, state: ModelState, job: Job, moments: Moments) 
     kinds = F.col("kind").isin("learned", "sums") | (
         (F.col("kind") == "state") & (F.col("side") == "users")
     )
-    rows = final.where(kinds).toArrow()
+    rows = collect_payloads(final.where(kinds))
     target = rows.column("target").to_numpy()
     history: list[float] = []
     if job.settings.solver == "bayes" and job.settings.max_iter:

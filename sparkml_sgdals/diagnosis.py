@@ -55,6 +55,9 @@ class Diagnosis:
                 f"Not yet: only {self.predicted} ratings were predicted before they were learned, "
                 f"{_ENOUGH} are needed to judge. Give held-out ratings to diagnose."
             )
+        if self.rmse == self.baselineRmse:
+            # both may be zero, where all ratings are equal
+            return f"Not yet: its predictions are those of mean and biases ({self.evidence})."
         gain = 1.0 - self.rmse / self.baselineRmse
         if self.beatsBaseline:
             return f"Yes: its predictions beat mean and biases by {gain:.2%} ({self.evidence})."

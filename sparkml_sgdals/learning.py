@@ -146,6 +146,9 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
         prequential_squares=before.prequential_squares + (squares if predicted else 0.0),
         baseline_squares=before.baseline_squares + (baseline_squares if predicted else 0.0),
     )
+    if whole is not None:
+        # new units changed the ids that the batch does not name as well
+        user_rows, item_rows = np.arange(users.size), np.arange(items.size)
     return BatchReport(
         count,
         new_users,

@@ -84,18 +84,26 @@ class Lease:
 
     def keep_while(self, active: Callable[[], bool]) -> None:
         """Renew in the background while `active` says so, then release."""
-        self._ours[self.token] = active
+
+        def running() -> bool:
+            try:
+                return active()
+            except Exception:
+                # a session that was stopped cannot say; its streams are gone with it
+                return False
+
+        self._ours[self.token] = running
 
         def renew() -> None:
             renewed = time.monotonic()
             while not self._released.wait(0.5):
-                try:
-                    if not active():
-                        break
-                except Exception:
-                    # a session that was stopped cannot say; its streams are gone with it
+                if not running():
                     break
                 if time.monotonic() - renewed > self.seconds / 3:
+                    holder = _read(self.store)
+                    if holder is None or holder["token"] != self.token:
+                        # taken over while this process slept: it must not be taken back
+                        break
                     self.renew()
                     renewed = time.monotonic()
             self.release()

@@ -7,7 +7,6 @@ join with the known factors adds the sums: known ids are kept, new ones get thei
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +15,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
@@ -25,9 +23,9 @@ from sparkml_sgdals.hashing import ITEM_SIDE, USER_SIDE, id_keys, pair_hash, sta
 from sparkml_sgdals.index import IdKind, id_array_type
 from sparkml_sgdals.kernels import rating_gradients
 from sparkml_sgdals.settings import Settings
-from sparkml_sgdals.solvers import DivergenceError, check_mini_batch
+from sparkml_sgdals.solvers import check_mini_batch
 from sparkml_sgdals.state import ModelState
-from sparkml_sgdals.training import TrainingReport, train_in_one_task
+from sparkml_sgdals.training import BROADCAST_IDS, TrainingReport, explained, train_in_one_task
 
 __all__ = ["train_in_mini_batches"]
 
@@ -51,16 +49,22 @@ def train_in_mini_batches(
     ratings = _numbered(packed, settings, kinds, state.scale.mean).persist()
     try:
         batches = -(-state.counters.ratings // settings.block_size)
+        small = state.users.size + state.items.size <= BROADCAST_IDS
         # ids of two kinds share one table as strings
         id_type = "bigint" if set(kinds) == {"int"} else "string"
         factors = packed.sparkSession.createDataFrame([], f"side int, id {id_type}, f array<float>")
         for _ in range(settings.max_iter):
             for batch in range(batches):
                 rows = ratings.where(F.col("batch") == batch).drop("batch")
+                stepped = _step(rows, factors, settings, kinds, id_type, small).persist()
                 try:
-                    factors = _step(rows, factors, settings, kinds, id_type).localCheckpoint()
-                except PySparkException as failure:
-                    raise _explained(failure) from failure
+                    # of a cached table Spark knows the size; its guess after joins grows with
+                    # the cube of the last one, step by step, until it is no number any more
+                    factors = stepped.localCheckpoint()
+                except Exception as failure:
+                    raise explained(failure) from failure
+                finally:
+                    stepped.unpersist()
         learned = factors.toArrow()
     finally:
         ratings.unpersist()
@@ -71,12 +75,6 @@ def train_in_mini_batches(
             flat = own.column("f").combine_chunks().flatten().to_numpy(zero_copy_only=False)
             table.mean[table.index.find(ids)] = flat.reshape(own.num_rows, settings.rank + 1)
     return state, TrainingReport("mini-batches", [], {"learn": time.perf_counter() - clock})
-
-
-def _explained(failure: PySparkException) -> Exception:
-    """The divergence that a task reported, out of Spark's wrapping; else the failure itself."""
-    found = re.search(r"DivergenceError: ([^\n]+)", str(failure))
-    return DivergenceError(found[1]) if found else failure
 
 
 @dataclass(frozen=True)
@@ -205,7 +203,7 @@ def _factors_or_start(
 
 def _step(
     ratings: DataFrame, factors: DataFrame, settings: Settings, kinds: tuple[IdKind, IdKind],
-    id_type: str,
+    id_type: str, small: bool,
 ) -> DataFrame:  # fmt: skip
     """Factors after one mini-batch, all gradients from before it."""
     width = settings.rank + 1
@@ -214,6 +212,7 @@ def _step(
         own = factors.where(F.col("side") == side).select(
             F.col("id").alias(f"{name}_id"), F.col("f").alias(f"{name}_f")
         )
+        own = F.broadcast(own) if small else own
         joined = joined.join(own, F.col(name).cast(id_type) == F.col(f"{name}_id"), "left").drop(
             f"{name}_id"
         )

@@ -221,8 +221,8 @@ def screen(table: pa.Table, keep: bool = False) -> tuple[pa.Table, npt.NDArray[n
     learn = None
     if "time" in names and table.column("time").null_count:
         if keep:
-            earliest = pc.min(table.column("time")).as_py() or 0
-            filled = table.column("time").fill_null(earliest)
+            # earliest of all, not of this part of the table: parts are screened by themselves
+            filled = table.column("time").fill_null(-(2**63))
             table = table.set_column(names.index("time"), "time", filled)
         else:
             found("time: null", table.column("time").is_null().to_numpy())

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +21,9 @@ from pyspark.sql.types import StructType
 from sparkml_sgdals.factors import FactorTable, prior_variances
 from sparkml_sgdals.schema import id_column
 from sparkml_sgdals.state import ModelState
+from sparkml_sgdals.training import BROADCAST_IDS
 
 __all__ = ["FactorFrames", "ScoreColumns", "factor_frame", "public_factors", "score"]
-
-_BROADCAST_IDS: Final = 500_000
-"""a side of up to that many ids, some 100 MB at rank 16, is broadcast instead of shuffled"""
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ def score(
             F.col("mean").alias(f"__{side}_mean_{tag}"),
             F.col("variance").alias(f"__{side}_var_{tag}"),
         )
-        if table.size <= _BROADCAST_IDS:
+        if table.size <= BROADCAST_IDS:
             factors = F.broadcast(factors)
         joined = joined.withColumn(key, id_column(schema, param, name, table.index.kind))
         joined = joined.join(factors, F.col(key) == F.col(known), "left")

@@ -143,10 +143,6 @@ def run_minibatches(
             values[part], weights[part], user_mean[batch_users], item_mean[batch_items], regs
         )
         errors[part] = batch_errors
-        check_mini_batch(
-            float(batch_errors @ batch_errors), float(np.sum(values[part].astype(float) ** 2)),
-            len(batch_errors), settings,
-        )  # fmt: skip
         for rows, gradients, mean in (
             (batch_users, user_gradients, user_mean),
             (batch_items, item_gradients, item_mean),
@@ -155,6 +151,13 @@ def run_minibatches(
             sums = np.zeros((touched.size, mean.shape[1]))
             np.add.at(sums, position, gradients)
             mean[touched] += (settings.step_size * sums).astype(np.float32)
+        # from after the step: where a stream's micro-batch is the only mini-batch, no next one
+        # would see that this one overshot
+        _, _, after = rating_gradients(
+            values[part], weights[part], user_mean[batch_users], item_mean[batch_items], regs
+        )
+        square_ratings = float(np.sum(values[part].astype(np.float64) ** 2))
+        check_mini_batch(float(after @ after), square_ratings, len(after), settings)
     return errors
 
 

@@ -75,9 +75,10 @@ class Commit:
             outer = json.loads(payload)
             body = outer["commit"]
             whole = hashlib.sha256(body.encode()).hexdigest() == outer["sha256"]
+            newer = outer["format"] > FORMAT_VERSION
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
-        if outer["format"] > FORMAT_VERSION:
+        if newer:
             raise StorageError(
                 f"The commit has format {outer['format']}, this release reads up to "
                 f"{FORMAT_VERSION}: upgrade sparkml_sgdals."

@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 from pyspark import TaskContext
@@ -32,11 +32,24 @@ from sparkml_sgdals.index import IdKind, id_array_type
 from sparkml_sgdals.learning import fit_ratings
 from sparkml_sgdals.ratings import encode_ratings
 from sparkml_sgdals.settings import Settings
+from sparkml_sgdals.solvers import DivergenceError
 from sparkml_sgdals.state import ModelState
 
-__all__ = ["Plan", "TrainingReport", "local_threads", "parts_frame", "train_in_one_task"]
+__all__ = [
+    "BROADCAST_IDS",
+    "Plan",
+    "TrainingReport",
+    "collect_payloads",
+    "explained",
+    "local_threads",
+    "parts_frame",
+    "train_in_one_task",
+]
 
 logger = logging.getLogger(__name__)
+
+BROADCAST_IDS: Final = 500_000
+"""Factors of up to that many ids, some 100 MB at rank 16, are broadcast instead of shuffled."""
 
 
 @dataclass(frozen=True)
@@ -148,16 +161,27 @@ def train_in_one_task(
     if prior is not None:
         parts = parts.unionByName(parts_frame(packed.sparkSession, prior))
     trainer = _Train(settings.to_json(), kinds, threads)
-    learned = parts.coalesce(1).mapInArrow(trainer, PART_DDL).toArrow()
-    state, extra = state_from_parts(collected_parts(learned))
+    learned = collect_payloads(parts.coalesce(1).mapInArrow(trainer, PART_DDL))
+    kinds_of_parts, payloads = (learned.column(n).to_pylist() for n in ("kind", "payload"))
+    state, extra = state_from_parts(zip(kinds_of_parts, payloads, strict=True))
     seconds = extra["seconds"]
     seconds["job"] = time.perf_counter() - clock - sum(seconds.values())
     logger.info("one task: %s", json.dumps(seconds))
     return state, TrainingReport("one task", extra["rmse"], seconds)
 
 
-def collected_parts(table: pa.Table) -> list[tuple[str, bytes]]:
-    """Parts out of a collected table of PART_SCHEMA."""
-    return list(
-        zip(table.column("kind").to_pylist(), table.column("payload").to_pylist(), strict=True)
-    )
+def explained(failure: Exception) -> Exception:
+    """A divergence that a task reported, out of Spark's wrapping; else the failure itself."""
+    found = re.search(r"DivergenceError: ([^\n]+)", str(failure))
+    return DivergenceError(found[1].strip()) if found else failure
+
+
+def collect_payloads(frame: DataFrame) -> pa.Table:
+    """Collect a small frame of binary payloads.
+
+    Raises DivergenceError where a task raised it, else what Spark raises.
+    """
+    try:
+        return frame.toArrow()
+    except Exception as failure:
+        raise explained(failure) from failure

@@ -1,0 +1,56 @@
+# `make demo` and `make test` set up everything that they need; `make` alone says what there is.
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+PY := $(VENV)/bin/python
+
+# A SPARK_HOME of another Spark would win over the venv's own, and workers would start the PATH's
+# python3; ../shared/data is where the project's own machines keep ratings.
+WITH_SPARK = unset SPARK_HOME; \
+	JAVA_HOME="$$(sh scripts/ensure-java.sh)" || exit 1; export JAVA_HOME; \
+	PYSPARK_PYTHON="$(CURDIR)/$(PY)"; export PYSPARK_PYTHON; \
+	SPARK_LOCAL_IP="$${SPARK_LOCAL_IP-127.0.0.1}"; export SPARK_LOCAL_IP; \
+	if [ -z "$${SPARKML_SGDALS_DATA+set}" ] && [ -d ../shared/data ]; then \
+		SPARKML_SGDALS_DATA="$$(cd ../shared/data && pwd)"; export SPARKML_SGDALS_DATA; \
+	fi;
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint bench docs
+
+help: ## Say what there is
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' \
+		$(firstword $(MAKEFILE_LIST))
+
+setup: $(VENV)/.installed ## Make .venv with the package and all its tools, and find or install Java
+	@sh scripts/ensure-java.sh > /dev/null
+
+demo: $(VENV)/.installed ## Stream MovieLens into a model, against Spark's ALS: out/demo.png
+	@$(WITH_SPARK) $(PY) examples/demo.py $(ARGS)
+
+test: $(VENV)/.installed ## Run the tests; ARGS="-k stream -x" goes to pytest
+	@$(WITH_SPARK) $(PY) -m pytest $(ARGS)
+
+lint: $(VENV)/.installed ## ruff, mypy, and nothing in the package that Spark Connect lacks
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	@grep -rnE --include='*.py' '_jvm|_jdf|\.rdd\b|sparkContext' sparkml_sgdals; \
+	case $$? in \
+		0) echo "These lines name what Spark Connect lacks: use DataFrames." >&2; exit 1 ;; \
+		1) ;; \
+		*) exit 1 ;; \
+	esac
+
+bench: $(VENV)/.installed ## Time our fit against Spark's ALS: out/small_fit.json
+	@$(WITH_SPARK) $(PY) benchmarks/small_fit.py $(ARGS)
+
+docs: $(VENV)/.installed ## Check the links in README.md and docs/
+	$(PY) scripts/check_links.py README.md docs
+
+$(VENV)/.installed: pyproject.toml
+	@sh scripts/ensure-venv.sh "$(PYTHON)" $(VENV)
+	@echo "Installing the package and its tools into $(VENV) ..."
+	@$(PY) -m pip install -q --disable-pip-version-check 'pip>=23.1'
+	@$(PY) -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@

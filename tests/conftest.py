@@ -1,0 +1,132 @@
+"""Fixtures shared by all tests: one Spark session, small ratings, the real ratings where found."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import settings
+
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=40)
+settings.load_profile("ci")
+
+os.environ["PYSPARK_PYTHON"] = sys.executable
+os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
+
+
+@pytest.fixture(scope="session")
+def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """The session of the whole run."""
+    from pyspark.sql import SparkSession
+
+    scratch = tmp_path_factory.mktemp("spark")
+    session = (
+        SparkSession.builder.master("local[2]")
+        .appName("sparkml-sgdals-tests")
+        # tiny tables: more partitions only cost tasks
+        .config("spark.sql.shuffle.partitions", "3")
+        .config("spark.default.parallelism", "3")
+        .config("spark.ui.enabled", "false")
+        .config("spark.driver.memory", "3g")
+        .config("spark.sql.warehouse.dir", str(scratch / "warehouse"))
+        .config("spark.ui.showConsoleProgress", "false")
+        # an error in a task is a failure of the test, not something to try again
+        .config("spark.task.maxFailures", "1")
+        .config("spark.sql.session.timeZone", "UTC")
+        .getOrCreate()
+    )
+    session.sparkContext.setLogLevel("ERROR")
+    yield session
+    session.stop()
+
+
+@pytest.fixture(scope="session")
+def small() -> pd.DataFrame:
+    """4,000 ratings of 120 users and 90 items with taste, bias and noise; times with ties."""
+    rng = np.random.default_rng(7)
+    users, items = 120, 90
+    taste = rng.normal(0, 0.6, (users, 3)), rng.normal(0, 0.6, (items, 3))
+    user_bias, item_bias = rng.normal(0, 0.4, users), rng.normal(0, 0.5, items)
+    popularity = 1.0 / np.arange(2, items + 2)
+    u = rng.integers(0, users, 4000)
+    i = rng.choice(items, 4000, p=popularity / popularity.sum())
+    values = 3.5 + user_bias[u] + item_bias[i] + np.sum(taste[0][u] * taste[1][i], axis=1)
+    values = np.clip(np.round((values + rng.normal(0, 0.5, 4000)) * 2) / 2, 0.5, 5.0)
+    return pd.DataFrame(
+        {
+            "user": u.astype(np.int64) * 7 + 1,
+            "item": i.astype(np.int64) * 11 + 5,
+            "rating": values,
+            "time": rng.integers(1_000_000, 1_002_000, 4000),
+        }
+    )
+
+
+@pytest.fixture(scope="session")
+def ratings(spark: Any, small: pd.DataFrame) -> Any:
+    """`small` as a cached DataFrame."""
+    frame = spark.createDataFrame(small).cache()
+    frame.count()
+    return frame
+
+
+def data_folder() -> Path | None:
+    """The folder of real ratings, from the environment."""
+    folder = os.environ.get("SPARKML_SGDALS_DATA")
+    return Path(folder) if folder and Path(folder).is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def real() -> Callable[[str], tuple[pd.DataFrame, pd.DataFrame]]:
+    """Real ratings by name, split as everywhere: training part, test part of seen ids."""
+    folder = data_folder()
+    if folder is None:
+        pytest.skip("SPARKML_SGDALS_DATA does not name a folder of ratings")
+
+    def load(name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+        names = ["user", "item", "rating", "time"]
+        if name == "movietweetings":
+            path = folder / name / "ratings.dat"
+            found = pd.read_csv(path, sep="::", engine="python", header=None, names=names)
+        else:
+            found = pd.read_csv(folder / name / "ratings.csv", header=0, names=names)
+        test = np.random.default_rng(42).random(len(found)) < 0.2
+        train, held = found[~test], found[test]
+        seen = held.user.isin(train.user.unique()) & held.item.isin(train.item.unique())
+        return train.reset_index(drop=True), held[seen].reset_index(drop=True)
+
+    return load
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Callable[..., str]:
+    """Write ratings as CSV files that a stream reads one by one, in order; returns the folder."""
+
+    def write(frame: pd.DataFrame, size: int, name: str = "in", first: int = 0) -> str:
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        for number, start in enumerate(range(0, len(frame), size), first):
+            path = folder / f"{number:06d}.csv"
+            frame.iloc[start : start + size].to_csv(path, index=False)
+            # the file source goes by modification time
+            os.utime(path, (1_000_000_000 + number, 1_000_000_000 + number))
+        return str(folder)
+
+    return write
+
+
+@pytest.fixture
+def stream(spark: Any) -> Callable[..., Any]:
+    """Read a folder of ratings as a stream, one file a micro-batch."""
+
+    def read(folder: str, schema: str = "user long, item long, rating double, time long") -> Any:
+        reader = spark.readStream.schema(schema).option("header", True)
+        return reader.option("maxFilesPerTrigger", 1).csv(folder)
+
+    return read

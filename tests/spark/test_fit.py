@@ -1,0 +1,219 @@
+"""Fit: same result whatever the layout, every solver, every form."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from helpers import assert_same_bits, factors, rmse
+
+from sparkml_sgdals import DivergenceError, StreamingBiasedALS
+from sparkml_sgdals.learning import fit_ratings
+from sparkml_sgdals.ratings import encode_ratings
+from sparkml_sgdals.state import ModelState
+
+
+def estimator(**params):
+    return StreamingBiasedALS(timestampCol="time", rank=4, **params)
+
+
+def in_memory(small: pd.DataFrame, als: StreamingBiasedALS, timed: bool = True) -> ModelState:
+    """What the solver gives without Spark."""
+    table = pa.table(
+        {
+            "user": small.user,
+            "item": small.item,
+            "rating": small.rating.astype(np.float32),
+            **({"time": small.time} if timed else {}),
+        }
+    )
+    state = ModelState.empty(als.settings(), "int", "int")
+    fit_ratings(encode_ratings(table), state)
+    return state
+
+
+@pytest.mark.parametrize("solver", ["bayes", "sgd"])
+def test_one_task_equals_the_solver_without_spark(ratings, small, solver):
+    als = estimator(solver=solver)
+    model = als.fit(ratings)
+    assert model.state.fingerprint() == in_memory(small, als, solver == "bayes").fingerprint()
+    assert model.report.form == "one task"
+    assert len(model.report.rmse) == 5
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("solver", ["bayes", "sgd"])
+def test_partitions_row_order_and_threads_do_not_matter(ratings, small, spark, solver, blocks):
+    als = estimator(solver=solver, numBlocks=blocks, maxIter=2)
+    first = als.fit(ratings)
+    shuffled = spark.createDataFrame(small.sample(frac=1.0, random_state=3)).repartition(5)
+    assert_same_bits(first, als.copy({als.numThreads: 3}).fit(shuffled))
+    assert_same_bits(first, als.copy({als.numThreads: 1}).fit(ratings.coalesce(1)))
+
+
+def test_another_seed_gives_another_start(ratings):
+    one, two = estimator(seed=1).fit(ratings), estimator(seed=2).fit(ratings)
+    assert not np.allclose(factors(one)["users"][1], factors(two)["users"][1])
+
+
+@pytest.mark.parametrize("blocks", [2, 4])
+def test_blocks_learn_as_well_as_one_task(ratings, small, spark, blocks):
+    one = estimator().fit(ratings)
+    model = estimator(numBlocks=blocks).fit(ratings)
+    assert model.report.form == f"{blocks} blocks"
+    assert rmse(model, small, spark) == pytest.approx(rmse(one, small, spark), rel=0.01)
+    assert model.state.counters.ratings == len(small)
+    counts = small.groupby("user").size()
+    ids, _, _, found = factors(model)["users"]
+    assert dict(zip(ids, found, strict=True)) == counts.to_dict()
+    assert len(model.report.rmse) == 5
+    assert model.report.rmse[-1] == pytest.approx(one.report.rmse[-1], rel=0.02)
+    assert model.state.noise == pytest.approx(one.state.noise, rel=0.05)
+
+
+def test_more_blocks_than_ids(spark):
+    few = spark.createDataFrame([(1, 1, 3.0, 1), (2, 1, 4.0, 2), (1, 2, 5.0, 3)], list("uirt"))
+    als = StreamingBiasedALS(userCol="u", itemCol="i", ratingCol="r", timestampCol="t", numBlocks=6)
+    model = als.fit(few)
+    assert model.state.users.size == 2
+    assert model.state.items.size == 2
+    assert model.state.counters.ratings == 3
+
+
+def test_a_table_above_the_limit_of_a_task_is_learned_in_blocks(ratings):
+    model = estimator(maxRatingsPerTask=2500, maxIter=1).fit(ratings)
+    assert model.report.form == "4 blocks"
+
+
+def test_checkpoints_do_not_change_the_result(ratings):
+    als = estimator(numBlocks=2, maxIter=2)
+    often = als.copy({als.checkpointInterval: 2}).fit(ratings)
+    never = als.copy({als.checkpointInterval: -1}).fit(ratings)
+    assert_same_bits(often, never)
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_a_rating_seen_twice_counts_as_two(ratings, blocks):
+    doubled = estimator(numBlocks=blocks).fit(ratings.union(ratings))
+    once = estimator(numBlocks=blocks).fit(ratings)
+    assert doubled.state.counters.ratings == 2 * once.state.counters.ratings
+    np.testing.assert_array_equal(factors(doubled)["users"][3], 2 * factors(once)["users"][3])
+    # more observations, less variance
+    assert factors(doubled)["users"][2].mean() < factors(once)["users"][2].mean()
+
+
+@pytest.mark.parametrize("solver", ["bayes", "sgd", "minibatch"])
+def test_weights(spark, small, solver):
+    weighted = small.assign(weight=np.where(small.index % 3 == 0, 0.0, 2.0))
+    als = StreamingBiasedALS(
+        timestampCol="time", weightCol="weight", rank=3, solver=solver, maxIter=2, blockSize=2000
+    )
+    model = als.fit(spark.createDataFrame(weighted))
+    kept = weighted[weighted.weight > 0]
+    assert model.state.counters.ratings == len(kept)
+    same = als.fit(spark.createDataFrame(kept))
+    assert_same_bits(model, same)
+    unweighted = als.copy({als.weightCol: ""}).fit(spark.createDataFrame(kept))
+    assert not np.allclose(factors(model)["users"][1], factors(unweighted)["users"][1])
+
+
+def test_ids_as_strings(spark, small):
+    named = small.assign(user="u" + small.user.astype(str), item="i" + small.item.astype(str))
+    frame = spark.createDataFrame(named)
+    model = estimator().fit(frame)
+    expected = ModelState.empty(model.state.settings, "str", "str")
+    rows = named.assign(rating=named.rating.astype(np.float32))
+    fit_ratings(encode_ratings(pa.Table.from_pandas(rows, preserve_index=False)), expected)
+    assert model.state.fingerprint() == expected.fingerprint()
+    assert model.userFactors.schema["id"].dataType.simpleString() == "string"
+    blocks = estimator(numBlocks=2).fit(frame)
+    assert rmse(blocks, named, spark) == pytest.approx(rmse(model, named, spark), rel=0.03)
+
+
+@pytest.mark.parametrize("id_type", ["tinyint", "smallint", "int", "bigint"])
+def test_ids_keep_their_type(spark, id_type):
+    frame = spark.createDataFrame(
+        [(1, 2, 3.0), (2, 2, 4.0)], "user long, item string, rating double"
+    )
+    frame = frame.withColumn("user", frame.user.cast(id_type))
+    model = StreamingBiasedALS(rank=2).fit(frame)
+    assert model.userFactors.schema["id"].dataType.simpleString() == id_type
+    assert model.itemFactors.schema["id"].dataType.simpleString() == "string"
+    assert model.transform(frame).count() == 2
+
+
+def test_factors_give_the_predictions(ratings, small):
+    model = estimator(clipPredictions=False).fit(ratings)
+    users = {r.id: (r.bias, np.array(r.features)) for r in model.userFactors.collect()}
+    items = {r.id: (r.bias, np.array(r.features)) for r in model.itemFactors.collect()}
+    assert model.rank == 4
+    for row in model.transform(ratings.limit(50)).collect():
+        (bu, fu), (bi, fi) = users[row.user], items[row.item]
+        assert row.prediction == pytest.approx(model.globalMean + bu + bi + fu @ fi, abs=1e-4)
+
+
+@pytest.mark.parametrize("value", [4.0, -3.5])
+def test_one_rating_only(spark, value):
+    frame = spark.createDataFrame([(1, 2, value)], "user long, item long, rating double")
+    model = StreamingBiasedALS().fit(frame)
+    assert model.transform(frame).first().prediction == pytest.approx(value)
+
+
+def test_equal_ratings_only(spark):
+    rows = [(u, i, 3.0) for u in range(5) for i in range(6)]
+    frame = spark.createDataFrame(rows, "user long, item long, rating double")
+    model = StreamingBiasedALS().fit(frame)
+    assert {round(r.prediction, 4) for r in model.transform(frame).collect()} == {3.0}
+
+
+def test_filter_only(ratings):
+    model = estimator(maxIter=0).fit(ratings)
+    assert model.report.rmse == []
+    assert model.state.noise == 0.5
+
+
+def test_tol_stops_early(ratings):
+    model = estimator(maxIter=50, tol=0.01).fit(ratings)
+    assert 2 <= len(model.report.rmse) < 50
+
+
+class TestMinibatch:
+    def test_agrees_with_numpy(self, ratings, small):
+        als = estimator(solver="minibatch", blockSize=700, maxIter=2, stepSize=0.005)
+        model = als.fit(ratings)
+        reference = in_memory(small, als, timed=False)
+        for side, expected in (("users", reference.users), ("items", reference.items)):
+            ids, mean, _, counts = factors(model)[side]
+            table = expected.to_arrow()
+            np.testing.assert_array_equal(ids, table.column("id").to_numpy())
+            np.testing.assert_array_equal(counts, table.column("count").to_numpy())
+            flat = table.column("mean").combine_chunks().flatten().to_numpy()
+            np.testing.assert_allclose(mean, flat.reshape(mean.shape), rtol=0, atol=1e-5)
+
+    def test_partitions_do_not_matter(self, ratings, small, spark):
+        als = estimator(solver="minibatch", blockSize=1500, maxIter=1, stepSize=0.005)
+        shuffled = spark.createDataFrame(small.sample(frac=1.0, random_state=3)).repartition(4)
+        assert_same_bits(als.fit(ratings), als.fit(shuffled))
+
+    def test_mixed_kinds_of_ids(self, spark, small):
+        named = small.assign(item="i" + small.item.astype(str))
+        als = estimator(solver="minibatch", blockSize=2000, maxIter=1)
+        model = als.fit(spark.createDataFrame(named))
+        assert np.isfinite(rmse(model, named, spark))
+        assert model.state.items.index.kind == "str"
+
+    def test_divergence_is_named(self, ratings):
+        als = estimator(solver="minibatch", stepSize=0.5, maxIter=8, blockSize=4000)
+        with pytest.raises(DivergenceError, match=r"minibatch diverged.*stepSize.*blockSize"):
+            als.fit(ratings)
+
+
+def test_sgd_divergence_is_named(ratings):
+    with pytest.raises(DivergenceError, match=r"sgd .*stepSize \(now 30\.0\)"):
+        estimator(solver="sgd", stepSize=30.0).fit(ratings)
+
+
+def test_unused_params_are_named(ratings):
+    with pytest.warns(UserWarning, match="'bayes' does not use regParam, stepSize"):
+        estimator(regParam=0.2, stepSize=0.1, maxIter=0).fit(ratings)

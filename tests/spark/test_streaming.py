@@ -1,0 +1,401 @@
+"""Streams: same bits whatever stops them, metrics of every batch, one writer, bad rows kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import ONCE, assert_same_bits, rmse
+
+from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
+from sparkml_sgdals.lease import LeaseError
+from sparkml_sgdals.storage import StorageError, VersionStore
+from sparkml_sgdals.streaming import METRICS, _residents
+
+
+@pytest.fixture
+def als():
+    return StreamingBiasedALS(timestampCol="time", rank=4)
+
+
+def run(job):
+    job.awaitTermination()
+    return job
+
+
+@pytest.fixture
+def undisturbed(als, files, stream, small, tmp_path):
+    """A model that learned eight files of `small` without a stop, and its metrics."""
+    job = run(als.fitStream(stream(files(small, 500)), str(tmp_path / "whole"), trigger=ONCE))
+    return job.model, job.metrics()
+
+
+class TestFitStream:
+    def test_learns_like_updates_by_hand(self, als, files, stream, small, spark, tmp_path):
+        folder = files(small, 700)
+        job = run(als.fitStream(stream(folder), str(tmp_path / "m"), trigger=ONCE))
+        first, *others = [small.iloc[s : s + 700] for s in range(0, len(small), 700)]
+        by_hand = als.fitStream(stream(folder), str(tmp_path / "n"), trigger=ONCE)
+        run(by_hand)
+        model = StreamingBiasedALSModel.load(str(tmp_path / "n"), version=1)
+        for part in others:
+            model.update(spark.createDataFrame(part))
+        assert_same_bits(job.model, model)
+        assert len(first) == 700
+
+    def test_metrics(self, undisturbed, small):
+        _, metrics = undisturbed
+        assert tuple(metrics.columns) == METRICS
+        assert metrics.batch.tolist() == list(range(8))
+        assert metrics.version.tolist() == list(range(1, 9))
+        assert metrics.ratings.sum() == len(small)
+        assert metrics.newUsers.sum() == small.user.nunique()
+        assert metrics.newItems.sum() == small.item.nunique()
+        assert np.isnan(metrics.rmse[0])
+        assert metrics.rmse[1:].between(0.3, 1.5).all()
+        assert metrics.baselineRmse[1:].between(0.3, 1.5).all()
+        assert metrics.validationRmse.isna().all()
+        assert metrics.committed.is_monotonic_increasing
+
+    def test_rmse_is_from_before_learning(self, files, stream, small, spark, tmp_path, als):
+        run(als.fitStream(stream(files(small, 1000)), str(tmp_path / "m"), trigger=ONCE))
+        before = StreamingBiasedALSModel.load(str(tmp_path / "m"), version=2)
+        metrics = VersionStore(str(tmp_path / "m")).metrics()
+        assert metrics[2]["rmse"] == pytest.approx(
+            rmse(before, small.iloc[2000:3000], spark), rel=1e-4
+        )
+
+    def test_validation_goes_on_after_a_restart(self, als, files, stream, small, spark, tmp_path):
+        held = small.sample(300, random_state=5)
+        validation = spark.createDataFrame(held)
+        path = str(tmp_path / "m")
+        folder = files(small.iloc[:2000], 500)
+        job = run(als.fitStream(stream(folder), path, trigger=ONCE, validation=validation))
+        files(small.iloc[2000:], 500, first=4)
+        job = run(als.fitStream(stream(folder), path, trigger=ONCE))
+        metrics = job.metrics()
+        assert metrics.validationRmse.notna().all()
+        assert len(metrics) == 8
+        assert metrics.validationRmse.iloc[-1] < metrics.validationRmse.iloc[0]
+        assert metrics.validationRmse.iloc[-1] == pytest.approx(
+            rmse(job.model, held, spark), rel=1e-5
+        )
+
+    @pytest.mark.parametrize("solver", ["sgd", "minibatch"])
+    def test_other_solvers(self, files, stream, small, spark, tmp_path, solver):
+        als = StreamingBiasedALS(
+            timestampCol="time", rank=4, solver=solver, stepSize=0.02, blockSize=100
+        )
+        job = run(als.fitStream(stream(files(small, 500)), str(tmp_path / "m"), trigger=ONCE))
+        mean_only = float(np.sqrt(np.mean((small.rating - small.rating.mean()) ** 2)))
+        assert rmse(job.model, small, spark) < mean_only
+
+    def test_one_rating_a_batch(self, als, files, stream, small, tmp_path):
+        folder = files(small.iloc[:4], 1)
+        job = run(als.fitStream(stream(folder), str(tmp_path / "m"), trigger=ONCE))
+        assert job.metrics().ratings.tolist() == [1, 1, 1, 1]
+        assert np.isfinite(job.model.state.users.mean).all()
+
+    def test_without_time(self, files, stream, small, tmp_path):
+        folder = files(small[["user", "item", "rating"]], 1000)
+        frame = stream(folder, "user string, item int, rating float")
+        job = run(StreamingBiasedALS(rank=2).fitStream(frame, str(tmp_path / "m"), trigger=ONCE))
+        assert job.model.userFactors.schema["id"].dataType.simpleString() == "string"
+        assert job.model.itemFactors.schema["id"].dataType.simpleString() == "int"
+
+    def test_a_batch_too_large_to_collect(self, als, files, stream, small, tmp_path, monkeypatch):
+        monkeypatch.setattr("sparkml_sgdals.collecting.COLLECT_LIMIT", 1500)
+        monkeypatch.setattr("sparkml_sgdals.collecting._FIRST_LOOK", 100)
+        folder = files(small, 2000)
+        job = run(als.fitStream(stream(folder), str(tmp_path / "m"), trigger=ONCE))
+        metrics = job.metrics()
+        assert metrics.ratings.tolist() == [2000, 2000]
+        assert metrics.newUsers.sum() == small.user.nunique()
+        assert job.model.state.counters.ratings == len(small)
+        assert metrics.rmse.between(0.3, 1.5).all()
+
+
+class TestUpdateStream:
+    def test_from_a_fitted_model(self, als, files, stream, small, spark, tmp_path):
+        model = als.fit(spark.createDataFrame(small.iloc[:2000]))
+        mark = model.state.fingerprint()
+        folder = files(small.iloc[2000:], 500)
+        job = run(model.updateStream(stream(folder), str(tmp_path / "m"), trigger=ONCE))
+        assert (model.version, model.state.fingerprint()) == (0, mark)
+        assert job.model.version == 4
+        by_hand = model.copy()
+        for start in range(2000, 4000, 500):
+            by_hand.update(spark.createDataFrame(small.iloc[start : start + 500]))
+        assert_same_bits(job.model, by_hand)
+
+    def test_resumes_from_an_equal_start_or_from_the_path(
+        self, als, files, stream, small, spark, tmp_path
+    ):
+        path = str(tmp_path / "m")
+        base = spark.createDataFrame(small.iloc[:2000])
+        folder = files(small.iloc[2000:3000], 500)
+        run(als.fit(base).updateStream(stream(folder), path, trigger=ONCE))
+        files(small.iloc[3000:3500], 500, first=2)
+        run(als.fit(base).updateStream(stream(folder), path, trigger=ONCE))
+        files(small.iloc[3500:], 500, first=3)
+        loaded = StreamingBiasedALSModel.load(path)
+        assert loaded.version == 3
+        job = run(loaded.updateStream(stream(folder), path, trigger=ONCE))
+        assert job.model.version == 4
+        assert job.model.state.counters.ratings == len(small)
+
+    def test_another_start_is_refused(self, als, files, stream, small, spark, tmp_path):
+        path, folder = str(tmp_path / "m"), files(small.iloc[:500], 500)
+        model = als.fit(spark.createDataFrame(small.iloc[:2000]))
+        run(model.updateStream(stream(folder), path, trigger=ONCE))
+        with pytest.raises(ValueError, match=r"started from model .* from nothing"):
+            als.fitStream(stream(folder), path, trigger=ONCE)
+        other = als.fit(spark.createDataFrame(small.iloc[:1000]))
+        with pytest.raises(ValueError, match=r"started from model .* from model"):
+            other.updateStream(stream(folder), path, trigger=ONCE)
+
+    def test_other_params_are_refused(self, als, files, stream, small, tmp_path):
+        path, folder = str(tmp_path / "m"), files(small.iloc[:500], 500)
+        run(als.fitStream(stream(folder), path, trigger=ONCE))
+        with pytest.raises(ValueError, match=r"learned with rank = 4, now it is 8"):
+            als.copy({als.rank: 8}).fitStream(stream(folder), path, trigger=ONCE)
+        text = stream(folder, "user string, item long, rating double, time long")
+        with pytest.raises(ValueError, match="kinds"):
+            als.fitStream(text, path, trigger=ONCE)
+
+
+class TestExactlyOnce:
+    def test_stopped_and_started_again(self, als, files, stream, small, undisturbed, tmp_path):
+        path = str(tmp_path / "m")
+        folder = files(small.iloc[:1500], 500, "parts")
+        run(als.fitStream(stream(folder), path, trigger=ONCE))
+        files(small.iloc[1500:], 500, "parts", first=3)
+        _residents.clear()
+        job = run(als.fitStream(stream(folder), path, trigger=ONCE))
+        assert_same_bits(job.model, undisturbed[0])
+        pd.testing.assert_series_equal(job.metrics().rmse, undisturbed[1].rmse)
+
+    def test_killed_after_its_commit_and_before_sparks(
+        self, als, files, stream, small, undisturbed, tmp_path
+    ):
+        """Spark's commit of the last batches is taken away: it replays them."""
+        path = tmp_path / "m"
+        folder = files(small.iloc[:2000], 500, "parts")
+        run(als.fitStream(stream(folder), str(path), trigger=ONCE))
+        for batch in (2, 3):
+            for name in (f"{batch}", f".{batch}.crc"):
+                (path / "checkpoint" / "commits" / name).unlink()
+        files(small.iloc[2000:], 500, "parts", first=4)
+        job = run(als.fitStream(stream(folder), str(path), trigger=ONCE))
+        assert_same_bits(job.model, undisturbed[0])
+        assert job.metrics().batch.tolist() == list(range(8))
+
+    def test_killed_before_its_commit(self, als, files, stream, small, undisturbed, tmp_path):
+        """The files of a version are there, its commit object is not, or only half of it."""
+        path = tmp_path / "m"
+        folder = files(small.iloc[:2000], 500, "parts")
+        run(als.fitStream(stream(folder), str(path), trigger=ONCE))
+        for name in ("3", ".3.crc"):
+            (path / "checkpoint" / "commits" / name).unlink()
+        commit = path / "commits" / "000000000004.json"
+        commit.write_bytes(commit.read_bytes()[:200])
+        files(small.iloc[2000:], 500, "parts", first=4)
+        job = run(als.fitStream(stream(folder), str(path), trigger=ONCE))
+        assert_same_bits(job.model, undisturbed[0])
+
+    def test_an_error_in_a_batch_leaves_nothing(
+        self, als, files, stream, small, undisturbed, tmp_path, monkeypatch
+    ):
+        path, folder = str(tmp_path / "m"), files(small, 500, "parts")
+        commit, calls = VersionStore.commit, []
+
+        def full_disk(self, *args, **kwargs):
+            calls.append(1)
+            if len(calls) == 4:
+                raise OSError("no space left on device")
+            return commit(self, *args, **kwargs)
+
+        monkeypatch.setattr(VersionStore, "commit", full_disk)
+        job = als.fitStream(stream(folder), path, trigger=ONCE)
+        with pytest.raises(Exception, match="no space left"):
+            job.awaitTermination()
+        assert job.metrics().batch.tolist() == [0, 1]
+        job = run(als.fitStream(stream(folder), path, trigger=ONCE))
+        assert_same_bits(job.model, undisturbed[0])
+
+    def test_the_process_killed_by_sigkill(self, als, files, stream, small, undisturbed, tmp_path):
+        path, folder = tmp_path / "m", files(small, 500, "parts")
+        program = tmp_path / "program.py"
+        program.write_text(
+            textwrap.dedent(
+                f"""
+                from pyspark.sql import SparkSession
+                from sparkml_sgdals import StreamingBiasedALS
+                spark = (SparkSession.builder.master("local[1]")
+                    .config("spark.ui.enabled", "false").getOrCreate())
+                stream = (spark.readStream.schema("user long, item long, rating double, time long")
+                    .option("header", True).option("maxFilesPerTrigger", 1).csv({folder!r}))
+                als = StreamingBiasedALS(timestampCol="time", rank=4)
+                trigger = {{"processingTime": "300 milliseconds"}}
+                als.fitStream(stream, {str(path)!r}, trigger=trigger)
+                print("started", flush=True)
+                import time; time.sleep(600)
+                """
+            )
+        )
+        process = subprocess.Popen(
+            [sys.executable, str(program)], start_new_session=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            until = time.monotonic() + 90
+            while len(VersionStore(str(path)).numbers()) < 4:
+                assert time.monotonic() < until, "the stream did not get going"
+                time.sleep(0.02)
+        finally:
+            # the JVM and the Python workers too
+            subprocess.run(["pkill", "-9", "-s", str(process.pid)], check=False)
+            process.wait()
+        held = json.loads((path / "lease.json").read_text())
+        assert held["pid"] == process.pid
+        job = run(als.fitStream(stream(folder), str(path), trigger=ONCE))
+        assert_same_bits(job.model, undisturbed[0])
+        assert job.metrics().batch.tolist() == list(range(8))
+
+
+class TestJob:
+    def test_a_second_writer_is_refused(self, als, files, stream, small, tmp_path):
+        path, folder = str(tmp_path / "m"), files(small.iloc[:500], 500)
+        job = als.fitStream(stream(folder), path, trigger={"processingTime": "1 second"})
+        try:
+            with pytest.raises(LeaseError, match=r"written by .* \(process \d+\) since"):
+                als.fitStream(stream(folder), path, trigger=ONCE)
+        finally:
+            job.stop()
+        run(als.fitStream(stream(folder), path, trigger=ONCE))
+        assert not (tmp_path / "m" / "lease.json").exists()
+
+    def test_stop_waits_for_the_running_batch(self, als, files, stream, small, tmp_path):
+        folder = files(small, 100)
+        job = als.fitStream(stream(folder), str(tmp_path / "m"))
+        while job.metrics().empty:
+            assert not job.awaitTermination(0.1)
+        job.stop(drain=True)
+        assert not job.query.isActive
+        metrics = job.metrics()
+        assert 1 <= len(metrics) < 40
+        assert metrics.batch.tolist() == list(range(len(metrics)))
+
+    def test_old_versions_are_pruned(self, als, files, stream, small, tmp_path, monkeypatch):
+        monkeypatch.setattr("sparkml_sgdals.storage._MIN_ROWS_OF_BASE", 300)
+        path = str(tmp_path / "m")
+        folder = files(small, 100)
+        job = run(als.fitStream(stream(folder), path, trigger=ONCE, keepVersions=3))
+        assert len(job.metrics()) == 40
+        kept = VersionStore(path).numbers()
+        assert kept[-1] == 40
+        assert len(kept) < 12
+        assert StreamingBiasedALSModel.load(path, version=38).version == 38
+        with pytest.raises(StorageError, match="does not hold version 1"):
+            StreamingBiasedALSModel.load(path, version=1)
+        assert_same_bits(StreamingBiasedALSModel.load(path), job.model)
+
+    def test_the_jobs_model_does_not_move_on(self, als, files, stream, small, tmp_path):
+        path, folder = str(tmp_path / "m"), files(small.iloc[:1000], 500)
+        job = als.fitStream(stream(folder), path, trigger={"processingTime": "100 milliseconds"})
+        try:
+            while len(job.metrics()) < 2:
+                assert not job.awaitTermination(0.1)
+            model = job.model
+            mark = model.state.fingerprint()
+            files(small.iloc[1000:1500], 500, first=2)
+            while len(job.metrics()) < 3:
+                assert not job.awaitTermination(0.1)
+            assert model.state.fingerprint() == mark
+            assert job.model.version == 3
+        finally:
+            job.stop()
+
+
+class TestBadRows:
+    def spoilt(self, small):
+        part = small.iloc[:600].copy()
+        part["rating"] = part.rating.astype(object)
+        part["user"] = part.user.astype("Int64")
+        part.iloc[3, 0] = pd.NA
+        part.iloc[4, 2] = None
+        part.iloc[5, 2] = "NaN"
+        part.iloc[6, 2] = "Infinity"
+        return part, small.iloc[:600].drop(index=[3, 4, 5, 6])
+
+    def test_are_set_aside_and_kept(self, als, files, stream, small, tmp_path):
+        bad, good = self.spoilt(small)
+        path = str(tmp_path / "m")
+        job = run(als.fitStream(stream(files(bad, 300)), path, trigger=ONCE))
+        assert job.metrics().invalid.tolist() == [4, 0]
+        assert job.metrics().ratings.tolist() == [296, 300]
+        kept = pd.read_parquet(Path(path) / "invalid" / "batch-000000000000.parquet")
+        rows = [json.loads(row) for row in kept.row]
+        assert len(rows) == 4
+        assert {"item", "rating", "time"} == set(rows[0])
+        other = str(tmp_path / "n")
+        folder = files(good.iloc[:296], 300, "good")
+        files(good.iloc[296:], 300, "good", first=1)
+        clean = run(als.fitStream(stream(folder), other, trigger=ONCE))
+        assert_same_bits(job.model, clean.model)
+
+    def test_stop_the_stream_where_asked(self, als, files, stream, small, tmp_path):
+        bad, _ = self.spoilt(small)
+        strict = als.copy({als.handleInvalid: "error"})
+        job = strict.fitStream(stream(files(bad, 300)), str(tmp_path / "m"), trigger=ONCE)
+        with pytest.raises(Exception, match="userCol 'user' is null in 1 row"):
+            job.awaitTermination()
+        assert job.model.version == 0
+
+    def test_missing_column(self, als, files, stream, small, tmp_path):
+        frame = stream(files(small, 1000), "user long, film long, rating double, time long")
+        with pytest.raises(ValueError, match="itemCol 'item' is not a column"):
+            als.fitStream(frame, str(tmp_path / "m"))
+        assert not (tmp_path / "m").exists()
+
+    def test_a_table_is_no_stream(self, als, ratings, tmp_path):
+        with pytest.raises(ValueError, match="is a table, not a stream"):
+            als.fitStream(ratings, str(tmp_path / "m"))
+        with pytest.raises(ValueError, match="is a table, not a stream"):
+            als.fit(ratings).updateStream(ratings, str(tmp_path / "m"))
+
+    def test_damaged_path(self, als, files, stream, small, tmp_path):
+        path, folder = tmp_path / "m", files(small.iloc[:1000], 500)
+        job = run(als.fitStream(stream(folder), str(path), trigger=ONCE))
+        damaged = tmp_path / "damaged"
+        shutil.copytree(path, damaged)
+        (damaged / "model.json").write_text("{")
+        with pytest.raises(StorageError, match=r"model.json is damaged"):
+            als.fitStream(stream(folder), str(damaged), trigger=ONCE)
+        (part,) = (path / "files").glob("000000000002-*-items.parquet")
+        content = bytearray(part.read_bytes())
+        content[50] ^= 1
+        part.write_bytes(content)
+        with pytest.raises(StorageError, match=r"checksum does not fit.*load\(path, version=n\)"):
+            StreamingBiasedALSModel.load(str(path))
+        assert StreamingBiasedALSModel.load(str(path), version=1).version == 1
+        assert job.path == str(path)
+
+
+def test_a_streaming_table_is_scored(als, ratings, files, stream, small, spark, tmp_path):
+    """transform takes a stream of pairs as it takes a table."""
+    model = als.fit(ratings)
+    scored = model.transform(stream(files(small.iloc[:100], 100)))
+    query = scored.writeStream.format("memory").queryName("scored").trigger(**ONCE).start()
+    query.awaitTermination()
+    found = spark.table("scored").toPandas()
+    assert len(found) == 100
+    assert found.prediction.notna().all()

@@ -1,0 +1,262 @@
+"""The equations of learning as plain loops in float64: slow, obvious, nothing shared with kernels.
+
+Weights are arrays of one number a rating. Functions that learn change the arrays given.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+MASK = (1 << 64) - 1
+GOLDEN = 0x9E3779B97F4A7C15
+
+
+def predict(user_mean: np.ndarray, item_mean: np.ndarray) -> float:
+    """b_user + b_item + U . P for one user and one item."""
+    total = float(user_mean[0]) + float(item_mean[0])
+    for f in range(1, len(user_mean)):
+        total += float(user_mean[f]) * float(item_mean[f])
+    return total
+
+
+def variance(
+    user_mean: np.ndarray, user_var: np.ndarray, item_mean: np.ndarray, item_var: np.ndarray
+) -> float:
+    """V of one prediction."""
+    total = float(user_var[0]) + float(item_var[0])
+    for f in range(1, len(user_mean)):
+        total += float(user_var[f]) * float(item_mean[f]) ** 2
+        total += float(item_var[f]) * float(user_mean[f]) ** 2
+        total += float(user_var[f]) * float(item_var[f])
+    return total
+
+
+def learn_filter(
+    users: np.ndarray,
+    items: np.ndarray,
+    ratings: np.ndarray,
+    weights: np.ndarray,
+    user_mean: np.ndarray,
+    user_var: np.ndarray,
+    item_mean: np.ndarray,
+    item_var: np.ndarray,
+    noise: float,
+    drift: float,
+) -> np.ndarray:
+    """One pass of the filter; errors from before each rating was learned."""
+    errors = []
+    for x, y, r, w in zip(users, items, ratings, weights, strict=True):
+        ux, vx = user_mean[x].copy(), user_var[x].copy()
+        py, vy = item_mean[y].copy(), item_var[y].copy()
+        e = r - predict(ux, py)
+        errors.append(e)
+        if w == 0:
+            continue
+        s = noise / w + vx[0] + vy[0]
+        for f in range(1, len(ux)):
+            s += vx[f] * py[f] ** 2 + vy[f] * ux[f] ** 2
+        for f in range(len(ux)):
+            user_regressor = 1.0 if f == 0 else py[f]
+            item_regressor = 1.0 if f == 0 else ux[f]
+            user_mean[x, f] = ux[f] + vx[f] * user_regressor * e / s
+            user_var[x, f] = vx[f] - (vx[f] * user_regressor) ** 2 / s + drift
+            item_mean[y, f] = py[f] + vy[f] * item_regressor * e / s
+            item_var[y, f] = vy[f] - (vy[f] * item_regressor) ** 2 / s + drift
+    return np.array(errors)
+
+
+def learn_sgd(
+    users: np.ndarray,
+    items: np.ndarray,
+    ratings: np.ndarray,
+    weights: np.ndarray,
+    user_mean: np.ndarray,
+    item_mean: np.ndarray,
+    step: float,
+    regs: tuple[float, float, float, float],
+) -> np.ndarray:
+    """One pass of B-SGD; errors from before each rating was learned."""
+    user_bias_reg, item_bias_reg, user_reg, item_reg = regs
+    errors = []
+    for x, y, r, w in zip(users, items, ratings, weights, strict=True):
+        ux, py = user_mean[x].copy(), item_mean[y].copy()
+        e = r - predict(ux, py)
+        errors.append(e)
+        g = step * w
+        user_mean[x, 0] = ux[0] + g * (e - user_bias_reg * ux[0])
+        item_mean[y, 0] = py[0] + g * (e - item_bias_reg * py[0])
+        for f in range(1, len(ux)):
+            user_mean[x, f] = ux[f] + g * (e * py[f] - user_reg * ux[f])
+            item_mean[y, f] = py[f] + g * (e * ux[f] - item_reg * py[f])
+    return np.array(errors)
+
+
+def loss(
+    users: np.ndarray,
+    items: np.ndarray,
+    ratings: np.ndarray,
+    weights: np.ndarray,
+    user_mean: np.ndarray,
+    item_mean: np.ndarray,
+    regs: tuple[float, float, float, float],
+) -> float:
+    """What B-SGD descends: 1/2 sum w (e^2 + lambda . squares), the penalty once a rating."""
+    user_bias_reg, item_bias_reg, user_reg, item_reg = regs
+    total = 0.0
+    for x, y, r, w in zip(users, items, ratings, weights, strict=True):
+        ux, py = user_mean[x], item_mean[y]
+        penalty = user_bias_reg * ux[0] ** 2 + item_bias_reg * py[0] ** 2
+        for f in range(1, len(ux)):
+            penalty += user_reg * ux[f] ** 2 + item_reg * py[f] ** 2
+        total += 0.5 * w * ((r - predict(ux, py)) ** 2 + penalty)
+    return total
+
+
+def learn_minibatches(
+    users: np.ndarray,
+    items: np.ndarray,
+    ratings: np.ndarray,
+    weights: np.ndarray,
+    user_mean: np.ndarray,
+    item_mean: np.ndarray,
+    step: float,
+    regs: tuple[float, float, float, float],
+    block_size: int,
+) -> np.ndarray:
+    """One pass of mini-batches: what each rating alone would do to the factors, summed by id."""
+    errors = []
+    for start in range(0, len(ratings), block_size):
+        part = range(start, min(start + block_size, len(ratings)))
+        old_users, old_items = user_mean.copy(), item_mean.copy()
+        for n in part:
+            one = slice(n, n + 1)
+            moved_users, moved_items = old_users.copy(), old_items.copy()
+            found = learn_sgd(
+                users[one], items[one], ratings[one], weights[one], moved_users, moved_items,
+                step, regs,
+            )  # fmt: skip
+            errors.append(found[0])
+            np.add.at(user_mean, users[one], (moved_users - old_users)[users[one]])
+            np.add.at(item_mean, items[one], (moved_items - old_items)[items[one]])
+    return np.array(errors)
+
+
+def sweep(
+    own: np.ndarray,
+    partners: np.ndarray,
+    ratings: np.ndarray,
+    weights: np.ndarray,
+    mean: np.ndarray,
+    var: np.ndarray,
+    prior_mean: np.ndarray,
+    prior_var: np.ndarray,
+    partner_mean: np.ndarray,
+    partner_var: np.ndarray,
+    noise: float,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Half a sweep; for each id the weighted sums of e^2 and of V afterwards.
+
+    The priors have one row an id.
+    """
+    ids, width = mean.shape
+    squares, variances = np.zeros(ids), np.zeros(ids)
+    for x in range(ids):
+        mine = [t for t in range(len(own)) if own[t] == x and weights[t] > 0]
+        if not mine:
+            continue
+        e = {t: ratings[t] - predict(mean[x], partner_mean[partners[t]]) for t in mine}
+        for f in range(width):
+            precision = noise / prior_var[x, f]
+            moment = noise / prior_var[x, f] * prior_mean[x, f]
+            for t in mine:
+                regressor = 1.0 if f == 0 else partner_mean[partners[t], f]
+                spread = 0.0 if f == 0 else partner_var[partners[t], f]
+                precision += weights[t] * (regressor**2 + spread)
+                moment += weights[t] * regressor * (e[t] + mean[x, f] * regressor)
+            var[x, f] = noise / precision
+            new = var[x, f] / noise * moment
+            for t in mine:
+                e[t] -= (new - mean[x, f]) * (1.0 if f == 0 else partner_mean[partners[t], f])
+            mean[x, f] = new
+        for t in mine:
+            y = partners[t]
+            squares[x] += weights[t] * e[t] ** 2
+            variances[x] += weights[t] * variance(mean[x], var[x], partner_mean[y], partner_var[y])
+    return squares, variances
+
+
+def fit_bayes(
+    users: np.ndarray,
+    items: np.ndarray,
+    ratings: np.ndarray,
+    weights: np.ndarray,
+    user: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    item: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    noise: float,
+    sweeps: int,
+    fresh: bool,
+) -> tuple[float, list[float]]:
+    """Filter, then sweeps, of standardised ratings; the noise and the RMSE after each sweep.
+
+    Each side is (mean, var, prior mean, prior var), the priors with one row an id.
+    """
+    (user_mean, user_var, *user_prior), (item_mean, item_var, *item_prior) = user, item
+    learn_filter(
+        users, items, ratings, weights, user_mean, user_var, item_mean, item_var, noise, 0.0
+    )
+    history = []
+    for _ in range(sweeps):
+        sweep(
+            users, items, ratings, weights, user_mean, user_var, *user_prior, item_mean,
+            item_var, noise,
+        )  # fmt: skip
+        squares, variances = sweep(
+            items, users, ratings, weights, item_mean, item_var, *item_prior, user_mean,
+            user_var, noise,
+        )  # fmt: skip
+        if fresh:
+            noise = (squares.sum() + variances.sum()) / weights.sum()
+            for mean, var, prior in (
+                (user_mean, user_var, user_prior),
+                (item_mean, item_var, item_prior),
+            ):
+                learned = ((mean - prior[0]) ** 2 + var).mean(axis=0)
+                prior[1] = np.tile(learned, (len(mean), 1))
+        history.append(math.sqrt(squares.sum() / weights.sum()))
+    return noise, history
+
+
+def mix64(z: int) -> int:
+    """SplitMix64's finaliser on Python integers."""
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
+    return z ^ (z >> 31)
+
+
+def key(an_id: int | str) -> int:
+    """The 64-bit key of an id."""
+    if isinstance(an_id, int):
+        return mix64((an_id + GOLDEN) & MASK)
+    h = 0xCBF29CE484222325
+    for byte in an_id.encode():
+        h = ((h ^ byte) * 0x100000001B3) & MASK
+    return mix64(h)
+
+
+def pair_key(user: int | str, item: int | str) -> int:
+    """The hash of (user, item)."""
+    return mix64((key(user) * GOLDEN + key(item)) & MASK)
+
+
+def start(an_id: int | str, side: int, rank: int, seed: int, std: float) -> list[float]:
+    """Bias and features that an id starts from: Box-Muller on SplitMix64."""
+    state = mix64(key(an_id) ^ mix64((3 * seed + side + GOLDEN) & MASK))
+    found = [0.0]
+    for _ in range(rank):
+        first = ((mix64((state + GOLDEN) & MASK) >> 11) + 1) / 2**53
+        second = (mix64((state + 2 * GOLDEN) & MASK) >> 11) / 2**53
+        state = (state + 2 * GOLDEN) & MASK
+        found.append(std * math.sqrt(-2 * math.log(first)) * math.cos(2 * math.pi * second))
+    return found
