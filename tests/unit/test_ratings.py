@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from sparkml_sgdals.ratings import ZERO_WEIGHT, Ratings, encode_ratings, layout_by, screen
 
-HALVES = st.integers(-4, 10).map(lambda n: n / 2)
 WEIGHTS = st.sampled_from([0.5, 1.0, 3.0])
 SMALL_IDS = st.one_of(st.integers(-3, 3), st.sampled_from([2**62, -(2**63)]))
 NAMES = st.sampled_from(["", "a", "b", "B", "é", "user 10", "user 9"])
@@ -28,7 +27,7 @@ def rows(draw: st.DrawFn) -> list[dict[str, Any]]:
     columns = {
         "user": draw(st.sampled_from([SMALL_IDS, NAMES])),
         "item": draw(st.sampled_from([SMALL_IDS, NAMES])),
-        "rating": HALVES,
+        "rating": st.sampled_from([-0.5, 2.0, 3.5]),
     }
     if draw(st.booleans()):
         columns["time"] = st.one_of(st.integers(-2, 2), st.sampled_from([2**63 - 1, -(2**63)]))
@@ -105,6 +104,18 @@ def test_order_of_rows_does_not_matter(found: list[dict[str, Any]], random: Any,
     table = as_table(shuffled)
     table = pa.concat_tables([table[:cut], table[cut:]])
     assert_same(encode_ratings(table), encode_ratings(as_table(found)))
+
+
+@pytest.mark.parametrize("times", [None, [5] * 8])
+def test_rows_that_differ_in_one_number_only(times: list[int] | None) -> None:
+    """Real data repeats user, item and time: rating and then weight decide."""
+    values, weights = [2.0, 1.0] * 4, [4.0, 3.0, 1.0, 2.0, 2.0, 1.0, 3.0, 4.0]
+    for shift in range(8):
+        ratings = ratings_of(
+            [7] * 8, [7] * 8, np.roll(values, shift), weights=np.roll(weights, shift), times=times
+        )
+        assert ratings.values.tolist() == [1.0] * 4 + [2.0] * 4
+        assert ratings.weights.tolist() == [1.0, 2.0, 3.0, 4.0] * 2
 
 
 def test_ids_beyond_16_bits() -> None:
