@@ -193,11 +193,11 @@ def _lists(matrix: F32) -> pa.ListArray:
 
 def _matrix(table: pa.Table, name: str, width: int) -> F32:
     column = table.column(name).combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks) if column.num_chunks else column.type
     flat = column.flatten() if pa.types.is_list(column.type) else column
     values: F32 = flat.to_numpy(zero_copy_only=False).astype(np.float32)
-    if values.size != table.num_rows * width:
+    lengths = pa.compute.list_value_length(column) if flat is not column else None
+    ragged = lengths is not None and not pa.compute.all(pa.compute.equal(lengths, width)).as_py()
+    if table.num_rows and (ragged or values.size != table.num_rows * width):
         raise ValueError(
             f"column {name!r} holds {values.size} numbers for {table.num_rows} ids, "
             f"expected {width} each: the file belongs to a model of another rank or is damaged"

@@ -100,11 +100,15 @@ class Lease:
                 if not running():
                     break
                 if time.monotonic() - renewed > self.seconds / 3:
-                    holder = _read(self.store)
-                    if holder is None or holder["token"] != self.token:
-                        # taken over while this process slept: it must not be taken back
-                        break
-                    self.renew()
+                    try:
+                        holder = _read(self.store)
+                        if holder is None or holder["token"] != self.token:
+                            # taken over while this process slept: it must not be taken back
+                            break
+                        self.renew()
+                    except OSError:
+                        # storage may come back before the lease runs out: try again next round
+                        continue
                     renewed = time.monotonic()
             self.release()
 

@@ -49,8 +49,8 @@ class Scale:
         """The scale of ratings with these moments (weight, mean, squares about it)."""
         weight, mean, squares = moments
         deviation = math.sqrt(squares / weight) if weight > 0 else 0.0
-        # equal ratings leave a spread of nothing but rounding
-        spreads = standardise and deviation > 1e-6 * max(1.0, abs(mean))
+        # equal ratings leave a spread of nothing but rounding; float32 has seven digits
+        spreads = standardise and deviation > 1e-7 * abs(mean)
         return cls(mean, deviation if spreads else 1.0, weight, squares, seen)
 
     def merged(self, moments: tuple[float, float, float], seen: int, standardise: bool) -> Scale:

@@ -309,7 +309,7 @@ class VersionStore:
             if number < oldest.base:
                 self.delete(f"commits/{number:012d}.json")
         for name in self.names("files"):
-            if int(name[:12]) < oldest.base:
+            if name[:12].isdigit() and int(name[:12]) < oldest.base:
                 self.delete(f"files/{name}")
 
     def _checked(self, file: dict[str, Any]) -> pa.Table:
