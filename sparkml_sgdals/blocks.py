@@ -159,6 +159,7 @@ class BlockState:
         table = FactorTable(side, "str" if pa.types.is_string(ids.type) else "int", settings)
         if known is not None:
             table.put_arrow(known)
+        size = table.size
         rows, _ = table.ensure(ids)
         arrays: dict[str, Array] = {
             "mean": table.mean[rows],
@@ -168,7 +169,7 @@ class BlockState:
             "count": table.count[rows] + counts,
         }
         if known is not None:
-            learned = (table.count[rows] > 0)[:, None]
+            learned = (rows < size)[:, None]
             arrays["prior_mean"] = np.where(learned, arrays["mean"], np.float32(0.0))
             arrays["prior_var"] = arrays["var"].copy()
         return cls(arrays)

@@ -11,8 +11,8 @@ from pyspark.sql import DataFrame
 
 from sparkml_sgdals.fitting import learn_table
 from sparkml_sgdals.model import StreamingBiasedALSModel, fit_options, stream_invalid
-from sparkml_sgdals.params import LearningParams
 from sparkml_sgdals.schema import id_kind, id_type_name
+from sparkml_sgdals.setters import LearningSetters
 from sparkml_sgdals.state import ModelState
 from sparkml_sgdals.streaming import NOTHING, StreamJob, StreamStart, start_stream
 
@@ -21,7 +21,7 @@ __all__ = ["StreamingBiasedALS"]
 
 class StreamingBiasedALS(
     Estimator[StreamingBiasedALSModel],
-    LearningParams,
+    LearningSetters,
     DefaultParamsReadable["StreamingBiasedALS"],
     DefaultParamsWritable,
 ):

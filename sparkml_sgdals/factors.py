@@ -10,7 +10,7 @@ from sparkml_sgdals.hashing import id_keys, start_factors
 from sparkml_sgdals.index import IdIndex, IdKind, id_array_type
 from sparkml_sgdals.settings import Settings
 
-__all__ = ["FactorTable"]
+__all__ = ["FactorTable", "arrow_schema", "prior_variances", "put_features"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -167,6 +167,17 @@ def prior_variances(settings: Settings) -> F32:
     prior = np.full(settings.rank + 1, settings.factor_prior, np.float32)
     prior[0] = settings.bias_prior
     return prior
+
+
+def put_features(table: FactorTable, features: pa.Table) -> None:
+    """Set features of a table of id and features, without biases: the factors of Spark's ALS.
+
+    Variances, baseline and counts are those of new ids.
+    """
+    ids = features.column("id").cast(id_array_type(table.index.kind)).combine_chunks()
+    values = _matrix(features, "features", table.mean.shape[1] - 1)
+    rows, _ = table.ensure(ids)
+    table.mean[rows, 1:] = values
 
 
 def arrow_schema(kind: IdKind) -> pa.Schema:

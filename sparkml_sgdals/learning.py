@@ -68,7 +68,8 @@ def fit_ratings(
     DivergenceError : where a pass leaves factors that are not finite, or predictions far worse
         than the mean
     """
-    fresh = state.counters.ratings == 0
+    fresh = state.blank
+    known = state.users.size, state.items.size
     settings = state.settings
     if fresh:
         scale = Scale.of(ratings.moments(), len(ratings), settings.solver == "bayes")
@@ -76,8 +77,8 @@ def fit_ratings(
     values = state.scale.standardise(ratings.values)
     user_rows, _ = state.users.ensure(ratings.user_ids)
     item_rows, _ = state.items.ensure(ratings.item_ids)
-    work = _Work(ratings, values, state, user_rows, item_rows)
-    work.learn_baseline()
+    work = _Work(ratings, values, state, (user_rows, item_rows), known)
+    work.learn_baseline(fresh)
     if settings.solver == "bayes":
         history = work.filter_and_sweep(fresh, threads, progress)
     elif settings.solver == "sgd":
@@ -108,6 +109,7 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
         nothing = np.empty(0, np.int64)
         return BatchReport(0, 0, 0, nothing, nothing, math.nan, math.nan)
     noise = state.noise, state.noise_weight
+    predicted = not state.blank
     # while the scale settles every row may change, and there are few
     whole = None if state.scale.frozen else state.copy()
     squares, baseline_squares = _score_before(state, ratings)
@@ -136,7 +138,6 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
 
     count = len(ratings)
     before = state.counters
-    predicted = before.ratings > 0
     low, high = ratings.value_range()
     state.counters = Counters(
         ratings=before.ratings + count,
@@ -177,12 +178,19 @@ class _Work:
     """A table being learned, with the factors of its ids gathered in the table's own order."""
 
     def __init__(
-        self, ratings: Ratings, values: F32, state: ModelState, user_rows: I64, item_rows: I64
+        self,
+        ratings: Ratings,
+        values: F32,
+        state: ModelState,
+        rows: tuple[I64, I64],
+        known: tuple[int, int],
     ) -> None:
         self.ratings = ratings
         self.values = values
         self.state = state
-        self.rows = (user_rows, item_rows)
+        self.rows = rows
+        # rows up to there were known before this table
+        self.known = known
         self.sides = (state.users, state.items)
         self.settings = state.settings
         self.total_weight = (
@@ -190,17 +198,17 @@ class _Work:
             if ratings.weights.size
             else float(len(ratings))
         )
-        check_rows(ratings.users, user_rows.size, "user")
-        check_rows(ratings.items, item_rows.size, "item")
+        check_rows(ratings.users, rows[0].size, "user")
+        check_rows(ratings.items, rows[1].size, "item")
 
-    def learn_baseline(self) -> None:
+    def learn_baseline(self, fresh: bool) -> None:
         """Filter, then sweep once, a model of rank 0: what features have to beat."""
         users, items = (
             Side(
                 table.base_mean[rows],
                 table.base_var[rows],
-                table.base_mean[rows] if self.state.counters.ratings else _zero_row(1),
-                table.base_var[rows] if self.state.counters.ratings else _bias_row(self.settings),
+                _zero_row(1) if fresh else table.base_mean[rows],
+                _bias_row(self.settings) if fresh else table.base_var[rows],
             )
             for table, rows in zip(self.sides, self.rows, strict=True)
         )
@@ -218,13 +226,13 @@ class _Work:
     ) -> list[float]:
         settings, r = self.settings, self.ratings
         gathered = []
-        for table, rows in zip(self.sides, self.rows, strict=True):
+        for table, rows, size in zip(self.sides, self.rows, self.known, strict=True):
             mean, var = table.mean[rows], table.var[rows]
             if fresh:
                 prior = prior_variances(settings)[None, :]
                 gathered.append(Side(mean, var, _zero_row(prior.shape[1]), prior))
             else:
-                known = (table.count[rows] > 0)[:, None]
+                known = (rows < size)[:, None]
                 gathered.append(Side(mean, var, np.where(known, mean, np.float32(0.0)), var.copy()))
         users, items = gathered
         errors = run_filter(
@@ -336,7 +344,7 @@ def _score_before(state: ModelState, ratings: Ratings) -> tuple[float, float]:
     truth = ratings.values.astype(np.float64)
     squares = float(np.sum((truth - state.clip(predictions)) ** 2))
     baseline = float(np.sum((truth - state.clip(state.predict_baseline(users, items))) ** 2))
-    if state.settings.solver == "bayes" and state.counters.ratings:
+    if state.settings.solver == "bayes" and not state.blank:
         surplus = (truth - predictions) ** 2 - variances
         weights = ratings.weights if ratings.weights.size else np.ones(truth.size, np.float32)
         weight = float(weights.sum(dtype=np.float64))

@@ -132,7 +132,7 @@ def _prediction(state: ModelState, tag: str, columns: ScoreColumns, known: Colum
     if columns.clip and state.counters.ratings:
         low, high = F.lit(float(state.counters.low)), F.lit(float(state.counters.high))
         value = F.least(F.greatest(value, low), high)
-    if not state.counters.ratings:
+    if state.blank:
         value = F.lit(float("nan"))
     if columns.cold_start == "nan":
         value = F.when(known, value).otherwise(F.lit(float("nan")))
@@ -155,6 +155,6 @@ def _deviation(state: ModelState, tag: str, columns: ScoreColumns, known: Column
         um, im, uv, iv = mean("user", f), mean("item", f), var("user", f), var("item", f)
         terms.append(uv * im * im + iv * um * um + uv * iv)
     value = F.sqrt(reduce(add, terms)) * F.lit(state.scale.spread)
-    if columns.cold_start == "nan" or not state.counters.ratings:
+    if columns.cold_start == "nan" or state.blank:
         value = F.when(known, value).otherwise(F.lit(float("nan")))
     return value.cast("float").alias(columns.std)

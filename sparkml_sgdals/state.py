@@ -120,6 +120,11 @@ class ModelState:
             noise=settings.noise,
         )
 
+    @property
+    def blank(self) -> bool:
+        """Whether it knows no ids at all."""
+        return not (self.users.size or self.items.size)
+
     def copy(self) -> ModelState:
         """An independent copy."""
         return replace(self, users=self.users.copy(), items=self.items.copy())

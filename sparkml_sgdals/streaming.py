@@ -167,7 +167,7 @@ class StreamUpdater:
     def _learn_large(self, resident: _Resident, batch: DataFrame) -> Learned:
         """A batch too large to collect goes the way of fit, with the model as its prior."""
         before = resident.state
-        prior = before if before.counters.ratings else None
+        prior = None if before.blank else before
         state, _, problems = learn_table(batch, before.settings, self.options, prior)
         resident.state = state
         bad = sum(count for fault, count in problems.items() if fault != ZERO_WEIGHT)

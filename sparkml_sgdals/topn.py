@@ -1,0 +1,125 @@
+"""The N best candidates for each query, exactly: one compiled pass over tiles of candidates.
+
+Arrays in, arrays out, nothing of Spark. Candidates come in the order of their ids, so that equal
+scores go to the smaller id.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["top_n"]
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+
+_TILE: Final = 1024
+"""candidates scored at once: their scores and factors stay in the cache of a core"""
+
+
+@nb.njit(cache=True, nogil=True)
+def _top_n(  # type: ignore[no-untyped-def]
+    queries, candidates, query_vars, candidate_vars, sign, starts, excluded, best, scores
+):
+    width, total = candidates.shape
+    var_width = candidate_vars.shape[0]
+    wanted = best.shape[1]
+    lowest = np.float32(-np.inf)
+    tile_scores = np.empty(_TILE, np.float32)
+    tile_vars = np.empty(_TILE, np.float32)
+    for q in range(queries.shape[0]):
+        found = 0
+        worst = lowest
+        gone = starts[q]
+        last_gone = starts[q + 1]
+        for begin in range(0, total, _TILE):
+            size = min(_TILE, total - begin)
+            tile_scores[:size] = np.float32(0.0)
+            for f in range(width):
+                factor = queries[q, f]
+                row = candidates[f, begin : begin + size]
+                for j in range(size):
+                    tile_scores[j] += factor * row[j]
+            if sign != 0:
+                tile_vars[:size] = np.float32(0.0)
+                for f in range(var_width):
+                    factor = query_vars[q, f]
+                    row = candidate_vars[f, begin : begin + size]
+                    for j in range(size):
+                        tile_vars[j] += factor * row[j]
+                for j in range(size):
+                    tile_scores[j] += sign * np.sqrt(tile_vars[j])
+            while gone < last_gone and excluded[gone] < begin + size:
+                tile_scores[excluded[gone] - begin] = lowest
+                gone += 1
+            for j in range(size):
+                score = tile_scores[j]
+                if score > worst:
+                    # rows are short: a sorted insert beats a heap, and keeps the order of ids
+                    place = min(found, wanted - 1)
+                    while place > 0 and scores[q, place - 1] < score:
+                        scores[q, place] = scores[q, place - 1]
+                        best[q, place] = best[q, place - 1]
+                        place -= 1
+                    scores[q, place] = score
+                    best[q, place] = begin + j
+                    found = min(found + 1, wanted)
+                    if found == wanted:
+                        worst = scores[q, wanted - 1]
+        for place in range(found, wanted):
+            best[q, place] = -1
+            scores[q, place] = lowest
+
+
+def top_n(
+    queries: F32,
+    candidates: F32,
+    count: int,
+    excluded: tuple[I64, I32] | None = None,
+    variances: tuple[F32, F32] | None = None,
+    sign: int = 0,
+) -> tuple[I32, F32]:
+    """Candidates of the highest score = q . c + sign sqrt(qv . cv), ties to the first.
+
+    Parameters
+    ----------
+    queries : float32, shape (m, width)
+    candidates : float32, shape (width, n), C-contiguous: a row a feature
+    count : how many to find for each query
+    excluded : starts, int64 of shape (m + 1,), and rising positions, int32: candidates that a
+        query must not get
+    variances : as queries and candidates, of any other width; needed where sign is not 0
+    sign : 1 for the upper, -1 for the lower bound of a score, 0 for the score itself
+
+    Returns
+    -------
+    best : int32, shape (m, k), positions of candidates, best first; -1 where there are no more
+    scores : float32, shape (m, k)
+
+    Raises IndexError for positions outside the candidates.
+    """
+    total = candidates.shape[1]
+    wanted = max(0, min(count, total))
+    best = np.empty((queries.shape[0], wanted), np.int32)
+    scores = np.empty((queries.shape[0], wanted), np.float32)
+    if excluded is None:
+        starts, positions = np.zeros(queries.shape[0] + 1, np.int64), np.empty(0, np.int32)
+    else:
+        starts, positions = excluded
+        if positions.size and (positions.min() < 0 or positions.max() >= total):
+            raise IndexError(f"excluded positions reach outside the {total} candidates")
+    if variances is None:
+        variances = np.empty((queries.shape[0], 0), np.float32), np.empty((0, total), np.float32)
+    if wanted:
+        factors = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(candidates)
+        bounds = np.ascontiguousarray(variances[0]), np.ascontiguousarray(variances[1])
+        _top_n(
+            factors[0], factors[1], bounds[0], bounds[1],
+            np.float32(sign), starts, positions, best, scores,
+        )  # fmt: skip
+    return best, scores

@@ -1,0 +1,222 @@
+"""Recommend, similar ids, a start from Spark's ALS; against NumPy over the whole matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from helpers import predictions
+from pyspark.ml.recommendation import ALS
+from pyspark.sql import functions as F
+
+from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel, recommending
+
+
+@pytest.fixture(scope="module")
+def model(ratings):
+    als = StreamingBiasedALS(rank=4, timestampCol="time", clipPredictions=False)
+    return als.fit(ratings.withColumn("item", F.col("item").cast("int")))
+
+
+@pytest.fixture(scope="module")
+def matrix(model):
+    """All predictions as a matrix, with the ids of its rows and columns, sorted."""
+    state = model.state
+    users, items = (np.sort(t.index.ids().to_numpy()) for t in (state.users, state.items))
+    rows = state.users.index.find(pa.array(np.repeat(users, items.size)))
+    columns = state.items.index.find(pa.array(np.tile(items, users.size)))
+    scores, variances = state.predict(rows, columns)
+    shape = users.size, items.size
+    return users, items, scores.reshape(shape).astype(float), variances.reshape(shape)
+
+
+def best_of(scores, ids, count):
+    return [ids[j] for j in np.argsort(-scores, kind="stable")[:count]]
+
+
+def assert_ranked(frame, query, candidate, expected, ids, count):
+    """Ids may swap where float32 cannot tell their scores apart."""
+    rows = {row[query]: row.recommendations for row in frame.collect()}
+    assert set(rows) == set(expected)
+    for key, found in rows.items():
+        scores = dict(zip(ids, expected[key], strict=True))
+        given = [r[candidate] for r in found]
+        wanted = best_of(expected[key], ids, count)
+        assert len(given) == len(set(given)) == len(wanted)
+        np.testing.assert_allclose(
+            [scores[i] for i in given], [scores[i] for i in wanted], atol=1e-4
+        )
+        np.testing.assert_allclose([r.rating for r in found], [scores[i] for i in given], atol=1e-4)
+
+
+def test_for_all_users(model, matrix):
+    users, items, scores, _ = matrix
+    frame = model.recommendForAllUsers(7)
+    assert frame.schema.simpleString() == (
+        "struct<user:bigint,recommendations:array<struct<item:int,rating:float>>>"
+    )
+    assert_ranked(frame, "user", "item", dict(zip(users, scores, strict=True)), items, 7)
+
+
+def test_for_all_items(model, matrix):
+    users, items, scores, _ = matrix
+    frame = model.recommendForAllItems(5)
+    assert_ranked(frame, "item", "user", dict(zip(items, scores.T, strict=True)), users, 5)
+
+
+def test_schema_is_that_of_spark(model, ratings):
+    als = ALS(userCol="user", itemCol="item", rank=2, maxIter=1)
+    theirs = als.fit(ratings).recommendForAllUsers(3).schema.simpleString()
+    ours = model.recommendForAllUsers(3).schema.simpleString()
+    assert ours == theirs.replace("user:int", "user:bigint")
+
+
+@pytest.mark.parametrize(("rank_by", "sign"), [("upper", 1.0), ("lower", -1.0)])
+def test_bounds(model, matrix, rank_by, sign):
+    users, items, scores, variances = matrix
+    expected = scores + sign * np.sqrt(variances)
+    frame = model.recommendForAllUsers(6, rankBy=rank_by)
+    assert_ranked(frame, "user", "item", dict(zip(users, expected, strict=True)), items, 6)
+
+
+def test_without_what_was_seen(model, matrix, ratings, small):
+    users, items, scores, _ = matrix
+    found = model.recommendForAllUsers(8, excludeSeen=ratings).collect()
+    seen = small.groupby("user").item.apply(set).to_dict()
+    assert len(found) == len(users)
+    for row in found:
+        given = [r.item for r in row.recommendations]
+        assert not seen[row.user] & set(given)
+        position = int(np.searchsorted(users, row.user))
+        rest = [j for j, item in enumerate(items) if item not in seen[row.user]]
+        wanted = best_of(scores[position, rest], items[rest], 8)
+        assert len(given) == len(wanted)
+
+
+def test_more_than_there_are(model, matrix):
+    _, items, _, _ = matrix
+    for row in model.recommendForAllUsers(10_000).limit(3).collect():
+        assert len(row.recommendations) == len(items)
+
+
+def test_subset_with_a_cold_user(model, matrix, spark):
+    users, items, scores, _ = matrix
+    wanted = [int(users[3]), int(users[3]), -77, None]
+    subset = spark.createDataFrame([(u,) for u in wanted], "user long")
+    rows = {r.user: r for r in model.recommendForUserSubset(subset, 4, coldCol="cold").collect()}
+    assert set(rows) == {int(users[3]), -77}
+    assert (rows[-77].cold, rows[int(users[3])].cold) == (True, False)
+    first = [r.item for r in rows[int(users[3])].recommendations]
+    assert first[0] == best_of(scores[3], items, 1)[0]
+    biases = model.state.items.mean[model.state.items.index.find(pa.array(items)), 0]
+    assert [r.item for r in rows[-77].recommendations] == best_of(biases, items, 4)
+    plain = model.recommendForUserSubset(subset, 4)
+    assert plain.columns == ["user", "recommendations"]
+    assert model.recommendForItemSubset(spark.createDataFrame([(5,)], "item int"), 2).count() == 1
+
+
+def test_parts_and_blocks_do_not_matter(model, ratings, monkeypatch):
+    def table(frame):
+        return {r.user: [(i.item, i.rating) for i in r.recommendations] for r in frame.collect()}
+
+    whole = table(model.recommendForAllUsers(6)), table(model.recommendForAllUsers(6, ratings))
+    monkeypatch.setattr(recommending, "_QUERIES_PER_BLOCK", 50)
+    monkeypatch.setattr(recommending, "_CANDIDATES_PER_PART", 25)
+    parts = table(model.recommendForAllUsers(6)), table(model.recommendForAllUsers(6, ratings))
+    assert whole == parts
+
+
+def test_ratings_are_clipped_after_ranking(model, matrix):
+    clipped = model.copy({model.clipPredictions: True}).recommendForAllUsers(5)
+    free = {
+        r.user: [i.item for i in r.recommendations] for r in model.recommendForAllUsers(5).collect()
+    }
+    for row in clipped.collect():
+        assert [i.item for i in row.recommendations] == free[row.user]
+        assert all(0.5 <= i.rating <= 5.0 for i in row.recommendations)
+
+
+@pytest.mark.parametrize(
+    ("count", "rank_by", "message"),
+    [(0, "prediction", "at least 1, got 0"), (3, "best", "rankBy must be one of")],
+)
+def test_bad_arguments(model, count, rank_by, message):
+    with pytest.raises(ValueError, match=message):
+        model.recommendForAllUsers(count, rankBy=rank_by)
+
+
+def test_strings(spark, small):
+    named = small.assign(user="u" + small.user.astype(str), item="i" + small.item.astype(str))
+    frame = spark.createDataFrame(named)
+    model = StreamingBiasedALS(rank=3, maxIter=1).fit(frame)
+    rows = model.recommendForAllUsers(3, excludeSeen=frame).collect()
+    seen = named.groupby("user").item.apply(set).to_dict()
+    assert len(rows) == named.user.nunique()
+    assert not any(seen[r.user] & {i.item for i in r.recommendations} for r in rows)
+
+
+def test_similar_items(model, spark, matrix):
+    _, items, _, _ = matrix
+    subset = spark.createDataFrame([(int(items[2]),), (-9,)], "item int")
+    (row,) = model.similarItems(subset, 4).collect()
+    features = model.state.items.mean[model.state.items.index.find(pa.array(items)), 1:]
+    features = features / np.linalg.norm(features, axis=1, keepdims=True)
+    cosines = features @ features[2]
+    cosines[2] = -np.inf
+    assert row.item == items[2]
+    found = [s.item for s in row.similar]
+    assert found == best_of(cosines, items, 4)
+    np.testing.assert_allclose(
+        [s.similarity for s in row.similar], np.sort(cosines)[::-1][:4], atol=1e-5
+    )
+    assert model.similarUsers(spark.createDataFrame([(1,)], "user long"), 3).count() == 1
+
+
+class TestFromALS:
+    @pytest.fixture(scope="class")
+    def als_model(self, ratings):
+        return ALS(userCol="user", itemCol="item", rank=5, maxIter=3, seed=1).fit(ratings)
+
+    def test_predicts_as_als_until_it_learns(self, als_model, ratings):
+        model = StreamingBiasedALSModel.fromALS(als_model)
+        by = ["user", "item", "time", "rating"]
+        np.testing.assert_allclose(
+            predictions(model.transform(ratings), by),
+            predictions(als_model.transform(ratings), by),
+            atol=1e-5,
+        )
+        assert (model.rank, model.globalMean) == (5, 0.0)
+
+    def test_learns_on(self, als_model, spark, small):
+        model = StreamingBiasedALSModel.fromALS(als_model).setColdStartStrategy("bias")
+        user = int(small.user[0])
+        new = spark.createDataFrame(
+            [(user, -4, 1.0), (-3, int(small.item[0]), 5.0)], "user long, item long, rating double"
+        )
+        before = model.copy().transform(new).orderBy("user").toPandas().prediction
+        model.update(new)
+        after = model.transform(new).orderBy("user").toPandas().prediction
+        assert abs(after[0] - 5.0) < abs(before[0] - 5.0)
+        assert abs(after[1] - 1.0) < abs(before[1] - 1.0)
+        assert model.state.scale.spread == 1.0
+
+    def test_a_large_update_has_als_as_its_prior(self, als_model, spark, small, monkeypatch):
+        monkeypatch.setattr("sparkml_sgdals.collecting.COLLECT_LIMIT", 500)
+        monkeypatch.setattr("sparkml_sgdals.collecting._FIRST_LOOK", 100)
+        model = StreamingBiasedALSModel.fromALS(als_model)
+        known = model.state.users.size
+        model.update(spark.createDataFrame(small.iloc[:1000]))
+        assert model.report.form == "one task"
+        assert model.state.users.size == known
+        assert model.state.scale.mean == 0.0
+
+
+def test_setters_and_getters():
+    als = StreamingBiasedALS()
+    for param in als.params:
+        name = param.name[0].upper() + param.name[1:]
+        if not als.isDefined(param):
+            continue
+        value = als.getOrDefault(param)
+        assert getattr(als, f"set{name}")(value) is als
+        assert getattr(als, f"get{name}")() == value
