@@ -42,8 +42,9 @@ lint: $(VENV)/.installed ## ruff, mypy, and nothing in the package that Spark Co
 		*) exit 1 ;; \
 	esac
 
-bench: $(VENV)/.installed ## Time our fit against Spark's ALS: out/small_fit.json
+bench: $(VENV)/.installed ## Time fit and recommend against Spark's ALS: out/*.json
 	@$(WITH_SPARK) $(PY) benchmarks/small_fit.py $(ARGS)
+	@$(WITH_SPARK) $(PY) benchmarks/recommend.py $(ARGS)
 
 docs: $(VENV)/.installed ## Check the links in README.md and docs/
 	$(PY) scripts/check_links.py README.md docs

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ from sparkml_sgdals.blocks import (
 from sparkml_sgdals.exchange import from_bytes, to_bytes
 from sparkml_sgdals.hashing import block_of, id_keys
 from sparkml_sgdals.index import IdKind
+from sparkml_sgdals.learning import check_finite, settle_scale
 from sparkml_sgdals.routing import (
     CELL_DDL,
     MESSAGE_DDL,
@@ -78,7 +79,15 @@ def train_in_blocks(
     try:
         items = placed(lay_out_items(cells, job), job).persist()
         held.append(items)
-        job, scale, moments = measure(items, job, prior)
+        job, moments = measure(items, job)
+        if prior is None:
+            scale = replace(moments.scale, frozen=True)
+        else:
+            prior = prior.copy()
+            weight = moments.scale.weight, moments.scale.mean, moments.scale.squares
+            settle_scale(prior, weight, moments.ratings, freeze=True)
+            scale = prior.scale
+        job = replace(job, scale=(scale.mean, scale.spread))
         users = placed(lay_out_users(cells, items, job), job).persist()
         held.append(users)
         messages = _learn(users, items, job, plan, prior)
@@ -86,6 +95,7 @@ def train_in_blocks(
         held.append(final)
         state = _collect(users, items, final, job, prior)
         state.scale = scale
+        check_finite(state, np.arange(state.users.size), np.arange(state.items.size))
         seconds = {"learn": time.perf_counter() - clock}
         history = _take_sums(final, state, job, moments)
         form = f"{plan.num_blocks} blocks"
@@ -227,7 +237,7 @@ def _stratum(number: int, last: bool, job: Job) -> Callable[[pa.Table, pa.Table]
             mean, spread = job.scale
             z = ((a["values"].astype(np.float64) - mean) / spread).astype(np.float32)
             cell = Cell(a["users"], a["items"], z, a["weights"])
-            errors, baseline = learn_cell(cell, users, items, job.settings)
+            errors, baseline = learn_cell(cell, users, items, job.settings, number < blocks)
             # the later half of the first pass: what a model has learned so far is judged
             if blocks // 2 <= number < blocks:
                 counted = users.arrays["prequential"]

@@ -214,15 +214,23 @@ class Sums:
 
 
 def learn_cell(
-    cell: Cell, users: BlockState, items: BlockState, settings: Settings
+    cell: Cell, users: BlockState, items: BlockState, settings: Settings, baseline: bool
 ) -> tuple[F32, F32]:
-    """Filter (or descend through) one cell in place; errors of the model and of its baseline."""
+    """Filter (or descend through) one cell in place; errors of the model and of its baseline.
+
+    Parameters
+    ----------
+    baseline : whether the baseline learns the cell too; it counts each rating once, so in the
+        first of several passes. Its errors are empty where it does not.
+    """
     u, i = users.arrays, items.arrays
     where = (cell.users, cell.items, cell.values, cell.weights, settings)
-    baseline = run_filter(*where, u["base_mean"], u["base_var"], i["base_mean"], i["base_var"])
+    apart = np.empty(0, np.float32)
+    if baseline:
+        apart = run_filter(*where, u["base_mean"], u["base_var"], i["base_mean"], i["base_var"])
     if settings.solver == "bayes":
-        return run_filter(*where, u["mean"], u["var"], i["mean"], i["var"]), baseline
-    return run_sgd(*where, u["mean"], i["mean"]), baseline
+        return run_filter(*where, u["mean"], u["var"], i["mean"], i["var"]), apart
+    return run_sgd(*where, u["mean"], i["mean"]), apart
 
 
 def sweep_block(

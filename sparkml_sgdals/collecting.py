@@ -60,6 +60,9 @@ def collect_ratings(
         if ratings.count() > COLLECT_LIMIT:
             return None
         table = ratings.toArrow()
+    elif table.num_rows > COLLECT_LIMIT:
+        # many small partitions: what a batch is learned by must not depend on them
+        return None
     else:
         table = table.drop_columns("place")
     raw = table.column("raw")
@@ -68,8 +71,13 @@ def collect_ratings(
     return Collected(good, table.num_rows, int(bad.sum()), problems, invalid[:_KEPT_INVALID])
 
 
-def invalid_rows(df: DataFrame, columns: RatingColumns, kinds: tuple[IdKind, IdKind]) -> list[str]:
+def invalid_rows(
+    df: DataFrame, columns: RatingColumns, kinds: tuple[IdKind, IdKind], keep: bool
+) -> list[str]:
     """Some of the rows that cannot be learned, as JSON, for a batch too large to collect."""
+    if keep:
+        # a bad time or weight alone does not set a row aside
+        columns = RatingColumns(columns.user, columns.item, columns.rating)
     raw = select_ratings(df, columns, kinds, raw=True).select("raw")
     found = raw.where(F.col("raw").isNotNull()).limit(_KEPT_INVALID).toArrow()
     return [str(row) for row in found.column("raw").to_pylist()]

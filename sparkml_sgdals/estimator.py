@@ -121,7 +121,7 @@ class StreamingBiasedALS(
         return start_stream(
             stream,
             modelPath,
-            StreamStart(empty._state, (NOTHING,), empty._meta()),
+            StreamStart(empty.state, NOTHING, None, empty._meta()),
             fit_options(self, kinds, stream_invalid(self)),
             empty._at_newest,
             trigger=trigger,

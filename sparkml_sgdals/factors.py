@@ -132,6 +132,10 @@ class FactorTable:
         """Whether every mean and variance in `rows` is a finite number."""
         return bool(np.isfinite(self._mean[rows]).all() and np.isfinite(self._var[rows]).all())
 
+    def truncate(self, size: int) -> None:
+        """Forget the ids that were added last, down to `size` of them."""
+        self.index.truncate(size)
+
     def rescale(self, bias_shift: float, ratio: float) -> None:
         """Change units: biases become (b + shift) * ratio, features f * sqrt(ratio)."""
         for bias, variance in ((self.mean, self.var), (self.base_mean, self.base_var)):

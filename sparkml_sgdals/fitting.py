@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass
+import warnings
+from dataclasses import dataclass, replace
 
 from pyspark.sql import DataFrame
 
 from sparkml_sgdals.blocked import train_in_blocks
 from sparkml_sgdals.index import IdKind
 from sparkml_sgdals.minibatch import train_in_mini_batches
-from sparkml_sgdals.packing import count_packed, explain_problems, pack
+from sparkml_sgdals.packing import PackedCounts, count_packed, explain_problems, pack
 from sparkml_sgdals.ratings import ZERO_WEIGHT, Problems
 from sparkml_sgdals.schema import RatingColumns, select_ratings
 from sparkml_sgdals.settings import Settings
@@ -37,8 +38,12 @@ class FitOptions:
 
 
 def learn_table(
-    df: DataFrame, settings: Settings, options: FitOptions, prior: ModelState | None = None
-) -> tuple[ModelState, TrainingReport, Problems]:
+    df: DataFrame,
+    settings: Settings,
+    options: FitOptions,
+    prior: ModelState | None = None,
+    allow_empty: bool = False,
+) -> tuple[ModelState, TrainingReport, PackedCounts]:
     """Learn a table of any size, fresh or onto a model; the state given is left as it is.
 
     Raises
@@ -55,7 +60,7 @@ def learn_table(
         counts = count_packed(packed)
         if options.handle_invalid == "error":
             refuse_invalid(counts.problems, options.columns)
-        if counts.ratings == 0 and prior is None:
+        if counts.ratings == 0 and prior is None and not allow_empty:
             raise ValueError(
                 "There are no ratings to learn from: the table is empty"
                 + (f" but for rows set aside: {dict(counts.problems)}." if counts.problems else ".")
@@ -63,7 +68,7 @@ def learn_table(
             )
         seconds = {"pack": time.perf_counter() - clock}
         threads = options.num_threads or local_threads(df.sparkSession)
-        if settings.solver == "minibatch" and prior is None:
+        if settings.solver == "minibatch" and prior is None and counts.ratings:
             state, report = train_in_mini_batches(packed, settings, options.kinds, threads)
         else:
             plan = Plan.of(
@@ -73,11 +78,19 @@ def learn_table(
                 threads,
                 options.checkpoint_interval,
             )
-            if counts.ratings == 0 and prior is not None:
-                state, report = prior.copy(), TrainingReport("nothing", [], {})
+            if settings.solver == "minibatch":
+                # onto a model one pass, which a task does without a join a mini-batch
+                plan = replace(plan, num_blocks=1)
+            if counts.ratings == 0:
+                state = (
+                    ModelState.empty(settings, *options.kinds) if prior is None else prior.copy()
+                )
+                report = TrainingReport("nothing", [], {})
             elif plan.num_blocks == 1:
                 state, report = train_in_one_task(packed, settings, options.kinds, threads, prior)
             else:
+                if settings.tol > 0:
+                    warnings.warn("tol is not used in a fit in blocks.", UserWarning, stacklevel=2)
                 state, report = train_in_blocks(packed, settings, options.kinds, plan, prior)
     finally:
         packed.unpersist()
@@ -86,7 +99,7 @@ def learn_table(
     return (
         state,
         TrainingReport(report.form, report.rmse, seconds | report.seconds),
-        counts.problems,
+        counts,
     )
 
 

@@ -93,6 +93,19 @@ class IdIndex:
                 _insert(self._slots, id_keys(ids), first)
         return np.arange(first, self.size)
 
+    def truncate(self, size: int) -> None:
+        """Forget the ids that were added last, down to `size` of them."""
+        if size >= self.size:
+            return
+        if self.kind == "str":
+            for name in self._names[size:]:
+                del self._rows[name]
+            del self._names[size:]
+        self.size = size
+        if self.kind == "int":
+            self._slots[:] = _EMPTY
+            _insert(self._slots, id_keys(self.ids()), 0)
+
     def ids(self, rows: I64 | None = None) -> pa.Array:
         """The ids of `rows` (all of them by default) as an Arrow array of int64 or string."""
         if self.kind == "str":

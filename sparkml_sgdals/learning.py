@@ -30,7 +30,7 @@ from sparkml_sgdals.solvers import (
 )
 from sparkml_sgdals.state import SETTLING_RATINGS, Counters, ModelState, Scale
 
-__all__ = ["BatchReport", "fit_ratings", "learn_batch"]
+__all__ = ["BatchReport", "check_finite", "fit_ratings", "learn_batch", "settle_scale"]
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -74,6 +74,8 @@ def fit_ratings(
     if fresh:
         scale = Scale.of(ratings.moments(), len(ratings), settings.solver == "bayes")
         state.scale = replace(scale, frozen=True)
+    else:
+        settle_scale(state, ratings.moments(), len(ratings), freeze=True)
     values = state.scale.standardise(ratings.values)
     user_rows, _ = state.users.ensure(ratings.user_ids)
     item_rows, _ = state.items.ensure(ratings.item_ids)
@@ -85,7 +87,7 @@ def fit_ratings(
         history = work.descend(settings.max_iter if fresh else 1, progress)
     else:
         history = work.descend_in_batches(settings.max_iter if fresh else 1, progress)
-    _check_finite(state, user_rows, item_rows)
+    check_finite(state, user_rows, item_rows)
     state.users.count[user_rows] += np.bincount(ratings.users, minlength=user_rows.size)
     state.items.count[item_rows] += np.bincount(ratings.items, minlength=item_rows.size)
     low, high = ratings.value_range()
@@ -113,7 +115,9 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
     # while the scale settles every row may change, and there are few
     whole = None if state.scale.frozen else state.copy()
     squares, baseline_squares = _score_before(state, ratings)
-    _settle_scale(state, ratings)
+    first = min(SETTLING_RATINGS - state.scale.seen, len(ratings))
+    settle_scale(state, ratings.moments(max(first, 0)), first)
+    sizes = state.users.size, state.items.size
     user_rows, new_users = state.users.ensure(ratings.user_ids)
     item_rows, new_items = state.items.ensure(ratings.item_ids)
     users, items = state.users, state.items
@@ -124,11 +128,13 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
     before_rows = users.to_arrow(user_rows), items.to_arrow(item_rows)
     try:
         _learn_rows(state, rows_u, rows_i, values, ratings.weights)
-        _check_finite(state, user_rows, item_rows)
+        check_finite(state, user_rows, item_rows)
     except DivergenceError:
         if whole is None:
             users.put_arrow(before_rows[0])
             items.put_arrow(before_rows[1])
+            users.truncate(sizes[0])
+            items.truncate(sizes[1])
             state.noise, state.noise_weight = noise
         else:
             vars(state).update(vars(whole))
@@ -355,13 +361,20 @@ def _score_before(state: ModelState, ratings: Ratings) -> tuple[float, float]:
     return squares, baseline
 
 
-def _settle_scale(state: ModelState, ratings: Ratings) -> None:
-    """Let the first ratings of a stream move mean and spread, with predictions kept."""
+def settle_scale(
+    state: ModelState, moments: tuple[float, float, float], seen: int, freeze: bool = False
+) -> None:
+    """Let the first ratings of a stream move mean and spread, in place, with predictions kept.
+
+    Parameters
+    ----------
+    moments, seen : weight, mean and squares of the ratings, and how many they are
+    freeze : whether these settle it for good; else it freezes after SETTLING_RATINGS
+    """
     old = state.scale
     if old.frozen:
         return
-    first = min(SETTLING_RATINGS - old.seen, len(ratings))
-    new = old.merged(ratings.moments(first), first, state.settings.solver == "bayes")
+    new = old.merged(moments, seen, state.settings.solver == "bayes")
     if old.weight > 0.0:
         # the mean moves by a shift that the two biases of a pair take back, half each
         shift = (old.mean - new.mean) / old.spread / 2.0
@@ -369,10 +382,11 @@ def _settle_scale(state: ModelState, ratings: Ratings) -> None:
             side.rescale(shift, old.spread / new.spread)
         ratio = (old.spread / new.spread) ** 2
         state.noise = max(state.noise * ratio, 0.01)
-    state.scale = replace(new, frozen=new.seen >= SETTLING_RATINGS)
+    state.scale = replace(new, frozen=freeze or new.seen >= SETTLING_RATINGS)
 
 
-def _check_finite(state: ModelState, user_rows: I64, item_rows: I64) -> None:
+def check_finite(state: ModelState, user_rows: I64, item_rows: I64) -> None:
+    """Raise DivergenceError where factors in these rows are not finite."""
     if not (state.users.finite(user_rows) and state.items.finite(item_rows)):
         raise DivergenceError(
             f"{state.settings.solver} left factors that are not finite. Lower stepSize (now "

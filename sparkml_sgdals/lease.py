@@ -80,7 +80,7 @@ class Lease:
             "renewed": time.time(),
             "seconds": self.seconds,
         }
-        self.store.write(_NAME, json.dumps(holder).encode())
+        self.store.replace(_NAME, json.dumps(holder).encode())
 
     def keep_while(self, active: Callable[[], bool]) -> None:
         """Renew in the background while `active` says so, then release."""
@@ -137,15 +137,18 @@ class Lease:
 
 
 def _read(store: VersionStore) -> dict[str, Any] | None:
-    payload = store.read(_NAME)
-    if payload is None:
-        return None
-    try:
-        holder: dict[str, Any] = json.loads(payload)
-        return holder if "token" in holder else None
-    except ValueError:
-        # broken off while it was written: its writer did not get to start
-        return None
+    for _ in range(5):
+        payload = store.read(_NAME)
+        if payload is None:
+            return None
+        try:
+            holder: dict[str, Any] = json.loads(payload)
+            return holder if "token" in holder else None
+        except ValueError:
+            # where a put is not whole by itself, a reader may meet it half done
+            time.sleep(0.02)
+    # broken off while it was written: its writer did not get to start
+    return None
 
 
 def _describe(holder: dict[str, Any]) -> str:

@@ -46,7 +46,7 @@ def train_in_mini_batches(
     clock = time.perf_counter()
     # the mean, the counts and the baseline; ids stand at their start
     state, _ = train_in_one_task(packed, replace(settings, max_iter=0), kinds, threads)
-    ratings = _numbered(packed, settings, kinds, state.scale.mean).persist()
+    in_order, ratings = _numbered(packed, settings, kinds, state.scale.mean)
     try:
         batches = -(-state.counters.ratings // settings.block_size)
         small = state.users.size + state.items.size <= BROADCAST_IDS
@@ -67,7 +67,7 @@ def train_in_mini_batches(
                     stepped.unpersist()
         learned = factors.toArrow()
     finally:
-        ratings.unpersist()
+        in_order.unpersist()
     for side, table in ((USER_SIDE, state.users), (ITEM_SIDE, state.items)):
         own = learned.filter(pa.compute.equal(learned.column("side"), side))
         if own.num_rows:
@@ -115,8 +115,8 @@ class _Unpack:
 
 def _numbered(
     packed: DataFrame, settings: Settings, kinds: tuple[IdKind, IdKind], mean: float
-) -> DataFrame:
-    """Ratings in hashed order, each with the number of its mini-batch."""
+) -> tuple[DataFrame, DataFrame]:
+    """Ratings in hashed order, persisted, and the same with the number of each's mini-batch."""
     types = [("bigint" if kind == "int" else "string") for kind in kinds]
     ddl = f"user {types[0]}, item {types[1]}, value float, weight float, ordinal bigint"
     rows = packed.select("payload").mapInArrow(_Unpack(kinds, mean), ddl)
@@ -135,7 +135,7 @@ def _numbered(
         first += sizes.get(part, 0)
     offset = F.get(F.array(*[F.lit(o).cast("bigint") for o in offsets]), F.col("part"))
     batch = F.floor((offset + F.col("place")) / F.lit(settings.block_size)).cast("int")
-    return in_order.withColumn("batch", batch).drop("part", "place")
+    return in_order, in_order.withColumn("batch", batch).drop("part", "place")
 
 
 @dataclass(frozen=True)

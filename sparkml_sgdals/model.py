@@ -56,7 +56,7 @@ class StreamingBiasedALSModel(
         self._report = report
         # copies share a state until one of them learns
         self._shared = False
-        self._path_origin: str | None = None
+        self._path_id: str | None = None
         self._frames: tuple[SparkSession, FactorFrames] | None = None
 
     @property
@@ -265,7 +265,7 @@ class StreamingBiasedALSModel(
             learn_collected(self._state, collected)
         self._shared = False
         self._frames = None
-        self._path_origin = None
+        self._path_id = None
         self.version += 1
         return self
 
@@ -302,11 +302,10 @@ class StreamingBiasedALSModel(
         LeaseError : another stream writes to the path
         StorageError : the path is damaged
         """
-        origins = tuple(filter(None, (self._state.fingerprint(), self._path_origin)))
         return start_stream(
             stream,
             modelPath,
-            StreamStart(self._state, origins, self._meta()),
+            StreamStart(self._state, self._state.fingerprint(), self._path_id, self._meta()),
             fit_options(self, self._kinds(), stream_invalid(self)),
             self._at_newest,
             trigger=trigger,
@@ -353,7 +352,7 @@ class StreamingBiasedALSModel(
         state, commit = store.load(version)
         meta = store.meta() or {}
         model = cls(state, tuple(meta["idTypes"]), commit.version)
-        model._path_origin = meta["origin"]
+        model._path_id = meta["pathId"]
         model._resetUid(meta["uid"])
         for name, value in meta["params"].items():
             model._set(**{name: value})

@@ -20,18 +20,25 @@ from sparkml_sgdals.ratings import ZERO_WEIGHT, Problems, screen
 
 __all__ = ["PackedCounts", "count_packed", "explain_problems", "pack"]
 
-_PACK_DDL: Final = "count bigint, payload binary, problems string"
+_PACK_DDL: Final = "count bigint, bad bigint, payload binary, problems string"
 _PACK_SCHEMA: Final = pa.schema(
-    [("count", pa.int64()), ("payload", pa.binary()), ("problems", pa.string())]
+    [
+        ("count", pa.int64()),
+        ("bad", pa.int64()),
+        ("payload", pa.binary()),
+        ("problems", pa.string()),
+    ]
 )
 _ROWS_PER_CELL: Final = 500_000
 
 
 @dataclass(frozen=True)
 class PackedCounts:
-    """How many ratings were packed, and what was set aside."""
+    """How many ratings were packed, how many rows were set aside, and for what: a row may have
+    several faults."""
 
     ratings: int
+    bad_rows: int
     problems: Problems
 
 
@@ -54,9 +61,9 @@ class _Pack:
             yield self._cell(held)
 
     def _cell(self, batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-        table, _, problems = screen(pa.Table.from_batches(batches), self.keep)
+        table, bad, problems = screen(pa.Table.from_batches(batches), self.keep)
         payload = to_bytes(narrow(table).combine_chunks())
-        values = [[table.num_rows], [payload], [json.dumps(problems)]]
+        values = [[table.num_rows], [int(bad.sum())], [payload], [json.dumps(problems)]]
         return pa.RecordBatch.from_arrays(
             [pa.array(v, f.type) for v, f in zip(values, _PACK_SCHEMA, strict=True)],
             schema=_PACK_SCHEMA,
@@ -71,11 +78,12 @@ def pack(ratings: DataFrame, keep: bool) -> DataFrame:
 def count_packed(packed: DataFrame) -> PackedCounts:
     """Count what was packed; the one action that computes a persisted `packed`."""
     problems: Counter[str] = Counter()
-    ratings = 0
-    for cell in packed.select("count", "problems").collect():
+    ratings, bad_rows = 0, 0
+    for cell in packed.select("count", "bad", "problems").collect():
         ratings += cell[0]
+        bad_rows += cell.bad
         problems.update(json.loads(cell.problems))
-    return PackedCounts(ratings, dict(problems))
+    return PackedCounts(ratings, bad_rows, dict(problems))
 
 
 def explain_problems(problems: Problems, names: dict[str, str]) -> str:

@@ -213,7 +213,7 @@ def screen(table: pa.Table, keep: bool = False) -> tuple[pa.Table, npt.NDArray[n
     for name in ("user", "item"):
         column = table.column(name)
         if column.null_count:
-            found(f"{name}: null", column.is_null().to_numpy())
+            found(f"{name}: null or no whole number", column.is_null().to_numpy())
     rating = _floats(table.column("rating"))
     finite = np.isfinite(rating)
     if not finite.all():

@@ -29,7 +29,7 @@ from sparkml_sgdals.hashing import ITEM_SIDE, USER_SIDE, block_of, id_keys
 from sparkml_sgdals.index import IdKind, id_array_type
 from sparkml_sgdals.ratings import Ratings, encode_ratings
 from sparkml_sgdals.settings import Settings
-from sparkml_sgdals.state import ModelState, Scale
+from sparkml_sgdals.state import Scale
 
 __all__ = [
     "CELL_DDL",
@@ -246,27 +246,24 @@ def _key_of(block_column: str, job: Job) -> Column:
 
 @dataclass(frozen=True)
 class Moments:
+    """What the driver has to know of the ratings: how many, their range, mean and spread."""
+
     ratings: int
     low: float
     high: float
-    weight: float
+    scale: Scale
 
 
-def measure(items: DataFrame, job: Job, prior: ModelState | None) -> tuple[Job, Scale, Moments]:
+def measure(items: DataFrame, job: Job) -> tuple[Job, Moments]:
     """Mean, spread and range over all cells; the action that computes the items' layout."""
     rows = items.where(F.col("kind") == "moments").select("target", "source", "payload").collect()
     scale = Scale()
     ratings, low, high = 0, math.inf, -math.inf
     for row in sorted(rows, key=lambda r: (r.target, r.source)):
         cell = json.loads(bytes(row.payload))
-        scale = scale.merged(
-            tuple(cell["moments"]), cell["ratings"], job.settings.solver == "bayes"
-        )
+        of_cell = (cell["moments"][0], cell["moments"][1], cell["moments"][2])
+        scale = scale.merged(of_cell, cell["ratings"], job.settings.solver == "bayes")
         ratings += cell["ratings"]
         low, high = min(low, cell["range"][0]), max(high, cell["range"][1])
-    moments = Moments(ratings, low, high, scale.weight)
-    scale = replace(scale, frozen=True) if prior is None else prior.scale
-    job = replace(
-        job, scale=(scale.mean, scale.spread), value_range=(low, high), total_weight=moments.weight
-    )
-    return job, scale, moments
+    job = replace(job, value_range=(low, high), total_weight=scale.weight)
+    return job, Moments(ratings, low, high, scale)

@@ -96,6 +96,8 @@ class VersionStore:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        if re.match(r"[a-z][a-z0-9+.-]+:/(?!/)", path) and not path.startswith("file:"):
+            raise ValueError(f"{path!r} is no full URI: write two slashes after the scheme.")
         if path.startswith("file:"):
             self.fs: pafs.FileSystem = pafs.LocalFileSystem()
             self.root = "/" + re.sub(r"^file:/*", "", path)
@@ -125,6 +127,16 @@ class VersionStore:
             stream = self.fs.open_output_stream(target)
         with stream:
             stream.write(payload)
+
+    def replace(self, name: str, payload: bytes) -> None:
+        """Put an object that others may read meanwhile: they see the old one or the new one."""
+        if isinstance(self.fs, pafs.LocalFileSystem):
+            beside = f"{name}.{uuid.uuid4().hex[:8]}"
+            self.write(beside, payload)
+            self.fs.move(f"{self.root}/{beside}", f"{self.root}/{name}")
+        else:
+            # an object store's put is whole by itself
+            self.write(name, payload)
 
     def delete(self, name: str) -> None:
         """Delete an object if it is there."""

@@ -11,6 +11,7 @@ import logging
 import math
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
@@ -21,13 +22,14 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 
 from sparkml_sgdals.collecting import COLLECT_LIMIT, Collected, collect_ratings, invalid_rows
-from sparkml_sgdals.fitting import FitOptions, learn_table, refuse_invalid
+from sparkml_sgdals.fitting import FitOptions, column_names, learn_table, refuse_invalid
 from sparkml_sgdals.learning import learn_batch
 from sparkml_sgdals.lease import Lease, check_holder
+from sparkml_sgdals.packing import explain_problems
 from sparkml_sgdals.ratings import ZERO_WEIGHT, Problems, encode_ratings, screen
 from sparkml_sgdals.schema import RatingColumns, select_ratings
 from sparkml_sgdals.state import ModelState
-from sparkml_sgdals.storage import Commit, VersionStore, spark_path
+from sparkml_sgdals.storage import Commit, StorageError, VersionStore, spark_path
 
 if TYPE_CHECKING:
     from pyspark.sql.connect.streaming.query import StreamingQuery as ConnectQuery
@@ -83,6 +85,7 @@ class _Resident:
 
     state: ModelState
     commit: Commit
+    token: str
     validation: tuple[pa.Table, Any] | None
 
 
@@ -120,11 +123,12 @@ class StreamUpdater:
         store = VersionStore(self.path)
         newest = store.newest()
         resident = _residents.get(self.path)
-        same = resident is not None and newest is not None and resident.commit == newest
-        if resident is None or not same:
+        if resident is None or resident.commit != newest or resident.token != self.token:
             state, commit = store.load()
             table = store.read_table("validation.parquet")
-            resident = _Resident(state, commit, None if table is None else (table, None))
+            resident = _Resident(
+                state, commit, self.token, None if table is None else (table, None)
+            )
             _residents[self.path] = resident
         return resident
 
@@ -168,10 +172,13 @@ class StreamUpdater:
         """A batch too large to collect goes the way of fit, with the model as its prior."""
         before = resident.state
         prior = None if before.blank else before
-        state, _, problems = learn_table(batch, before.settings, self.options, prior)
+        state, _, packed = learn_table(
+            batch, before.settings, self.options, prior, allow_empty=True
+        )
         resident.state = state
-        bad = sum(count for fault, count in problems.items() if fault != ZERO_WEIGHT)
-        kinds = self.options.kinds
+        options = self.options
+        keep = options.handle_invalid == "keep"
+        bad = packed.bad_rows
         now, old = state.counters, before.counters
         judged = now.prequential_ratings - old.prequential_ratings
         squares = now.prequential_squares - old.prequential_squares
@@ -179,8 +186,8 @@ class StreamUpdater:
         return Learned(
             ratings=now.ratings - old.ratings,
             bad_rows=bad,
-            problems=problems,
-            invalid=invalid_rows(batch, self.options.columns, kinds) if bad else [],
+            problems=packed.problems,
+            invalid=invalid_rows(batch, options.columns, options.kinds, keep) if bad else [],
             new_users=state.users.size - before.users.size,
             new_items=state.items.size - before.items.size,
             rmse=math.sqrt(squares / judged) if judged else math.nan,
@@ -288,10 +295,10 @@ class StreamJob(Generic[M]):
             finished = True if timeout is None else bool(ended)
         except BaseException:
             if not self.query.isActive:
-                self._lease.release()
+                self._end()
             raise
         if finished:
-            self._lease.release()
+            self._end()
         return finished
 
     def stop(self, drain: bool = True, timeout: float = 60.0) -> None:
@@ -314,7 +321,12 @@ class StreamJob(Generic[M]):
                     break
                 time.sleep(0.05)
         self.query.stop()
+        self._end()
+
+    def _end(self) -> None:
         self._lease.release()
+        # the state in memory is of no use without its stream
+        _residents.pop(self.path, None)
 
 
 def _json_number(value: float) -> float | None:
@@ -327,12 +339,14 @@ class StreamStart:
 
     Attributes
     ----------
-    origins : names of the start that the path may carry: "nothing", or fingerprints of a model
+    origin : "nothing", or the fingerprint of the model that an empty path starts from
+    path_id : the id of the path that this model was loaded from, None where from none
     meta : what else is kept in model.json of a new path
     """
 
     state: ModelState
-    origins: tuple[str, ...]
+    origin: str
+    path_id: str | None
     meta: dict[str, Any]
 
 
@@ -372,7 +386,15 @@ def start_stream(
         meta = store.meta()
         if meta is not None:
             _check_same(meta, start, path)
-        if meta is None or store.newest() is None:
+        newest = store.newest()
+        if newest is not None and newest.batch >= 0 and not store.names("checkpoint/offsets"):
+            raise StorageError(
+                f"{path} has learned up to batch {newest.batch}, but Spark's checkpoint under it "
+                "is gone: the source would be read from its start and its batches taken for "
+                "replays. Restore the checkpoint, or go on under a new path: "
+                "StreamingBiasedALSModel.load(path).updateStream(stream, new_path)."
+            )
+        if meta is None or newest is None:
             store.create(start.state, start.meta | _identity(start))
         if validation is not None:
             _keep_validation(store, validation, options)
@@ -397,7 +419,8 @@ def _identity(start: StreamStart) -> dict[str, Any]:
     return {
         "settings": state.settings.to_json(),
         "kinds": [state.users.index.kind, state.items.index.kind],
-        "origin": start.origins[0],
+        "origin": start.origin,
+        "pathId": uuid.uuid4().hex,
     }
 
 
@@ -416,9 +439,9 @@ def _check_same(meta: dict[str, Any], start: StreamStart, path: str) -> None:
             f"The model at {path} has ids of kinds {meta['kinds']} (user, item), the stream has "
             f"{wanted['kinds']}. {remedy}"
         )
-    if meta["origin"] not in start.origins:
+    if meta["origin"] != start.origin and meta["pathId"] != start.path_id:
         held = "nothing" if meta["origin"] == NOTHING else f"model {meta['origin'][:12]}"
-        given = "nothing" if start.origins[0] == NOTHING else f"model {start.origins[0][:12]}"
+        given = "nothing" if start.origin == NOTHING else f"model {start.origin[:12]}"
         raise ValueError(
             f"The model at {path} started from {held}, this stream would start from {given}. Call "
             "fitStream for the first and updateStream for the second, with the same start, or "
@@ -431,7 +454,8 @@ def _keep_validation(store: VersionStore, validation: DataFrame, options: FitOpt
     rows = select_ratings(validation, columns, options.kinds).limit(COLLECT_LIMIT).toArrow()
     table, _, problems = screen(rows)
     if problems:
-        refuse_invalid(problems, columns)
+        faults = explain_problems(problems, column_names(columns))
+        raise ValueError(f"validation cannot be scored: {faults}. Remove these rows.")
     if not table.num_rows:
         raise ValueError("validation holds no ratings: leave it out, or give some.")
     store.write_table("validation.parquet", table)

@@ -51,8 +51,8 @@ def test_wrong_type_of_weight(als, ratings):
 
 
 FAULTS = [
-    ("user", "null", "userCol 'user' is null in 3 rows"),
-    ("item", "null", "itemCol 'item' is null in 3 rows"),
+    ("user", "null", "userCol 'user' is null or no whole number in 3 rows"),
+    ("item", "null", "itemCol 'item' is null or no whole number in 3 rows"),
     ("rating", "null", "ratingCol 'rating' is null, NaN or infinite in 3 rows"),
     ("rating", "nan", "ratingCol 'rating' is null, NaN or infinite in 3 rows"),
     ("rating", "inf", "ratingCol 'rating' is null, NaN or infinite in 3 rows"),
@@ -109,7 +109,7 @@ def test_ids_with_a_fraction(als, spark):
     frame = spark.createDataFrame(
         [(1.0, 2, 3.0, 1), (1.5, 2, 3.0, 1)], "user double, item long, rating double, time long"
     )
-    with pytest.raises(ValueError, match="userCol 'user' is null in 1 row"):
+    with pytest.raises(ValueError, match="userCol 'user' is null or no whole number in 1 row"):
         als.fit(frame)
     model = als.copy({als.handleInvalid: "skip"}).fit(frame)
     assert model.state.users.index.ids().to_pylist() == [1]
@@ -119,7 +119,9 @@ def test_empty_table(als, ratings):
     with pytest.raises(ValueError, match="no ratings to learn from"):
         als.fit(ratings.limit(0))
     bad, _ = spoilt(ratings.limit(2), "user", "null")
-    with pytest.raises(ValueError, match=r"no ratings to learn from.*user: null"):
+    with pytest.raises(
+        ValueError, match=r"no ratings to learn from.*user: null or no whole number"
+    ):
         als.copy({als.handleInvalid: "skip"}).fit(bad)
 
 

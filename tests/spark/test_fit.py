@@ -217,3 +217,24 @@ def test_sgd_divergence_is_named(ratings):
 def test_unused_params_are_named(ratings):
     with pytest.warns(UserWarning, match="'bayes' does not use regParam, stepSize"):
         estimator(regParam=0.2, stepSize=0.1, maxIter=0).fit(ratings)
+
+
+def test_sgd_divergence_in_blocks_is_named(ratings):
+    """Regression: it left NaN behind."""
+    with pytest.raises(DivergenceError, match="stepSize"):
+        estimator(solver="sgd", stepSize=30.0, maxIter=1, numBlocks=2).fit(ratings)
+
+
+def test_tol_in_blocks_is_named(ratings):
+    with pytest.warns(UserWarning, match="tol is not used in a fit in blocks"):
+        estimator(tol=0.1, maxIter=0, numBlocks=2).fit(ratings)
+
+
+@pytest.mark.parametrize("solver", ["bayes", "minibatch"])
+def test_nothing_stays_cached(spark, ratings, solver):
+    held = spark.sparkContext._jsc.getPersistentRDDs
+    before = set(held())
+    estimator(solver=solver, maxIter=1, blockSize=4000, numBlocks=0).fit(ratings)
+    left = [held()[key] for key in held() if key not in before]
+    # checkpointed factors go when Python lets go of them; cached tables must not stay
+    assert not [rdd for rdd in left if "InMemory" in rdd.toString() or "Scan" in rdd.toString()]

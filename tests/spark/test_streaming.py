@@ -89,6 +89,15 @@ class TestFitStream:
             rmse(job.model, held, spark), rel=1e-5
         )
 
+    def test_validation_may_come_with_a_restart(self, als, files, stream, small, spark, tmp_path):
+        """Regression: the process that had run the path before went on without it."""
+        path, folder = str(tmp_path / "m"), files(small.iloc[:1000], 500)
+        run(als.fitStream(stream(folder), path, trigger=ONCE))
+        files(small.iloc[1000:1500], 500, first=2)
+        validation = spark.createDataFrame(small.tail(200))
+        job = run(als.fitStream(stream(folder), path, trigger=ONCE, validation=validation))
+        assert job.metrics().validationRmse.notna().tolist() == [False, False, True]
+
     @pytest.mark.parametrize("solver", ["sgd", "minibatch"])
     def test_other_solvers(self, files, stream, small, spark, tmp_path, solver):
         als = StreamingBiasedALS(
@@ -161,6 +170,21 @@ class TestUpdateStream:
         other = als.fit(spark.createDataFrame(small.iloc[:1000]))
         with pytest.raises(ValueError, match=r"started from model .* from model"):
             other.updateStream(stream(folder), path, trigger=ONCE)
+
+    def test_a_model_of_one_path_does_not_resume_another(self, als, files, stream, small, tmp_path):
+        one, other, folder = str(tmp_path / "a"), str(tmp_path / "b"), files(small.iloc[:500], 500)
+        run(als.fitStream(stream(folder), one, trigger=ONCE))
+        run(als.fitStream(stream(folder), other, trigger=ONCE))
+        with pytest.raises(ValueError, match="started from nothing"):
+            StreamingBiasedALSModel.load(one).updateStream(stream(folder), other, trigger=ONCE)
+
+    def test_a_lost_checkpoint_is_an_error(self, als, files, stream, small, tmp_path):
+        """Batch ids would start at 0 again, and new ratings be taken for replays."""
+        path, folder = tmp_path / "m", files(small.iloc[:1000], 500)
+        run(als.fitStream(stream(folder), str(path), trigger=ONCE))
+        shutil.rmtree(path / "checkpoint")
+        with pytest.raises(StorageError, match=r"up to batch 1.*checkpoint under it is gone"):
+            als.fitStream(stream(folder), str(path), trigger=ONCE)
 
     def test_other_params_are_refused(self, als, files, stream, small, tmp_path):
         path, folder = str(tmp_path / "m"), files(small.iloc[:500], 500)
@@ -352,11 +376,27 @@ class TestBadRows:
         clean = run(als.fitStream(stream(folder), other, trigger=ONCE))
         assert_same_bits(job.model, clean.model)
 
+    def test_in_a_batch_too_large_to_collect(
+        self, als, files, stream, small, tmp_path, monkeypatch
+    ):
+        """Rows with two faults count once; a batch of nothing but bad rows passes."""
+        monkeypatch.setattr("sparkml_sgdals.collecting.COLLECT_LIMIT", 100)
+        monkeypatch.setattr("sparkml_sgdals.collecting._FIRST_LOOK", 50)
+        bad, _ = self.spoilt(small)
+        bad.iloc[3, 2] = None
+        hopeless = bad.iloc[:200].assign(user=pd.NA)
+        path = str(tmp_path / "m")
+        folder = files(hopeless, 200)
+        files(bad, 600, first=1)
+        job = run(als.fitStream(stream(folder), path, trigger=ONCE))
+        assert job.metrics().invalid.tolist() == [200, 4]
+        assert job.metrics().ratings.tolist() == [0, 596]
+
     def test_stop_the_stream_where_asked(self, als, files, stream, small, tmp_path):
         bad, _ = self.spoilt(small)
         strict = als.copy({als.handleInvalid: "error"})
         job = strict.fitStream(stream(files(bad, 300)), str(tmp_path / "m"), trigger=ONCE)
-        with pytest.raises(Exception, match="userCol 'user' is null in 1 row"):
+        with pytest.raises(Exception, match="userCol 'user' is null or no whole number in 1 row"):
             job.awaitTermination()
         assert job.model.version == 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -190,6 +191,30 @@ class TestUpdate:
             np.testing.assert_array_equal(old[1][old[0] == item], new[1][new[0] == item])
         assert (new[3].sum(), old[3].sum()) == (len(small), half)
 
+    def test_the_limit_is_one_of_rows_not_of_partitions(self, spark, small, monkeypatch):
+        """Regression: many small partitions were collected, however many rows they had."""
+        monkeypatch.setattr("sparkml_sgdals.collecting.COLLECT_LIMIT", 1000)
+        monkeypatch.setattr("sparkml_sgdals.collecting._FIRST_LOOK", 600)
+        als = StreamingBiasedALS(timestampCol="time", rank=2, maxIter=1)
+        base = als.fit(spark.createDataFrame(small.iloc[:2000]))
+        batch = spark.createDataFrame(small.iloc[2000:])
+        one = base.copy().update(batch.repartition(1))
+        other = base.copy().update(batch.repartition(8))
+        assert one.report.form == other.report.form == "one task"
+        assert_same_bits(one, other)
+
+    @pytest.mark.parametrize("blocks", [1, 2])
+    def test_a_large_update_settles_the_scale(self, spark, small, monkeypatch, blocks):
+        monkeypatch.setattr("sparkml_sgdals.collecting.COLLECT_LIMIT", 1000)
+        monkeypatch.setattr("sparkml_sgdals.collecting._FIRST_LOOK", 600)
+        als = StreamingBiasedALS(timestampCol="time", rank=2, numBlocks=blocks)
+        model = als.fit(spark.createDataFrame(small.iloc[:1]))
+        model.state.scale = replace(model.state.scale, frozen=False)
+        model.update(spark.createDataFrame(small.iloc[1:]))
+        assert model.state.scale.frozen
+        assert model.globalMean == pytest.approx(small.rating.mean())
+        assert rmse(model, small, spark) < 0.8 * small.rating.std()
+
     def test_limit(self):
         assert COLLECT_LIMIT == 1_000_000
 
@@ -199,12 +224,13 @@ class TestUpdate:
         rows = [(1, i, 5.0) for i in range(9000)]
         many = spark.createDataFrame(rows, "user long, item long, rating double")
         before = predictions(model.transform(ratings), ["user", "item", "time", "rating"])
-        mark = model.state.scalars()
+        mark = model.state.scalars() | {"fingerprint": model.state.fingerprint()}
         with pytest.raises(DivergenceError, match="blockSize"):
             model.update(many)
         after = predictions(model.transform(ratings), ["user", "item", "time", "rating"])
         np.testing.assert_array_equal(before, after)
-        assert (model.version, model.state.scalars()) == (0, mark)
+        found = model.state.scalars() | {"fingerprint": model.state.fingerprint()}
+        assert (model.version, found) == (0, mark)
 
     @pytest.mark.parametrize("solver", ["sgd", "minibatch"])
     def test_other_solvers_learn(self, spark, ratings, solver):

@@ -269,7 +269,7 @@ def test_a_cell_learns_as_its_solver(solver: Any) -> None:
         )
     else:
         errors = reference.learn_sgd(*what, u["mean"], i["mean"], 0.02, settings.regs)
-    found, found_baseline = learn_cell(cell, users, items, settings)
+    found, found_baseline = learn_cell(cell, users, items, settings, True)
     np.testing.assert_allclose(found, errors, rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(found_baseline, baseline, rtol=1e-3, atol=1e-4)
     for side, wanted in zip((users, items), expected, strict=True):

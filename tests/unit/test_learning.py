@@ -577,3 +577,39 @@ def test_fit_of_one_rating_and_of_equal_ratings(settings: Settings) -> None:
         assert state.clip(found).tolist() == [4.5] * count
         assert found.dtype == F32
         assert math.isfinite(state.noise)
+
+
+@pytest.mark.parametrize("first", [1, 30])
+def test_a_table_settles_a_scale_that_is_not(first: int) -> None:
+    """Regression: a large table after a trickle was learned in the units of the trickle."""
+    rng = np.random.default_rng(4)
+    users, items = rng.integers(0, 60, 5000), rng.integers(0, 50, 5000)
+    values = 0.02 * (rng.normal(0, 0.7, 60)[users] + rng.normal(0, 0.7, 50)[items]) + 3.0
+    state = ModelState.empty(Settings(rank=3), "int", "int")
+    learn_batch(state, ratings_of(users[:first], items[:first], values[:first]))
+    table = ratings_of(users[first:], items[first:], values[first:])
+    fit_ratings(table, state)
+    assert state.scale.frozen
+    assert state.scale.seen == 5000
+    assert state.scale.spread == pytest.approx(np.std(values), rel=1e-3)
+    known = state.users.index.find(pa.array(users)), state.items.index.find(pa.array(items))
+    predictions, _ = state.predict(*known)
+    assert np.sqrt(np.mean((predictions - values) ** 2)) < 0.3 * np.std(values)
+
+
+@pytest.mark.parametrize("kind", ["int", "str"])
+def test_divergence_forgets_the_new_ids(kind: str) -> None:
+    """Regression: they stayed, at their random start."""
+    settings = Settings("sgd", rank=3, step_size=0.01)
+    name = (lambda n: n) if kind == "int" else (lambda n: f"id{n}")
+    state = ModelState.empty(settings, kind, kind)
+    rng = np.random.default_rng(0)
+    known = [name(int(n)) for n in rng.integers(0, 20, 1500)]
+    learn_batch(state, ratings_of(known, known[::-1], rng.normal(3, 1, 1500)))
+    mark = state.fingerprint()
+    new = [name(n) for n in (100, 101, 102, 3)]
+    with pytest.raises(DivergenceError):
+        learn_batch(state, ratings_of(new, new[:1] * 4, [3e38, -3e38, 3e38, 3e38]))
+    assert state.fingerprint() == mark
+    assert (name(100) in state.users.index, name(3) in state.users.index) == (False, True)
+    assert learn_batch(state, ratings_of(new, new, [3.0, 4.0, 3.0, 2.0])).new_users == 3

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -254,3 +255,24 @@ def test_a_lease_taken_over_is_not_taken_back(store: VersionStore) -> None:
     assert not wait_for(lambda: held(store)["token"] != "other", 1.5)
     lease.release()
     assert held(store)["token"] == "other"
+
+
+def test_a_check_during_a_renewal_sees_a_whole_lease(tmp_path: Path) -> None:
+    """Regression: a reader met the file while it was being rewritten and called it taken over."""
+    store = VersionStore(str(tmp_path))
+    lease = Lease.acquire(store, 60)
+    stop = threading.Event()
+
+    def renew() -> None:
+        while not stop.is_set():
+            lease.renew()
+
+    writer = threading.Thread(target=renew)
+    writer.start()
+    try:
+        for _ in range(3000):
+            check_holder(store, lease.token)
+    finally:
+        stop.set()
+        writer.join()
+        lease.release()

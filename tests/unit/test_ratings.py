@@ -226,8 +226,8 @@ WEIGHT_FAULT = "weight: null, NaN, infinite or negative"
 @pytest.mark.parametrize(
     ("column", "values", "bad", "problems"),
     [
-        ("user", [1, None, 3], [1], {"user: null": 1}),
-        ("item", [None, None, 3], [0, 1], {"item: null": 2}),
+        ("user", [1, None, 3], [1], {"user: null or no whole number": 1}),
+        ("item", [None, None, 3], [0, 1], {"item: null or no whole number": 2}),
         ("rating", [1.0, None, math.nan, math.inf, -math.inf], [1, 2, 3, 4], {RATING_FAULT: 4}),
         ("time", [5, None, 7], [1], {"time: null": 1}),
         (
@@ -257,7 +257,7 @@ def test_a_row_may_have_several_faults() -> None:
     table = raw_table(user=[None, 1], rating=[math.nan, 1.0], time=[None, 1], weight=[0.0, 1.0])
     good, bad, problems = screen(table)
     assert bad.tolist() == [True, False]
-    assert problems == {"user: null": 1, RATING_FAULT: 1, "time: null": 1}
+    assert problems == {"user: null or no whole number": 1, RATING_FAULT: 1, "time: null": 1}
     assert good.num_rows == 1
 
 
@@ -304,7 +304,7 @@ def test_keep_repairs_time_and_weight() -> None:
     )
     good, bad, problems = screen(table, keep=True)
     assert np.flatnonzero(bad).tolist() == [5]
-    assert problems == {"user: null": 1, ZERO_WEIGHT: 1}
+    assert problems == {"user: null or no whole number": 1, ZERO_WEIGHT: 1}
     assert good.column("user").to_pylist() == [1, 2, 3, 4, 5]
     assert good.column("weight").to_pylist() == [2.0, 3.0, 1.0, 1.0, 1.0]
     times = good.column("time").to_pylist()

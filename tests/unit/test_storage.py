@@ -482,3 +482,10 @@ def test_a_fitted_model_is_stored_to_the_bit(tmp_path: Path, solver: Any) -> Non
     assert back.fingerprint() == state.fingerprint()
     assert back.settings == params
     assert dataclasses.asdict(back.scale) == dataclasses.asdict(state.scale)
+
+
+@pytest.mark.parametrize("path", ["hdfs:/models/x", "dbfs:/models/x"])
+def test_a_uri_of_one_slash_is_refused(path: str) -> None:
+    """It would otherwise be a local folder of that name."""
+    with pytest.raises(ValueError, match="two slashes"):
+        VersionStore(path)
