@@ -35,7 +35,7 @@ from sparkml_sgdals.index import IdKind
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import ModelState
 
-__all__ = ["FORMAT_VERSION", "Commit", "StorageError", "VersionStore", "spark_path"]
+__all__ = ["FORMAT_VERSION", "Commit", "StorageError", "VersionStore", "full_path", "spark_path"]
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +84,13 @@ class Commit:
                 f"{FORMAT_VERSION}: upgrade sparkml_sgdals."
             )
         return cls(**json.loads(body)) if whole else None
+
+
+def full_path(path: str) -> str:
+    """One spelling of a path, whatever the folder that a process works in: absolute if local."""
+    if "://" in path or path.startswith("file:"):
+        return path.rstrip("/")
+    return os.path.abspath(path)
 
 
 def spark_path(path: str) -> str:

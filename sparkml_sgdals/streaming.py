@@ -29,7 +29,7 @@ from sparkml_sgdals.packing import explain_problems
 from sparkml_sgdals.ratings import ZERO_WEIGHT, Problems, encode_ratings, screen
 from sparkml_sgdals.schema import RatingColumns, select_ratings
 from sparkml_sgdals.state import ModelState
-from sparkml_sgdals.storage import Commit, StorageError, VersionStore, spark_path
+from sparkml_sgdals.storage import Commit, StorageError, VersionStore, full_path, spark_path
 
 if TYPE_CHECKING:
     from pyspark.sql.connect.streaming.query import StreamingQuery as ConnectQuery
@@ -380,6 +380,7 @@ def start_stream(
     if keepVersions < 1:
         raise ValueError(f"keepVersions must be at least 1, got {keepVersions}.")
     select_ratings(stream, options.columns, options.kinds, raw=True)
+    path = full_path(path)
     store = VersionStore(path)
     lease = Lease.acquire(store, leaseSeconds)
     try:

@@ -113,6 +113,14 @@ class TestFitStream:
         assert job.metrics().ratings.tolist() == [1, 1, 1, 1]
         assert np.isfinite(job.model.state.users.mean).all()
 
+    def test_a_relative_path(self, als, files, stream, small, tmp_path, monkeypatch):
+        """It is one path, wherever the process that learns may stand."""
+        monkeypatch.chdir(tmp_path)
+        job = run(als.fitStream(stream(files(small, 2000)), "models/m/", trigger=ONCE))
+        assert job.path == str(tmp_path / "models" / "m")
+        assert (tmp_path / "models" / "m" / "checkpoint" / "offsets").is_dir()
+        assert job.model.version == 2
+
     def test_without_time(self, files, stream, small, tmp_path):
         folder = files(small[["user", "item", "rating"]], 1000)
         frame = stream(folder, "user string, item int, rating float")
