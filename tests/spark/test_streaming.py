@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -29,6 +31,17 @@ def als():
 def run(job):
     job.awaitTermination()
     return job
+
+
+def kill_session(leader):
+    """SIGKILL to every process of a session: Python, its JVM and the workers of that."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            if int(fields[3]) == leader:
+                os.kill(int(folder.name), signal.SIGKILL)
+        except (FileNotFoundError, ProcessLookupError):
+            continue
 
 
 @pytest.fixture
@@ -293,8 +306,7 @@ class TestExactlyOnce:
                 assert time.monotonic() < until, "the stream did not get going"
                 time.sleep(0.02)
         finally:
-            # the JVM and the Python workers too
-            subprocess.run(["pkill", "-9", "-s", str(process.pid)], check=False)
+            kill_session(process.pid)
             process.wait()
         held = json.loads((path / "lease.json").read_text())
         assert held["pid"] == process.pid
