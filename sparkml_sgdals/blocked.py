@@ -74,7 +74,7 @@ def train_in_blocks(
     spark = packed.sparkSession
     keys = partition_keys(spark, plan.num_blocks)
     job = Job(settings, kinds, keys, plan.threads, fresh=prior is None)
-    cells = packed.mapInArrow(Route(job, "time" if settings.solver == "bayes" else ""), CELL_DDL)
+    cells = packed.mapInArrow(Route(job, settings.solver == "bayes"), CELL_DDL)
     held = [cells.persist()]
     try:
         items = placed(lay_out_items(cells, job), job).persist()

@@ -13,6 +13,7 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from sparkml_sgdals.index import IdKind, id_array_type
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import ModelState
 
@@ -25,6 +26,7 @@ __all__ = [
     "state_from_parts",
     "state_parts",
     "to_bytes",
+    "widen",
 ]
 
 PART_DDL: Final = "kind string, payload binary"
@@ -57,6 +59,13 @@ def narrow(table: pa.Table) -> pa.Table:
                 smaller = table.column(number).cast(pa.int32())
                 table = table.set_column(number, field.name, smaller)
     return table
+
+
+def widen(table: pa.Table, kinds: tuple[IdKind, IdKind]) -> pa.Table:
+    """Packed ratings with the types that learning expects, whatever `narrow` made of them."""
+    types = {"user": id_array_type(kinds[0]), "item": id_array_type(kinds[1])}
+    types |= {"rating": pa.float32(), "weight": pa.float32(), "time": pa.int64()}
+    return table.cast(pa.schema([(name, types[name]) for name in table.column_names]))
 
 
 def part_batch(kind: str, payload: bytes) -> pa.RecordBatch:

@@ -10,7 +10,7 @@ from sparkml_sgdals.hashing import id_keys, start_factors
 from sparkml_sgdals.index import IdIndex, IdKind, id_array_type
 from sparkml_sgdals.settings import Settings
 
-__all__ = ["FactorTable", "arrow_schema", "prior_variances", "put_features"]
+__all__ = ["FactorTable", "arrow_schema", "list_column", "prior_variances", "put_features"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -105,8 +105,8 @@ class FactorTable:
         return pa.Table.from_arrays(
             [
                 ids.take(pa.array(order)),
-                _lists(self._mean[picked]),
-                _lists(self._var[picked]),
+                list_column(self._mean[picked]),
+                list_column(self._var[picked]),
                 pa.array(self._base_mean[picked, 0]),
                 pa.array(self._base_var[picked, 0]),
                 pa.array(self._count[picked]),
@@ -198,7 +198,8 @@ def arrow_schema(kind: IdKind) -> pa.Schema:
     )
 
 
-def _lists(matrix: F32) -> pa.ListArray:
+def list_column(matrix: F32) -> pa.ListArray:
+    """A matrix as an Arrow column of lists, one a row; a width of 0 gives empty lists."""
     rows, width = matrix.shape
     offsets = np.arange(0, (rows + 1) * width, width, dtype=np.int32) if width else None
     if offsets is None:

@@ -83,10 +83,8 @@ def fit_ratings(
     work.learn_baseline(fresh)
     if settings.solver == "bayes":
         history = work.filter_and_sweep(fresh, threads, progress)
-    elif settings.solver == "sgd":
-        history = work.descend(settings.max_iter if fresh else 1, progress)
     else:
-        history = work.descend_in_batches(settings.max_iter if fresh else 1, progress)
+        history = work.descend(settings.max_iter if fresh else 1, progress)
     check_finite(state, user_rows, item_rows)
     state.users.count[user_rows] += np.bincount(ratings.users, minlength=user_rows.size)
     state.items.count[item_rows] += np.bincount(ratings.items, minlength=item_rows.size)
@@ -272,46 +270,25 @@ class _Work:
 
     def descend(self, passes: int, progress: Callable[[int, float], None]) -> list[float]:
         r = self.ratings
+        solve = run_sgd if self.settings.solver == "sgd" else run_minibatches
         means = [table.mean[rows] for table, rows in zip(self.sides, self.rows, strict=True)]
         history: list[float] = []
         for number in range(passes):
-            errors = run_sgd(r.users, r.items, self.values, r.weights, self.settings, *means)
+            errors = solve(r.users, r.items, self.values, r.weights, self.settings, *means)
             if number == 0:
                 self._count_prequential(errors)
             history.append(self._rmse_of(errors))
             if not math.isfinite(history[-1]):
                 raise DivergenceError(
-                    f"sgd diverged in pass {number + 1}: the errors are no longer finite. "
-                    f"Lower stepSize (now {self.settings.step_size})."
+                    f"{self.settings.solver} diverged in pass {number + 1}: the errors are no "
+                    f"longer finite. Lower stepSize (now {self.settings.step_size})."
                 )
             progress(number + 1, history[-1])
             if settled(history, self.settings.tol):
                 break
-        self._take_over(means)
-        return history
-
-    def descend_in_batches(
-        self, passes: int, progress: Callable[[int, float], None]
-    ) -> list[float]:
-        r = self.ratings
-        means = [table.mean[rows] for table, rows in zip(self.sides, self.rows, strict=True)]
-        history: list[float] = []
-        for number in range(passes):
-            errors = run_minibatches(
-                r.users, r.items, self.values, r.weights, self.settings, *means
-            )
-            if number == 0:
-                self._count_prequential(errors)
-            history.append(self._rmse_of(errors))
-            progress(number + 1, history[-1])
-            if settled(history, self.settings.tol):
-                break
-        self._take_over(means)
-        return history
-
-    def _take_over(self, means: list[F32]) -> None:
         for table, rows, mean in zip(self.sides, self.rows, means, strict=True):
             table.mean[rows] = mean
+        return history
 
     def _rmse_of(self, errors: F32) -> float:
         squares = errors.astype(np.float64) ** 2

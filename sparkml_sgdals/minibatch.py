@@ -19,6 +19,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from sparkml_sgdals.exchange import from_bytes
+from sparkml_sgdals.factors import list_column
 from sparkml_sgdals.hashing import ITEM_SIDE, USER_SIDE, id_keys, pair_hash, start_factors
 from sparkml_sgdals.index import IdKind, id_array_type
 from sparkml_sgdals.kernels import rating_gradients
@@ -171,13 +172,11 @@ class _Gradients:
             # the squared errors are as large as that, so this names the divergence
             check_mini_batch(float("nan"), 0.0, len(gradients), settings)
         units = np.rint(gradients * _UNITS).astype(np.int64)
-        flat = pa.array(np.ascontiguousarray(factors).reshape(-1))
         width = factors.shape[1]
-        offsets = pa.array(np.arange(0, factors.size + 1, width, dtype=np.int32))
         columns = [
             pa.array(np.full(len(ids), side, np.int32)),
             ids.cast(pa.string()) if self.as_text else ids.cast(pa.int64()),
-            pa.ListArray.from_arrays(offsets, flat),
+            list_column(factors),
             *[pa.array(units[:, f]) for f in range(width)],
         ]
         names = ["side", "id", "start", *[f"g{f}" for f in range(width)]]

@@ -17,7 +17,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from sparkml_sgdals.exchange import from_bytes, to_bytes
-from sparkml_sgdals.factors import FactorTable, prior_variances
+from sparkml_sgdals.factors import FactorTable, list_column, prior_variances
 from sparkml_sgdals.hashing import block_of, id_keys
 from sparkml_sgdals.index import IdKind, id_array_type
 from sparkml_sgdals.state import ModelState
@@ -217,11 +217,11 @@ def _query_blocks(
     for number in range(num_blocks):
         rows = np.flatnonzero(block == number)
         if rows.size:
-            mean, var, cold = (array[rows] for array in factors)
+            mean, var, cold = factors[0][rows], factors[1][rows], factors[2][rows]
             columns = {
                 "id": ids.take(pa.array(rows)),
-                "mean": pa.array(list(mean)),
-                "var": pa.array(list(var), pa.list_(pa.float32())),
+                "mean": list_column(mean),
+                "var": list_column(var),
                 "cold": pa.array(cold),
             }
             numbers.append(number)

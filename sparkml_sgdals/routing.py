@@ -24,9 +24,9 @@ from sparkml_sgdals.blocks import (
     arrays_to_bytes,
     build_layout,
 )
-from sparkml_sgdals.exchange import from_bytes, to_bytes
+from sparkml_sgdals.exchange import from_bytes, to_bytes, widen
 from sparkml_sgdals.hashing import ITEM_SIDE, USER_SIDE, block_of, id_keys
-from sparkml_sgdals.index import IdKind, id_array_type
+from sparkml_sgdals.index import IdKind
 from sparkml_sgdals.ratings import Ratings, encode_ratings
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import Scale
@@ -120,19 +120,15 @@ class Route:
     """Cut packed ratings into cells."""
 
     job: Job
-    time_column: str
+    timed: bool
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for payload in batch.column("payload"):
-                yield from self._cells(self._typed(from_bytes(payload.as_buffer())))
-
-    def _typed(self, table: pa.Table) -> pa.Table:
-        kinds = self.job.kinds
-        types = {"user": id_array_type(kinds[0]), "item": id_array_type(kinds[1])}
-        types |= {"rating": pa.float32(), "weight": pa.float32(), "time": pa.int64()}
-        names = [n for n in table.column_names if n != "time" or self.time_column]
-        return table.select(names).cast(pa.schema([(n, types[n]) for n in names]))
+                table = widen(from_bytes(payload.as_buffer()), self.job.kinds)
+                if not self.timed and "time" in table.column_names:
+                    table = table.drop_columns("time")
+                yield from self._cells(table)
 
     def _cells(self, table: pa.Table) -> Iterator[pa.RecordBatch]:
         if not table.num_rows:

@@ -18,7 +18,7 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from sparkml_sgdals.factors import FactorTable, prior_variances
+from sparkml_sgdals.factors import FactorTable, list_column, prior_variances
 from sparkml_sgdals.schema import id_column
 from sparkml_sgdals.state import ModelState
 from sparkml_sgdals.training import BROADCAST_IDS
@@ -68,10 +68,10 @@ def public_factors(
     order = pa.compute.array_sort_indices(ids).to_numpy(zero_copy_only=False)
     mean = table.mean[order]
     features = np.ascontiguousarray(mean[:, 1:] * np.float32(np.sqrt(spread)))
-    offsets = np.arange(0, features.size + 1, features.shape[1], dtype=np.int32)
-    lists = pa.ListArray.from_arrays(pa.array(offsets), pa.array(features.reshape(-1)))
     biases = pa.array(mean[:, 0] * np.float32(spread))
-    arrow = pa.table({"id": ids.take(pa.array(order)), "features": lists, "bias": biases})
+    arrow = pa.table(
+        {"id": ids.take(pa.array(order)), "features": list_column(features), "bias": biases}
+    )
     ddl = f"id {id_type}, features array<float>, bias float"
     if not table.size:
         return spark.createDataFrame([], ddl)

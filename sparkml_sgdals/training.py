@@ -27,8 +27,9 @@ from sparkml_sgdals.exchange import (
     part_batch,
     state_from_parts,
     state_parts,
+    widen,
 )
-from sparkml_sgdals.index import IdKind, id_array_type
+from sparkml_sgdals.index import IdKind
 from sparkml_sgdals.learning import fit_ratings
 from sparkml_sgdals.ratings import encode_ratings
 from sparkml_sgdals.settings import Settings
@@ -119,7 +120,7 @@ class _Train:
                 batch.column("kind").to_pylist(), batch.column("payload"), strict=True
             ):
                 if kind == "ratings":
-                    tables.append(self._widen(from_bytes(payload.as_buffer())))
+                    tables.append(widen(from_bytes(payload.as_buffer()), self.kinds))
                 else:
                     prior.append((kind, payload.as_py()))
         settings = Settings.from_json(self.settings)
@@ -136,11 +137,6 @@ class _Train:
         seconds = {"encode": encoded - clock, "learn": time.perf_counter() - encoded}
         for kind, payload in state_parts(state, {"rmse": history, "seconds": seconds}):
             yield part_batch(kind, payload)
-
-    def _widen(self, table: pa.Table) -> pa.Table:
-        types = {"user": id_array_type(self.kinds[0]), "item": id_array_type(self.kinds[1])}
-        types |= {"rating": pa.float32(), "weight": pa.float32(), "time": pa.int64()}
-        return table.cast(pa.schema([(name, types[name]) for name in table.column_names]))
 
 
 def train_in_one_task(
