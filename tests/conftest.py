@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,30 +21,64 @@ os.environ["PYSPARK_PYTHON"] = sys.executable
 os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
 
 
-@pytest.fixture(scope="session")
-def spark(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The session of the whole run."""
+WAYS = ["classic", pytest.param("connect", marks=pytest.mark.connect)]
+
+
+@pytest.fixture(scope="session", params=WAYS)
+def spark(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Any]:
+    """The session of the whole run: a classic one, then (marker `connect`) one on Spark Connect."""
     from pyspark.sql import SparkSession
 
     scratch = tmp_path_factory.mktemp("spark")
-    session = (
-        SparkSession.builder.master("local[2]")
-        .appName("sparkml-sgdals-tests")
+    options = {
         # tiny tables: more partitions only cost tasks
-        .config("spark.sql.shuffle.partitions", "3")
-        .config("spark.default.parallelism", "3")
-        .config("spark.ui.enabled", "false")
-        .config("spark.driver.memory", "3g")
-        .config("spark.sql.warehouse.dir", str(scratch / "warehouse"))
-        .config("spark.ui.showConsoleProgress", "false")
+        "spark.sql.shuffle.partitions": "3",
+        "spark.default.parallelism": "3",
+        "spark.ui.enabled": "false",
+        "spark.driver.memory": "3g",
+        "spark.sql.warehouse.dir": str(scratch / "warehouse"),
+        "spark.ui.showConsoleProgress": "false",
         # an error in a task is a failure of the test, not something to try again
-        .config("spark.task.maxFailures", "1")
-        .config("spark.sql.session.timeZone", "UTC")
-        .getOrCreate()
-    )
-    session.sparkContext.setLogLevel("ERROR")
-    yield session
-    session.stop()
+        "spark.task.maxFailures": "1",
+        "spark.sql.session.timeZone": "UTC",
+    }
+    builder = SparkSession.builder.appName("sparkml-sgdals-tests")
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "classic":
+            builder = builder.master("local[2]")
+        else:
+            builder = builder.remote("local[2]")
+            options["spark.connect.grpc.binding.port"] = _own_port(patch)
+            options["spark.log.level"] = "ERROR"
+        for name, value in options.items():
+            builder = builder.config(name, value)
+        session = builder.getOrCreate()
+        if request.param == "classic":
+            session.sparkContext.setLogLevel("ERROR")
+        yield session
+        session.stop()
+
+
+def _own_port(patch: pytest.MonkeyPatch) -> str:
+    """A port that is free now, for server and client: the usual one may be another run's."""
+    from pyspark.sql.connect.client import DefaultChannelBuilder
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    patch.setattr(DefaultChannelBuilder, "default_port", staticmethod(lambda: port))
+    return str(port)
+
+
+@pytest.fixture
+def classic_only(spark: Any) -> None:
+    """For tests that reach into the process of the stream or into Spark's own JVM."""
+    from pyspark.sql.utils import is_remote
+
+    if is_remote():
+        pytest.skip("looks into a process that Spark Connect keeps to itself")
 
 
 @pytest.fixture(scope="session")

@@ -141,7 +141,9 @@ class TestFitStream:
         assert job.model.userFactors.schema["id"].dataType.simpleString() == "string"
         assert job.model.itemFactors.schema["id"].dataType.simpleString() == "int"
 
-    def test_a_batch_too_large_to_collect(self, als, files, stream, small, tmp_path, monkeypatch):
+    def test_a_batch_too_large_to_collect(
+        self, classic_only, als, files, stream, small, tmp_path, monkeypatch
+    ):
         monkeypatch.setattr("sparkml_sgdals.collecting.COLLECT_LIMIT", 1500)
         monkeypatch.setattr("sparkml_sgdals.collecting._FIRST_LOOK", 100)
         folder = files(small, 2000)
@@ -257,7 +259,7 @@ class TestExactlyOnce:
         assert_same_bits(job.model, undisturbed[0])
 
     def test_an_error_in_a_batch_leaves_nothing(
-        self, als, files, stream, small, undisturbed, tmp_path, monkeypatch
+        self, classic_only, als, files, stream, small, undisturbed, tmp_path, monkeypatch
     ):
         path, folder = str(tmp_path / "m"), files(small, 500, "parts")
         commit, calls = VersionStore.commit, []
@@ -338,7 +340,9 @@ class TestJob:
         assert 1 <= len(metrics) < 40
         assert metrics.batch.tolist() == list(range(len(metrics)))
 
-    def test_old_versions_are_pruned(self, als, files, stream, small, tmp_path, monkeypatch):
+    def test_old_versions_are_pruned(
+        self, classic_only, als, files, stream, small, tmp_path, monkeypatch
+    ):
         monkeypatch.setattr("sparkml_sgdals.storage._MIN_ROWS_OF_BASE", 300)
         path = str(tmp_path / "m")
         folder = files(small, 100)
@@ -397,7 +401,7 @@ class TestBadRows:
         assert_same_bits(job.model, clean.model)
 
     def test_in_a_batch_too_large_to_collect(
-        self, als, files, stream, small, tmp_path, monkeypatch
+        self, classic_only, als, files, stream, small, tmp_path, monkeypatch
     ):
         """Rows with two faults count once; a batch of nothing but bad rows passes."""
         monkeypatch.setattr("sparkml_sgdals.collecting.COLLECT_LIMIT", 100)
