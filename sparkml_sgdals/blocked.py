@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,6 +34,7 @@ from sparkml_sgdals.exchange import from_bytes, to_bytes
 from sparkml_sgdals.hashing import block_of, id_keys
 from sparkml_sgdals.index import IdKind
 from sparkml_sgdals.learning import check_finite, settle_scale
+from sparkml_sgdals.progress import TaskProgress
 from sparkml_sgdals.routing import (
     CELL_DDL,
     MESSAGE_DDL,
@@ -52,7 +53,7 @@ from sparkml_sgdals.routing import (
 )
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import Counters, ModelState
-from sparkml_sgdals.training import Plan, TrainingReport, collect_payloads
+from sparkml_sgdals.training import Plan, Trained, TrainingReport, collect_payloads, phase
 
 __all__ = ["train_in_blocks"]
 
@@ -63,12 +64,16 @@ def train_in_blocks(
     kinds: tuple[IdKind, IdKind],
     plan: Plan,
     prior: ModelState | None = None,
-) -> tuple[ModelState, TrainingReport]:
+) -> list[Trained]:
     """Learn packed ratings in `plan.num_blocks` blocks of users and of items.
 
     Parameters
     ----------
     prior : the model that they are added to; None for a fresh fit
+
+    Returns
+    -------
+    one state and report for each of the plan's stops
     """
     clock = time.perf_counter()
     spark = packed.sparkSession
@@ -76,10 +81,12 @@ def train_in_blocks(
     job = Job(settings, kinds, keys, plan.threads, fresh=prior is None)
     cells = packed.mapInArrow(Route(job, settings.solver == "bayes"), CELL_DDL)
     held = [cells.persist()]
+    trained: list[Trained] = []
     try:
         items = placed(lay_out_items(cells, job), job).persist()
         held.append(items)
-        job, moments = measure(items, job)
+        with phase(spark, "route"):
+            job, moments = measure(items, job)
         if prior is None:
             scale = replace(moments.scale, frozen=True)
         else:
@@ -90,16 +97,19 @@ def train_in_blocks(
         job = replace(job, scale=(scale.mean, scale.spread))
         users = placed(lay_out_users(cells, items, job), job).persist()
         held.append(users)
-        messages = _learn(users, items, job, plan, prior)
-        final = messages.persist()
-        held.append(final)
-        state = _collect(users, items, final, job, prior)
-        state.scale = scale
-        check_finite(state, np.arange(state.users.size), np.arange(state.items.size))
-        seconds = {"learn": time.perf_counter() - clock}
-        history = _take_sums(final, state, job, moments)
-        form = f"{plan.num_blocks} blocks"
-        return state, TrainingReport(form, history, seconds)
+        for stop, messages in _learn(users, items, job, plan, prior):
+            final = messages.persist()
+            held.append(final)
+            with phase(spark, f"sweep {stop}" if stop else "filter"):
+                state = _collect(users, items, final, job, prior)
+                state.settings = replace(settings, max_iter=stop)
+                state.scale = scale
+                history = _take_sums(final, state, job, moments, stop)
+            check_finite(state, np.arange(state.users.size), np.arange(state.items.size))
+            seconds = {"learn": time.perf_counter() - clock}
+            report = TrainingReport(f"{plan.num_blocks} blocks", history, seconds, stop)
+            trained.append((state, report))
+        return trained
     finally:
         for frame in held:
             frame.unpersist()
@@ -108,37 +118,64 @@ def train_in_blocks(
 # ---- learn ----------------------------------------------------------------------------------
 
 
+_Function = Callable[[pa.Table, pa.Table], pa.Table]
+
+
 def _learn(
     users: DataFrame, items: DataFrame, job: Job, plan: Plan, prior: ModelState | None
-) -> DataFrame:
-    """The chain of steps from the start of all blocks to their final states."""
+) -> Iterator[tuple[int, DataFrame]]:
+    """The chain of steps from the start of all blocks: their states at each stop of the plan."""
     spark = users.sparkSession
     known = _prior_messages(spark, job, prior)
     messages = _step(users, ["ids"], known.where("side = 'users'"), _start("users", job), job)
     messages = messages.unionByName(
         _step(items, ["ids"], known.where("side = 'items'"), _start("items", job), job)
     )
-    steps: list[tuple[DataFrame, Column, Callable[..., pa.Table]]] = []
-    passes = 1 if job.settings.solver == "bayes" or not job.fresh else job.settings.max_iter
-    strata = passes * job.num_blocks
+    # name of the phase, layout, its rows, what to do, and the stop that is reached by it
+    steps: list[tuple[str, DataFrame, Column, _Function, int | None]] = []
+    stops = plan.stops if job.fresh or job.settings.solver == "bayes" else (1,)
+    bayes = job.settings.solver == "bayes"
+    strata = (1 if bayes else stops[-1]) * job.num_blocks
     for stratum in range(strata):
         wanted = (F.col("kind") == "cell") & (
             F.col("source") == F.pmod(F.col("target") + stratum, F.lit(job.num_blocks))
         )
-        steps.append((users, wanted, _stratum(stratum, stratum == strata - 1, job)))
-    if job.settings.solver == "bayes":
+        passes, rest = divmod(stratum + 1, job.num_blocks)
+        stop = None if rest else (0 if bayes else passes)
+        steps.append(("filter", users, wanted, _stratum(stratum, job), stop))
+    if bayes:
         of_layout = F.col("kind") == "layout"
-        sweeps = job.settings.max_iter
-        if sweeps:
-            steps.append((items, of_layout, _half("items", job, learn=False)))
-        for _ in range(sweeps):
-            steps.append((users, of_layout, _half("users", job)))
-            steps.append((items, of_layout, _half("items", job)))
-    for number, (layout, rows, function) in enumerate(steps, 1):
-        messages = _cogroup(layout.where(rows), messages, function, job)
+        if stops[-1]:
+            send = _half("items", job, learn=False)
+            steps.append(("sweep 1", items, of_layout, send, None))
+        for sweep in range(1, stops[-1] + 1):
+            name = f"sweep {sweep}"
+            steps.append((name, users, of_layout, _half("users", job), None))
+            steps.append((name, items, of_layout, _half("items", job), sweep))
+    if not bayes and 0 in stops:
+        yield 0, messages
+    for number, (name, layout, rows, function, stop) in enumerate(steps, 1):
+        noted = _noted(function, plan.progress_path, number, len(steps), job)
+        messages = _cogroup(layout.where(rows), messages, noted, job)
         if plan.checkpoint_interval > 0 and number % plan.checkpoint_interval == 0:
-            messages = messages.localCheckpoint()
-    return messages
+            with phase(spark, name):
+                messages = messages.localCheckpoint()
+        if stop in stops:
+            yield stop, messages
+
+
+def _noted(function: _Function, path: str, number: int, total: int, job: Job) -> _Function:
+    """The same function, which notes that its block has done so many steps."""
+
+    def noted(layout: pa.Table, messages: pa.Table) -> pa.Table:
+        given = function(layout, messages)
+        inbox = _Inbox(layout, messages)
+        history = _Learned.read(inbox, job).history
+        rmse = history[-1] * job.scale[1] if history else None
+        TaskProgress(path, inbox.block, total).write(number, rmse)
+        return given
+
+    return noted
 
 
 def _prior_messages(spark: SparkSession, job: Job, prior: ModelState | None) -> DataFrame:
@@ -155,15 +192,13 @@ def _prior_messages(spark: SparkSession, job: Job, prior: ModelState | None) -> 
 
 
 def _step(
-    layout: DataFrame, kinds: list[str], messages: DataFrame, function: Callable[..., pa.Table],
+    layout: DataFrame, kinds: list[str], messages: DataFrame, function: _Function,
     job: Job,
 ) -> DataFrame:  # fmt: skip
     return _cogroup(layout.where(F.col("kind").isin(kinds)), messages, function, job)
 
 
-def _cogroup(
-    layout: DataFrame, messages: DataFrame, function: Callable[..., pa.Table], job: Job
-) -> DataFrame:
+def _cogroup(layout: DataFrame, messages: DataFrame, function: _Function, job: Job) -> DataFrame:
     return (
         layout.groupBy("key")
         .cogroup(placed(messages, job).groupBy("key"))
@@ -198,7 +233,7 @@ def _state_message(target: int, side: SideName, source: int, state: BlockState) 
     return (target, side, source, "state", arrays_to_bytes(state.arrays))
 
 
-def _start(side: SideName, job: Job) -> Callable[[pa.Table, pa.Table], pa.Table]:
+def _start(side: SideName, job: Job) -> _Function:
     def start(layout: pa.Table, messages: pa.Table) -> pa.Table:
         inbox = _Inbox(layout, messages)
         known = inbox.all(side, "known")
@@ -225,7 +260,7 @@ def _no_rows(side: SideName, job: Job) -> pa.Table:
     return (empty.users if side == "users" else empty.items).to_arrow()
 
 
-def _stratum(number: int, last: bool, job: Job) -> Callable[[pa.Table, pa.Table], pa.Table]:
+def _stratum(number: int, job: Job) -> _Function:
     def learn(layout: pa.Table, messages: pa.Table) -> pa.Table:
         inbox = _Inbox(layout, messages)
         blocks, own = job.num_blocks, inbox.block
@@ -246,7 +281,8 @@ def _stratum(number: int, last: bool, job: Job) -> Callable[[pa.Table, pa.Table]
         if users is not None:
             messages_out.append(_state_message(own, "users", own, users))
         if items is not None:
-            target = partner if last else (partner - number - 1) % blocks
+            # where the next stratum wants it; after a whole pass that is at home
+            target = (partner - number - 1) % blocks
             messages_out.append(_state_message(target, "items", partner, items))
         return job.batch(messages_out)
 
@@ -267,7 +303,7 @@ def _clipped_squares(
     return np.array(sums)
 
 
-def _half(side: SideName, job: Job, learn: bool = True) -> Callable[[pa.Table, pa.Table], pa.Table]:
+def _half(side: SideName, job: Job, learn: bool = True) -> _Function:
     def sweep(layout: pa.Table, messages: pa.Table) -> pa.Table:
         inbox = _Inbox(layout, messages)
         own, partner_side = inbox.block, OTHER[side]
@@ -360,7 +396,7 @@ def _collect(
     return state
 
 
-def _name_rows(side: SideName, job: Job) -> Callable[[pa.Table, pa.Table], pa.Table]:
+def _name_rows(side: SideName, job: Job) -> _Function:
     def name_rows(layout: pa.Table, messages: pa.Table) -> pa.Table:
         inbox = _Inbox(layout, messages)
         state = inbox.state(side, inbox.block)
@@ -374,7 +410,9 @@ def _name_rows(side: SideName, job: Job) -> Callable[[pa.Table, pa.Table], pa.Ta
     return name_rows
 
 
-def _take_sums(final: DataFrame, state: ModelState, job: Job, moments: Moments) -> list[float]:
+def _take_sums(
+    final: DataFrame, state: ModelState, job: Job, moments: Moments, sweeps: int
+) -> list[float]:
     """Set noise and counters of the collected model; the training RMSE of each sweep."""
     kinds = F.col("kind").isin("learned", "sums") | (
         (F.col("kind") == "state") & (F.col("side") == "users")
@@ -382,7 +420,7 @@ def _take_sums(final: DataFrame, state: ModelState, job: Job, moments: Moments) 
     rows = collect_payloads(final.where(kinds))
     target = rows.column("target").to_numpy()
     history: list[float] = []
-    if job.settings.solver == "bayes" and job.settings.max_iter:
+    if job.settings.solver == "bayes" and sweeps:
         first = _Inbox(rows.slice(0, 0), rows.filter(pa.array(target == target.min())))
         learned = _Learned.read(first, job)
         history = [rmse * job.scale[1] for rmse in learned.history]

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pyspark import keyword_only
 from pyspark.ml import Estimator
+from pyspark.ml.base import _FitMultipleIterator
+from pyspark.ml.param import Param
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
 from pyspark.sql import DataFrame
 
 from sparkml_sgdals.fitting import learn_table
+from sparkml_sgdals.grid import GridFit, GridPoint
 from sparkml_sgdals.model import StreamingBiasedALSModel, fit_options, stream_invalid
 from sparkml_sgdals.schema import id_kind, id_type_name
 from sparkml_sgdals.setters import LearningSetters
 from sparkml_sgdals.state import ModelState
 from sparkml_sgdals.streaming import NOTHING, StreamJob, StreamStart, start_stream
+from sparkml_sgdals.summary import TrainingSummary
+from sparkml_sgdals.training import TrainingReport
 
 __all__ = ["StreamingBiasedALS"]
 
@@ -77,6 +83,8 @@ class StreamingBiasedALS(
         maxRatingsPerTask: int = 50_000_000,
         checkpointInterval: int = 10,
         parallelism: int = 1,
+        showProgress: bool = False,
+        progressPath: str = "",
     ) -> None:
         super().__init__()
         given = self._input_kwargs
@@ -95,6 +103,32 @@ class StreamingBiasedALS(
         options = fit_options(self, kinds, self.getHandleInvalid())
         state, report, _ = learn_table(dataset, self.settings(), options)
         return self._model(state, id_types, report)
+
+    def fitMultiple(
+        self, dataset: DataFrame, paramMaps: Sequence[dict[Param[Any], Any]]
+    ) -> Iterator[tuple[int, StreamingBiasedALSModel]]:
+        """Models of a grid, one by one as (index, model), from any number of threads.
+
+        The ratings are packed once for all param maps; maps that differ in `maxIter` alone are
+        learned once, with the models of fewer passes taken on the way.
+        """
+        if dataset.isStreaming:
+            raise ValueError("The DataFrame is a stream: call fitStream.")
+        stages = [self.copy(params) for params in paramMaps]
+        points, id_types = [], []
+        for stage in stages:
+            stage.warnOfUnused()
+            kinds, types = stage._ids_of(dataset)
+            options = fit_options(stage, kinds, stage.getHandleInvalid())
+            points.append(GridPoint(stage.settings(), options))
+            id_types.append(types)
+        grid = GridFit(dataset, points)
+
+        def model(index: int) -> StreamingBiasedALSModel:
+            state, report = grid.take(index)
+            return stages[index]._model(state, id_types[index], report)
+
+        return _FitMultipleIterator(model, len(stages))
 
     def fitStream(
         self,
@@ -139,10 +173,11 @@ class StreamingBiasedALS(
         return (user, item), (user_type, item_type)
 
     def _model(
-        self, state: ModelState, id_types: tuple[str, str], report: Any
+        self, state: ModelState, id_types: tuple[str, str], report: TrainingReport | None
     ) -> StreamingBiasedALSModel:
         # pyspark.ml's contract: a model carries its estimator's uid, or grids lose their params
-        model = StreamingBiasedALSModel(state, id_types, 0, report)._resetUid(self.uid)
+        summary = None if report is None else TrainingSummary.of(state, report)
+        model = StreamingBiasedALSModel(state, id_types, 0, summary)._resetUid(self.uid)
         return self._copyValues(model)
 
 

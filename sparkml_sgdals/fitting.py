@@ -5,21 +5,39 @@ from __future__ import annotations
 import logging
 import time
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from pyspark.sql import DataFrame
+from pyspark.sql import DataFrame, SparkSession
 
 from sparkml_sgdals.blocked import train_in_blocks
 from sparkml_sgdals.index import IdKind
 from sparkml_sgdals.minibatch import train_in_mini_batches
 from sparkml_sgdals.packing import PackedCounts, count_packed, explain_problems, pack
+from sparkml_sgdals.progress import clear_progress, show_progress
 from sparkml_sgdals.ratings import ZERO_WEIGHT, Problems
 from sparkml_sgdals.schema import RatingColumns, select_ratings
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import ModelState
-from sparkml_sgdals.training import Plan, TrainingReport, local_threads, train_in_one_task
+from sparkml_sgdals.training import (
+    Plan,
+    Trained,
+    TrainingReport,
+    blocks_for,
+    local_threads,
+    phase,
+    train_in_one_task,
+)
 
-__all__ = ["FitOptions", "column_names", "learn_table", "refuse_invalid"]
+__all__ = [
+    "FitOptions",
+    "PackedTable",
+    "column_names",
+    "learn_packed",
+    "learn_table",
+    "pack_table",
+    "refuse_invalid",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +53,21 @@ class FitOptions:
     num_threads: int
     max_ratings_per_task: int
     checkpoint_interval: int
+    show_progress: bool = False
+    progress_path: str = ""
+
+
+@dataclass(frozen=True)
+class PackedTable:
+    """A table packed and persisted, to be learned from as often as wanted, then released."""
+
+    cells: DataFrame
+    counts: PackedCounts
+    seconds: float
+
+    def release(self) -> None:
+        """Let Spark forget it."""
+        self.cells.unpersist()
 
 
 def learn_table(
@@ -53,54 +86,105 @@ def learn_table(
     TypeError : where a column has a wrong type
     DivergenceError : where the solver ran away
     """
+    packed = pack_table(df, options, allow_empty or prior is not None)
+    try:
+        ((state, report),) = learn_packed(packed, settings, options, (settings.max_iter,), prior)
+    finally:
+        packed.release()
+    return state, report, packed.counts
+
+
+def pack_table(df: DataFrame, options: FitOptions, allow_empty: bool = False) -> PackedTable:
+    """Select, check, pack and count a table; raises as `learn_table` says."""
     clock = time.perf_counter()
     ratings = select_ratings(df, options.columns, options.kinds)
-    packed = pack(ratings, keep=options.handle_invalid == "keep").persist()
+    cells = pack(ratings, keep=options.handle_invalid == "keep").persist()
     try:
-        counts = count_packed(packed)
+        with phase(df.sparkSession, "pack"):
+            counts = count_packed(cells)
         if options.handle_invalid == "error":
             refuse_invalid(counts.problems, options.columns)
-        if counts.ratings == 0 and prior is None and not allow_empty:
+        if counts.ratings == 0 and not allow_empty:
             raise ValueError(
                 "There are no ratings to learn from: the table is empty"
                 + (f" but for rows set aside: {dict(counts.problems)}." if counts.problems else ".")
                 + " Start a model without ratings with fitStream."
             )
-        seconds = {"pack": time.perf_counter() - clock}
-        threads = options.num_threads or local_threads(df.sparkSession)
-        if settings.solver == "minibatch" and prior is None and counts.ratings:
-            state, report = train_in_mini_batches(packed, settings, options.kinds, threads)
-        else:
-            plan = Plan.of(
-                counts.ratings,
-                options.num_blocks,
-                options.max_ratings_per_task,
-                threads,
-                options.checkpoint_interval,
-            )
-            if settings.solver == "minibatch":
-                # onto a model one pass, which a task does without a join a mini-batch
-                plan = replace(plan, num_blocks=1)
-            if counts.ratings == 0:
-                state = (
-                    ModelState.empty(settings, *options.kinds) if prior is None else prior.copy()
-                )
-                report = TrainingReport("nothing", [], {})
-            elif plan.num_blocks == 1:
-                state, report = train_in_one_task(packed, settings, options.kinds, threads, prior)
-            else:
-                if settings.tol > 0:
-                    warnings.warn("tol is not used in a fit in blocks.", UserWarning, stacklevel=2)
-                state, report = train_in_blocks(packed, settings, options.kinds, plan, prior)
-    finally:
-        packed.unpersist()
+    except BaseException:
+        cells.unpersist()
+        raise
     if counts.problems:
         logger.warning("rows not learned: %s", counts.problems)
-    return (
-        state,
-        TrainingReport(report.form, report.rmse, seconds | report.seconds),
-        counts,
+    return PackedTable(cells, counts, time.perf_counter() - clock)
+
+
+def learn_packed(
+    packed: PackedTable,
+    settings: Settings,
+    options: FitOptions,
+    stops: tuple[int, ...],
+    prior: ModelState | None = None,
+) -> list[Trained]:
+    """Learn a packed table in the form that its size asks for.
+
+    Parameters
+    ----------
+    stops : passes after which to keep a model, ascending; the settings' own `max_iter` is not used
+
+    Returns
+    -------
+    one state and report for each stop, each as a fit with that `max_iter` gives it
+    """
+    settings = replace(settings, max_iter=stops[-1])
+    if packed.counts.ratings == 0:
+        state = ModelState.empty(settings, *options.kinds) if prior is None else prior.copy()
+        return [(state.copy(), TrainingReport("nothing", [], {}, 0)) for _ in stops]
+    spark = packed.cells.sparkSession
+    plan = Plan(
+        options.num_blocks or blocks_for(packed.counts.ratings, options.max_ratings_per_task),
+        options.num_threads or local_threads(spark),
+        options.checkpoint_interval,
+        stops,
+        options.progress_path,
     )
+    with ExitStack() as stack:
+        if options.show_progress:
+            folder = stack.enter_context(show_progress(plan.progress_path, "fit"))
+            plan = replace(plan, progress_path=folder)
+            _warn_of_unseen(spark, options)
+        if plan.progress_path:
+            clear_progress(plan.progress_path)
+        trained = _train(packed.cells, settings, options, plan, prior)
+    return [
+        (state, replace(report, seconds={"pack": packed.seconds} | report.seconds))
+        for state, report in trained
+    ]
+
+
+def _train(
+    cells: DataFrame, settings: Settings, options: FitOptions, plan: Plan, prior: ModelState | None
+) -> list[Trained]:
+    if settings.solver == "minibatch":
+        if prior is None:
+            return train_in_mini_batches(cells, settings, options.kinds, plan)
+        # onto a model one pass, which a task does without a join a mini-batch
+        plan = replace(plan, num_blocks=1)
+    if plan.num_blocks == 1:
+        with phase(cells.sparkSession, "learn in one task"):
+            return train_in_one_task(cells, settings, options.kinds, plan, prior)
+    if settings.tol > 0:
+        warnings.warn("tol is not used in a fit in blocks.", UserWarning, stacklevel=2)
+    return train_in_blocks(cells, settings, options.kinds, plan, prior)
+
+
+def _warn_of_unseen(spark: SparkSession, options: FitOptions) -> None:
+    if not options.progress_path and not local_threads(spark):
+        warnings.warn(
+            "showProgress shows nothing on a cluster without progressPath: set it to a folder that "
+            "driver and executors share.",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def column_names(columns: RatingColumns) -> dict[str, str]:

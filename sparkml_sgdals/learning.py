@@ -7,16 +7,14 @@ The one-task form of `fit` calls `fit_ratings` inside its task; `update` and the
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from sparkml_sgdals.factors import prior_variances
-from sparkml_sgdals.kernels import (
-    check_rows,
-)
+from sparkml_sgdals.kernels import check_rows
 from sparkml_sgdals.ratings import Ratings, layout_by
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.solvers import (
@@ -30,12 +28,22 @@ from sparkml_sgdals.solvers import (
 )
 from sparkml_sgdals.state import SETTLING_RATINGS, Counters, ModelState, Scale
 
-__all__ = ["BatchReport", "check_finite", "fit_ratings", "learn_batch", "settle_scale"]
+__all__ = [
+    "BatchReport",
+    "Progress",
+    "check_finite",
+    "fit_ratings",
+    "fit_stops",
+    "learn_batch",
+    "settle_scale",
+]
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 Rows = I32 | I64
+Progress = Callable[[int, float], None]
+"""Called with the number of a pass and the training RMSE after it."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ def fit_ratings(
     ratings: Ratings,
     state: ModelState,
     threads: int = 1,
-    progress: Callable[[int, float], None] = lambda sweep, rmse: None,
+    progress: Progress = lambda sweep, rmse: None,
 ) -> list[float]:
     """Learn a whole table onto `state`, in place, and return the training RMSE of each pass.
 
@@ -68,6 +76,55 @@ def fit_ratings(
     DivergenceError : where a pass leaves factors that are not finite, or predictions far worse
         than the mean
     """
+    history: list[float] = []
+    for history in _passes(ratings, state, threads, progress):  # noqa: B007
+        pass
+    return history
+
+
+def fit_stops(
+    ratings: Ratings,
+    state: ModelState,
+    stops: Iterable[int],
+    threads: int = 1,
+    progress: Progress = lambda sweep, rmse: None,
+) -> list[tuple[ModelState, list[float]]]:
+    """Learn a table once, up to the settings' `max_iter`, and keep the states on the way.
+
+    Parameters
+    ----------
+    stops : passes after which to keep the state, each at most `max_iter`
+
+    Returns
+    -------
+    for each stop what a `fit_ratings` of so many passes gives: state and training RMSE by pass
+
+    Raises
+    ------
+    DivergenceError : as `fit_ratings`
+    """
+    wanted = sorted(stops)
+    kept: dict[int, tuple[ModelState, list[float]]] = {}
+    history: list[float] = []
+    for history in _passes(ratings, state, threads, progress):
+        if len(history) in wanted:
+            kept[len(history)] = (_stopped(state, len(history)), list(history))
+    for stop in wanted:
+        # learning settled before it
+        kept.setdefault(stop, (_stopped(state, stop), list(history)))
+    return [kept[stop] for stop in wanted]
+
+
+def _stopped(state: ModelState, passes: int) -> ModelState:
+    own = state.copy()
+    own.settings = replace(own.settings, max_iter=passes)
+    return own
+
+
+def _passes(
+    ratings: Ratings, state: ModelState, threads: int, progress: Progress
+) -> Iterator[list[float]]:
+    """The training RMSE so far, before the first pass and after each; `state` is complete then."""
     fresh = state.blank
     known = state.users.size, state.items.size
     settings = state.settings
@@ -79,13 +136,6 @@ def fit_ratings(
     values = state.scale.standardise(ratings.values)
     user_rows, _ = state.users.ensure(ratings.user_ids)
     item_rows, _ = state.items.ensure(ratings.item_ids)
-    work = _Work(ratings, values, state, (user_rows, item_rows), known)
-    work.learn_baseline(fresh)
-    if settings.solver == "bayes":
-        history = work.filter_and_sweep(fresh, threads, progress)
-    else:
-        history = work.descend(settings.max_iter if fresh else 1, progress)
-    check_finite(state, user_rows, item_rows)
     state.users.count[user_rows] += np.bincount(ratings.users, minlength=user_rows.size)
     state.items.count[item_rows] += np.bincount(ratings.items, minlength=item_rows.size)
     low, high = ratings.value_range()
@@ -95,7 +145,15 @@ def fit_ratings(
         low=min(low, state.counters.low),
         high=max(high, state.counters.high),
     )
-    return history
+    work = _Work(ratings, values, state, (user_rows, item_rows), known)
+    work.learn_baseline(fresh)
+    if settings.solver == "bayes":
+        passes = work.filter_and_sweep(fresh, threads, progress)
+    else:
+        passes = work.descend(settings.max_iter if fresh else 1, progress)
+    for history in passes:
+        check_finite(state, user_rows, item_rows)
+        yield history
 
 
 def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
@@ -226,8 +284,8 @@ class _Work:
             table.base_var[rows] = side.var
 
     def filter_and_sweep(
-        self, fresh: bool, threads: int, progress: Callable[[int, float], None]
-    ) -> list[float]:
+        self, fresh: bool, threads: int, progress: Progress
+    ) -> Iterator[list[float]]:
         settings, r = self.settings, self.ratings
         gathered = []
         for table, rows, size in zip(self.sides, self.rows, self.known, strict=True):
@@ -246,6 +304,8 @@ class _Work:
         self._count_prequential(errors)
         noise = settings.noise
         history: list[float] = []
+        self._put_back([side.mean for side in gathered], [side.var for side in gathered])
+        yield history
         if settings.max_iter > 0:
             by_user = layout_by(r.users, r.items, self.values, r.weights, users.mean.shape[0])
             by_item = layout_by(r.items, r.users, self.values, r.weights, items.mean.shape[0])
@@ -258,21 +318,20 @@ class _Work:
                 users.learn_prior(rated_users)
                 items.learn_prior(rated_items)
             history.append(math.sqrt(squares / self.total_weight) * self.state.scale.spread)
+            self._put_back([side.mean for side in gathered], [side.var for side in gathered])
+            if fresh:
+                self.state.noise, self.state.noise_weight = noise, self.total_weight
             progress(sweep + 1, history[-1])
+            yield history
             if settled(history, settings.tol):
                 break
-        for table, rows, side in zip(self.sides, self.rows, gathered, strict=True):
-            table.mean[rows] = side.mean
-            table.var[rows] = side.var
-        if fresh and history:
-            self.state.noise, self.state.noise_weight = noise, self.total_weight
-        return history
 
-    def descend(self, passes: int, progress: Callable[[int, float], None]) -> list[float]:
+    def descend(self, passes: int, progress: Progress) -> Iterator[list[float]]:
         r = self.ratings
         solve = run_sgd if self.settings.solver == "sgd" else run_minibatches
         means = [table.mean[rows] for table, rows in zip(self.sides, self.rows, strict=True)]
         history: list[float] = []
+        yield history
         for number in range(passes):
             errors = solve(r.users, r.items, self.values, r.weights, self.settings, *means)
             if number == 0:
@@ -283,12 +342,18 @@ class _Work:
                     f"{self.settings.solver} diverged in pass {number + 1}: the errors are no "
                     f"longer finite. Lower stepSize (now {self.settings.step_size})."
                 )
+            self._put_back(means)
             progress(number + 1, history[-1])
+            yield history
             if settled(history, self.settings.tol):
                 break
-        for table, rows, mean in zip(self.sides, self.rows, means, strict=True):
-            table.mean[rows] = mean
-        return history
+
+    def _put_back(self, means: list[F32], variances: list[F32] | None = None) -> None:
+        """Write gathered factors back to the state's tables."""
+        for side, (table, rows) in enumerate(zip(self.sides, self.rows, strict=True)):
+            table.mean[rows] = means[side]
+            if variances is not None:
+                table.var[rows] = variances[side]
 
     def _rmse_of(self, errors: F32) -> float:
         squares = errors.astype(np.float64) ** 2

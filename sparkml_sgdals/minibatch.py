@@ -23,10 +23,18 @@ from sparkml_sgdals.factors import list_column
 from sparkml_sgdals.hashing import ITEM_SIDE, USER_SIDE, id_keys, pair_hash, start_factors
 from sparkml_sgdals.index import IdKind, id_array_type
 from sparkml_sgdals.kernels import rating_gradients
+from sparkml_sgdals.progress import TaskProgress
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.solvers import check_mini_batch
 from sparkml_sgdals.state import ModelState
-from sparkml_sgdals.training import BROADCAST_IDS, TrainingReport, explained, train_in_one_task
+from sparkml_sgdals.training import (
+    BROADCAST_IDS,
+    Plan,
+    Trained,
+    TrainingReport,
+    explained,
+    train_in_one_task,
+)
 
 __all__ = ["train_in_mini_batches"]
 
@@ -38,15 +46,18 @@ _LARGEST: Final = float(2**30)
 
 
 def train_in_mini_batches(
-    packed: DataFrame, settings: Settings, kinds: tuple[IdKind, IdKind], threads: int
-) -> tuple[ModelState, TrainingReport]:
+    packed: DataFrame, settings: Settings, kinds: tuple[IdKind, IdKind], plan: Plan
+) -> list[Trained]:
     """Learn packed ratings by mini-batch gradient descent, `blockSize` ratings a step.
 
-    Raises DivergenceError where the summed gradients overshoot.
+    Returns one state and report for each of the plan's stops; raises DivergenceError where the
+    summed gradients overshoot.
     """
     clock = time.perf_counter()
     # the mean, the counts and the baseline; ids stand at their start
-    state, _ = train_in_one_task(packed, replace(settings, max_iter=0), kinds, threads)
+    start = replace(plan, stops=(0,), progress_path="")
+    ((state, _),) = train_in_one_task(packed, replace(settings, max_iter=0), kinds, start)
+    trained: list[Trained] = []
     in_order, ratings = _numbered(packed, settings, kinds, state.scale.mean)
     try:
         batches = -(-state.counters.ratings // settings.block_size)
@@ -54,8 +65,14 @@ def train_in_mini_batches(
         # ids of two kinds share one table as strings
         id_type = "bigint" if set(kinds) == {"int"} else "string"
         factors = packed.sparkSession.createDataFrame([], f"side int, id {id_type}, f array<float>")
-        for _ in range(settings.max_iter):
-            for batch in range(batches):
+        note = TaskProgress(plan.progress_path, 0, plan.stops[-1] * batches)
+        for number in range(plan.stops[-1] + 1):
+            if number in plan.stops:
+                own = replace(state.copy(), settings=replace(settings, max_iter=number))
+                _take_factors(own, factors.toArrow())
+                seconds = {"learn": time.perf_counter() - clock}
+                trained.append((own, TrainingReport("mini-batches", [], seconds, number)))
+            for batch in range(batches if number < plan.stops[-1] else 0):
                 rows = ratings.where(F.col("batch") == batch).drop("batch")
                 stepped = _step(rows, factors, settings, kinds, id_type, small).persist()
                 try:
@@ -66,16 +83,21 @@ def train_in_mini_batches(
                     raise explained(failure) from failure
                 finally:
                     stepped.unpersist()
-        learned = factors.toArrow()
+                note.write(number * batches + batch + 1, None)
     finally:
         in_order.unpersist()
+    return trained
+
+
+def _take_factors(state: ModelState, learned: pa.Table) -> None:
+    """Put learned factors (side, id, f) into a state that knows the ids, in place."""
+    width = state.settings.rank + 1
     for side, table in ((USER_SIDE, state.users), (ITEM_SIDE, state.items)):
         own = learned.filter(pa.compute.equal(learned.column("side"), side))
         if own.num_rows:
             ids = own.column("id").cast(id_array_type(table.index.kind)).combine_chunks()
             flat = own.column("f").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-            table.mean[table.index.find(ids)] = flat.reshape(own.num_rows, settings.rank + 1)
-    return state, TrainingReport("mini-batches", [], {"learn": time.perf_counter() - clock})
+            table.mean[table.index.find(ids)] = flat.reshape(own.num_rows, width)
 
 
 @dataclass(frozen=True)

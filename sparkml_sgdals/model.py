@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import Any
 
 from pyspark.ml import Model
@@ -12,6 +13,7 @@ from pyspark.sql import functions as F
 
 from sparkml_sgdals.collecting import COLLECT_LIMIT, collect_ratings
 from sparkml_sgdals.diagnosis import Diagnosis, diagnose_state
+from sparkml_sgdals.explaining import EXPLANATION_DDL, explain_pair
 from sparkml_sgdals.factors import FactorTable, put_features
 from sparkml_sgdals.fitting import FitOptions, learn_table, refuse_invalid
 from sparkml_sgdals.params import ModelParams
@@ -25,7 +27,7 @@ from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import ModelState, Scale
 from sparkml_sgdals.storage import VersionStore
 from sparkml_sgdals.streaming import StreamJob, StreamStart, learn_collected, start_stream
-from sparkml_sgdals.training import TrainingReport
+from sparkml_sgdals.summary import TrainingSummary
 
 __all__ = ["StreamingBiasedALSModel", "fit_options"]
 
@@ -47,13 +49,13 @@ class StreamingBiasedALSModel(
         state: ModelState | None = None,
         id_types: tuple[str, str] = ("bigint", "bigint"),
         version: int = 0,
-        report: TrainingReport | None = None,
+        summary: TrainingSummary | None = None,
     ) -> None:
         super().__init__()
         self._state = state if state is not None else ModelState.empty(Settings(), "int", "int")
         self._id_types = id_types
         self.version = version
-        self._report = report
+        self._summary = summary
         # copies share a state until one of them learns
         self._shared = False
         self._path_id: str | None = None
@@ -92,9 +94,22 @@ class StreamingBiasedALSModel(
         return self._public(self._state.items, self._id_types[1])
 
     @property
-    def report(self) -> TrainingReport | None:
-        """What the fit did: its form, training RMSE by sweep, seconds by phase; None if loaded."""
-        return self._report
+    def hasSummary(self) -> bool:
+        """Whether there is a `summary`: not where the model was loaded or comes from a stream."""
+        return self._summary is not None
+
+    @property
+    def summary(self) -> TrainingSummary:
+        """What the last fit did: ratings, ids, training RMSE by sweep, noise, seconds by phase.
+
+        Raises RuntimeError where there is none (hasSummary), as pyspark.ml's models do.
+        """
+        if self._summary is None:
+            raise RuntimeError(
+                "There is no training summary: this model was loaded, or comes from a stream. "
+                "diagnose() says what any model has learned."
+            )
+        return self._summary
 
     def diagnose(self, validation: DataFrame | None = None, minRatings: int = 5) -> Diagnosis:
         """Say what the model has learned from and whether it beats mean and biases.
@@ -209,6 +224,27 @@ class StreamingBiasedALSModel(
         """The users most like those in `dataset`; `similarItems` says the rest."""
         return self._similar("user", dataset, numUsers)
 
+    def explain(self, user: int | str, item: int | str) -> DataFrame:
+        """Why the model predicts what it does for a pair, in rows that a person can read.
+
+        Parameters
+        ----------
+        user, item : ids, known or not
+
+        Returns
+        -------
+        DataFrame of part, value, std (both in units of the ratings), ratings, note: the mean, both
+        biases, the features' share, the noise, and the prediction, which is their sum; std is null
+        but under solver 'bayes', ratings is how many ratings are behind the part
+
+        Raises
+        ------
+        TypeError : an id is a string where the model learned integers, or the other way round
+        """
+        parts = explain_pair(self._state, user, item, self.getClipPredictions())
+        rows = [astuple(part) for part in parts]
+        return self._session().createDataFrame(rows, EXPLANATION_DDL)
+
     @classmethod
     def fromALS(cls, als_model: ALSModel) -> StreamingBiasedALSModel:
         """A model that starts from the factors of Spark's own ALSModel and learns on from there.
@@ -254,9 +290,8 @@ class StreamingBiasedALSModel(
         collected = collect_ratings(dataset, options.columns, options.kinds, keep)
         if collected is None:
             prior = None if self._state.blank else self._state
-            self._state, self._report, _ = learn_table(
-                dataset, self._state.settings, options, prior
-            )
+            self._state, report, _ = learn_table(dataset, self._state.settings, options, prior)
+            self._summary = TrainingSummary.of(self._state, report)
         else:
             if options.handle_invalid == "error":
                 refuse_invalid(collected.problems, options.columns)
@@ -438,6 +473,8 @@ def fit_options(params: ModelParams, kinds: tuple[Any, Any], invalid: str) -> Fi
         num_threads=params.getNumThreads(),
         max_ratings_per_task=params.getMaxRatingsPerTask(),
         checkpoint_interval=params.getCheckpointInterval(),
+        show_progress=params.getShowProgress(),
+        progress_path=params.getProgressPath(),
     )
 
 

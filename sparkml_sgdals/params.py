@@ -143,6 +143,17 @@ class ModelParams(HasPredictionCol, HasHandleInvalid, HasWeightCol, HasCheckpoin
         "ratings, about 28 bytes each, that one task may hold; more are learned in blocks.",
         _at_least("maxRatingsPerTask", 1),
     )
+    showProgress: Param[bool] = _param(
+        "showProgress",
+        "whether a fit shows a bar in the terminal or notebook; needs tqdm.",
+        TypeConverters.toBoolean,
+    )
+    progressPath: Param[str] = _param(
+        "progressPath",
+        "folder, shared by driver and executors, where tasks of a fit write how far they are; "
+        "empty: a temporary one while showProgress shows it under local[N], else none.",
+        _text,
+    )
     ratingCol: Param[str] = _param("ratingCol", "column of ratings: numbers.", _text)
     timestampCol: Param[str] = _param(
         "timestampCol",
@@ -171,6 +182,8 @@ class ModelParams(HasPredictionCol, HasHandleInvalid, HasWeightCol, HasCheckpoin
             numThreads=0,
             numBlocks=0,
             maxRatingsPerTask=50_000_000,
+            showProgress=False,
+            progressPath="",
             ratingCol="rating",
             timestampCol="",
             weightCol="",
@@ -208,6 +221,14 @@ class ModelParams(HasPredictionCol, HasHandleInvalid, HasWeightCol, HasCheckpoin
     def getMaxRatingsPerTask(self) -> int:
         """Value of maxRatingsPerTask."""
         return self.getOrDefault(self.maxRatingsPerTask)
+
+    def getShowProgress(self) -> bool:
+        """Value of showProgress."""
+        return self.getOrDefault(self.showProgress)
+
+    def getProgressPath(self) -> str:
+        """Value of progressPath, "" for none."""
+        return self.getOrDefault(self.progressPath)
 
     def getRatingCol(self) -> str:
         """Value of ratingCol."""

@@ -67,6 +67,14 @@ class ModelSetters(ModelParams):
         """Set maxRatingsPerTask."""
         return self._set(maxRatingsPerTask=value)
 
+    def setShowProgress(self, value: bool) -> Self:
+        """Set showProgress."""
+        return self._set(showProgress=value)
+
+    def setProgressPath(self, value: str) -> Self:
+        """Set progressPath."""
+        return self._set(progressPath=value)
+
     def setCheckpointInterval(self, value: int) -> Self:
         """Set checkpointInterval."""
         return self._set(checkpointInterval=value)

@@ -12,6 +12,7 @@ import os
 import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,7 +31,8 @@ from sparkml_sgdals.exchange import (
     widen,
 )
 from sparkml_sgdals.index import IdKind
-from sparkml_sgdals.learning import fit_ratings
+from sparkml_sgdals.learning import fit_stops
+from sparkml_sgdals.progress import TaskProgress
 from sparkml_sgdals.ratings import encode_ratings
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.solvers import DivergenceError
@@ -39,11 +41,14 @@ from sparkml_sgdals.state import ModelState
 __all__ = [
     "BROADCAST_IDS",
     "Plan",
+    "Trained",
     "TrainingReport",
+    "blocks_for",
     "collect_payloads",
     "explained",
     "local_threads",
     "parts_frame",
+    "phase",
     "train_in_one_task",
 ]
 
@@ -55,20 +60,19 @@ BROADCAST_IDS: Final = 500_000
 
 @dataclass(frozen=True)
 class Plan:
-    """How a table is learned: its form follows from Params and its size alone."""
+    """How a table is learned: its form follows from Params and its size alone.
+
+    Attributes
+    ----------
+    stops : passes after which to keep a model, ascending; the last one ends the learning
+    progress_path : where tasks note how far they are, empty for nowhere
+    """
 
     num_blocks: int
     threads: int
     checkpoint_interval: int
-
-    @classmethod
-    def of(
-        cls, ratings: int, num_blocks: int, max_per_task: int, threads: int, interval: int
-    ) -> Plan:
-        """One block up to `max_per_task` ratings, else blocks of at most half of that."""
-        if num_blocks == 0:
-            num_blocks = 1 if ratings <= max_per_task else 2 * -(-ratings // max_per_task)
-        return cls(num_blocks, threads, interval)
+    stops: tuple[int, ...]
+    progress_path: str = ""
 
 
 @dataclass(frozen=True)
@@ -79,11 +83,21 @@ class TrainingReport:
     ----------
     rmse : training RMSE after each sweep or pass, in rating units
     seconds : time by phase, in seconds
+    passes : sweeps or passes done
     """
 
     form: str
     rmse: list[float]
     seconds: dict[str, float]
+    passes: int
+
+
+Trained = tuple[ModelState, TrainingReport]
+
+
+def blocks_for(ratings: int, max_per_task: int) -> int:
+    """One block up to `max_per_task` ratings, else blocks of at most half of that."""
+    return 1 if ratings <= max_per_task else 2 * -(-ratings // max_per_task)
 
 
 def local_threads(spark: SparkSession) -> int:
@@ -95,6 +109,17 @@ def local_threads(spark: SparkSession) -> int:
     if match is None:
         return 0
     return (os.cpu_count() or 1) if match[1] == "*" else int(match[1])
+
+
+@contextmanager
+def phase(spark: SparkSession, name: str) -> Iterator[None]:
+    """Tag the jobs of a phase of a fit, for Spark's pages and for `spark.interruptTag`."""
+    tag = f"sparkml_sgdals: {name}"
+    spark.addTag(tag)
+    try:
+        yield
+    finally:
+        spark.removeTag(tag)
 
 
 def parts_frame(spark: SparkSession, state: ModelState) -> DataFrame:
@@ -111,6 +136,8 @@ class _Train:
     settings: dict[str, Any]
     kinds: tuple[IdKind, IdKind]
     threads: int
+    stops: tuple[int, ...]
+    progress_path: str
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         clock = time.perf_counter()
@@ -133,37 +160,55 @@ class _Train:
         encoded = time.perf_counter()
         context = TaskContext.get()
         threads = self.threads or (context.cpus() if context else 1)
-        history = fit_ratings(ratings, state, threads)
+        note = TaskProgress(self.progress_path, 0, 1 + max(self.stops))
+        note.write(1, None)
+        kept = fit_stops(
+            ratings, state, self.stops, threads, lambda number, rmse: note.write(1 + number, rmse)
+        )
         seconds = {"encode": encoded - clock, "learn": time.perf_counter() - encoded}
-        for kind, payload in state_parts(state, {"rmse": history, "seconds": seconds}):
-            yield part_batch(kind, payload)
+        for number, (learned, history) in enumerate(kept):
+            for kind, payload in state_parts(learned, {"rmse": history, "seconds": seconds}):
+                yield part_batch(f"{number}:{kind}", payload)
 
 
 def train_in_one_task(
     packed: DataFrame,
     settings: Settings,
     kinds: tuple[IdKind, IdKind],
-    threads: int,
+    plan: Plan,
     prior: ModelState | None = None,
-) -> tuple[ModelState, TrainingReport]:
+) -> list[Trained]:
     """Learn packed ratings in one task: one Spark job of one narrow stage.
 
     Parameters
     ----------
     prior : the model that they are added to; None for a fresh fit
+
+    Returns
+    -------
+    one state and report for each of the plan's stops
     """
     clock = time.perf_counter()
     parts = packed.select(F.lit("ratings").alias("kind"), "payload")
     if prior is not None:
         parts = parts.unionByName(parts_frame(packed.sparkSession, prior))
-    trainer = _Train(settings.to_json(), kinds, threads)
+    trainer = _Train(settings.to_json(), kinds, plan.threads, plan.stops, plan.progress_path)
     learned = collect_payloads(parts.coalesce(1).mapInArrow(trainer, PART_DDL))
-    kinds_of_parts, payloads = (learned.column(n).to_pylist() for n in ("kind", "payload"))
-    state, extra = state_from_parts(zip(kinds_of_parts, payloads, strict=True))
-    seconds = extra["seconds"]
-    seconds["job"] = time.perf_counter() - clock - sum(seconds.values())
-    logger.info("one task: %s", json.dumps(seconds))
-    return state, TrainingReport("one task", extra["rmse"], seconds)
+    by_stop: list[list[tuple[str, bytes]]] = [[] for _ in plan.stops]
+    names, payloads = (learned.column(name).to_pylist() for name in ("kind", "payload"))
+    for name, payload in zip(names, payloads, strict=True):
+        number, _, kind = name.partition(":")
+        by_stop[int(number)].append((kind, payload))
+    trained = []
+    for own in by_stop:
+        state, extra = state_from_parts(own)
+        seconds = extra["seconds"]
+        seconds["job"] = time.perf_counter() - clock - sum(seconds.values())
+        logger.info("one task: %s", json.dumps(seconds))
+        trained.append(
+            (state, TrainingReport("one task", extra["rmse"], seconds, len(extra["rmse"])))
+        )
+    return trained
 
 
 def explained(failure: Exception) -> Exception:

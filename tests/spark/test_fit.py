@@ -38,8 +38,8 @@ def test_one_task_equals_the_solver_without_spark(ratings, small, solver):
     als = estimator(solver=solver)
     model = als.fit(ratings)
     assert model.state.fingerprint() == in_memory(small, als, solver == "bayes").fingerprint()
-    assert model.report.form == "one task"
-    assert len(model.report.rmse) == 5
+    assert model.summary.form == "one task"
+    assert len(model.summary.rmse) == 5
 
 
 @pytest.mark.parametrize("blocks", [1, 3])
@@ -61,14 +61,14 @@ def test_another_seed_gives_another_start(ratings):
 def test_blocks_learn_as_well_as_one_task(ratings, small, spark, blocks):
     one = estimator().fit(ratings)
     model = estimator(numBlocks=blocks).fit(ratings)
-    assert model.report.form == f"{blocks} blocks"
+    assert model.summary.form == f"{blocks} blocks"
     assert rmse(model, small, spark) == pytest.approx(rmse(one, small, spark), rel=0.01)
     assert model.state.counters.ratings == len(small)
     counts = small.groupby("user").size()
     ids, _, _, found = factors(model)["users"]
     assert dict(zip(ids, found, strict=True)) == counts.to_dict()
-    assert len(model.report.rmse) == 5
-    assert model.report.rmse[-1] == pytest.approx(one.report.rmse[-1], rel=0.02)
+    assert len(model.summary.rmse) == 5
+    assert model.summary.rmse[-1] == pytest.approx(one.summary.rmse[-1], rel=0.02)
     assert model.state.noise == pytest.approx(one.state.noise, rel=0.05)
 
 
@@ -83,7 +83,7 @@ def test_more_blocks_than_ids(spark):
 
 def test_a_table_above_the_limit_of_a_task_is_learned_in_blocks(ratings):
     model = estimator(maxRatingsPerTask=2500, maxIter=1).fit(ratings)
-    assert model.report.form == "4 blocks"
+    assert model.summary.form == "4 blocks"
 
 
 def test_checkpoints_do_not_change_the_result(ratings):
@@ -169,13 +169,13 @@ def test_equal_ratings_only(spark):
 
 def test_filter_only(ratings):
     model = estimator(maxIter=0).fit(ratings)
-    assert model.report.rmse == []
+    assert model.summary.rmse == []
     assert model.state.noise == 0.5
 
 
 def test_tol_stops_early(ratings):
     model = estimator(maxIter=50, tol=0.01).fit(ratings)
-    assert 2 <= len(model.report.rmse) < 50
+    assert 2 <= len(model.summary.rmse) < 50
 
 
 class TestMinibatch:
@@ -231,7 +231,7 @@ def test_tol_in_blocks_is_named(ratings):
 
 
 @pytest.mark.parametrize("solver", ["bayes", "minibatch"])
-def test_nothing_stays_cached(spark, ratings, solver):
+def test_nothing_stays_cached(classic_only, spark, ratings, solver):
     held = spark.sparkContext._jsc.getPersistentRDDs
     before = set(held())
     estimator(solver=solver, maxIter=1, blockSize=4000, numBlocks=0).fit(ratings)

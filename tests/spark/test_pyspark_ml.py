@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import ONCE, predictions
+from helpers import ONCE, assert_same_bits, predictions, rmse
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.evaluation import RankingEvaluator, RegressionEvaluator
 from pyspark.ml.tuning import (
@@ -15,7 +15,9 @@ from pyspark.ml.tuning import (
 )
 from pyspark.sql import functions as F
 
-from sparkml_sgdals import StreamingBiasedALS
+from sparkml_sgdals import DivergenceError, StreamingBiasedALS
+from sparkml_sgdals.fitting import pack_table
+from sparkml_sgdals.progress import read_progress
 
 BY = ["user", "item", "time", "rating"]
 
@@ -59,7 +61,7 @@ def test_train_validation_split(als, grid, ratings):
 def test_fit_with_param_maps(als, grid, ratings):
     models = als.fit(ratings, grid)
     assert [m.rank for m in models] == [2, 2, 4, 4]
-    assert [len(m.report.rmse) for m in models] == [1, 3, 1, 3]
+    assert [len(m.summary.rmse) for m in models] == [1, 3, 1, 3]
     assert {m.uid for m in models} == {als.uid}
     assert als.getRank() == 2
 
@@ -90,3 +92,145 @@ def test_a_pipeline_scores_a_stream(als, ratings, files, stream, small, spark, t
         predictions(found, BY),
         predictions(model.transform(spark.createDataFrame(small.iloc[:60])), BY),
     )
+
+
+class TestGrid:
+    """Param maps learned together give what each gives alone."""
+
+    @pytest.mark.parametrize(
+        "params",
+        [{"numBlocks": 1}, {"numBlocks": 2}, {"solver": "sgd"}, {"solver": "sgd", "numBlocks": 2}],
+        ids=str,
+    )
+    def test_same_bits_as_alone(self, als, ratings, params):
+        als = als.copy({als.getParam(name): value for name, value in params.items()})
+        maps = [{als.maxIter: n, als.rank: k} for k in (2, 3) for n in (0, 2, 1)]
+        found = dict(als.fitMultiple(ratings, maps))
+        assert sorted(found) == list(range(6))
+        for index, model in found.items():
+            alone = als.fit(ratings, maps[index])
+            assert_same_bits(model, alone)
+            assert model.state.settings == alone.state.settings
+            assert model.summary.rmse == alone.summary.rmse
+            assert model.summary.totalIterations == maps[index][als.maxIter]
+
+    def test_mini_batches(self, als, ratings):
+        als = als.copy({als.solver: "minibatch", als.blockSize: 2500, als.stepSize: 0.005})
+        one, two = als.fit(ratings, [{als.maxIter: 1}, {als.maxIter: 2}])
+        assert_same_bits(one, als.fit(ratings))
+        assert two.summary.totalIterations == 2
+        assert one.state.fingerprint() != two.state.fingerprint()
+
+    def test_tol_ends_all_at_the_same_sweep(self, als, ratings):
+        als = als.copy({als.tol: 0.05})
+        early, late = als.fit(ratings, [{als.maxIter: 1}, {als.maxIter: 40}])
+        assert (early.summary.totalIterations, late.summary.totalIterations < 40) == (1, True)
+        assert_same_bits(late, als.copy({als.maxIter: 40}).fit(ratings))
+
+    def test_models_are_independent(self, als, ratings):
+        one, two = als.fit(ratings, [{als.maxIter: 1}, {als.maxIter: 1}])
+        mark = two.state.fingerprint()
+        one.update(ratings.limit(20))
+        assert (one.version, two.version, two.state.fingerprint()) == (1, 0, mark)
+
+    def test_packs_once_and_lets_go(self, als, grid, ratings, monkeypatch):
+        packed = []
+
+        def count(*args):
+            packed.append(pack_table(*args))
+            return packed[-1]
+
+        monkeypatch.setattr("sparkml_sgdals.grid.pack_table", count)
+        models = als.fitMultiple(ratings, grid)
+        next(models)
+        assert packed[0].cells.storageLevel.useMemory
+        assert [index for index, _ in models] == [1, 2, 3]
+        assert len(packed) == 1
+        assert not packed[0].cells.storageLevel.useMemory
+
+    def test_columns_may_differ(self, als, ratings):
+        twice = ratings.withColumn("double", F.col("rating") * 2)
+        one, two = als.fit(twice, [{als.maxIter: 1}, {als.ratingCol: "double"}])
+        assert two.globalMean == pytest.approx(2 * one.globalMean)
+
+    def test_one_bad_point_does_not_spoil_the_others(self, als, ratings):
+        als = als.copy({als.solver: "sgd"})
+        models = als.fitMultiple(ratings, [{als.stepSize: 0.01}, {als.stepSize: 30.0}])
+        assert next(models)[0] == 0
+        with pytest.raises(DivergenceError, match="stepSize"):
+            next(models)
+
+
+class TestSummary:
+    def test_of_a_fit(self, als, ratings, small, tmp_path):
+        model = als.copy({als.maxIter: 3}).fit(ratings)
+        summary = model.summary
+        assert (summary.form, summary.totalIterations) == ("one task", 3)
+        assert (summary.ratings, summary.users, summary.items) == (
+            len(small), small.user.nunique(), small.item.nunique()
+        )  # fmt: skip
+        assert summary.rmse[0] > summary.rmse[-1] > 0.2
+        assert summary.noiseVariance == pytest.approx(summary.rmse[-1] ** 2, rel=0.5)
+        assert {"pack", "encode", "learn", "job"} <= set(summary.seconds)
+        assert "training RMSE by pass" in str(summary)
+        model.save(str(tmp_path / "m"))
+        loaded = type(model).load(str(tmp_path / "m"))
+        assert not loaded.hasSummary
+        with pytest.raises(RuntimeError, match="no training summary"):
+            _ = loaded.summary
+
+    def test_training_rmse_is_that_of_the_model(self, als, ratings, small, spark):
+        als = als.copy({als.maxIter: 3, als.clipPredictions: False})
+        model = als.fit(ratings)
+        assert model.summary.rmse[-1] == pytest.approx(rmse(model, small, spark), rel=1e-3)
+
+
+class TestProgress:
+    @pytest.mark.parametrize("blocks", [1, 2])
+    def test_tasks_note_each_step(self, als, ratings, tmp_path, blocks):
+        path = str(tmp_path / "progress")
+        als = als.copy({als.progressPath: path, als.numBlocks: blocks, als.maxIter: 3})
+        model = als.fit(ratings)
+        done, total, noted = read_progress(path)
+        assert done == total > 3
+        assert len(list((tmp_path / "progress").iterdir())) == blocks
+        # a block notes what it knew when it began its step
+        expected = model.summary.rmse[-1 if blocks == 1 else -2]
+        assert noted == pytest.approx(expected, rel=1e-6)
+
+    def test_a_bar(self, als, ratings, capsys):
+        als.copy({als.showProgress: True, als.maxIter: 2}).fit(ratings)
+        assert "3/3" in capsys.readouterr().err
+
+    def test_a_folder_that_cannot_be_written_to(self, als, ratings, tmp_path):
+        (tmp_path / "file").write_text("")
+        model = als.copy({als.progressPath: str(tmp_path / "file")}).fit(ratings)
+        assert model.summary.totalIterations == 1
+
+    def test_phases_are_tagged(self, als, ratings, spark, monkeypatch):
+        seen = []
+        real = type(spark).addTag
+
+        def note(self, tag):
+            seen.append(tag)
+            real(self, tag)
+
+        monkeypatch.setattr(type(spark), "addTag", note)
+        als.copy({als.numBlocks: 2, als.checkpointInterval: 2, als.maxIter: 2}).fit(ratings)
+        phases = [tag.removeprefix("sparkml_sgdals: ") for tag in seen]
+        assert list(dict.fromkeys(phases)) == ["pack", "route", "filter", "sweep 1", "sweep 2"]
+        assert not [tag for tag in spark.getTags() if "sgdals" in tag]
+
+
+def test_explain(als, ratings, small):
+    als = als.copy({als.predictionStdCol: "std"})
+    model = als.fit(ratings)
+    user, item = int(small.user[0]), int(small["item"][0])
+    found = {row.part: row for row in model.explain(user, item).collect()}
+    pair = ratings.where((F.col("user") == user) & (F.col("item") == item))
+    scored = model.transform(pair).first()
+    assert found["prediction"].value == pytest.approx(scored.prediction, abs=1e-4)
+    assert found["prediction"].std == pytest.approx(scored.std, rel=1e-4)
+    assert found["user bias"].ratings == (small.user == user).sum()
+    assert found["mean"].value == pytest.approx(model.globalMean)
+    assert found["noise"].value is None

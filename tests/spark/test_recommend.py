@@ -206,7 +206,7 @@ class TestFromALS:
         model = StreamingBiasedALSModel.fromALS(als_model)
         known = model.state.users.size
         model.update(spark.createDataFrame(small.iloc[:1000]))
-        assert model.report.form == "one task"
+        assert model.summary.form == "one task"
         assert model.state.users.size == known
         assert model.state.scale.mean == 0.0
 

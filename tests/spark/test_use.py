@@ -181,7 +181,7 @@ class TestUpdate:
         untouched = set(small.item[:half]) - set(small.item[half:] + 5 * (small.item[half:] % 2))
         before, before_rmse = model.copy(), rmse(model, small.iloc[:half], spark)
         model.update(second)
-        assert model.report.form == ("one task" if blocks == 1 else "3 blocks")
+        assert model.summary.form == ("one task" if blocks == 1 else "3 blocks")
         assert model.state.counters.ratings == len(small)
         assert model.state.scale == before.state.scale
         assert rmse(model, small.iloc[:half], spark) < before_rmse * 1.12
@@ -200,7 +200,7 @@ class TestUpdate:
         batch = spark.createDataFrame(small.iloc[2000:])
         one = base.copy().update(batch.repartition(1))
         other = base.copy().update(batch.repartition(8))
-        assert one.report.form == other.report.form == "one task"
+        assert one.summary.form == other.summary.form == "one task"
         assert_same_bits(one, other)
 
     @pytest.mark.parametrize("blocks", [1, 2])
@@ -301,7 +301,7 @@ class TestPersistence:
         model.save(str(tmp_path / "m"))
         assert_same_bits(model, StreamingBiasedALSModel.load(str(tmp_path / "m")))
 
-    def test_estimator(self, als, tmp_path):
+    def test_estimator(self, spark, als, tmp_path):
         als.save(str(tmp_path / "e"))
         loaded = StreamingBiasedALS.load(str(tmp_path / "e"))
         assert {p.name: v for p, v in als.extractParamMap().items()} == {
