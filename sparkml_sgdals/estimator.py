@@ -77,6 +77,13 @@ class StreamingBiasedALS(
         maxRatingsPerTask: int = 50_000_000,
         checkpointInterval: int = 10,
         parallelism: int = 1,
+        implicitPrefs: bool = False,
+        nonnegative: bool = False,
+        alpha: float = 1.0,
+        numUserBlocks: int = 10,
+        numItemBlocks: int = 10,
+        intermediateStorageLevel: str = "MEMORY_AND_DISK",
+        finalStorageLevel: str = "MEMORY_AND_DISK",
     ) -> None:
         super().__init__()
         given = self._input_kwargs
