@@ -9,12 +9,13 @@ from pyspark import keyword_only
 from pyspark.ml import Estimator
 from pyspark.ml.base import _FitMultipleIterator
 from pyspark.ml.param import Param
-from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable
+from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable, MLWriter
 from pyspark.sql import DataFrame
 
 from sparkml_sgdals.fitting import learn_table
 from sparkml_sgdals.grid import GridFit, GridPoint
 from sparkml_sgdals.model import StreamingBiasedALSModel, fit_options, stream_invalid
+from sparkml_sgdals.persistence import EstimatorWriter
 from sparkml_sgdals.schema import id_kind, id_type_name
 from sparkml_sgdals.setters import LearningSetters
 from sparkml_sgdals.state import ModelState
@@ -85,6 +86,13 @@ class StreamingBiasedALS(
         parallelism: int = 1,
         showProgress: bool = False,
         progressPath: str = "",
+        implicitPrefs: bool = False,
+        nonnegative: bool = False,
+        alpha: float = 1.0,
+        numUserBlocks: int = 10,
+        numItemBlocks: int = 10,
+        intermediateStorageLevel: str = "MEMORY_AND_DISK",
+        finalStorageLevel: str = "MEMORY_AND_DISK",
     ) -> None:
         super().__init__()
         given = self._input_kwargs
@@ -94,6 +102,10 @@ class StreamingBiasedALS(
     def setParams(self, **kwargs: Any) -> StreamingBiasedALS:
         """Set Params by name, as in the constructor."""
         return self._set(**{name: value for name, value in kwargs.items() if value is not None})
+
+    def write(self) -> MLWriter:
+        """A writer: als.write().overwrite().save(path)."""
+        return EstimatorWriter(self)
 
     def _fit(self, dataset: DataFrame) -> StreamingBiasedALSModel:
         if dataset.isStreaming:

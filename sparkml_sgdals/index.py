@@ -16,6 +16,7 @@ __all__ = ["IdIndex", "IdKind", "id_array_type"]
 IdKind = Literal["int", "str"]
 I64 = npt.NDArray[np.int64]
 _EMPTY: Final = -1
+_BITS: Final = {"tinyint": 8, "smallint": 16, "int": 32}
 
 
 def id_array_type(kind: IdKind) -> pa.DataType:
@@ -113,6 +114,14 @@ class IdIndex:
             return pa.array(names, pa.string())
         known = self._ids[: self.size]
         return pa.array(known if rows is None else known[rows])
+
+    def type_name(self, learned: str) -> str:
+        """Spark's name of a type that holds all ids: `learned`, bigint where one outgrew it."""
+        bits = _BITS.get(learned)
+        if bits is None or not self.size:
+            return learned
+        known, limit = self._ids[: self.size], 1 << (bits - 1)
+        return learned if -limit <= known.min() and known.max() < limit else "bigint"
 
     def copy(self) -> IdIndex:
         """An independent copy."""

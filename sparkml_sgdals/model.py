@@ -406,9 +406,10 @@ class StreamingBiasedALSModel(
 
     def _side(self, side: str) -> tuple[FactorTable, str, str, str]:
         """Factors, Param, column and type of ids of one side."""
+        users, items, types = self._state.users, self._state.items, self._id_types
         if side == "user":
-            return self._state.users, "userCol", self.getUserCol(), self._id_types[0]
-        return self._state.items, "itemCol", self.getItemCol(), self._id_types[1]
+            return users, "userCol", self.getUserCol(), users.index.type_name(types[0])
+        return items, "itemCol", self.getItemCol(), items.index.type_name(types[1])
 
     def _subset(self, dataset: DataFrame, side: str) -> Any:
         table, param, name, _ = self._side(side)

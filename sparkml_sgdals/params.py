@@ -6,12 +6,10 @@ set, so that a bad grid fails before anything runs.
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Callable
 from typing import Any, Final
 
-from pyspark.ml.param import Param, Params, TypeConverters
+from pyspark.ml.param import Param, TypeConverters
 from pyspark.ml.param.shared import (
     HasBlockSize,
     HasCheckpointInterval,
@@ -26,6 +24,16 @@ from pyspark.ml.param.shared import (
     HasWeightCol,
 )
 
+from sparkml_sgdals.als_params import UNUSED_OF_ALS, ALSParams
+from sparkml_sgdals.converters import (
+    at_least,
+    interval,
+    non_negative,
+    one_of,
+    param,
+    positive,
+    text,
+)
 from sparkml_sgdals.schema import RatingColumns
 from sparkml_sgdals.settings import Settings, Solver
 
@@ -48,125 +56,88 @@ _DESCENT: Final = (
 )
 _BAYES: Final = ("biasPriorVariance", "factorPriorVariance", "noiseVariance", "drift")
 UNUSED: Final[dict[str, tuple[str, ...]]] = {
-    "bayes": (*_DESCENT, "blockSize", "parallelism"),
-    "sgd": (*_BAYES, "blockSize", "predictionStdCol", "parallelism"),
-    "minibatch": (*_BAYES, "predictionStdCol", "tol", "numThreads", "parallelism"),
+    "bayes": (*_DESCENT, "blockSize", "parallelism", *UNUSED_OF_ALS),
+    "sgd": (*_BAYES, "blockSize", "predictionStdCol", "parallelism", *UNUSED_OF_ALS),
+    "minibatch": (*_BAYES, "predictionStdCol", "tol", "numThreads", "parallelism", *UNUSED_OF_ALS),
 }
 """Params that a solver does not use."""
 
 
-def _number(
-    name: str, kind: Callable[[Any], Any], low: float, inclusive: bool = True
-) -> Callable[[Any], Any]:
-    def convert(value: Any) -> Any:
-        number = kind(value)
-        if not (math.isfinite(number) and (number >= low if inclusive else number > low)):
-            bound = "at least" if inclusive else "greater than"
-            raise ValueError(f"{name} must be {bound} {low:g}, got {value!r}.")
-        return number
-
-    return convert
-
-
-def _at_least(name: str, low: int) -> Callable[[Any], int]:
-    return _number(name, TypeConverters.toInt, low)
-
-
-def _non_negative(name: str) -> Callable[[Any], float]:
-    return _number(name, TypeConverters.toFloat, 0)
-
-
-def _positive(name: str) -> Callable[[Any], float]:
-    return _number(name, TypeConverters.toFloat, 0, inclusive=False)
-
-
-def _one_of(name: str, allowed: tuple[str, ...]) -> Callable[[Any], str]:
-    def convert(value: Any) -> str:
-        text = TypeConverters.toString(value)
-        if text not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {text!r}.")
-        return text
-
-    return convert
-
-
-def _param(name: str, doc: str, converter: Callable[[Any], Any]) -> Param[Any]:
-    return Param(Params._dummy(), name, doc, typeConverter=converter)
-
-
-_text = TypeConverters.toString
-
-
-class ModelParams(HasPredictionCol, HasHandleInvalid, HasWeightCol, HasCheckpointInterval):
+class ModelParams(
+    HasPredictionCol, HasHandleInvalid, HasWeightCol, HasCheckpointInterval, HasBlockSize
+):
     """Params that using a model and adding ratings to it depend on."""
 
-    userCol: Param[str] = _param("userCol", "column of user ids: integers or strings.", _text)
-    itemCol: Param[str] = _param("itemCol", "column of item ids: integers or strings.", _text)
-    predictionStdCol: Param[str] = _param(
+    userCol: Param[str] = param("userCol", "column of user ids: integers or strings.", text)
+    itemCol: Param[str] = param("itemCol", "column of item ids: integers or strings.", text)
+    predictionStdCol: Param[str] = param(
         "predictionStdCol",
         "column for the standard deviation of a prediction, noise included; empty for none. "
         "Needs solver 'bayes'.",
-        _text,
+        text,
     )
-    coldStartStrategy: Param[str] = _param(
+    coldStartStrategy: Param[str] = param(
         "coldStartStrategy",
         "prediction where a user or item is not known: 'bias' (whatever part of "
         "mean + user bias + item bias is known), 'nan', or 'drop' the row.",
-        _one_of("coldStartStrategy", COLD_START),
+        one_of("coldStartStrategy", COLD_START),
     )
-    clipPredictions: Param[bool] = _param(
+    clipPredictions: Param[bool] = param(
         "clipPredictions",
         "whether predictions are clipped to the range of ratings seen.",
         TypeConverters.toBoolean,
     )
-    handleInvalid: Param[str] = _param(
+    handleInvalid: Param[str] = param(
         "handleInvalid",
         "ratings that cannot be learned (null id, null or infinite rating, negative weight): "
         "'error' (default of fit and update), 'skip' (default of streams: set aside and counted), "
         "or 'keep' (as skip, but a missing time counts as the earliest and a bad weight as 1).",
-        _one_of("handleInvalid", INVALID),
+        one_of("handleInvalid", INVALID),
     )
 
-    numThreads: Param[int] = _param(
+    numThreads: Param[int] = param(
         "numThreads",
         "threads of a training task; 0 = N under local[N], else the task's cores.",
-        _at_least("numThreads", 0),
+        at_least("numThreads", 0),
     )
-    numBlocks: Param[int] = _param(
+    numBlocks: Param[int] = param(
         "numBlocks",
         "blocks of users and of items that a fit is cut into; 1 = one task, 0 = chosen from the "
         "number of ratings.",
-        _at_least("numBlocks", 0),
+        at_least("numBlocks", 0),
     )
-    maxRatingsPerTask: Param[int] = _param(
+    maxRatingsPerTask: Param[int] = param(
         "maxRatingsPerTask",
         "ratings, about 28 bytes each, that one task may hold; more are learned in blocks.",
-        _at_least("maxRatingsPerTask", 1),
+        at_least("maxRatingsPerTask", 1),
     )
-    showProgress: Param[bool] = _param(
+    showProgress: Param[bool] = param(
         "showProgress",
         "whether a fit shows a bar in the terminal or notebook; needs tqdm.",
         TypeConverters.toBoolean,
     )
-    progressPath: Param[str] = _param(
+    progressPath: Param[str] = param(
         "progressPath",
         "folder, shared by driver and executors, where tasks of a fit write how far they are; "
         "empty: a temporary one while showProgress shows it under local[N], else none.",
-        _text,
+        text,
     )
-    ratingCol: Param[str] = _param("ratingCol", "column of ratings: numbers.", _text)
-    timestampCol: Param[str] = _param(
+    ratingCol: Param[str] = param("ratingCol", "column of ratings: numbers.", text)
+    timestampCol: Param[str] = param(
         "timestampCol",
         "column of the time of a rating, which gives the order of learning; empty for none.",
-        _text,
+        text,
     )
-    weightCol: Param[str] = _param(
-        "weightCol", "column of weights: w counts as w observations; empty for none.", _text
+    weightCol: Param[str] = param(
+        "weightCol", "column of weights: w counts as w observations; empty for none.", text
     )
-    checkpointInterval: Param[int] = _param(
+    checkpointInterval: Param[int] = param(
         "checkpointInterval",
         "steps of a fit in blocks after which its lineage is cut; -1 = never.",
-        TypeConverters.toInt,
+        interval("checkpointInterval"),
+    )
+    blockSize: Param[int] = param(
+        "blockSize", "ratings of one mini-batch of 'minibatch'.", at_least("blockSize", 1)
     )
 
     def __init__(self, *args: Any) -> None:
@@ -188,6 +159,7 @@ class ModelParams(HasPredictionCol, HasHandleInvalid, HasWeightCol, HasCheckpoin
             timestampCol="",
             weightCol="",
             checkpointInterval=10,
+            blockSize=10_000,
         )
 
     def getUserCol(self) -> str:
@@ -256,88 +228,85 @@ class LearningParams(
     HasStepSize,
     HasSeed,
     HasTol,
-    HasBlockSize,
     HasParallelism,
+    ALSParams,
 ):
     """Params that learning depends on, besides those of the model."""
 
-    solver: Param[Solver] = _param(
+    solver: Param[Solver] = param(
         "solver",
         "'bayes' (variances instead of a learning rate), 'sgd' (one rating after another) or "
         "'minibatch' (summed gradients, a Spark join a mini-batch).",
-        _one_of("solver", SOLVERS),
+        one_of("solver", SOLVERS),
     )
-    rank: Param[int] = _param("rank", "number of features.", _at_least("rank", 1))
-    maxIter: Param[int] = _param(
+    rank: Param[int] = param("rank", "number of features.", at_least("rank", 1))
+    maxIter: Param[int] = param(
         "maxIter",
         "sweeps of 'bayes' after its filter pass (0 = filter only), passes of 'sgd' and "
         "'minibatch'.",
-        _at_least("maxIter", 0),
+        at_least("maxIter", 0),
     )
-    tol: Param[float] = _param(
+    tol: Param[float] = param(
         "tol",
         "stop sweeping when the training RMSE changes by less than this share of it; 0 = never.",
-        _non_negative("tol"),
+        non_negative("tol"),
     )
-    regParam: Param[float] = _param(
+    regParam: Param[float] = param(
         "regParam",
         "every lambda of 'sgd' and 'minibatch' at once; 'bayes' shrinks by its variances instead.",
-        _non_negative("regParam"),
+        non_negative("regParam"),
     )
-    userBiasRegParam: Param[float] = _param(
+    userBiasRegParam: Param[float] = param(
         "userBiasRegParam",
         "lambda of user biases, for regParam.",
-        _non_negative("userBiasRegParam"),
+        non_negative("userBiasRegParam"),
     )
-    itemBiasRegParam: Param[float] = _param(
+    itemBiasRegParam: Param[float] = param(
         "itemBiasRegParam",
         "lambda of item biases, for regParam.",
-        _non_negative("itemBiasRegParam"),
+        non_negative("itemBiasRegParam"),
     )
-    userFactorRegParam: Param[float] = _param(
+    userFactorRegParam: Param[float] = param(
         "userFactorRegParam",
         "lambda of user features, for regParam.",
-        _non_negative("userFactorRegParam"),
+        non_negative("userFactorRegParam"),
     )
-    itemFactorRegParam: Param[float] = _param(
+    itemFactorRegParam: Param[float] = param(
         "itemFactorRegParam",
         "lambda of item features, for regParam.",
-        _non_negative("itemFactorRegParam"),
+        non_negative("itemFactorRegParam"),
     )
-    stepSize: Param[float] = _param(
-        "stepSize", "step size of 'sgd' and 'minibatch'.", _positive("stepSize")
+    stepSize: Param[float] = param(
+        "stepSize", "step size of 'sgd' and 'minibatch'.", positive("stepSize")
     )
-    blockSize: Param[int] = _param(
-        "blockSize", "ratings of one mini-batch of 'minibatch'.", _at_least("blockSize", 1)
-    )
-    biasPriorVariance: Param[float] = _param(
+    biasPriorVariance: Param[float] = param(
         "biasPriorVariance",
         "prior variance of a bias, in units of the spread of ratings squared.",
-        _positive("biasPriorVariance"),
+        positive("biasPriorVariance"),
     )
-    factorPriorVariance: Param[float] = _param(
+    factorPriorVariance: Param[float] = param(
         "factorPriorVariance",
         "prior variance of a feature, in units of the spread of ratings.",
-        _positive("factorPriorVariance"),
+        positive("factorPriorVariance"),
     )
-    noiseVariance: Param[float] = _param(
+    noiseVariance: Param[float] = param(
         "noiseVariance",
         "variance of a rating about its prediction while filtering, in units of the spread of "
         "ratings squared.",
-        _positive("noiseVariance"),
+        positive("noiseVariance"),
     )
-    initStd: Param[float] = _param(
-        "initStd", "standard deviation of a new id's features.", _non_negative("initStd")
+    initStd: Param[float] = param(
+        "initStd", "standard deviation of a new id's features.", non_negative("initStd")
     )
-    drift: Param[float] = _param(
+    drift: Param[float] = param(
         "drift",
         "variance added to every coordinate that a rating touches, so that tastes may move.",
-        _non_negative("drift"),
+        non_negative("drift"),
     )
-    parallelism: Param[int] = _param(
+    parallelism: Param[int] = param(
         "parallelism",
         "models learned at the same time; a single model does not use it.",
-        _at_least("parallelism", 1),
+        at_least("parallelism", 1),
     )
 
     def __init__(self, *args: Any) -> None:
@@ -349,7 +318,6 @@ class LearningParams(
             tol=0.0,
             regParam=0.1,
             stepSize=0.01,
-            blockSize=10_000,
             biasPriorVariance=0.2,
             factorPriorVariance=0.1,
             noiseVariance=0.5,
@@ -427,7 +395,11 @@ class LearningParams(
         )
 
     def warnOfUnused(self) -> None:
-        """Warn of Params that were set by hand and that the solver does not use."""
+        """Warn of Params that were set by hand and that the solver does not use.
+
+        Raises ValueError where one that is not supported would change the result.
+        """
+        self.refuseUnsupported()
         solver = self.getSolver()
         ignored = [name for name in UNUSED[solver] if self.isSet(name)]
         if ignored:

@@ -15,7 +15,7 @@ from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import ModelState
 from sparkml_sgdals.storage import FORMAT_VERSION, StorageError, VersionStore
 
-__all__ = ["ModelReader", "ModelWriter"]
+__all__ = ["EstimatorWriter", "ModelReader", "ModelWriter"]
 
 _IDS_PER_FILE: Final = 1_000_000
 _DDL: Final = (
@@ -39,7 +39,23 @@ class Savable(Protocol):
 M = TypeVar("M", bound=MLReadable[Any])
 
 
-class ModelWriter(MLWriter):
+class _Writer(MLWriter):
+    """A writer whose overwrite() works on Spark Connect too."""
+
+    def _handleOverwrite(self, path: str) -> None:
+        if is_remote():
+            from pyspark.ml.connect.readwrite import RemoteMLWriter
+
+            RemoteMLWriter.handleOverwrite(path, True)
+        else:
+            super()._handleOverwrite(path)
+
+
+class EstimatorWriter(_Writer, DefaultParamsWriter):
+    """Writes an estimator: Spark's own metadata."""
+
+
+class ModelWriter(_Writer):
     """Writes a model: Spark's own metadata, and one Parquet folder a side."""
 
     def __init__(self, model: Savable) -> None:
@@ -70,14 +86,6 @@ class ModelWriter(MLWriter):
             )
             files = 1 + side.size // _IDS_PER_FILE
             frame.coalesce(files).write.mode("overwrite").parquet(f"{path}/{name}")
-
-    def _handleOverwrite(self, path: str) -> None:
-        if is_remote():
-            from pyspark.ml.connect.readwrite import RemoteMLWriter
-
-            RemoteMLWriter.handleOverwrite(path, True)
-        else:
-            super()._handleOverwrite(path)
 
 
 class ModelReader(MLReader[M], Generic[M]):

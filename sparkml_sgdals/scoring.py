@@ -72,6 +72,7 @@ def public_factors(
     arrow = pa.table(
         {"id": ids.take(pa.array(order)), "features": list_column(features), "bias": biases}
     )
+    id_type = table.index.type_name(id_type)
     ddl = f"id {id_type}, features array<float>, bias float"
     if not table.size:
         return spark.createDataFrame([], ddl)

@@ -79,6 +79,10 @@ class ModelSetters(ModelParams):
         """Set checkpointInterval."""
         return self._set(checkpointInterval=value)
 
+    def setBlockSize(self, value: int) -> Self:
+        """Set blockSize."""
+        return self._set(blockSize=value)
+
 
 class LearningSetters(ModelSetters, LearningParams):
     """Setters of what learning depends on, besides those of the model."""
@@ -127,10 +131,6 @@ class LearningSetters(ModelSetters, LearningParams):
         """Set stepSize."""
         return self._set(stepSize=value)
 
-    def setBlockSize(self, value: int) -> Self:
-        """Set blockSize."""
-        return self._set(blockSize=value)
-
     def setBiasPriorVariance(self, value: float) -> Self:
         """Set biasPriorVariance."""
         return self._set(biasPriorVariance=value)
@@ -154,3 +154,31 @@ class LearningSetters(ModelSetters, LearningParams):
     def setParallelism(self, value: int) -> Self:
         """Set parallelism."""
         return self._set(parallelism=value)
+
+    def setImplicitPrefs(self, value: bool) -> Self:
+        """Set implicitPrefs."""
+        return self._set(implicitPrefs=value)
+
+    def setNonnegative(self, value: bool) -> Self:
+        """Set nonnegative."""
+        return self._set(nonnegative=value)
+
+    def setAlpha(self, value: float) -> Self:
+        """Set alpha."""
+        return self._set(alpha=value)
+
+    def setNumUserBlocks(self, value: int) -> Self:
+        """Set numUserBlocks."""
+        return self._set(numUserBlocks=value)
+
+    def setNumItemBlocks(self, value: int) -> Self:
+        """Set numItemBlocks."""
+        return self._set(numItemBlocks=value)
+
+    def setIntermediateStorageLevel(self, value: str) -> Self:
+        """Set intermediateStorageLevel."""
+        return self._set(intermediateStorageLevel=value)
+
+    def setFinalStorageLevel(self, value: str) -> Self:
+        """Set finalStorageLevel."""
+        return self._set(finalStorageLevel=value)

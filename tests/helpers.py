@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pyspark.sql import functions as F
 
 ONCE = {"availableNow": True}
 
 
 def factors(model: Any) -> dict[str, tuple[np.ndarray, ...]]:
-    """The state of both sides of a model, sorted by id, as arrays."""
+    """The state of both sides of a model, sorted by id, as arrays; a NaN in it fails."""
     found = {}
     for name, side in (("users", model.state.users), ("items", model.state.items)):
         table = side.to_arrow()
@@ -20,28 +21,41 @@ def factors(model: Any) -> dict[str, tuple[np.ndarray, ...]]:
         var = table.column("variance").combine_chunks().flatten().to_numpy(zero_copy_only=False)
         ids = np.array(table.column("id").to_pylist())
         counts = table.column("count").to_numpy()
+        # NumPy's comparisons take two NaN for equal, and no model may hold one
+        assert np.isfinite(mean).all(), f"a mean of {name} is not finite"
+        assert np.isfinite(var).all(), f"a variance of {name} is not finite"
         found[name] = (ids, mean.reshape(-1, width), var, counts)
     return found
 
 
 def assert_same_bits(one: Any, other: Any) -> None:
-    """Both models know the same ids and hold the same bits."""
+    """Both models know the same ids and hold the same bits, none of them NaN."""
+    others = factors(other)
     for name, left in factors(one).items():
-        right = factors(other)[name]
-        for a, b in zip(left, right, strict=True):
-            np.testing.assert_array_equal(a, b, err_msg=name)
+        for a, b in zip(left, others[name], strict=True):
+            np.testing.assert_array_equal(a, b, err_msg=name, strict=True)
     assert one.state.scalars() == other.state.scalars()
     assert one.state.fingerprint() == other.state.fingerprint()
 
 
-def predictions(frame: Any, by: list[str], column: str = "prediction") -> np.ndarray:
-    """A column of predictions in the order of other columns; NaN stays NaN."""
-    rows = frame.select(*by, column).toPandas().sort_values(by)
-    return rows[column].to_numpy(dtype=float)
+def predictions(
+    frame: Any, by: list[str], column: str = "prediction", nan: bool = False
+) -> np.ndarray:
+    """A column of predictions in the order of other columns.
+
+    A null fails, a NaN too unless `nan`: two columns that hold nothing else would compare as equal.
+    """
+    rows = frame.select(*by, column, F.col(column).isNull().alias("__null")).toPandas()
+    assert not rows["__null"].any(), f"{column} is null"
+    found = rows.sort_values(by, kind="stable")[column].to_numpy(dtype=float)
+    assert nan or not np.isnan(found).any(), f"{column} is NaN"
+    return found
 
 
 def rmse(model: Any, held: pd.DataFrame, spark: Any) -> float:
-    """RMSE of a model's transform on held-out ratings; NaN where a prediction is."""
+    """RMSE of a model's transform on held-out ratings; a NaN or a row too few or many fails."""
     scored = model.transform(spark.createDataFrame(held)).toPandas()
-    assert len(scored) == len(held)
-    return float(np.sqrt(np.mean((scored.prediction - scored.rating) ** 2)))
+    assert len(scored) == len(held), f"{len(held)} rows became {len(scored)}"
+    found = float(np.sqrt(np.mean((scored.prediction.to_numpy() - scored.rating.to_numpy()) ** 2)))
+    assert np.isfinite(found), "a prediction or a rating is NaN"
+    return found

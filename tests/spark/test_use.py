@@ -62,7 +62,8 @@ class TestTransform:
         assert found["a"] != found["b"]
 
     def test_nan_and_drop(self, model, pairs):
-        found = predictions(model.copy({model.coldStartStrategy: "nan"}).transform(pairs), ["note"])
+        cold = model.copy({model.coldStartStrategy: "nan"}).transform(pairs)
+        found = predictions(cold, ["note"], nan=True)
         np.testing.assert_array_equal(np.isnan(found), [False, True, True, True, True])
         dropped = model.copy({model.coldStartStrategy: "drop"}).transform(pairs)
         assert [r.note for r in dropped.collect()] == ["a"]

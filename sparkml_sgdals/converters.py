@@ -1,0 +1,72 @@
+"""Converters of Params: a value of the right type and range, or a message that names the Param."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from pyspark.ml.param import Param, Params, TypeConverters
+
+__all__ = ["at_least", "flag", "interval", "non_negative", "one_of", "param", "positive", "text"]
+
+text = TypeConverters.toString
+flag = TypeConverters.toBoolean
+
+
+def param(name: str, doc: str, converter: Callable[[Any], Any]) -> Param[Any]:
+    """A Param of a class, as pyspark.ml declares them."""
+    return Param(Params._dummy(), name, doc, typeConverter=converter)
+
+
+def at_least(name: str, low: int) -> Callable[[Any], int]:
+    """Converter to an int of at least `low`; ValueError for less."""
+    return _number(name, TypeConverters.toInt, low)
+
+
+def non_negative(name: str) -> Callable[[Any], float]:
+    """Converter to a finite float of at least 0; ValueError for anything else."""
+    return _number(name, TypeConverters.toFloat, 0)
+
+
+def positive(name: str) -> Callable[[Any], float]:
+    """Converter to a finite float above 0; ValueError for anything else."""
+    return _number(name, TypeConverters.toFloat, 0, inclusive=False)
+
+
+def interval(name: str) -> Callable[[Any], int]:
+    """Converter to an int of at least 1, or -1 for never; ValueError for anything else."""
+
+    def convert(value: Any) -> int:
+        number: int = TypeConverters.toInt(value)
+        if number != -1 and number < 1:
+            raise ValueError(f"{name} must be at least 1, or -1 for never, got {value!r}.")
+        return number
+
+    return convert
+
+
+def one_of(name: str, allowed: tuple[str, ...]) -> Callable[[Any], str]:
+    """Converter to one of some words, in any case as in Spark; ValueError for anything else."""
+    words = {word.lower(): word for word in allowed}
+
+    def convert(value: Any) -> str:
+        given = TypeConverters.toString(value)
+        if given.lower() not in words:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {given!r}.")
+        return words[given.lower()]
+
+    return convert
+
+
+def _number(
+    name: str, kind: Callable[[Any], Any], low: float, inclusive: bool = True
+) -> Callable[[Any], Any]:
+    def convert(value: Any) -> Any:
+        number = kind(value)
+        if not (math.isfinite(number) and (number >= low if inclusive else number > low)):
+            bound = "at least" if inclusive else "greater than"
+            raise ValueError(f"{name} must be {bound} {low:g}, got {value!r}.")
+        return number
+
+    return convert
