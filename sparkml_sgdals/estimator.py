@@ -104,6 +104,7 @@ class StreamingBiasedALS(
         validation: DataFrame | None = None,
         queryName: str | None = None,
         keepVersions: int = 5,
+        keepDays: float = 0.0,
         leaseSeconds: float = 60.0,
     ) -> StreamJob[StreamingBiasedALSModel]:
         """Learn from a stream, from nothing; `StreamingBiasedALSModel.updateStream` says the rest.
@@ -128,6 +129,7 @@ class StreamingBiasedALS(
             validation=validation,
             queryName=queryName,
             keepVersions=keepVersions,
+            keepDays=keepDays,
             leaseSeconds=leaseSeconds,
         )
 

@@ -14,6 +14,7 @@ from sparkml_sgdals.collecting import COLLECT_LIMIT, collect_ratings
 from sparkml_sgdals.diagnosis import Diagnosis, diagnose_state
 from sparkml_sgdals.factors import FactorTable, put_features
 from sparkml_sgdals.fitting import FitOptions, learn_table, refuse_invalid
+from sparkml_sgdals.managing import VersionMethods
 from sparkml_sgdals.params import ModelParams
 from sparkml_sgdals.persistence import ModelReader, ModelWriter
 from sparkml_sgdals.ratings import encode_ratings, screen
@@ -31,7 +32,7 @@ __all__ = ["StreamingBiasedALSModel", "fit_options"]
 
 
 class StreamingBiasedALSModel(
-    Model, ModelSetters, MLWritable, MLReadable["StreamingBiasedALSModel"]
+    VersionMethods, Model, ModelSetters, MLWritable, MLReadable["StreamingBiasedALSModel"]
 ):
     """A fitted model, which predicts and goes on learning.
 
@@ -277,6 +278,7 @@ class StreamingBiasedALSModel(
         validation: DataFrame | None = None,
         queryName: str | None = None,
         keepVersions: int = 5,
+        keepDays: float = 0.0,
         leaseSeconds: float = 60.0,
     ) -> StreamJob[StreamingBiasedALSModel]:
         """Learn from a stream, exactly once, one committed version a micro-batch.
@@ -292,6 +294,7 @@ class StreamingBiasedALSModel(
         validation : held-out ratings, scored after each batch and kept under the path
         queryName : name of Spark's query
         keepVersions : how many of the newest versions stay loadable
+        keepDays : younger versions than so many days stay as well
         leaseSeconds : a writer on another host counts as gone when silent for so long
 
         Raises
@@ -312,6 +315,7 @@ class StreamingBiasedALSModel(
             validation=validation,
             queryName=queryName,
             keepVersions=keepVersions,
+            keepDays=keepDays,
             leaseSeconds=leaseSeconds,
         )
 

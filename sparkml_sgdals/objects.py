@@ -102,15 +102,17 @@ class ObjectStore:
         """See to it that the names in a local folder outlive a power cut."""
         if not self.local:
             return
-        handle = os.open(f"{self.root}/{folder}", os.O_RDONLY)
         try:
-            os.fsync(handle)
+            handle = os.open(f"{self.root}/{folder}", os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
         except OSError as failure:
             # some network file systems sync no folders
             if failure.errno not in (errno.EINVAL, errno.ENOTSUP):
-                raise
-        finally:
-            os.close(handle)
+                place = f"{self.path}/{folder}"
+                raise StorageError(_explained(place, "written", failure)) from failure
 
     def _put(self, target: str, payload: bytes) -> None:
         if not self.local:
@@ -125,7 +127,8 @@ class ObjectStore:
                     rest = rest[file.write(rest) :]
                 os.fsync(file.fileno())
             except OSError:
-                os.truncate(target, 0)
+                # what there is of it is of no use, and takes room that may be short
+                os.unlink(target)
                 raise
 
     def delete(self, name: str) -> None:
@@ -139,6 +142,20 @@ class ObjectStore:
         """Names of the objects in a folder under the path, sorted."""
         selector = pafs.FileSelector(f"{self.root}/{folder}", allow_not_found=True)
         return sorted(info.base_name for info in self.fs.get_file_info(selector))
+
+    def walk(self, folder: str) -> list[str]:
+        """Names of all objects below a folder, from there on, sorted."""
+        top = f"{self.root}/{folder}"
+        selector = pafs.FileSelector(top, allow_not_found=True, recursive=True)
+        found = (info for info in self.fs.get_file_info(selector) if info.is_file)
+        return sorted(info.path[len(top) :].lstrip("/") for info in found)
+
+    def delete_folder(self, folder: str) -> None:
+        """Delete a folder under the path and all below it, if it is there."""
+        try:
+            self.fs.delete_dir(f"{self.root}/{folder}")
+        except FileNotFoundError:
+            return
 
     def read_table(self, name: str) -> pa.Table | None:
         """A Parquet object as Arrow, None where there is none."""

@@ -213,12 +213,16 @@ class VersionStore(ObjectStore):
             restored=None if restored is None else restored.version,
         )
         self.sync("files")
-        self.replace(_commit_name(version), commit.to_bytes())
+        self.put_commit(commit)
         if previous is None:
             # the path itself and its folders are new
             self.sync("")
             self.sync("..")
         return commit
+
+    def put_commit(self, commit: Commit) -> None:
+        """Put a commit object: its version counts from now on."""
+        self.replace(_commit_name(commit.version), commit.to_bytes())
 
     def load(self, version: int | None = None) -> tuple[ModelState, Commit]:
         """A version's state, the newest by default; a writer may go on and prune meanwhile.
