@@ -340,6 +340,7 @@ class TestJob:
 
     def test_old_versions_are_pruned(self, als, files, stream, small, tmp_path, monkeypatch):
         monkeypatch.setattr("sparkml_sgdals.storage._MIN_ROWS_OF_BASE", 300)
+        monkeypatch.setattr("sparkml_sgdals.streaming._READERS_SECONDS", 0.0)
         path = str(tmp_path / "m")
         folder = files(small, 100)
         job = run(als.fitStream(stream(folder), path, trigger=ONCE, keepVersions=3))
