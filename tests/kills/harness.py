@@ -86,6 +86,8 @@ class Tree:
             "PYTHONPATH": os.pathsep.join([*places, os.environ.get("PYTHONPATH", "")]),
             "PYSPARK_PYTHON": sys.executable,
             "SPARK_LOCAL_IP": os.environ.get("SPARK_LOCAL_IP", "127.0.0.1"),
+            # a JVM that lives for seconds only
+            "JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
             "KILLS_TRACE": str(self.trace),
             "KILLS_POINT": point,
             "KILLS_BATCH": str(batch),
