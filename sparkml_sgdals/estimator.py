@@ -106,6 +106,8 @@ class StreamingBiasedALS(
         keepVersions: int = 5,
         keepDays: float = 0.0,
         leaseSeconds: float = 60.0,
+        eventIdCol: str | None = None,
+        watermark: str = "1 hour",
     ) -> StreamJob[StreamingBiasedALSModel]:
         """Learn from a stream, from nothing; `StreamingBiasedALSModel.updateStream` says the rest.
 
@@ -131,6 +133,8 @@ class StreamingBiasedALS(
             keepVersions=keepVersions,
             keepDays=keepDays,
             leaseSeconds=leaseSeconds,
+            eventIdCol=eventIdCol,
+            watermark=watermark,
         )
 
     def _ids_of(self, dataset: DataFrame) -> tuple[tuple[Any, Any], tuple[str, str]]:

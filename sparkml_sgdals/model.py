@@ -280,6 +280,8 @@ class StreamingBiasedALSModel(
         keepVersions: int = 5,
         keepDays: float = 0.0,
         leaseSeconds: float = 60.0,
+        eventIdCol: str | None = None,
+        watermark: str = "1 hour",
     ) -> StreamJob[StreamingBiasedALSModel]:
         """Learn from a stream, exactly once, one committed version a micro-batch.
 
@@ -296,6 +298,9 @@ class StreamingBiasedALSModel(
         keepVersions : how many of the newest versions stay loadable
         keepDays : younger versions than so many days stay as well
         leaseSeconds : a writer on another host counts as gone when silent for so long
+        eventIdCol : column of ids of events; an event delivered again is dropped (Spark's
+            dropDuplicatesWithinWatermark), as are those later than `watermark`
+        watermark : how late by timestampCol, a timestamp, an event or its repeat may come
 
         Raises
         ------
@@ -317,6 +322,8 @@ class StreamingBiasedALSModel(
             keepVersions=keepVersions,
             keepDays=keepDays,
             leaseSeconds=leaseSeconds,
+            eventIdCol=eventIdCol,
+            watermark=watermark,
         )
 
     # ---- copy, save, load -------------------------------------------------------------------

@@ -28,6 +28,7 @@ from sparkml_sgdals.learning import learn_batch
 from sparkml_sgdals.lease import Lease, check_holder
 from sparkml_sgdals.packing import explain_problems
 from sparkml_sgdals.ratings import ZERO_WEIGHT, Problems, encode_ratings, screen
+from sparkml_sgdals.repeats import drop_repeats
 from sparkml_sgdals.schema import RatingColumns, select_ratings
 from sparkml_sgdals.state import ModelState
 from sparkml_sgdals.storage import Commit, VersionStore, full_path, spark_path
@@ -369,6 +370,8 @@ def start_stream(
     keepVersions: int,
     keepDays: float,
     leaseSeconds: float,
+    eventIdCol: str | None,
+    watermark: str,
 ) -> StreamJob[M]:
     """Start or resume learning from `stream` under the model path `path`.
 
@@ -389,6 +392,8 @@ def start_stream(
     if not keepDays >= 0:
         raise ValueError(f"keepDays must be at least 0, got {keepDays}.")
     select_ratings(stream, options.columns, options.kinds, raw=True)
+    if eventIdCol is not None:
+        stream = drop_repeats(stream, eventIdCol, options.columns.time, watermark)
     path = full_path(path)
     store = VersionStore(path)
     lease = Lease.acquire(store, leaseSeconds)
