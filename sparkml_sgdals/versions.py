@@ -248,6 +248,17 @@ def _forget_invalid(store: VersionStore, user_column: str, ids: pa.Array) -> Non
         if table is None:
             continue
         rows = table.column("row").to_pylist()
-        kept = [row for row in rows if str(json.loads(row).get(user_column)) not in forgotten]
+        kept = [row for row in rows if str(_field(json.loads(row), user_column)) not in forgotten]
         if len(kept) < len(rows):
             store.write_table(f"invalid/{name}", pa.table({"row": pa.array(kept, pa.string())}))
+
+
+def _field(row: dict[str, Any], name: str) -> Any:
+    """A column of a row, found as Spark finds it: case does not count, dots reach into structs."""
+    fields = {key.lower(): value for key, value in row.items()}
+    name = name.lower()
+    if name in fields or "." not in name:
+        return fields.get(name)
+    first, _, rest = name.partition(".")
+    inner = fields.get(first)
+    return _field(inner, rest) if isinstance(inner, dict) else None

@@ -487,6 +487,29 @@ def test_users_are_forgotten_everywhere(learned: Writer) -> None:
     assert list_versions(store, True).loadable.all()
 
 
+@pytest.mark.parametrize(
+    ("column", "row"),
+    [
+        ("user", {"user": 1}),
+        ("USER", {"User": 1}),
+        ("who.id", {"who": {"Id": 1}}),
+        ("who.id", {"who.id": 1}),
+    ],
+)
+def test_rows_set_aside_by_the_name_of_the_column(
+    learned: Writer, column: str, row: dict[str, object]
+) -> None:
+    """Found as Spark finds a column."""
+    meta = json.loads((learned.path / "model.json").read_text())
+    meta["params"]["userCol"] = column
+    (learned.path / "model.json").write_text(json.dumps(meta))
+    rows = [json.dumps(row), json.dumps({"who": 1}), json.dumps({"item": 1})]
+    name = "invalid/batch-000000000001.parquet"
+    learned.store.write_table(name, pa.table({"row": rows}))
+    forget_users(learned.store, pa.array([1]))
+    assert learned.store.read_table(name).column("row").to_pylist() == rows[1:]
+
+
 def test_a_forgotten_user_starts_anew(learned: Writer) -> None:
     """Rated again, the user gets the start of a new one."""
     forget_users(learned.store, pa.array([1]))
