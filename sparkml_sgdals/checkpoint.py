@@ -96,8 +96,7 @@ def end_of_batch(store: ObjectStore, folder: str, batch: int) -> list[str] | Non
     payload = store.read(f"{folder}/offsets/{batch}")
     if payload is None:
         return None
-    lines = payload.decode().splitlines()
-    return lines[2:]
+    return payload.decode().splitlines()[2:]
 
 
 def last_done(store: ObjectStore, folder: str) -> int:
@@ -180,9 +179,14 @@ class _FileLog:
     def _write(self, name: str, lines: list[str]) -> None:
         self.store.write(name, "\n".join(["v1", *lines]).encode())
 
+    def _lines(self, name: str) -> list[str]:
+        # other sources keep here what they like
+        payload = self.store.read(f"{self.folder}/{name}") or b""
+        return payload.decode(errors="replace").splitlines()
+
     def _entries(self, name: str) -> list[tuple[int, str]]:
         found = []
-        for line in (self.store.read(f"{self.folder}/{name}") or b"").decode().splitlines()[1:]:
+        for line in self._lines(name)[1:]:
             try:
                 entry = json.loads(line)
             except ValueError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pandas as pd
@@ -214,3 +215,31 @@ def test_kept_by_age(learn, files, small, tmp_path, monkeypatch):
     assert len(StreamingBiasedALSModel.versions(str(path))) < 16
     with pytest.raises(ValueError, match=r"keepDays must be at least 0, got -1"):
         learn(folder, path, keepDays=-1)
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 400 KB, and a way to make it larger."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mount is not permitted here")
+    larger = ["mount", "-o", "remount,size=20m", str(folder)]
+    yield folder, lambda: subprocess.run(larger, check=True)
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_full_disk(learn, files, small, small_disk, tmp_path):
+    """Batches are committed until it is full; with more room the stream goes on, to the bit."""
+    disk, enlarge = small_disk
+    path, folder = disk / "m", files(small, 100)
+    with pytest.raises(Exception, match="No space left on device"):
+        learn(folder, path)
+    reached = StreamingBiasedALSModel.load(str(path)).version
+    assert 2 < reached < 40
+    assert not (path / "lease.json").exists()
+    enlarge()
+    job = learn(folder, path)
+    assert job.metrics().batch.tolist() == list(range(40))
+    assert_same_bits(job.model, learn(folder, tmp_path / "n").model)
