@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from sparkml_sgdals.checkpoint import copy_until, end_of_batch, last_done
 from sparkml_sgdals.factors import drop_ids
-from sparkml_sgdals.lease import Lease
+from sparkml_sgdals.lease import Lease, check_holder
 from sparkml_sgdals.objects import StorageError
 from sparkml_sgdals.storage import Commit, VersionStore
 
@@ -153,6 +153,7 @@ def roll_back(store: VersionStore, version: int, reread: bool) -> Rollback:
         else:
             checkpoint = newest.checkpoint
             batch = max(newest.batch, last_done(store, checkpoint))
+        check_holder(store, lease.token)
         store.commit(
             state,
             None,
@@ -175,9 +176,12 @@ def roll_back(store: VersionStore, version: int, reread: bool) -> Rollback:
 def drop_old_checkpoints(store: VersionStore) -> None:
     """Delete checkpoints that no kept version goes with. Only for the holder of the lease."""
     commits = [store.read_commit(number) for number in store.numbers()]
+    if None in commits:
+        # a damaged one may come back from a copy, and needs its checkpoint then
+        return
     used = {commit.checkpoint for commit in commits if commit is not None}
     for name in store.names(""):
-        if name.startswith("checkpoint") and used and name not in used:
+        if name.startswith("checkpoint") and name not in used:
             store.delete_folder(name)
 
 
@@ -198,6 +202,7 @@ def forget_users(store: VersionStore, ids: pa.Array) -> Commit:
         state, newest = store.load()
         meta = store.meta() or {}
         state.users = state.users.without(ids)
+        check_holder(store, lease.token)
         made = store.commit(state, None, newest.batch, newest, None)
         for number in store.numbers():
             commit = store.read_commit(number)
