@@ -176,7 +176,7 @@ def roll_back(store: VersionStore, version: int, reread: bool) -> Rollback:
 def drop_old_checkpoints(store: VersionStore) -> None:
     """Delete checkpoints that no kept version goes with. Only for the holder of the lease."""
     commits = [store.read_commit(number) for number in store.numbers()]
-    if None in commits:
+    if not commits or None in commits:
         # a damaged one may come back from a copy, and needs its checkpoint then
         return
     used = {commit.checkpoint for commit in commits if commit is not None}

@@ -6,12 +6,15 @@ A source is made by the harness (`prepare`, once for all runs) and read by each 
 
 from __future__ import annotations
 
+import json
 import os
+import uuid
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+from pyspark.sql import functions as F
 
 SCHEMA = "user long, item long, rating double, time long"
 
@@ -58,4 +61,36 @@ class Files:
         return reader.option("maxFilesPerTrigger", 1).csv(spec["folder"])
 
 
-SOURCES: dict[str, Source] = {"files": Files()}
+class Kafka:
+    """A topic of one partition, as JSON, on the broker that KAFKA_BOOTSTRAP names.
+
+    The connector for Spark has to be in PYSPARK_SUBMIT_ARGS.
+    """
+
+    def prepare(self, folder: Path, batches: int, size: int) -> dict[str, Any]:
+        from confluent_kafka import Producer
+        from confluent_kafka.admin import AdminClient, NewTopic
+
+        servers, topic = os.environ["KAFKA_BOOTSTRAP"], f"kills-{uuid.uuid4().hex[:8]}"
+        settings = {"bootstrap.servers": servers}
+        # an object of its own: it breaks what it does off when nobody holds it any more
+        admin = AdminClient(settings)
+        admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(30)
+        # idempotent: what it sends again is there once, and in order
+        producer = Producer(settings | {"enable.idempotence": True})
+        for row in made_ratings(batches * size).to_dict("records"):
+            producer.produce(topic, json.dumps(row).encode())
+        if producer.flush(30):
+            raise RuntimeError(f"{servers} did not take all messages")
+        return {"servers": servers, "topic": topic, "size": size}
+
+    def read(self, spark: Any, spec: dict[str, Any]) -> Any:
+        reader = spark.readStream.format("kafka").option("subscribe", spec["topic"])
+        reader = reader.option("kafka.bootstrap.servers", spec["servers"])
+        reader = reader.option("startingOffsets", "earliest")
+        messages = reader.option("maxOffsetsPerTrigger", spec["size"]).load()
+        value = F.from_json(messages.value.cast("string"), SCHEMA)
+        return messages.select(value.alias("rating")).select("rating.*")
+
+
+SOURCES: dict[str, Source] = {"files": Files(), "kafka": Kafka()}
