@@ -16,7 +16,7 @@ WITH_SPARK = unset SPARK_HOME; \
 	fi;
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench docs
+.PHONY: help setup demo test lint bench kills docs
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' \
@@ -45,6 +45,11 @@ lint: $(VENV)/.installed ## ruff, mypy, and nothing in the package that Spark Co
 bench: $(VENV)/.installed ## Time fit and recommend against Spark's ALS: out/*.json
 	@$(WITH_SPARK) $(PY) benchmarks/small_fit.py $(ARGS)
 	@$(WITH_SPARK) $(PY) benchmarks/recommend.py $(ARGS)
+
+kills: $(VENV)/.installed ## Kill streams 50 times and at every named point: out/kills-*.json
+	@$(WITH_SPARK) for way in classic connect; do \
+		$(PY) tests/kills/harness.py --way $$way --json out/kills-$$way-files.json $(ARGS) || exit 1; \
+	done
 
 docs: $(VENV)/.installed ## Check the links in README.md and docs/
 	$(PY) scripts/check_links.py README.md docs

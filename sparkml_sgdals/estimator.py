@@ -150,7 +150,10 @@ class StreamingBiasedALS(
         validation: DataFrame | None = None,
         queryName: str | None = None,
         keepVersions: int = 5,
+        keepDays: float = 0.0,
         leaseSeconds: float = 60.0,
+        eventIdCol: str | None = None,
+        watermark: str = "1 hour",
     ) -> StreamJob[StreamingBiasedALSModel]:
         """Learn from a stream, from nothing; `StreamingBiasedALSModel.updateStream` says the rest.
 
@@ -174,7 +177,10 @@ class StreamingBiasedALS(
             validation=validation,
             queryName=queryName,
             keepVersions=keepVersions,
+            keepDays=keepDays,
             leaseSeconds=leaseSeconds,
+            eventIdCol=eventIdCol,
+            watermark=watermark,
         )
 
     def _ids_of(self, dataset: DataFrame) -> tuple[tuple[Any, Any], tuple[str, str]]:

@@ -10,7 +10,14 @@ from sparkml_sgdals.hashing import id_keys, start_factors
 from sparkml_sgdals.index import IdIndex, IdKind, id_array_type
 from sparkml_sgdals.settings import Settings
 
-__all__ = ["FactorTable", "arrow_schema", "list_column", "prior_variances", "put_features"]
+__all__ = [
+    "FactorTable",
+    "arrow_schema",
+    "drop_ids",
+    "list_column",
+    "prior_variances",
+    "put_features",
+]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -136,6 +143,12 @@ class FactorTable:
         """Forget the ids that were added last, down to `size` of them."""
         self.index.truncate(size)
 
+    def without(self, ids: pa.Array) -> FactorTable:
+        """A table of the same state but for some ids, known or not."""
+        twin = FactorTable(self.side, self.index.kind, self.settings)
+        twin.put_arrow(drop_ids(self.to_arrow(), "id", ids))
+        return twin
+
     def rescale(self, bias_shift: float, ratio: float) -> None:
         """Change units: biases become (b + shift) * ratio, features f * sqrt(ratio)."""
         for bias, variance in ((self.mean, self.var), (self.base_mean, self.base_var)):
@@ -182,6 +195,12 @@ def put_features(table: FactorTable, features: pa.Table) -> None:
     values = _matrix(features, "features", table.mean.shape[1] - 1)
     rows, _ = table.ensure(ids)
     table.mean[rows, 1:] = values
+
+
+def drop_ids(table: pa.Table, column: str, ids: pa.Array) -> pa.Table:
+    """The rows of a table whose id in `column` is not among `ids`."""
+    known = pa.compute.is_in(table.column(column), value_set=ids.cast(table[column].type))
+    return table.filter(pa.compute.invert(known))
 
 
 def arrow_schema(kind: IdKind) -> pa.Schema:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import logging
 import os
 import socket
 import threading
@@ -12,9 +13,11 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Final
 
-from sparkml_sgdals.storage import VersionStore
+from sparkml_sgdals.objects import ObjectStore, StorageError
 
 __all__ = ["Lease", "LeaseError", "check_holder"]
+
+logger = logging.getLogger(__name__)
 
 _NAME: Final = "lease.json"
 
@@ -23,7 +26,7 @@ class LeaseError(RuntimeError):
     """Another writer holds the model path."""
 
 
-def check_holder(store: VersionStore, token: str) -> None:
+def check_holder(store: ObjectStore, token: str) -> None:
     """Raise LeaseError where the path's lease is no longer the one with `token`."""
     holder = _read(store)
     if holder is None or holder["token"] != token:
@@ -40,14 +43,14 @@ class Lease:
     # tokens of this process, each with a function that says whether its stream still runs
     _ours: Final[dict[str, Callable[[], bool]]] = {}
 
-    def __init__(self, store: VersionStore, seconds: float) -> None:
+    def __init__(self, store: ObjectStore, seconds: float) -> None:
         self.store = store
         self.seconds = seconds
         self.token = uuid.uuid4().hex
         self._released = threading.Event()
 
     @classmethod
-    def acquire(cls, store: VersionStore, seconds: float) -> Lease:
+    def acquire(cls, store: ObjectStore, seconds: float) -> Lease:
         """Take the lease.
 
         A holder on this host whose process is gone, or whose stream in this process has ended,
@@ -58,9 +61,11 @@ class Lease:
         holder = _read(store)
         if holder is not None and cls._alive(holder):
             raise LeaseError(
-                f"{store.path} is written by {_describe(holder)}. Stop that stream first; after a "
-                f"crash on another host, wait {holder['seconds']:g} seconds from its last sign of "
-                f"life or delete {store.path}/{_NAME}."
+                f"{store.path} is written by {_describe(holder)}, last sign of life "
+                f"{_time(holder['renewed'])}. Stop that stream first. After a crash of host "
+                f"{holder['host']}, wait {holder['seconds']:g} seconds from that sign of life or, "
+                f"where that stream is surely gone, delete {store.path}/{_NAME}; after a crash of "
+                "a stream on this host, just start again."
             )
         lease = cls(store, seconds)
         lease._since = time.time()
@@ -106,7 +111,7 @@ class Lease:
                             # taken over while this process slept: it must not be taken back
                             break
                         self.renew()
-                    except OSError:
+                    except (OSError, StorageError):
                         # storage may come back before the lease runs out: try again next round
                         continue
                     renewed = time.monotonic()
@@ -120,9 +125,13 @@ class Lease:
             return
         self._released.set()
         self._ours.pop(self.token, None)
-        holder = _read(self.store)
-        if holder is not None and holder["token"] == self.token:
-            self.store.delete(_NAME)
+        try:
+            holder = _read(self.store)
+            if holder is not None and holder["token"] == self.token:
+                self.store.delete(_NAME)
+        except (OSError, StorageError):
+            # it ends by itself: with this process, or elsewhere by not being renewed
+            logger.warning("the lease on %s could not be removed", self.store.path)
 
     _since: float = 0.0
 
@@ -136,7 +145,7 @@ class Lease:
         return bool(time.time() - holder["renewed"] < holder["seconds"])
 
 
-def _read(store: VersionStore) -> dict[str, Any] | None:
+def _read(store: ObjectStore) -> dict[str, Any] | None:
     for _ in range(5):
         payload = store.read(_NAME)
         if payload is None:
@@ -152,8 +161,12 @@ def _read(store: VersionStore) -> dict[str, Any] | None:
 
 
 def _describe(holder: dict[str, Any]) -> str:
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since"]))
+    since = _time(holder["since"])
     return f"{holder['owner']} on {holder['host']} (process {holder['pid']}) since {since}"
+
+
+def _time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
 
 
 def _process_start(pid: int) -> str | None:

@@ -16,6 +16,7 @@ from sparkml_sgdals.diagnosis import Diagnosis, diagnose_state
 from sparkml_sgdals.explaining import EXPLANATION_DDL, explain_pair
 from sparkml_sgdals.factors import FactorTable, put_features
 from sparkml_sgdals.fitting import FitOptions, learn_table, refuse_invalid
+from sparkml_sgdals.managing import VersionMethods
 from sparkml_sgdals.params import ModelParams
 from sparkml_sgdals.persistence import ModelReader, ModelWriter
 from sparkml_sgdals.ratings import encode_ratings, screen
@@ -33,7 +34,7 @@ __all__ = ["StreamingBiasedALSModel", "fit_options"]
 
 
 class StreamingBiasedALSModel(
-    Model, ModelSetters, MLWritable, MLReadable["StreamingBiasedALSModel"]
+    VersionMethods, Model, ModelSetters, MLWritable, MLReadable["StreamingBiasedALSModel"]
 ):
     """A fitted model, which predicts and goes on learning.
 
@@ -312,7 +313,10 @@ class StreamingBiasedALSModel(
         validation: DataFrame | None = None,
         queryName: str | None = None,
         keepVersions: int = 5,
+        keepDays: float = 0.0,
         leaseSeconds: float = 60.0,
+        eventIdCol: str | None = None,
+        watermark: str = "1 hour",
     ) -> StreamJob[StreamingBiasedALSModel]:
         """Learn from a stream, exactly once, one committed version a micro-batch.
 
@@ -327,7 +331,11 @@ class StreamingBiasedALSModel(
         validation : held-out ratings, scored after each batch and kept under the path
         queryName : name of Spark's query
         keepVersions : how many of the newest versions stay loadable
+        keepDays : younger versions than so many days stay as well
         leaseSeconds : a writer on another host counts as gone when silent for so long
+        eventIdCol : column of ids of events; an event delivered again is dropped (Spark's
+            dropDuplicatesWithinWatermark), as are those later than `watermark`
+        watermark : how late by timestampCol, a timestamp, an event or its repeat may come
 
         Raises
         ------
@@ -347,7 +355,10 @@ class StreamingBiasedALSModel(
             validation=validation,
             queryName=queryName,
             keepVersions=keepVersions,
+            keepDays=keepDays,
             leaseSeconds=leaseSeconds,
+            eventIdCol=eventIdCol,
+            watermark=watermark,
         )
 
     # ---- copy, save, load -------------------------------------------------------------------

@@ -7,31 +7,31 @@ A *model path* holds
     commits/NNN.json          version NNN exists from the moment that this object is there, whole
     invalid/batch-NNN.parquet rows set aside, as JSON
     validation.parquet        held-out ratings that a stream is scored on
-    checkpoint/               Spark's own
+    checkpoint/               Spark's own; checkpoint-NNN/ since the rollback that made version NNN
     lease.json                who writes
 
 A version is its base and the rows of every version since, in order. A commit object carries its
-own checksum, so one broken off while it was written does not count. Storage is pyarrow.fs: a path
-without a scheme is local, otherwise the URI says (s3, gs, abfs, hdfs, file).
+own checksum, so one broken off while it was written does not count. On a local disk the files of a
+version are synced before its commit object is written, and that before it counts.
 """
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import json
 import logging
-import os
-import re
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from typing import Any, Final
+from datetime import datetime, timedelta, timezone
+from typing import Any, Final, TypeVar
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from sparkml_sgdals.index import IdKind
+from sparkml_sgdals.objects import ObjectStore, StorageError, full_path, spark_path
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import ModelState
 
@@ -42,10 +42,13 @@ logger = logging.getLogger(__name__)
 FORMAT_VERSION: Final = 1
 _MIN_ROWS_OF_BASE: Final = 20_000
 _MAX_DELTAS: Final = 500
+_READ_AGAIN: Final = 20
+
+T = TypeVar("T")
 
 
-class StorageError(RuntimeError):
-    """A model path that cannot be read, or does not hold what it should."""
+class _GoneError(StorageError):
+    """A file or commit is missing: perhaps it was pruned while a reader was at it."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,10 @@ class Commit:
     committed: str
     delta_rows: int
     """rows written since the base"""
+    checkpoint: str = "checkpoint"
+    """folder of Spark's checkpoint that goes with it"""
+    restored: int | None = None
+    """the version that it holds again, after a rollback"""
 
     def to_bytes(self) -> bytes:
         """One JSON object with a checksum of all its other fields."""
@@ -86,90 +93,8 @@ class Commit:
         return cls(**json.loads(body)) if whole else None
 
 
-def full_path(path: str) -> str:
-    """One spelling of a path, whatever the folder that a process works in: absolute if local."""
-    if "://" in path or path.startswith("file:"):
-        return path.rstrip("/")
-    return os.path.abspath(path)
-
-
-def spark_path(path: str) -> str:
-    """The path as Spark has to be given it: one without a scheme is local."""
-    return path if "://" in path or path.startswith("file:") else f"file:{os.path.abspath(path)}"
-
-
-class VersionStore:
+class VersionStore(ObjectStore):
     """Reads and writes the versions under one model path; holds no state but the path."""
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        if re.match(r"[a-z][a-z0-9+.-]+:/(?!/)", path) and not path.startswith("file:"):
-            raise ValueError(f"{path!r} is no full URI: write two slashes after the scheme.")
-        if path.startswith("file:"):
-            self.fs: pafs.FileSystem = pafs.LocalFileSystem()
-            self.root = "/" + re.sub(r"^file:/*", "", path)
-        elif "://" in path:
-            uri = re.sub(r"^s3[an]://", "s3://", path)
-            self.fs, self.root = pafs.FileSystem.from_uri(uri)
-        else:
-            self.fs, self.root = pafs.LocalFileSystem(), os.path.abspath(path)
-
-    # ---- objects ----------------------------------------------------------------------------
-
-    def read(self, name: str) -> bytes | None:
-        """Bytes of an object under the path, None where there is none."""
-        try:
-            with self.fs.open_input_stream(f"{self.root}/{name}") as stream:
-                return bytes(stream.read())
-        except FileNotFoundError:
-            return None
-
-    def write(self, name: str, payload: bytes) -> None:
-        """Put an object under the path, with the folders that it needs."""
-        target = f"{self.root}/{name}"
-        try:
-            stream = self.fs.open_output_stream(target)
-        except FileNotFoundError:
-            self.fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
-            stream = self.fs.open_output_stream(target)
-        with stream:
-            stream.write(payload)
-
-    def replace(self, name: str, payload: bytes) -> None:
-        """Put an object that others may read meanwhile: they see the old one or the new one."""
-        if isinstance(self.fs, pafs.LocalFileSystem):
-            beside = f"{name}.{uuid.uuid4().hex[:8]}"
-            self.write(beside, payload)
-            self.fs.move(f"{self.root}/{beside}", f"{self.root}/{name}")
-        else:
-            # an object store's put is whole by itself
-            self.write(name, payload)
-
-    def delete(self, name: str) -> None:
-        """Delete an object if it is there."""
-        try:
-            self.fs.delete_file(f"{self.root}/{name}")
-        except FileNotFoundError:
-            return
-
-    def names(self, folder: str) -> list[str]:
-        """Names of the objects in a folder under the path, sorted."""
-        selector = pafs.FileSelector(f"{self.root}/{folder}", allow_not_found=True)
-        return sorted(info.base_name for info in self.fs.get_file_info(selector))
-
-    def read_table(self, name: str) -> pa.Table | None:
-        """A Parquet object as Arrow, None where there is none."""
-        payload = self.read(name)
-        return None if payload is None else pq.read_table(pa.BufferReader(payload))
-
-    def write_table(self, name: str, table: pa.Table) -> dict[str, Any]:
-        """Put a table as Parquet; its name, rows, size and checksum."""
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
-        payload = sink.getvalue().to_pybytes()
-        self.write(name, payload)
-        check = hashlib.sha256(payload).hexdigest()
-        return {"name": name, "rows": table.num_rows, "bytes": len(payload), "sha256": check}
 
     # ---- what never changes -----------------------------------------------------------------
 
@@ -197,7 +122,7 @@ class VersionStore:
 
     def create(self, state: ModelState, meta: dict[str, Any]) -> Commit:
         """Make the path with `state` as its version 0."""
-        self.write("model.json", json.dumps(meta | {"format": FORMAT_VERSION}, indent=1).encode())
+        self.replace("model.json", json.dumps(meta | {"format": FORMAT_VERSION}, indent=1).encode())
         return self.commit(state, None, batch=-1, previous=None, metrics=None)
 
     # ---- versions ---------------------------------------------------------------------------
@@ -209,7 +134,7 @@ class VersionStore:
 
     def read_commit(self, version: int) -> Commit | None:
         """A commit, None where there is none or it is not whole."""
-        payload = self.read(f"commits/{version:012d}.json")
+        payload = self.read(_commit_name(version))
         return None if payload is None else Commit.from_bytes(payload)
 
     def newest(self) -> Commit | None:
@@ -217,13 +142,22 @@ class VersionStore:
 
         Raises StorageError where a commit object that is not the last one is damaged.
         """
+        return self._steadily(self._newest)
+
+    def _newest(self) -> Commit | None:
         numbers = self.numbers()
         for place, number in enumerate(reversed(numbers)):
-            commit = self.read_commit(number)
+            payload = self.read(_commit_name(number))
+            commit = None if payload is None else Commit.from_bytes(payload)
             if commit is not None:
                 return commit
-            if place > 0:
-                raise StorageError(f"Commit {number} at {self.path} is damaged.")
+            if payload is None or place > 0:
+                kind = _GoneError if payload is None else StorageError
+                raise kind(
+                    f"{self.path}/{_commit_name(number)} is damaged. Older versions may be whole: "
+                    "StreamingBiasedALSModel.versions(path) lists them, rollback(path, n) goes "
+                    "back to one."
+                )
             logger.warning("commit %d at %s is not whole and does not count", number, self.path)
         return None
 
@@ -234,12 +168,17 @@ class VersionStore:
         batch: int,
         previous: Commit | None,
         metrics: dict[str, Any] | None,
+        restored: Commit | None = None,
+        checkpoint: str | None = None,
     ) -> Commit:
         """Write the next version.
 
         Parameters
         ----------
         rows : rows of users and items that changed since `previous`; None to write all
+        restored : the version that `state` is of, where it is not the one after `previous`: the
+            history of metrics is then that one's
+        checkpoint : folder of Spark's checkpoint from now on, by default that of `previous`
         """
         version = 0 if previous is None else previous.version + 1
         delta_rows = 0
@@ -257,7 +196,7 @@ class VersionStore:
             part = side.to_arrow(None if rows is None else rows[number])
             files[name] = self.write_table(f"files/{version:012d}-{token}-{name}.parquet", part)
         if is_base and previous is not None:
-            history = pa.Table.from_pylist(self.metrics())
+            history = pa.Table.from_pylist(self.metrics(restored or previous))
             if history.num_columns:
                 name = f"files/{version:012d}-{token}-metrics.parquet"
                 files["metrics"] = self.write_table(name, history)
@@ -270,15 +209,29 @@ class VersionStore:
             metrics=metrics,
             committed=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
             delta_rows=0 if is_base else delta_rows,
+            checkpoint=checkpoint or (previous.checkpoint if previous else "checkpoint"),
+            restored=None if restored is None else restored.version,
         )
-        self.write(f"commits/{version:012d}.json", commit.to_bytes())
+        self.sync("files")
+        self.put_commit(commit)
+        if previous is None:
+            # the path itself and its folders are new
+            self.sync("")
+            self.sync("..")
         return commit
 
+    def put_commit(self, commit: Commit) -> None:
+        """Put a commit object: its version counts from now on."""
+        self.replace(_commit_name(commit.version), commit.to_bytes())
+
     def load(self, version: int | None = None) -> tuple[ModelState, Commit]:
-        """A version's state, the newest by default.
+        """A version's state, the newest by default; a writer may go on and prune meanwhile.
 
         Raises StorageError where there is none, or a file of it is missing or damaged.
         """
+        return self._steadily(lambda: self._load(version))
+
+    def _load(self, version: int | None) -> tuple[ModelState, Commit]:
         meta = self.meta()
         commit = self.newest() if version is None else self.read_commit(version)
         if meta is None or commit is None:
@@ -287,56 +240,104 @@ class VersionStore:
             raise StorageError(f"{self.path} does not hold {which} of a model (kept: {kept}).")
         kinds: tuple[IdKind, IdKind] = (meta["kinds"][0], meta["kinds"][1])
         state = ModelState.empty(Settings.from_json(meta["settings"]), *kinds)
-        for number in range(commit.base, commit.version + 1):
-            part = commit if number == commit.version else self.read_commit(number)
-            if part is None:
-                raise StorageError(
-                    f"Version {commit.version} at {self.path} needs commit {number}, which is "
-                    "missing or damaged."
-                )
-            state.users.put_arrow(self._checked(part.files["users"]))
-            state.items.put_arrow(self._checked(part.files["items"]))
+        for part in self.parts(commit):
+            state.users.put_arrow(self.read_checked(part.files["users"]))
+            state.items.put_arrow(self.read_checked(part.files["items"]))
         state.set_scalars(commit.scalars)
         return state, commit
 
-    def metrics(self) -> list[dict[str, Any]]:
-        """The metrics of every batch up to the newest version, in order."""
-        newest = self.newest()
-        if newest is None:
-            return []
+    def parts(self, commit: Commit) -> list[Commit]:
+        """The commits that make a version, from its base to itself.
+
+        Raises StorageError where one is missing or damaged.
+        """
+        parts = []
+        for number in range(commit.base, commit.version):
+            payload = self.read(_commit_name(number))
+            part = None if payload is None else Commit.from_bytes(payload)
+            if part is None:
+                kind = _GoneError if payload is None else StorageError
+                raise kind(
+                    f"Version {commit.version} at {self.path} needs commit {number}, which is "
+                    f"{'missing' if payload is None else 'damaged'}: {_commit_name(number)}. "
+                    "Older versions may be whole: StreamingBiasedALSModel.versions(path)."
+                )
+            parts.append(part)
+        return [*parts, commit]
+
+    def metrics(self, commit: Commit | None = None) -> list[dict[str, Any]]:
+        """The metrics of every batch up to a version, the newest by default, in order."""
+        return self._steadily(lambda: self._metrics(commit))
+
+    def _metrics(self, commit: Commit | None) -> list[dict[str, Any]]:
+        last = commit or self.newest()
         rows: list[dict[str, Any]] = []
-        for number in range(newest.base, newest.version + 1):
-            commit = newest if number == newest.version else self.read_commit(number)
-            if commit is None:
-                raise StorageError(f"Commit {number} at {self.path} is missing or damaged.")
-            if "metrics" in commit.files:
-                rows.extend(self._checked(commit.files["metrics"]).to_pylist())
-            if commit.metrics is not None:
-                rows.append(commit.metrics)
+        for part in [] if last is None else self.parts(last):
+            if "metrics" in part.files:
+                rows.extend(self.read_checked(part.files["metrics"]).to_pylist())
+            if part.metrics is not None:
+                rows.append(part.metrics)
         return rows
 
-    def prune(self, keep: int) -> None:
-        """Delete what no version but the newest `keep` needs."""
+    def prune(self, keep: int, seconds: float = 0.0) -> None:
+        """Delete what no version needs but the newest `keep` and those of the last `seconds`.
+
+        A version's time ends when the next one is committed: whoever began to load it while it
+        was the newest has `seconds` to finish.
+        """
         numbers = self.numbers()
         if len(numbers) <= keep:
             return
-        oldest = self.read_commit(numbers[-keep])
+        first = len(numbers) - keep
+        if seconds > 0:
+            since = (datetime.now(timezone.utc) - timedelta(seconds=seconds)).isoformat()
+
+            def ended(number: int) -> str:
+                after = self.read_commit(number + 1)
+                return "" if after is None else after.committed
+
+            first = bisect.bisect_left(numbers, since, 0, first, key=ended)
+        oldest = self.read_commit(numbers[first])
         if oldest is None or not any(number < oldest.base for number in numbers):
             return
         # commit objects go first: a version is never there without its files
         for number in numbers:
             if number < oldest.base:
-                self.delete(f"commits/{number:012d}.json")
-        for name in self.names("files"):
-            if name[:12].isdigit() and int(name[:12]) < oldest.base:
-                self.delete(f"files/{name}")
+                self.delete(_commit_name(number))
+        for folder in ("files", "commits"):
+            for name in self.names(folder):
+                if name[:12].isdigit() and int(name[:12]) < oldest.base:
+                    self.delete(f"{folder}/{name}")
 
-    def _checked(self, file: dict[str, Any]) -> pa.Table:
+    def _steadily(self, read: Callable[[], T]) -> T:
+        """`read`, and again where a file went while it read because the writer went on."""
+        missing = ""
+        for _ in range(_READ_AGAIN):
+            try:
+                return read()
+            except _GoneError as gone:
+                if str(gone) == missing:
+                    # what is there now still asks for it
+                    raise
+                missing = str(gone)
+        return read()
+
+    def read_checked(self, file: dict[str, Any]) -> pa.Table:
+        """A committed file as Arrow.
+
+        Raises StorageError where it is missing or its checksum does not fit.
+        """
         payload = self.read(file["name"])
         if payload is None or hashlib.sha256(payload).hexdigest() != file["sha256"]:
             state = "missing" if payload is None else "damaged: its checksum does not fit"
-            raise StorageError(
-                f"{self.path}/{file['name']} is {state}. Older versions may be whole: "
-                "StreamingBiasedALSModel.load(path, version=n)."
+            kind = _GoneError if payload is None else StorageError
+            raise kind(
+                f"{self.path}/{file['name']} is {state}. Restore it, or take an older version: "
+                "StreamingBiasedALSModel.versions(path) lists them, load(path, version=n) loads "
+                "one, rollback(path, n) sets the stream back to it."
             )
         return pq.read_table(pa.BufferReader(payload))
+
+
+def _commit_name(version: int) -> str:
+    return f"commits/{version:012d}.json"

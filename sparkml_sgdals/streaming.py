@@ -21,15 +21,18 @@ import pandas as pd
 import pyarrow as pa
 from pyspark.sql import DataFrame
 
+from sparkml_sgdals.checkpoint import check_checkpoint, drop_unplanned_files
 from sparkml_sgdals.collecting import COLLECT_LIMIT, Collected, collect_ratings, invalid_rows
 from sparkml_sgdals.fitting import FitOptions, column_names, learn_table, refuse_invalid
 from sparkml_sgdals.learning import learn_batch
 from sparkml_sgdals.lease import Lease, check_holder
 from sparkml_sgdals.packing import explain_problems
 from sparkml_sgdals.ratings import ZERO_WEIGHT, Problems, encode_ratings, screen
+from sparkml_sgdals.repeats import drop_repeats
 from sparkml_sgdals.schema import RatingColumns, select_ratings
 from sparkml_sgdals.state import ModelState
-from sparkml_sgdals.storage import Commit, StorageError, VersionStore, full_path, spark_path
+from sparkml_sgdals.storage import Commit, VersionStore, full_path, spark_path
+from sparkml_sgdals.versions import drop_old_checkpoints
 
 if TYPE_CHECKING:
     from pyspark.sql.connect.streaming.query import StreamingQuery as ConnectQuery
@@ -58,6 +61,9 @@ class Versioned(Protocol):
 
 
 M = TypeVar("M", bound=Versioned)
+
+_READERS_SECONDS: Final = 60.0
+"""How long a version stays, once it is not the newest any more, for those who are reading it."""
 
 NOTHING: Final = "nothing"
 """Origin of a model that a stream starts from nothing."""
@@ -102,6 +108,7 @@ class StreamUpdater:
     token: str
     options: FitOptions
     keep_versions: int
+    keep_seconds: float
 
     def __call__(self, batch: DataFrame, batch_id: int) -> None:
         with _locks_guard:
@@ -166,7 +173,7 @@ class StreamUpdater:
         resident.commit = store.commit(
             resident.state, learned.rows, batch_id, resident.commit, metrics
         )
-        store.prune(self.keep_versions)
+        store.prune(self.keep_versions, self.keep_seconds)
 
     def _learn_large(self, resident: _Resident, batch: DataFrame) -> Learned:
         """A batch too large to collect goes the way of fit, with the model as its prior."""
@@ -361,7 +368,10 @@ def start_stream(
     validation: DataFrame | None,
     queryName: str | None,
     keepVersions: int,
+    keepDays: float,
     leaseSeconds: float,
+    eventIdCol: str | None,
+    watermark: str,
 ) -> StreamJob[M]:
     """Start or resume learning from `stream` under the model path `path`.
 
@@ -379,7 +389,11 @@ def start_stream(
         )
     if keepVersions < 1:
         raise ValueError(f"keepVersions must be at least 1, got {keepVersions}.")
+    if not keepDays >= 0:
+        raise ValueError(f"keepDays must be at least 0, got {keepDays}.")
     select_ratings(stream, options.columns, options.kinds, raw=True)
+    if eventIdCol is not None:
+        stream = drop_repeats(stream, eventIdCol, options.columns.time, watermark)
     path = full_path(path)
     store = VersionStore(path)
     lease = Lease.acquire(store, leaseSeconds)
@@ -388,20 +402,18 @@ def start_stream(
         if meta is not None:
             _check_same(meta, start, path)
         newest = store.newest()
-        if newest is not None and newest.batch >= 0 and not store.names("checkpoint/offsets"):
-            raise StorageError(
-                f"{path} has learned up to batch {newest.batch}, but Spark's checkpoint under it "
-                "is gone: the source would be read from its start and its batches taken for "
-                "replays. Restore the checkpoint, or go on under a new path: "
-                "StreamingBiasedALSModel.load(path).updateStream(stream, new_path)."
-            )
         if meta is None or newest is None:
-            store.create(start.state, start.meta | _identity(start))
+            meta = start.meta | _identity(start)
+            newest = store.create(start.state, meta)
+        check_checkpoint(store, newest, meta["pathId"])
+        drop_unplanned_files(store, newest.checkpoint)
+        drop_old_checkpoints(store)
         if validation is not None:
             _keep_validation(store, validation, options)
-        updater = StreamUpdater(path, lease.token, options, keepVersions)
+        keep_seconds = max(keepDays * 86400.0, _READERS_SECONDS)
+        updater = StreamUpdater(path, lease.token, options, keepVersions, keep_seconds)
         writer = stream.writeStream.foreachBatch(updater).option(
-            "checkpointLocation", f"{spark_path(path)}/checkpoint"
+            "checkpointLocation", f"{spark_path(path)}/{newest.checkpoint}"
         )
         if queryName is not None:
             writer = writer.queryName(queryName)

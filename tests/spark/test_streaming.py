@@ -344,6 +344,7 @@ class TestJob:
         self, classic_only, als, files, stream, small, tmp_path, monkeypatch
     ):
         monkeypatch.setattr("sparkml_sgdals.storage._MIN_ROWS_OF_BASE", 300)
+        monkeypatch.setattr("sparkml_sgdals.streaming._READERS_SECONDS", 0.0)
         path = str(tmp_path / "m")
         folder = files(small, 100)
         job = run(als.fitStream(stream(folder), path, trigger=ONCE, keepVersions=3))

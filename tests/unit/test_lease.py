@@ -89,7 +89,12 @@ def test_a_second_stream_of_this_process_is_refused(store: VersionStore) -> None
     lease = Lease.acquire(store, 30.0)
     with pytest.raises(LeaseError, match=f"process {os.getpid()}.*Stop that stream") as raised:
         Lease.acquire(store, 30.0)
-    assert "wait 30 seconds" in str(raised.value)
+    message = str(raised.value)
+    found = held(store)
+    assert f"{found['owner']} on {found['host']} (process {os.getpid()}) since 20" in message
+    assert "last sign of life 20" in message
+    assert f"After a crash of host {found['host']}, wait 30 seconds" in message
+    assert "after a crash of a stream on this host, just start again" in message
     assert f"{store.path}/lease.json" in str(raised.value)
     check_holder(store, lease.token)
     lease.release()

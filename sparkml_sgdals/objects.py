@@ -1,0 +1,189 @@
+"""Objects under a model path, on a local disk or in an object store, and what their failures mean.
+
+Storage is pyarrow.fs: a path without a scheme is local, otherwise the URI says (s3, gs, abfs,
+hdfs, file). What is written on a local disk is synced to it.
+"""
+
+from __future__ import annotations
+
+import errno
+import getpass
+import hashlib
+import os
+import re
+import uuid
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+__all__ = ["ObjectStore", "StorageError", "full_path", "spark_path"]
+
+
+class StorageError(RuntimeError):
+    """A model path that cannot be read or written, or does not hold what it should."""
+
+
+def full_path(path: str) -> str:
+    """One spelling of a path, whatever the folder that a process works in: absolute if local."""
+    if "://" in path or path.startswith("file:"):
+        return path.rstrip("/")
+    return os.path.abspath(path)
+
+
+def spark_path(path: str) -> str:
+    """The path as Spark has to be given it: one without a scheme is local."""
+    return path if "://" in path or path.startswith("file:") else f"file:{os.path.abspath(path)}"
+
+
+class ObjectStore:
+    """Reads and writes objects under one path; holds no state but the path."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        if re.match(r"[a-z][a-z0-9+.-]+:/(?!/)", path) and not path.startswith("file:"):
+            raise ValueError(f"{path!r} is no full URI: write two slashes after the scheme.")
+        if path.startswith("file:"):
+            self.fs: pafs.FileSystem = pafs.LocalFileSystem()
+            self.root = "/" + re.sub(r"^file:/*", "", path)
+        elif "://" in path:
+            uri = re.sub(r"^s3[an]://", "s3://", path)
+            self.fs, self.root = pafs.FileSystem.from_uri(uri)
+        else:
+            self.fs, self.root = pafs.LocalFileSystem(), os.path.abspath(path)
+        self.local = isinstance(self.fs, pafs.LocalFileSystem)
+
+    def read(self, name: str) -> bytes | None:
+        """Bytes of an object under the path, None where there is none.
+
+        Raises StorageError where a local one may not be read.
+        """
+        try:
+            with self.fs.open_input_stream(f"{self.root}/{name}") as stream:
+                return bytes(stream.read())
+        except FileNotFoundError:
+            return None
+        except PermissionError as failure:
+            if not self.local:
+                raise
+            raise StorageError(_explained(f"{self.path}/{name}", "read", failure)) from failure
+
+    def write(self, name: str, payload: bytes) -> None:
+        """Put an object under the path, with the folders that it needs; on local disks synced.
+
+        Raises StorageError where it cannot be written.
+        """
+        target = f"{self.root}/{name}"
+        try:
+            try:
+                self._put(target, payload)
+            except FileNotFoundError:
+                self.fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
+                self._put(target, payload)
+        except OSError as failure:
+            raise StorageError(_explained(f"{self.path}/{name}", "written", failure)) from failure
+
+    def replace(self, name: str, payload: bytes) -> None:
+        """Put an object that others may read meanwhile: they see the old one or the new one."""
+        if not self.local:
+            # an object store's put is whole by itself
+            self.write(name, payload)
+            return
+        beside = f"{name}.{uuid.uuid4().hex[:8]}"
+        self.write(beside, payload)
+        try:
+            os.replace(f"{self.root}/{beside}", f"{self.root}/{name}")
+        except OSError as failure:
+            raise StorageError(_explained(f"{self.path}/{name}", "written", failure)) from failure
+        self.sync(name.rpartition("/")[0])
+
+    def sync(self, folder: str) -> None:
+        """See to it that the names in a local folder outlive a power cut."""
+        if not self.local:
+            return
+        try:
+            handle = os.open(f"{self.root}/{folder}", os.O_RDONLY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
+        except OSError as failure:
+            # some network file systems sync no folders
+            if failure.errno not in (errno.EINVAL, errno.ENOTSUP):
+                place = f"{self.path}/{folder}"
+                raise StorageError(_explained(place, "written", failure)) from failure
+
+    def _put(self, target: str, payload: bytes) -> None:
+        if not self.local:
+            with self.fs.open_output_stream(target) as stream:
+                stream.write(payload)
+            return
+        with open(target, "wb", buffering=0) as file:
+            try:
+                # one call may write less than all, on a disk that is nearly full for one
+                rest = memoryview(payload)
+                while rest:
+                    rest = rest[file.write(rest) :]
+                os.fsync(file.fileno())
+            except OSError:
+                # what there is of it is of no use, and takes room that may be short
+                os.unlink(target)
+                raise
+
+    def delete(self, name: str) -> None:
+        """Delete an object if it is there."""
+        try:
+            self.fs.delete_file(f"{self.root}/{name}")
+        except FileNotFoundError:
+            return
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the objects in a folder under the path, sorted."""
+        selector = pafs.FileSelector(f"{self.root}/{folder}", allow_not_found=True)
+        return sorted(info.base_name for info in self.fs.get_file_info(selector))
+
+    def walk(self, folder: str) -> list[str]:
+        """Names of all objects below a folder, from there on, sorted."""
+        top = f"{self.root}/{folder}"
+        selector = pafs.FileSelector(top, allow_not_found=True, recursive=True)
+        found = (info for info in self.fs.get_file_info(selector) if info.is_file)
+        return sorted(info.path[len(top) :].lstrip("/") for info in found)
+
+    def delete_folder(self, folder: str) -> None:
+        """Delete a folder under the path and all below it, if it is there."""
+        try:
+            self.fs.delete_dir(f"{self.root}/{folder}")
+        except FileNotFoundError:
+            return
+
+    def read_table(self, name: str) -> pa.Table | None:
+        """A Parquet object as Arrow, None where there is none."""
+        payload = self.read(name)
+        return None if payload is None else pq.read_table(pa.BufferReader(payload))
+
+    def write_table(self, name: str, table: pa.Table) -> dict[str, Any]:
+        """Put a table as Parquet; its name, rows, size and checksum."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        payload = sink.getvalue().to_pybytes()
+        self.write(name, payload)
+        check = hashlib.sha256(payload).hexdigest()
+        return {"name": name, "rows": table.num_rows, "bytes": len(payload), "sha256": check}
+
+
+def _explained(place: str, done: str, failure: OSError) -> str:
+    """What a failure of the storage means for the model, and what to do."""
+    why = os.strerror(failure.errno) if failure.errno else str(failure)
+    if failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        remedy = "Free space or raise the quota there"
+    elif failure.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = f"Let user {getpass.getuser()} write there"
+        if done == "read":
+            return f"{place} could not be read: {why}. Let user {getpass.getuser()} read it."
+    else:
+        remedy = "Look after the storage"
+    return (
+        f"{place} could not be {done}: {why}. {remedy}, then start again: the versions committed "
+        "so far are whole, and a stream goes on from the newest of them."
+    )

@@ -1,0 +1,295 @@
+"""Kill a stream's whole process tree, start it again until it is through, compare the end.
+
+    python tests/kills/harness.py --way classic --source files --kills 50 --json figures.json
+
+runs it by hand; `pytest -m slow tests/kills` does the same as a test. See docs/reliability.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+if __name__ == "__main__":
+    sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+
+from sources import SOURCES  # noqa: E402
+
+from sparkml_sgdals.storage import VersionStore  # noqa: E402
+
+POINTS = (
+    "before the files",
+    "half of the users written",
+    "half of the items written",
+    "half of a base's history written",
+    "after the files",
+    "half of the commit object written",
+    "after the commit object",
+    "after a base's commit object",
+    "between commits and files of pruned versions",
+    "before Spark's commit",
+)
+"""Named points of a commit; what ends in a base, or prunes, is this store's compaction."""
+
+_SLOW = "Python worker failed to connect back"
+_STARTING = "starting, or resuming"
+_SPARK = "Spark's own work between batches"
+
+
+@dataclass
+class Figures:
+    """What was killed where, and what differed in the end."""
+
+    way: str
+    source: str
+    batches: int
+    random_kills: int = 0
+    points: list[str] = field(default_factory=list)
+    stages: Counter[str] = field(default_factory=Counter)
+    starts: int = 0
+    failed_starts: int = 0
+    seconds: float = 0.0
+    differences: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """As JSON types."""
+        return self.__dict__ | {"stages": dict(self.stages.most_common())}
+
+
+class TooSlowError(Exception):
+    """Spark gave its own worker up on a busy machine: the program ended, and is started again."""
+
+
+class Tree:
+    """A started program with all its processes: Python, the JVM, the workers of that."""
+
+    def __init__(
+        self, way: str, source: str, spec: dict[str, Any], path: Path, scratch: Path,
+        point: str = "", batch: int = -1,
+    ) -> None:  # fmt: skip
+        self.trace = scratch / "trace"
+        self.trace.unlink(missing_ok=True)
+        places = [str(HERE / "hooks"), str(HERE), str(HERE.parents[1])]
+        environment = os.environ | {
+            "PYTHONPATH": os.pathsep.join([*places, os.environ.get("PYTHONPATH", "")]),
+            "PYSPARK_PYTHON": sys.executable,
+            "SPARK_LOCAL_IP": os.environ.get("SPARK_LOCAL_IP", "127.0.0.1"),
+            # a JVM that lives for seconds only
+            "JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+            "KILLS_TRACE": str(self.trace),
+            "KILLS_POINT": point,
+            "KILLS_BATCH": str(batch),
+        }
+        self.log = open(scratch / "log", "wb")  # noqa: SIM115
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / "program.py"), way, source, json.dumps(spec), str(path)],
+            start_new_session=True, env=environment, cwd=scratch,
+            stdout=self.log, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def lines(self) -> list[str]:
+        """The trace so far."""
+        return self.trace.read_text().splitlines() if self.trace.exists() else []
+
+    def ended(self) -> bool:
+        """Whether the program came to its end by itself; raises where that was an error."""
+        code = self.process.poll()
+        if code is None:
+            return False
+        self.log.close()
+        self.kill()
+        if code:
+            log = Path(self.log.name).read_text(errors="replace")
+            if _SLOW in log:
+                raise TooSlowError
+            raise AssertionError(f"the program failed with {code}:\n{log[-6000:]}")
+        return True
+
+    def kill(self, rng: random.Random | None = None) -> None:
+        """SIGKILL to every process of the session, in any order, and wait until all are gone."""
+        while victims := self._members():
+            if rng is not None:
+                rng.shuffle(victims)
+            for victim in victims:
+                try:
+                    os.kill(victim, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+            self.process.poll()
+            time.sleep(0.02)
+        self.process.wait()
+        self.log.close()
+
+    def _members(self) -> list[int]:
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            try:
+                fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(fields[3]) == self.process.pid and fields[0] not in "ZX":
+                found.append(int(folder.name))
+        return found
+
+
+class Trial:
+    """One source, one undisturbed model of it, and streams that are killed."""
+
+    def __init__(self, scratch: Path, way: str, source: str, batches: int, size: int) -> None:
+        self.scratch, self.way, self.source = scratch, way, source
+        self.spec = SOURCES[source].prepare(scratch / "source", batches, size)
+        self.figures = Figures(way, source, batches)
+        self.whole = scratch / "whole"
+        self.finish(self.whole)
+        self.expected = self._end(self.whole)
+        assert [row["batch"] for row in self.expected[1]] == list(range(batches))
+
+    def start(self, path: Path, point: str = "", batch: int = -1) -> Tree:
+        """Start the stream on a model path."""
+        self.figures.starts += 1
+        return Tree(self.way, self.source, self.spec, path, self.scratch, point, batch)
+
+    def finish(self, path: Path) -> None:
+        """Run the stream to its end without a kill."""
+        for _ in range(5):
+            tree = self.start(path)
+            try:
+                while not tree.ended():
+                    time.sleep(0.05)
+                return
+            except TooSlowError:
+                self.figures.failed_starts += 1
+            finally:
+                tree.kill()
+        raise AssertionError("Spark could not start its worker in five tries")
+
+    def kill_at(self, path: Path, point: str, batch: int) -> None:
+        """Run the stream until it stands at a named point, and kill it there."""
+        tree = self.start(path, point, batch)
+        try:
+            while "stands" not in tree.lines():
+                if tree.ended():
+                    raise AssertionError(f"the stream ended without coming to: {point}")
+                time.sleep(0.01)
+        finally:
+            tree.kill()
+        self.figures.points.append(point)
+
+    def kill_at_random(self, path: Path, rng: random.Random) -> bool:
+        """Run the stream for a random time and kill it; False where it was through before.
+
+        One kill of eight falls into the start, before the first batch; three fall within 400 ms
+        after a batch came in, the second to the sixth since the start; four fall within 30 ms
+        after such a batch began to be committed, or shortly before that.
+        """
+        tree = self.start(path)
+        try:
+            kind = rng.choice(["start", *["batch"] * 3, *["commit"] * 4])
+            mark = " before the files" if kind == "commit" else " learning"
+            count = 0 if kind == "start" else rng.randint(2, 6)
+            wait = {"start": 8.0, "batch": 0.4, "commit": 0.03}[kind] * rng.random()
+            while sum(line.endswith(mark) for line in tree.lines()) < count:
+                if tree.ended():
+                    return False
+                time.sleep(0.001)
+            time.sleep(wait)
+            if tree.ended():
+                return False
+        finally:
+            tree.kill(rng)
+        last = tree.lines()[-1].split(" ", 2)[2] if tree.lines() else _STARTING
+        stage = _SPARK if last == "before Spark's commit" else last
+        self.figures.stages[stage] += 1
+        self.figures.random_kills += 1
+        return True
+
+    def compare(self, path: Path, what: str) -> None:
+        """Finish the stream and hold its end against the undisturbed one."""
+        self.finish(path)
+        fingerprint, metrics = self._end(path)
+        if fingerprint != self.expected[0]:
+            self.figures.differences.append(f"{what}: other factors")
+        if metrics != self.expected[1]:
+            self.figures.differences.append(f"{what}: other metrics")
+
+    @staticmethod
+    def _end(path: Path) -> tuple[str, list[dict[str, Any]]]:
+        store = VersionStore(str(path))
+        rows = [
+            {name: value for name, value in row.items() if name not in ("committed", "seconds")}
+            for row in store.metrics()
+        ]
+        return store.load()[0].fingerprint(), rows
+
+
+def run_trial(
+    way: str, source: str, kills: int, points: tuple[str, ...], seed: int, batches: int, size: int
+) -> Figures:
+    """Random kills on one model path after the other, then every named point twice on another."""
+    rng = random.Random(seed)
+    clock = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="kills-") as folder:
+        trial = Trial(Path(folder), way, source, batches, size)
+        figures, round_ = trial.figures, 0
+        while figures.random_kills < kills:
+            path = Path(folder) / f"random-{round_}"
+            through = False
+            while figures.random_kills < kills and not through:
+                try:
+                    through = not trial.kill_at_random(path, rng)
+                except TooSlowError:
+                    figures.failed_starts += 1
+                print(f"random kill {figures.random_kills}: {figures.stages}", flush=True)
+            trial.compare(path, f"random kills, path {round_}")
+            round_ += 1
+        path = Path(folder) / "points"
+        for number, point in enumerate(points):
+            try:
+                trial.kill_at(path, point, batch=2 + number * 3)
+            except TooSlowError:
+                figures.failed_starts += 1
+                trial.kill_at(path, point, batch=2 + number * 3)
+            print(f"killed {point}", flush=True)
+        if points:
+            trial.compare(path, "named points")
+        figures.seconds = round(time.monotonic() - clock, 1)
+        return figures
+
+
+def main() -> None:
+    """Run a trial as the arguments say, print and keep its figures; fail where ends differ."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--way", choices=["classic", "connect"], default="classic")
+    parser.add_argument("--source", choices=list(SOURCES), default="files")
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--batches", type=int, default=150)
+    parser.add_argument("--size", type=int, default=40)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path, default=None)
+    given = parser.parse_args()
+    figures = run_trial(
+        given.way, given.source, given.kills, POINTS, given.seed, given.batches, given.size
+    )
+    text = json.dumps(figures.to_json(), indent=1)
+    print(text)
+    if given.json is not None:
+        given.json.parent.mkdir(parents=True, exist_ok=True)
+        given.json.write_text(text + "\n")
+    if figures.differences:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,112 @@
+"""Every Python process of a killed tree starts with this: it traces, and waits at the named point.
+
+It stands on the path of the tree alone, so that the package needs no hooks: once the package's
+`streaming` has been imported, its store and updater are wrapped. Which process learns (the driver,
+or under Spark Connect a worker beside the server) makes no difference.
+"""
+
+import importlib.abc
+import importlib.machinery
+import os
+import sys
+import time
+
+TRACE = os.environ.get("KILLS_TRACE")
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Wraps the package's `streaming` when it is imported."""
+
+    def find_spec(self, fullname, path, target=None):
+        if fullname != "sparkml_sgdals.streaming":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        run = spec.loader.exec_module
+
+        def exec_module(module):
+            run(module)
+            _wrap(module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+def _wrap(streaming):
+    from sparkml_sgdals import objects, storage
+
+    # bases and pruning as often as in hours of a stream
+    storage._MIN_ROWS_OF_BASE = 300
+    streaming._READERS_SECONDS = 0.0
+    store, updater = storage.VersionStore, streaming.StreamUpdater
+    point, at = os.environ.get("KILLS_POINT", ""), int(os.environ.get("KILLS_BATCH", "-1"))
+    trace = os.open(TRACE, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    now = {"batch": -1, "base": False}
+
+    def reach(name):
+        """Note a stage; at the named point wait for the end."""
+        os.write(trace, f"{time.time():.4f} {now['batch']} {name}\n".encode())
+        if name == point and now["batch"] >= at:
+            os.write(trace, b"stands\n")
+            time.sleep(600)
+
+    call, commit, write = updater.__call__, store.commit, objects.ObjectStore._put
+    put_commit, prune, delete = store.put_commit, store.prune, store.delete
+
+    def traced_call(self, batch, batch_id):
+        now["batch"] = batch_id
+        reach("learning")
+        call(self, batch, batch_id)
+        reach("before Spark's commit")
+
+    def traced_commit(self, state, rows, batch, *args, **kwargs):
+        reach("before the files")
+        return commit(self, state, rows, batch, *args, **kwargs)
+
+    def traced_write(self, target, payload):
+        name = target.rpartition("/")[2]
+        half = next(
+            (
+                f"half of {what} written"
+                for end, what in (
+                    ("-users.parquet", "the users"),
+                    ("-items.parquet", "the items"),
+                    ("-metrics.parquet", "a base's history"),
+                )
+                if name.endswith(end)
+            ),
+            "half of the commit object written" if "/commits/" in target else "",
+        )
+        if half and half == point and now["batch"] >= at:
+            write(self, target, payload[: len(payload) // 2])
+            reach(half)
+        if half:
+            reach(half.replace("half of ", "").replace("written", "being written"))
+        write(self, target, payload)
+
+    def traced_put_commit(self, commit):
+        now["base"] = commit.base == commit.version
+        reach("after the files")
+        put_commit(self, commit)
+        reach("after the commit object")
+        if now["base"]:
+            reach("after a base's commit object")
+
+    def traced_prune(self, *args, **kwargs):
+        reach("pruning")
+        prune(self, *args, **kwargs)
+        reach("after pruning")
+
+    def traced_delete(self, name):
+        if name.startswith("files/"):
+            reach("between commits and files of pruned versions")
+        delete(self, name)
+
+    updater.__call__ = traced_call
+    store.commit, store.put_commit = traced_commit, traced_put_commit
+    objects.ObjectStore._put = traced_write
+    store.prune, store.delete = traced_prune, traced_delete
+
+
+if TRACE:
+    sys.meta_path.insert(0, _Finder())

@@ -1,0 +1,104 @@
+"""Events delivered again: learned once, whenever the repeat comes and whatever dies between."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import ONCE, assert_same_bits
+
+from sparkml_sgdals import StreamingBiasedALS
+
+SCHEMA = "user long, item long, rating double, time timestamp, event string"
+
+
+@pytest.fixture
+def als():
+    return StreamingBiasedALS(timestampCol="time", rank=4)
+
+
+@pytest.fixture
+def events(small):
+    """The first 1,000 ratings as events a second apart."""
+    frame = small.iloc[:1000].copy()
+    frame["time"] = pd.Timestamp("2024-05-01") + pd.to_timedelta(np.arange(1000), "s")
+    frame["event"] = [f"e{n}" for n in range(1000)]
+    return frame
+
+
+@pytest.fixture
+def few_partitions(spark):
+    """The ids are kept by partition: with few of them a batch is quick."""
+    old = spark.conf.get("spark.sql.shuffle.partitions")
+    spark.conf.set("spark.sql.shuffle.partitions", "2")
+    yield
+    spark.conf.set("spark.sql.shuffle.partitions", old)
+
+
+def learned(als, frame, path, **options):
+    """Run a stream to its end."""
+    job = als.fitStream(frame, str(path), trigger=ONCE, **options)
+    job.awaitTermination()
+    return job
+
+
+@pytest.mark.usefixtures("few_partitions")
+class TestRepeats:
+    def test_learned_once(self, als, events, files, stream, tmp_path):
+        """In one batch, in the next one, and after a restart."""
+        twice = pd.concat([events[:300], events[100:200], events[250:600], events[0:50]])
+        folder = files(twice.iloc[:400], 400)
+        files(twice.iloc[400:], 400, first=1)
+        frame = stream(folder, SCHEMA)
+        job = learned(als, frame, tmp_path / "m", eventIdCol="event")
+        files(pd.concat([events[500:600], events[600:700]]), 1000, first=2)
+        job = learned(als, frame, tmp_path / "m", eventIdCol="event")
+        metrics = job.metrics()
+        assert metrics.ratings[metrics.ratings > 0].tolist() == [300, 300, 100]
+        once = files(events[:300], 300, "once")
+        files(events[300:600], 300, "once", first=1)
+        files(events[600:700], 300, "once", first=2)
+        clean = learned(als, stream(once, SCHEMA), tmp_path / "n")
+        a, b = job.model.state, clean.model.state
+        assert a.counters.ratings == b.counters.ratings == 700
+        assert_same_bits(job.model, clean.model)
+
+    def test_without_the_option_they_count_again(self, als, events, files, stream, tmp_path):
+        frame = stream(files(pd.concat([events[:100], events[:100]]), 200), SCHEMA)
+        assert learned(als, frame, tmp_path / "m").metrics().ratings.tolist() == [200]
+
+    def test_too_late(self, als, events, files, stream, tmp_path):
+        """Older than the watermark by the time of a later batch: dropped, new or repeated."""
+        folder = files(events[600:700], 100)
+        files(events[700:800], 100, first=1)
+        files(pd.concat([events[:5], events[600:605], events[795:810]]), 100, first=2)
+        frame = stream(folder, SCHEMA)
+        job = learned(als, frame, tmp_path / "m", eventIdCol="event", watermark="10 seconds")
+        metrics = job.metrics()
+        assert metrics.ratings[metrics.ratings > 0].tolist() == [100, 100, 10]
+
+    def test_rows_without_id_or_time(self, als, events, files, stream, tmp_path):
+        """Without an id only equal rows are one; a row without a time is set aside and counted."""
+        events = events[:20].copy()
+        events.loc[events.index[:3], "event"] = None
+        events.loc[events.index[5], "time"] = pd.NaT
+        twice = pd.concat([events, events])
+        job = learned(als, stream(files(twice, 100), SCHEMA), tmp_path / "m", eventIdCol="event")
+        metrics = job.metrics()
+        assert metrics.ratings.sum() == 19
+        assert metrics.invalid.sum() == 1
+
+
+class TestRefused:
+    def test_what_does_not_fit(self, als, events, files, stream, tmp_path):
+        frame, path = stream(files(events, 1000), SCHEMA), str(tmp_path / "m")
+        with pytest.raises(ValueError, match="eventIdCol 'id' is not a column"):
+            als.fitStream(frame, path, eventIdCol="id")
+        with pytest.raises(ValueError, match="set timestampCol to a column of type timestamp"):
+            StreamingBiasedALS(rank=4).fitStream(frame, path, eventIdCol="event")
+        with pytest.raises(ValueError, match="watermark 'soon' is not an interval"):
+            als.fitStream(frame, path, eventIdCol="event", watermark="soon")
+        numbers = frame.withColumn("time", frame.time.cast("long"))
+        with pytest.raises(TypeError, match=r"got bigint.*F\.timestamp_seconds"):
+            als.fitStream(numbers, path, eventIdCol="event")
+        assert not (tmp_path / "m").exists()
