@@ -82,7 +82,7 @@ class Replay(threading.Thread):
 def make_topic(address: str) -> str:
     """A new topic of one partition, so that ratings stay in order; exits where nobody answers."""
     name = f"ratings-{time.time_ns() // 1_000_000}"
-    admin = AdminClient({"bootstrap.servers": address})
+    admin = AdminClient({"bootstrap.servers": address, "log_level": 3})
     try:
         admin.list_topics(timeout=15)
         admin.create_topics([NewTopic(name, 1, 1)])[name].result(15)
