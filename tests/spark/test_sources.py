@@ -90,6 +90,7 @@ def test_rate_per_second(als, spark, tmp_path):
     assert np.isfinite(job.model.state.users.mean).all()
 
 
+@pytest.mark.timeout(600)
 def test_delta(small, tmp_path):
     """A Delta table as a stream, in a session of its own, which brings Delta's jars."""
     pytest.importorskip(
@@ -129,7 +130,7 @@ def test_delta(small, tmp_path):
     )
     environment = {key: value for key, value in os.environ.items() if key != "PYSPARK_SUBMIT_ARGS"}
     done = subprocess.run(
-        [sys.executable, str(program)], capture_output=True, text=True, timeout=280, check=False,
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=560, check=False,
         env=environment,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
