@@ -16,10 +16,10 @@ WITH_SPARK = unset SPARK_HOME; \
 	fi;
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench kills docs
+.PHONY: help setup demo kafka demo-kafka test lint bench kills docs
 
 help: ## Say what there is
-	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' \
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' \
 		$(firstword $(MAKEFILE_LIST))
 
 setup: $(VENV)/.installed ## Make .venv with the package and all its tools, and find or install Java
@@ -27,6 +27,13 @@ setup: $(VENV)/.installed ## Make .venv with the package and all its tools, and 
 
 demo: $(VENV)/.installed ## Stream MovieLens into a model, against Spark's ALS: out/demo.png
 	@$(WITH_SPARK) $(PY) examples/demo.py $(ARGS)
+
+kafka: $(VENV)/.installed ## Run a Kafka broker and print its address, until Ctrl-C
+	@$(WITH_SPARK) exec $(PY) scripts/kafka_broker.py $(ARGS)
+
+demo-kafka: $(VENV)/.installed ## Stream MovieLens through a Kafka broker of its own: out/kafka.png
+	@$(WITH_SPARK) exec $(PY) scripts/kafka_broker.py \
+		$(PY) examples/kafka_stream.py --every 1 $(ARGS)
 
 test: $(VENV)/.installed ## Run the tests; ARGS="-k stream -x" goes to pytest
 	@$(WITH_SPARK) $(PY) -m pytest $(ARGS)

@@ -8,10 +8,17 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparkml_sgdals.estimator import StreamingBiasedALS
     from sparkml_sgdals.model import StreamingBiasedALSModel
+    from sparkml_sgdals.parsing import parseRatings
     from sparkml_sgdals.solvers import DivergenceError
     from sparkml_sgdals.streaming import StreamJob
 
-__all__ = ["DivergenceError", "StreamJob", "StreamingBiasedALS", "StreamingBiasedALSModel"]
+__all__ = [
+    "DivergenceError",
+    "StreamJob",
+    "StreamingBiasedALS",
+    "StreamingBiasedALSModel",
+    "parseRatings",
+]
 __version__ = "0.1.0"
 
 _HOME = {
@@ -19,6 +26,7 @@ _HOME = {
     "StreamJob": "streaming",
     "StreamingBiasedALS": "estimator",
     "StreamingBiasedALSModel": "model",
+    "parseRatings": "parsing",
 }
 
 

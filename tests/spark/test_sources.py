@@ -1,0 +1,137 @@
+"""Streams from every source that Spark has at hand: the same ratings give the same model."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pyspark
+import pytest
+from helpers import ONCE, assert_same_bits
+from pyspark.sql import functions as F
+
+from sparkml_sgdals import StreamingBiasedALS
+
+DDL = "user long, item long, rating double, time long"
+
+
+@pytest.fixture
+def als():
+    return StreamingBiasedALS(timestampCol="time", rank=3)
+
+
+@pytest.mark.parametrize("format", ["csv", "json", "parquet"])
+def test_files(als, spark, small, files, stream, tmp_path, format):
+    part = small.iloc[:2000]
+    folder = tmp_path / format
+    folder.mkdir()
+    for number, start in enumerate(range(0, 2000, 500)):
+        path = folder / f"{number}.{format}"
+        rows = part.iloc[start : start + 500]
+        if format == "csv":
+            rows.to_csv(path, index=False, header=False)
+        elif format == "json":
+            rows.to_json(path, orient="records", lines=True)
+        else:
+            rows.to_parquet(path, index=False)
+        os.utime(path, (1_000_000_000 + number, 1_000_000_000 + number))
+    reader = spark.readStream.schema(DDL).option("maxFilesPerTrigger", 1).format(format)
+    job = als.fitStream(reader.load(str(folder)), str(tmp_path / "m"), trigger=ONCE)
+    job.awaitTermination()
+    assert job.metrics().ratings.tolist() == [500] * 4
+    same = als.fitStream(stream(files(part, 500)), str(tmp_path / "n"), trigger=ONCE)
+    same.awaitTermination()
+    assert_same_bits(job.model, same.model)
+
+
+@pytest.mark.parametrize("trigger", ["0 seconds", "1 second"])
+def test_the_rate_source(als, spark, tmp_path, trigger):
+    """It never ends: batches follow one another until the job is stopped."""
+    source = spark.readStream.format("rate-micro-batch").option("rowsPerBatch", 200).load()
+    ratings = source.select(
+        (F.col("value") % 17).alias("user"),
+        (F.col("value") * 7 % 31).alias("item"),
+        (F.col("value") % 5 + 1).cast("double").alias("rating"),
+        F.col("value").alias("time"),
+    )
+    job = als.fitStream(ratings, str(tmp_path / "m"), trigger={"processingTime": trigger})
+    try:
+        while len(job.metrics()) < 4:
+            assert not job.awaitTermination(0.2)
+    finally:
+        job.stop(drain=True)
+    metrics = job.metrics()
+    assert (metrics.ratings == 200).all()
+    assert metrics.batch.tolist() == list(range(len(metrics)))
+    assert (job.model.userFactors.count(), job.model.itemFactors.count()) == (17, 31)
+    if trigger == "1 second":
+        # a late batch may bring two commits together, but not three
+        took = (metrics.committed.iloc[-1] - metrics.committed.iloc[0]).total_seconds()
+        assert took > len(metrics) - 2.1
+
+
+def test_rate_per_second(als, spark, tmp_path):
+    source = spark.readStream.format("rate").option("rowsPerSecond", 500).load()
+    ratings = source.select(
+        (F.col("value") % 17).alias("user"),
+        (F.col("value") % 13).alias("item"),
+        F.lit(3.5).alias("rating"),
+        F.col("timestamp").alias("time"),
+    )
+    job = als.fitStream(ratings, str(tmp_path / "m"))
+    try:
+        while job.metrics().ratings.sum() < 1000:
+            assert not job.awaitTermination(0.2)
+    finally:
+        job.stop(drain=True)
+    assert np.isfinite(job.model.state.users.mean).all()
+
+
+@pytest.mark.timeout(600)
+def test_delta(small, tmp_path):
+    """A Delta table as a stream, in a session of its own, which brings Delta's jars."""
+    pytest.importorskip(
+        "delta",
+        reason=f"no delta-spark, which has to be one for PySpark {pyspark.__version__}",
+    )
+    small.iloc[:1000].to_csv(tmp_path / "ratings.csv", index=False)
+    program = tmp_path / "program.py"
+    program.write_text(
+        textwrap.dedent(
+            f"""
+            from delta import configure_spark_with_delta_pip
+            from pyspark.sql import SparkSession
+            from sparkml_sgdals import StreamingBiasedALS
+            builder = SparkSession.builder.master("local[2]").config(map={{
+                "spark.ui.enabled": "false", "spark.sql.shuffle.partitions": "2",
+                "spark.sql.extensions": "io.delta.sql.DeltaSparkSessionExtension",
+                "spark.sql.catalog.spark_catalog":
+                    "org.apache.spark.sql.delta.catalog.DeltaCatalog"}})
+            spark = configure_spark_with_delta_pip(builder).getOrCreate()
+            ratings = spark.read.csv({str(tmp_path / "ratings.csv")!r}, header=True, schema={DDL!r})
+            table = {str(tmp_path / "delta")!r}
+            ratings.coalesce(1).write.format("delta").save(table)
+            als = StreamingBiasedALS(timestampCol="time", rank=3)
+            once = {{"availableNow": True}}
+            def learn():
+                stream = spark.readStream.format("delta").load(table)
+                job = als.fitStream(stream, {str(tmp_path / "m")!r}, trigger=once)
+                job.awaitTermination()
+                return job
+            learn()
+            ratings.limit(100).write.format("delta").mode("append").save(table)
+            print(learn().metrics().ratings.tolist())
+            spark.stop()
+            """
+        )
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "PYSPARK_SUBMIT_ARGS"}
+    done = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=560, check=False,
+        env=environment,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    assert "[1000, 100]" in done.stdout
