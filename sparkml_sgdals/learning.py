@@ -14,11 +14,17 @@ import numpy as np
 import numpy.typing as npt
 
 from sparkml_sgdals.factors import prior_variances
+from sparkml_sgdals.implicit import (
+    FilterSide,
+    ImplicitPrior,
+    run_implicit_filter,
+)
 from sparkml_sgdals.kernels import (
     check_rows,
 )
 from sparkml_sgdals.ratings import Ratings, layout_by
 from sparkml_sgdals.settings import Settings
+from sparkml_sgdals.smoothing import Before, smooth_batch
 from sparkml_sgdals.solvers import (
     DivergenceError,
     Side,
@@ -124,8 +130,12 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
     check_rows(rows_u, users.size, "user")
     check_rows(rows_i, items.size, "item")
     before_rows = users.to_arrow(user_rows), items.to_arrow(item_rows)
+    smoothed = state.settings.solver == "bayes"
+    before = (Before.of(users, user_rows), Before.of(items, item_rows)) if smoothed else None
     try:
         _learn_rows(state, rows_u, rows_i, values, ratings.weights)
+        if before is not None:
+            smooth_batch(ratings, values, state.settings, (users, items), before)
         check_finite(state, user_rows, item_rows)
     except DivergenceError:
         if whole is None:
@@ -141,15 +151,15 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
     items.count[item_rows] += np.bincount(ratings.items, minlength=item_rows.size)
 
     count = len(ratings)
-    before = state.counters
+    counted = state.counters
     low, high = ratings.value_range()
     state.counters = Counters(
-        ratings=before.ratings + count,
-        low=min(low, before.low),
-        high=max(high, before.high),
-        prequential_ratings=before.prequential_ratings + (count if predicted else 0),
-        prequential_squares=before.prequential_squares + (squares if predicted else 0.0),
-        baseline_squares=before.baseline_squares + (baseline_squares if predicted else 0.0),
+        ratings=counted.ratings + count,
+        low=min(low, counted.low),
+        high=max(high, counted.high),
+        prequential_ratings=counted.prequential_ratings + (count if predicted else 0),
+        prequential_squares=counted.prequential_squares + (squares if predicted else 0.0),
+        baseline_squares=counted.baseline_squares + (baseline_squares if predicted else 0.0),
     )
     if whole is not None:
         # new units changed the ids that the batch does not name as well
@@ -170,7 +180,9 @@ def _learn_rows(state: ModelState, users: I64, items: I64, values: F32, weights:
     u, i, settings = state.users, state.items, state.settings
     what = (users, items, values, weights, settings)
     run_filter(*what, u.base_mean, u.base_var, i.base_mean, i.base_var)
-    if settings.solver == "bayes":
+    if settings.implicit:
+        run_implicit_filter(*what, FilterSide.of(u), FilterSide.of(i))
+    elif settings.solver == "bayes":
         run_filter(*what, u.mean, u.var, i.mean, i.var)
     elif settings.solver == "sgd":
         run_sgd(*what, u.mean, i.mean)
@@ -239,10 +251,14 @@ class _Work:
                 known = (rows < size)[:, None]
                 gathered.append(Side(mean, var, np.where(known, mean, np.float32(0.0)), var.copy()))
         users, items = gathered
-        errors = run_filter(
-            r.users, r.items, self.values, r.weights, settings,
-            users.mean, users.var, items.mean, items.var,
-        )  # fmt: skip
+        implicit = ImplicitPrior(r, self.sides, self.rows) if settings.implicit else None
+        if implicit is None or fresh:
+            errors = run_filter(
+                r.users, r.items, self.values, r.weights, settings,
+                users.mean, users.var, items.mean, items.var,
+            )  # fmt: skip
+        else:
+            errors = implicit.filter(self.values, settings, users, items)
         self._count_prequential(errors)
         noise = settings.noise
         history: list[float] = []
@@ -250,9 +266,15 @@ class _Work:
             by_user = layout_by(r.users, r.items, self.values, r.weights, users.mean.shape[0])
             by_item = layout_by(r.items, r.users, self.values, r.weights, items.mean.shape[0])
             rated_users, rated_items = by_user.counts() > 0, by_item.counts() > 0
+            if implicit is not None and fresh:
+                implicit.start(by_user, by_item, users, items)
         for sweep in range(settings.max_iter):
             half_sweep(by_user, users, items.mean, items.var, noise, threads)
+            if implicit is not None and fresh:
+                implicit.learn_items(by_item, users, threads)
             squares, variances = half_sweep(by_item, items, users.mean, users.var, noise, threads)
+            if implicit is not None and fresh:
+                implicit.learn_users(by_user, items, threads)
             if fresh:
                 noise = (squares + variances) / self.total_weight
                 users.learn_prior(rated_users)
@@ -264,6 +286,8 @@ class _Work:
         for table, rows, side in zip(self.sides, self.rows, gathered, strict=True):
             table.mean[rows] = side.mean
             table.var[rows] = side.var
+        if implicit is not None:
+            implicit.put(self.sides, self.rows)
         if fresh and history:
             self.state.noise, self.state.noise_weight = noise, self.total_weight
         return history

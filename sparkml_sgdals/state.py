@@ -156,7 +156,13 @@ class ModelState:
         digest = hashlib.sha256(repr(sorted(self.scalars().items())).encode())
         for side in (self.users, self.items):
             table = side.to_arrow()
-            for name in ("id", "mean", "variance", "base_mean", "base_variance", "count"):
+            names = ["id", "mean", "variance", "base_mean", "base_variance", "count"]
+            # a model of a release before these columns keeps its fingerprint
+            if self.settings.implicit:
+                names += ["prior_mean", "influence", "evidence"]
+            if np.any(side.noise_factor != 1.0):
+                names.append("noise_factor")
+            for name in names:
                 column = table.column(name).combine_chunks()
                 if pa.types.is_list(column.type):
                     column = column.flatten()

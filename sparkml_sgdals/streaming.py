@@ -28,6 +28,7 @@ from sparkml_sgdals.lease import Lease, check_holder
 from sparkml_sgdals.packing import explain_problems
 from sparkml_sgdals.ratings import ZERO_WEIGHT, Problems, encode_ratings, screen
 from sparkml_sgdals.schema import RatingColumns, select_ratings
+from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import ModelState
 from sparkml_sgdals.storage import Commit, StorageError, VersionStore, full_path, spark_path
 
@@ -429,8 +430,9 @@ def _check_same(meta: dict[str, Any], start: StreamStart, path: str) -> None:
     """Refuse a path that was learned with other params, ids or from another start."""
     wanted = _identity(start)
     remedy = "Use the params of the path, or another path."
+    learned_with = Settings.from_json(meta["settings"]).to_json()
     for name, value in wanted["settings"].items():
-        held = meta["settings"].get(name)
+        held = learned_with[name]
         if held != value:
             raise ValueError(
                 f"The model at {path} was learned with {name} = {held}, now it is {value}. {remedy}"
