@@ -218,6 +218,8 @@ def sweep_ids(  # type: ignore[no-untyped-def]
     wt = np.ones(longest, np.float32)
     squares = np.empty(width, np.float32)
     partner_sums = np.empty(width, np.float32)
+    gains = np.empty(width, np.float32)
+    offsets = np.empty(width, np.float32)
 
     for x in range(first, last):
         begin = starts[x]
@@ -250,30 +252,48 @@ def sweep_ids(  # type: ignore[no-untyped-def]
         p = x if own_mean else 0
         q = x if own_var else 0
         for f in range(width):
-            precision = noise / prior_var[q, f] + squares[f]
+            pull = noise / prior_var[q, f]
+            precision = pull + squares[f]
             if f > 0:
                 precision += partner_sums[f]
-            moment = np.float32(0.0)
-            if f == 0:
-                for t in range(count):
-                    moment += wt[t] * errors[t]
-            else:
-                column = regressors[f]
-                for t in range(count):
-                    moment += wt[t] * column[t] * errors[t]
-            old = mean[x, f]
-            moment += squares[f] * old + noise / prior_var[q, f] * prior_mean[p, f]
-            new = moment / precision
-            change = new - old
-            if f == 0:
-                for t in range(count):
-                    errors[t] -= change
-            else:
-                column = regressors[f]
-                for t in range(count):
-                    errors[t] -= change * column[t]
-            mean[x, f] = new
-            var[x, f] = max(noise / precision, MIN_VARIANCE)
+            inverse = np.float32(1.0) / precision
+            gains[f] = inverse
+            offsets[f] = squares[f] * mean[x, f] + pull * prior_mean[p, f]
+            var[x, f] = max(noise * inverse, MIN_VARIANCE)
+        if count == 1:
+            # most ids of a micro-batch: without loops that cost more than they do
+            error = errors[0]
+            w = wt[0]
+            for f in range(width):
+                regressor = np.float32(1.0)
+                if f > 0:
+                    regressor = regressors[f, 0]
+                old = mean[x, f]
+                new = (w * regressor * error + offsets[f]) * gains[f]
+                error -= (new - old) * regressor
+                mean[x, f] = new
+            errors[0] = error
+        else:
+            for f in range(width):
+                moment = np.float32(0.0)
+                if f == 0:
+                    for t in range(count):
+                        moment += wt[t] * errors[t]
+                else:
+                    column = regressors[f]
+                    for t in range(count):
+                        moment += wt[t] * column[t] * errors[t]
+                old = mean[x, f]
+                new = (moment + offsets[f]) * gains[f]
+                change = new - old
+                if f == 0:
+                    for t in range(count):
+                        errors[t] -= change
+                else:
+                    column = regressors[f]
+                    for t in range(count):
+                        errors[t] -= change * column[t]
+                mean[x, f] = new
 
         total = np.float64(0.0)
         for t in range(count):
