@@ -328,7 +328,7 @@ class ImplicitPrior:
 
 @nb.njit(cache=True, nogil=True, inline="always")
 def _move(  # type: ignore[no-untyped-def]
-    x, y, mean, var, prior_mean, seen, influence, prior_var
+    x, y, mean, var, prior_mean, seen, influence, prior_precision
 ):
     """The prior mean of x after one more rating, of y; its mean moves by c / v of that."""
     n = seen[x]
@@ -337,7 +337,7 @@ def _move(  # type: ignore[no-untyped-def]
     for f in range(mean.shape[1]):
         old = prior_mean[x, f]
         new = (kept * old + influence[y, f]) * root
-        mean[x, f] += min(var[x, f] / prior_var[f], np.float32(1.0)) * (new - old)
+        mean[x, f] += min(var[x, f] * prior_precision[f], np.float32(1.0)) * (new - old)
         prior_mean[x, f] = new
     seen[x] = n + np.float32(1.0)
 
@@ -363,6 +363,7 @@ def filter_implicit(  # type: ignore[no-untyped-def]
     """
     width = user_mean.shape[1]
     weighted = weights.size > 0
+    prior_precision = np.float32(1.0) / prior_var
     for n in range(users.size):
         x = users[n]
         y = items[n]
@@ -370,15 +371,15 @@ def filter_implicit(  # type: ignore[no-untyped-def]
         if weighted:
             weight = weights[n]
         if weight > np.float32(0.0):
-            _move(x, y, user_mean, user_var, user_prior, user_seen, item_influence, prior_var)
-            _move(y, x, item_mean, item_var, item_prior, item_seen, user_influence, prior_var)
+            _move(x, y, user_mean, user_var, user_prior, user_seen, item_influence, prior_precision)
+            _move(y, x, item_mean, item_var, item_prior, item_seen, user_influence, prior_precision)
             # from the item as it is before this rating, or the user's own error would come back
             share = np.float32(1.0) / item_seen[y]
             root = np.sqrt(share)
             evidence = user_evidence[x] + share
             user_evidence[x] = evidence
             for f in range(width):
-                precision = np.float32(1.0) / prior_var[f]
+                precision = prior_precision[f]
                 change = precision * root * (item_mean[y, f] - item_prior[y, f])
                 change /= own_precision + evidence * precision
                 if f == 0:

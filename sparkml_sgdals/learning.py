@@ -22,6 +22,11 @@ from sparkml_sgdals.implicit import (
 from sparkml_sgdals.kernels import (
     check_rows,
 )
+from sparkml_sgdals.noise import (
+    expected_after_learning,
+    expected_squares,
+    learn_noise_factors,
+)
 from sparkml_sgdals.ratings import Ratings, layout_by
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.smoothing import Before, smooth_batch
@@ -118,7 +123,7 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
     predicted = not state.blank
     # while the scale settles every row may change, and there are few
     whole = None if state.scale.frozen else state.copy()
-    squares, baseline_squares = _score_before(state, ratings)
+    squares, baseline_squares, surprises = _score_before(state, ratings)
     first = min(SETTLING_RATINGS - state.scale.seen, len(ratings))
     settle_scale(state, ratings.moments(max(first, 0)), first)
     sizes = state.users.size, state.items.size
@@ -147,6 +152,8 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
         else:
             vars(state).update(vars(whole))
         raise
+    if surprises is not None:
+        learn_noise_factors((users, items), (user_rows, item_rows), ratings, surprises)
     users.count[user_rows] += np.bincount(ratings.users, minlength=user_rows.size)
     items.count[item_rows] += np.bincount(ratings.items, minlength=item_rows.size)
 
@@ -290,6 +297,11 @@ class _Work:
             implicit.put(self.sides, self.rows)
         if fresh and history:
             self.state.noise, self.state.noise_weight = noise, self.total_weight
+            surprises = expected_after_learning(
+                r, self.values, (users.mean, users.var), (items.mean, items.var),
+                prior_variances(settings), noise, threads,
+            )  # fmt: skip
+            learn_noise_factors(self.sides, self.rows, r, surprises, rounds=2)
         return history
 
     def descend(self, passes: int, progress: Callable[[int, float], None]) -> list[float]:
@@ -340,10 +352,13 @@ class _Work:
         )
 
 
-def _score_before(state: ModelState, ratings: Ratings) -> tuple[float, float]:
+def _score_before(
+    state: ModelState, ratings: Ratings
+) -> tuple[float, float, npt.NDArray[np.float64] | None]:
     """Sums of squared errors of the model and its baseline on ratings not yet learned.
 
-    Under `bayes` the noise variance, which only stated deviations use, learns from them too.
+    Under `bayes` the noise variance, which only stated deviations use, learns from them too; and
+    the squared noise expected behind each, in its units, is the third, None where unknown.
     """
     users = state.users.index.find(ratings.user_ids)[ratings.users]
     items = state.items.index.find(ratings.item_ids)[ratings.items]
@@ -351,7 +366,14 @@ def _score_before(state: ModelState, ratings: Ratings) -> tuple[float, float]:
     truth = ratings.values.astype(np.float64)
     squares = float(np.sum((truth - state.clip(predictions)) ** 2))
     baseline = float(np.sum((truth - state.clip(state.predict_baseline(users, items))) ** 2))
+    surprises = None
     if state.settings.solver == "bayes" and not state.blank:
+        noise = state.noise * state.noise_factors(users, items)
+        units = state.scale.spread**2
+        expected = expected_squares(
+            truth - predictions, variances.astype(np.float64), noise * units
+        )
+        surprises = expected / (state.noise * units)
         surplus = (truth - predictions) ** 2 - variances
         weights = ratings.weights if ratings.weights.size else np.ones(truth.size, np.float32)
         weight = float(weights.sum(dtype=np.float64))
@@ -359,7 +381,7 @@ def _score_before(state: ModelState, ratings: Ratings) -> tuple[float, float]:
         seen = float(np.sum(surplus * weights)) / state.scale.spread**2
         state.noise = max((state.noise * state.noise_weight + seen) / total, 0.01)
         state.noise_weight = total
-    return squares, baseline
+    return squares, baseline, surprises
 
 
 def settle_scale(

@@ -201,6 +201,11 @@ class ModelState:
         in_units = predictions.astype(np.float64) * spread + self.scale.mean
         return in_units.astype(np.float32), variances * np.float32(spread * spread)
 
+    def noise_factors(self, users: I64, items: I64) -> npt.NDArray[np.float64]:
+        """Noise of a rating of each pair in units of `noise`: rows as in `predict`."""
+        user = np.append(self.users.noise_factor, np.float32(1.0))[users].astype(np.float64)
+        return user * np.append(self.items.noise_factor, np.float32(1.0))[items]
+
     def predict_baseline(self, users: I64, items: I64) -> F32:
         """Predictions of the mean-and-bias baseline in rating units, not clipped."""
         user = np.append(self.users.base_mean[:, 0], np.float32(0.0))[users]

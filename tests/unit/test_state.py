@@ -112,7 +112,10 @@ def set_scalar(**values: Any) -> Callable[[ModelState], None]:
         *[
             nudge(side, array)
             for side in ("users", "items")
-            for array in ("mean", "var", "base_mean", "base_var", "count")
+            for array in (
+                "mean", "var", "base_mean", "base_var", "count", "prior_mean", "influence",
+                "evidence", "noise_factor",
+            )
         ],
         *[
             set_scalar(scale={name: value})
