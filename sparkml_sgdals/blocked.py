@@ -26,7 +26,9 @@ from sparkml_sgdals.blocks import (
     Sums,
     arrays_from_bytes,
     arrays_to_bytes,
+    draw,
     learn_cell,
+    named_rows,
     standardised,
     sweep_block,
 )
@@ -317,22 +319,24 @@ def _half(side: SideName, job: Job, learn: bool = True) -> _Function:
         block = BlockLayout.from_bytes(inbox.all(side, "layout")[own])
         if learn:
             sent = [arrays_from_bytes(b) for b in inbox.all(partner_side, "send").values()]
-            partners = (
-                np.concatenate([s["mean"] for s in sent]),
-                np.concatenate([s["var"] for s in sent]),
-            )
+            partners = {name: np.concatenate([s[name] for s in sent]) for name in sent[0]}
             block = standardised(block, *job.scale)
             prior = learned.priors.get(side)
+            if job.fresh and job.settings.implicit:
+                priors = prior, learned.priors.get(partner_side)
+                threads = job.task_threads()
+                draw(block, state, partners, priors, side, job.settings, threads)
             sums = sweep_block(
-                block, state, partners, prior, learned.noise, job.settings, job.task_threads()
-            )
+                block, state, (partners["mean"], partners["var"]), prior, learned.noise,
+                job.settings, job.task_threads(),
+            )  # fmt: skip
             payload = arrays_to_bytes({"sums": sums.to_array()})
             for target in range(job.num_blocks):
                 messages_out.append((target, side, own, "sums", payload))
         messages_out.append(_state_message(own, side, own, state))
         for target, rows in enumerate(block.sends):
             if rows.size:
-                named = {"mean": state.arrays["mean"][rows], "var": state.arrays["var"][rows]}
+                named = named_rows(state, rows, job.settings, job.fresh)
                 messages_out.append((target, side, own, "send", arrays_to_bytes(named)))
         return job.batch(messages_out)
 

@@ -18,11 +18,32 @@ import pyarrow as pa
 
 from sparkml_sgdals.exchange import from_bytes, to_bytes
 from sparkml_sgdals.factors import FactorTable, prior_variances
+from sparkml_sgdals.implicit import (
+    ITEM_INFLUENCE,
+    USER_INFLUENCE,
+    FilterSide,
+    drawn_means,
+    influence_shares,
+    learn_influence,
+    moved_prior,
+    roots,
+    run_implicit_filter,
+)
 from sparkml_sgdals.ratings import Layout, Ratings, layout_by
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.solvers import Side, half_sweep, run_filter, run_sgd
 
-__all__ = ["BlockLayout", "BlockState", "Cell", "Sums", "build_layout", "learn_cell", "sweep_block"]
+__all__ = [
+    "BlockLayout",
+    "BlockState",
+    "Cell",
+    "Sums",
+    "build_layout",
+    "draw",
+    "learn_cell",
+    "named_rows",
+    "sweep_block",
+]
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -144,8 +165,8 @@ class BlockState:
 
     Attributes
     ----------
-    arrays : mean, var, base_mean, base_var, count and perhaps prior_mean, prior_var, shaped as
-        in `FactorTable`
+    arrays : those of `FactorTable`, its prior_mean as `drawn`; perhaps the prior of a table that
+        is added to a model: prior_mean, prior_var, drawn_before, seen
     """
 
     arrays: dict[str, Array]
@@ -167,18 +188,27 @@ class BlockState:
             "base_mean": table.base_mean[rows],
             "base_var": table.base_var[rows],
             "count": table.count[rows] + counts,
+            "drawn": table.prior_mean[rows],
+            "influence": table.influence[rows],
+            "evidence": table.evidence[rows],
+            "noise_factor": table.noise_factor[rows],
         }
         if known is not None:
             learned = (rows < size)[:, None]
             arrays["prior_mean"] = np.where(learned, arrays["mean"], np.float32(0.0))
             arrays["prior_var"] = arrays["var"].copy()
+            arrays["drawn_before"] = arrays["drawn"].copy()
+            arrays["seen"] = table.count[rows].astype(np.float32)
         return cls(arrays)
 
     def table(self, side: int, ids: pa.Array, settings: Settings) -> pa.Table:
         """The block's rows in the Arrow form of a `FactorTable`."""
         table = FactorTable(side, "str" if pa.types.is_string(ids.type) else "int", settings)
         a = self.arrays
-        table.put(ids, a["mean"], a["var"], a["base_mean"], a["base_var"], a["count"])
+        table.put(
+            ids, a["mean"], a["var"], a["base_mean"], a["base_var"], a["count"], a["drawn"],
+            a["influence"], a["evidence"], a["noise_factor"],
+        )  # fmt: skip
         return table.to_arrow()
 
 
@@ -228,6 +258,12 @@ def learn_cell(
     apart = np.empty(0, np.float32)
     if baseline:
         apart = run_filter(*where, u["base_mean"], u["base_var"], i["base_mean"], i["base_var"])
+    if settings.implicit and "seen" in u:
+        sides = (
+            FilterSide(a["mean"], a["var"], a["drawn"], a["influence"], a["evidence"], a["seen"])
+            for a in (u, i)
+        )
+        return run_implicit_filter(*where, *sides), apart
     if settings.solver == "bayes":
         return run_filter(*where, u["mean"], u["var"], i["mean"], i["var"]), apart
     return run_sgd(*where, u["mean"], i["mean"]), apart
@@ -249,13 +285,62 @@ def sweep_block(
     own = "prior_mean" in a
     if prior is None:
         prior = prior_variances(settings)[None, :]
-    side = Side(
-        a["mean"], a["var"],
-        a["prior_mean"] if own else np.zeros_like(prior), a["prior_var"] if own else prior,
-    )  # fmt: skip
+    mean = a["prior_mean"] if own else np.zeros_like(prior)
+    if settings.implicit:
+        mean = a["drawn"]
+        if own:
+            moves = a["drawn_before"], a["drawn"]
+            mean = moved_prior(a["prior_mean"], a["prior_var"], *moves, settings)
+    side = Side(a["mean"], a["var"], mean, a["prior_var"] if own else prior)
     squares, variances = half_sweep(block.layout, side, *partners, noise, threads)
     spread = (side.mean.astype(np.float64) - side.prior_mean) ** 2 + side.var
     return Sums(side.mean.shape[0], spread.sum(axis=0), squares, variances)
+
+
+def named_rows(state: BlockState, rows: I32, settings: Settings, fresh: bool) -> dict[str, Array]:
+    """What another block has to know of these ids, to sweep and, in a fresh fit, to `draw`."""
+    a = state.arrays
+    names = ["mean", "var"]
+    if settings.implicit and fresh:
+        names += ["drawn", "influence"]
+    named: dict[str, Array] = {name: a[name][rows] for name in names}
+    if settings.implicit and fresh:
+        named["root"] = roots(a["count"][rows])
+    return named
+
+
+def draw(
+    block: BlockLayout, state: BlockState, partners: dict[str, Array],
+    priors: tuple[F32 | None, F32 | None], own: str, settings: Settings, threads: int,
+) -> None:  # fmt: skip
+    """Bring a block's prior means up to date, and learn its influences, in place.
+
+    Parameters
+    ----------
+    partners : `named_rows` of the partners, in the layout's order
+    priors : prior variances learned so far, shape (1, rank + 1), of the block's own side and of
+        its partners'; None before the first sweep of that side
+    own : "users" or "items"
+    """
+    a = state.arrays
+    root = roots(a["count"])
+    drawn = drawn_means(block.layout, partners["influence"], root)
+    own_prior, partner_prior = priors
+    if own_prior is not None:
+        a["mean"] += a["var"] / own_prior * (drawn - a["drawn"])
+    a["drawn"] = drawn
+    if partner_prior is None:
+        return
+    a["evidence"] = influence_shares(block.layout, partners["root"])
+    side = Side(partners["mean"], partners["var"], partners["drawn"], partner_prior)
+    variance = USER_INFLUENCE if own == "users" else ITEM_INFLUENCE
+    # the partners' own blocks move their means, by what all blocks say: keep what was sent
+    sent = side.mean.copy()
+    learn_influence(
+        block.layout, a["influence"], variance, side, partners["root"], a["evidence"], threads,
+        (len(block.sends) + 1) / 2,
+    )  # fmt: skip
+    side.mean[:] = sent
 
 
 def standardised(block: BlockLayout, mean: float, spread: float) -> BlockLayout:

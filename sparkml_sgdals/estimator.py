@@ -79,6 +79,7 @@ class StreamingBiasedALS(
         noiseVariance: float = 0.5,
         initStd: float = 0.05,
         drift: float = 0.0,
+        implicitPrior: bool = True,
         numThreads: int = 0,
         numBlocks: int = 0,
         maxRatingsPerTask: int = 50_000_000,

@@ -57,7 +57,7 @@ def explain_pair(state: ModelState, user: int | str, item: int | str, clip: bool
     """
     spread = state.scale.spread
     known_variance = state.settings.solver == "bayes"
-    (u_mean, u_var, u_count), (i_mean, i_var, i_count) = (
+    (u_mean, u_var, u_count, u_noise), (i_mean, i_var, i_count, i_noise) = (
         _row(table, key, state) for table, key in ((state.users, user), (state.items, item))
     )
     share = float(u_mean[1:] @ i_mean[1:]) * spread
@@ -65,7 +65,7 @@ def explain_pair(state: ModelState, user: int | str, item: int | str, clip: bool
         u_var[1:] @ i_mean[1:] ** 2 + i_var[1:] @ u_mean[1:] ** 2 + u_var[1:] @ i_var[1:]
     )
     user_bias, item_bias = float(u_mean[0]) * spread, float(i_mean[0]) * spread
-    variances = [float(u_var[0]), float(i_var[0]), variance, state.noise]
+    variances = [float(u_var[0]), float(i_var[0]), variance, state.noise * u_noise * i_noise]
 
     def std(*parts: float) -> float | None:
         return spread * math.sqrt(sum(parts)) if known_variance else None
@@ -77,7 +77,7 @@ def explain_pair(state: ModelState, user: int | str, item: int | str, clip: bool
     both = min(u_count, i_count)
     user_note = _bias_note("the user rates", user_bias, u_count)
     item_note = _bias_note("the item is rated", item_bias, i_count)
-    noise_note = "how far ratings lie from their prediction"
+    noise_note = "how far such ratings lie from their prediction"
     return [
         Part("mean", state.scale.mean, None, seen, "of all ratings learned"),
         Part("user bias", user_bias, std(variances[0]), u_count, user_note),
@@ -88,8 +88,8 @@ def explain_pair(state: ModelState, user: int | str, item: int | str, clip: bool
     ]
 
 
-def _row(table: FactorTable, key: int | str, state: ModelState) -> tuple[F64, F64, int]:
-    """Means, variances and number of ratings of an id; zero, prior and 0 where it is not known."""
+def _row(table: FactorTable, key: int | str, state: ModelState) -> tuple[F64, F64, int, float]:
+    """Means, variances, number of ratings and noise factor of an id; its prior if not known."""
     kind = table.index.kind
     if not isinstance(key, str if kind == "str" else int):
         learned = "integers" if kind == "int" else "strings"
@@ -97,9 +97,10 @@ def _row(table: FactorTable, key: int | str, state: ModelState) -> tuple[F64, F6
     (row,) = table.index.find(pa.array([key], id_array_type(kind)))
     if row < 0:
         prior = prior_variances(state.settings).astype(np.float64)
-        return np.zeros(prior.size), prior, 0
+        return np.zeros(prior.size), prior, 0, 1.0
     variances = table.var[row] if table.var.shape[1] else np.zeros(table.mean.shape[1])
-    return table.mean[row].astype(np.float64), variances.astype(np.float64), int(table.count[row])
+    mean, noise = table.mean[row].astype(np.float64), float(table.noise_factor[row])
+    return mean, variances.astype(np.float64), int(table.count[row]), noise
 
 
 def _bias_note(subject: str, bias: float, count: int) -> str:

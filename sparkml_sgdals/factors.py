@@ -1,6 +1,8 @@
-"""The state of one side of a model: ids, posterior means and variances (driver and executor)."""
+"""The state of one side of a model: ids, posteriors and their priors (driver and executor)."""
 
 from __future__ import annotations
+
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +24,13 @@ __all__ = [
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
+_LATER: Final = ("prior_mean", "influence", "evidence", "noise_factor")
+"""columns that files of format 1 lack"""
+_ARRAYS: Final = (
+    "_mean", "_var", "_base_mean", "_base_var", "_count",
+    "_prior_mean", "_influence", "_evidence", "_noise_factor",
+)  # fmt: skip
+
 
 class FactorTable:
     """Factors of users or of items, one row an id, in units of the standardised rating.
@@ -33,6 +42,12 @@ class FactorTable:
     var : float32, shape (size, rank + 1); (size, 0) for solvers without variances
     base_mean, base_var : float32, shape (size, 1), the mean-and-bias baseline learned beside it
     count : int64, shape (size,), ratings learned from
+    prior_mean : float32, shape (size, rank + 1), sum of the partners' `influence` / sqrt(count);
+        (size, 0) without the implicit prior
+    influence : float32, as `prior_mean`: what the id adds to the prior means of its partners
+    evidence : float32, shape (size,), the share that the id has in its partners' prior means:
+        sum of 1 / count of each
+    noise_factor : float32, shape (size,), noise of the id's ratings in units of the model's
     """
 
     def __init__(self, side: int, kind: IdKind, settings: Settings) -> None:
@@ -45,6 +60,11 @@ class FactorTable:
         self._base_mean: F32 = np.empty((0, 1), np.float32)
         self._base_var: F32 = np.empty((0, 1), np.float32)
         self._count: I64 = np.empty(0, np.int64)
+        implicit = width if settings.implicit else 0
+        self._prior_mean: F32 = np.empty((0, implicit), np.float32)
+        self._influence: F32 = np.empty((0, implicit), np.float32)
+        self._evidence: F32 = np.empty(0, np.float32)
+        self._noise_factor: F32 = np.empty(0, np.float32)
 
     @property
     def size(self) -> int:
@@ -71,6 +91,22 @@ class FactorTable:
     def count(self) -> I64:
         return self._count[: self.size]
 
+    @property
+    def prior_mean(self) -> F32:
+        return self._prior_mean[: self.size]
+
+    @property
+    def influence(self) -> F32:
+        return self._influence[: self.size]
+
+    @property
+    def evidence(self) -> F32:
+        return self._evidence[: self.size]
+
+    @property
+    def noise_factor(self) -> F32:
+        return self._noise_factor[: self.size]
+
     def ensure(self, ids: pa.Array) -> tuple[I64, int]:
         """Rows of distinct `ids`, new ones starting from (seed, side, id); and how many are new."""
         rows = self.index.find(ids)
@@ -88,12 +124,21 @@ class FactorTable:
             self._base_mean[added] = 0.0
             self._base_var[added] = settings.bias_prior
             self._count[added] = 0
+            self._prior_mean[added] = 0.0
+            self._influence[added] = 0.0
+            self._evidence[added] = 0.0
+            self._noise_factor[added] = 1.0
         return rows, int(missing.size)
 
     def put(
-        self, ids: pa.Array, mean: F32, var: F32, base_mean: F32, base_var: F32, count: I64
-    ) -> None:
-        """Set the state of distinct `ids`, known or not; arrays as in the attributes."""
+        self, ids: pa.Array, mean: F32, var: F32, base_mean: F32, base_var: F32, count: I64,
+        prior_mean: F32 | None = None, influence: F32 | None = None, evidence: F32 | None = None,
+        noise_factor: F32 | None = None,
+    ) -> None:  # fmt: skip
+        """Set the state of distinct `ids`, known or not; arrays as in the attributes.
+
+        Without the last four, the ids stand as if no partner had said anything about them.
+        """
         rows = self.index.find(ids)
         missing = np.flatnonzero(rows < 0)
         if missing.size:
@@ -103,6 +148,10 @@ class FactorTable:
         self._base_mean[rows] = base_mean
         self._base_var[rows] = base_var
         self._count[rows] = count
+        self._prior_mean[rows] = 0.0 if prior_mean is None else prior_mean
+        self._influence[rows] = 0.0 if influence is None else influence
+        self._evidence[rows] = 0.0 if evidence is None else evidence
+        self._noise_factor[rows] = 1.0 if noise_factor is None else noise_factor
 
     def to_arrow(self, rows: I64 | None = None) -> pa.Table:
         """State of `rows` (all by default) as Arrow, sorted by id: see `arrow_schema`."""
@@ -117,6 +166,10 @@ class FactorTable:
                 pa.array(self._base_mean[picked, 0]),
                 pa.array(self._base_var[picked, 0]),
                 pa.array(self._count[picked]),
+                list_column(self._prior_mean[picked]),
+                list_column(self._influence[picked]),
+                pa.array(self._evidence[picked]),
+                pa.array(self._noise_factor[picked]),
             ],
             schema=arrow_schema(self.index.kind),
         )
@@ -124,6 +177,7 @@ class FactorTable:
     def put_arrow(self, table: pa.Table) -> None:
         """Set the state of the ids in a table of `arrow_schema`.
 
+        Tables of a release before the implicit prior lack the last four columns, or hold nulls.
         Raises ValueError where a list has not the width of this model.
         """
         self.put(
@@ -133,11 +187,13 @@ class FactorTable:
             _matrix(table, "base_mean", 1),
             _matrix(table, "base_variance", 1),
             table.column("count").to_numpy(),
+            **self._later_columns(table),
         )
 
     def finite(self, rows: I64) -> bool:
         """Whether every mean and variance in `rows` is a finite number."""
-        return bool(np.isfinite(self._mean[rows]).all() and np.isfinite(self._var[rows]).all())
+        held = (self._mean, self._var, self._prior_mean, self._influence, self._noise_factor)
+        return all(bool(np.isfinite(array[rows]).all()) for array in held)
 
     def truncate(self, size: int) -> None:
         """Forget the ids that were added last, down to `size` of them."""
@@ -156,6 +212,9 @@ class FactorTable:
             if variance.shape[1]:
                 variance[:, 0] *= ratio * ratio
         self.mean[:, 1:] *= np.sqrt(ratio)
+        for prior in (self.prior_mean, self.influence):
+            prior[:, :1] *= ratio
+            prior[:, 1:] *= np.sqrt(ratio)
         if self.var.shape[1]:
             self.var[:, 1:] *= ratio
 
@@ -163,15 +222,22 @@ class FactorTable:
         """An independent copy."""
         twin = FactorTable(self.side, self.index.kind, self.settings)
         twin.index = self.index.copy()
-        for name in ("_mean", "_var", "_base_mean", "_base_var", "_count"):
+        for name in _ARRAYS:
             setattr(twin, name, getattr(self, name)[: self.size].copy())
         return twin
+
+    def _later_columns(self, table: pa.Table) -> dict[str, F32]:
+        if not _has(table, _LATER[0]):
+            return {}
+        width = self._prior_mean.shape[1]
+        found = {name: _matrix(table, name, width) for name in _LATER[:2]}
+        return found | {name: _matrix(table, name, 1)[:, 0] for name in _LATER[2:]}
 
     def _append(self, ids: pa.Array) -> I64:
         rows = self.index.add(ids)
         if self.size > self._count.size:
             room = max(self.size, 2 * self._count.size)
-            for name in ("_mean", "_var", "_base_mean", "_base_var", "_count"):
+            for name in _ARRAYS:
                 old = getattr(self, name)
                 grown = np.zeros((room, *old.shape[1:]), old.dtype)
                 grown[: old.shape[0]] = old
@@ -204,7 +270,7 @@ def drop_ids(table: pa.Table, column: str, ids: pa.Array) -> pa.Table:
 
 
 def arrow_schema(kind: IdKind) -> pa.Schema:
-    """Schema of a factor table: id, mean and variance (bias first), baseline, count."""
+    """Schema of a factor table: a column for each attribute of `FactorTable`, lists bias first."""
     return pa.schema(
         [
             ("id", id_array_type(kind)),
@@ -213,6 +279,10 @@ def arrow_schema(kind: IdKind) -> pa.Schema:
             ("base_mean", pa.float32()),
             ("base_variance", pa.float32()),
             ("count", pa.int64()),
+            ("prior_mean", pa.list_(pa.float32())),
+            ("influence", pa.list_(pa.float32())),
+            ("evidence", pa.float32()),
+            ("noise_factor", pa.float32()),
         ]
     )
 
@@ -224,6 +294,10 @@ def list_column(matrix: F32) -> pa.ListArray:
     if offsets is None:
         offsets = np.zeros(rows + 1, np.int32)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(matrix.reshape(-1)))
+
+
+def _has(table: pa.Table, name: str) -> bool:
+    return name in table.column_names and table.column(name).null_count < table.num_rows
 
 
 def _matrix(table: pa.Table, name: str, width: int) -> F32:

@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 
 __all__ = [
+    "FAST",
+    "MIN_VARIANCE",
     "check_rows",
     "filter_ratings",
     "predict_rows",
@@ -30,11 +32,11 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
 
-# Sums may be reordered for vector units, but NaN and infinity keep their meaning: divergence
-# must stay visible.
-_FAST: Final = {"reassoc", "contract", "arcp", "nsz"}
-# Keeps a variance positive where float32 rounds c - c^2 P^2 / S to zero or just below.
-_MIN_VARIANCE: Final = np.float32(1e-9)
+FAST: Final = {"reassoc", "contract", "arcp", "nsz"}
+"""Sums may be reordered for vector units, but NaN and infinity keep their meaning: divergence must
+stay visible."""
+MIN_VARIANCE: Final = np.float32(1e-9)
+"""Keeps a variance positive where float32 rounds c - c^2 P^2 / S to zero or just below."""
 
 
 def check_rows(rows: npt.NDArray[np.integer], size: int, side: str) -> None:
@@ -45,7 +47,7 @@ def check_rows(rows: npt.NDArray[np.integer], size: int, side: str) -> None:
         )
 
 
-@nb.njit(cache=True, nogil=True, fastmath=_FAST)
+@nb.njit(cache=True, nogil=True, fastmath=FAST)
 def filter_ratings(  # type: ignore[no-untyped-def]
     users, items, ratings, weights, user_mean, user_var, item_mean, item_var, noise, drift, errors
 ):
@@ -88,10 +90,10 @@ def filter_ratings(  # type: ignore[no-untyped-def]
 
         c = user_var[x, 0]
         user_mean[x, 0] += c * gain
-        user_var[x, 0] = max(c - c * c * inverse, _MIN_VARIANCE) + drift
+        user_var[x, 0] = max(c - c * c * inverse, MIN_VARIANCE) + drift
         c = item_var[y, 0]
         item_mean[y, 0] += c * gain
-        item_var[y, 0] = max(c - c * c * inverse, _MIN_VARIANCE) + drift
+        item_var[y, 0] = max(c - c * c * inverse, MIN_VARIANCE) + drift
         for f in range(1, width):
             um = user_mean[x, f]
             im = item_mean[y, f]
@@ -99,11 +101,11 @@ def filter_ratings(  # type: ignore[no-untyped-def]
             b = item_var[y, f] * um
             user_mean[x, f] = um + a * gain
             item_mean[y, f] = im + b * gain
-            user_var[x, f] = max(user_var[x, f] - a * a * inverse, _MIN_VARIANCE) + drift
-            item_var[y, f] = max(item_var[y, f] - b * b * inverse, _MIN_VARIANCE) + drift
+            user_var[x, f] = max(user_var[x, f] - a * a * inverse, MIN_VARIANCE) + drift
+            item_var[y, f] = max(item_var[y, f] - b * b * inverse, MIN_VARIANCE) + drift
 
 
-@nb.njit(cache=True, nogil=True, fastmath=_FAST)
+@nb.njit(cache=True, nogil=True, fastmath=FAST)
 def sgd_ratings(  # type: ignore[no-untyped-def]
     users, items, ratings, weights, user_mean, item_mean, step, regs, errors
 ):
@@ -166,7 +168,7 @@ def rating_gradients(
     return user_gradients, item_gradients, errors
 
 
-@nb.njit(cache=True, nogil=True, fastmath=_FAST)
+@nb.njit(cache=True, nogil=True, fastmath=FAST)
 def sweep_ids(  # type: ignore[no-untyped-def]
     first,
     last,
@@ -193,7 +195,7 @@ def sweep_ids(  # type: ignore[no-untyped-def]
     starts : ndarray of int64, shape (ids + 1,): ratings of id x lie at starts[x]..starts[x+1]-1
     partners, ratings, weights : shape (n,), in that order; partners are rows of the other side
     mean, var : the side to learn, changed in place; an id without ratings is left as it is
-    prior_mean, prior_var : float32, shape (ids, rank + 1), or (1, rank + 1) for one for all
+    prior_mean, prior_var : float32, each of shape (ids, rank + 1), or (1, rank + 1) for all
     partner_mean, partner_var : the other side, read only
     noise : float32, s2
     square_errors, variances : ndarray of float64, shape (ids,), out: for each id the weighted
@@ -205,7 +207,8 @@ def sweep_ids(  # type: ignore[no-untyped-def]
     """
     width = mean.shape[1]
     weighted = weights.size > 0
-    own_prior = prior_mean.shape[0] > 1
+    own_mean = prior_mean.shape[0] > 1
+    own_var = prior_var.shape[0] > 1
     longest = np.int64(0)
     for x in range(first, last):
         longest = max(longest, starts[x + 1] - starts[x])
@@ -215,6 +218,8 @@ def sweep_ids(  # type: ignore[no-untyped-def]
     wt = np.ones(longest, np.float32)
     squares = np.empty(width, np.float32)
     partner_sums = np.empty(width, np.float32)
+    gains = np.empty(width, np.float32)
+    offsets = np.empty(width, np.float32)
 
     for x in range(first, last):
         begin = starts[x]
@@ -244,32 +249,51 @@ def sweep_ids(  # type: ignore[no-untyped-def]
         if squares[0] <= np.float32(0.0):
             continue
 
-        p = x if own_prior else 0
+        p = x if own_mean else 0
+        q = x if own_var else 0
         for f in range(width):
-            precision = noise / prior_var[p, f] + squares[f]
+            pull = noise / prior_var[q, f]
+            precision = pull + squares[f]
             if f > 0:
                 precision += partner_sums[f]
-            moment = np.float32(0.0)
-            if f == 0:
-                for t in range(count):
-                    moment += wt[t] * errors[t]
-            else:
-                column = regressors[f]
-                for t in range(count):
-                    moment += wt[t] * column[t] * errors[t]
-            old = mean[x, f]
-            moment += squares[f] * old + noise / prior_var[p, f] * prior_mean[p, f]
-            new = moment / precision
-            change = new - old
-            if f == 0:
-                for t in range(count):
-                    errors[t] -= change
-            else:
-                column = regressors[f]
-                for t in range(count):
-                    errors[t] -= change * column[t]
-            mean[x, f] = new
-            var[x, f] = max(noise / precision, _MIN_VARIANCE)
+            inverse = np.float32(1.0) / precision
+            gains[f] = inverse
+            offsets[f] = squares[f] * mean[x, f] + pull * prior_mean[p, f]
+            var[x, f] = max(noise * inverse, MIN_VARIANCE)
+        if count == 1:
+            # most ids of a micro-batch: without loops that cost more than they do
+            error = errors[0]
+            w = wt[0]
+            for f in range(width):
+                regressor = np.float32(1.0)
+                if f > 0:
+                    regressor = regressors[f, 0]
+                old = mean[x, f]
+                new = (w * regressor * error + offsets[f]) * gains[f]
+                error -= (new - old) * regressor
+                mean[x, f] = new
+            errors[0] = error
+        else:
+            for f in range(width):
+                moment = np.float32(0.0)
+                if f == 0:
+                    for t in range(count):
+                        moment += wt[t] * errors[t]
+                else:
+                    column = regressors[f]
+                    for t in range(count):
+                        moment += wt[t] * column[t] * errors[t]
+                old = mean[x, f]
+                new = (moment + offsets[f]) * gains[f]
+                change = new - old
+                if f == 0:
+                    for t in range(count):
+                        errors[t] -= change
+                else:
+                    column = regressors[f]
+                    for t in range(count):
+                        errors[t] -= change * column[t]
+                mean[x, f] = new
 
         total = np.float64(0.0)
         for t in range(count):
@@ -284,7 +308,7 @@ def sweep_ids(  # type: ignore[no-untyped-def]
         variances[x] = total
 
 
-@nb.njit(cache=True, nogil=True, fastmath=_FAST)
+@nb.njit(cache=True, nogil=True, fastmath=FAST)
 def predict_rows(  # type: ignore[no-untyped-def]
     users, items, user_mean, user_var, item_mean, item_var, prior, predictions, variances
 ):

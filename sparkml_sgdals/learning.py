@@ -1,20 +1,28 @@
-"""Learning in memory: a table at once, or one batch onto a model (driver and executor, no Spark).
+"""Learning a table in memory: filter and sweeps, or descent (executor; no Spark).
 
-The one-task form of `fit` calls `fit_ratings` inside its task; `update` and the streams call
-`learn_batch` on the driver. Both only arrange calls of the kernels.
+The one-task form of `fit` calls this inside its task. It only arranges calls of the kernels.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 
-from sparkml_sgdals.factors import prior_variances
-from sparkml_sgdals.kernels import check_rows
+from sparkml_sgdals.factors import FactorTable, prior_variances
+from sparkml_sgdals.implicit import (
+    ImplicitPrior,
+)
+from sparkml_sgdals.kernels import (
+    check_rows,
+)
+from sparkml_sgdals.noise import (
+    expected_after_learning,
+    learn_noise_factors,
+)
 from sparkml_sgdals.ratings import Ratings, layout_by
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.solvers import (
@@ -26,15 +34,13 @@ from sparkml_sgdals.solvers import (
     run_sgd,
     settled,
 )
-from sparkml_sgdals.state import SETTLING_RATINGS, Counters, ModelState, Scale
+from sparkml_sgdals.state import SETTLING_RATINGS, ModelState, Scale
 
 __all__ = [
-    "BatchReport",
     "Progress",
     "check_finite",
     "fit_ratings",
     "fit_stops",
-    "learn_batch",
     "settle_scale",
 ]
 
@@ -44,19 +50,6 @@ I64 = npt.NDArray[np.int64]
 Rows = I32 | I64
 Progress = Callable[[int, float], None]
 """Called with the number of a pass and the training RMSE after it."""
-
-
-@dataclass(frozen=True)
-class BatchReport:
-    """What one batch did, errors being from before it was learned; NaN where unknown."""
-
-    ratings: int
-    new_users: int
-    new_items: int
-    user_rows: I64
-    item_rows: I64
-    rmse: float
-    baseline_rmse: float
 
 
 def fit_ratings(
@@ -76,10 +69,11 @@ def fit_ratings(
     DivergenceError : where a pass leaves factors that are not finite, or predictions far worse
         than the mean
     """
-    history: list[float] = []
-    for history in _passes(ratings, state, threads, progress):  # noqa: B007
+    work = _Work.start(ratings, state, threads, progress)
+    for _ in work.passes():
         pass
-    return history
+    work.put_into(state)
+    return work.history
 
 
 def fit_stops(
@@ -105,139 +99,30 @@ def fit_stops(
     """
     wanted = sorted(stops)
     kept: dict[int, tuple[ModelState, list[float]]] = {}
-    history: list[float] = []
-    for history in _passes(ratings, state, threads, progress):
-        if len(history) in wanted:
-            kept[len(history)] = (_stopped(state, len(history)), list(history))
+    work = _Work.start(ratings, state, threads, progress)
+
+    def keep(stop: int) -> None:
+        own = state.copy()
+        work.put_into(own)
+        own.settings = replace(own.settings, max_iter=stop)
+        kept[stop] = (own, list(work.history))
+
+    for done in work.passes():
+        if done in wanted:
+            keep(done)
     for stop in wanted:
-        # learning settled before it
-        kept.setdefault(stop, (_stopped(state, stop), list(history)))
+        if stop not in kept:
+            # learning settled before it
+            keep(stop)
     return [kept[stop] for stop in wanted]
 
 
-def _stopped(state: ModelState, passes: int) -> ModelState:
-    own = state.copy()
-    own.settings = replace(own.settings, max_iter=passes)
-    return own
-
-
-def _passes(
-    ratings: Ratings, state: ModelState, threads: int, progress: Progress
-) -> Iterator[list[float]]:
-    """The training RMSE so far, before the first pass and after each; `state` is complete then."""
-    fresh = state.blank
-    known = state.users.size, state.items.size
-    settings = state.settings
-    if fresh:
-        scale = Scale.of(ratings.moments(), len(ratings), settings.solver == "bayes")
-        state.scale = replace(scale, frozen=True)
-    else:
-        settle_scale(state, ratings.moments(), len(ratings), freeze=True)
-    values = state.scale.standardise(ratings.values)
-    user_rows, _ = state.users.ensure(ratings.user_ids)
-    item_rows, _ = state.items.ensure(ratings.item_ids)
-    state.users.count[user_rows] += np.bincount(ratings.users, minlength=user_rows.size)
-    state.items.count[item_rows] += np.bincount(ratings.items, minlength=item_rows.size)
-    low, high = ratings.value_range()
-    state.counters = replace(
-        state.counters,
-        ratings=state.counters.ratings + len(ratings),
-        low=min(low, state.counters.low),
-        high=max(high, state.counters.high),
-    )
-    work = _Work(ratings, values, state, (user_rows, item_rows), known)
-    work.learn_baseline(fresh)
-    if settings.solver == "bayes":
-        passes = work.filter_and_sweep(fresh, threads, progress)
-    else:
-        passes = work.descend(settings.max_iter if fresh else 1, progress)
-    for history in passes:
-        check_finite(state, user_rows, item_rows)
-        yield history
-
-
-def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
-    """Predict a batch, then learn each of its ratings once, in place.
-
-    Raises
-    ------
-    DivergenceError : what was known stands again as it was before the batch
-    """
-    if not len(ratings):
-        nothing = np.empty(0, np.int64)
-        return BatchReport(0, 0, 0, nothing, nothing, math.nan, math.nan)
-    noise = state.noise, state.noise_weight
-    predicted = not state.blank
-    # while the scale settles every row may change, and there are few
-    whole = None if state.scale.frozen else state.copy()
-    squares, baseline_squares = _score_before(state, ratings)
-    first = min(SETTLING_RATINGS - state.scale.seen, len(ratings))
-    settle_scale(state, ratings.moments(max(first, 0)), first)
-    sizes = state.users.size, state.items.size
-    user_rows, new_users = state.users.ensure(ratings.user_ids)
-    item_rows, new_items = state.items.ensure(ratings.item_ids)
-    users, items = state.users, state.items
-    values = state.scale.standardise(ratings.values)
-    rows_u, rows_i = user_rows[ratings.users], item_rows[ratings.items]
-    check_rows(rows_u, users.size, "user")
-    check_rows(rows_i, items.size, "item")
-    before_rows = users.to_arrow(user_rows), items.to_arrow(item_rows)
-    try:
-        _learn_rows(state, rows_u, rows_i, values, ratings.weights)
-        check_finite(state, user_rows, item_rows)
-    except DivergenceError:
-        if whole is None:
-            users.put_arrow(before_rows[0])
-            items.put_arrow(before_rows[1])
-            users.truncate(sizes[0])
-            items.truncate(sizes[1])
-            state.noise, state.noise_weight = noise
-        else:
-            vars(state).update(vars(whole))
-        raise
-    users.count[user_rows] += np.bincount(ratings.users, minlength=user_rows.size)
-    items.count[item_rows] += np.bincount(ratings.items, minlength=item_rows.size)
-
-    count = len(ratings)
-    before = state.counters
-    low, high = ratings.value_range()
-    state.counters = Counters(
-        ratings=before.ratings + count,
-        low=min(low, before.low),
-        high=max(high, before.high),
-        prequential_ratings=before.prequential_ratings + (count if predicted else 0),
-        prequential_squares=before.prequential_squares + (squares if predicted else 0.0),
-        baseline_squares=before.baseline_squares + (baseline_squares if predicted else 0.0),
-    )
-    if whole is not None:
-        # new units changed the ids that the batch does not name as well
-        user_rows, item_rows = np.arange(users.size), np.arange(items.size)
-    return BatchReport(
-        count,
-        new_users,
-        new_items,
-        user_rows,
-        item_rows,
-        math.sqrt(squares / count) if predicted else math.nan,
-        math.sqrt(baseline_squares / count) if predicted else math.nan,
-    )
-
-
-def _learn_rows(state: ModelState, users: I64, items: I64, values: F32, weights: F32) -> None:
-    """Learn standardised ratings by the state's solver, and its baseline, in place."""
-    u, i, settings = state.users, state.items, state.settings
-    what = (users, items, values, weights, settings)
-    run_filter(*what, u.base_mean, u.base_var, i.base_mean, i.base_var)
-    if settings.solver == "bayes":
-        run_filter(*what, u.mean, u.var, i.mean, i.var)
-    elif settings.solver == "sgd":
-        run_sgd(*what, u.mean, i.mean)
-    else:
-        run_minibatches(*what, u.mean, i.mean)
-
-
 class _Work:
-    """A table being learned, with the factors of its ids gathered in the table's own order."""
+    """A table being learned, with the factors of its ids gathered in the table's own order.
+
+    The state that it was made for gets the table's ids, scale and prequential errors; what is
+    learned goes where `put_into` is told.
+    """
 
     def __init__(
         self,
@@ -246,6 +131,9 @@ class _Work:
         state: ModelState,
         rows: tuple[I64, I64],
         known: tuple[int, int],
+        fresh: bool,
+        threads: int,
+        progress: Progress,
     ) -> None:
         self.ratings = ratings
         self.values = values
@@ -253,8 +141,15 @@ class _Work:
         self.rows = rows
         # rows up to there were known before this table
         self.known = known
-        self.sides = (state.users, state.items)
+        self.fresh = fresh
+        self.threads = threads
+        self.progress = progress
+        self.history: list[float] = []
         self.settings = state.settings
+        self.noise = state.settings.noise
+        self.implicit: ImplicitPrior | None = None
+        tables = (state.users, state.items)
+        self.sides = [self._gather(t, r, k) for t, r, k in zip(tables, rows, known, strict=True)]
         self.total_weight = (
             float(ratings.weights.astype(np.float64).sum())
             if ratings.weights.size
@@ -263,97 +158,154 @@ class _Work:
         check_rows(ratings.users, rows[0].size, "user")
         check_rows(ratings.items, rows[1].size, "item")
 
-    def learn_baseline(self, fresh: bool) -> None:
+    @classmethod
+    def start(cls, ratings: Ratings, state: ModelState, threads: int, progress: Progress) -> _Work:
+        """Settle the scale, make room for the table's ids, and learn the baseline."""
+        fresh = state.blank
+        known = state.users.size, state.items.size
+        if fresh:
+            scale = Scale.of(ratings.moments(), len(ratings), state.settings.solver == "bayes")
+            state.scale = replace(scale, frozen=True)
+        else:
+            settle_scale(state, ratings.moments(), len(ratings), freeze=True)
+        values = state.scale.standardise(ratings.values)
+        rows = state.users.ensure(ratings.user_ids)[0], state.items.ensure(ratings.item_ids)[0]
+        work = cls(ratings, values, state, rows, known, fresh, threads, progress)
+        work.learn_baseline()
+        return work
+
+    def passes(self) -> Iterator[int]:
+        """The number of passes done: before the first one, and after each."""
+        if self.settings.solver == "bayes":
+            return self._filter_and_sweep()
+        return self._descend(self.settings.max_iter if self.fresh else 1)
+
+    def put_into(self, target: ModelState) -> None:
+        """Give a state, the one that this was started with or a copy of it, what is learned.
+
+        Raises DivergenceError where it is not finite.
+        """
+        r = self.ratings
+        tables = (target.users, target.items)
+        for table, rows, side in zip(tables, self.rows, self.sides, strict=True):
+            table.mean[rows] = side.mean
+            if table.var.shape[1]:
+                table.var[rows] = side.var
+        if self.implicit is not None:
+            self.implicit.put(tables, self.rows)
+        if self.settings.solver == "bayes" and self.fresh and self.history:
+            target.noise, target.noise_weight = self.noise, self.total_weight
+            users, items = self.sides
+            surprises = expected_after_learning(
+                r, self.values, (users.mean, users.var), (items.mean, items.var),
+                prior_variances(self.settings), self.noise, self.threads,
+            )  # fmt: skip
+            learn_noise_factors(tables, self.rows, r, surprises, rounds=2)
+        check_finite(target, *self.rows)
+        for table, rows, positions in zip(tables, self.rows, (r.users, r.items), strict=True):
+            table.count[rows] += np.bincount(positions, minlength=rows.size)
+        low, high = r.value_range()
+        before = target.counters
+        target.counters = replace(
+            before,
+            ratings=before.ratings + len(r),
+            low=min(low, before.low),
+            high=max(high, before.high),
+        )
+
+    def _gather(self, table: FactorTable, rows: I64, known: int) -> Side:
+        mean = table.mean[rows]
+        if self.settings.solver != "bayes":
+            return Side(mean, _zero_row(0), _zero_row(0), _zero_row(0))
+        var = table.var[rows]
+        if self.fresh:
+            prior = prior_variances(self.settings)[None, :]
+            return Side(mean, var, _zero_row(prior.shape[1]), prior)
+        own = (rows < known)[:, None]
+        return Side(mean, var, np.where(own, mean, np.float32(0.0)), var.copy())
+
+    def learn_baseline(self) -> None:
         """Filter, then sweep once, a model of rank 0: what features have to beat."""
+        tables = (self.state.users, self.state.items)
         users, items = (
             Side(
                 table.base_mean[rows],
                 table.base_var[rows],
-                _zero_row(1) if fresh else table.base_mean[rows],
-                _bias_row(self.settings) if fresh else table.base_var[rows],
+                _zero_row(1) if self.fresh else table.base_mean[rows],
+                _bias_row(self.settings) if self.fresh else table.base_var[rows],
             )
-            for table, rows in zip(self.sides, self.rows, strict=True)
+            for table, rows in zip(tables, self.rows, strict=True)
         )
         r = self.ratings
         self.baseline_errors = run_filter(
             r.users, r.items, self.values, r.weights, self.settings,
             users.mean, users.var, items.mean, items.var,
         )  # fmt: skip
-        for table, rows, side in zip(self.sides, self.rows, (users, items), strict=True):
+        for table, rows, side in zip(tables, self.rows, (users, items), strict=True):
             table.base_mean[rows] = side.mean
             table.base_var[rows] = side.var
 
-    def filter_and_sweep(
-        self, fresh: bool, threads: int, progress: Progress
-    ) -> Iterator[list[float]]:
-        settings, r = self.settings, self.ratings
-        gathered = []
-        for table, rows, size in zip(self.sides, self.rows, self.known, strict=True):
-            mean, var = table.mean[rows], table.var[rows]
-            if fresh:
-                prior = prior_variances(settings)[None, :]
-                gathered.append(Side(mean, var, _zero_row(prior.shape[1]), prior))
-            else:
-                known = (rows < size)[:, None]
-                gathered.append(Side(mean, var, np.where(known, mean, np.float32(0.0)), var.copy()))
-        users, items = gathered
-        errors = run_filter(
-            r.users, r.items, self.values, r.weights, settings,
-            users.mean, users.var, items.mean, items.var,
-        )  # fmt: skip
+    def _filter_and_sweep(self) -> Iterator[int]:
+        settings, r, threads = self.settings, self.ratings, self.threads
+        users, items = self.sides
+        if settings.implicit:
+            self.implicit = ImplicitPrior(r, (self.state.users, self.state.items), self.rows)
+        if self.implicit is None or self.fresh:
+            errors = run_filter(
+                r.users, r.items, self.values, r.weights, settings,
+                users.mean, users.var, items.mean, items.var,
+            )  # fmt: skip
+        else:
+            errors = self.implicit.filter(self.values, settings, users, items)
         self._count_prequential(errors)
-        noise = settings.noise
-        history: list[float] = []
-        self._put_back([side.mean for side in gathered], [side.var for side in gathered])
-        yield history
-        if settings.max_iter > 0:
-            by_user = layout_by(r.users, r.items, self.values, r.weights, users.mean.shape[0])
-            by_item = layout_by(r.items, r.users, self.values, r.weights, items.mean.shape[0])
-            rated_users, rated_items = by_user.counts() > 0, by_item.counts() > 0
+        yield 0
+        if not settings.max_iter:
+            return
+        by_user = layout_by(r.users, r.items, self.values, r.weights, users.mean.shape[0])
+        by_item = layout_by(r.items, r.users, self.values, r.weights, items.mean.shape[0])
+        rated_users, rated_items = by_user.counts() > 0, by_item.counts() > 0
+        implicit = self.implicit if self.fresh else None
+        if implicit is not None:
+            implicit.start(by_user, by_item, users, items)
         for sweep in range(settings.max_iter):
-            half_sweep(by_user, users, items.mean, items.var, noise, threads)
-            squares, variances = half_sweep(by_item, items, users.mean, users.var, noise, threads)
-            if fresh:
-                noise = (squares + variances) / self.total_weight
+            half_sweep(by_user, users, items.mean, items.var, self.noise, threads)
+            if implicit is not None:
+                implicit.learn_items(by_item, users, threads)
+            squares, variances = half_sweep(
+                by_item, items, users.mean, users.var, self.noise, threads
+            )
+            if implicit is not None:
+                implicit.learn_users(by_user, items, threads)
+            if self.fresh:
+                self.noise = (squares + variances) / self.total_weight
                 users.learn_prior(rated_users)
                 items.learn_prior(rated_items)
-            history.append(math.sqrt(squares / self.total_weight) * self.state.scale.spread)
-            self._put_back([side.mean for side in gathered], [side.var for side in gathered])
-            if fresh:
-                self.state.noise, self.state.noise_weight = noise, self.total_weight
-            progress(sweep + 1, history[-1])
-            yield history
-            if settled(history, settings.tol):
+            rmse = math.sqrt(squares / self.total_weight) * self.state.scale.spread
+            self.history.append(rmse)
+            self.progress(sweep + 1, rmse)
+            yield sweep + 1
+            if settled(self.history, settings.tol):
                 break
 
-    def descend(self, passes: int, progress: Progress) -> Iterator[list[float]]:
+    def _descend(self, passes: int) -> Iterator[int]:
         r = self.ratings
         solve = run_sgd if self.settings.solver == "sgd" else run_minibatches
-        means = [table.mean[rows] for table, rows in zip(self.sides, self.rows, strict=True)]
-        history: list[float] = []
-        yield history
+        means = [side.mean for side in self.sides]
+        yield 0
         for number in range(passes):
             errors = solve(r.users, r.items, self.values, r.weights, self.settings, *means)
             if number == 0:
                 self._count_prequential(errors)
-            history.append(self._rmse_of(errors))
-            if not math.isfinite(history[-1]):
+            self.history.append(self._rmse_of(errors))
+            if not math.isfinite(self.history[-1]):
                 raise DivergenceError(
                     f"{self.settings.solver} diverged in pass {number + 1}: the errors are no "
                     f"longer finite. Lower stepSize (now {self.settings.step_size})."
                 )
-            self._put_back(means)
-            progress(number + 1, history[-1])
-            yield history
-            if settled(history, self.settings.tol):
+            self.progress(number + 1, self.history[-1])
+            yield number + 1
+            if settled(self.history, self.settings.tol):
                 break
-
-    def _put_back(self, means: list[F32], variances: list[F32] | None = None) -> None:
-        """Write gathered factors back to the state's tables."""
-        for side, (table, rows) in enumerate(zip(self.sides, self.rows, strict=True)):
-            table.mean[rows] = means[side]
-            if variances is not None:
-                table.var[rows] = variances[side]
 
     def _rmse_of(self, errors: F32) -> float:
         squares = errors.astype(np.float64) ** 2
@@ -379,28 +331,6 @@ class _Work:
             prequential_squares=counters.prequential_squares + squares(errors),
             baseline_squares=counters.baseline_squares + squares(self.baseline_errors),
         )
-
-
-def _score_before(state: ModelState, ratings: Ratings) -> tuple[float, float]:
-    """Sums of squared errors of the model and its baseline on ratings not yet learned.
-
-    Under `bayes` the noise variance, which only stated deviations use, learns from them too.
-    """
-    users = state.users.index.find(ratings.user_ids)[ratings.users]
-    items = state.items.index.find(ratings.item_ids)[ratings.items]
-    predictions, variances = state.predict(users, items)
-    truth = ratings.values.astype(np.float64)
-    squares = float(np.sum((truth - state.clip(predictions)) ** 2))
-    baseline = float(np.sum((truth - state.clip(state.predict_baseline(users, items))) ** 2))
-    if state.settings.solver == "bayes" and not state.blank:
-        surplus = (truth - predictions) ** 2 - variances
-        weights = ratings.weights if ratings.weights.size else np.ones(truth.size, np.float32)
-        weight = float(weights.sum(dtype=np.float64))
-        total = state.noise_weight + weight
-        seen = float(np.sum(surplus * weights)) / state.scale.spread**2
-        state.noise = max((state.noise * state.noise_weight + seen) / total, 0.01)
-        state.noise_weight = total
-    return squares, baseline
 
 
 def settle_scale(

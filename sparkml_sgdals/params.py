@@ -54,7 +54,13 @@ _DESCENT: Final = (
     "itemFactorRegParam",
     "stepSize",
 )
-_BAYES: Final = ("biasPriorVariance", "factorPriorVariance", "noiseVariance", "drift")
+_BAYES: Final = (
+    "biasPriorVariance",
+    "factorPriorVariance",
+    "noiseVariance",
+    "drift",
+    "implicitPrior",
+)
 UNUSED: Final[dict[str, tuple[str, ...]]] = {
     "bayes": (*_DESCENT, "blockSize", "parallelism", *UNUSED_OF_ALS),
     "sgd": (*_BAYES, "blockSize", "predictionStdCol", "parallelism", *UNUSED_OF_ALS),
@@ -303,6 +309,12 @@ class LearningParams(
         "variance added to every coordinate that a rating touches, so that tastes may move.",
         non_negative("drift"),
     )
+    implicitPrior: Param[bool] = param(
+        "implicitPrior",
+        "whether the prior mean of a user is learned from the items that it rated, and of an item "
+        "from its users.",
+        TypeConverters.toBoolean,
+    )
     parallelism: Param[int] = param(
         "parallelism",
         "models learned at the same time; a single model does not use it.",
@@ -323,6 +335,7 @@ class LearningParams(
             noiseVariance=0.5,
             initStd=0.05,
             drift=0.0,
+            implicitPrior=True,
             parallelism=1,
             seed=DEFAULT_SEED,
         )
@@ -371,6 +384,10 @@ class LearningParams(
         """Value of drift."""
         return self.getOrDefault(self.drift)
 
+    def getImplicitPrior(self) -> bool:
+        """Value of implicitPrior."""
+        return self.getOrDefault(self.implicitPrior)
+
     def settings(self) -> Settings:
         """What the arithmetic has to know of the Params."""
         return Settings(
@@ -392,6 +409,7 @@ class LearningParams(
             noise=self.getNoiseVariance(),
             init_std=self.getInitStd(),
             drift=self.getDrift(),
+            implicit_prior=self.getImplicitPrior(),
         )
 
     def warnOfUnused(self) -> None:

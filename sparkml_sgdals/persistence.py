@@ -20,7 +20,8 @@ __all__ = ["EstimatorWriter", "ModelReader", "ModelWriter"]
 _IDS_PER_FILE: Final = 1_000_000
 _DDL: Final = (
     "id {id}, mean array<float>, variance array<float>, base_mean float, base_variance float, "
-    "count bigint"
+    "count bigint, prior_mean array<float>, influence array<float>, evidence float, "
+    "noise_factor float"
 )
 
 

@@ -40,7 +40,7 @@ class ScoreColumns:
 
 @dataclass(frozen=True)
 class FactorFrames:
-    """Internal factor tables as DataFrames: id, mean and variance arrays, bias first."""
+    """Internal factor tables as DataFrames: see `factor_frame`; arrays have the bias first."""
 
     users: DataFrame
     items: DataFrame
@@ -50,10 +50,10 @@ class FactorFrames:
 
 
 def factor_frame(spark: SparkSession, table: FactorTable) -> DataFrame:
-    """The factors of one side as a DataFrame of id, mean and variance."""
-    columns = table.to_arrow().select(["id", "mean", "variance"])
+    """The factors of one side as a DataFrame of id, mean, variance and noise factor."""
+    columns = table.to_arrow().select(["id", "mean", "variance", "noise_factor"])
     id_type = "bigint" if table.index.kind == "int" else "string"
-    ddl = f"id {id_type}, mean array<float>, variance array<float>"
+    ddl = f"id {id_type}, mean array<float>, variance array<float>, noise_factor float"
     if not table.size:
         return spark.createDataFrame([], ddl)
     return spark.createDataFrame(columns)
@@ -108,6 +108,7 @@ def score(
             F.col("id").alias(known),
             F.col("mean").alias(f"__{side}_mean_{tag}"),
             F.col("variance").alias(f"__{side}_var_{tag}"),
+            F.col("noise_factor").alias(f"__{side}_noise_{tag}"),
         )
         if table.size <= BROADCAST_IDS:
             factors = F.broadcast(factors)
@@ -151,7 +152,11 @@ def _deviation(state: ModelState, tag: str, columns: ScoreColumns, known: Column
         held = F.get(F.col(f"__{side}_var_{tag}"), F.lit(f))
         return F.coalesce(held, F.lit(float(prior[f]))).cast("double")
 
-    terms = [var("user", 0) + var("item", 0) + F.lit(state.noise)]
+    def factor(side: str) -> Column:
+        return F.coalesce(F.col(f"__{side}_noise_{tag}"), F.lit(1.0)).cast("double")
+
+    noise = F.lit(state.noise) * factor("user") * factor("item")
+    terms = [var("user", 0) + var("item", 0) + noise]
     for f in range(1, state.settings.rank + 1):
         um, im, uv, iv = mean("user", f), mean("item", f), var("user", f), var("item", f)
         terms.append(uv * im * im + iv * um * um + uv * iv)

@@ -151,6 +151,10 @@ class LearningSetters(ModelSetters, LearningParams):
         """Set drift."""
         return self._set(drift=value)
 
+    def setImplicitPrior(self, value: bool) -> Self:
+        """Set implicitPrior."""
+        return self._set(implicitPrior=value)
+
     def setParallelism(self, value: int) -> Self:
         """Set parallelism."""
         return self._set(parallelism=value)

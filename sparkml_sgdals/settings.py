@@ -28,6 +28,12 @@ class Settings:
     noise: float = 0.5
     init_std: float = 0.05
     drift: float = 0.0
+    implicit_prior: bool = True
+
+    @property
+    def implicit(self) -> bool:
+        """Whether prior means are learned from which ids come together."""
+        return self.solver == "bayes" and self.implicit_prior
 
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON types, the inverse of `from_json`."""
@@ -35,5 +41,9 @@ class Settings:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Settings:
-        """Settings from what `to_json` gave; unknown names raise TypeError."""
-        return cls(**(values | {"regs": tuple(values["regs"])}))
+        """Settings from what `to_json` gave; unknown names raise TypeError.
+
+        Without `implicit_prior` they are of a release that had none.
+        """
+        known = {"implicit_prior": False} | values
+        return cls(**(known | {"regs": tuple(values["regs"])}))

@@ -59,7 +59,8 @@ class Side:
 
     def learn_prior(self, rated: npt.NDArray[np.bool_]) -> None:
         """Set the prior variance of each coordinate from the rated ids: algorithm.md (6)."""
-        apart = self.mean[rated].astype(np.float64) - self.prior_mean
+        centre = self.prior_mean[rated] if self.prior_mean.shape[0] > 1 else self.prior_mean
+        apart = self.mean[rated].astype(np.float64) - centre
         spread = np.mean(apart**2 + self.var[rated], axis=0)
         self.prior_var = spread.astype(np.float32)[None, :]
 

@@ -156,7 +156,13 @@ class ModelState:
         digest = hashlib.sha256(repr(sorted(self.scalars().items())).encode())
         for side in (self.users, self.items):
             table = side.to_arrow()
-            for name in ("id", "mean", "variance", "base_mean", "base_variance", "count"):
+            names = ["id", "mean", "variance", "base_mean", "base_variance", "count"]
+            # a model of a release before these columns keeps its fingerprint
+            if self.settings.implicit:
+                names += ["prior_mean", "influence", "evidence"]
+            if np.any(side.noise_factor != 1.0):
+                names.append("noise_factor")
+            for name in names:
                 column = table.column(name).combine_chunks()
                 if pa.types.is_list(column.type):
                     column = column.flatten()
@@ -194,6 +200,11 @@ class ModelState:
         spread = self.scale.spread
         in_units = predictions.astype(np.float64) * spread + self.scale.mean
         return in_units.astype(np.float32), variances * np.float32(spread * spread)
+
+    def noise_factors(self, users: I64, items: I64) -> npt.NDArray[np.float64]:
+        """Noise of a rating of each pair in units of `noise`: rows as in `predict`."""
+        user = np.append(self.users.noise_factor, np.float32(1.0))[users].astype(np.float64)
+        return user * np.append(self.items.noise_factor, np.float32(1.0))[items]
 
     def predict_baseline(self, users: I64, items: I64) -> F32:
         """Predictions of the mean-and-bias baseline in rating units, not clipped."""

@@ -39,7 +39,7 @@ __all__ = ["FORMAT_VERSION", "Commit", "StorageError", "VersionStore", "full_pat
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 _MIN_ROWS_OF_BASE: Final = 20_000
 _MAX_DELTAS: Final = 500
 _READ_AGAIN: Final = 20

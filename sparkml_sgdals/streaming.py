@@ -24,14 +24,15 @@ from pyspark.sql import DataFrame
 from sparkml_sgdals.checkpoint import check_checkpoint, drop_unplanned_files
 from sparkml_sgdals.collecting import COLLECT_LIMIT, Collected, collect_ratings, invalid_rows
 from sparkml_sgdals.fitting import FitOptions, column_names, learn_table, refuse_invalid
-from sparkml_sgdals.learning import learn_batch
 from sparkml_sgdals.lease import Lease, check_holder
 from sparkml_sgdals.packing import explain_problems
 from sparkml_sgdals.ratings import ZERO_WEIGHT, Problems, encode_ratings, screen
 from sparkml_sgdals.repeats import drop_repeats
 from sparkml_sgdals.schema import RatingColumns, select_ratings
+from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import ModelState
 from sparkml_sgdals.storage import Commit, VersionStore, full_path, spark_path
+from sparkml_sgdals.updating import learn_batch
 from sparkml_sgdals.versions import drop_old_checkpoints
 
 if TYPE_CHECKING:
@@ -441,8 +442,9 @@ def _check_same(meta: dict[str, Any], start: StreamStart, path: str) -> None:
     """Refuse a path that was learned with other params, ids or from another start."""
     wanted = _identity(start)
     remedy = "Use the params of the path, or another path."
+    learned_with = Settings.from_json(meta["settings"]).to_json()
     for name, value in wanted["settings"].items():
-        held = meta["settings"].get(name)
+        held = learned_with[name]
         if held != value:
             raise ValueError(
                 f"The model at {path} was learned with {name} = {held}, now it is {value}. {remedy}"

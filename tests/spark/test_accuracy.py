@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 from helpers import ONCE, rmse
 from pyspark.ml.recommendation import ALS
@@ -18,7 +19,7 @@ def in_time(train):
     return train.sort_values("time", kind="stable")
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [(ML, 0.83, 0.846), (MT, 1.41, 1.436)])
+@pytest.mark.parametrize(("name", "low", "high"), [(ML, 0.80, 0.824), (MT, 1.40, 1.427)])
 @pytest.mark.parametrize("blocks", [1, 4])
 def test_fit(real, spark, name, low, high, blocks):
     train, held = real(name)
@@ -32,7 +33,7 @@ def test_fit(real, spark, name, low, high, blocks):
 
 @pytest.mark.parametrize(
     ("name", "low", "high"),
-    [(ML, 0.83, 0.852), pytest.param(MT, 1.42, 1.45, marks=pytest.mark.slow)],
+    [(ML, 0.82, 0.846), pytest.param(MT, 1.42, 1.443, marks=pytest.mark.slow)],
 )
 def test_stream_from_nothing(real, spark, files, stream, tmp_path, name, low, high):
     train, held = real(name)
@@ -45,7 +46,7 @@ def test_stream_from_nothing(real, spark, files, stream, tmp_path, name, low, hi
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "low", "high"), [(ML, 0.83, 0.852), (MT, 1.42, 1.445)])
+@pytest.mark.parametrize(("name", "low", "high"), [(ML, 0.81, 0.837), (MT, 1.41, 1.435)])
 def test_half_fitted_half_streamed(real, spark, files, stream, tmp_path, name, low, high):
     train, held = real(name)
     ordered = in_time(train)
@@ -86,9 +87,16 @@ def test_spark_als_is_the_peer_that_it_is_said_to_be(real, spark):
 
 
 def test_deviations_are_honest(real, spark):
-    """93 to 97% of held-out ratings lie within two stated deviations."""
+    """93 to 97% of held-out ratings lie within two stated deviations; and of each tenth, from the
+    surest to the least sure, the real error is within 15% of the stated one."""
     train, held = real(ML)
     als = StreamingBiasedALS(timestampCol="time", predictionStdCol="std")
     scored = als.fit(spark.createDataFrame(train)).transform(spark.createDataFrame(held)).toPandas()
     within = ((scored.rating - scored.prediction).abs() < 2 * scored["std"]).mean()
     assert 0.93 <= within <= 0.97
+    squares = (scored.rating - scored.prediction.clip(0.5, 5.0)) ** 2
+    order = np.argsort(scored["std"].to_numpy(), kind="stable")
+    for tenth in np.array_split(order, 10):
+        real_error = np.sqrt(squares.iloc[tenth].mean())
+        stated = np.sqrt((scored["std"].iloc[tenth] ** 2).mean())
+        assert real_error == pytest.approx(stated, rel=0.15)

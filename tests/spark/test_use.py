@@ -92,9 +92,10 @@ class TestTransform:
         user = state.users.index.find(_ids(small.user[0], -2))
         item = state.items.index.find(_ids(small.item[0], -1))
         _, variance = state.predict(user, item)
-        noise = state.noise * state.scale.spread**2
-        assert found["a"] == pytest.approx(math.sqrt(variance[0] + noise), rel=1e-4)
-        assert found["d"] == pytest.approx(math.sqrt(variance[1] + noise), rel=1e-4)
+        noise = state.noise * state.scale.spread**2 * state.noise_factors(user, item)
+        assert noise[1] == state.noise * state.scale.spread**2 != noise[0]
+        assert found["a"] == pytest.approx(math.sqrt(variance[0] + noise[0]), rel=1e-4)
+        assert found["d"] == pytest.approx(math.sqrt(variance[1] + noise[1]), rel=1e-4)
         assert found["a"] < found["b"] < found["d"]
 
     def test_deviation_needs_bayes(self, ratings):

@@ -11,10 +11,10 @@ import pyarrow as pa
 from hypothesis import strategies as st
 
 from sparkml_sgdals.factors import FactorTable
-from sparkml_sgdals.learning import learn_batch
 from sparkml_sgdals.ratings import Ratings, encode_ratings
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import ModelState
+from sparkml_sgdals.updating import learn_batch
 
 F32 = np.float32
 
@@ -134,6 +134,10 @@ def filled_table(settings: Settings, ids: Sequence[Any], side: int = 1, seed: in
         rng.normal(0, 1, (len(ids), 1)).astype(F32),
         rng.uniform(0.01, 1, (len(ids), 1)).astype(F32),
         rng.integers(0, 100, len(ids)),
+        rng.normal(0, 1, (len(ids), width if settings.implicit else 0)).astype(F32),
+        rng.normal(0, 1, (len(ids), width if settings.implicit else 0)).astype(F32),
+        rng.uniform(0, 9, len(ids)).astype(F32),
+        rng.uniform(0.5, 2, len(ids)).astype(F32),
     )
     return table
 
@@ -151,7 +155,8 @@ def contents(table: Any) -> dict[Any, tuple[Any, ...]]:
     return {
         row["id"]: (
             tuple(row["mean"]), tuple(row["variance"]), row["base_mean"], row["base_variance"],
-            row["count"],
+            row["count"], tuple(row["prior_mean"]), tuple(row["influence"]), row["evidence"],
+            row["noise_factor"],
         )
         for row in table.to_arrow().to_pylist()
     }  # fmt: skip

@@ -187,6 +187,45 @@ def sweep(
     return squares, variances
 
 
+def learn_influence(
+    givers: np.ndarray,
+    takers: np.ndarray,
+    influence: np.ndarray,
+    own_variance: float,
+    mean: np.ndarray,
+    var: np.ndarray,
+    prior_mean: np.ndarray,
+    prior_var: np.ndarray,
+) -> None:
+    """One round of coordinate ascent for the influences of the givers, one after another.
+
+    The takers' prior means are n^(-1/2) sum of influences, one a rating, so that a giver named
+    twice counts twice; they and the means move along.
+    `prior_var` has one row an id, all the same.
+    """
+    count = [np.sum(takers == x) for x in range(len(mean))]
+    for f in range(mean.shape[1]):
+        p = 1.0 / prior_var[0, f]
+        moved = np.zeros(len(mean))
+        for y in range(len(influence)):
+            mine = [x for t, x in enumerate(takers) if givers[t] == y]
+            if not mine:
+                continue
+            precision, moment = 1.0 / own_variance, 0.0
+            root = {x: mine.count(x) * count[x] ** -0.5 for x in mine}
+            for x in sorted(root):
+                precision += p * root[x] ** 2
+                apart = mean[x, f] - prior_mean[x, f] - moved[x]
+                moment += p * root[x] * (apart + root[x] * influence[y, f])
+            new = moment / precision
+            for x in root:
+                moved[x] += root[x] * (new - influence[y, f])
+            influence[y, f] = new
+        for x in range(len(mean)):
+            prior_mean[x, f] += moved[x]
+            mean[x, f] += var[x, f] / prior_var[0, f] * moved[x]
+
+
 def fit_bayes(
     users: np.ndarray,
     items: np.ndarray,
@@ -197,25 +236,33 @@ def fit_bayes(
     noise: float,
     sweeps: int,
     fresh: bool,
+    implicit: bool = False,
 ) -> tuple[float, list[float]]:
     """Filter, then sweeps, of standardised ratings; the noise and the RMSE after each sweep.
 
-    Each side is (mean, var, prior mean, prior var), the priors with one row an id.
+    Each side is (mean, var, prior mean, prior var), the priors with one row an id. With `implicit`
+    a fresh fit learns prior means; a table that is added to a model has been filtered before.
     """
     (user_mean, user_var, *user_prior), (item_mean, item_var, *item_prior) = user, item
-    learn_filter(
-        users, items, ratings, weights, user_mean, user_var, item_mean, item_var, noise, 0.0
-    )
+    if fresh or not implicit:
+        learn_filter(
+            users, items, ratings, weights, user_mean, user_var, item_mean, item_var, noise, 0.0
+        )
     history = []
+    by_user, by_item = np.zeros_like(user_mean), np.zeros_like(item_mean)
     for _ in range(sweeps):
         sweep(
             users, items, ratings, weights, user_mean, user_var, *user_prior, item_mean,
             item_var, noise,
         )  # fmt: skip
+        if fresh and implicit:
+            learn_influence(items, users, by_item, 0.02, user_mean, user_var, *user_prior)
         squares, variances = sweep(
             items, users, ratings, weights, item_mean, item_var, *item_prior, user_mean,
             user_var, noise,
         )  # fmt: skip
+        if fresh and implicit:
+            learn_influence(users, items, by_user, 0.05, item_mean, item_var, *item_prior)
         if fresh:
             noise = (squares.sum() + variances.sum()) / weights.sum()
             for mean, var, prior in (
@@ -226,6 +273,96 @@ def fit_bayes(
                 prior[1] = np.tile(learned, (len(mean), 1))
         history.append(math.sqrt(squares.sum() / weights.sum()))
     return noise, history
+
+
+def concentration(users: np.ndarray, items: np.ndarray) -> float:
+    """Mean over ratings of how many ratings of the batch their user, or item, has."""
+    users, items = list(users), list(items)
+    return max(sum(rows.count(row) for row in rows) / len(rows) for rows in (users, items))
+
+
+def learn_implicit(
+    users: np.ndarray,
+    items: np.ndarray,
+    ratings: np.ndarray,
+    weights: np.ndarray,
+    user: dict[str, np.ndarray],
+    item: dict[str, np.ndarray],
+    default: np.ndarray,
+    noise: float,
+    drift: float,
+) -> np.ndarray:
+    """The filter with prior means that move; each side has mean, var, prior_mean, influence,
+    evidence and seen, `default` is the prior variance of each coordinate."""
+    bias_share = 1.0 / (1.0 + (concentration(users, items) / 10.0) ** 2)
+    errors = []
+    for n, (x, y) in enumerate(zip(users, items, strict=True)):
+        one = slice(n, n + 1)
+        if weights[n] > 0:
+            for own, a, other, b in ((user, x, item, y), (item, y, user, x)):
+                seen = own["seen"][a]
+                total = math.sqrt(seen) * own["prior_mean"][a] + other["influence"][b]
+                move_prior(own, a, total / math.sqrt(seen + 1), default)
+                own["seen"][a] += 1
+            root = item["seen"][y] ** -0.5
+            user["evidence"][x] += root**2
+            precision = 1.0 / 0.05 + user["evidence"][x] / default
+            change = root * (item["mean"][y] - item["prior_mean"][y]) / default / precision
+            change[0] *= bias_share
+            user["influence"][x] += change
+            move_prior(item, y, item["prior_mean"][y] + root * change, default)
+        errors += list(
+            learn_filter(
+                users[one], items[one], ratings[one], weights[one], user["mean"], user["var"],
+                item["mean"], item["var"], noise, drift,
+            )
+        )  # fmt: skip
+    return np.array(errors)
+
+
+def move_prior(side: dict[str, np.ndarray], row: int, new: np.ndarray, default: np.ndarray) -> None:
+    """Set a prior mean; the mean follows by c / v of the change, at most by all of it."""
+    gain = np.minimum(side["var"][row] / default, 1.0)
+    side["mean"][row] += gain * (new - side["prior_mean"][row])
+    side["prior_mean"][row] = new
+
+
+def smooth(
+    users: np.ndarray,
+    items: np.ndarray,
+    ratings: np.ndarray,
+    weights: np.ndarray,
+    user: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    item: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+    noise: float,
+) -> None:
+    """Two sweeps over a batch that was filtered, its means moved towards the result.
+
+    Each side is (mean, var, prior mean, prior var), filtered and from before, a row an id.
+    """
+    (user_mean, user_var, *user_prior), (item_mean, item_var, *item_prior) = user, item
+    swept_users, swept_items = user_mean.copy(), item_mean.copy()
+
+    def discounted(own, partners, mean, partner_var):  # type: ignore[no-untyped-def]
+        return np.array([
+            1.0 / (1.0 / w + (v[0] + np.sum(v[1:] * mean[x, 1:] ** 2)) / noise) if w else 0.0
+            for x, w, v in zip(own, weights, partner_var[partners], strict=True)
+        ])  # fmt: skip
+
+    for _ in range(2):
+        less = discounted(users, items, swept_users, item_var)
+        sweep(
+            users, items, ratings, less, swept_users, user_var.copy(), *user_prior, swept_items,
+            item_var, noise,
+        )  # fmt: skip
+        less = discounted(items, users, swept_items, user_var)
+        sweep(
+            items, users, ratings, less, swept_items, item_var.copy(), *item_prior, swept_users,
+            user_var, noise,
+        )  # fmt: skip
+    crowd = concentration(users, items)
+    for mean, swept in ((user_mean, swept_users), (item_mean, swept_items)):
+        mean[:] = mean + crowd / (crowd + 20.0) * (swept - mean)
 
 
 def mix64(z: int) -> int:

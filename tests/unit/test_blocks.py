@@ -21,12 +21,14 @@ from sparkml_sgdals.blocks import (
     arrays_from_bytes,
     arrays_to_bytes,
     build_layout,
+    draw,
     learn_cell,
     standardised,
     sweep_block,
 )
 from sparkml_sgdals.factors import FactorTable, prior_variances
 from sparkml_sgdals.hashing import USER_SIDE
+from sparkml_sgdals.implicit import influence_shares
 from sparkml_sgdals.ratings import Ratings, encode_ratings
 from sparkml_sgdals.settings import Settings
 
@@ -219,6 +221,44 @@ def test_sums_add_up() -> None:
     assert same.spread.tolist() == [1.0, 2.0]
 
 
+@pytest.mark.parametrize("swept", [False, True])
+def test_a_block_draws_its_prior(swept: bool) -> None:
+    """The only block: prior means from the partners' influences, then its own from theirs."""
+    settings, ratings = Settings(rank=2), one_block()
+    _, block = build_layout([ratings], "users")
+    state = start(ratings, settings)
+    a, rng = state.arrays, np.random.default_rng(1)
+    items = len(ratings.item_ids), 3
+    partners = {
+        "mean": rng.normal(0, 1, items).astype(F32),
+        "var": rng.uniform(0.01, 0.2, items).astype(F32),
+        "drawn": rng.normal(0, 1, items).astype(F32),
+        "influence": rng.normal(0, 0.2, items).astype(F32),
+        "root": np.bincount(ratings.items).astype(F32) ** F32(-0.5),
+    }  # fmt: skip
+    drawn = np.zeros_like(a["drawn"])
+    np.add.at(drawn, ratings.users, partners["influence"][ratings.items])
+    drawn /= np.sqrt(np.bincount(ratings.users))[:, None]
+    own, partner = np.array([[0.3, 0.2, 0.4]], F32), np.array([[0.25, 0.3, 0.5]], F32)
+    mean = a["mean"] + (a["var"] / own * drawn if swept else 0.0)
+    influence = a["influence"].astype(float)
+    if swept:
+        taking = [partners[name].astype(float) for name in ("mean", "var", "drawn")]
+        reference.learn_influence(
+            ratings.users, ratings.items, influence, 0.05, *taking, partner.astype(float)
+        )
+    sent = partners["mean"].copy()
+    draw(block, state, partners, (own, partner) if swept else (None, None), "users", settings, 2)
+    np.testing.assert_allclose(a["drawn"], drawn, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(a["mean"], mean, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(a["influence"], influence, rtol=2e-3, atol=2e-4)
+    assert a["influence"].any() == swept
+    assert np.array_equal(partners["mean"], sent)
+    if swept:
+        evidence = influence_shares(block.layout, partners["root"])
+        np.testing.assert_array_equal(a["evidence"], evidence)
+
+
 @pytest.mark.parametrize("solver", ["bayes", "sgd"])
 def test_block_of_known_and_new_ids(solver: Any) -> None:
     """Known ids stand where the model left them, new ones at their start; counts go on."""
@@ -231,7 +271,8 @@ def test_block_of_known_and_new_ids(solver: Any) -> None:
     fresh.ensure(id_array([4]))
     expected = {4: contents(fresh)[4]} | {i: contents(known)[i] for i in (5, 9)}
     assert found == {
-        i: (*expected[i][:-1], expected[i][-1] + n) for i, n in zip((4, 5, 9), counts, strict=True)
+        i: (*expected[i][:4], expected[i][4] + n, *expected[i][5:])
+        for i, n in zip((4, 5, 9), counts, strict=True)
     }
     without = BlockState.start(USER_SIDE, ids, counts, settings, None)
     assert "prior_mean" not in without.arrays

@@ -11,10 +11,11 @@ import pytest
 from building import low_rank, ratings_of, rows_of, seen_state
 
 from sparkml_sgdals.diagnosis import Diagnosis, diagnose_state
-from sparkml_sgdals.learning import fit_ratings, learn_batch
+from sparkml_sgdals.learning import fit_ratings
 from sparkml_sgdals.ratings import Ratings, encode_ratings
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import ModelState
+from sparkml_sgdals.updating import learn_batch
 
 
 def parts(count: int, held: int) -> tuple[Ratings, Ratings]:

@@ -44,7 +44,8 @@ def test_parts_add_up_to_the_prediction(state, user, item):
     assert found["prediction"].value == pytest.approx(summed, abs=1e-12)
     assert found["prediction"].value == pytest.approx(float(predictions[0]), abs=1e-5)
     if state.settings.solver == "bayes":
-        noise = state.noise * state.scale.spread**2
+        factor = float(state.noise_factors(users, items)[0])
+        noise = state.noise * factor * state.scale.spread**2
         expected = math.sqrt(float(variances[0]) + noise)
         assert found["prediction"].std == pytest.approx(expected, rel=1e-5)
         squares = sum(found[n].std ** 2 for n in ("user bias", "item bias", "features", "noise"))

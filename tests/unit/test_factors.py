@@ -119,6 +119,28 @@ def test_slices_and_chunks_of_arrow(solver: Solver) -> None:
     assert contents(back) == contents(table)
 
 
+@SOLVERS
+@pytest.mark.parametrize("as_null", [False, True])
+def test_tables_of_format_1(solver: Solver, as_null: bool) -> None:
+    """Without the columns of format 2, or with nulls in them, ids stand as if no partner spoke."""
+    settings = Settings(solver, rank=2)
+    later = ["prior_mean", "influence", "evidence", "noise_factor"]
+    whole = filled_table(settings, NUMBERS).to_arrow()
+    old = whole.drop_columns(later)
+    if as_null:
+        for name in later:
+            old = old.append_column(
+                whole.schema.field(name), pa.nulls(5, whole.schema.field(name).type)
+            )
+    back = FactorTable(USER_SIDE, "int", settings)
+    back.put_arrow(old)
+    assert back.to_arrow().drop_columns(later).equals(whole.drop_columns(later))
+    assert not back.prior_mean.any()
+    assert not back.influence.any()
+    assert back.evidence.tolist() == [0.0] * 5
+    assert back.noise_factor.tolist() == [1.0] * 5
+
+
 def test_put_overwrites_and_appends() -> None:
     """A known id takes the new state at its old row, an unknown one a new row."""
     settings = Settings(rank=2)
@@ -190,8 +212,13 @@ def test_rescale_keeps_predictions(solver: Solver, shift: float, ratio: float) -
     before, variances = state.predict(*pairs)
     baseline = state.predict_baseline(*pairs)
     base_var = state.users.base_var.copy()
+    user_prior, item_influence = state.users.prior_mean.copy(), state.items.influence.copy()
     state.users.rescale(shift, ratio)
     state.items.rescale(shift, ratio)
+    # priors scale as what they are priors of, with no shift: they stay sums of influences
+    units = np.array([ratio, *[np.sqrt(ratio)] * 3])[: 4 if settings.implicit else 0]
+    np.testing.assert_allclose(state.users.prior_mean, user_prior * units, rtol=1e-5)
+    np.testing.assert_allclose(state.items.influence, item_influence * units, rtol=1e-5)
     after, after_variances = state.predict(*pairs)
     np.testing.assert_allclose(after, (before + 2 * shift) * ratio, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(after_variances, variances * ratio**2, rtol=1e-5)
@@ -202,7 +229,7 @@ def test_rescale_keeps_predictions(solver: Solver, shift: float, ratio: float) -
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("array", ["mean", "var"])
+@pytest.mark.parametrize("array", ["mean", "var", "prior_mean", "influence"])
 def test_finite(value: float, array: str) -> None:
     """One bad number in the rows asked for is seen, elsewhere it is not."""
     table = filled_table(Settings(rank=2), NUMBERS)

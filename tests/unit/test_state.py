@@ -25,10 +25,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparkml_sgdals.factors import FactorTable
-from sparkml_sgdals.learning import learn_batch
 from sparkml_sgdals.ratings import encode_ratings
 from sparkml_sgdals.settings import Settings, Solver
 from sparkml_sgdals.state import SETTLING_RATINGS, Counters, ModelState, Scale
+from sparkml_sgdals.updating import learn_batch
 
 FLOATS = st.floats(-1e6, 1e6)
 COUNTS = st.integers(0, 2**40)
@@ -112,7 +112,10 @@ def set_scalar(**values: Any) -> Callable[[ModelState], None]:
         *[
             nudge(side, array)
             for side in ("users", "items")
-            for array in ("mean", "var", "base_mean", "base_var", "count")
+            for array in (
+                "mean", "var", "base_mean", "base_var", "count", "prior_mean", "influence",
+                "evidence", "noise_factor",
+            )
         ],
         *[
             set_scalar(scale={name: value})

@@ -11,17 +11,53 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from building import ratings_of, seen_state
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sparkml_sgdals.learning import learn_batch
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import SETTLING_RATINGS, ModelState, Scale
 from sparkml_sgdals.storage import FORMAT_VERSION, Commit, StorageError, VersionStore, spark_path
+from sparkml_sgdals.updating import learn_batch
 
 META = {"settings": Settings(rank=2).to_json(), "kinds": ["int", "str"], "origin": "nothing"}
+
+
+LATER = ["prior_mean", "influence", "evidence", "noise_factor"]
+
+
+def as_format_1(path: Path) -> None:
+    """Rewrite a model path as a release before the implicit prior left it."""
+    meta = json.loads((path / "model.json").read_text())
+    del meta["settings"]["implicit_prior"]
+    (path / "model.json").write_text(json.dumps(meta | {"format": 1}))
+    for file in (path / "commits").iterdir():
+        body = json.loads(json.loads(file.read_text())["commit"])
+        for part in body["files"].values():
+            table = pq.read_table(path / part["name"]).drop_columns(LATER)
+            pq.write_table(table, path / part["name"])
+            part["sha256"] = hashlib.sha256((path / part["name"]).read_bytes()).hexdigest()
+        text = json.dumps(body, sort_keys=True)
+        check = hashlib.sha256(text.encode()).hexdigest()
+        file.write_text(json.dumps({"format": 1, "sha256": check, "commit": text}))
+
+
+def test_a_path_of_format_1_loads_and_goes_on(tmp_path: Path) -> None:
+    """What an older release left is read, without the implicit prior, and learned on."""
+    without = Settings(rank=2, implicit_prior=False)
+    store = VersionStore(str(tmp_path / "old"))
+    state = ModelState.empty(without, "int", "str")
+    learn_batch(state, ratings_of([1, 2, 1], ["a", "a", "b"], [1.0, 2.0, 4.0]))
+    store.create(state, META | {"settings": without.to_json()})
+    as_format_1(tmp_path / "old")
+    old, commit = store.load()
+    assert not old.settings.implicit
+    assert old.fingerprint() == state.fingerprint()
+    report = learn_batch(old, ratings_of([1, 3], ["a", "b"], [5.0, 2.0]))
+    store.commit(old, (report.user_rows, report.item_rows), 0, commit, None)
+    assert store.load()[0].fingerprint() == old.fingerprint()
 
 
 class Writer:
@@ -232,12 +268,12 @@ def test_no_flipped_bit_of_a_commit_goes_unseen() -> None:
     )  # fmt: skip
     payload = commit.to_bytes()
     assert Commit.from_bytes(payload) == commit
-    format_digit = payload.index(b"1")
+    format_digit = payload.index(b"2")
     for place in range(len(payload)):
         for bit in range(8):
             damaged = bytearray(payload)
             damaged[place] ^= 1 << bit
-            if place == format_digit and damaged[place] in b"23456789":
+            if place == format_digit and damaged[place] in b"3456789":
                 with pytest.raises(StorageError, match="upgrade"):
                     Commit.from_bytes(bytes(damaged))
             else:

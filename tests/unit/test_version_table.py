@@ -18,10 +18,10 @@ import pytest
 from building import ratings_of
 from test_storage import META, Writer
 
-from sparkml_sgdals.learning import learn_batch
 from sparkml_sgdals.lease import Lease, LeaseError
 from sparkml_sgdals.objects import ObjectStore
 from sparkml_sgdals.storage import Commit, StorageError, VersionStore
+from sparkml_sgdals.updating import learn_batch
 from sparkml_sgdals.versions import (
     VERSIONS,
     drop_old_checkpoints,
