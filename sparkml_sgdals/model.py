@@ -60,7 +60,7 @@ class StreamingBiasedALSModel(
         # copies share a state until one of them learns
         self._shared = False
         self._path_id: str | None = None
-        self._frames: tuple[SparkSession, FactorFrames] | None = None
+        self._frames: tuple[tuple[SparkSession, bool], FactorFrames] | None = None
 
     @property
     def state(self) -> ModelState:
@@ -149,10 +149,11 @@ class StreamingBiasedALSModel(
                 f"{self._state.settings.solver!r}: set predictionStdCol to ''."
             )
         spark = dataset.sparkSession
-        if self._frames is None or self._frames[0] is not spark:
-            users, items = self._state.users, self._state.items
-            frames = FactorFrames(factor_frame(spark, users), factor_frame(spark, items))
-            self._frames = (spark, frames)
+        key = (spark, bool(columns.std))
+        if self._frames is None or self._frames[0] != key:
+            sides = (self._state.users, self._state.items)
+            frames = (factor_frame(spark, side, bool(columns.std)) for side in sides)
+            self._frames = (key, FactorFrames(*frames))
         return score(dataset, self._state, self._frames[1], columns)
 
     # ---- recommend ---------------------------------------------------------------------------

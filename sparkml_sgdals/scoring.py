@@ -9,8 +9,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import reduce
-from operator import add
 
 import numpy as np
 import pyarrow as pa
@@ -49,14 +47,17 @@ class FactorFrames:
         return iter((self.users, self.items))
 
 
-def factor_frame(spark: SparkSession, table: FactorTable) -> DataFrame:
-    """The factors of one side as a DataFrame of id, mean, variance and noise factor."""
-    columns = table.to_arrow().select(["id", "mean", "variance", "noise_factor"])
-    id_type = "bigint" if table.index.kind == "int" else "string"
-    ddl = f"id {id_type}, mean array<float>, variance array<float>, noise_factor float"
+def factor_frame(spark: SparkSession, table: FactorTable, deviations: bool) -> DataFrame:
+    """The factors of one side as a DataFrame of id and mean, with what deviations need if asked."""
+    types = {
+        "id": "bigint" if table.index.kind == "int" else "string",
+        "mean": "array<float>",
+        **({"variance": "array<float>", "noise_factor": "float"} if deviations else {}),
+    }
     if not table.size:
+        ddl = ", ".join(f"{name} {kind}" for name, kind in types.items())
         return spark.createDataFrame([], ddl)
-    return spark.createDataFrame(columns)
+    return spark.createDataFrame(table.to_arrow().select(list(types)))
 
 
 def public_factors(
@@ -104,12 +105,13 @@ def score(
         ("item", "itemCol", columns.item, frames.items, state.items),
     ):
         key, known = f"__{side}_{tag}", f"__{side}_id_{tag}"
-        factors = frame.select(
-            F.col("id").alias(known),
-            F.col("mean").alias(f"__{side}_mean_{tag}"),
-            F.col("variance").alias(f"__{side}_var_{tag}"),
-            F.col("noise_factor").alias(f"__{side}_noise_{tag}"),
-        )
+        names = {
+            "id": known,
+            "mean": f"__{side}_mean_{tag}",
+            "variance": f"__{side}_var_{tag}",
+            "noise_factor": f"__{side}_noise_{tag}",
+        }
+        factors = frame.toDF(*[names[name] for name in frame.columns])
         if table.size <= BROADCAST_IDS:
             factors = F.broadcast(factors)
         joined = joined.withColumn(key, id_column(schema, param, name, table.index.kind))
@@ -125,12 +127,14 @@ def score(
 
 
 def _prediction(state: ModelState, tag: str, columns: ScoreColumns, known: Column) -> Column:
-    def term(side: str, f: int) -> Column:
-        return F.coalesce(F.get(F.col(f"__{side}_mean_{tag}"), F.lit(f)), F.lit(0.0)).cast("double")
-
-    terms = [term("user", 0) + term("item", 0)]
-    terms += [term("user", f) * term("item", f) for f in range(1, state.settings.rank + 1)]
-    value = reduce(add, terms) * F.lit(state.scale.spread) + F.lit(state.scale.mean)
+    # one SQL text: thousands of Column objects would cost more than scoring a small table
+    user, item = f"__user_mean_{tag}", f"__item_mean_{tag}"
+    terms = [f"coalesce(get({user}, 0), 0D) + coalesce(get({item}, 0), 0D)"]
+    terms += [
+        f"coalesce(double(get({user}, {f})) * get({item}, {f}), 0D)"
+        for f in range(1, state.settings.rank + 1)
+    ]
+    value = F.expr(" + ".join(terms)) * F.lit(state.scale.spread) + F.lit(state.scale.mean)
     if columns.clip and state.counters.ratings:
         low, high = F.lit(float(state.counters.low)), F.lit(float(state.counters.high))
         value = F.least(F.greatest(value, low), high)
@@ -145,22 +149,21 @@ def _deviation(state: ModelState, tag: str, columns: ScoreColumns, known: Column
     """Standard deviation of a new rating: docs/algorithm.md, equation (7)."""
     prior = prior_variances(state.settings)
 
-    def mean(side: str, f: int) -> Column:
-        return F.coalesce(F.get(F.col(f"__{side}_mean_{tag}"), F.lit(f)), F.lit(0.0)).cast("double")
+    def mean(side: str, f: int) -> str:
+        return f"coalesce(double(get(__{side}_mean_{tag}, {f})), 0D)"
 
-    def var(side: str, f: int) -> Column:
-        held = F.get(F.col(f"__{side}_var_{tag}"), F.lit(f))
-        return F.coalesce(held, F.lit(float(prior[f]))).cast("double")
+    def var(side: str, f: int) -> str:
+        return f"coalesce(double(get(__{side}_var_{tag}, {f})), {float(prior[f])!r}D)"
 
-    def factor(side: str) -> Column:
-        return F.coalesce(F.col(f"__{side}_noise_{tag}"), F.lit(1.0)).cast("double")
+    def factor(side: str) -> str:
+        return f"coalesce(double(__{side}_noise_{tag}), 1D)"
 
-    noise = F.lit(state.noise) * factor("user") * factor("item")
-    terms = [var("user", 0) + var("item", 0) + noise]
+    noise = f"{float(state.noise)!r}D * {factor('user')} * {factor('item')}"
+    terms = [f"{var('user', 0)} + {var('item', 0)} + {noise}"]
     for f in range(1, state.settings.rank + 1):
         um, im, uv, iv = mean("user", f), mean("item", f), var("user", f), var("item", f)
-        terms.append(uv * im * im + iv * um * um + uv * iv)
-    value = F.sqrt(reduce(add, terms)) * F.lit(state.scale.spread)
+        terms.append(f"{uv} * {im} * {im} + {iv} * {um} * {um} + {uv} * {iv}")
+    value = F.sqrt(F.expr(" + ".join(terms))) * F.lit(state.scale.spread)
     if columns.cold_start == "nan" or state.blank:
         value = F.when(known, value).otherwise(F.lit(float("nan")))
     return value.cast("float").alias(columns.std)
