@@ -83,7 +83,7 @@ class TestLearning:
         """ALSSuite "different block settings": here users and items share one number."""
         data = explicit(20, 40, 1, 0.01)
         model = check_rmse(spark, *data, 0.05, rank=2, maxIter=4, numBlocks=blocks)
-        assert model.report.form == ("one task" if blocks == 1 else "2 blocks")
+        assert model.summary.form == ("one task" if blocks == 1 else "2 blocks")
 
     def test_more_blocks_than_ratings(self, spark):
         """ALSSuite "more blocks than ratings": 25 cells for ten ratings.
@@ -95,13 +95,13 @@ class TestLearning:
         one = check_rmse(spark, learned, held, np.inf, rank=1, maxIter=1, numBlocks=1)
         target = 1.02 * rmse(one, held, spark)
         model = check_rmse(spark, learned, held, target, rank=1, maxIter=1, numBlocks=5)
-        assert model.report.form == "5 blocks"
+        assert model.summary.form == "5 blocks"
 
     def test_als_with_large_number_of_iterations(self, spark):
         """ALSSuite "als with large number of iterations": 50, in one task."""
         learned, held = explicit(4, 4, 1)
         model = StreamingBiasedALS(rank=1, maxIter=50).fit(spark.createDataFrame(learned))
-        assert len(model.report.rmse) == 50
+        assert len(model.summary.rmse) == 50
         assert np.isfinite(rmse(model, held, spark))
 
     @pytest.mark.parametrize(("kind", "class_"), [("long", int), ("string", str)])
