@@ -61,7 +61,7 @@ def test_saved_model(golden, spark, tmp_path):
     # later releases load an old model as it was, and may learn better from then on
     (metadata,) = (folder / "model" / "metadata").glob("part-*")
     present = json.loads(metadata.read_text())["formatVersion"] == FORMAT_VERSION
-    check(model, expected["model updated"], spark, 2e-5 if present else 0.2)
+    check(model, expected["model updated"], spark, 2e-5 if present else 0.5)
     model.write().save(str(tmp_path / "again"))
     assert_same_bits(StreamingBiasedALSModel.load(str(tmp_path / "again")), model)
 
