@@ -19,8 +19,15 @@ def in_time(train):
     return train.sort_values("time", kind="stable")
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [(ML, 0.80, 0.824), (MT, 1.40, 1.427)])
-@pytest.mark.parametrize("blocks", [1, 4])
+@pytest.mark.parametrize(
+    ("name", "low", "high", "blocks"),
+    [
+        (ML, 0.80, 0.824, 1),
+        (MT, 1.40, 1.427, 1),
+        (ML, 0.80, 0.824, 4),
+        pytest.param(MT, 1.40, 1.427, 4, marks=pytest.mark.slow),
+    ],
+)
 def test_fit(real, spark, name, low, high, blocks):
     train, held = real(name)
     als = StreamingBiasedALS(timestampCol="time", numBlocks=blocks)

@@ -104,9 +104,10 @@ class TestGrid:
     )
     def test_same_bits_as_alone(self, als, ratings, params):
         als = als.copy({als.getParam(name): value for name, value in params.items()})
-        maps = [{als.maxIter: n, als.rank: k} for k in (2, 3) for n in (0, 2, 1)]
+        ranks = (2, 3) if params == {"numBlocks": 1} else (2,)
+        maps = [{als.maxIter: n, als.rank: k} for k in ranks for n in (0, 2, 1)]
         found = dict(als.fitMultiple(ratings, maps))
-        assert sorted(found) == list(range(6))
+        assert sorted(found) == list(range(len(maps)))
         for index, model in found.items():
             alone = als.fit(ratings, maps[index])
             assert_same_bits(model, alone)
