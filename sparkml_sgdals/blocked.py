@@ -104,7 +104,7 @@ def train_in_blocks(
             held.append(final)
             with phase(spark, f"sweep {stop}" if stop else "filter"):
                 state = _collect(users, items, final, job, prior)
-                state.settings = replace(settings, max_iter=stop)
+                state.settings = settings if prior else replace(settings, max_iter=stop)
                 state.scale = scale
                 history = _take_sums(final, state, job, moments, stop)
             check_finite(state, np.arange(state.users.size), np.arange(state.items.size))

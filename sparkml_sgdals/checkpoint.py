@@ -46,6 +46,10 @@ def check_checkpoint(store: VersionStore, newest: Commit, path_id: str) -> None:
             )
         store.replace(f"{folder}/{_OWNER}", json.dumps({"pathId": path_id}).encode())
         return
+    if owner is None and planned >= batch >= done and _of_format_1(store):
+        # that release did not name the owner
+        store.replace(f"{folder}/{_OWNER}", json.dumps({"pathId": path_id}).encode())
+        return
     if owner is None or json.loads(owner).get("pathId") != path_id:
         raise StorageError(
             f"{place} belongs to another model: {_OWNER} in it does not name this one. Its offsets "
@@ -66,6 +70,10 @@ def check_checkpoint(store: VersionStore, newest: Commit, path_id: str) -> None:
             f"of batch {batch}: later versions are lost or damaged. Put their files back, or read "
             f"the batches since again: {_ROLL_BACK.format(version=newest.version)}."
         )
+
+
+def _of_format_1(store: VersionStore) -> bool:
+    return (store.meta() or {}).get("format") == 1
 
 
 def drop_unplanned_files(store: ObjectStore, folder: str) -> None:

@@ -32,6 +32,7 @@ __all__ = [
 PART_DDL: Final = "kind string, payload binary"
 PART_SCHEMA: Final = pa.schema([("kind", pa.string()), ("payload", pa.binary())])
 _ROWS_PER_PART: Final = 250_000
+_BYTES_PER_PART: Final = 1 << 29
 
 Part = tuple[str, bytes]
 
@@ -85,8 +86,9 @@ def state_parts(state: ModelState, extra: dict[str, Any] | None = None) -> Itera
     }
     yield "state", json.dumps(header).encode()
     for kind, side in (("users", state.users), ("items", state.items)):
-        for first in range(0, side.size, _ROWS_PER_PART):
-            rows = np.arange(first, min(first + _ROWS_PER_PART, side.size))
+        step = max(1, min(_ROWS_PER_PART, _BYTES_PER_PART // (16 * (state.settings.rank + 1))))
+        for first in range(0, side.size, step):
+            rows = np.arange(first, min(first + step, side.size))
             yield kind, to_bytes(side.to_arrow(rows))
 
 

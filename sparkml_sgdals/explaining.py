@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Final
 
 import numpy as np
@@ -91,10 +92,11 @@ def explain_pair(state: ModelState, user: int | str, item: int | str, clip: bool
 def _row(table: FactorTable, key: int | str, state: ModelState) -> tuple[F64, F64, int, float]:
     """Means, variances, number of ratings and noise factor of an id; its prior if not known."""
     kind = table.index.kind
-    if not isinstance(key, str if kind == "str" else int):
+    if not isinstance(key, str if kind == "str" else Integral):
         learned = "integers" if kind == "int" else "strings"
         raise TypeError(f"The id {key!r} is no {kind}, the model was learned from {learned}.")
-    (row,) = table.index.find(pa.array([key], id_array_type(kind)))
+    fits = kind == "str" or -(2**63) <= int(key) < 2**63
+    row = table.index.find(pa.array([key], id_array_type(kind)))[0] if fits else -1
     if row < 0:
         prior = prior_variances(state.settings).astype(np.float64)
         return np.zeros(prior.size), prior, 0, 1.0

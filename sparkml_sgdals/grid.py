@@ -11,6 +11,7 @@ from pyspark.sql import DataFrame
 
 from sparkml_sgdals.fitting import FitOptions, PackedTable, learn_packed, pack_table
 from sparkml_sgdals.settings import Settings
+from sparkml_sgdals.solvers import DivergenceError
 from sparkml_sgdals.training import Trained
 
 __all__ = ["GridFit", "GridPoint"]
@@ -61,23 +62,34 @@ class GridFit:
             return self._trained.pop(index)
 
     def _learn_with(self, index: int) -> None:
-        """Learn a point and all that share its learning."""
+        """Learn a point and all that share its learning, or it alone where these fail together."""
         point = self._points[index]
         packing = point.packing()
         group = [i for i in self._waiting if self._points[i].learning() == point.learning()]
         try:
             if packing not in self._packed:
                 self._packed[packing] = pack_table(self._df, point.options)
-            stops = tuple(sorted({self._points[i].settings.max_iter for i in group}))
-            trained = learn_packed(self._packed[packing], point.settings, point.options, stops)
-            by_stop = dict(zip(stops, trained, strict=True))
-            for member in group:
-                state, report = by_stop[self._points[member].settings.max_iter]
-                self._trained[member] = (state.copy(), report)
+            try:
+                self._learn(group)
+            except DivergenceError:
+                if len(group) == 1:
+                    raise
+                # what ran away may be the passes that others ask for
+                self._learn([index])
         finally:
-            self._waiting -= set(group)
+            self._waiting -= {index, *self._trained}
             if packing not in {self._points[i].packing() for i in self._waiting}:
                 _release(self._packed, packing)
+
+    def _learn(self, group: list[int]) -> None:
+        point = self._points[group[0]]
+        stops = tuple(sorted({self._points[i].settings.max_iter for i in group}))
+        packed = self._packed[point.packing()]
+        trained = learn_packed(packed, point.settings, point.options, stops)
+        by_stop = dict(zip(stops, trained, strict=True))
+        for member in group:
+            state, report = by_stop[self._points[member].settings.max_iter]
+            self._trained[member] = (state.copy(), report)
 
 
 def _release(packed: dict[FitOptions, PackedTable], packing: FitOptions | None = None) -> None:

@@ -104,11 +104,13 @@ def fit_stops(
     def keep(stop: int) -> None:
         own = state.copy()
         work.put_into(own)
-        own.settings = replace(own.settings, max_iter=stop)
+        if work.fresh:
+            own.settings = replace(own.settings, max_iter=stop)
         kept[stop] = (own, list(work.history))
 
     for done in work.passes():
-        if done in wanted:
+        # onto a model descent takes its one pass, whatever max_iter
+        if done in wanted and (work.fresh or state.settings.solver == "bayes"):
             keep(done)
     for stop in wanted:
         if stop not in kept:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import logging
 import os
@@ -13,7 +12,7 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Final
 
-from sparkml_sgdals.objects import ObjectStore, StorageError
+from sparkml_sgdals.objects import ObjectStore, StorageError, user_name
 
 __all__ = ["Lease", "LeaseError", "check_holder"]
 
@@ -77,7 +76,7 @@ class Lease:
         """Write the lease with the time of now."""
         holder = {
             "token": self.token,
-            "owner": getpass.getuser(),
+            "owner": user_name(),
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "started": _process_start(os.getpid()),

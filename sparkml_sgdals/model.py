@@ -254,7 +254,8 @@ class StreamingBiasedALSModel(
         Its predictions for known pairs are ALS's, until its first update; they are clipped only
         once a rating has been seen. Variances start at the defaults' priors.
         """
-        settings = Settings(rank=als_model.rank)
+        # ALS's features are far from their prior: partners would take all of that for news
+        settings = Settings(rank=als_model.rank, implicit_prior=False)
         state = ModelState.empty(settings, "int", "int")
         for table, factors in (
             (state.users, als_model.userFactors),

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-__all__ = ["ObjectStore", "StorageError", "full_path", "spark_path"]
+__all__ = ["ObjectStore", "StorageError", "full_path", "spark_path", "user_name"]
 
 
 class StorageError(RuntimeError):
@@ -27,9 +27,24 @@ class StorageError(RuntimeError):
 
 def full_path(path: str) -> str:
     """One spelling of a path, whatever the folder that a process works in: absolute if local."""
+    _check_uri(path)
     if "://" in path or path.startswith("file:"):
         return path.rstrip("/")
     return os.path.abspath(path)
+
+
+def _check_uri(path: str) -> None:
+    half = re.match(r"[a-z][a-z0-9+.-]+:/(?!/)", path) and not path.startswith("file:")
+    if half or re.match(r"file:(?!/)", path):
+        raise ValueError(f"{path!r} is no full URI: write two slashes after the scheme.")
+
+
+def user_name() -> str:
+    """The name of this process's user, its number where it has none, as in some containers."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return str(os.getuid())
 
 
 def spark_path(path: str) -> str:
@@ -42,8 +57,7 @@ class ObjectStore:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        if re.match(r"[a-z][a-z0-9+.-]+:/(?!/)", path) and not path.startswith("file:"):
-            raise ValueError(f"{path!r} is no full URI: write two slashes after the scheme.")
+        _check_uri(path)
         if path.startswith("file:"):
             self.fs: pafs.FileSystem = pafs.LocalFileSystem()
             self.root = "/" + re.sub(r"^file:/*", "", path)
@@ -98,6 +112,31 @@ class ObjectStore:
             raise StorageError(_explained(f"{self.path}/{name}", "written", failure)) from failure
         self.sync(name.rpartition("/")[0])
 
+    def put_new(self, name: str, payload: bytes) -> bool:
+        """Put an object that is not there yet; False, and nothing done, where it is.
+
+        Of two processes that try, one on a local disk is told False; object stores give no such
+        promise here.
+        """
+        if not self.local:
+            if self.read(name) is not None:
+                return False
+            self.write(name, payload)
+            return True
+        beside = f"{name}.{uuid.uuid4().hex[:8]}"
+        self.write(beside, payload)
+        try:
+            # unlike a rename, a link does not take the place of what is there
+            os.link(f"{self.root}/{beside}", f"{self.root}/{name}")
+        except FileExistsError:
+            return False
+        except OSError as failure:
+            raise StorageError(_explained(f"{self.path}/{name}", "written", failure)) from failure
+        finally:
+            self.delete(beside)
+        self.sync(name.rpartition("/")[0])
+        return True
+
     def sync(self, folder: str) -> None:
         """See to it that the names in a local folder outlive a power cut."""
         if not self.local:
@@ -109,8 +148,9 @@ class ObjectStore:
             finally:
                 os.close(handle)
         except OSError as failure:
-            # some network file systems sync no folders
-            if failure.errno not in (errno.EINVAL, errno.ENOTSUP):
+            # some network file systems sync no folders; a parent may be closed to this user
+            closed = folder == ".." and failure.errno in (errno.EACCES, errno.EPERM)
+            if not closed and failure.errno not in (errno.EINVAL, errno.ENOTSUP):
                 place = f"{self.path}/{folder}"
                 raise StorageError(_explained(place, "written", failure)) from failure
 
@@ -162,6 +202,12 @@ class ObjectStore:
         payload = self.read(name)
         return None if payload is None else pq.read_table(pa.BufferReader(payload))
 
+    def replace_table(self, name: str, table: pa.Table) -> None:
+        """Put a table as Parquet where one may be: a reader, or a kill, finds the old or new."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink)
+        self.replace(name, sink.getvalue().to_pybytes())
+
     def write_table(self, name: str, table: pa.Table) -> dict[str, Any]:
         """Put a table as Parquet; its name, rows, size and checksum."""
         sink = pa.BufferOutputStream()
@@ -178,9 +224,9 @@ def _explained(place: str, done: str, failure: OSError) -> str:
     if failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         remedy = "Free space or raise the quota there"
     elif failure.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        remedy = f"Let user {getpass.getuser()} write there"
+        remedy = f"Let user {user_name()} write there"
         if done == "read":
-            return f"{place} could not be read: {why}. Let user {getpass.getuser()} read it."
+            return f"{place} could not be read: {why}. Let user {user_name()} read it."
     else:
         remedy = "Look after the storage"
     return (

@@ -19,7 +19,6 @@ __all__ = ["parseRatings"]
 _FORMATS: Final = ("json", "avro")
 _ORIGIN: Final = ("topic", "partition", "offset", "timestamp")
 _MESSAGE: Final = "message"
-_PLAIN: Final = {"boolean", "int", "long", "float", "double", "bytes", "string", "enum", "fixed"}
 
 
 def parseRatings(
@@ -69,10 +68,12 @@ def parseRatings(
             f"The column 'value' must be binary or string, got {found.simpleString()}. Cast it "
             "first, e.g. to 'binary'."
         )
-    record, whole, value = (_json if format == "json" else _avro)(schema)
+    record, alone, whole, value = (_json if format == "json" else _avro)(schema)
     origin = [F.col(name) for name in _ORIGIN if name in names]
     # a projection of its own: each message is read once, however many columns look into it
-    read = stream.select(F.struct(*origin, value.alias("value")).alias(_MESSAGE), record)
+    message = F.struct(*origin, value.alias("value")).alias(_MESSAGE)
+    read = stream.select(message, record, alone.alias("alone"))
+    whole = whole & F.col("alone")
     fields = read.schema["record"].dataType
     inner = fields["record"].dataType if format == "json" else fields  # type: ignore[index]
     if not isinstance(inner, StructType) or not inner.fields:
@@ -87,8 +88,8 @@ def parseRatings(
     return read.select(*columns, _MESSAGE)
 
 
-def _json(schema: Any) -> tuple[Column, Column, Column]:
-    """How to read a JSON message, how to know that it is whole, and what to keep of it."""
+def _json(schema: Any) -> tuple[Column, Column, Column, Column]:
+    """A JSON message read, whether it is nothing but one object, whether it fits, what to keep."""
     if isinstance(schema, str):
         fields = StructType.fromDDL(schema)
     elif isinstance(schema, StructType):
@@ -101,8 +102,11 @@ def _json(schema: Any) -> tuple[Column, Column, Column]:
     text = F.col("value").cast("string")
     legible = F.is_valid_utf8(text)
     wrapped = StructType([StructField("record", fields), StructField("corrupt", StringType())])
-    # as a field of an object: Spark ignores what follows an object at the top, and takes the first
-    # of an array for it
+    # Spark ignores what follows an object at the top. As a field of an object, text can end that
+    # object early only by a brace too many, as the one element of an array only by a bracket
+    only = F.from_json(
+        F.when(legible, F.concat(F.lit("["), text, F.lit("]"))), "array<struct<nothing: string>>"
+    )
     record = F.from_json(
         F.when(legible, F.concat(F.lit('{"record":'), text, F.lit("}"))),
         wrapped,
@@ -110,10 +114,11 @@ def _json(schema: Any) -> tuple[Column, Column, Column]:
     )
     unread = F.concat(F.lit("base64:"), F.base64(F.col("value").cast("binary")))
     kept = F.when(legible, text).otherwise(unread)
-    return record.alias("record"), F.col("record.corrupt").isNull(), kept
+    alone = F.coalesce(F.size(only) == 1, F.lit(False))
+    return record.alias("record"), alone, F.col("record.corrupt").isNull(), kept
 
 
-def _avro(schema: Any) -> tuple[Column, Column, Column]:
+def _avro(schema: Any) -> tuple[Column, Column, Column, Column]:
     """The same for an Avro record."""
     # the module is there without the package, which is looked for when it is called
     from pyspark.sql.avro.functions import from_avro
@@ -136,7 +141,7 @@ def _avro(schema: Any) -> tuple[Column, Column, Column]:
     if known and len(known) == len(steps):
         fits = _end(value, known) == F.length(value) + 1
     record = from_avro(F.when(fits, value), json.dumps(tree), {"mode": "PERMISSIVE"})
-    return record.alias("record"), F.col("record").isNotNull(), value
+    return record.alias("record"), F.lit(True), F.col("record").isNotNull(), value
 
 
 def _step(kind: Any) -> tuple[int, int, int] | None:

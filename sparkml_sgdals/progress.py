@@ -17,15 +17,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 
-from sparkml_sgdals.storage import full_path
+from sparkml_sgdals.objects import ObjectStore, full_path
 
 __all__ = ["TaskProgress", "clear_progress", "read_progress", "show_progress"]
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS: Final = 0.25
+_UNREACHABLE: Final = (OSError, ValueError, pa.ArrowException)
 _NOTE: Final = re.compile(r"block-\d{5}\.json")
 
 
@@ -52,17 +54,22 @@ class TaskProgress:
         known = rmse is not None and math.isfinite(rmse)
         note = {"done": done, "total": self.total, "rmse": rmse if known else None}
         try:
-            files, folder = pafs.FileSystem.from_uri(full_path(self.path))
+            files, folder = _open(self.path)
             with files.open_output_stream(f"{folder}/block-{self.task:05d}.json") as sink:
                 sink.write(json.dumps(note).encode())
-        except OSError as failure:
+        except _UNREACHABLE as failure:
             # a fit must not fail because nobody can watch it
             logger.warning("no progress is written to %s: %s", self.path, failure)
 
 
+def _open(path: str) -> tuple[pafs.FileSystem, str]:
+    store = ObjectStore(full_path(path))
+    return store.fs, store.root
+
+
 def read_progress(path: str) -> tuple[int, int, float | None]:
     """Steps done and steps to do, all tasks together, and the latest training RMSE noted."""
-    files, folder = pafs.FileSystem.from_uri(full_path(path))
+    files, folder = _open(path)
     done, total, rmse = 0, 0, None
     selector = pafs.FileSelector(folder, allow_not_found=True)
     for found in sorted(files.get_file_info(selector), key=lambda info: info.path):
@@ -83,12 +90,12 @@ def read_progress(path: str) -> tuple[int, int, float | None]:
 def clear_progress(path: str) -> None:
     """Make the folder, and remove what tasks of an earlier fit noted there, nothing else."""
     try:
-        files, folder = pafs.FileSystem.from_uri(full_path(path))
+        files, folder = _open(path)
         files.create_dir(folder, recursive=True)
         for found in files.get_file_info(pafs.FileSelector(folder)):
             if _NOTE.fullmatch(found.base_name):
                 files.delete_file(found.path)
-    except OSError as failure:
+    except _UNREACHABLE as failure:
         logger.warning("no progress can be written to %s: %s", path, failure)
 
 
@@ -116,7 +123,11 @@ def show_progress(path: str, description: str) -> Iterator[str]:
         with tqdm(desc=description, unit="step", total=None) as bar:
 
             def refresh() -> None:
-                done, total, rmse = read_progress(folder)
+                try:
+                    done, total, rmse = read_progress(folder)
+                except _UNREACHABLE as failure:
+                    logger.warning("no progress is read from %s: %s", folder, failure)
+                    return
                 bar.total = total or None
                 bar.n = done
                 if rmse is not None:

@@ -134,7 +134,7 @@ def _prediction(state: ModelState, tag: str, columns: ScoreColumns, known: Colum
         f"coalesce(double(get({user}, {f})) * get({item}, {f}), 0D)"
         for f in range(1, state.settings.rank + 1)
     ]
-    value = F.expr(" + ".join(terms)) * F.lit(state.scale.spread) + F.lit(state.scale.mean)
+    value = F.expr(_sum(terms)) * F.lit(state.scale.spread) + F.lit(state.scale.mean)
     if columns.clip and state.counters.ratings:
         low, high = F.lit(float(state.counters.low)), F.lit(float(state.counters.high))
         value = F.least(F.greatest(value, low), high)
@@ -143,6 +143,14 @@ def _prediction(state: ModelState, tag: str, columns: ScoreColumns, known: Colum
     if columns.cold_start == "nan":
         value = F.when(known, value).otherwise(F.lit(float("nan")))
     return value.cast("float").alias(columns.prediction)
+
+
+def _sum(terms: list[str]) -> str:
+    """A sum as SQL, by halves: Spark goes down into it as deep as it is nested."""
+    if len(terms) == 1:
+        return terms[0]
+    half = len(terms) // 2
+    return f"({_sum(terms[:half])} + {_sum(terms[half:])})"
 
 
 def _deviation(state: ModelState, tag: str, columns: ScoreColumns, known: Column) -> Column:
@@ -162,8 +170,8 @@ def _deviation(state: ModelState, tag: str, columns: ScoreColumns, known: Column
     terms = [f"{var('user', 0)} + {var('item', 0)} + {noise}"]
     for f in range(1, state.settings.rank + 1):
         um, im, uv, iv = mean("user", f), mean("item", f), var("user", f), var("item", f)
-        terms.append(f"{uv} * {im} * {im} + {iv} * {um} * {um} + {uv} * {iv}")
-    value = F.sqrt(F.expr(" + ".join(terms))) * F.lit(state.scale.spread)
+        terms.append(f"({uv} * {im} * {im} + {iv} * {um} * {um} + {uv} * {iv})")
+    value = F.sqrt(F.expr(_sum(terms))) * F.lit(state.scale.spread)
     if columns.cold_start == "nan" or state.blank:
         value = F.when(known, value).otherwise(F.lit(float("nan")))
     return value.cast("float").alias(columns.std)

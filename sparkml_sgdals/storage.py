@@ -170,6 +170,7 @@ class VersionStore(ObjectStore):
         metrics: dict[str, Any] | None,
         restored: Commit | None = None,
         checkpoint: str | None = None,
+        check: Callable[[], None] = lambda: None,
     ) -> Commit:
         """Write the next version.
 
@@ -179,6 +180,12 @@ class VersionStore(ObjectStore):
         restored : the version that `state` is of, where it is not the one after `previous`: the
             history of metrics is then that one's
         checkpoint : folder of Spark's checkpoint from now on, by default that of `previous`
+        check : called when all files stand, before the commit object; raises where another holds
+            the lease by then
+
+        Raises
+        ------
+        StorageError : it cannot be written, or another process has committed this version
         """
         version = 0 if previous is None else previous.version + 1
         delta_rows = 0
@@ -213,16 +220,29 @@ class VersionStore(ObjectStore):
             restored=None if restored is None else restored.version,
         )
         self.sync("files")
-        self.put_commit(commit)
+        check()
+        self.put_commit(commit, new=True)
         if previous is None:
             # the path itself and its folders are new
             self.sync("")
             self.sync("..")
         return commit
 
-    def put_commit(self, commit: Commit) -> None:
-        """Put a commit object: its version counts from now on."""
-        self.replace(_commit_name(commit.version), commit.to_bytes())
+    def put_commit(self, commit: Commit, new: bool = False) -> None:
+        """Put a commit object: its version counts from now on.
+
+        Raises StorageError where it is to be new and another process has put one.
+        """
+        name, payload = _commit_name(commit.version), commit.to_bytes()
+        if new and self.put_new(name, payload):
+            return
+        # what is there may be half of one, of a process that was killed
+        if new and self.read_commit(commit.version) is not None:
+            raise StorageError(
+                f"{self.path} has a version {commit.version} already, which another process "
+                "committed meanwhile. Nothing was changed: start again from the newest version."
+            )
+        self.replace(name, payload)
 
     def load(self, version: int | None = None) -> tuple[ModelState, Commit]:
         """A version's state, the newest by default; a writer may go on and prune meanwhile.

@@ -155,7 +155,7 @@ class StreamUpdater:
         validation = self._validate(resident)
         if learned.invalid:
             rows = pa.table({"row": pa.array(learned.invalid, pa.string())})
-            store.write_table(f"invalid/batch-{batch_id:012d}.parquet", rows)
+            store.replace_table(f"invalid/batch-{batch_id:012d}.parquet", rows)
         metrics: dict[str, Any] = {
             "batch": batch_id,
             "version": resident.commit.version + 1,
@@ -170,9 +170,13 @@ class StreamUpdater:
             "validationRmse": _json_number(validation),
             "seconds": time.perf_counter() - clock,
         }
-        check_holder(store, self.token)
         resident.commit = store.commit(
-            resident.state, learned.rows, batch_id, resident.commit, metrics
+            resident.state,
+            learned.rows,
+            batch_id,
+            resident.commit,
+            metrics,
+            check=lambda: check_holder(store, self.token),
         )
         store.prune(self.keep_versions, self.keep_seconds)
 
@@ -473,4 +477,4 @@ def _keep_validation(store: VersionStore, validation: DataFrame, options: FitOpt
         raise ValueError(f"validation cannot be scored: {faults}. Remove these rows.")
     if not table.num_rows:
         raise ValueError("validation holds no ratings: leave it out, or give some.")
-    store.write_table("validation.parquet", table)
+    store.replace_table("validation.parquet", table)

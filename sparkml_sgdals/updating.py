@@ -72,7 +72,11 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
         if before is not None:
             smooth_batch(ratings, values, state.settings, (users, items), before)
         check_finite(state, user_rows, item_rows)
-    except DivergenceError:
+        if surprises is not None:
+            learn_noise_factors((users, items), (user_rows, item_rows), ratings, surprises)
+        users.count[user_rows] += np.bincount(ratings.users, minlength=user_rows.size)
+        items.count[item_rows] += np.bincount(ratings.items, minlength=item_rows.size)
+    except BaseException as failure:
         if whole is None:
             users.put_arrow(before_rows[0])
             items.put_arrow(before_rows[1])
@@ -81,11 +85,12 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
             state.noise, state.noise_weight = noise
         else:
             vars(state).update(vars(whole))
+        if isinstance(failure, ZeroDivisionError):
+            # a variance fell below what a float32 holds
+            raise DivergenceError(
+                "The variances left the range of numbers: look for ratings of an absurd size."
+            ) from failure
         raise
-    if surprises is not None:
-        learn_noise_factors((users, items), (user_rows, item_rows), ratings, surprises)
-    users.count[user_rows] += np.bincount(ratings.users, minlength=user_rows.size)
-    items.count[item_rows] += np.bincount(ratings.items, minlength=item_rows.size)
 
     count = len(ratings)
     counted = state.counters

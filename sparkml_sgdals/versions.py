@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -138,7 +139,7 @@ def roll_back(store: VersionStore, version: int, reread: bool) -> Rollback:
     LeaseError : a stream writes to the path
     StorageError : the version is not kept or damaged, or Spark no longer keeps its offsets
     """
-    lease = Lease.acquire(store, _LEASE_SECONDS)
+    lease = _acquire(store)
     try:
         state, wanted = store.load(version)
         numbers = store.numbers()
@@ -153,7 +154,6 @@ def roll_back(store: VersionStore, version: int, reread: bool) -> Rollback:
         else:
             checkpoint = newest.checkpoint
             batch = max(newest.batch, last_done(store, checkpoint))
-        check_holder(store, lease.token)
         store.commit(
             state,
             None,
@@ -162,6 +162,7 @@ def roll_back(store: VersionStore, version: int, reread: bool) -> Rollback:
             None,
             restored=wanted,
             checkpoint=checkpoint,
+            check=lambda: check_holder(store, lease.token),
         )
         for name in store.names("invalid"):
             number = name.removeprefix("batch-").removesuffix(".parquet")
@@ -181,7 +182,7 @@ def drop_old_checkpoints(store: VersionStore) -> None:
         return
     used = {commit.checkpoint for commit in commits if commit is not None}
     for name in store.names(""):
-        if name.startswith("checkpoint") and name not in used:
+        if re.fullmatch(r"checkpoint(-\d{12})?", name) and name not in used:
             store.delete_folder(name)
 
 
@@ -197,17 +198,22 @@ def forget_users(store: VersionStore, ids: pa.Array) -> Commit:
     LeaseError : a stream writes to the path
     StorageError : there is no version, or it is damaged
     """
-    lease = Lease.acquire(store, _LEASE_SECONDS)
+    lease = _acquire(store)
     try:
         state, newest = store.load()
         meta = store.meta() or {}
         state.users = state.users.without(ids)
-        check_holder(store, lease.token)
-        made = store.commit(state, None, newest.batch, newest, None)
+        written = store.names("files")
+        made = store.commit(
+            state, None, newest.batch, replace(newest, version=store.numbers()[-1]), None,
+            check=lambda: check_holder(store, lease.token),
+        )  # fmt: skip
         for number in store.numbers():
             commit = store.read_commit(number)
             if commit is not None and number != made.version:
+                check_holder(store, lease.token)
                 _rewrite(store, commit, ids)
+        check_holder(store, lease.token)
         named = {
             file["name"].rpartition("/")[2]
             for number in store.numbers()
@@ -215,12 +221,12 @@ def forget_users(store: VersionStore, ids: pa.Array) -> Commit:
             for file in commit.files.values()
         }
         # files of batches that were never committed hold users, too
-        for name in store.names("files"):
+        for name in written:
             if name not in named:
                 store.delete(f"files/{name}")
         validation = store.read_table("validation.parquet")
         if validation is not None:
-            store.write_table("validation.parquet", drop_ids(validation, "user", ids))
+            store.replace_table("validation.parquet", drop_ids(validation, "user", ids))
         _forget_invalid(store, meta["params"].get("userCol", "user"), ids)
     finally:
         lease.release()
@@ -246,16 +252,48 @@ def _rewrite(store: VersionStore, commit: Commit, ids: pa.Array) -> None:
     store.delete(file["name"])
 
 
+def _acquire(store: VersionStore) -> Lease:
+    """The lease of a path that holds a model, renewed until it is released."""
+    if store.meta() is None:
+        raise StorageError(f"{store.path} holds no model: look whether the path is spelt right.")
+    lease = Lease.acquire(store, _LEASE_SECONDS)
+    lease.keep_while(lambda: True)
+    return lease
+
+
 def _forget_invalid(store: VersionStore, user_column: str, ids: pa.Array) -> None:
     forgotten = set(ids.cast(pa.string()).to_pylist())
     for name in store.names("invalid"):
-        table = store.read_table(f"invalid/{name}")
+        try:
+            table = store.read_table(f"invalid/{name}")
+        except pa.ArrowInvalid:
+            # who is in a damaged file cannot be told
+            store.delete(f"invalid/{name}")
+            continue
         if table is None:
             continue
         rows = table.column("row").to_pylist()
-        kept = [row for row in rows if str(_field(json.loads(row), user_column)) not in forgotten]
+        kept = [row for row in rows if not _users_of(json.loads(row), user_column) & forgotten]
         if len(kept) < len(rows):
-            store.write_table(f"invalid/{name}", pa.table({"row": pa.array(kept, pa.string())}))
+            store.replace_table(f"invalid/{name}", pa.table({"row": pa.array(kept, pa.string())}))
+
+
+def _users_of(row: dict[str, Any], user_column: str) -> set[str]:
+    """Ids that a row set aside may be of: its user's, and that in the message it came from."""
+    found = [_field(row, user_column)]
+    message = row.get("message")
+    if isinstance(message, dict) and isinstance(message.get("value"), str):
+        try:
+            inner = json.loads(message["value"])
+        except ValueError:
+            inner = None
+        if isinstance(inner, dict):
+            found.append(_field(inner, user_column))
+    return {
+        str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+        for value in found
+        if value is not None
+    }
 
 
 def _field(row: dict[str, Any], name: str) -> Any:

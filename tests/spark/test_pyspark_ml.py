@@ -156,10 +156,18 @@ class TestGrid:
 
     def test_one_bad_point_does_not_spoil_the_others(self, als, ratings):
         als = als.copy({als.solver: "sgd"})
-        models = als.fitMultiple(ratings, [{als.stepSize: 0.01}, {als.stepSize: 30.0}])
+        points = [(0.01, 1), (30.0, 1), (30.0, 2), (0.01, 2)]
+        maps = [{als.stepSize: size, als.maxIter: n} for size, n in points]
+        models = als.fitMultiple(ratings, maps)
         assert next(models)[0] == 0
-        with pytest.raises(DivergenceError, match="stepSize"):
-            next(models)
+        for _ in range(2):
+            with pytest.raises(DivergenceError, match="stepSize"):
+                next(models)
+        index, model = next(models)
+        assert (index, model.summary.totalIterations) == (3, 2)
+
+    def test_none(self, als, ratings):
+        assert als.fit(ratings, []) == []
 
 
 class TestSummary:

@@ -200,6 +200,18 @@ class TestFromALS:
         assert abs(after[1] - 1.0) < abs(before[1] - 1.0)
         assert model.state.scale.spread == 1.0
 
+    def test_a_rating_as_predicted_changes_little(self, als_model, spark, small):
+        """Regression: what partners say of an id was taken from all of ALS's features."""
+        model = StreamingBiasedALSModel.fromALS(als_model)
+        pairs = spark.createDataFrame(small.iloc[:40][["user", "item"]].drop_duplicates())
+        before = model.transform(pairs).toPandas()
+        as_predicted = spark.createDataFrame(before.rename(columns={"prediction": "rating"}))
+        model.update(as_predicted)
+        after = model.transform(pairs).toPandas().merge(before, on=["user", "item"])
+        apart = (after.prediction_x - after.prediction_y).abs()
+        assert len(apart) == len(before)
+        assert apart.max() < 0.05
+
     def test_a_large_update_has_als_as_its_prior(self, als_model, spark, small, monkeypatch):
         monkeypatch.setattr("sparkml_sgdals.collecting.COLLECT_LIMIT", 500)
         monkeypatch.setattr("sparkml_sgdals.collecting._FIRST_LOOK", 100)

@@ -44,6 +44,13 @@ def kill_session(leader):
             continue
 
 
+def classic_environment():
+    """The environment of a program with a classic session of its own."""
+    marks = ("SPARK_CONNECT", "SPARK_REMOTE", "SPARK_LOCAL_REMOTE", "SPARK_API_MODE", "PYSPARK_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(marks)}
+    return kept | {"PYSPARK_PYTHON": sys.executable}
+
+
 @pytest.fixture
 def undisturbed(als, files, stream, small, tmp_path):
     """A model that learned eight files of `small` without a stop, and its metrics."""
@@ -299,7 +306,7 @@ class TestExactlyOnce:
             )
         )
         process = subprocess.Popen(
-            [sys.executable, str(program)], start_new_session=True,
+            [sys.executable, str(program)], start_new_session=True, env=classic_environment(),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:

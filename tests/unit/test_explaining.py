@@ -74,6 +74,11 @@ def test_clipping_is_said(state):
     assert "clipped from" in found.note
 
 
+def test_ids_of_numpy(state):
+    assert explain_pair(state, np.int32(3), "i4", clip=True) == explain_pair(state, 3, "i4", True)
+    assert parts(state, 2**70, "i4")["user bias"].ratings == 0
+
+
 @pytest.mark.parametrize(("user", "item"), [("3", "i4"), (3, 4)])
 def test_the_other_kind_of_id_is_refused(state, user, item):
     with pytest.raises(TypeError, match="learned from"):

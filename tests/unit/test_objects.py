@@ -16,6 +16,7 @@ import pytest
 from test_storage import Writer
 
 from sparkml_sgdals.lease import Lease
+from sparkml_sgdals.objects import full_path
 from sparkml_sgdals.storage import StorageError, VersionStore
 
 NOBODY = 65534
@@ -184,21 +185,49 @@ def test_a_place_that_cannot_be_made(tmp_path: Path) -> None:
 def test_what_is_committed_is_synced(model: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files before the commit object, each with its folder, and that before it counts."""
     calls: list[str] = []
-    sync, replace = os.fsync, os.replace
+    sync, link = os.fsync, os.link
 
     def noted_sync(handle: int) -> None:
         calls.append(os.path.relpath(os.readlink(f"/proc/self/fd/{handle}"), model.path))
         sync(handle)
 
-    def noted_replace(old: str, new: str) -> None:
+    def noted_link(old: str, new: str) -> None:
         calls.append(f"-> {os.path.relpath(new, model.path)}")
-        replace(old, new)
+        link(old, new)
 
     monkeypatch.setattr(os, "fsync", noted_sync)
-    monkeypatch.setattr(os, "replace", noted_replace)
+    monkeypatch.setattr(os, "link", noted_link)
     model.learn()
     *files, folder, beside, named, last = calls
     assert [name.rpartition("-")[2] for name in files] == ["users.parquet", "items.parquet"]
     assert (folder, last) == ("files", "commits")
     assert beside.startswith("commits/000000000003.json.")
     assert named == "-> commits/000000000003.json"
+
+
+def test_a_version_is_committed_once(model: Writer) -> None:
+    """Two writers that both hold the version before: one of them is told, and changes nothing."""
+    store = VersionStore(str(model.path))
+    state, newest = store.load()
+    made = store.commit(state, None, newest.batch + 1, newest, {"batch": 1})
+    with pytest.raises(StorageError, match=r"has a version \d+ already, which another process"):
+        store.commit(state, None, newest.batch + 2, newest, {"batch": 2})
+    assert store.newest() == made
+
+
+def test_a_writer_that_lost_its_lease_commits_nothing(model: Writer) -> None:
+    store = VersionStore(str(model.path))
+    state, newest = store.load()
+
+    def lost() -> None:
+        raise RuntimeError("the lease is another's")
+
+    with pytest.raises(RuntimeError, match="another's"):
+        store.commit(state, None, newest.batch + 1, newest, None, check=lost)
+    assert store.newest() == newest
+
+
+@pytest.mark.parametrize("path", ["s3:/bucket/m", "file:models/m"])
+def test_half_a_uri_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match="two slashes"):
+        full_path(path)

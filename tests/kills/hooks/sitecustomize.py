@@ -84,10 +84,10 @@ def _wrap(streaming):
             reach(half.replace("half of ", "").replace("written", "being written"))
         write(self, target, payload)
 
-    def traced_put_commit(self, commit):
+    def traced_put_commit(self, commit, *args, **kwargs):
         now["base"] = commit.base == commit.version
         reach("after the files")
-        put_commit(self, commit)
+        put_commit(self, commit, *args, **kwargs)
         reach("after the commit object")
         if now["base"]:
             reach("after a base's commit object")
