@@ -126,8 +126,8 @@ def _libmf(train: pd.DataFrame, test: pd.DataFrame, point: Point) -> F64:
     return np.asarray((of_users[rows] * of_items[columns]).sum(axis=1))
 
 
-_CMF_GRID = grid_of(k=[8, 32, 64], lambda_=[7.0, 10.0, 14.0, 20.0, 40.0]) + grid_of(
-    k=[8, 32, 64], lambda_=[0.05, 0.1, 0.15, 0.2], scale_lam=[True]
+_CMF_GRID = grid_of(k=[16, 64, 128], lambda_=[7.0, 10.0, 14.0, 40.0]) + grid_of(
+    k=[16, 64, 128], lambda_=[0.1, 0.15, 0.2, 0.3], scale_lam=[True]
 )
 PEERS = (
     Peer(
@@ -142,7 +142,10 @@ PEERS = (
     ),
     Peer(
         "Surprise SVD", "surprise", "scikit-surprise",
-        grid_of(n_factors=[20, 100], n_epochs=[20, 40, 80], lr_all=[0.007], reg_all=[0.05, 0.1]),
+        grid_of(
+            n_factors=[20, 100, 200], n_epochs=[20, 40, 80], lr_all=[0.007],
+            reg_all=[0.05, 0.1, 0.15],
+        ),
         _surprise("SVD"),
     ),
     Peer(
