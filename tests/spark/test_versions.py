@@ -203,7 +203,7 @@ class TestForget:
         assert (user in job.model.state.users.index) == (user in set(later.user))
 
 
-def test_kept_by_age(learn, files, small, tmp_path, monkeypatch):
+def test_kept_by_age(classic_only, learn, files, small, tmp_path, monkeypatch):
     """Versions of the last day stay, however many; a negative age is refused."""
     monkeypatch.setattr("sparkml_sgdals.storage._MIN_ROWS_OF_BASE", 300)
     monkeypatch.setattr("sparkml_sgdals.streaming._READERS_SECONDS", 0.0)
