@@ -10,11 +10,16 @@ from dataclasses import dataclass, replace
 from pyspark.sql import DataFrame
 
 from sparkml_sgdals.fitting import FitOptions, PackedTable, learn_packed, pack_table
+from sparkml_sgdals.index import IdKind
+from sparkml_sgdals.schema import RatingColumns
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.solvers import DivergenceError
 from sparkml_sgdals.training import Trained
 
 __all__ = ["GridFit", "GridPoint"]
+
+
+Packing = tuple[RatingColumns, tuple[IdKind, IdKind], str]
 
 
 @dataclass(frozen=True)
@@ -24,10 +29,9 @@ class GridPoint:
     settings: Settings
     options: FitOptions
 
-    def packing(self) -> FitOptions:
+    def packing(self) -> Packing:
         """What the packed table depends on: equal for points that can share it."""
-        o = self.options
-        return FitOptions(o.columns, o.kinds, o.handle_invalid, 0, 0, 1, 0)
+        return self.options.columns, self.options.kinds, self.options.handle_invalid
 
     def learning(self) -> tuple[Settings, FitOptions]:
         """What learning depends on besides the number of passes: equal for points that share it."""
@@ -45,7 +49,7 @@ class GridFit:
         self._df = df
         self._points = list(points)
         self._waiting = set(range(len(points)))
-        self._packed: dict[FitOptions, PackedTable] = {}
+        self._packed: dict[Packing, PackedTable] = {}
         self._trained: dict[int, Trained] = {}
         # the machine's cores are busy with one fit; a second thread would only add to its time
         self._lock = threading.Lock()
@@ -78,8 +82,9 @@ class GridFit:
                 self._learn([index])
         finally:
             self._waiting -= {index, *self._trained}
-            if packing not in {self._points[i].packing() for i in self._waiting}:
-                _release(self._packed, packing)
+            wanted = any(self._points[i].packing() == packing for i in self._waiting)
+            if not wanted and packing in self._packed:
+                self._packed.pop(packing).release()
 
     def _learn(self, group: list[int]) -> None:
         point = self._points[group[0]]
@@ -92,8 +97,6 @@ class GridFit:
             self._trained[member] = (state.copy(), report)
 
 
-def _release(packed: dict[FitOptions, PackedTable], packing: FitOptions | None = None) -> None:
-    for key in list(packed) if packing is None else [packing]:
-        table = packed.pop(key, None)
-        if table is not None:
-            table.release()
+def _release(packed: dict[Packing, PackedTable]) -> None:
+    while packed:
+        packed.popitem()[1].release()

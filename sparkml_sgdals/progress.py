@@ -18,16 +18,15 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.fs as pafs
 
-from sparkml_sgdals.objects import ObjectStore, full_path
+from sparkml_sgdals.objects import ObjectStore, StorageError, full_path
 
 __all__ = ["TaskProgress", "clear_progress", "read_progress", "show_progress"]
 
 logger = logging.getLogger(__name__)
 
 _POLL_SECONDS: Final = 0.25
-_UNREACHABLE: Final = (OSError, ValueError, pa.ArrowException)
+_UNREACHABLE: Final = (OSError, ValueError, StorageError, pa.ArrowException)
 _NOTE: Final = re.compile(r"block-\d{5}\.json")
 
 
@@ -54,47 +53,38 @@ class TaskProgress:
         known = rmse is not None and math.isfinite(rmse)
         note = {"done": done, "total": self.total, "rmse": rmse if known else None}
         try:
-            files, folder = _open(self.path)
-            with files.open_output_stream(f"{folder}/block-{self.task:05d}.json") as sink:
-                sink.write(json.dumps(note).encode())
+            _store(self.path).replace(f"block-{self.task:05d}.json", json.dumps(note).encode())
         except _UNREACHABLE as failure:
             # a fit must not fail because nobody can watch it
             logger.warning("no progress is written to %s: %s", self.path, failure)
 
 
-def _open(path: str) -> tuple[pafs.FileSystem, str]:
-    store = ObjectStore(full_path(path))
-    return store.fs, store.root
+def _store(path: str) -> ObjectStore:
+    return ObjectStore(full_path(path))
+
+
+def _notes(store: ObjectStore) -> list[str]:
+    return [name for name in store.names("") if _NOTE.fullmatch(name)]
 
 
 def read_progress(path: str) -> tuple[int, int, float | None]:
     """Steps done and steps to do, all tasks together, and the latest training RMSE noted."""
-    files, folder = _open(path)
+    store = _store(path)
     done, total, rmse = 0, 0, None
-    selector = pafs.FileSelector(folder, allow_not_found=True)
-    for found in sorted(files.get_file_info(selector), key=lambda info: info.path):
-        if not _NOTE.fullmatch(found.base_name):
-            continue
-        try:
-            with files.open_input_stream(found.path) as source:
-                note: dict[str, Any] = json.loads(source.read())
-        except (OSError, ValueError):
-            # it is being written
-            continue
-        done += note["done"]
-        total += note["total"]
-        rmse = note["rmse"] if note["rmse"] is not None else rmse
+    for name in _notes(store):
+        note: dict[str, Any] = json.loads(store.read(name) or b"{}")
+        done += note.get("done", 0)
+        total += note.get("total", 0)
+        rmse = rmse if note.get("rmse") is None else note["rmse"]
     return done, total, rmse
 
 
 def clear_progress(path: str) -> None:
-    """Make the folder, and remove what tasks of an earlier fit noted there, nothing else."""
+    """Remove what tasks of an earlier fit noted in a folder, and nothing else there."""
     try:
-        files, folder = _open(path)
-        files.create_dir(folder, recursive=True)
-        for found in files.get_file_info(pafs.FileSelector(folder)):
-            if _NOTE.fullmatch(found.base_name):
-                files.delete_file(found.path)
+        store = _store(path)
+        for name in _notes(store):
+            store.delete(name)
     except _UNREACHABLE as failure:
         logger.warning("no progress can be written to %s: %s", path, failure)
 

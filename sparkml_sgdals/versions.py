@@ -202,10 +202,18 @@ def forget_users(store: VersionStore, ids: pa.Array) -> Commit:
     try:
         state, newest = store.load()
         meta = store.meta() or {}
+        last = store.numbers()[-1]
+        if last != newest.version:
+            # a new version would take its number, and it could not be put back any more
+            raise StorageError(
+                f"The commit object of version {last} at {store.path} is damaged, and it may hold "
+                "users too. Put it back, or go back to a whole version: "
+                f"StreamingBiasedALSModel.rollback(path, {newest.version})."
+            )
         state.users = state.users.without(ids)
         written = store.names("files")
         made = store.commit(
-            state, None, newest.batch, replace(newest, version=store.numbers()[-1]), None,
+            state, None, newest.batch, newest, None,
             check=lambda: check_holder(store, lease.token),
         )  # fmt: skip
         for number in store.numbers():
