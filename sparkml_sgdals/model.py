@@ -9,7 +9,6 @@ from pyspark.ml import Model
 from pyspark.ml.recommendation import ALSModel
 from pyspark.ml.util import MLReadable, MLWritable, MLWriter
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
 from sparkml_sgdals.collecting import COLLECT_LIMIT, collect_ratings
 from sparkml_sgdals.diagnosis import Diagnosis, diagnose_state
@@ -17,24 +16,30 @@ from sparkml_sgdals.explaining import EXPLANATION_DDL, explain_pair
 from sparkml_sgdals.factors import FactorTable, put_features
 from sparkml_sgdals.fitting import FitOptions, learn_table, refuse_invalid
 from sparkml_sgdals.managing import VersionMethods
+from sparkml_sgdals.micro_batch import learn_collected
 from sparkml_sgdals.params import ModelParams
 from sparkml_sgdals.persistence import ModelReader, ModelWriter
+from sparkml_sgdals.ranking import RankingMethods
 from sparkml_sgdals.ratings import encode_ratings, screen
-from sparkml_sgdals.recommending import RankBy, Ranking, recommend, similar
-from sparkml_sgdals.schema import RatingColumns, id_column, select_ratings
+from sparkml_sgdals.schema import RatingColumns, select_ratings
 from sparkml_sgdals.scoring import FactorFrames, ScoreColumns, factor_frame, public_factors, score
 from sparkml_sgdals.setters import ModelSetters
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import ModelState, Scale
 from sparkml_sgdals.storage import VersionStore
-from sparkml_sgdals.streaming import StreamJob, StreamStart, learn_collected, start_stream
+from sparkml_sgdals.streaming import StreamJob, StreamStart, start_stream
 from sparkml_sgdals.summary import TrainingSummary
 
 __all__ = ["StreamingBiasedALSModel", "fit_options"]
 
 
 class StreamingBiasedALSModel(
-    VersionMethods, Model, ModelSetters, MLWritable, MLReadable["StreamingBiasedALSModel"]
+    RankingMethods,
+    VersionMethods,
+    Model,
+    ModelSetters,
+    MLWritable,
+    MLReadable["StreamingBiasedALSModel"],
 ):
     """A fitted model, which predicts and goes on learning.
 
@@ -156,75 +161,7 @@ class StreamingBiasedALSModel(
             self._frames = (key, FactorFrames(*frames))
         return score(dataset, self._state, self._frames[1], columns)
 
-    # ---- recommend ---------------------------------------------------------------------------
-
-    def recommendForAllUsers(
-        self, numItems: int, excludeSeen: DataFrame | None = None, rankBy: RankBy = "prediction"
-    ) -> DataFrame:
-        """The best items for every user, with the schema of ALSModel's method of this name.
-
-        Parameters
-        ----------
-        numItems : at most so many for each
-        excludeSeen : a table with the columns userCol and itemCol: pairs not to recommend
-        rankBy : "prediction", or its "upper" or "lower" bound one standard deviation of the mean
-            away: "upper" explores what the model is unsure of
-
-        Returns
-        -------
-        DataFrame of userCol and recommendations, an array of structs of itemCol and rating, best
-        first, equal ones by id
-        """
-        return self._recommend("user", numItems, None, excludeSeen, rankBy, "")
-
-    def recommendForAllItems(
-        self, numUsers: int, excludeSeen: DataFrame | None = None, rankBy: RankBy = "prediction"
-    ) -> DataFrame:
-        """The best users for every item; `recommendForAllUsers` says the rest."""
-        return self._recommend("item", numUsers, None, excludeSeen, rankBy, "")
-
-    def recommendForUserSubset(
-        self,
-        dataset: DataFrame,
-        numItems: int,
-        excludeSeen: DataFrame | None = None,
-        rankBy: RankBy = "prediction",
-        coldCol: str = "",
-    ) -> DataFrame:
-        """The best items for the users in `dataset`; `recommendForAllUsers` says the rest.
-
-        Parameters
-        ----------
-        dataset : a table with the column userCol; a user in it that is not known gets items by
-            their biases
-        coldCol : a further column that says whether the user was not known; empty for none
-        """
-        return self._recommend("user", numItems, dataset, excludeSeen, rankBy, coldCol)
-
-    def recommendForItemSubset(
-        self,
-        dataset: DataFrame,
-        numUsers: int,
-        excludeSeen: DataFrame | None = None,
-        rankBy: RankBy = "prediction",
-        coldCol: str = "",
-    ) -> DataFrame:
-        """The best users for the items in `dataset`; `recommendForUserSubset` says the rest."""
-        return self._recommend("item", numUsers, dataset, excludeSeen, rankBy, coldCol)
-
-    def similarItems(self, dataset: DataFrame, numItems: int) -> DataFrame:
-        """The items most like those in `dataset` by the cosine of their features.
-
-        Returns
-        -------
-        DataFrame of itemCol and similar, an array of structs of itemCol and similarity (float,
-        -1 to 1), best first, without the item itself; items that are not known are left out
-        """
-        return self._similar("item", dataset, numItems)
-
-    def similarUsers(self, dataset: DataFrame, numUsers: int) -> DataFrame:
-        """The users most like those in `dataset`; `similarItems` says the rest."""
-        return self._similar("user", dataset, numUsers)
+    # ---- explain, start from ALS ------------------------------------------------------------
 
     def explain(self, user: int | str, item: int | str) -> DataFrame:
         """Why the model predicts what it does for a pair, in rows that a person can read.
@@ -416,58 +353,6 @@ class StreamingBiasedALSModel(
 
     def _kinds(self) -> tuple[Any, Any]:
         return self._state.users.index.kind, self._state.items.index.kind
-
-    def _side(self, side: str) -> tuple[FactorTable, str, str, str]:
-        """Factors, Param, column and type of ids of one side."""
-        users, items, types = self._state.users, self._state.items, self._id_types
-        if side == "user":
-            return users, "userCol", self.getUserCol(), users.index.type_name(types[0])
-        return items, "itemCol", self.getItemCol(), items.index.type_name(types[1])
-
-    def _subset(self, dataset: DataFrame, side: str) -> Any:
-        table, param, name, _ = self._side(side)
-        ids = id_column(dataset.schema, param, name, table.index.kind).alias("id")
-        found = dataset.select(ids).where(F.col("id").isNotNull()).distinct().toArrow()
-        return found.column("id").combine_chunks()
-
-    def _recommend(
-        self,
-        side: str,
-        count: int,
-        dataset: DataFrame | None,
-        seen: DataFrame | None,
-        rank_by: str,
-        cold: str,
-    ) -> DataFrame:
-        queries, param, name, id_type = self._side(side)
-        candidates, other_param, other, other_type = self._side(
-            "item" if side == "user" else "user"
-        )
-        ranking = Ranking.of(self._state, count, rank_by, self.getClipPredictions())
-        if seen is not None:
-            schema = seen.schema
-            seen = seen.select(
-                id_column(schema, param, name, queries.index.kind).alias("query"),
-                id_column(schema, other_param, other, candidates.index.kind).alias("candidate"),
-            )
-        subset = None if dataset is None else self._subset(dataset, side)
-        spark = self._session() if dataset is None else dataset.sparkSession
-        ranked = recommend(spark, self._state, queries, candidates, ranking, subset, seen)
-        fields = f"array<struct<`{other}`:{other_type},rating:float>>"
-        columns = [
-            F.col("query").cast(id_type).alias(name),
-            F.col("recommendations").cast(fields).alias("recommendations"),
-        ]
-        return ranked.select(*columns, *([F.col("cold").alias(cold)] if cold else []))
-
-    def _similar(self, side: str, dataset: DataFrame, count: int) -> DataFrame:
-        table, _, name, id_type = self._side(side)
-        ranked = similar(dataset.sparkSession, table, count, self._subset(dataset, side))
-        fields = f"array<struct<`{name}`:{id_type},similarity:float>>"
-        return ranked.select(
-            F.col("query").cast(id_type).alias(name),
-            F.col("recommendations").cast(fields).alias("similar"),
-        )
 
     @staticmethod
     def _session() -> SparkSession:

@@ -1,38 +1,29 @@
-"""Learn from a stream: one micro-batch, one committed version, exactly once (driver or its like).
-
-`StreamUpdater` is what foreachBatch calls. It is made of strings and numbers only, finds the model
-by its path and keeps it resident in the process that runs it: the driver, or under Spark Connect
-a Python process beside the server.
-"""
+"""Start a stream that learns under a model path, and the job that a caller holds (driver)."""
 
 from __future__ import annotations
 
-import logging
 import math
-import threading
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
-import numpy as np
 import pandas as pd
-import pyarrow as pa
 from pyspark.sql import DataFrame
 
 from sparkml_sgdals.checkpoint import check_checkpoint, drop_unplanned_files
-from sparkml_sgdals.collecting import COLLECT_LIMIT, Collected, collect_ratings, invalid_rows
-from sparkml_sgdals.fitting import FitOptions, column_names, learn_table, refuse_invalid
-from sparkml_sgdals.lease import Lease, check_holder
+from sparkml_sgdals.collecting import COLLECT_LIMIT
+from sparkml_sgdals.fitting import FitOptions, column_names
+from sparkml_sgdals.lease import Lease
+from sparkml_sgdals.micro_batch import StreamUpdater, forget_resident
 from sparkml_sgdals.packing import explain_problems
-from sparkml_sgdals.ratings import ZERO_WEIGHT, Problems, encode_ratings, screen
+from sparkml_sgdals.ratings import screen
 from sparkml_sgdals.repeats import drop_repeats
 from sparkml_sgdals.schema import RatingColumns, select_ratings
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import ModelState
-from sparkml_sgdals.storage import Commit, VersionStore, full_path, spark_path
-from sparkml_sgdals.updating import learn_batch
+from sparkml_sgdals.storage import VersionStore, full_path, spark_path
 from sparkml_sgdals.versions import drop_old_checkpoints
 
 if TYPE_CHECKING:
@@ -43,14 +34,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "METRICS",
+    "NOTHING",
     "StreamJob",
     "StreamStart",
-    "StreamUpdater",
-    "learn_collected",
     "start_stream",
 ]
-
-logger = logging.getLogger(__name__)
 
 
 class Versioned(Protocol):
@@ -62,9 +50,6 @@ class Versioned(Protocol):
 
 
 M = TypeVar("M", bound=Versioned)
-
-_READERS_SECONDS: Final = 60.0
-"""How long a version stays, once it is not the newest any more, for those who are reading it."""
 
 NOTHING: Final = "nothing"
 """Origin of a model that a stream starts from nothing."""
@@ -84,173 +69,6 @@ METRICS: Final = (
     "seconds",
 )
 """Columns of `StreamJob.metrics`; rmse and baselineRmse are from before the batch was learned."""
-
-
-@dataclass
-class _Resident:
-    """A model in memory between batches."""
-
-    state: ModelState
-    commit: Commit
-    token: str
-    validation: tuple[pa.Table, Any] | None
-
-
-_residents: dict[str, _Resident] = {}
-_locks: dict[str, threading.Lock] = {}
-_locks_guard = threading.Lock()
-
-
-@dataclass(frozen=True)
-class StreamUpdater:
-    """Learns a micro-batch and commits the version that follows: the function of foreachBatch."""
-
-    path: str
-    token: str
-    options: FitOptions
-    keep_versions: int
-    keep_seconds: float
-
-    def __call__(self, batch: DataFrame, batch_id: int) -> None:
-        with _locks_guard:
-            lock = _locks.setdefault(self.path, threading.Lock())
-        # a stopped query may leave its last call running while the next query starts
-        with lock:
-            resident = self._resident()
-            if batch_id <= resident.commit.batch:
-                logger.info("batch %d of %s is committed already", batch_id, self.path)
-                return
-            try:
-                self._learn(resident, batch, batch_id)
-            except BaseException:
-                # what is in memory may be half learned; the files are not
-                _residents.pop(self.path, None)
-                raise
-
-    def _resident(self) -> _Resident:
-        store = VersionStore(self.path)
-        newest = store.newest()
-        resident = _residents.get(self.path)
-        if resident is None or resident.commit != newest or resident.token != self.token:
-            state, commit = store.load()
-            table = store.read_table("validation.parquet")
-            resident = _Resident(
-                state, commit, self.token, None if table is None else (table, None)
-            )
-            _residents[self.path] = resident
-        return resident
-
-    def _learn(self, resident: _Resident, batch: DataFrame, batch_id: int) -> None:
-        clock = time.perf_counter()
-        store = VersionStore(self.path)
-        options = self.options
-        keep = options.handle_invalid == "keep"
-        collected = collect_ratings(batch, options.columns, options.kinds, keep)
-        if collected is None:
-            learned = self._learn_large(resident, batch)
-        else:
-            if options.handle_invalid == "error":
-                refuse_invalid(collected.problems, options.columns)
-            learned = learn_collected(resident.state, collected)
-        validation = self._validate(resident)
-        if learned.invalid:
-            rows = pa.table({"row": pa.array(learned.invalid, pa.string())})
-            store.replace_table(f"invalid/batch-{batch_id:012d}.parquet", rows)
-        metrics: dict[str, Any] = {
-            "batch": batch_id,
-            "version": resident.commit.version + 1,
-            "committed": pd.Timestamp.now("UTC").isoformat(timespec="milliseconds"),
-            "ratings": learned.ratings,
-            "invalid": learned.bad_rows,
-            "zeroWeight": learned.problems.get(ZERO_WEIGHT, 0),
-            "newUsers": learned.new_users,
-            "newItems": learned.new_items,
-            "rmse": _json_number(learned.rmse),
-            "baselineRmse": _json_number(learned.baseline_rmse),
-            "validationRmse": _json_number(validation),
-            "seconds": time.perf_counter() - clock,
-        }
-        resident.commit = store.commit(
-            resident.state,
-            learned.rows,
-            batch_id,
-            resident.commit,
-            metrics,
-            check=lambda: check_holder(store, self.token),
-        )
-        store.prune(self.keep_versions, self.keep_seconds)
-
-    def _learn_large(self, resident: _Resident, batch: DataFrame) -> Learned:
-        """A batch too large to collect goes the way of fit, with the model as its prior."""
-        before = resident.state
-        prior = None if before.blank else before
-        state, _, packed = learn_table(
-            batch, before.settings, self.options, prior, allow_empty=True
-        )
-        resident.state = state
-        options = self.options
-        keep = options.handle_invalid == "keep"
-        bad = packed.bad_rows
-        now, old = state.counters, before.counters
-        judged = now.prequential_ratings - old.prequential_ratings
-        squares = now.prequential_squares - old.prequential_squares
-        baseline = now.baseline_squares - old.baseline_squares
-        return Learned(
-            ratings=now.ratings - old.ratings,
-            bad_rows=bad,
-            problems=packed.problems,
-            invalid=invalid_rows(batch, options.columns, options.kinds, keep) if bad else [],
-            new_users=state.users.size - before.users.size,
-            new_items=state.items.size - before.items.size,
-            rmse=math.sqrt(squares / judged) if judged else math.nan,
-            baseline_rmse=math.sqrt(baseline / judged) if judged else math.nan,
-            rows=None,
-        )
-
-    def _validate(self, resident: _Resident) -> float:
-        if resident.validation is None:
-            return math.nan
-        table, encoded = resident.validation
-        if encoded is None:
-            encoded = encode_ratings(table)
-            resident.validation = (table, encoded)
-        state = resident.state
-        users = state.users.index.find(encoded.user_ids)[encoded.users]
-        items = state.items.index.find(encoded.item_ids)[encoded.items]
-        predictions = state.clip(state.predict(users, items)[0])
-        return float(np.sqrt(np.mean((encoded.values.astype(np.float64) - predictions) ** 2)))
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What a batch did; `rows` are those of users and items that changed, None for all."""
-
-    ratings: int
-    bad_rows: int
-    problems: Problems
-    invalid: list[str]
-    new_users: int
-    new_items: int
-    rmse: float
-    baseline_rmse: float
-    rows: tuple[Any, Any] | None
-
-
-def learn_collected(state: ModelState, collected: Collected) -> Learned:
-    """Learn a collected batch onto `state`, in place."""
-    table = collected.table
-    report = learn_batch(state, encode_ratings(table))
-    return Learned(
-        ratings=report.ratings,
-        bad_rows=collected.bad_rows,
-        problems=collected.problems,
-        invalid=collected.invalid,
-        new_users=report.new_users,
-        new_items=report.new_items,
-        rmse=report.rmse,
-        baseline_rmse=report.baseline_rmse,
-        rows=(report.user_rows, report.item_rows),
-    )
 
 
 class StreamJob(Generic[M]):
@@ -338,11 +156,7 @@ class StreamJob(Generic[M]):
     def _end(self) -> None:
         self._lease.release()
         # the state in memory is of no use without its stream
-        _residents.pop(self.path, None)
-
-
-def _json_number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+        forget_resident(self.path)
 
 
 @dataclass(frozen=True)
@@ -415,8 +229,9 @@ def start_stream(
         drop_old_checkpoints(store)
         if validation is not None:
             _keep_validation(store, validation, options)
-        keep_seconds = max(keepDays * 86400.0, _READERS_SECONDS)
-        updater = StreamUpdater(path, lease.token, options, keepVersions, keep_seconds)
+        updater = StreamUpdater(
+            path, lease.token, options, keepVersions, keep_seconds=keepDays * 86400.0
+        )
         writer = stream.writeStream.foreachBatch(updater).option(
             "checkpointLocation", f"{spark_path(path)}/{newest.checkpoint}"
         )

@@ -19,8 +19,9 @@ from helpers import ONCE, assert_same_bits, rmse
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
 from sparkml_sgdals.lease import LeaseError
+from sparkml_sgdals.micro_batch import forget_resident
 from sparkml_sgdals.storage import StorageError, VersionStore
-from sparkml_sgdals.streaming import METRICS, _residents
+from sparkml_sgdals.streaming import METRICS
 
 
 @pytest.fixture
@@ -232,7 +233,7 @@ class TestExactlyOnce:
         folder = files(small.iloc[:1500], 500, "parts")
         run(als.fitStream(stream(folder), path, trigger=ONCE))
         files(small.iloc[1500:], 500, "parts", first=3)
-        _residents.clear()
+        forget_resident(path)
         job = run(als.fitStream(stream(folder), path, trigger=ONCE))
         assert_same_bits(job.model, undisturbed[0])
         pd.testing.assert_series_equal(job.metrics().rmse, undisturbed[1].rmse)
@@ -351,7 +352,7 @@ class TestJob:
         self, classic_only, als, files, stream, small, tmp_path, monkeypatch
     ):
         monkeypatch.setattr("sparkml_sgdals.storage._MIN_ROWS_OF_BASE", 300)
-        monkeypatch.setattr("sparkml_sgdals.streaming._READERS_SECONDS", 0.0)
+        monkeypatch.setattr("sparkml_sgdals.micro_batch._READERS_SECONDS", 0.0)
         path = str(tmp_path / "m")
         folder = files(small, 100)
         job = run(als.fitStream(stream(folder), path, trigger=ONCE, keepVersions=3))

@@ -206,7 +206,7 @@ class TestForget:
 def test_kept_by_age(classic_only, learn, files, small, tmp_path, monkeypatch):
     """Versions of the last day stay, however many; a negative age is refused."""
     monkeypatch.setattr("sparkml_sgdals.storage._MIN_ROWS_OF_BASE", 300)
-    monkeypatch.setattr("sparkml_sgdals.streaming._READERS_SECONDS", 0.0)
+    monkeypatch.setattr("sparkml_sgdals.micro_batch._READERS_SECONDS", 0.0)
     path, folder = tmp_path / "m", files(small.iloc[:1500], 100)
     learn(folder, path, keepVersions=1, keepDays=1.0)
     assert len(StreamingBiasedALSModel.versions(str(path))) == 16

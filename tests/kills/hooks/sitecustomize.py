@@ -1,8 +1,8 @@
 """Every Python process of a killed tree starts with this: it traces, and waits at the named point.
 
 It stands on the path of the tree alone, so that the package needs no hooks: once the package's
-`streaming` has been imported, its store and updater are wrapped. Which process learns (the driver,
-or under Spark Connect a worker beside the server) makes no difference.
+`micro_batch` has been imported, its store and updater are wrapped. Which process learns (the
+driver, or under Spark Connect a worker beside the server) makes no difference.
 """
 
 import importlib.abc
@@ -15,10 +15,10 @@ TRACE = os.environ.get("KILLS_TRACE")
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Wraps the package's `streaming` when it is imported."""
+    """Wraps the package's `micro_batch` when it is imported."""
 
     def find_spec(self, fullname, path, target=None):
-        if fullname != "sparkml_sgdals.streaming":
+        if fullname != "sparkml_sgdals.micro_batch":
             return None
         sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
@@ -32,13 +32,13 @@ class _Finder(importlib.abc.MetaPathFinder):
         return spec
 
 
-def _wrap(streaming):
+def _wrap(micro_batch):
     from sparkml_sgdals import objects, storage
 
     # bases and pruning as often as in hours of a stream
     storage._MIN_ROWS_OF_BASE = 300
-    streaming._READERS_SECONDS = 0.0
-    store, updater = storage.VersionStore, streaming.StreamUpdater
+    micro_batch._READERS_SECONDS = 0.0
+    store, updater = storage.VersionStore, micro_batch.StreamUpdater
     point, at = os.environ.get("KILLS_POINT", ""), int(os.environ.get("KILLS_BATCH", "-1"))
     trace = os.open(TRACE, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     now = {"batch": -1, "base": False}
