@@ -374,6 +374,7 @@ def fit_options(params: ModelParams, kinds: tuple[Any, Any], invalid: str) -> Fi
         checkpoint_interval=params.getCheckpointInterval(),
         show_progress=params.getShowProgress(),
         progress_path=params.getProgressPath(),
+        max_resident_ids=params.getMaxResidentIds(),
     )
 
 
