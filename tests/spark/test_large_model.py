@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from helpers import ONCE, assert_same_bits
@@ -197,3 +200,42 @@ def test_a_path_of_format_2_goes_on(files, stream, small, tmp_path):
     part.fetch(state.users.index.ids(), state.items.index.ids())
     part.state.partial = False
     assert part.state.fingerprint() == state.fingerprint()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_five_million_ratings_in_one_batch(stream, spark, tmp_path):
+    """Learned as a table, in blocks: held-out RMSE within 1% of the same in 50 small batches."""
+    rng = np.random.default_rng(3)
+    users, items, rank, first, size = 60_000, 8_000, 4, 100_000, 5_000_000
+    taste = rng.normal(0, 0.5, (users, rank)), rng.normal(0, 0.5, (items, rank))
+    bias = rng.normal(0, 0.4, users), rng.normal(0, 0.4, items)
+
+    def made(count):
+        u, i = rng.integers(0, users, count), (items * rng.random(count) ** 2).astype(int)
+        values = 3.5 + bias[0][u] + bias[1][i] + (taste[0][u] * taste[1][i]).sum(axis=1)
+        values = (values + rng.normal(0, 0.8, count)).astype(np.float64)
+        return pd.DataFrame({"user": u, "item": i, "rating": values, "time": np.arange(count)})
+
+    table, held = made(first + size), spark.createDataFrame(made(20_000))
+    rmse, ratings = {}, {}
+    for name, limit in (("large", size), ("small", 100_000)):
+        folder = tmp_path / name
+        folder.mkdir()
+        cuts = [0, first, *range(first + limit, first + size + 1, limit)]
+        for number, (a, b) in enumerate(itertools.pairwise(cuts)):
+            file = folder / f"{number:06d}.parquet"
+            table.iloc[a:b].to_parquet(file, index=False)
+            os.utime(file, (1_000_000_000 + number,) * 2)
+        reader = spark.readStream.schema("user long, item long, rating double, time long")
+        frame = reader.option("maxFilesPerTrigger", 1).parquet(str(folder))
+        als = StreamingBiasedALS(timestampCol="time", numBlocks=4)
+        path = str(tmp_path / f"{name}-model")
+        job = run(als.fitStream(frame, path, trigger=ONCE, validation=held))
+        metrics = job.metrics()
+        rmse[name] = metrics.validationRmse.iloc[-1]
+        ratings[name] = metrics.ratings.tolist()
+        print(name, rmse[name], metrics.seconds.sum())
+    assert ratings["large"] == [first, size]
+    assert ratings["small"] == [100_000] * 51
+    assert rmse["large"] <= 1.01 * rmse["small"]
