@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pytest
 from building import contents, low_rank, ratings_of
 from hypothesis import HealthCheck, given, settings
@@ -180,6 +181,22 @@ def test_a_long_stream(tmp_path: Path) -> None:
     oldest = kept[0].version
     stale = {f"files/{n}" for n in twins.stores[1].names("files")} - used
     assert all(int(name[6:18]) >= oldest for name in stale)
+
+
+@pytest.mark.parametrize("kind", ["int", "str"])
+def test_without_a_local_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
+    """Rows come by ranges of the files, several near ones at once, as from an object store."""
+    monkeypatch.setattr(runs, "_REMOTE_GAP", 500)
+    twins = Twins(tmp_path, Settings(rank=3), (kind, kind), limit=150)
+    store = twins.stores[1]
+    store.fs, store.local = pafs.SubTreeFileSystem("/", pafs.LocalFileSystem()), False
+    twins.open()
+    rng = np.random.default_rng(2)
+    for _ in range(40):
+        numbers = [rng.integers(0, n, 60).tolist() for n in (900, 500)]
+        twins.learn(ratings_of(*(named(n, kind) for n in numbers), rng.integers(1, 9, 60) / 2))
+    twins.check()
+    assert len(twins.commits[1].runs["users"]) > 1
 
 
 def test_a_diverging_batch_changes_nothing(tmp_path: Path) -> None:
