@@ -6,8 +6,6 @@ that were still unsure: algorithm.md, equations (12) and (13). Arrays in and out
 
 from __future__ import annotations
 
-import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 import numba as nb
@@ -27,8 +25,6 @@ F32 = npt.NDArray[np.float32]
 _SWEEPS: Final = 2
 _CONCENTRATED: Final = 20.0
 """Ratings that an id has in a batch at which the filter and the sweeps count the same."""
-_RATINGS_PER_THREAD: Final = 10_000
-_MAX_THREADS: Final = 4
 
 
 def smooth_batch(
@@ -73,35 +69,22 @@ def _half(
     partner_var: F32, noise: float,
 ) -> None:  # fmt: skip
     check_rows(layout.partners, partner_mean.shape[0], "partner")
-
-    def sweep(first: int, last: int) -> None:
-        smooth_ids(
-            first, last, layout.starts, layout.partners, layout.values, layout.weights, mean,
-            prior_mean, prior_var, partner_mean, partner_var, np.float32(noise),
-        )  # fmt: skip
-
-    # an id's result depends on its own ratings only, so it is the same for any number of threads
-    threads = min(layout.partners.size // _RATINGS_PER_THREAD, os.cpu_count() or 1, _MAX_THREADS)
-    if threads <= 1:
-        sweep(0, mean.shape[0])
-        return
-    shares = np.linspace(0, layout.partners.size, threads + 1)[1:-1]
-    inner = np.searchsorted(layout.starts, shares)
-    bounds = [0, *np.minimum(inner, mean.shape[0]).tolist(), mean.shape[0]]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(sweep, bounds[:-1], bounds[1:]))
+    smooth_ids(
+        layout.starts, layout.partners, layout.values, layout.weights, mean,
+        prior_mean, prior_var, partner_mean, partner_var, np.float32(noise),
+    )  # fmt: skip
 
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST)
 def smooth_ids(  # type: ignore[no-untyped-def]
-    first, last, starts, partners, ratings, weights, mean, prior_mean, prior_var,
+    starts, partners, ratings, weights, mean, prior_mean, prior_var,
     partner_mean, partner_var, noise,
 ):  # fmt: skip
     """`sweep_ids` for means alone, a rating counting for less where its partner is unsure: (12).
 
     Parameters
     ----------
-    first, last, starts, partners, ratings, weights, partner_mean, noise : as in `sweep_ids`
+    starts, partners, ratings, weights, partner_mean, noise : as in `sweep_ids`
     mean : float32, shape (ids, rank + 1), changed in place; an id without ratings is left as it is
     prior_mean, prior_var : float32, shape (ids, rank + 1)
     partner_var : float32, shape (partners, rank + 1)
@@ -109,8 +92,9 @@ def smooth_ids(  # type: ignore[no-untyped-def]
     width = mean.shape[1]
     one = np.float32(1.0)
     weighted = weights.size > 0
+    num_ids = starts.size - 1
     longest = np.int64(0)
-    for x in range(first, last):
+    for x in range(num_ids):
         longest = max(longest, starts[x + 1] - starts[x])
     regressors = np.empty((longest, width), np.float32)
     errors = np.empty(longest, np.float32)
@@ -119,7 +103,7 @@ def smooth_ids(  # type: ignore[no-untyped-def]
     squares, partner_sums = np.empty(width, np.float32), np.empty(width, np.float32)
     gains, offsets = np.empty(width, np.float32), np.empty(width, np.float32)
     passed = np.empty(width, np.float32)
-    for x in range(first, last):
+    for x in range(num_ids):
         begin = starts[x]
         count = starts[x + 1] - begin
         if count == 0:
