@@ -97,7 +97,9 @@ def draw(curves: dict[float, F64], noise: float, path: Path) -> None:
     axes.axhline(noise, color="0.5", linewidth=1)
     axes.text(1, noise - 0.005, "noise of the ratings", va="top", color="0.4")
     axes.axvline(200, color="0.5", linewidth=1)
-    axes.text(203, 0.99 * axes.get_ylim()[1], "all users change their tastes", va="top", color="0.4")
+    axes.text(
+        203, 0.99 * axes.get_ylim()[1], "all users change their tastes", va="top", color="0.4"
+    )
     axes.set_xlabel("ratings seen, thousands")
     axes.set_ylabel("RMSE before learning (mean of 5 batches)")
     axes.set_title("A generated stream whose users change")
@@ -125,7 +127,9 @@ def main() -> None:
             print("{:8g}{:14.4f}{:13.4f}{:10.4f}".format(drift, *row.values()))
     changing, noise = changing_tastes()
     curves = {drift: stream(as_table(changing), drift)[1] for drift in SHOWN}
-    print("\nchanging tastes: RMSE of 20,000 ratings before the change, 30,000 after it, at the end")
+    print(
+        "\nchanging tastes: RMSE of 20,000 ratings before the change, 30,000 after it, at the end"
+    )
     for drift, errors in curves.items():
         parts = errors[180:200], errors[230:250], errors[380:]
         print(f"{drift:8g}" + "".join(f"{part.mean():10.4f}" for part in parts))
