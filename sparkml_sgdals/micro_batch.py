@@ -43,6 +43,8 @@ class _Resident:
     commit: Commit
     token: str
     validation: tuple[pa.Table, Any] | None
+    largest: int = 0
+    """rows of the largest partition of the last batch"""
 
 
 _residents: dict[str, _Resident] = {}
@@ -94,10 +96,11 @@ class StreamUpdater:
         store = VersionStore(self.path)
         options = self.options
         keep = options.handle_invalid == "keep"
-        collected = collect_ratings(batch, options.columns, options.kinds, keep)
+        collected = collect_ratings(batch, options.columns, options.kinds, keep, resident.largest)
         if collected is None:
             learned = self._learn_large(resident, batch)
         else:
+            resident.largest = collected.largest
             if options.handle_invalid == "error":
                 refuse_invalid(collected.problems, options.columns)
             learned = learn_collected(resident.state, collected)
@@ -163,6 +166,8 @@ class StreamUpdater:
         if encoded is None:
             encoded = encode_ratings(table)
             resident.validation = (table, encoded)
+        if not len(encoded):
+            return math.nan
         state = resident.state
         users = state.users.index.find(encoded.user_ids)[encoded.users]
         items = state.items.index.find(encoded.item_ids)[encoded.items]
