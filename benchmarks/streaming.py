@@ -36,7 +36,7 @@ from sparkml_sgdals import StreamingBiasedALS
 
 OUT = Path(__file__).resolve().parent.parent / "out" / "streaming.json"
 SCHEMA = "userId long, movieId long, rating double, timestamp long"
-SIZES = {1_000: 40, 100_000: 12}
+SIZES = {1_000: 25, 100_000: 12}
 """Ratings of a trigger, and how many triggers a run has."""
 WARM_UP = 5
 """Triggers at the start of a run that are not counted."""

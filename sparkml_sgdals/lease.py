@@ -68,17 +68,23 @@ class Lease:
             )
         lease = cls(store, seconds)
         lease._since = time.time()
-        if holder is None and not store.put_new(_NAME, lease._payload()):
-            if _read(store) is not None:
-                # another was first; it says who
-                return cls.acquire(store, seconds)
-            # broken off while it was written
-            lease.renew()
-        elif holder is not None:
-            lease.renew()
-        # of two that took over at once, the last one has it
-        check_holder(store, lease.token)
+        # before it is seen by others of this process, who would take it for a dead stream's
         cls._ours[lease.token] = lambda: not lease._released.is_set()
+        try:
+            if holder is not None:
+                lease.renew()
+            elif not store.put_new(_NAME, lease._payload()):
+                if _read(store) is not None:
+                    # another was first; it says who
+                    cls._ours.pop(lease.token)
+                    return cls.acquire(store, seconds)
+                # broken off while it was written
+                lease.renew()
+            # of two that took over at once, the last one has it
+            check_holder(store, lease.token)
+        except BaseException:
+            cls._ours.pop(lease.token, None)
+            raise
         return lease
 
     def renew(self) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
+from pathlib import Path
 
 import pytest
 from helpers import ONCE, assert_same_bits
+from s3_server import BUCKET
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
 from sparkml_sgdals.lease import Lease, LeaseError
@@ -147,3 +149,17 @@ class TestOneWriter:
         assert not store.put_new("commits/0.json", b"two")
         assert store._put_if_none("commits/0.json", b"three")
         assert store.read("commits/0.json") == b"one"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_ten_kills_and_every_point(monkeypatch):
+    """The harness of tests/kills, its models in the bucket."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "kills"))
+    from harness import POINTS, run_trial
+
+    monkeypatch.setenv("KILLS_BASE", f"s3a://{BUCKET}")
+    figures = run_trial("classic", "files", 10, POINTS, seed=2, batches=40, size=40)
+    assert figures.differences == []
+    assert figures.random_kills == 10
+    assert figures.points == list(POINTS)
