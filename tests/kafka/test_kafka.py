@@ -363,6 +363,7 @@ def test_a_closed_terminal_takes_the_broker_along():
         [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
         text=True, start_new_session=True,
     )  # fmt: skip
+    children = []
     try:
         address = process.stdout.readline().strip()
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
