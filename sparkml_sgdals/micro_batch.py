@@ -47,6 +47,8 @@ class _Resident:
     token: str
     validation: Ratings | None
     overlay: Overlay | None = None
+    largest: int = 0
+    """rows of the largest partition of the last batch"""
 
     def stop(self) -> None:
         """Break off what goes on in the background."""
@@ -118,10 +120,11 @@ class StreamUpdater:
         store = VersionStore(self.path)
         options = self.options
         keep = options.handle_invalid == "keep"
-        collected = collect_ratings(batch, options.columns, options.kinds, keep)
+        collected = collect_ratings(batch, options.columns, options.kinds, keep, resident.largest)
         if collected is None:
             learned = self._learn_large(resident, batch)
         else:
+            resident.largest = collected.largest
             if options.handle_invalid == "error":
                 refuse_invalid(collected.problems, options.columns)
             overlay = resident.overlay
@@ -199,7 +202,7 @@ class StreamUpdater:
 
     def _validate(self, resident: _Resident) -> float:
         encoded = resident.validation
-        if encoded is None:
+        if encoded is None or not len(encoded):
             return math.nan
         state = resident.state
         users = state.users.index.find(encoded.user_ids)[encoded.users]

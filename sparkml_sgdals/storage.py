@@ -242,7 +242,7 @@ class VersionStore(ObjectStore):
             part = side.to_arrow(None if rows is None else rows[number])
             files[name] = self.write_table(f"files/{version:012d}-{token}-{name}.parquet", part)
         if is_base and previous is not None:
-            history = self.metrics(restored or previous)
+            history = self.metrics(restored or previous, lenient=restored is not None)
             files |= self.write_history(f"{version:012d}-{token}", history)
         commit = Commit(
             version=version,
@@ -353,16 +353,24 @@ class VersionStore(ObjectStore):
         files = [part.files[side] for part in self.parts(commit) for side in ("users", "items")]
         return sum(file["rows"] for file in files)
 
-    def metrics(self, commit: Commit | None = None) -> list[dict[str, Any]]:
-        """The metrics of every batch up to a version, the newest by default, in order."""
-        return self._steadily(lambda: self._metrics(commit))
+    def metrics(self, commit: Commit | None = None, lenient: bool = False) -> list[dict[str, Any]]:
+        """The metrics of every batch up to a version, the newest by default, in order.
 
-    def _metrics(self, commit: Commit | None) -> list[dict[str, Any]]:
+        With `lenient`, a damaged file of them is left out with a warning.
+        """
+        return self._steadily(lambda: self._metrics(commit, lenient))
+
+    def _metrics(self, commit: Commit | None, lenient: bool) -> list[dict[str, Any]]:
         last = commit or self.newest()
         rows: list[dict[str, Any]] = []
         for part in [] if last is None else self.parts(last):
             if "metrics" in part.files:
-                rows.extend(self.read_checked(part.files["metrics"]).to_pylist())
+                try:
+                    rows.extend(self.read_checked(part.files["metrics"]).to_pylist())
+                except StorageError as damage:
+                    if not lenient:
+                        raise
+                    logger.warning("metrics of older batches are lost: %s", damage)
             if part.metrics is not None:
                 rows.append(part.metrics)
         return rows

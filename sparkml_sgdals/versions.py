@@ -20,8 +20,8 @@ from sparkml_sgdals.runs import Run, RunWriter, merge_runs
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.storage import Commit, VersionStore
 
-__all__ = ["VERSIONS", "Rollback", "drop_old_checkpoints", "forget_users", "list_versions",
-           "roll_back"]  # fmt: skip
+__all__ = ["VERSIONS", "Rollback", "drop_later_invalid", "drop_old_checkpoints", "forget_users",
+           "list_versions", "roll_back"]  # fmt: skip
 
 VERSIONS: Final = (
     "version",
@@ -175,14 +175,22 @@ def roll_back(store: VersionStore, version: int, reread: bool) -> Rollback:
             checkpoint=checkpoint,
             check=lambda: check_holder(store, lease.token),
         )
-        for name in store.names("invalid"):
-            number = name.removeprefix("batch-").removesuffix(".parquet")
-            if number.isdigit() and int(number) > batch:
-                store.delete(f"invalid/{name}")
+        drop_later_invalid(store, batch)
         offsets = end_of_batch(store, checkpoint, batch) if batch >= 0 else None
     finally:
         lease.release()
     return Rollback(following, version, batch, None if offsets is None else tuple(offsets))
+
+
+def drop_later_invalid(store: VersionStore, batch: int) -> None:
+    """Delete rows set aside of batches after `batch`. Only for the holder of the lease.
+
+    They were rolled back, or their batch was never committed and will set them aside again.
+    """
+    for name in store.names("invalid"):
+        number = name.removeprefix("batch-").removesuffix(".parquet")
+        if number.isdigit() and int(number) > batch:
+            store.delete(f"invalid/{name}")
 
 
 def drop_old_checkpoints(store: VersionStore) -> None:
@@ -246,7 +254,12 @@ def forget_users(store: VersionStore, ids: pa.Array) -> Commit:
                 store.delete(f"files/{name}")
         validation = store.read_table("validation.parquet")
         if validation is not None:
-            store.replace_table("validation.parquet", drop_ids(validation, "user", ids))
+            kept = drop_ids(validation, "user", ids)
+            if kept.num_rows:
+                store.replace_table("validation.parquet", kept)
+            else:
+                # a stream goes on without held-out ratings
+                store.delete("validation.parquet")
         _forget_invalid(store, meta["params"].get("userCol", "user"), ids)
     finally:
         lease.release()
@@ -314,6 +327,8 @@ def _acquire(store: VersionStore) -> Lease:
     if store.meta() is None:
         raise StorageError(f"{store.path} holds no model: look whether the path is spelt right.")
     lease = Lease.acquire(store, _LEASE_SECONDS)
+    # a broken write may hold users that are to be forgotten
+    store.drop_broken_writes()
     lease.keep_while(lambda: True)
     return lease
 

@@ -23,7 +23,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":
-    sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+    sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parents[1] / "scripts")]
 
 from sources import SOURCES  # noqa: E402
 
@@ -77,6 +77,12 @@ class Figures:
         return self.__dict__ | {"stages": dict(self.stages.most_common())}
 
 
+def located(path: Path) -> str:
+    """Where a model path really is: in the bucket that KILLS_BASE names, where there is one."""
+    base = os.environ.get("KILLS_BASE")
+    return f"{base}/{path.parent.name}/{path.name}" if base else str(path)
+
+
 class TooSlowError(Exception):
     """Spark gave its own worker up on a busy machine: the program ended, and is started again."""
 
@@ -103,7 +109,8 @@ class Tree:
         }
         self.log = open(scratch / "log", "wb")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "program.py"), way, source, json.dumps(spec), str(path)],
+            [sys.executable, str(HERE / "program.py"), way, source, json.dumps(spec),
+             located(path)],
             start_new_session=True, env=environment, cwd=scratch,
             stdout=self.log, stderr=subprocess.STDOUT,
         )  # fmt: skip
@@ -239,7 +246,7 @@ class Trial:
 
     @staticmethod
     def _end(path: Path) -> tuple[str, list[dict[str, Any]]]:
-        store = VersionStore(str(path))
+        store = VersionStore(located(path))
         rows = [
             {name: value for name, value in row.items() if name not in ("committed", "seconds")}
             for row in store.metrics()
@@ -297,8 +304,15 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--resident", type=int, default=0, help="ids in memory, 0 = all")
+    parser.add_argument("--store", choices=["disk", "s3"], default="disk", help="of the models")
     parser.add_argument("--json", type=Path, default=None)
     given = parser.parse_args()
+    if given.store == "s3":
+        from s3_server import BUCKET, S3Server
+
+        os.environ["KILLS_BASE"] = f"s3a://{BUCKET}"
+        # it outlives all kills, and ends with this process
+        S3Server().__enter__()
     figures = run_trial(
         given.way, given.source, given.kills, COMPACTION if given.resident else POINTS,
         given.seed, given.batches, given.size, given.resident,

@@ -439,6 +439,7 @@ def test_prune_in_turns_with_commits(
         ("file:/a/b", "file:/a/b"),
         ("file:///a/b", "file:///a/b"),
         ("s3a://bucket/key", "s3a://bucket/key"),
+        ("s3://bucket/key", "s3a://bucket/key"),
         ("hdfs://host:9000/a", "hdfs://host:9000/a"),
     ],
 )

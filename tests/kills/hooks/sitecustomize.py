@@ -84,6 +84,18 @@ def _wrap(micro_batch):
             reach(half.replace("half of ", "").replace("written", "being written"))
         write(self, target, payload)
 
+    ask = objects.ObjectStore._put_if_none
+
+    def traced_ask(self, name, payload):
+        if name.startswith("commits/"):
+            half = "half of the commit object written"
+            if half == point and now["batch"] >= at:
+                # harsher than S3 is, whose puts are whole
+                write(self, f"{self.root}/{name}", payload[: len(payload) // 2])
+                reach(half)
+            reach("the commit object being written")
+        return ask(self, name, payload)
+
     def traced_put_commit(self, commit, *args, **kwargs):
         now["base"] = commit.base == commit.version
         reach("after the files")
@@ -131,6 +143,7 @@ def _wrap(micro_batch):
     updater.__call__ = traced_call
     store.commit, store.put_commit = traced_commit, traced_put_commit
     objects.ObjectStore._put = traced_write
+    objects.ObjectStore._put_if_none = traced_ask
     store.prune, store.delete = traced_prune, traced_delete
 
 
