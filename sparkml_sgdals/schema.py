@@ -37,13 +37,17 @@ _MOMENTS = (TimestampType, TimestampNTZType, DateType)
 
 @dataclass(frozen=True)
 class RatingColumns:
-    """Names of the columns of ratings in the user's table; None where there is none."""
+    """Names of the columns of ratings in the user's table; None where there is none.
+
+    Without `rating_needed` every rating is 1 where the table has no such column.
+    """
 
     user: str
     item: str
     rating: str
     time: str | None = None
     weight: str | None = None
+    rating_needed: bool = True
 
 
 def column_type(schema: StructType, param: str, name: str) -> DataType:
@@ -124,7 +128,10 @@ def select_ratings(
     Raises ValueError for a missing column, TypeError for one of a wrong type.
     """
     schema = df.schema
-    rating = _number(schema, "ratingCol", columns.rating)
+    if columns.rating_needed or _find(schema, columns.rating) is not None:
+        rating = _number(schema, "ratingCol", columns.rating)
+    else:
+        rating = F.lit(1.0).cast("float")
     chosen = {
         "user": id_column(schema, "userCol", columns.user, kinds[0]),
         "item": id_column(schema, "itemCol", columns.item, kinds[1]),
