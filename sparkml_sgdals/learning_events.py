@@ -257,7 +257,8 @@ def _recent_context(
         squares[there] += CONTEXT_DECAY ** (2 * k)
         share = np.float32(CONTEXT_DECAY**k)
         total[there] += share * items.context[recent[there, k]]
-    return total / np.sqrt(np.maximum(squares, 1e-300)).astype(np.float32)[:, None]
+    norms = np.sqrt(np.where(squares > 0, squares, 1.0)).astype(np.float32)
+    return total / norms[:, None]
 
 
 def _bare(table: FactorTable) -> FactorTable:

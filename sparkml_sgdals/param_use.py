@@ -41,7 +41,7 @@ UNUSED_UNDER_IMPLICIT_PREFS: Final[dict[str, tuple[str, ...]]] = {
 }
 """The same where rows are events, for the solvers that learn them."""
 EVENT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
-    "bayes": {"factorPriorVariance": 0.5, "biasPriorVariance": 0.1, "numNegatives": 20},
+    "bayes": {"rank": 32, "factorPriorVariance": 0.5, "biasPriorVariance": 0.1, "numNegatives": 20},
     "isgd": {"stepSize": 0.05, "regParam": 0.01, "initStd": 0.1, "numNegatives": 0},
 }
 """Values of Params that were not set, where rows are events."""

@@ -337,7 +337,7 @@ class LearningParams(
 
     def getRank(self) -> int:
         """Value of rank."""
-        return self.getOrDefault(self.rank)
+        return self._value(self.rank)
 
     def getUserBiasRegParam(self) -> float:
         """Lambda of user biases, regParam where it is not set."""

@@ -18,9 +18,9 @@ from sparkml_sgdals.kernels import MIN_VARIANCE
 
 __all__ = ["CONTEXT_DECAY", "CONTEXT_ITEMS", "MIN_INFORMATION", "SHARES_RATE", "filter_events"]
 
-CONTEXT_ITEMS: Final = 5
+CONTEXT_ITEMS: Final = 8
 """items that a user did last and that colour its next event"""
-CONTEXT_DECAY: Final = 0.6
+CONTEXT_DECAY: Final = 0.7
 """weight of one of them in that of the one after it"""
 MIN_INFORMATION: Final = 0.05
 """least p (1 - p): keeps the step of a sure and wrong prediction finite"""
