@@ -1,4 +1,4 @@
-"""Events on Spark: fit, update, streams, scores, recommendations, files; nothing but pairs needed."""
+"""Events on Spark: fit, update, streams, scores, recommendations, files."""
 
 from __future__ import annotations
 

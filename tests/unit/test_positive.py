@@ -162,7 +162,8 @@ def test_isgd_equals_the_reference(batches, negatives):
         np.array([reference.start(n, side, 3, 7, 0.3)[1:] for n in range(size)])
         for side, size in ((USER_SIDE, 5), (ITEM_SIDE, 7))
     ]
-    isgd(sum(users, []), sum(items, []), *mean, 0.1, (0.02, 0.01), negatives)
+    flat = [[n for some in side for n in some] for side in (users, items)]
+    isgd(*flat, *mean, 0.1, (0.02, 0.01), negatives)
     for side, slow in zip((fast.users, fast.items), mean, strict=True):
         assert not side.mean[:, 0].any()
         for n, row in by_id(side).items():
