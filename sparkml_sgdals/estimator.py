@@ -36,7 +36,8 @@ class StreamingBiasedALS(
 
     prediction = mean + user bias + item bias + user features . item features, learned by
     variational Bayes (solver 'bayes', nothing to tune), by stochastic gradient descent ('sgd') or
-    by mini-batches of summed gradients ('minibatch'): docs/algorithm.md.
+    by mini-batches of summed gradients ('minibatch'): docs/algorithm.md. With implicitPrefs=True
+    rows are events, without ratings: docs/positive-only.md.
 
     Examples
     --------
@@ -80,6 +81,7 @@ class StreamingBiasedALS(
         initStd: float = 0.05,
         drift: float = 0.0,
         implicitPrior: bool = True,
+        numNegatives: int | None = None,
         numThreads: int = 0,
         numBlocks: int = 0,
         maxRatingsPerTask: int = 50_000_000,
@@ -114,7 +116,7 @@ class StreamingBiasedALS(
             raise ValueError("The DataFrame is a stream: call fitStream.")
         self.warnOfUnused()
         kinds, id_types = self._ids_of(dataset)
-        options = fit_options(self, kinds, self.getHandleInvalid())
+        options = fit_options(self, kinds, self.getHandleInvalid(), self.getImplicitPrefs())
         state, report, _ = learn_table(dataset, self.settings(), options)
         return self._model(state, id_types, report)
 
@@ -133,7 +135,7 @@ class StreamingBiasedALS(
         for stage in stages:
             stage.warnOfUnused()
             kinds, types = stage._ids_of(dataset)
-            options = fit_options(stage, kinds, stage.getHandleInvalid())
+            options = fit_options(stage, kinds, stage.getHandleInvalid(), stage.getImplicitPrefs())
             points.append(GridPoint(stage.settings(), options))
             id_types.append(types)
         grid = GridFit(dataset, points)
@@ -173,7 +175,7 @@ class StreamingBiasedALS(
             stream,
             modelPath,
             StreamStart(empty.state, NOTHING, None, empty._meta()),
-            fit_options(self, kinds, stream_invalid(self)),
+            fit_options(self, kinds, stream_invalid(self), self.getImplicitPrefs()),
             empty._at_newest,
             trigger=trigger,
             validation=validation,

@@ -142,6 +142,8 @@ def learn_packed(
         state = ModelState.empty(settings, *options.kinds) if prior is None else prior.copy()
         return [(state.copy(), TrainingReport("nothing", [], {}, 0)) for _ in stops]
     spark = packed.cells.sparkSession
+    if settings.positive:
+        _refuse_blocks(packed.counts.ratings, options)
     plan = Plan(
         options.num_blocks or blocks_for(packed.counts.ratings, options.max_ratings_per_task),
         options.num_threads or local_threads(spark),
@@ -177,6 +179,20 @@ def _train(
     if settings.tol > 0:
         warnings.warn("tol is not used in a fit in blocks.", UserWarning, stacklevel=2)
     return train_in_blocks(cells, settings, options.kinds, plan, prior)
+
+
+def _refuse_blocks(events: int, options: FitOptions) -> None:
+    if options.num_blocks > 1:
+        raise ValueError(
+            f"numBlocks is {options.num_blocks}, and events (implicitPrefs=True) are learned in "
+            "one task: set numBlocks to 1."
+        )
+    if events > options.max_ratings_per_task:
+        raise ValueError(
+            f"The table has {events} events, maxRatingsPerTask is {options.max_ratings_per_task}, "
+            "and events (implicitPrefs=True) are learned in one task: raise it, or learn the "
+            "table in parts with update or a stream."
+        )
 
 
 def _warn_of_unseen(spark: SparkSession, options: FitOptions) -> None:

@@ -19,6 +19,7 @@ from sparkml_sgdals.implicit import (
 from sparkml_sgdals.kernels import (
     check_rows,
 )
+from sparkml_sgdals.learning_events import learn_events
 from sparkml_sgdals.noise import (
     expected_after_learning,
     learn_noise_factors,
@@ -99,6 +100,10 @@ def fit_stops(
     DivergenceError : as `fit_ratings`
     """
     wanted = sorted(stops)
+    if state.settings.positive:
+        # one pass, whatever max_iter: an event counts once
+        learn_events(state, ratings)
+        return [(state, []) for _ in wanted]
     kept: dict[int, tuple[ModelState, list[float]]] = {}
     work = _Work.start(ratings, state, threads, progress)
 
