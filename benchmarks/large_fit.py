@@ -116,7 +116,7 @@ def main() -> None:
 
     def without_spark(estimator: StreamingBiasedALS) -> ModelState:
         state = ModelState.empty(estimator.settings(), "int", "int")
-        fit_ratings(encode_ratings(columns), state, cores)
+        fit_ratings(encode_ratings(columns, cores), state, cores)
         return state
 
     ways: dict[str, Callable[[], Any]] = {
@@ -143,7 +143,7 @@ def main() -> None:
             F.col("userId").cast("long").alias("user"), F.col("movieId").cast("long").alias("item"),
             F.col("rating").cast("float").alias("rating"),
         ).toArrow()  # fmt: skip
-        fit_ratings(encode_ratings(few), small, cores)
+        fit_ratings(encode_ratings(few, cores), small, cores)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     phases: dict[str, list[dict[str, float]]] = {OURS: [], PLAIN: []}
     rmse: dict[str, float] = {}
