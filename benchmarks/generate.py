@@ -20,6 +20,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numba as nb
@@ -149,7 +150,7 @@ def _write_part(folder: Path, number: int, first: int, last: int, truth: Truth, 
 
 
 def write_ratings(folder: Path, ratings: int = FULL, seed: int = 1) -> Truth:
-    """Write `ratings` ratings under folder/train and folder/test: userId, movieId, rating, timestamp.
+    """Write ratings under folder/train and folder/test: userId, movieId, rating, timestamp.
 
     Files of the same ratings and seed that are there already are left as they are.
 
@@ -172,7 +173,7 @@ def write_ratings(folder: Path, ratings: int = FULL, seed: int = 1) -> Truth:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         jobs = [
             pool.submit(_write_part, folder, n, int(a), int(b), truth, seed)
-            for n, (a, b) in enumerate(zip(bounds[:-1], bounds[1:], strict=True))
+            for n, (a, b) in enumerate(pairwise(bounds))
         ]
         for job in jobs:
             job.result()

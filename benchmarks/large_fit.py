@@ -84,6 +84,7 @@ def main() -> None:
     parser.add_argument("--memory", default="6g", help="of the driver")
     parser.add_argument("--blocks", type=int, default=0, help="numBlocks of ours")
     parser.add_argument("--only", nargs="+", choices=WAYS, default=WAYS, metavar="WAY")
+    parser.add_argument("--more", action="store_true", help="add to the runs in the JSON")
     parser.add_argument("--cold", action="store_true", help="no warm-up before the runs")
     parser.add_argument("--json", type=Path, default=OUT / "large_fit.json")
     given = parser.parse_args()
@@ -147,6 +148,14 @@ def main() -> None:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     phases: dict[str, list[dict[str, float]]] = {OURS: [], PLAIN: []}
     rmse: dict[str, float] = {}
+    if given.more and given.json.exists():
+        before = json.loads(given.json.read_text(encoding="utf-8"))
+        for name, way in before["ways"].items():
+            seconds.setdefault(name, []).extend(way["seconds"])
+            if way["rmse"] is not None:
+                rmse[name] = way["rmse"]
+        for name, runs in before["phases"].items():
+            phases[name].extend(runs)
     for _ in range(given.runs):
         for name, way in ways.items():
             took, model = timed(way)
@@ -193,7 +202,7 @@ def main() -> None:
         "pyspark": pyspark.__version__,
         "ways": {
             name: {"seconds": seconds[name], "median": median[name], "rmse": rmse.get(name)}
-            for name in ways
+            for name in seconds
         },
         "phases": phases,
         "ratios": ratios,

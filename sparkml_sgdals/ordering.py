@@ -1,4 +1,4 @@
-"""Dense positions of ids and the canonical order of ratings, at size (driver and executor; no Spark).
+"""Dense positions of ids and sorted keys of ratings, at size (driver and executor; no Spark).
 
 Counting sorts, shared out over threads: a comparison sort of 24 million ratings takes longer than
 learning them. What comes out is the same for any number of threads.
@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import pairwise
 from typing import Any, Final
 
 import numba as nb
@@ -88,7 +90,7 @@ def _encode_dense(
     # zero-copy views are read-only all of them, which spares Numba a second version
     views = [chunk.to_numpy() for chunk in column.chunks if len(chunk)]
     seen = np.zeros(width, np.bool_)
-    run_all([lambda v=v: _mark(v, low, seen) for v in views], threads)  # type: ignore[misc]
+    run_all([partial(_mark, view, low, seen) for view in views], threads)
     found = np.flatnonzero(seen)
     rank = np.empty(width, np.int32)
     rank[found] = np.arange(found.size, dtype=np.int32)
@@ -96,8 +98,8 @@ def _encode_dense(
     codes = np.empty(int(ends[-1]), np.int32)
     run_all(
         [
-            lambda v=v, c=codes[a:b]: _look_up(v, low, rank, c)  # type: ignore[misc]
-            for v, a, b in zip(views, ends[:-1], ends[1:], strict=True)
+            partial(_look_up, view, low, rank, codes[a:b])
+            for view, (a, b) in zip(views, pairwise(ends), strict=True)
         ],
         threads,
     )
@@ -132,7 +134,9 @@ def _sort_buckets(starts, low, shift, keys, rows):  # type: ignore[no-untyped-de
     while (np.int64(1) << bits) < longest:
         bits += 1
     places = np.empty((np.int64(1) << bits) + 1, np.int64)
-    fine = np.uint64(max(np.int64(shift) - bits, 0))
+    fine = np.uint64(0)
+    if shift > np.uint64(bits):
+        fine = shift - np.uint64(bits)
     mask = (np.uint64(1) << np.uint64(bits)) - np.uint64(1)
     for b in range(starts.size - 1):
         begin, size = starts[b], starts[b + 1] - starts[b]
@@ -194,14 +198,14 @@ def sort_by_key(keys: U64, threads: int = 1) -> tuple[U64, I32]:
     bits = int(keys.max() - low).bit_length()
     # two at least, as a shift by all 64 bits is none
     depth = min(max(size // _BUCKET, 2), _MAX_BUCKETS).bit_length() - 1
-    buckets, shift = 1 << depth, np.uint64(max(bits - depth, 0))
-    shares = np.linspace(0, size, threads + 1).astype(np.int64)
-    parts = [(int(a), int(b)) for a, b in zip(shares[:-1], shares[1:], strict=True)]
+    buckets: int = 1 << depth
+    shift = np.uint64(bits - depth if bits > depth else 0)
+    parts = list(pairwise(np.linspace(0, size, threads + 1).astype(np.int64).tolist()))
     counts = np.zeros((len(parts), buckets), np.int64)
     run_all(
         [
-            lambda a=a, b=b, c=c: _count_buckets(keys[a:b], low, shift, c)  # type: ignore[misc]
-            for (a, b), c in zip(parts, counts, strict=True)
+            partial(_count_buckets, keys[a:b], low, shift, own)
+            for (a, b), own in zip(parts, counts, strict=True)
         ],
         threads,
     )
@@ -210,21 +214,16 @@ def sort_by_key(keys: U64, threads: int = 1) -> tuple[U64, I32]:
     places = starts[:-1] + np.cumsum(counts, axis=0) - counts
     run_all(
         [
-            lambda a=a, b=b, p=p: _scatter(  # type: ignore[misc]
-                a, keys[a:b], low, shift, p, sorted_keys, rows
-            )
-            for (a, b), p in zip(parts, places, strict=True)
+            partial(_scatter, a, keys[a:b], low, shift, own, sorted_keys, rows)
+            for (a, b), own in zip(parts, places, strict=True)
         ],
         threads,
     )
     cuts = np.searchsorted(starts, np.linspace(0, size, 4 * threads + 1)[1:-1])
-    cuts = np.concatenate([[0], cuts, [buckets]])
     run_all(
         [
-            lambda a=a, b=b: _sort_buckets(  # type: ignore[misc]
-                starts[a : b + 1], low, shift, sorted_keys, rows
-            )
-            for a, b in zip(cuts[:-1], cuts[1:], strict=True)
+            partial(_sort_buckets, starts[a : b + 1], low, shift, sorted_keys, rows)
+            for a, b in pairwise([0, *cuts.tolist(), buckets])
         ],
         threads,
     )

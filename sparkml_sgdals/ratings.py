@@ -119,23 +119,41 @@ def encode_ratings(table: pa.Table, threads: int = 1) -> Ratings:
     else:
         primary = time.view(np.uint64) ^ _SIGN
     in_order, order = sort_by_key(primary, threads)
-    tied = np.zeros(order.size, bool)
-    if order.size:
-        equal = in_order[1:] == in_order[:-1]
-        tied[1:] |= equal
-        tied[:-1] |= equal
-    if tied.any():
+    tied, found = _tied(in_order)
+    if found:
         rows = order[tied]
         hashes = pair_hash(user_keys, item_keys, users[rows], items[rows])
         keys = [values[rows], items[rows], users[rows], hashes, in_order[tied]]
         if weights.size:
             keys.insert(0, weights[rows])
         order[tied] = rows[np.lexsort(keys)]
-    columns = [column for column in (users, items, values, weights) if column.size]
-    ordered = run_all([partial(np.take, column, order) for column in columns], threads)
-    if not ordered:
-        return Ratings(user_ids, item_ids, users, items, values, weights)
-    return Ratings(user_ids, item_ids, *ordered[:3], ordered[3] if weights.size else weights)
+    columns = [users, items, values, *([weights] if weights.size else [])]
+    ordered = run_all([partial(_take, column, order) for column in columns], threads)
+    users, items, values = ordered[:3]
+    return Ratings(
+        user_ids, item_ids, users, items, values, ordered[3] if weights.size else weights
+    )
+
+
+@nb.njit(cache=True, nogil=True)
+def _take(column, order):  # type: ignore[no-untyped-def]
+    # np.take widens the order to int64 first
+    taken = np.empty(order.size, column.dtype)
+    for n in range(order.size):
+        taken[n] = column[order[n]]
+    return taken
+
+
+@nb.njit(cache=True, nogil=True)
+def _tied(keys):  # type: ignore[no-untyped-def]
+    """Places whose key, of sorted ones, is that of a neighbour."""
+    tied = np.zeros(keys.size, np.bool_)
+    found = 0
+    for n in range(1, keys.size):
+        if keys[n] == keys[n - 1]:
+            found += 2 if not tied[n - 1] else 1
+            tied[n] = tied[n - 1] = True
+    return tied, found
 
 
 @nb.njit(cache=True, nogil=True)
