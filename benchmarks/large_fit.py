@@ -39,8 +39,9 @@ OUT = Path(__file__).resolve().parent.parent / "out"
 COLUMNS = {"userCol": "userId", "itemCol": "movieId"}
 RANK = 10
 OURS, PLAIN, THEIRS = "StreamingBiasedALS", "implicitPrior=False", "ALS"
+OURS_BY_PATH, PLAIN_BY_PATH = "fitParquet", "fitParquet, implicitPrior=False"
 SCAN, KERNELS, PLAIN_KERNELS = "scan", "no Spark", "no Spark, implicitPrior=False"
-WAYS = (OURS, PLAIN, THEIRS, SCAN, KERNELS, PLAIN_KERNELS)
+WAYS = (OURS, PLAIN, OURS_BY_PATH, PLAIN_BY_PATH, THEIRS, SCAN, KERNELS, PLAIN_KERNELS)
 
 
 def count_rows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -123,6 +124,8 @@ def main() -> None:
     ways: dict[str, Callable[[], Any]] = {
         OURS: lambda: ours.fit(train),
         PLAIN: lambda: plain.fit(train),
+        OURS_BY_PATH: lambda: ours.fitParquet(str(folder / "train")),
+        PLAIN_BY_PATH: lambda: plain.fitParquet(str(folder / "train")),
         THEIRS: lambda: als.fit(train),
         SCAN: lambda: (
             train.select("userId", "movieId", F.col("rating").cast("float"))
@@ -137,7 +140,7 @@ def main() -> None:
     print(f"{train.count():,} ratings to learn, {test.count():,} held out, {cores} cores")
 
     if not given.cold:
-        warm = spark.createDataFrame(train.limit(20_000).toPandas())
+        warm = spark.createDataFrame(train.limit(100_000).toPandas())
         ours.fit(warm), plain.fit(warm), als.fit(warm)
         small = ModelState.empty(Settings(rank=RANK), "int", "int")
         few = warm.select(
@@ -146,7 +149,9 @@ def main() -> None:
         ).toArrow()  # fmt: skip
         fit_ratings(encode_ratings(few, cores), small, cores)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    phases: dict[str, list[dict[str, float]]] = {OURS: [], PLAIN: []}
+    phases: dict[str, list[dict[str, float]]] = {
+        name: [] for name in (OURS, PLAIN, OURS_BY_PATH, PLAIN_BY_PATH)
+    }
     rmse: dict[str, float] = {}
     if given.more and given.json.exists():
         before = json.loads(given.json.read_text(encoding="utf-8"))
@@ -155,14 +160,14 @@ def main() -> None:
             if way["rmse"] is not None:
                 rmse[name] = way["rmse"]
         for name, runs in before["phases"].items():
-            phases[name].extend(runs)
+            phases.setdefault(name, []).extend(runs)
     for _ in range(given.runs):
         for name, way in ways.items():
             took, model = timed(way)
             seconds[name].append(took)
             if name in phases:
                 phases[name].append(dict(model.summary.seconds))
-            if name not in rmse and name in (OURS, PLAIN, THEIRS):
+            if name not in rmse and (name in phases or name == THEIRS):
                 rmse[name] = rmse_of(model, test)
             print(f"  {name}: {took:.1f} s", file=sys.stderr)
             del model
@@ -182,7 +187,12 @@ def main() -> None:
             parts = {part: statistics.median(run[part] for run in runs) for part in runs[0]}
             print(f"{name}: " + ", ".join(f"{part} {took:.2f} s" for part, took in parts.items()))
     ratios = {}
-    for name, floor in ((OURS, KERNELS), (PLAIN, PLAIN_KERNELS)):
+    for name, floor in (
+        (OURS, KERNELS),
+        (OURS_BY_PATH, KERNELS),
+        (PLAIN, PLAIN_KERNELS),
+        (PLAIN_BY_PATH, PLAIN_KERNELS),
+    ):
         if {name, floor, SCAN} <= set(median):
             ratios[f"{name} to its floor"] = median[name] / (median[floor] + median[SCAN])
         if {name, THEIRS} <= set(median):
