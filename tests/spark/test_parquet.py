@@ -74,7 +74,9 @@ def test_rows_that_cannot_be_learned(spark, tmp_path: Path):
         }
     )
     pq.write_table(rows, tmp_path / "bad.parquet")
-    with pytest.raises(ValueError, match=r"userCol 'user' is null .* in 1 row; ratingCol"):
+    with pytest.raises(
+        ValueError, match=r"ratingCol 'rating' is .* in 1 row; userCol 'user' is null"
+    ):
         estimator().fitParquet(str(tmp_path))
     assert estimator(handleInvalid="skip").fitParquet(str(tmp_path)).summary.ratings == 2
 
