@@ -167,7 +167,7 @@ def main() -> None:
             seconds[name].append(took)
             if name in phases:
                 phases[name].append(dict(model.summary.seconds))
-            if name not in rmse and (name in phases or name == THEIRS):
+            if name not in rmse and name in (OURS, PLAIN, THEIRS):
                 rmse[name] = rmse_of(model, test)
             print(f"  {name}: {took:.1f} s", file=sys.stderr)
             del model
