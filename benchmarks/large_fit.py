@@ -148,7 +148,7 @@ def main() -> None:
             F.col("rating").cast("float").alias("rating"),
         ).toArrow()  # fmt: skip
         fit_ratings(encode_ratings(few, cores), small, cores)
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    seconds: dict[str, list[float]] = {}
     phases: dict[str, list[dict[str, float]]] = {
         name: [] for name in (OURS, PLAIN, OURS_BY_PATH, PLAIN_BY_PATH)
     }
@@ -156,51 +156,12 @@ def main() -> None:
     if given.more and given.json.exists():
         before = json.loads(given.json.read_text(encoding="utf-8"))
         for name, way in before["ways"].items():
-            seconds.setdefault(name, []).extend(way["seconds"])
+            seconds[name] = list(way["seconds"])
             if way["rmse"] is not None:
                 rmse[name] = way["rmse"]
         for name, runs in before["phases"].items():
             phases.setdefault(name, []).extend(runs)
-    for _ in range(given.runs):
-        for name, way in ways.items():
-            took, model = timed(way)
-            seconds[name].append(took)
-            if name in phases:
-                phases[name].append(dict(model.summary.seconds))
-            if name not in rmse and name in (OURS, PLAIN, THEIRS):
-                rmse[name] = rmse_of(model, test)
-            print(f"  {name}: {took:.1f} s", file=sys.stderr)
-            del model
-    spark.stop()
-
-    median = {name: statistics.median(times) for name, times in seconds.items()}
-    unit = median.get(OURS, next(iter(median.values())))
-    print(f"\n{'':<30} {'median s':>9} {'range s':>15} {'ratio':>7} {'RMSE':>8}")
-    for name, times in seconds.items():
-        spread = f"{min(times):.2f} to {max(times):.2f}"
-        error = f"{rmse[name]:.4f}" if name in rmse else ""
-        print(
-            f"{name:<30} {median[name]:>9.2f} {spread:>15} {median[name] / unit:>7.2f} {error:>8}"
-        )
-    for name, runs in phases.items():
-        if runs:
-            parts = {part: statistics.median(run[part] for run in runs) for part in runs[0]}
-            print(f"{name}: " + ", ".join(f"{part} {took:.2f} s" for part, took in parts.items()))
-    ratios = {}
-    for name, floor in (
-        (OURS, KERNELS),
-        (OURS_BY_PATH, KERNELS),
-        (PLAIN, PLAIN_KERNELS),
-        (PLAIN_BY_PATH, PLAIN_KERNELS),
-    ):
-        if {name, floor, SCAN} <= set(median):
-            ratios[f"{name} to its floor"] = median[name] / (median[floor] + median[SCAN])
-        if {name, THEIRS} <= set(median):
-            ratios[f"ALS to {name}"] = median[THEIRS] / median[name]
-    for name, ratio in ratios.items():
-        print(f"{name}: {ratio:.2f}")
-
-    result = {
+    about = {
         "ratings": given.ratings,
         "users": len(truth.counts),
         "items": len(truth.item_ids),
@@ -210,16 +171,60 @@ def main() -> None:
         "cores": cores,
         "python": platform.python_version(),
         "pyspark": pyspark.__version__,
-        "ways": {
-            name: {"seconds": seconds[name], "median": median[name], "rmse": rmse.get(name)}
-            for name in seconds
-        },
-        "phases": phases,
-        "ratios": ratios,
     }
     given.json.parent.mkdir(exist_ok=True)
-    given.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    for _ in range(given.runs):
+        for name, way in ways.items():
+            took, model = timed(way)
+            seconds.setdefault(name, []).append(took)
+            if name in phases:
+                phases[name].append(dict(model.summary.seconds))
+            if name not in rmse and name in (OURS, PLAIN, THEIRS):
+                rmse[name] = rmse_of(model, test)
+            print(f"  {name}: {took:.1f} s", file=sys.stderr)
+            del model
+            # after each, so that a long session may be cut short
+            result = about | summary(seconds, phases, rmse)
+            given.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    spark.stop()
+
+    found = summary(seconds, phases, rmse)
+    median = {name: way["median"] for name, way in found["ways"].items()}
+    unit = median.get(OURS, next(iter(median.values())))
+    print(f"\n{'':<30} {'median s':>9} {'range s':>15} {'ratio':>7} {'RMSE':>8}")
+    for name, times in seconds.items():
+        spread = f"{min(times):.2f} to {max(times):.2f}"
+        error = f"{rmse[name]:.4f}" if name in rmse else ""
+        ratio = median[name] / unit
+        print(f"{name:<30} {median[name]:>9.2f} {spread:>15} {ratio:>7.2f} {error:>8}")
+    for name, runs in phases.items():
+        if runs:
+            parts = {part: statistics.median(run[part] for run in runs) for part in runs[0]}
+            print(f"{name}: " + ", ".join(f"{part} {took:.2f} s" for part, took in parts.items()))
+    for name, ratio in found["ratios"].items():
+        print(f"{name}: {ratio:.2f}")
     print(f"written to {given.json}")
+
+
+def summary(
+    seconds: dict[str, list[float]],
+    phases: dict[str, list[dict[str, float]]],
+    rmse: dict[str, float],
+) -> dict[str, Any]:
+    """Medians, and the ratios that are promised, of what has been measured so far."""
+    median = {name: statistics.median(times) for name, times in seconds.items() if times}
+    ratios = {}
+    for name in (OURS, OURS_BY_PATH, PLAIN, PLAIN_BY_PATH):
+        floor = PLAIN_KERNELS if PLAIN in name else KERNELS
+        if {name, floor, SCAN} <= set(median):
+            ratios[f"{name} to its floor"] = median[name] / (median[floor] + median[SCAN])
+        if {name, THEIRS} <= set(median):
+            ratios[f"ALS to {name}"] = median[THEIRS] / median[name]
+    ways = {
+        name: {"seconds": seconds[name], "median": median[name], "rmse": rmse.get(name)}
+        for name in median
+    }
+    return {"ways": ways, "phases": phases, "ratios": ratios}
 
 
 if __name__ == "__main__":
