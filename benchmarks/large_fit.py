@@ -10,7 +10,9 @@ as Arrow, where they are only counted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import math
 import os
 import platform
 import statistics
@@ -69,11 +71,32 @@ def rmse_of(model: Any, test: DataFrame) -> float:
     return float(row[0])
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds that it takes, and what it gives."""
-    clock = time.perf_counter()
+def cpu_seconds() -> float:
+    """Seconds of CPU that this process and its children took: Spark's JVM and its workers.
+
+    On a machine with other work they say more than the clock. NaN where there is no /proc.
+    """
+    parents, ticks = {}, {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = file.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            parents[int(file.parent.name)] = int(fields[1])
+            # of the process, and of children that have ended
+            ticks[int(file.parent.name)] = sum(map(int, fields[11:15]))
+    ours, grown = {os.getpid()}, True
+    while grown:
+        more = {child for child, parent in parents.items() if parent in ours} - ours
+        grown = bool(more)
+        ours |= more
+    held = [ticks[process] for process in ours if process in ticks]
+    return sum(held) / os.sysconf("SC_CLK_TCK") if held else math.nan
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Seconds that it takes by the clock and of CPU, and what it gives."""
+    clock, cpu = time.perf_counter(), cpu_seconds()
     given = work()
-    return time.perf_counter() - clock, given
+    return time.perf_counter() - clock, cpu_seconds() - cpu, given
 
 
 def main() -> None:
@@ -149,6 +172,7 @@ def main() -> None:
         ).toArrow()  # fmt: skip
         fit_ratings(encode_ratings(few, cores), small, cores)
     seconds: dict[str, list[float]] = {}
+    cpu: dict[str, list[float]] = {}
     phases: dict[str, list[dict[str, float]]] = {
         name: [] for name in (OURS, PLAIN, OURS_BY_PATH, PLAIN_BY_PATH)
     }
@@ -156,7 +180,7 @@ def main() -> None:
     if given.more and given.json.exists():
         before = json.loads(given.json.read_text(encoding="utf-8"))
         for name, way in before["ways"].items():
-            seconds[name] = list(way["seconds"])
+            seconds[name], cpu[name] = list(way["seconds"]), list(way["cpu"])
             if way["rmse"] is not None:
                 rmse[name] = way["rmse"]
         for name, runs in before["phases"].items():
@@ -175,28 +199,29 @@ def main() -> None:
     given.json.parent.mkdir(exist_ok=True)
     for _ in range(given.runs):
         for name, way in ways.items():
-            took, model = timed(way)
+            took, busy, model = timed(way)
             seconds.setdefault(name, []).append(took)
+            cpu.setdefault(name, []).append(busy)
             if name in phases:
                 phases[name].append(dict(model.summary.seconds))
             if name not in rmse and name in (OURS, PLAIN, THEIRS):
                 rmse[name] = rmse_of(model, test)
-            print(f"  {name}: {took:.1f} s", file=sys.stderr)
+            print(f"  {name}: {took:.1f} s, {busy:.1f} s of CPU", file=sys.stderr)
             del model
             # after each, so that a long session may be cut short
-            result = about | summary(seconds, phases, rmse)
+            result = about | summary(seconds, cpu, phases, rmse)
             given.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     spark.stop()
 
-    found = summary(seconds, phases, rmse)
+    found = summary(seconds, cpu, phases, rmse)
     median = {name: way["median"] for name, way in found["ways"].items()}
     unit = median.get(OURS, next(iter(median.values())))
-    print(f"\n{'':<30} {'median s':>9} {'range s':>15} {'ratio':>7} {'RMSE':>8}")
+    print(f"\n{'':<30} {'median s':>9} {'range s':>15} {'CPU s':>7} {'ratio':>7} {'RMSE':>8}")
     for name, times in seconds.items():
         spread = f"{min(times):.2f} to {max(times):.2f}"
         error = f"{rmse[name]:.4f}" if name in rmse else ""
-        ratio = median[name] / unit
-        print(f"{name:<30} {median[name]:>9.2f} {spread:>15} {ratio:>7.2f} {error:>8}")
+        ratio, busy = median[name] / unit, found["ways"][name]["medianCpu"]
+        print(f"{name:<30} {median[name]:>9.2f} {spread:>15} {busy:>7.1f} {ratio:>7.2f} {error:>8}")
     for name, runs in phases.items():
         if runs:
             parts = {part: statistics.median(run[part] for run in runs) for part in runs[0]}
@@ -208,6 +233,7 @@ def main() -> None:
 
 def summary(
     seconds: dict[str, list[float]],
+    cpu: dict[str, list[float]],
     phases: dict[str, list[dict[str, float]]],
     rmse: dict[str, float],
 ) -> dict[str, Any]:
@@ -221,7 +247,13 @@ def summary(
         if {name, THEIRS} <= set(median):
             ratios[f"ALS to {name}"] = median[THEIRS] / median[name]
     ways = {
-        name: {"seconds": seconds[name], "median": median[name], "rmse": rmse.get(name)}
+        name: {
+            "seconds": seconds[name],
+            "median": median[name],
+            "cpu": cpu[name],
+            "medianCpu": statistics.median(cpu[name]),
+            "rmse": rmse.get(name),
+        }
         for name in median
     }
     return {"ways": ways, "phases": phases, "ratios": ratios}
