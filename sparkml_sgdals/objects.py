@@ -12,13 +12,15 @@ import hashlib
 import os
 import re
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-__all__ = ["ObjectStore", "StorageError", "full_path", "spark_path", "user_name"]
+__all__ = ["GoneError", "ObjectStore", "StorageError", "full_path", "spark_path", "user_name"]
 
 
 class StorageError(RuntimeError):
@@ -50,6 +52,10 @@ def user_name() -> str:
 def spark_path(path: str) -> str:
     """The path as Spark has to be given it: one without a scheme is local."""
     return path if "://" in path or path.startswith("file:") else f"file:{os.path.abspath(path)}"
+
+
+class GoneError(StorageError):
+    """A file or commit is missing: perhaps it was pruned while a reader was at it."""
 
 
 class ObjectStore:
@@ -177,6 +183,14 @@ class ObjectStore:
             self.fs.delete_file(f"{self.root}/{name}")
         except FileNotFoundError:
             return
+
+    @contextmanager
+    def explaining(self, name: str) -> Iterator[None]:
+        """Raise StorageError, with what to do, where writing an object fails inside."""
+        try:
+            yield
+        except OSError as failure:
+            raise StorageError(_explained(f"{self.path}/{name}", "written", failure)) from failure
 
     def names(self, folder: str) -> list[str]:
         """Names of the objects in a folder under the path, sorted."""
