@@ -27,6 +27,7 @@ __all__ = [
     "predict_rows",
     "rating_gradients",
     "sgd_ratings",
+    "standardise",
     "sweep_ids",
 ]
 
@@ -47,6 +48,15 @@ def check_rows(rows: npt.NDArray[np.integer], size: int, side: str) -> None:
         raise IndexError(
             f"{side} rows reach from {rows.min()} to {rows.max()}, the factors have {size}"
         )
+
+
+@nb.njit(cache=True, nogil=True, error_model="numpy")
+def standardise(ratings, mean, spread):  # type: ignore[no-untyped-def]
+    """Ratings in units of the spread about the mean: float32 of a difference in float64."""
+    units = np.empty(ratings.size, np.float32)
+    for n in range(ratings.size):
+        units[n] = np.float32((np.float64(ratings[n]) - mean) / spread)
+    return units
 
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST)
