@@ -78,8 +78,13 @@ def learn_table(
     options: FitOptions,
     prior: ModelState | None = None,
     allow_empty: bool = False,
+    cells: DataFrame | None = None,
 ) -> tuple[ModelState, TrainingReport, PackedCounts]:
     """Learn a table of any size, fresh or onto a model; the state given is left as it is.
+
+    Parameters
+    ----------
+    cells : the table as packed already, not persisted
 
     Raises
     ------
@@ -88,7 +93,7 @@ def learn_table(
     TypeError : where a column has a wrong type
     DivergenceError : where the solver ran away
     """
-    packed = pack_table(df, options, allow_empty or prior is not None)
+    packed = pack_table(df, options, allow_empty or prior is not None, cells)
     try:
         ((state, report),) = learn_packed(packed, settings, options, (settings.max_iter,), prior)
     finally:
@@ -96,11 +101,18 @@ def learn_table(
     return state, report, packed.counts
 
 
-def pack_table(df: DataFrame, options: FitOptions, allow_empty: bool = False) -> PackedTable:
+def pack_table(
+    df: DataFrame,
+    options: FitOptions,
+    allow_empty: bool = False,
+    cells: DataFrame | None = None,
+) -> PackedTable:
     """Select, check, pack and count a table; raises as `learn_table` says."""
     clock = time.perf_counter()
     ratings = select_ratings(df, options.columns, options.kinds)
-    cells = pack(ratings, keep=options.handle_invalid == "keep").persist()
+    if cells is None:
+        cells = pack(ratings, keep=options.handle_invalid == "keep")
+    cells = cells.persist()
     try:
         with phase(df.sparkSession, "pack"):
             counts = count_packed(cells)

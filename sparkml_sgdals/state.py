@@ -17,7 +17,7 @@ import pyarrow as pa
 from sparkml_sgdals.factors import FactorTable, arrow_schema, prior_variances
 from sparkml_sgdals.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.index import IdKind
-from sparkml_sgdals.kernels import predict_rows
+from sparkml_sgdals.kernels import predict_rows, standardise
 from sparkml_sgdals.settings import Settings
 
 __all__ = ["SETTLING_RATINGS", "Counters", "ModelState", "Scale"]
@@ -69,7 +69,7 @@ class Scale:
 
     def standardise(self, values: F32) -> F32:
         """Ratings in units of the spread about the mean, float32."""
-        return ((values.astype(np.float64) - self.mean) / self.spread).astype(np.float32)
+        return standardise(values, self.mean, self.spread)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
