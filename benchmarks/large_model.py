@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -28,6 +29,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sparkml_sgdals.factors import FactorTable, arrow_schema
+from sparkml_sgdals.rows import RowShape
+from sparkml_sgdals.runs import Run, RunWriter, merge_runs
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import SETTLING_RATINGS, Counters, ModelState, Scale
 from sparkml_sgdals.storage import VersionStore
@@ -148,6 +151,32 @@ def stream(path: str, folder: str, resident: int) -> dict[str, Any]:
     return {"before": before, "batches": batches, "triggers": progress, "compactions": compactions}
 
 
+def whole_base(path: str) -> dict[str, Any]:
+    """Merge all runs of a path, whose stream has stopped, into a new base; the path keeps its own.
+
+    It happens when about as many rows have changed as the base holds.
+    """
+    store = VersionStore(path)
+    meta, commit = store.meta() or {}, store.newest()
+    assert commit is not None
+    assert commit.runs is not None
+    shape = RowShape.of("int", Settings.from_json(meta["settings"]))
+    clock, before, rows, size = time.perf_counter(), memory(), 0, 0
+    for side in ("users", "items"):
+        held = [Run(store, shape, entry) for entry in commit.runs[side]]
+        with RunWriter(store, shape, f"files/{commit.version:012d}-bench-{side}") as writer:
+            merge_runs(held, writer)
+        rows += writer.entry()["count"]
+        for part in ("rows", "keys"):
+            size += writer.entry()[part]["bytes"]
+            store.delete(writer.entry()[part]["name"])
+    return {
+        "rows": rows, "MB": size // 2**20, "seconds": round(time.perf_counter() - clock, 1),
+        "memory before, MB": before, "memory after, MB": memory(),
+        "highest RSS, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }  # fmt: skip
+
+
 def summary(found: dict[str, Any], warm: int) -> dict[str, Any]:
     """The figures of a run, without its first batches."""
     batches = found["batches"][warm:]
@@ -186,7 +215,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=300)
     parser.add_argument("--size", type=int, default=1000)
     parser.add_argument("--warm", type=int, default=20, help="first batches that do not count")
-    parser.add_argument("--only", choices=["all", "make", "small", "large"], default="all")
+    parser.add_argument("--only", choices=["all", "make", "small", "large", "base"], default="all")
     parser.add_argument("--scratch", type=Path, help="folder to work in, kept; for --only")
     parser.add_argument("--json", type=Path, default=Path("out/large_model.json"))
     parser.add_argument("--stream", nargs=3, help=argparse.SUPPRESS)
@@ -227,6 +256,8 @@ def run(given: argparse.Namespace, scratch: Path) -> None:
                 name: round(figures["large"][what][name] / value, 2)
                 for name, value in figures["small"][what].items()
             }
+    if given.only in ("all", "base"):
+        figures["a base of all"] = whole_base(str(scratch / "large"))
     out.write_text(json.dumps(figures, indent=1) + "\n")
     print(out.read_text())
 

@@ -14,13 +14,17 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 __all__ = ["GoneError", "ObjectStore", "StorageError", "full_path", "spark_path", "user_name"]
+
+
+_ROW_GROUP: Final = 131_072
+"""Rows that a reader of a table's parts has to hold at once, at most."""
 
 
 class StorageError(RuntimeError):
@@ -225,7 +229,7 @@ class ObjectStore:
     def write_table(self, name: str, table: pa.Table) -> dict[str, Any]:
         """Put a table as Parquet; its name, rows, size and checksum."""
         sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
+        pq.write_table(table, sink, row_group_size=_ROW_GROUP)
         payload = sink.getvalue().to_pybytes()
         self.write(name, payload)
         check = hashlib.sha256(payload).hexdigest()
