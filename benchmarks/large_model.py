@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -28,9 +30,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sparkml_sgdals.factors import FactorTable, arrow_schema
+from sparkml_sgdals.overlay import Overlay
+from sparkml_sgdals.ratings import encode_ratings
+from sparkml_sgdals.rows import RowShape
+from sparkml_sgdals.runs import Run, RunWriter, merge_runs
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import SETTLING_RATINGS, Counters, ModelState, Scale
 from sparkml_sgdals.storage import VersionStore
+from sparkml_sgdals.updating import learn_batch
 
 SCHEMA = "user long, item long, rating double, time long"
 _CHUNK = 200_000
@@ -148,6 +155,80 @@ def stream(path: str, folder: str, resident: int) -> dict[str, Any]:
     return {"before": before, "batches": batches, "triggers": progress, "compactions": compactions}
 
 
+def whole_base(path: str) -> dict[str, Any]:
+    """Merge all runs of a path, whose stream has stopped, into a new base; the path keeps its own.
+
+    It happens when about as many rows have changed as the base holds.
+    """
+    store = VersionStore(path)
+    meta, commit = store.meta() or {}, store.newest()
+    assert commit is not None
+    assert commit.runs is not None
+    shape = RowShape.of("int", Settings.from_json(meta["settings"]))
+    clock, before, rows, size = time.perf_counter(), memory(), 0, 0
+    for side in ("users", "items"):
+        held = [Run(store, shape, entry) for entry in commit.runs[side]]
+        with RunWriter(store, shape, f"files/{commit.version:012d}-bench-{side}") as writer:
+            merge_runs(held, writer)
+        rows += writer.entry()["count"]
+        for part in ("rows", "keys"):
+            size += writer.entry()[part]["bytes"]
+            store.delete(writer.entry()[part]["name"])
+    return {
+        "rows": rows, "MB": size // 2**20, "seconds": round(time.perf_counter() - clock, 1),
+        "memory before, MB": before, "memory after, MB": memory(),
+        "highest RSS, MB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+    }  # fmt: skip
+
+
+def in_turns(scratch: Path, given: argparse.Namespace) -> dict[str, Any]:
+    """Learn and commit without Spark, small and large by turns: load meets both alike.
+
+    On copies of the small path, and on the large path, after its stream.
+    """
+    shutil.copytree(scratch / "small", scratch / "small-copy", dirs_exist_ok=True)
+    rng = np.random.default_rng(2)
+    seconds: dict[str, list[float]] = {"small": [], "large": []}
+    sides = {}
+    for name, folder, ids in (("small", "small-copy", given.small), ("large", "large", given.ids)):
+        store = VersionStore(str(scratch / folder))
+        commit = store.newest()
+        assert commit is not None
+        part = Overlay(store, commit, given.resident) if name == "large" else None
+        state = store.load()[0] if part is None else part.state
+        sides[name] = [store, commit, part, state, ids]
+    for _ in range(given.warm + given.turns):
+        for name, (store, commit, part, state, ids) in sides.items():
+            users, items = ids - ids // 5, ids // 5
+            columns = {
+                side: rng.integers(1, n + 1, given.size) * 3 + (rng.random(given.size) < 0.01)
+                for side, n in (("user", users), ("item", items))
+            }
+            values = (rng.integers(1, 11, given.size) / 2).astype(np.float32)
+            table = pa.table(columns | {"rating": values})
+            clock = time.perf_counter()
+            ratings = encode_ratings(table)
+            onto = None
+            if part is not None:
+                part.fetch(ratings.user_ids, ratings.item_ids)
+            report = learn_batch(state, ratings)
+            if part is not None:
+                onto = part.onto(report.new_users, report.new_items)
+            rows = (report.user_rows, report.item_rows)
+            made = store.commit(state, rows, commit.batch + 1, commit, {"batch": 0}, onto=onto)
+            if part is not None:
+                part.committed(made, rows)
+            sides[name][1] = made
+            seconds[name].append(time.perf_counter() - clock)
+    counted = {name: np.array(held[given.warm :]) * 1000 for name, held in seconds.items()}
+    found = {
+        name: {"median, ms": round(float(np.median(v)), 1), "mean, ms": round(float(v.mean()), 1)}
+        for name, v in counted.items()
+    }
+    ratio = counted["large"] / counted["small"]
+    return found | {"median of the ratios": round(float(np.median(ratio)), 2), "turns": given.turns}
+
+
 def summary(found: dict[str, Any], warm: int) -> dict[str, Any]:
     """The figures of a run, without its first batches."""
     batches = found["batches"][warm:]
@@ -186,7 +267,10 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=300)
     parser.add_argument("--size", type=int, default=1000)
     parser.add_argument("--warm", type=int, default=20, help="first batches that do not count")
-    parser.add_argument("--only", choices=["all", "make", "small", "large"], default="all")
+    parser.add_argument("--turns", type=int, default=100)
+    parser.add_argument(
+        "--only", choices=["all", "make", "small", "large", "turns", "base"], default="all"
+    )
     parser.add_argument("--scratch", type=Path, help="folder to work in, kept; for --only")
     parser.add_argument("--json", type=Path, default=Path("out/large_model.json"))
     parser.add_argument("--stream", nargs=3, help=argparse.SUPPRESS)
@@ -227,6 +311,10 @@ def run(given: argparse.Namespace, scratch: Path) -> None:
                 name: round(figures["large"][what][name] / value, 2)
                 for name, value in figures["small"][what].items()
             }
+    if given.only in ("all", "turns"):
+        figures["in turns, without Spark"] = in_turns(scratch, given)
+    if given.only in ("all", "base"):
+        figures["a base of all"] = whole_base(str(scratch / "large"))
     out.write_text(json.dumps(figures, indent=1) + "\n")
     print(out.read_text())
 

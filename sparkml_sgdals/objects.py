@@ -16,13 +16,17 @@ import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 __all__ = ["GoneError", "ObjectStore", "StorageError", "full_path", "spark_path", "user_name"]
+
+
+_ROW_GROUP: Final = 131_072
+"""Rows that a reader of a table's parts has to hold at once, at most."""
 
 
 class StorageError(RuntimeError):
@@ -289,7 +293,7 @@ def _file_system(uri: str) -> tuple[pafs.FileSystem, str]:
 def _parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     # floats and distinct ids: a dictionary would take ten times as long, and more room
-    pq.write_table(table, sink, use_dictionary=False, write_statistics=False)
+    pq.write_table(table, sink, row_group_size=_ROW_GROUP, use_dictionary=False, write_statistics=False)
     return bytes(sink.getvalue().to_pybytes())
 
 

@@ -71,7 +71,6 @@ class Overlay:
         self._used = {side: np.empty(0, np.int64) for side in SIDES}
         self._pinned: dict[str, pa.Array] = {}
         self._compaction: Compaction | None = None
-        self._version = commit.version
         counts = commit.ids if commit.runs is not None else None
         # after a conversion each side is one run
         self._ids = list(counts or [sum(len(run) for run in self._runs[s]) for s in SIDES])
@@ -121,7 +120,6 @@ class Overlay:
 
     def committed(self, commit: Commit, rows: tuple[I64, I64]) -> None:
         """A batch that changed `rows` was committed: drop rows, or compact, where it is time."""
-        self._version = commit.version
         self._ids = list(commit.ids or self._ids)
         self.state.partial = sum(self._ids) > 0
         for side, some in zip(SIDES, rows, strict=True):

@@ -25,7 +25,7 @@ def test_a_few_kills():
 def test_kills_while_a_part_is_in_memory():
     """While runs are written, and once they count; the end is that of all in memory."""
     points = COMPACTION[1:4:2]
-    figures = run_trial("classic", "files", 0, points, seed=4, batches=24, size=100, resident=60)
+    figures = run_trial("classic", "files", 0, points, seed=4, batches=20, size=100, resident=60)
     assert figures.differences == []
     assert figures.points == list(points)
 
