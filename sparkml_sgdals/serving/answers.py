@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparkml_sgdals.explaining import explain_pair
+from sparkml_sgdals.index import IdKind
 from sparkml_sgdals.serving import schemas as out
 from sparkml_sgdals.serving.history import History, Known
 from sparkml_sgdals.serving.holder import ModelHolder, ServedModel
@@ -103,8 +104,9 @@ class Answers:
                 one.because = because[:3]
                 one.reason = self._reason(model, int(best.rows[place]), because)
             found.append(one)
+        whose = None if user is None else _own(model.kinds[0], user)
         return out.Recommendations(
-            user=user, version=model.version, cold=person.cold, learned=person.count, items=found
+            user=whose, version=model.version, cold=person.cold, learned=person.count, items=found
         )
 
     # ---- predict, explain -------------------------------------------------------------------
@@ -118,8 +120,8 @@ class Answers:
         person, rows = person_of(model, user), model.item_rows([item])
         values, deviations = predicted(model, person, rows)
         return out.Prediction(
-            user=user,
-            item=item,
+            user=_own(model.kinds[0], user),
+            item=_own(model.kinds[1], item),
             title=self._title(model, item),
             version=model.version,
             cold=person.cold or int(rows[0]) < 0,
@@ -176,8 +178,7 @@ class Answers:
     def _reason(self, model: ServedModel, row: int, because: list[out.Because]) -> str:
         bias = float(model.items.mean[row, 0]) * model.shell.scale.spread
         named = [(b.title or str(b.item), b.rating, b.share) for b in because]
-        counters = model.shell.counters
-        return sentence(bias, int(model.items.count[row]), named, (counters.low, counters.high))
+        return sentence(bias, int(model.items.count[row]), named)
 
     def _title(self, model: ServedModel, item: Key) -> str | None:
         key = key_of(item, model.kinds[1])
@@ -192,7 +193,7 @@ class Answers:
             best = like_item(model, row, n) if row >= 0 else None
             found = [] if best is None else zip(best.ids, best.values.tolist(), strict=True)
             return out.Similar(
-                item=item,
+                item=_own(model.kinds[1], item),
                 title=self._title(model, item),
                 version=model.version,
                 cold=row < 0,
@@ -243,7 +244,7 @@ class Answers:
         with self.holder.reading() as model:
             learned = person_of(model, user).count
         return out.UserRatings(
-            user=user,
+            user=_own(model.kinds[0], user),
             version=model.version,
             learned=learned,
             ratings=[
@@ -321,6 +322,12 @@ class Answers:
             "baseline_rmse": numbers.get("baselineRmse"),
             "validation_rmse": numbers.get("validationRmse"),
         }
+
+
+def _own(kind: IdKind, given: Key) -> Key:
+    """An id as the model knows it, as it was given where it cannot be one."""
+    key = key_of(given, kind)
+    return given if key is None else key
 
 
 def _or_unknown(key: Key | None) -> Key:

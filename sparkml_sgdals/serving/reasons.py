@@ -7,6 +7,7 @@ part of a prediction splits into a share of each rating: Hu, Koren and Volinsky 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,9 @@ from sparkml_sgdals.serving.holder import ServedModel
 from sparkml_sgdals.serving.people import Person
 
 __all__ = ["Share", "sentence", "shares"]
+
+_TELLING: Final = 0.005
+"""a share that would show in two digits"""
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
@@ -60,9 +64,7 @@ def shares(model: ServedModel, person: Person, rated: I64, values: F64, row: int
     return [Share(int(rated[n]), float(values[n]), float(found[n])) for n in order]
 
 
-def sentence(
-    bias: float, count: int, because: list[tuple[str, float, float]], range_: tuple[float, float]
-) -> str:
+def sentence(bias: float, count: int, because: list[tuple[str, float, float]]) -> str:
     """Why an item is recommended, for a person to read.
 
     Parameters
@@ -70,25 +72,14 @@ def sentence(
     bias : how far above the mean the item is rated, in rating units
     count : ratings behind it
     because : name, rating and share of the ratings that speak for it, largest first
-    range_ : lowest and highest rating
     """
     where = "above" if bias >= 0 else "below"
     general = (
         f"rated {abs(bias):.2f} {where} the mean by {count:,} people" if count else "not rated yet"
     )
-    speaking = [one for one in because if one[2] >= 0.005][:3]
+    speaking = [f"{name} {rating:g}" for name, rating, share in because[:3] if share >= _TELLING]
     if not speaking:
         return general[0].upper() + general[1:]
-    middle = sum(range_) / 2 if np.isfinite(range_[0]) else -np.inf
-    named = [
-        f"{'liked' if value >= middle else 'did not like'} {name}" for name, value, _ in speaking
-    ]
-    joined = named[0] if len(named) == 1 else ", ".join(named[:-1]) + " and " + named[-1]
-    # 'you liked A, liked B' reads badly
-    for verb in ("liked ", "did not like "):
-        if all(part.startswith(verb) for part in named):
-            names = [part.removeprefix(verb) for part in named]
-            joined = verb + (
-                names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
-            )
-    return f"Because you {joined}; {general}"
+    last = speaking.pop()
+    named = f"{', '.join(speaking)} and {last}" if speaking else last
+    return f"Because you gave {named}; {general}"
