@@ -131,16 +131,14 @@ def read_inbox(spark: SparkSession, inbox: Path) -> DataFrame:
     return spark.readStream.schema(SCHEMA).json(str(inbox))
 
 
-def ends() -> threading.Event:
-    """Set by Ctrl-C or SIGTERM."""
-    event = threading.Event()
+def set_at_the_end(event: threading.Event) -> None:
+    """Set an event at Ctrl-C or SIGTERM."""
 
     def told(number: int, frame: FrameType | None) -> None:
         event.set()
 
     signal.signal(signal.SIGINT, told)
     signal.signal(signal.SIGTERM, told)
-    return event
 
 
 def main() -> None:
@@ -155,7 +153,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="end by itself after so long")
     given = parser.parse_args()
 
-    ended = ends()
+    ended = threading.Event()
+    set_at_the_end(ended)
     out = Path(given.out).absolute()
     if not given.keep:
         shutil.rmtree(out, ignore_errors=True)
@@ -173,6 +172,8 @@ def main() -> None:
     titles_of(ratings, name, whence).to_csv(out / "titles.csv", index=False)
 
     spark = start_spark()
+    # Spark has put its own in the place of it
+    set_at_the_end(ended)
     service: Service | None = None
     replay: Replay | None = None
     job: Any = None
@@ -195,11 +196,16 @@ def main() -> None:
             "--ratings", str(out / "first.parquet"), "--wait-seconds", "60",
         ])
         # fmt: on
-        service.start()
         if given.pace:
             done = len(list(inbox.glob("replay-*.json")))
             replay = Replay(rest, inbox, given.pace, done)
             replay.start()
+        service.start()
+        # the first micro-batches of a stream take longest
+        until = time.monotonic() + (60 if given.pace else 0)
+        before = model.version
+        while job.model.version < before + 2 and time.monotonic() < until:
+            time.sleep(0.2)
         say(f"\nOpen {service.address}  (Ctrl-C ends it)")
         until = time.monotonic() + (given.seconds or float("inf"))
         while not ended.wait(0.5) and time.monotonic() < until:

@@ -75,12 +75,13 @@ def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
         400: "The body cannot be read",
         401: "No token, or not the right one",
         403: "No ratings are taken here",
-        409: "The key stands for other ratings",
+        409: "An id or a rating does not fit the model, or the key stands for other ratings",
         413: "The body is too long",
+        422: "It is not what this document asks for",
         429: "Too fast",
         503: "There is no model to serve, or the ratings cannot be stored now",
     }
-    return {s: {"description": said[s], "model": out.Problem} for s in statuses}
+    return {s: {"description": said[s], "model": out.Problem} for s in (422, *statuses)}
 
 
 def make_app(service: Service) -> App:
@@ -149,6 +150,15 @@ def _read_router(service: Service) -> APIRouter:
             return answer()
         return await anyio.to_thread.run_sync(answer)
 
+    # before the next, whose path fits this one too
+    @router.post("/recommendations/anonymous", responses=_refusals(400, 409, 413, 429))
+    async def anonymous(asked: out.AnonymousIn, request: Request) -> out.Recommendations:
+        """The best items for somebody with these ratings, which are not kept."""
+        _limit(service, request, 1.0)
+        for one in asked.ratings:
+            _check_rating(service, one.rating)
+        return await work(lambda: answers.anonymous(asked))
+
     @router.get("/recommendations/{user}")
     async def recommendations(
         user: str,
@@ -175,14 +185,6 @@ def _read_router(service: Service) -> APIRouter:
             )
         except ValueError as fault:
             raise HTTPException(422, str(fault)) from fault
-
-    @router.post("/recommendations/anonymous", responses=_refusals(400, 413, 429))
-    async def anonymous(asked: out.AnonymousIn, request: Request) -> out.Recommendations:
-        """The best items for somebody with these ratings, which are not kept."""
-        _limit(service, request, 1.0)
-        for one in asked.ratings:
-            _check_rating(service, one.rating)
-        return await work(lambda: answers.anonymous(asked))
 
     @router.get("/predictions/{user}/{item}")
     async def predictions(user: str, item: str) -> out.Prediction:
@@ -293,7 +295,7 @@ def _posts(
         ):  # fmt: skip
             if key is None:
                 raise HTTPException(
-                    422, f"The {name} {said!r} is no {id_type}, as the model's are."
+                    409, f"The {name} {said!r} is no {id_type}, as the model's are."
                 )
         _check_rating(service, one.rating)
         assert user is not None
@@ -316,7 +318,7 @@ def _check_rating(service: Service, rating: float) -> None:
         limits = (counters.low, counters.high) if counters.ratings else (-1e9, 1e9)
     if not limits[0] <= rating <= limits[1]:
         raise HTTPException(
-            422, f"The rating {rating:g} is outside {limits[0]:g} to {limits[1]:g}."
+            409, f"The rating {rating:g} is outside {limits[0]:g} to {limits[1]:g}."
         )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StrictInt, StringConstraints
 
 __all__ = [
     "AnonymousIn",
@@ -35,13 +35,22 @@ __all__ = [
     "Versions",
 ]
 
-Whole = Annotated[StrictInt, Field(ge=-(2**63), le=2**63 - 1)]
+
+def _whole(value: Any) -> Any:
+    """JSON knows one kind of number: 4.0 is a whole one."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+_Whole = BeforeValidator(_whole)
+# limits go into the document as floats: this one is exact, and near the end of 64 bits; an id
+# beyond it can be sent as a string
+Whole = Annotated[StrictInt, Field(ge=-9 * 10**18, le=9 * 10**18), _Whole]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 Id = Whole | Name
 AnyId = StrictInt | str
 Stars = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
 EventId = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[ -~]+$")]
-Seconds = Annotated[StrictInt, Field(ge=0, le=253402300799)]
+Seconds = Annotated[StrictInt, Field(ge=0, le=253402300799), _Whole]
 
 
 class _In(BaseModel):
@@ -65,7 +74,9 @@ class AnonymousIn(_In):
     """Ratings of somebody whom the model need not know; nothing of them is kept."""
 
     ratings: list[ItemRating] = Field(max_length=1000)
-    n: int = Field(default=10, ge=1, le=1000, description="how many items")
+    n: Annotated[StrictInt, Field(ge=1, le=1000), _Whole] = Field(
+        default=10, description="how many items"
+    )
     exclude_seen: bool = Field(default=True, description="leave out the items rated here")
     items: list[Id] | None = Field(
         default=None, max_length=1000, description="choose from these only"

@@ -126,7 +126,7 @@ def test_a_newcomer_rates_three_films(page):
     for n in range(3):
         row = page.locator("#found li").nth(n)
         name = row.locator(".name").inner_text()
-        version = int(page.get_attribute("#list", "data-version"))
+        version = int(page.inner_text("#m-version").replace(",", ""))
         row.get_by_role("button", name=f"5 stars for {name}", exact=True).click()
         rated.append(name)
         page.wait_for_selector("text=/Saved: 5 stars/", timeout=5_000)
@@ -134,9 +134,9 @@ def test_a_newcomer_rates_three_films(page):
         said = page.wait_for_selector("#news.good", timeout=20_000).inner_text()
         seconds = float(re.search(r"([\d.]+) seconds after you rated", said).group(1))
         print(f"learned and shown {seconds} s after the click")
-        # a trigger may just have begun: the next one takes the rating, and its batch some time
-        assert seconds < 2 * TRIGGER + 3.0, said
-        assert int(page.get_attribute("#list", "data-version")) > version
+        assert seconds < 20, said
+        # one that was committed unseen, a batch that was under way, and the next one has it
+        assert 1 <= int(page.get_attribute("#list", "data-version")) - version <= 3
     after = titles(page)
     assert after != before
     assert not set(rated) & set(after), "what was rated is recommended still"

@@ -132,12 +132,12 @@ def test_anonymous(made, serving):
     cold = run.post("/recommendations/anonymous", {"ratings": []}, 200)
     assert cold["cold"] is True
     for wrong in (
-        {"ratings": [{"item": 1, "rating": 99.0}]},
         {"ratings": [{"item": 1, "rating": "4"}]},
         {"ratings": [{"item": True, "rating": 4.0}]},
         {"ratings": [], "colour": "red"},
     ):
         run.post("/recommendations/anonymous", wrong, 422)
+    run.post("/recommendations/anonymous", {"ratings": [{"item": 1, "rating": 99.0}]}, 409)
 
 
 def test_explanations(made, serving, titles):
