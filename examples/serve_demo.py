@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -52,22 +53,46 @@ def titles_of(ratings: pd.DataFrame, name: str, whence: str) -> pd.DataFrame:
     return pd.DataFrame({"movieId": ids, "title": texts})
 
 
-class Replay(threading.Thread):
-    """Puts ratings into the inbox, in time order, so many a second, a whole file at a time."""
+def into_folder(inbox: Path) -> Callable[[int, pd.DataFrame], None]:
+    """Puts ratings into the inbox, a whole file at a time."""
 
-    def __init__(self, ratings: pd.DataFrame, inbox: Path, pace: int, done: int) -> None:
+    def put(number: int, part: pd.DataFrame) -> None:
+        name = f"replay-{number:08d}.json"
+        hidden = inbox / f".{name}.tmp"
+        hidden.write_text(part.to_json(orient="records", lines=True))
+        hidden.rename(inbox / name)
+
+    return put
+
+
+def into_topic(address: str, topic: str) -> Callable[[int, pd.DataFrame], None]:
+    """Sends ratings to a topic, a message each."""
+    from confluent_kafka import Producer
+
+    producer = Producer({"bootstrap.servers": address, "enable.idempotence": True, "log_level": 3})
+
+    def put(number: int, part: pd.DataFrame) -> None:
+        for line in part.to_json(orient="records", lines=True).splitlines():
+            producer.produce(topic, line.encode())
+        producer.flush(30)
+
+    return put
+
+
+class Replay(threading.Thread):
+    """Hands ratings on, in time order, so many a second."""
+
+    def __init__(
+        self, ratings: pd.DataFrame, put: Callable[[int, pd.DataFrame], None], pace: int, done: int
+    ) -> None:
         super().__init__(daemon=True)
-        self._ratings, self._inbox, self._pace, self._done = ratings, inbox, pace, done
+        self._ratings, self._put, self._pace, self._done = ratings, put, pace, done
         self.ended = threading.Event()
 
     def run(self) -> None:
         """Write until all are written, or it is told to end."""
         for start in range(self._done * self._pace, len(self._ratings), self._pace):
-            name = f"replay-{start // self._pace:08d}.json"
-            hidden = self._inbox / f".{name}.tmp"
-            part = self._ratings.iloc[start : start + self._pace]
-            hidden.write_text(part.to_json(orient="records", lines=True))
-            hidden.rename(self._inbox / name)
+            self._put(start // self._pace, self._ratings.iloc[start : start + self._pace])
             if self.ended.wait(1.0):
                 return
 
@@ -131,6 +156,27 @@ def read_inbox(spark: SparkSession, inbox: Path) -> DataFrame:
     return spark.readStream.schema(SCHEMA).json(str(inbox))
 
 
+def start_kafka() -> tuple[Any, str]:
+    """A broker of one's own and a topic; Spark finds its connector when it starts."""
+    sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
+    from kafka_broker import CONNECTORS, Broker, submit_args
+    from kafka_stream import make_topic
+    from registry import connectors
+
+    os.environ["PYSPARK_SUBMIT_ARGS"] = submit_args(connectors(*CONNECTORS))
+    broker = Broker()
+    broker.start()
+    say(f"  Kafka at {broker.address}")
+    return broker, make_topic(broker.address)
+
+
+def read_kafka(spark: SparkSession, broker: Any, topic: str) -> DataFrame:
+    """The topic as a stream of ratings."""
+    from kafka_stream import read_topic
+
+    return read_topic(spark, broker.address, topic, 100_000)
+
+
 def set_at_the_end(event: threading.Event) -> None:
     """Set an event at Ctrl-C or SIGTERM."""
 
@@ -149,10 +195,13 @@ def main() -> None:
     parser.add_argument("--pace", type=int, default=50, help="ratings replayed a second; 0: none")
     parser.add_argument("--trigger", default="1 second", help="a micro-batch every so often")
     parser.add_argument("--keep", action="store_true", help="go on with the model of the last run")
+    parser.add_argument("--kafka", action="store_true", help="with a Kafka broker of its own")
     parser.add_argument("--out", default=str(OUT / "serve-demo"))
     parser.add_argument("--seconds", type=float, help="end by itself after so long")
     given = parser.parse_args()
 
+    if given.kafka and given.keep:
+        parser.error("--keep goes with the folder: the broker's log goes when it ends.")
     ended = threading.Event()
     set_at_the_end(ended)
     out = Path(given.out).absolute()
@@ -171,6 +220,7 @@ def main() -> None:
     first.to_parquet(out / "first.parquet")
     titles_of(ratings, name, whence).to_csv(out / "titles.csv", index=False)
 
+    broker, topic = start_kafka() if given.kafka else (None, "")
     spark = start_spark()
     # Spark has put its own in the place of it
     set_at_the_end(ended)
@@ -183,7 +233,7 @@ def main() -> None:
             test, "userId int, movieId int, rating double, timestamp long"
         )
         job = model.updateStream(
-            read_inbox(spark, inbox),
+            read_inbox(spark, inbox) if broker is None else read_kafka(spark, broker, topic),
             str(path),
             trigger={"processingTime": given.trigger},
             validation=held_out,
@@ -191,14 +241,17 @@ def main() -> None:
         # fmt: off
         service = Service([
             sys.executable, "-m", "sparkml_sgdals.serving", "--model", str(path),
-            "--host", given.host, "--port", str(given.port), "--inbox", str(inbox),
+            "--host", given.host, "--port", str(given.port),
+            *(["--inbox", str(inbox)] if broker is None else
+              ["--kafka", broker.address, "--topic", topic]),
             "--columns", COLUMNS, "--titles", str(out / "titles.csv"),
             "--ratings", str(out / "first.parquet"), "--wait-seconds", "60",
         ])
         # fmt: on
         if given.pace:
             done = len(list(inbox.glob("replay-*.json")))
-            replay = Replay(rest, inbox, given.pace, done)
+            put = into_folder(inbox) if broker is None else into_topic(broker.address, topic)
+            replay = Replay(rest, put, given.pace, done)
             replay.start()
         service.start()
         # the first micro-batches of a stream take longest
@@ -222,6 +275,8 @@ def main() -> None:
         if job is not None:
             job.stop()
         spark.stop()
+        if broker is not None:
+            broker.close()
         say(f"What was written is in {os.path.relpath(out)}; --keep goes on with it.")
 
 

@@ -17,7 +17,6 @@ from sparkml_sgdals.serving.intake import KeyTakenError, Posted, Receipt, digest
 __all__ = ["KafkaIntake"]
 
 _SECONDS: Final = 20.0
-"""after which a broker that does not answer is a failure to the client"""
 
 
 class KafkaIntake:
@@ -26,11 +25,18 @@ class KafkaIntake:
     Keys are known for `key_seconds`, in memory: after a start of the service, repeats are told by
     the stream (`eventIdCol`).
 
+    After `seconds` a broker that has not answered is a failure to the client.
+
     Raises ConnectionError where no broker answers.
     """
 
     def __init__(
-        self, address: str, topic: str, columns: Columns, key_seconds: float = 86_400.0
+        self,
+        address: str,
+        topic: str,
+        columns: Columns,
+        key_seconds: float = 86_400.0,
+        seconds: float = _SECONDS,
     ) -> None:
         self._topic, self._columns, self._key_seconds = topic, columns, key_seconds
         self._keys: dict[str, tuple[str, float, Future[Receipt]]] = {}
@@ -41,12 +47,12 @@ class KafkaIntake:
                 "enable.idempotence": True,
                 "acks": "all",
                 "linger.ms": 2,
-                "message.timeout.ms": int(_SECONDS * 1_000),
+                "message.timeout.ms": int(seconds * 1_000),
                 "log_level": 3,
             }
         )
         try:
-            self._producer.list_topics(timeout=15)
+            self._producer.list_topics(timeout=seconds)
         except KafkaException as failure:
             raise ConnectionError(f"No Kafka at {address}: {failure.args[0].str()}.") from failure
         self._ended = threading.Event()

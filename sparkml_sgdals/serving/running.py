@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import sys
@@ -129,6 +130,9 @@ def serve(
                 limit_concurrency=1_000,
                 timeout_graceful_shutdown=5,
             )
+            # what is there now stays: a full collection over it would hold up requests
+            gc.collect()
+            gc.freeze()
             _Server(config, service, started).run()
         finally:
             holder.stop()
