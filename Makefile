@@ -52,10 +52,11 @@ lint: $(VENV)/.installed ## ruff, mypy, and nothing in the package that Spark Co
 		*) exit 1 ;; \
 	esac
 
-bench: $(VENV)/.installed ## Time fit, recommend and a grid against Spark's ALS: out/*.json
+bench: $(VENV)/.installed ## Time fit, recommend, a grid and a stream against Spark's own: out/*.json
 	@$(WITH_SPARK) $(PY) benchmarks/small_fit.py $(ARGS)
 	@$(WITH_SPARK) $(PY) benchmarks/recommend.py $(ARGS)
 	@$(WITH_SPARK) $(PY) benchmarks/grid.py $(ARGS)
+	@$(WITH_SPARK) $(PY) benchmarks/streaming.py $(ARGS)
 
 kills: $(VENV)/.installed ## Kill streams 50 times and at every named point: out/kills-*.json
 	@$(WITH_SPARK) for way in classic connect; do \

@@ -83,6 +83,7 @@ class StreamingBiasedALS(
         numThreads: int = 0,
         numBlocks: int = 0,
         maxRatingsPerTask: int = 50_000_000,
+        maxResidentIds: int = 5_000_000,
         checkpointInterval: int = 10,
         parallelism: int = 1,
         showProgress: bool = False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -13,6 +14,7 @@ from sparkml_sgdals.index import IdIndex, IdKind, id_array_type
 from sparkml_sgdals.settings import Settings
 
 __all__ = [
+    "FactorRows",
     "FactorTable",
     "arrow_schema",
     "drop_ids",
@@ -30,6 +32,32 @@ _ARRAYS: Final = (
     "_mean", "_var", "_base_mean", "_base_var", "_count",
     "_prior_mean", "_influence", "_evidence", "_noise_factor",
 )  # fmt: skip
+
+
+@dataclass
+class FactorRows:
+    """Copies of some rows of a `FactorTable`, to be learned and then put back, or dropped.
+
+    Attributes
+    ----------
+    rows : int64, where they came from; the others as in `FactorTable`
+    """
+
+    rows: I64
+    mean: F32
+    var: F32
+    base_mean: F32
+    base_var: F32
+    count: I64
+    prior_mean: F32
+    influence: F32
+    evidence: F32
+    noise_factor: F32
+
+    def finite(self) -> bool:
+        """Whether every mean and variance is a finite number."""
+        held = (self.mean, self.var, self.prior_mean, self.influence, self.noise_factor)
+        return all(bool(np.isfinite(array).all()) for array in held)
 
 
 class FactorTable:
@@ -129,6 +157,27 @@ class FactorTable:
             self._evidence[added] = 0.0
             self._noise_factor[added] = 1.0
         return rows, int(missing.size)
+
+    def take(self, rows: I64) -> FactorRows:
+        """Copies of these rows."""
+        return FactorRows(
+            rows, self._mean[rows], self._var[rows], self._base_mean[rows], self._base_var[rows],
+            self._count[rows], self._prior_mean[rows], self._influence[rows], self._evidence[rows],
+            self._noise_factor[rows],
+        )  # fmt: skip
+
+    def put_rows(self, learned: FactorRows) -> None:
+        """Put rows that were taken back into their places."""
+        rows = learned.rows
+        self._mean[rows] = learned.mean
+        self._var[rows] = learned.var
+        self._base_mean[rows] = learned.base_mean
+        self._base_var[rows] = learned.base_var
+        self._count[rows] = learned.count
+        self._prior_mean[rows] = learned.prior_mean
+        self._influence[rows] = learned.influence
+        self._evidence[rows] = learned.evidence
+        self._noise_factor[rows] = learned.noise_factor
 
     def put(
         self, ids: pa.Array, mean: F32, var: F32, base_mean: F32, base_var: F32, count: I64,

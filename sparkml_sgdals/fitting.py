@@ -55,6 +55,8 @@ class FitOptions:
     checkpoint_interval: int
     show_progress: bool = False
     progress_path: str = ""
+    max_resident_ids: int = 0
+    """of a stream: users and items that its process keeps in memory; 0 = all"""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ __all__ = [
     "check_finite",
     "fit_ratings",
     "fit_stops",
+    "not_finite",
     "settle_scale",
 ]
 
@@ -362,10 +363,15 @@ def settle_scale(
 def check_finite(state: ModelState, user_rows: I64, item_rows: I64) -> None:
     """Raise DivergenceError where factors in these rows are not finite."""
     if not (state.users.finite(user_rows) and state.items.finite(item_rows)):
-        raise DivergenceError(
-            f"{state.settings.solver} left factors that are not finite. Lower stepSize (now "
-            f"{state.settings.step_size}), or look for ratings of an absurd size."
-        )
+        raise not_finite(state.settings)
+
+
+def not_finite(settings: Settings) -> DivergenceError:
+    """What to raise where factors are not finite."""
+    return DivergenceError(
+        f"{settings.solver} left factors that are not finite. Lower stepSize (now "
+        f"{settings.step_size}), or look for ratings of an absurd size."
+    )
 
 
 def _zero_row(width: int) -> F32:

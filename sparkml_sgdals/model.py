@@ -26,7 +26,7 @@ from sparkml_sgdals.scoring import FactorFrames, ScoreColumns, factor_frame, pub
 from sparkml_sgdals.setters import ModelSetters
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import ModelState, Scale
-from sparkml_sgdals.storage import VersionStore
+from sparkml_sgdals.storage import StorageError, VersionStore, full_path
 from sparkml_sgdals.streaming import StreamJob, StreamStart, start_stream
 from sparkml_sgdals.summary import TrainingSummary
 
@@ -300,6 +300,32 @@ class StreamingBiasedALSModel(
             watermark=watermark,
         )
 
+    @classmethod
+    def resumeStream(
+        cls, stream: DataFrame, modelPath: str, maxResidentIds: int | None = None, **options: Any
+    ) -> StreamJob[StreamingBiasedALSModel]:
+        """Go on with the stream of a model path without loading its model into memory first.
+
+        Parameters
+        ----------
+        maxResidentIds : the Param, by default as it was set for the path
+        options : as `updateStream` takes them
+
+        Raises
+        ------
+        StorageError : there is no model, or it is damaged
+        others : as `updateStream`
+        """
+        store = VersionStore(full_path(modelPath))
+        meta, newest = store.meta(), store.newest()
+        if meta is None or newest is None:
+            raise StorageError(f"{modelPath} does not hold a model: start with updateStream.")
+        empty = ModelState.empty(Settings.from_json(meta["settings"]), *meta["kinds"])
+        model = cls._described(meta, empty, newest.version)
+        if maxResidentIds is not None:
+            model.setMaxResidentIds(maxResidentIds)
+        return model.updateStream(stream, modelPath, **options)
+
     # ---- copy, save, load -------------------------------------------------------------------
 
     def copy(self, extra: dict[Any, Any] | None = None) -> StreamingBiasedALSModel:
@@ -335,8 +361,13 @@ class StreamingBiasedALSModel(
     @classmethod
     def _from_store(cls, store: VersionStore, version: int | None) -> StreamingBiasedALSModel:
         state, commit = store.load(version)
-        meta = store.meta() or {}
-        model = cls(state, tuple(meta["idTypes"]), commit.version)
+        return cls._described(store.meta() or {}, state, commit.version)
+
+    @classmethod
+    def _described(
+        cls, meta: dict[str, Any], state: ModelState, version: int
+    ) -> StreamingBiasedALSModel:
+        model = cls(state, tuple(meta["idTypes"]), version)
         model._path_id = meta["pathId"]
         model._resetUid(meta["uid"])
         for name, value in meta["params"].items():
@@ -374,6 +405,7 @@ def fit_options(params: ModelParams, kinds: tuple[Any, Any], invalid: str) -> Fi
         checkpoint_interval=params.getCheckpointInterval(),
         show_progress=params.getShowProgress(),
         progress_path=params.getProgressPath(),
+        max_resident_ids=params.getMaxResidentIds(),
     )
 
 

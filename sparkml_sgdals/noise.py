@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sparkml_sgdals.factors import FactorTable
+from sparkml_sgdals.factors import FactorRows, FactorTable
 from sparkml_sgdals.kernels import predict_rows
 from sparkml_sgdals.ratings import Ratings
 
@@ -41,14 +41,14 @@ def expected_squares(errors: F64, variances: F64, noise: F64) -> F64:
 
 
 def learn_noise_factors(
-    tables: tuple[FactorTable, FactorTable], rows: tuple[I64, I64], ratings: Ratings,
-    squares: F64, rounds: int = 1,
+    tables: tuple[FactorTable | FactorRows, FactorTable | FactorRows], rows: tuple[I64, I64],
+    ratings: Ratings, squares: F64, rounds: int = 1,
 ) -> None:  # fmt: skip
     """Learn the factors of the ids behind some ratings, in place: (14).
 
     Parameters
     ----------
-    tables : users and items, whose `count` does not hold these ratings yet
+    tables : users and items (or rows taken of them), whose `count` does not hold these ratings yet
     rows : int64, rows of the ratings' distinct ids
     squares : float64, shape (n,), expected squared noise of each rating in units of the model's
     rounds : how often users and items take turns, each from the other's newest factors

@@ -117,6 +117,13 @@ class ModelParams(
         "ratings, about 28 bytes each, that one task may hold; more are learned in blocks.",
         at_least("maxRatingsPerTask", 1),
     )
+    maxResidentIds: Param[int] = param(
+        "maxResidentIds",
+        "users and items, about 300 bytes each at rank 16, that a stream keeps in memory; of a "
+        "larger model it reads the rows that a micro-batch needs from files under the model path; "
+        "0 = all of them.",
+        at_least("maxResidentIds", 0),
+    )
     showProgress: Param[bool] = param(
         "showProgress",
         "whether a fit shows a bar in the terminal or notebook; needs tqdm.",
@@ -159,6 +166,7 @@ class ModelParams(
             numThreads=0,
             numBlocks=0,
             maxRatingsPerTask=50_000_000,
+            maxResidentIds=5_000_000,
             showProgress=False,
             progressPath="",
             ratingCol="rating",
@@ -199,6 +207,10 @@ class ModelParams(
     def getMaxRatingsPerTask(self) -> int:
         """Value of maxRatingsPerTask."""
         return self.getOrDefault(self.maxRatingsPerTask)
+
+    def getMaxResidentIds(self) -> int:
+        """Value of maxResidentIds, 0 for no limit."""
+        return self.getOrDefault(self.maxResidentIds)
 
     def getShowProgress(self) -> bool:
         """Value of showProgress."""

@@ -67,6 +67,10 @@ class ModelSetters(ModelParams):
         """Set maxRatingsPerTask."""
         return self._set(maxRatingsPerTask=value)
 
+    def setMaxResidentIds(self, value: int) -> Self:
+        """Set maxResidentIds."""
+        return self._set(maxResidentIds=value)
+
     def setShowProgress(self, value: bool) -> Self:
         """Set showProgress."""
         return self._set(showProgress=value)

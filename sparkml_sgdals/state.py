@@ -109,6 +109,8 @@ class ModelState:
     """learned noise variance s2 in standardised units, for deviations of predictions"""
     noise_weight: float = 0.0
     """observations behind `noise`"""
+    partial: bool = False
+    """whether there are ids beside those in memory: see `overlay`"""
 
     @classmethod
     def empty(cls, settings: Settings, user_kind: IdKind, item_kind: IdKind) -> ModelState:
@@ -123,7 +125,7 @@ class ModelState:
     @property
     def blank(self) -> bool:
         """Whether it knows no ids at all."""
-        return not (self.users.size or self.items.size)
+        return not (self.partial or self.users.size or self.items.size)
 
     def copy(self) -> ModelState:
         """An independent copy."""

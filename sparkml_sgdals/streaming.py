@@ -24,7 +24,7 @@ from sparkml_sgdals.schema import RatingColumns, select_ratings
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import ModelState
 from sparkml_sgdals.storage import VersionStore, full_path, spark_path
-from sparkml_sgdals.versions import drop_old_checkpoints
+from sparkml_sgdals.versions import drop_later_invalid, drop_old_checkpoints
 
 if TYPE_CHECKING:
     from pyspark.sql.connect.streaming.query import StreamingQuery as ConnectQuery
@@ -227,6 +227,8 @@ def start_stream(
         check_checkpoint(store, newest, meta["pathId"])
         drop_unplanned_files(store, newest.checkpoint)
         drop_old_checkpoints(store)
+        drop_later_invalid(store, newest.batch)
+        store.drop_broken_writes()
         if validation is not None:
             _keep_validation(store, validation, options)
         updater = StreamUpdater(

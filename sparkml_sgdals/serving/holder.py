@@ -23,6 +23,8 @@ from sparkml_sgdals.diagnosis import Diagnosis
 from sparkml_sgdals.factors import FactorTable
 from sparkml_sgdals.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.index import IdIndex, IdKind
+from sparkml_sgdals.rows import RowShape, unpack
+from sparkml_sgdals.runs import Run
 from sparkml_sgdals.serving.ids import Key, find_rows
 from sparkml_sgdals.serving.mapped import Candidates, MappedSide
 from sparkml_sgdals.settings import Settings
@@ -289,13 +291,19 @@ class ModelHolder:
         """The commits that lead from one version to another, None where they do not."""
         if self._apart or newest.version <= held.version or self.store.meta() != self._meta:
             return None
-        if newest.base <= held.version and self.store.read_commit(held.version) != held:
+        again = self.store.read_commit(held.version)
+        if again != held and (again is not None or newest.base <= held.version):
             # written anew, as when users are forgotten
             return None
-        first = max(held.version + 1, newest.base)
+        # what sorted runs hold, the commits since have written row by row as well
+        first = held.version + 1
+        if newest.runs is None:
+            first = max(first, newest.base)
         parts = [self.store.read_commit(n) for n in range(first, newest.version)]
-        whole = [part for part in parts if part is not None]
-        return [*whole, newest] if len(whole) == len(parts) else None
+        whole = [part for part in parts if part is not None and part.restored is None]
+        if len(whole) < len(parts) or newest.restored is not None:
+            return None
+        return [*whole, newest]
 
     def _apply(self, newest: Commit, parts: list[Commit]) -> bool:
         """Write what the commits changed, and show it; False where a whole load is needed."""
@@ -303,17 +311,19 @@ class ModelHolder:
         assert model is not None
         assert copies is not None
         try:
-            tables = [self._tables(part) for part in parts]
+            tables = [self._tables(part, model.settings, model.kinds) for part in parts]
         except StorageError:
             # pruned meanwhile, or damaged: a whole load finds out
             return False
         changes = []
         for part, (users, items) in zip(parts, tables, strict=True):
-            change = self._change(model.indexes, model.lock, model.settings, users, items)
+            change = self._change(model.indexes, model.lock, users, items)
             changes.append(change)
-            if part.base == part.version and change.sizes != (users.num_rows, items.num_rows):
+            if part.base == part.version and change.sizes != (users.size, items.size):
                 # a base without some ids that are known here
                 return False
+        if newest.ids is not None and changes[-1].sizes != tuple(newest.ids):
+            return False
         shown = self._shown
         spare = copies[1 - shown]
         if not self._left(spare):
@@ -345,11 +355,12 @@ class ModelHolder:
         indexes = IdIndex(meta["kinds"][0]), IdIndex(meta["kinds"][1])
         lock = threading.Lock()
         copies = self._copy(settings), self._copy(settings)
+        kinds = indexes[0].kind, indexes[1].kind
         for part in self.store.parts(newest):
-            users, items = self._tables(part)
-            change = self._change(indexes, lock, settings, users, items)
-            for copy in copies:
-                change.write(copy)
+            for users, items in self._whole(part, settings, kinds):
+                change = self._change(indexes, lock, users, items)
+                for copy in copies:
+                    change.write(copy)
         metrics = self.store.metrics(newest)
         self._meta = meta
         with self._changed:
@@ -365,21 +376,38 @@ class ModelHolder:
             Candidates(self._folder, settings),
         )
 
-    def _tables(self, part: Commit) -> tuple[pa.Table, pa.Table]:
-        read = self.store.read_checked
-        return read(part.files["users"]), read(part.files["items"])
+    def _tables(
+        self, part: Commit, settings: Settings, kinds: tuple[IdKind, IdKind]
+    ) -> tuple[FactorTable, FactorTable]:
+        """The rows of users and of items that a commit wrote."""
+        tables = _empty(settings, kinds)
+        for name, table in zip(("users", "items"), tables, strict=True):
+            if name in part.files:
+                table.put_arrow(self.store.read_checked(part.files[name]))
+        return tables
+
+    def _whole(
+        self, part: Commit, settings: Settings, kinds: tuple[IdKind, IdKind]
+    ) -> Iterator[tuple[FactorTable, FactorTable]]:
+        """What a part of a version holds, of sorted runs a piece at a time."""
+        if part.runs is None:
+            yield self._tables(part, settings, kinds)
+            return
+        for place, name in enumerate(("users", "items")):
+            shape = RowShape.of(kinds[place], settings)
+            for entry in part.runs[name]:
+                run = Run(self.store, shape, entry)
+                for rows in run.parts():
+                    tables = _empty(settings, kinds)
+                    unpack(rows, tables[place])
+                    yield tables
+                run.close()
 
     def _change(
-        self,
-        indexes: tuple[IdIndex, IdIndex],
-        lock: threading.Lock,
-        settings: Settings,
-        *tables: pa.Table,
+        self, indexes: tuple[IdIndex, IdIndex], lock: threading.Lock, *parts: FactorTable
     ) -> _Change:
         found = []
-        for side, index, table in zip((USER_SIDE, ITEM_SIDE), indexes, tables, strict=True):
-            part = FactorTable(side, index.kind, settings)
-            part.put_arrow(table)
+        for index, part in zip(indexes, parts, strict=True):
             ids = part.index.ids()
             with lock:
                 rows = index.find(ids)
@@ -422,3 +450,7 @@ class ModelHolder:
         """Wait until nobody reads a copy; False where one stays too long."""
         with self._changed:
             return self._changed.wait_for(lambda: not copy.readers, _PATIENCE)
+
+
+def _empty(settings: Settings, kinds: tuple[IdKind, IdKind]) -> tuple[FactorTable, FactorTable]:
+    return FactorTable(USER_SIDE, kinds[0], settings), FactorTable(ITEM_SIDE, kinds[1], settings)
