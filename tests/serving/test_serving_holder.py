@@ -9,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sparkml_sgdals import storage
+from sparkml_sgdals import overlay, storage
+from sparkml_sgdals.ratings import encode_ratings
 from sparkml_sgdals.serving import holder as holding
 from sparkml_sgdals.serving.holder import ModelHolder, NoModelError
+from sparkml_sgdals.updating import learn_batch
 from sparkml_sgdals.versions import forget_users, roll_back
 
 PREDICTING = ["id", "mean", "variance", "count", "noise_factor"]
@@ -72,6 +74,36 @@ def test_every_version_is_taken_up_whole(modeler, tmp_path, monkeypatch, kinds):
     assert len(bases) > 2, "no new base was written, so none was taken up"
     assert not loads, "a version was loaded whole, not by what it changed"
     assert [row["version"] for row in holder.metrics()] == list(range(1, made.commit.version + 1))
+
+
+@pytest.mark.parametrize("kinds", [("int", "int"), ("str", "int")])
+def test_a_model_in_sorted_runs(modeler, tmp_path, monkeypatch, kinds):
+    """A stream that keeps a part of the model in memory writes bases as runs."""
+    monkeypatch.setattr(overlay, "MAX_DELTAS", 3)
+    made = modeler(kinds=kinds)
+    holder = followed(made, tmp_path)
+    loaded, loads = holder._load, []
+    monkeypatch.setattr(holder, "_load", lambda newest: (loads.append(1), loaded(newest)))
+    part = overlay.Overlay(made.store, made.commit, 30)
+    commit, in_runs = made.commit, 0
+    for n in range(16):
+        batch = encode_ratings(made.ratings(30, first=n * 4))
+        learn_batch(made.state, batch)
+        part.fetch(batch.user_ids, batch.item_ids)
+        report = learn_batch(part.state, batch)
+        rows = report.user_rows, report.item_rows
+        onto = part.onto(report.new_users, report.new_items)
+        commit = made.store.commit(part.state, rows, n, commit, None, onto=onto)
+        part.committed(commit, rows)
+        made.store.prune(2)
+        in_runs += commit.runs is not None
+        assert holder.poll()
+        assert_serves(holder, made.state)
+        if n % 5 == 4:
+            assert_serves(followed(made, tmp_path), made.state)
+    part.stop()
+    assert in_runs > 3, "no base was written as runs"
+    assert not loads, "a version was loaded whole, not by what it changed"
 
 
 def test_ids_that_are_gone_are_not_known(modeler, tmp_path):
