@@ -18,6 +18,7 @@ from fastapi import APIRouter, FastAPI, Header, HTTPException, Query, Request, R
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from pydantic import Field
 
 from sparkml_sgdals.serving import schemas as out
 from sparkml_sgdals.serving.answers import Answers
@@ -41,7 +42,8 @@ _INLINE_ITEMS: Final = 200_000
 """up to so many items a ranking takes less than what a thread of its own costs"""
 
 Count = Annotated[int, Query(ge=1, le=1000, description="how many items")]
-Ids = Annotated[list[str] | None, Query(max_length=1000)]
+# what fits into a request line, also where every letter is encoded as twelve
+Ids = Annotated[list[Annotated[str, Field(max_length=100)]] | None, Query(max_length=200)]
 
 
 @dataclass

@@ -129,6 +129,8 @@ def serve(
                 forwarded_allow_ips=trust_proxy,
                 limit_concurrency=1_000,
                 timeout_graceful_shutdown=5,
+                # two lists of ids in a request line: see routes.Ids
+                h11_max_incomplete_event_size=1 << 19,
             )
             # what is there now stays: a full collection over it would hold up requests
             gc.collect()

@@ -17,7 +17,7 @@ def test_schemathesis_finds_nothing(modeler, started, tmp_path, kinds):
     _, address = started(made, tmp_path / "inbox", *more)
     command = [
         sys.executable, "-m", "schemathesis.cli", "run", f"{address}openapi.json",
-        "--max-examples", "40", "--seed", "7", "--generation-database", "none", "--no-color",
+        "--max-examples", "25", "--seed", "7", "--generation-database", "none", "--no-color",
         # a stream of events has no end, and would be waited for
         "--exclude-path", "/events",
     ]  # fmt: skip
