@@ -77,7 +77,7 @@ def sentence(bias: float, count: int, because: list[tuple[str, float, float]]) -
     general = (
         f"rated {abs(bias):.2f} {where} the mean by {count:,} people" if count else "not rated yet"
     )
-    speaking = [f"{name} {rating:g}" for name, rating, share in because[:3] if share >= _TELLING]
+    speaking = [f"{rating:g} to {name}" for name, rating, share in because[:3] if share >= _TELLING]
     if not speaking:
         return general[0].upper() + general[1:]
     last = speaking.pop()

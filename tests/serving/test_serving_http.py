@@ -157,7 +157,7 @@ def test_explanations(made, serving, titles):
     assert {one["item"] for one in found["because"]} == {made.key(1, n) for n in (3, 8, 11)}
     reasons = run.get(f"/recommendations/{at(user)}", n=8, reasons=True)["items"]
     assert all(one["reason"] for one in reasons)
-    assert any("Because you gave Film no." in one["reason"] for one in reasons)
+    assert any("Because you gave 4.5 to Film no." in one["reason"] for one in reasons)
 
 
 def test_items_similar_popular(made, serving, titles):

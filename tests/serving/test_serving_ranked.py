@@ -171,6 +171,6 @@ def test_sentences():
     assert sentence(-0.4, 0, [("A", 5.0, 0.001)]) == "Not rated yet"
     both = [("A", 5.0, 0.3), ("B", 4.5, 0.2), ("C", 1.0, 0.1), ("D", 4.5, 0.1)]
     assert sentence(-0.4, 3, both) == (
-        "Because you gave A 5, B 4.5 and C 1; rated 0.40 below the mean by 3 people"
+        "Because you gave 5 to A, 4.5 to B and 1 to C; rated 0.40 below the mean by 3 people"
     )
-    assert sentence(0.4, 3, both[:1]).startswith("Because you gave A 5; rated")
+    assert sentence(0.4, 3, both[:1]).startswith("Because you gave 5 to A; rated")

@@ -334,7 +334,8 @@ function draw() {
   const all = lines.flatMap(([, , xy]) => xy);
   const xs = all.map((p) => p[0]), ys = all.map((p) => p[1]);
   let [x0, x1, y0, y1] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
-  const room = Math.max(0.01, (y1 - y0) * 0.12);
+  if (y1 - y0 < 0.002) [y0, y1] = [(y0 + y1) / 2 - 0.001, (y0 + y1) / 2 + 0.001];
+  const room = (y1 - y0) * 0.12;
   [y0, y1] = [y0 - room, y1 + room];
   const X = (x) => 46 + (580 * (x - x0)) / (x1 - x0 || 1);
   const Y = (y) => 226 - (176 * (y - y0)) / (y1 - y0);
@@ -342,7 +343,7 @@ function draw() {
   for (let n = 0; n <= 3; n++) {
     const y = y0 + room + ((y1 - y0 - 2 * room) * n) / 3;
     nodes.push(svg("line", { class: "grid", x1: 46, x2: 626, y1: Y(y), y2: Y(y) }));
-    nodes.push(svg("text", { x: 40, y: Y(y) + 4, "text-anchor": "end" }, y.toFixed(3)));
+    nodes.push(svg("text", { x: 40, y: Y(y) + 4, "text-anchor": "end" }, y.toFixed(y1 - y0 < 0.05 ? 4 : 3)));
   }
   nodes.push(svg("text", { x: 46, y: 246 }, whole(x0)));
   nodes.push(svg("text", { x: 626, y: 246, "text-anchor": "end" }, `${whole(x1)} ratings learned`));
