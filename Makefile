@@ -16,7 +16,7 @@ WITH_SPARK = unset SPARK_HOME; \
 	fi;
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo kafka demo-kafka test lint bench bench-large kills docs
+.PHONY: help setup demo kafka demo-kafka serve-demo test lint bench bench-large kills docs
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' \
@@ -34,6 +34,9 @@ kafka: $(VENV)/.installed ## Run a Kafka broker and print its address, until Ctr
 demo-kafka: $(VENV)/.installed ## Stream MovieLens through a Kafka broker of its own: out/kafka.png
 	@$(WITH_SPARK) exec $(PY) scripts/kafka_broker.py \
 		$(PY) examples/kafka_stream.py --every 1 $(ARGS)
+
+serve-demo: $(VENV)/.installed ## Serve films on a page that learns as you rate, until Ctrl-C
+	@$(WITH_SPARK) exec $(PY) examples/serve_demo.py $(ARGS)
 
 test: $(VENV)/.installed ## Run the tests; ARGS="-k stream -x" goes to pytest
 	@$(WITH_SPARK) $(PY) -m pytest $(ARGS)

@@ -293,7 +293,9 @@ def _file_system(uri: str) -> tuple[pafs.FileSystem, str]:
 def _parquet(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     # floats and distinct ids: a dictionary would take ten times as long, and more room
-    pq.write_table(table, sink, row_group_size=_ROW_GROUP, use_dictionary=False, write_statistics=False)
+    pq.write_table(
+        table, sink, row_group_size=_ROW_GROUP, use_dictionary=False, write_statistics=False
+    )
     return bytes(sink.getvalue().to_pybytes())
 
 
