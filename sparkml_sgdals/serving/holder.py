@@ -121,11 +121,6 @@ class ServedModel:
             found: list[Key] = self.indexes[1].ids(rows).to_pylist()
         return found
 
-    def all_item_ids(self) -> pa.Array:
-        """Ids of all items, by row."""
-        with self.lock:
-            return self.indexes[1].ids().slice(0, self.items.size)
-
     def scratch(self, user_rows: I64, item_rows: I64) -> ModelState:
         """A small ModelState of its own, with the state of some users and items."""
         with self.lock:
