@@ -16,7 +16,7 @@ WITH_SPARK = unset SPARK_HOME; \
 	fi;
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo kafka demo-kafka serve-demo test lint bench kills docs
+.PHONY: help setup demo kafka demo-kafka serve-demo test lint bench bench-large kills docs
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' \
@@ -57,6 +57,9 @@ bench: $(VENV)/.installed ## Time fit, recommend, a grid and a stream against Sp
 	@$(WITH_SPARK) $(PY) benchmarks/recommend.py $(ARGS)
 	@$(WITH_SPARK) $(PY) benchmarks/grid.py $(ARGS)
 	@$(WITH_SPARK) $(PY) benchmarks/streaming.py $(ARGS)
+
+bench-large: $(VENV)/.installed ## Time fit of 26 million ratings against Spark's ALS, in ten minutes
+	@$(WITH_SPARK) $(PY) benchmarks/large_fit.py $(ARGS)
 
 kills: $(VENV)/.installed ## Kill streams 50 times and at every named point: out/kills-*.json
 	@$(WITH_SPARK) for way in classic connect; do \

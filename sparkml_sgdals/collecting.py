@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import pyarrow as pa
@@ -89,7 +89,7 @@ def invalid_rows(
     """Some of the rows that cannot be learned, as JSON, for a batch too large to collect."""
     if keep:
         # a bad time or weight alone does not set a row aside
-        columns = RatingColumns(columns.user, columns.item, columns.rating)
+        columns = replace(columns, time=None, weight=None)
     raw = select_ratings(df, columns, kinds, raw=True).select("raw")
     found = raw.where(F.col("raw").isNotNull()).limit(_KEPT_INVALID).toArrow()
     return [str(row) for row in found.column("raw").to_pylist()]

@@ -45,13 +45,17 @@ _MOMENTS = (TimestampType, TimestampNTZType, DateType)
 
 @dataclass(frozen=True)
 class RatingColumns:
-    """Names of the columns of ratings in the user's table; None where there is none."""
+    """Names of the columns of ratings in the user's table; None where there is none.
+
+    Without `rating_needed` every rating is 1 where the table has no such column.
+    """
 
     user: str
     item: str
     rating: str
     time: str | None = None
     weight: str | None = None
+    rating_needed: bool = True
 
 
 def column_type(schema: StructType, param: str, name: str) -> DataType:
@@ -131,10 +135,14 @@ def select_ratings(
     SQL, because every call of a Column costs a round trip to the JVM, in each micro-batch.
     """
     schema = df.schema
+    if columns.rating_needed or _find(schema, columns.rating) is not None:
+        rating = _number(schema, "ratingCol", columns.rating)
+    else:
+        rating = "CAST(1.0 AS float)"
     chosen = {
         "user": _id(schema, "userCol", columns.user, kinds[0]),
         "item": _id(schema, "itemCol", columns.item, kinds[1]),
-        "rating": _number(schema, "ratingCol", columns.rating),
+        "rating": rating,
     }
     if columns.time is not None:
         chosen["time"] = _time(schema, columns.time)

@@ -155,6 +155,10 @@ class LearningSetters(ModelSetters, LearningParams):
         """Set drift."""
         return self._set(drift=value)
 
+    def setNumNegatives(self, value: int) -> Self:
+        """Set numNegatives."""
+        return self._set(numNegatives=value)
+
     def setImplicitPrior(self, value: bool) -> Self:
         """Set implicitPrior."""
         return self._set(implicitPrior=value)

@@ -210,6 +210,11 @@ def start_stream(
         raise ValueError(f"keepVersions must be at least 1, got {keepVersions}.")
     if not keepDays >= 0:
         raise ValueError(f"keepDays must be at least 0, got {keepDays}.")
+    if validation is not None and start.state.settings.positive:
+        raise ValueError(
+            "validation is scored by RMSE, and events (implicitPrefs=True) have no ratings: leave "
+            "it out."
+        )
     select_ratings(stream, options.columns, options.kinds, raw=True)
     if eventIdCol is not None:
         stream = drop_repeats(stream, eventIdCol, options.columns.time, watermark)

@@ -347,6 +347,11 @@ class ModelHolder:
                 f"served are {self._meta['kinds']}: start the service again."
             )
         settings = Settings.from_json(meta["settings"])
+        if settings.positive:
+            raise ValueError(
+                f"The model at {self.store.path} learned events, not ratings (implicitPrefs), which "
+                "this service cannot rank: use recommendForUserSubset."
+            )
         indexes = IdIndex(meta["kinds"][0]), IdIndex(meta["kinds"][1])
         lock = threading.Lock()
         copies = self._copy(settings), self._copy(settings)
