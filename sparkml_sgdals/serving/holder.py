@@ -349,8 +349,8 @@ class ModelHolder:
         settings = Settings.from_json(meta["settings"])
         if settings.positive:
             raise ValueError(
-                f"The model at {self.store.path} learned events, not ratings (implicitPrefs), which "
-                "this service cannot rank: use recommendForUserSubset."
+                f"The model at {self.store.path} learned events, not ratings (implicitPrefs), "
+                "which this service cannot rank: use recommendForUserSubset."
             )
         indexes = IdIndex(meta["kinds"][0]), IdIndex(meta["kinds"][1])
         lock = threading.Lock()
