@@ -166,9 +166,13 @@ def one_sentence(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     if isinstance(error, KeyError):
         text = f"There is no {text}."
-    inner = re.findall(r"^(?:\w+\.)*\w*(?:Error|Exception): (.+)$", text, re.M)
-    if "Traceback (most recent call last)" in text and inner:
-        text = inner[0]
-    line = " ".join(text.split("\n\n")[0].splitlines()[:2])
+    # a line of Python's own error; the JVM's begin with their package
+    inner = re.findall(
+        r"^(?!org\.|java\.|py4j\.)(?:\w+\.)*\w*(?:Error|Exception): (.+)$", text, re.M
+    )
+    cause = re.findall(r"^Caused by: [\w.$]+: ((?:.+\n?)+?)(?=\s*at |\Z)", text, re.M)
+    if "Traceback (most recent call last)" in text and (inner or cause):
+        text = inner[0] if inner else cause[-1]
+    line = " ".join(line.strip() for line in text.split("\n\n")[0].splitlines()[:4])
     line = re.sub(r"^\[[A-Z_.0-9]+\]\s*|\s*SQLSTATE: \w+.*$|\s*JVM stacktrace:.*$", "", line)
     return line if len(line) <= 500 else line[:497] + "..."

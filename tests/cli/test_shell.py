@@ -103,6 +103,15 @@ def test_errors_become_one_sentence():
         "last):\n  File 'x'\nValueError: The column 'rating' is missing. Rename one.\n\nmore"
     )
     assert one_sentence(RuntimeError(inside)) == "The column 'rating' is missing. Rename one."
+    jvm = (
+        "[STREAM_FAILED] Traceback (most recent call last):\n  File 'x'\n"
+        "py4j.protocol.Py4JJavaError: An error occurred while calling o1.x.\n"
+        ": org.apache.spark.SparkException: Exception thrown\n\tat org.apache.X.y(X.scala:1)\n"
+        "Caused by: org.apache.spark.SparkException: Job aborted\n\tat org.apache.X.y(X.scala:1)\n"
+        "Caused by: org.apache.spark.SparkIllegalArgumentException: The header is not the schema.\n"
+        " Header: a, b\n\tat org.apache.X.y(X.scala:1)\n\tat java.base/z(Unknown Source)\n"
+    )
+    assert one_sentence(RuntimeError(jvm)) == "The header is not the schema. Header: a, b"
     spark = "[PATH_NOT_FOUND] Path does not exist: file:/x. SQLSTATE: 42K03;\nPlan\n\nJVM"
     assert one_sentence(RuntimeError(spark)) == "Path does not exist: file:/x."
     assert one_sentence(ValueError()) == "ValueError"

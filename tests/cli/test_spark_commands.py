@@ -103,9 +103,7 @@ def test_recommend_for_users_with_titles(spark, tables, fitted):
         *((999999, place, True) for place in (1, 2, 3)),
     ]
     assert all(row["title"] == f"Film, the {row['movieId']}th" for row in rows)
-    assert all(
-        row["rating"] >= after["rating"] for row, after in itertools.pairwise(rows[:3])
-    )
+    assert all(row["rating"] >= after["rating"] for row, after in itertools.pairwise(rows[:3]))
     train = pd.read_csv(tables / "train.csv")
     seen = set(train[train.userId == 8].movieId)
     assert seen
