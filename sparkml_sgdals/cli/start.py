@@ -13,6 +13,7 @@ from typing import Annotated
 import typer
 
 import sparkml_sgdals
+from sparkml_sgdals.cli.arguments import Item, Rating, Time, User
 from sparkml_sgdals.cli.running import Run, command
 
 __all__ = ["register"]
@@ -28,17 +29,65 @@ def serve(
     run: Run,
     model_path: Annotated[str, typer.Argument(help="Folder or URI of versions.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8000,
+    port: Annotated[
+        int, typer.Option(help="Port to listen on; 0: a free one.", min=0, max=65535)
+    ] = 8000,
+    inbox: Annotated[
+        str | None, typer.Option(help="Folder that the stream reads: ratings posted go there.")
+    ] = None,
+    kafka: Annotated[
+        str | None, typer.Option(help="Kafka's host:port: ratings posted go there.")
+    ] = None,
+    topic: Annotated[str, typer.Option(help="Kafka topic.")] = "ratings",
+    titles: Annotated[str | None, typer.Option(help="File of ids and titles of items.")] = None,
+    ratings: Annotated[
+        str | None, typer.Option(help="File or folder of ratings that users have given.")
+    ] = None,
+    token_file: Annotated[
+        str | None, typer.Option(help="File with the token that posting needs.")
+    ] = None,
+    open_writes: Annotated[
+        bool, typer.Option("--open-writes", help="Take ratings without a token.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Ready whatever the diagnosis says.")
+    ] = False,
+    cache: Annotated[str | None, typer.Option(help="Folder to map factors in.")] = None,
+    wait_seconds: Annotated[
+        float, typer.Option(help="How long to wait for a first version.", min=0)
+    ] = 0.0,
+    user: User = "userId",
+    item: Item = "movieId",
+    rating: Rating = "rating",
+    time: Time = "timestamp",
 ) -> None:
     """Answer requests for recommendations by HTTP; a new version is taken up as it comes."""
     try:
-        # not a name known here: the service is an extra
+        # not by name: the service is an extra
         serving = import_module("sparkml_sgdals.serving")
+        run_service = serving.serve
+        columns = import_module("sparkml_sgdals.serving.history").Columns(user, item, rating, time)
     except ModuleNotFoundError as missing:
         raise ImportError(
             f"serve needs {missing.name}: pip install 'sparkml-sgdals[serve]'."
         ) from missing
-    serving.serve(model_path, host=host, port=port)
+    run_service(
+        model_path,
+        host=host,
+        port=port,
+        inbox=inbox,
+        kafka=kafka,
+        topic=topic,
+        columns=columns,
+        titles=titles,
+        ratings=ratings,
+        token_file=token_file,
+        open_writes=open_writes,
+        force=force,
+        cache=cache,
+        wait_seconds=wait_seconds,
+        started=lambda address: run.output.facts({"address": address}),
+    )
 
 
 def demo(

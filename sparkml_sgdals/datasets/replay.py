@@ -27,12 +27,12 @@ class FolderSink:
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
-        taken = [int(p.stem[8:]) for p in folder.glob("ratings-*.json") if p.stem[8:].isdigit()]
+        taken = [int(p.stem[7:]) for p in folder.glob("replay-*.json") if p.stem[7:].isdigit()]
         self._number = max(taken, default=-1) + 1
 
     def send(self, rows: pd.DataFrame) -> None:
         """Write the next file."""
-        name = f"ratings-{self._number:08d}.json"
+        name = f"replay-{self._number:08d}.json"
         # Spark does not look at names with a dot in front
         scratch = self._folder / f".{name}"
         with scratch.open("w", encoding="utf-8") as file:

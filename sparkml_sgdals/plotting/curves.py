@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sparkml_sgdals.plotting.style import (
     DASHES,
@@ -29,8 +31,8 @@ def plot_stream(
 
     Parameters
     ----------
-    metrics : what `StreamJob.metrics` gives; held-out RMSE is drawn where there is some, RMSE
-        before learning as a thin line
+    metrics : what `StreamJob.metrics` gives; held-out RMSE is drawn where there is some. RMSE
+        before learning is a mean over a tenth of the batches: single ones differ too much
     batch : RMSEs to compare with, by name, such as that of a fit of all ratings at once: lines
         across
 
@@ -40,7 +42,8 @@ def plot_stream(
     """
     _need(metrics, ("ratings", "rmse", "validationRmse"))
     seen = metrics["ratings"].cumsum().to_numpy(dtype=float)
-    before = metrics["rmse"].to_numpy(dtype=float)
+    window = max(1, len(metrics) // 10)
+    before = _rolling(metrics, window)
     held_out = metrics["validationRmse"].to_numpy(dtype=float)
     has_held_out = bool(np.isfinite(held_out).any())
     main = held_out if has_held_out else before
@@ -49,11 +52,12 @@ def plot_stream(
     figure = new_figure(8.0, 4.6)
     axes = figure.subplots()
     open_axes(axes)
-    label = "held-out, after each batch" if has_held_out else "before learning each batch"
+    earlier = "before learning" + (f", mean of {window} batches" if window > 1 else " each batch")
+    label = "held-out, after each batch" if has_held_out else earlier
     if has_held_out:
         axes.plot(
             seen, before, color=GREY, linewidth=0.9, linestyle=(0, (2, 2)),
-            label="before learning each batch",
+            label=earlier,
         )  # fmt: skip
     axes.plot(seen, main, color=INK, linewidth=2, marker="o", markersize=3.2, label=label)
     last = float(main[np.isfinite(main)][-1])
@@ -62,7 +66,8 @@ def plot_stream(
         axes.axhline(value, color="black", linewidth=1.4, linestyle=DASHES[number % len(DASHES)])
         ends[f"{name}: {value:.4f}"] = value
     # the first batches, which know almost nothing, must not flatten what follows
-    finite = np.concatenate([main[np.isfinite(main)], list(ends.values())])
+    drawn = np.concatenate([main, before, list(ends.values())])
+    finite = drawn[np.isfinite(drawn)]
     low = float(finite.min())
     span = max(float(np.quantile(finite, 0.9)) - low, 0.02)
     high = min(float(finite.max()), low + 2.5 * span)
@@ -118,6 +123,7 @@ def plot_race(race: pd.DataFrame, title: str = "") -> Figure:
     axes.set_xlim(float(race["batch"].min()), widest)
     _end_labels(axes, ends)
     axes.set_xlabel("micro-batch")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylabel("loss: RMSE before learning (units of the rating)")
     axes.set_title(title, loc="left")
     return figure
@@ -132,6 +138,16 @@ def _end_labels(axes: Axes, ends: Mapping[str, float]) -> None:
             name, (1.01, value), xycoords=("axes fraction", "data"), va="center",
             annotation_clip=False,
         )  # fmt: skip
+
+
+def _rolling(metrics: pd.DataFrame, window: int) -> npt.NDArray[np.float64]:
+    """RMSE before learning of `window` batches together, weighted by their ratings."""
+    rmse = metrics["rmse"].astype(float)
+    weight = metrics["ratings"].astype(float).where(rmse.notna())
+    squares = (weight * rmse**2).rolling(window, min_periods=1).sum()
+    mean = (squares / weight.rolling(window, min_periods=1).sum()).where(rmse.notna())
+    found: npt.NDArray[np.float64] = np.sqrt(mean.to_numpy(dtype=float))
+    return found
 
 
 def _need(frame: pd.DataFrame, columns: tuple[str, ...]) -> None:

@@ -7,7 +7,9 @@ from typing import Protocol
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from matplotlib.transforms import Bbox
 from pyspark.sql import DataFrame
 
@@ -59,15 +61,19 @@ def plot_factors(
     figure = new_figure(9.0, 6.4)
     axes = figure.subplots()
     open_axes(axes)
-    # darker is better liked: a scale of lightness alone
-    points = axes.scatter(places[:, 0], places[:, 1], c=bias, cmap="Greys", s=9, linewidths=0,
-                          vmin=float(bias.min()) - 0.5 * float(np.ptp(bias)))  # fmt: skip
-    bar = figure.colorbar(points, ax=axes, pad=0.01, shrink=0.7)
+    # darker is better liked: a scale of lightness alone, light enough for names to stand on
+    greys = LinearSegmentedColormap.from_list("greys", ["0.9", "0.45"])
+    ends = np.quantile(bias, [0.02, 0.98])
+    points = axes.scatter(
+        places[:, 0], places[:, 1], c=bias, cmap=greys, s=10, linewidths=0,
+        vmin=float(ends[0]), vmax=float(ends[1]),
+    )  # fmt: skip
+    bar = figure.colorbar(points, ax=axes, pad=0.01, shrink=0.7, extend="both")
     bar.set_label("bias: liked more or less than the mean (units of the rating)")
     axes.set_xlabel(f"first direction of the features ({share[0]:.0%} of their variance)")
     axes.set_ylabel(f"second direction ({share[1]:.0%})")
     axes.set_title(title, loc="left")
-    axes.margins(0.08)
+    axes.margins(0.14, 0.06)
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # type: ignore[no-untyped-call]
@@ -77,9 +83,13 @@ def plot_factors(
         name = titles.get(table["id"].iloc[row])
         if name is None:
             continue
+        # outwards, where there are fewer points
+        left = bool(places[row, 0] < 0)
         words = axes.annotate(
-            name, places[row], xytext=(4, 3), textcoords="offset points", fontsize=7.5, color=INK
-        )
+            name, places[row], xytext=(-5 if left else 5, 2), textcoords="offset points",
+            ha="right" if left else "left", fontsize=7.5, color=INK,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        )  # fmt: skip
         box = words.get_window_extent(renderer)
         inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and box.y1 <= frame.y1
         if not inside or any(box.overlaps(other) for other in taken):

@@ -89,7 +89,7 @@ def save_film(
     limits: tuple[float, float] = (1.0, 5.0),
     seconds: float = 0.6,
     last_seconds: float = 4.0,
-    colours: int = 48,
+    colours: int = 32,
 ) -> int:
     """Write the film as an animated GIF or PNG (by the name) and return the number of frames.
 
@@ -103,10 +103,9 @@ def save_film(
     kind = Path(file).suffix.lower()
     if kind not in (".gif", ".png"):
         raise ValueError(f"{file} must end in .gif or .png.")
-    figure = new_figure(10.6, 4.35)
+    figure = new_figure(9.4, 3.9)
     left, middle, right = figure.subplots(1, 3)
-    _show(middle, truth, "the ratings (one in seven is learned)", limits)
-    middle.set_title("")
+    _show(middle, truth, "", limits)
     images = [_show(axes, truth, "", limits) for axes in (left, right)]
     bar = figure.colorbar(images[1], ax=[left, middle, right], shrink=0.8, pad=0.01)
     bar.set_label("rating (stars)")

@@ -145,7 +145,7 @@ def test_replay_to_a_folder_is_in_time_order_and_goes_on(unpacked, tmp_path):
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout) == {"sent": 3, "of": 3, "to": str(out)}
     assert run(*words).exit_code == 0
-    names = [f"ratings-{n:08d}.json" for n in range(4)]
+    names = [f"replay-{n:08d}.json" for n in range(4)]
     assert sorted(p.name for p in out.iterdir()) == names
     sent = pd.concat([rp.read_ordered(out / name, "timestamp") for name in names[:2]])
     assert sent.timestamp.tolist() == sorted(row[3] for row in ROWS)

@@ -54,6 +54,13 @@ def test_stream_is_drawn_by_ratings_seen_with_the_batch_line(metrics):
     assert any("units of the rating" in text for text in said)
 
 
+def test_stream_takes_rmse_before_learning_over_a_tenth_of_the_batches(metrics):
+    long = pd.DataFrame({"ratings": [1, 3] * 10, "rmse": [1.0, 2.0] * 10, "validationRmse": 1.5})
+    drawn = plot_stream(long).axes[0].lines[0].get_ydata()
+    # one of 1 rating and one of 3 together
+    np.testing.assert_allclose(drawn[1:], np.sqrt((1 + 3 * 4) / 4))
+
+
 def test_stream_without_held_out_ratings_shows_rmse_before_learning(metrics):
     figure = plot_stream(metrics.assign(validationRmse=np.nan))
     np.testing.assert_array_equal(figure.axes[0].lines[0].get_ydata(), [np.nan, 1.1, 1.0])
