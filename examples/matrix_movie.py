@@ -1,7 +1,7 @@
 """The film of a matrix: python examples/matrix_movie.py [FOLDER]
 
 300 users and 300 items, all 90,000 ratings made up (taste in waves, biases, noise, whole and half
-stars); one in seven is learned. Spark's ALS sees these at once and improves by iteration; our
+stars); one in two is learned. Spark's ALS sees these at once and improves by iteration; our
 stream sees each once, a batch a frame. Both predict the whole matrix at every step. Writes
 matrix.gif and matrix-strip.png to FOLDER (default: out/).
 """
@@ -22,7 +22,7 @@ from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
 from sparkml_sgdals.plotting import MatrixStep, plot_matrix, save_film
 
 SIZE = 300
-SHARE = 1 / 7
+SHARE = 1 / 2
 BATCHES = 14
 REG_PARAMS = (0.02, 0.05, 0.1, 0.2)
 SCHEMA = "user int, item int, rating double, time long"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -146,13 +147,15 @@ def stream(
 
 
 def _watch(run: Run, job: StreamJob[Any]) -> None:
-    """Print a line a batch until the stream ends; Ctrl-C ends it after the batch that runs."""
+    """Print a line a batch until the stream ends; Ctrl-C or SIGTERM end it after a batch."""
     output = run.output
     widths = [len(heading) for heading in _HEADINGS]
     shown = len(job.metrics())
     if not output.json:
         output.row(_HEADINGS, widths)
     ended = False
+    # what a container is told to end by
+    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with output.bar("Learning", "ratings") as bar:
             task = None if bar is None else bar.add_task("", total=None)
@@ -170,6 +173,8 @@ def _watch(run: Run, job: StreamJob[Any]) -> None:
     except KeyboardInterrupt:
         output.say("Stopping after the batch that runs ...")
         job.stop()
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
     newest = job.model
     output.say(f"{job.path} is at version {newest.version}.")
 

@@ -18,6 +18,7 @@ from sparkml_sgdals.cli.app import app
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 BLOCK = re.compile(r"^(?:<!-- not run: (?P<why>.+?) -->\n)?```sh\n(?P<code>.*?)^```$", re.M | re.S)
+LOCAL = re.compile(r"(data/|(data|model|films|arriving|ml-latest-small)$)")
 READY = "sparkml-sgdals data movielens data --from ml-latest-small\n" \
         "sparkml-sgdals fit data/ratings.parquet model\n"  # fmt: skip
 
@@ -48,7 +49,11 @@ def test_page(page, spark, small, tmp_path, monkeypatch):
     titles.to_csv(folder / "movies.csv", index=False)
     monkeypatch.chdir(tmp_path)
     before = "" if page.name == "tutorial.md" else f"```sh\n{READY}```\n"
-    for words in lines(before + page.read_text(encoding="utf-8")):
+    for said in lines(before + page.read_text(encoding="utf-8")):
+        # a JVM stays in the folder where it was started
+        words = [
+            str(tmp_path / word) if n and LOCAL.match(word) else word for n, word in enumerate(said)
+        ]
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 0, f"{page.name}: {' '.join(words)}\n{done.output}"
 
