@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from PIL import Image
 from pyspark.ml.recommendation import ALS
 from pyspark.sql import DataFrame, SparkSession
 
@@ -116,7 +117,11 @@ def main(out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     frames = save_film(out / "matrix.gif", truth, als, ours)
     strip = plot_matrix(truth, als, ours, [0, 1, 3, 6, BATCHES - 1])
-    strip.savefig(out / "matrix-strip.png", pil_kwargs={"optimize": True})
+    strip.savefig(out / "matrix-strip.png")
+    # few colours make it small
+    with Image.open(out / "matrix-strip.png") as picture:
+        few = picture.convert("RGB").quantize(48, dither=Image.Dither.NONE)
+    few.save(out / "matrix-strip.png", optimize=True)
     print(f"{out / 'matrix.gif'}: {frames} frames; {out / 'matrix-strip.png'}")
 
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-OPTIONAL = {"serving.md", "how-to/mlflow.md", "how-to/deploy.md", "benchmarks.md", "scale.md"}
+OPTIONAL = {"serving.md"}
 """Pages that the nav names where they exist."""
 
 _LINK = re.compile(r"\[([^\]]*)\]\(((?:\.\./)+[^)#]*)(?:#[^)]*)?\)")
