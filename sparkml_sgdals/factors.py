@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sparkml_sgdals.hashing import id_keys, start_factors
+from sparkml_sgdals.event_memory import EventMemory, ItemMemory, UserMemory
+from sparkml_sgdals.hashing import USER_SIDE, id_keys, start_factors
 from sparkml_sgdals.index import IdIndex, IdKind, id_array_type
 from sparkml_sgdals.settings import Settings
 
 __all__ = [
+    "FactorRows",
     "FactorTable",
     "arrow_schema",
     "drop_ids",
@@ -32,6 +35,32 @@ _ARRAYS: Final = (
 )  # fmt: skip
 
 
+@dataclass
+class FactorRows:
+    """Copies of some rows of a `FactorTable`, to be learned and then put back, or dropped.
+
+    Attributes
+    ----------
+    rows : int64, where they came from; the others as in `FactorTable`
+    """
+
+    rows: I64
+    mean: F32
+    var: F32
+    base_mean: F32
+    base_var: F32
+    count: I64
+    prior_mean: F32
+    influence: F32
+    evidence: F32
+    noise_factor: F32
+
+    def finite(self) -> bool:
+        """Whether every mean and variance is a finite number."""
+        held = (self.mean, self.var, self.prior_mean, self.influence, self.noise_factor)
+        return all(bool(np.isfinite(array).all()) for array in held)
+
+
 class FactorTable:
     """Factors of users or of items, one row an id, in units of the standardised rating.
 
@@ -48,6 +77,7 @@ class FactorTable:
     evidence : float32, shape (size,), the share that the id has in its partners' prior means:
         sum of 1 / count of each
     noise_factor : float32, shape (size,), noise of the id's ratings in units of the model's
+    events : what a model of positive-only feedback remembers besides, else None
     """
 
     def __init__(self, side: int, kind: IdKind, settings: Settings) -> None:
@@ -65,6 +95,9 @@ class FactorTable:
         self._influence: F32 = np.empty((0, implicit), np.float32)
         self._evidence: F32 = np.empty(0, np.float32)
         self._noise_factor: F32 = np.empty(0, np.float32)
+        self.events: EventMemory | None = None
+        if settings.positive:
+            self.events = UserMemory() if side == USER_SIDE else ItemMemory(settings)
 
     @property
     def size(self) -> int:
@@ -130,6 +163,27 @@ class FactorTable:
             self._noise_factor[added] = 1.0
         return rows, int(missing.size)
 
+    def take(self, rows: I64) -> FactorRows:
+        """Copies of these rows."""
+        return FactorRows(
+            rows, self._mean[rows], self._var[rows], self._base_mean[rows], self._base_var[rows],
+            self._count[rows], self._prior_mean[rows], self._influence[rows], self._evidence[rows],
+            self._noise_factor[rows],
+        )  # fmt: skip
+
+    def put_rows(self, learned: FactorRows) -> None:
+        """Put rows that were taken back into their places."""
+        rows = learned.rows
+        self._mean[rows] = learned.mean
+        self._var[rows] = learned.var
+        self._base_mean[rows] = learned.base_mean
+        self._base_var[rows] = learned.base_var
+        self._count[rows] = learned.count
+        self._prior_mean[rows] = learned.prior_mean
+        self._influence[rows] = learned.influence
+        self._evidence[rows] = learned.evidence
+        self._noise_factor[rows] = learned.noise_factor
+
     def put(
         self, ids: pa.Array, mean: F32, var: F32, base_mean: F32, base_var: F32, count: I64,
         prior_mean: F32 | None = None, influence: F32 | None = None, evidence: F32 | None = None,
@@ -158,7 +212,7 @@ class FactorTable:
         ids = self.index.ids(rows)
         order = pa.compute.array_sort_indices(ids).to_numpy(zero_copy_only=False)
         picked = order if rows is None else rows[order]
-        return pa.Table.from_arrays(
+        table = pa.Table.from_arrays(
             [
                 ids.take(pa.array(order)),
                 list_column(self._mean[picked]),
@@ -173,6 +227,10 @@ class FactorTable:
             ],
             schema=arrow_schema(self.index.kind),
         )
+        if self.events is not None:
+            for name, column in self.events.columns(picked).items():
+                table = table.append_column(name, column)
+        return table
 
     def put_arrow(self, table: pa.Table) -> None:
         """Set the state of the ids in a table of `arrow_schema`.
@@ -180,8 +238,9 @@ class FactorTable:
         Tables of a release before the implicit prior lack the last four columns, or hold nulls.
         Raises ValueError where a list has not the width of this model.
         """
+        ids = table.column("id").cast(id_array_type(self.index.kind)).combine_chunks()
         self.put(
-            table.column("id").cast(id_array_type(self.index.kind)).combine_chunks(),
+            ids,
             _matrix(table, "mean", self._mean.shape[1]),
             _matrix(table, "variance", self._var.shape[1]),
             _matrix(table, "base_mean", 1),
@@ -189,15 +248,20 @@ class FactorTable:
             table.column("count").to_numpy(),
             **self._later_columns(table),
         )
+        if self.events is not None:
+            self.events.put(self.index.find(ids), table)
 
     def finite(self, rows: I64) -> bool:
         """Whether every mean and variance in `rows` is a finite number."""
         held = (self._mean, self._var, self._prior_mean, self._influence, self._noise_factor)
-        return all(bool(np.isfinite(array[rows]).all()) for array in held)
+        finite = all(bool(np.isfinite(array[rows]).all()) for array in held)
+        return finite and (self.events is None or self.events.finite(rows))
 
     def truncate(self, size: int) -> None:
         """Forget the ids that were added last, down to `size` of them."""
         self.index.truncate(size)
+        if self.events is not None:
+            self.events.resize(self.size)
 
     def without(self, ids: pa.Array) -> FactorTable:
         """A table of the same state but for some ids, known or not."""
@@ -224,6 +288,7 @@ class FactorTable:
         twin.index = self.index.copy()
         for name in _ARRAYS:
             setattr(twin, name, getattr(self, name)[: self.size].copy())
+        twin.events = None if self.events is None else self.events.copy()
         return twin
 
     def _later_columns(self, table: pa.Table) -> dict[str, F32]:
@@ -242,6 +307,8 @@ class FactorTable:
                 grown = np.zeros((room, *old.shape[1:]), old.dtype)
                 grown[: old.shape[0]] = old
                 setattr(self, name, grown)
+        if self.events is not None:
+            self.events.resize(self.size)
         return rows
 
 
@@ -270,7 +337,10 @@ def drop_ids(table: pa.Table, column: str, ids: pa.Array) -> pa.Table:
 
 
 def arrow_schema(kind: IdKind) -> pa.Schema:
-    """Schema of a factor table: a column for each attribute of `FactorTable`, lists bias first."""
+    """Schema of a factor table: a column for each attribute of `FactorTable`, lists bias first.
+
+    Models of events add the columns of `event_memory`.
+    """
     return pa.schema(
         [
             ("id", id_array_type(kind)),

@@ -14,7 +14,7 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from sparkml_sgdals.factors import FactorTable, prior_variances
+from sparkml_sgdals.factors import FactorRows, FactorTable, prior_variances
 from sparkml_sgdals.kernels import FAST, MIN_VARIANCE, check_rows
 from sparkml_sgdals.ratings import Layout, Ratings
 from sparkml_sgdals.settings import Settings
@@ -225,19 +225,11 @@ class FilterSide:
     seen: F32
 
     @classmethod
-    def of(cls, table: FactorTable) -> FilterSide:
-        """The whole table, with its count as it stands."""
-        seen = table.count.astype(np.float32)
+    def of(cls, taken: FactorRows) -> FilterSide:
+        """These very arrays, with the count as it stands."""
+        seen = taken.count.astype(np.float32)
         return cls(
-            table.mean, table.var, table.prior_mean, table.influence, table.evidence, seen
-        )  # fmt: skip
-
-    @classmethod
-    def gathered(cls, table: FactorTable, rows: I64) -> FilterSide:
-        """Copies of some rows."""
-        return cls(
-            table.mean[rows], table.var[rows], table.prior_mean[rows], table.influence[rows],
-            table.evidence[rows], table.count[rows].astype(np.float32),
+            taken.mean, taken.var, taken.prior_mean, taken.influence, taken.evidence, seen
         )  # fmt: skip
 
 
@@ -264,8 +256,8 @@ def concentration(users: npt.NDArray[np.integer], items: npt.NDArray[np.integer]
 
     About 1 in a stream in random order, hundreds where users send all their ratings together.
     """
-    sides = (np.unique(rows, return_counts=True)[1] for rows in (users, items))
-    return max(float(np.sum(counts.astype(np.float64) ** 2)) for counts in sides) / users.size
+    sides = (np.bincount(rows).astype(np.float64) for rows in (users, items))
+    return max(float(counts @ counts) for counts in sides) / users.size
 
 
 def moved_prior(mean: F32, var: F32, before: F32, after: F32, settings: Settings) -> F32:
@@ -283,7 +275,7 @@ class ImplicitPrior:
     ) -> None:
         self.ratings = ratings
         self.user, self.item = (
-            FilterSide.gathered(table, some) for table, some in zip(tables, rows, strict=True)
+            FilterSide.of(table.take(some)) for table, some in zip(tables, rows, strict=True)
         )
 
     def start(self, by_user: Layout, by_item: Layout, users: Side, items: Side) -> None:
@@ -326,22 +318,6 @@ class ImplicitPrior:
             table.evidence[some] = drawn.evidence
 
 
-@nb.njit(cache=True, nogil=True, inline="always")
-def _move(  # type: ignore[no-untyped-def]
-    x, y, mean, var, prior_mean, seen, influence, prior_precision
-):
-    """The prior mean of x after one more rating, of y; its mean moves by c / v of that."""
-    n = seen[x]
-    kept = np.sqrt(n)
-    root = np.float32(1.0) / np.sqrt(n + np.float32(1.0))
-    for f in range(mean.shape[1]):
-        old = prior_mean[x, f]
-        new = (kept * old + influence[y, f]) * root
-        mean[x, f] += min(var[x, f] * prior_precision[f], np.float32(1.0)) * (new - old)
-        prior_mean[x, f] = new
-    seen[x] = n + np.float32(1.0)
-
-
 @nb.njit(cache=True, nogil=True, fastmath=FAST)
 def filter_implicit(  # type: ignore[no-untyped-def]
     users, items, ratings, weights,
@@ -363,57 +339,78 @@ def filter_implicit(  # type: ignore[no-untyped-def]
     """
     width = user_mean.shape[1]
     weighted = weights.size > 0
-    prior_precision = np.float32(1.0) / prior_var
+    one = np.float32(1.0)
+    prior_precision = one / prior_var
+    # arrays of one row each: the compiler cannot know that the sides' arrays do not overlap
+    um, im = np.empty(width, np.float32), np.empty(width, np.float32)
+    uv, iv = np.empty(width, np.float32), np.empty(width, np.float32)
+    change, moved = np.empty(width, np.float32), np.empty(width, np.float32)
     for n in range(users.size):
         x = users[n]
         y = items[n]
-        weight = np.float32(1.0)
+        weight = one
         if weighted:
             weight = weights[n]
+        for f in range(width):
+            um[f] = user_mean[x, f]
+            im[f] = item_mean[y, f]
+            uv[f] = user_var[x, f]
+            iv[f] = item_var[y, f]
         if weight > np.float32(0.0):
-            _move(x, y, user_mean, user_var, user_prior, user_seen, item_influence, prior_precision)
-            _move(y, x, item_mean, item_var, item_prior, item_seen, user_influence, prior_precision)
-            # from the item as it is before this rating, or the user's own error would come back
-            share = np.float32(1.0) / item_seen[y]
+            seen = user_seen[x]
+            user_seen[x] = seen + one
+            kept = np.sqrt(seen)
+            root = one / np.sqrt(seen + one)
+            for f in range(width):
+                old = user_prior[x, f]
+                new = (kept * old + item_influence[y, f]) * root
+                um[f] += min(uv[f] * prior_precision[f], one) * (new - old)
+                user_prior[x, f] = new
+            seen = item_seen[y]
+            item_seen[y] = seen + one
+            kept = np.sqrt(seen)
+            share = one / (seen + one)
             root = np.sqrt(share)
             evidence = user_evidence[x] + share
             user_evidence[x] = evidence
+            # from the item as it is before this rating, or the user's own error would come back
             for f in range(width):
+                old = item_prior[y, f]
+                new = (kept * old + user_influence[x, f]) * root
                 precision = prior_precision[f]
-                change = precision * root * (item_mean[y, f] - item_prior[y, f])
-                change /= own_precision + evidence * precision
-                if f == 0:
-                    change *= bias_share
-                user_influence[x, f] += change
-                item_prior[y, f] += root * change
-                gain = min(item_var[y, f] * precision, np.float32(1.0))
-                item_mean[y, f] += gain * root * change
+                im[f] += min(iv[f] * precision, one) * (new - old)
+                moved[f] = new
+                change[f] = (
+                    precision * root * (im[f] - new) / (own_precision + evidence * precision)
+                )
+            change[0] *= bias_share
+            for f in range(width):
+                user_influence[x, f] += change[f]
+                step = root * change[f]
+                item_prior[y, f] = moved[f] + step
+                im[f] += min(iv[f] * prior_precision[f], one) * step
 
-        prediction = user_mean[x, 0] + item_mean[y, 0]
-        spread = user_var[x, 0] + item_var[y, 0]
+        prediction = um[0] + im[0]
+        spread = uv[0] + iv[0]
         for f in range(1, width):
-            um = user_mean[x, f]
-            im = item_mean[y, f]
-            prediction += um * im
-            spread += user_var[x, f] * im * im + item_var[y, f] * um * um
+            prediction += um[f] * im[f]
+            spread += uv[f] * im[f] * im[f] + iv[f] * um[f] * um[f]
         error = ratings[n] - prediction
         errors[n] = error
         if weight <= np.float32(0.0):
             continue
-        inverse = np.float32(1.0) / (spread + noise / weight)
-        step = error * inverse
-        c = user_var[x, 0]
-        user_mean[x, 0] += c * step
+        inverse = one / (spread + noise / weight)
+        gain = error * inverse
+        c = uv[0]
+        user_mean[x, 0] = um[0] + c * gain
         user_var[x, 0] = max(c - c * c * inverse, MIN_VARIANCE) + drift
-        c = item_var[y, 0]
-        item_mean[y, 0] += c * step
+        c = iv[0]
+        item_mean[y, 0] = im[0] + c * gain
         item_var[y, 0] = max(c - c * c * inverse, MIN_VARIANCE) + drift
         for f in range(1, width):
-            um = user_mean[x, f]
-            im = item_mean[y, f]
-            a = user_var[x, f] * im
-            b = item_var[y, f] * um
-            user_mean[x, f] = um + a * step
-            item_mean[y, f] = im + b * step
-            user_var[x, f] = max(user_var[x, f] - a * a * inverse, MIN_VARIANCE) + drift
-            item_var[y, f] = max(item_var[y, f] - b * b * inverse, MIN_VARIANCE) + drift
+            a = uv[f] * im[f]
+            b = iv[f] * um[f]
+            user_mean[x, f] = um[f] + a * gain
+            item_mean[y, f] = im[f] + b * gain
+            user_var[x, f] = max(uv[f] - a * a * inverse, MIN_VARIANCE) + drift
+            item_var[y, f] = max(iv[f] - b * b * inverse, MIN_VARIANCE) + drift

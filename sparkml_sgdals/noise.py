@@ -9,10 +9,11 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from sparkml_sgdals.factors import FactorTable
+from sparkml_sgdals.factors import FactorRows, FactorTable
 from sparkml_sgdals.kernels import predict_rows
 from sparkml_sgdals.ratings import Ratings
 
@@ -41,14 +42,14 @@ def expected_squares(errors: F64, variances: F64, noise: F64) -> F64:
 
 
 def learn_noise_factors(
-    tables: tuple[FactorTable, FactorTable], rows: tuple[I64, I64], ratings: Ratings,
-    squares: F64, rounds: int = 1,
+    tables: tuple[FactorTable | FactorRows, FactorTable | FactorRows], rows: tuple[I64, I64],
+    ratings: Ratings, squares: F64, rounds: int = 1,
 ) -> None:  # fmt: skip
     """Learn the factors of the ids behind some ratings, in place: (14).
 
     Parameters
     ----------
-    tables : users and items, whose `count` does not hold these ratings yet
+    tables : users and items (or rows taken of them), whose `count` does not hold these ratings yet
     rows : int64, rows of the ratings' distinct ids
     squares : float64, shape (n,), expected squared noise of each rating in units of the model's
     rounds : how often users and items take turns, each from the other's newest factors
@@ -62,11 +63,18 @@ def learn_noise_factors(
         weights.append(before + np.bincount(named, minlength=some.size) / 2.0)
     for _ in range(rounds):
         for own, other in ((0, 1), (1, 0)):
-            relative = squares / factors[other][positions[other]]
-            sums = np.bincount(positions[own], relative, minlength=rows[own].size)
+            sums = np.zeros(rows[own].size)
+            _add_relative(positions[own], positions[other], squares, factors[other], sums)
             factors[own] = (known[own] + sums / 2.0) / weights[own]
     for table, some, found in zip(tables, rows, factors, strict=True):
         table.noise_factor[some] = found.astype(np.float32)
+
+
+@nb.njit(cache=True, nogil=True)
+def _add_relative(own, other, squares, factors, sums):  # type: ignore[no-untyped-def]
+    """Add up each id's squares in units of its partners' factors, in the order of the ratings."""
+    for n in range(own.size):
+        sums[own[n]] += squares[n] / factors[other[n]]
 
 
 def expected_after_learning(

@@ -11,12 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from sparkml_sgdals.factors import FactorRows
 from sparkml_sgdals.implicit import FilterSide, run_implicit_filter
 from sparkml_sgdals.kernels import check_rows
-from sparkml_sgdals.learning import check_finite, settle_scale
+from sparkml_sgdals.learning import not_finite, settle_scale
+from sparkml_sgdals.learning_events import learn_events
 from sparkml_sgdals.noise import expected_squares, learn_noise_factors
 from sparkml_sgdals.ratings import Ratings
-from sparkml_sgdals.smoothing import Before, smooth_batch
+from sparkml_sgdals.settings import Settings
+from sparkml_sgdals.smoothing import smooth_batch
 from sparkml_sgdals.solvers import DivergenceError, run_filter, run_minibatches, run_sgd
 from sparkml_sgdals.state import SETTLING_RATINGS, Counters, ModelState
 
@@ -49,6 +52,12 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
     if not len(ratings):
         nothing = np.empty(0, np.int64)
         return BatchReport(0, 0, 0, nothing, nothing, math.nan, math.nan)
+    if state.settings.positive:
+        done = learn_events(state, ratings)
+        return BatchReport(
+            len(ratings), done.new_users, done.new_items, done.user_rows, done.item_rows,
+            math.nan, math.nan,
+        )  # fmt: skip
     noise = state.noise, state.noise_weight
     predicted = not state.blank
     # while the scale settles every row may change, and there are few
@@ -61,25 +70,21 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
     item_rows, new_items = state.items.ensure(ratings.item_ids)
     users, items = state.users, state.items
     values = state.scale.standardise(ratings.values)
-    rows_u, rows_i = user_rows[ratings.users], item_rows[ratings.items]
-    check_rows(rows_u, users.size, "user")
-    check_rows(rows_i, items.size, "item")
-    before_rows = users.to_arrow(user_rows), items.to_arrow(item_rows)
-    smoothed = state.settings.solver == "bayes"
-    before = (Before.of(users, user_rows), Before.of(items, item_rows)) if smoothed else None
+    check_rows(ratings.users, user_rows.size, "user")
+    check_rows(ratings.items, item_rows.size, "item")
+    learned = users.take(user_rows), items.take(item_rows)
     try:
-        _learn_rows(state, rows_u, rows_i, values, ratings.weights)
-        if before is not None:
-            smooth_batch(ratings, values, state.settings, (users, items), before)
-        check_finite(state, user_rows, item_rows)
+        _learn_rows(state.settings, ratings, values, learned)
+        if state.settings.solver == "bayes":
+            before = users.take(user_rows), items.take(item_rows)
+            smooth_batch(ratings, values, state.settings, learned, before)
         if surprises is not None:
-            learn_noise_factors((users, items), (user_rows, item_rows), ratings, surprises)
-        users.count[user_rows] += np.bincount(ratings.users, minlength=user_rows.size)
-        items.count[item_rows] += np.bincount(ratings.items, minlength=item_rows.size)
+            rows = np.arange(user_rows.size), np.arange(item_rows.size)
+            learn_noise_factors(learned, rows, ratings, surprises)
+        if not all(side.finite() for side in learned):
+            raise not_finite(state.settings)
     except BaseException as failure:
         if whole is None:
-            users.put_arrow(before_rows[0])
-            items.put_arrow(before_rows[1])
             users.truncate(sizes[0])
             items.truncate(sizes[1])
             state.noise, state.noise_weight = noise
@@ -91,6 +96,10 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
                 "The variances left the range of numbers: look for ratings of an absurd size."
             ) from failure
         raise
+    learned[0].count += np.bincount(ratings.users, minlength=user_rows.size)
+    learned[1].count += np.bincount(ratings.items, minlength=item_rows.size)
+    users.put_rows(learned[0])
+    items.put_rows(learned[1])
 
     count = len(ratings)
     counted = state.counters
@@ -117,10 +126,12 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
     )
 
 
-def _learn_rows(state: ModelState, users: I64, items: I64, values: F32, weights: F32) -> None:
-    """Learn standardised ratings by the state's solver, and its baseline, in place."""
-    u, i, settings = state.users, state.items, state.settings
-    what = (users, items, values, weights, settings)
+def _learn_rows(
+    settings: Settings, ratings: Ratings, values: F32, sides: tuple[FactorRows, FactorRows]
+) -> None:
+    """Learn standardised ratings by the solver, and the baseline, in place."""
+    u, i = sides
+    what = (ratings.users, ratings.items, values, ratings.weights, settings)
     run_filter(*what, u.base_mean, u.base_var, i.base_mean, i.base_var)
     if settings.implicit:
         run_implicit_filter(*what, FilterSide.of(u), FilterSide.of(i))

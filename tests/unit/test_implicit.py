@@ -140,7 +140,7 @@ def test_new_user_follows_the_items() -> None:
     tables = [FactorTable(side, "int", settings) for side in (USER_SIDE, ITEM_SIDE)]
     for table in tables:
         table.ensure(id_array([1, 2, 3, 4]))
-    users, items = (FilterSide.of(table) for table in tables)
+    users, items = (FilterSide.of(table.take(np.arange(4))) for table in tables)
     items.influence[:] = np.arange(12).reshape(4, 3) / 10
     start = users.mean[0].copy()
     rows = np.zeros(4, np.int32), np.arange(4, dtype=np.int32)
