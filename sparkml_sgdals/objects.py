@@ -22,7 +22,15 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-__all__ = ["GoneError", "ObjectStore", "StorageError", "full_path", "spark_path", "user_name"]
+__all__ = [
+    "DamagedError",
+    "GoneError",
+    "ObjectStore",
+    "StorageError",
+    "full_path",
+    "spark_path",
+    "user_name",
+]
 
 
 _ROW_GROUP: Final = 131_072
@@ -64,6 +72,10 @@ def spark_path(path: str) -> str:
 
 class GoneError(StorageError):
     """A file or commit is missing: perhaps it was pruned while a reader was at it."""
+
+
+class DamagedError(StorageError):
+    """What a file or commit holds is not what was written."""
 
 
 class ObjectStore:

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sparkml_sgdals.objects import GoneError, ObjectStore, StorageError
+from sparkml_sgdals.objects import DamagedError, GoneError, ObjectStore, StorageError
 from sparkml_sgdals.rows import Packed, RowShape, drop_older, search_keys
 
 __all__ = ["Run", "RunWriter", "bad_file", "merge_runs", "stack_size"]
@@ -204,7 +204,7 @@ class Run:
             raise self._damaged(part, missing=True) from missing
 
     def _damaged(self, part: str, missing: bool = False) -> StorageError:
-        kind = GoneError if missing else StorageError
+        kind = GoneError if missing else DamagedError
         return kind(bad_file(self._store.path, self.entry[part]["name"], missing))
 
 

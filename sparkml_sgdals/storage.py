@@ -34,7 +34,14 @@ import pyarrow.parquet as pq
 
 from sparkml_sgdals.factors import FactorTable
 from sparkml_sgdals.index import IdKind
-from sparkml_sgdals.objects import GoneError, ObjectStore, StorageError, full_path, spark_path
+from sparkml_sgdals.objects import (
+    DamagedError,
+    GoneError,
+    ObjectStore,
+    StorageError,
+    full_path,
+    spark_path,
+)
 from sparkml_sgdals.rows import RowShape, unpack
 from sparkml_sgdals.runs import Run, bad_file
 from sparkml_sgdals.settings import Settings
@@ -449,7 +456,8 @@ class VersionStore(ObjectStore):
         return pq.read_table(pa.BufferReader(payload))
 
     def _bad(self, file: dict[str, Any], missing: bool) -> StorageError:
-        return (GoneError if missing else StorageError)(bad_file(self.path, file["name"], missing))
+        kind = GoneError if missing else DamagedError
+        return kind(bad_file(self.path, file["name"], missing))
 
 
 def _commit_name(version: int) -> str:
