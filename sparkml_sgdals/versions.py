@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -292,7 +293,9 @@ class _ForgetfulRuns:
             try:
                 if not run.find(self._ids.cast(id_array_type(self._shape.kind)).unique())[0].size:
                     return entry
-                with RunWriter(self._store, self._shape, f"{name}-kept") as writer:
+                # prune looks at the number; what one that was broken off wrote may be in use
+                fresh = f"{name[: len('files/') + 12]}-{uuid.uuid4().hex[:8]}-users"
+                with RunWriter(self._store, self._shape, fresh) as writer:
                     merge_runs([run], writer, without=self._ids)
             finally:
                 run.close()

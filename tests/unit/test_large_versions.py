@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 from building import ratings_of
 
-from sparkml_sgdals import runs
+from sparkml_sgdals import runs, versions
 from sparkml_sgdals.overlay import Overlay
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import SETTLING_RATINGS, ModelState, Scale
@@ -107,3 +107,28 @@ def test_users_in_a_damaged_run_are_forgotten_with_it(tmp_path: Path) -> None:
     forget_users(stream.store, pa.array([59]))
     assert not (tmp_path / name).exists()
     assert 59 not in stream.store.load()[0].users.index
+
+
+def test_forgetting_others_after_it_was_broken_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that some versions name already is not written over."""
+    stream = Stream(tmp_path, 40)
+    for number in range(4):
+        stream.learn([number])
+    rewrite, left = versions._rewrite, [3]
+
+    def broken_off(*args: Any) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        rewrite(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(versions, "_rewrite", broken_off)
+        with pytest.raises(KeyboardInterrupt):
+            forget_users(stream.store, pa.array([58, 59]))
+    forget_users(stream.store, pa.array([59]))
+    assert loadable(stream.store) == stream.store.numbers()
+    for version in stream.store.numbers():
+        assert 59 not in stream.store.load(version)[0].users.index
