@@ -122,7 +122,7 @@ class Base:
 
     version: int
     delta_rows: int
-    """`Commit.delta_rows` of that version"""
+    """rows written since that version, before the one to commit"""
     runs: dict[str, Any]
     ids: list[int]
     """of the version to commit"""
@@ -231,7 +231,7 @@ class VersionStore(ObjectStore):
         if rows is not None and previous is not None:
             delta_rows = previous.delta_rows + rows[0].size + rows[1].size
             if onto is not None:
-                delta_rows -= onto.delta_rows if onto.version != previous.base else 0
+                delta_rows += onto.delta_rows - previous.delta_rows
             elif delta_rows > max(_MIN_ROWS_OF_BASE, sum(ids)) or (
                 version - previous.base > MAX_DELTAS
             ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 import pytest
 from building import ratings_of
 
-from sparkml_sgdals import runs, versions
+from sparkml_sgdals import overlay, runs, versions
 from sparkml_sgdals.overlay import Overlay
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import SETTLING_RATINGS, ModelState, Scale
@@ -132,3 +133,45 @@ def test_forgetting_others_after_it_was_broken_off(
     assert loadable(stream.store) == stream.store.numbers()
     for version in stream.store.numbers():
         assert 59 not in stream.store.load(version)[0].users.index
+
+
+def test_one_compaction_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second starts when the first one's base is named by no commit yet, and ends when what
+    was the base before is pruned: the stream goes on, and counts the rows since its base."""
+    gate, real = threading.Event(), overlay.compact
+
+    def when_told(*args: Any) -> Any:
+        assert gate.wait(30)
+        return real(*args)
+
+    monkeypatch.setattr(overlay, "compact", when_told)
+    stream = Stream(tmp_path, 80)
+    hot = list(range(25))
+
+    def finish() -> None:
+        gate.set()
+        assert stream.part._compaction is not None
+        stream.part._compaction._thread.join()
+        gate.clear()
+
+    def counted() -> None:
+        newest = stream.commit
+        since = range(newest.base + 1, newest.version + 1)
+        commits = [stream.store.read_commit(number) for number in since]
+        rows = [c.files[side]["rows"] for c in commits for side in ("users", "items")]
+        assert newest.delta_rows == sum(rows)
+
+    bases = []
+    for round_ in range(4):
+        for _ in range(3):
+            stream.learn(hot)
+            counted()
+            if round_:
+                stream.store.prune(1)
+        finish()
+        bases.append(stream.commit.base)
+    gate.set()
+    stream.part.stop()
+    assert bases[1] < bases[2] < bases[3]
+    rows = stream.store.metrics()
+    assert [row["batch"] for row in rows] == list(range(stream.commit.version))
