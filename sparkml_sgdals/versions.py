@@ -109,7 +109,8 @@ def list_versions(store: VersionStore, verify: bool) -> pd.DataFrame:
         since[number] = number
         if own[number] and own.get(number - 1, False):
             since[number] = since[number - 1]
-        # whole are the files that it adds to, and those of all versions from there to itself
+        # whole are the files that it adds to, and those of all versions from there to itself; runs
+        # lack the metrics of the version that they hold, so its commit object is needed too
         first = commit.base + (commit.runs is not None)
         history = (commit.runs or {}).get("metrics")
         runs = all(good(file) for file in commit.run_files() if file != history)
@@ -123,7 +124,7 @@ def list_versions(store: VersionStore, verify: bool) -> pd.DataFrame:
                 "rmse": metrics.get("rmse"),
                 "validationRmse": metrics.get("validationRmse"),
                 "restored": commit.restored,
-                "loadable": runs and own[number] and since[number] <= first,
+                "loadable": commit.base in own and runs and own[number] and since[number] <= first,
             }
         )
     frame = pd.DataFrame(rows, columns=list(VERSIONS))
