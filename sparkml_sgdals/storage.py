@@ -287,15 +287,25 @@ class VersionStore(ObjectStore):
         Raises StorageError where it is to be new and another process has put one.
         """
         name, payload = _commit_name(commit.version), commit.to_bytes()
-        if new and self.put_new(name, payload):
+        if not new:
+            self.replace(name, payload)
             return
-        # what is there may be half of one, of a process that was killed
-        if new and self.read_commit(commit.version) is not None:
-            raise StorageError(
-                f"{self.path} has a version {commit.version} already, which another process "
-                "committed meanwhile. Nothing was changed: start again from the newest version."
-            )
-        self.replace(name, payload)
+        for _ in range(_READ_AGAIN):
+            if self.put_new(name, payload):
+                return
+            found = self.read(name)
+            if found is None:
+                # it went since: only what is there and not whole may be written over
+                continue
+            if Commit.from_bytes(found) is not None:
+                break
+            # half of one, of a process that was killed
+            self.replace(name, payload)
+            return
+        raise StorageError(
+            f"{self.path} has a version {commit.version} already, which another process "
+            "committed meanwhile. Nothing was changed: start again from the newest version."
+        )
 
     def load(self, version: int | None = None) -> tuple[ModelState, Commit]:
         """A version's state, the newest by default; a writer may go on and prune meanwhile.
