@@ -13,18 +13,29 @@ import getpass
 import hashlib
 import os
 import re
+import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-__all__ = ["GoneError", "ObjectStore", "StorageError", "full_path", "spark_path", "user_name"]
+__all__ = [
+    "DamagedError",
+    "GoneError",
+    "ObjectStore",
+    "StorageError",
+    "full_path",
+    "spark_path",
+    "user_name",
+]
 
 
+_CONFLICT_WAITS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, None)
+"""Seconds before an exclusive put that met another is tried again; None: no more."""
 _ROW_GROUP: Final = 131_072
 """Rows that a reader of a table's parts has to hold at once, at most."""
 
@@ -64,6 +75,10 @@ def spark_path(path: str) -> str:
 
 class GoneError(StorageError):
     """A file or commit is missing: perhaps it was pruned while a reader was at it."""
+
+
+class DamagedError(StorageError):
+    """What a file or commit holds is not what was written."""
 
 
 class ObjectStore:
@@ -157,22 +172,32 @@ class ObjectStore:
         """Whether S3 itself was asked for an exclusive put, whatever came of it."""
         try:
             import boto3
-            from botocore.exceptions import ClientError
+            from botocore.exceptions import BotoCoreError, ClientError, ParamValidationError
         except ImportError:
             return False
         bucket, _, key = f"{self.root}/{name}".partition("/")
-        client = boto3.client("s3", region_name=self.fs.region or None)
+        place = f"{self.path}/{name}"
         try:
-            client.put_object(Bucket=bucket, Key=key, Body=payload, IfNoneMatch="*")
-        except ClientError as failure:
-            code = failure.response.get("Error", {}).get("Code", "")
-            if code == "NotImplemented":
-                return False
-            if code not in ("PreconditionFailed", "ConditionalRequestConflict"):
-                place = f"{self.path}/{name}"
-                raise StorageError(_explained(place, "written", OSError(str(failure)))) from failure
-        finally:
-            client.close()
+            with closing(boto3.client("s3", region_name=self.fs.region or None)) as client:
+                for wait in _CONFLICT_WAITS:
+                    try:
+                        client.put_object(Bucket=bucket, Key=key, Body=payload, IfNoneMatch="*")
+                        return True
+                    except ClientError as failure:
+                        code = failure.response.get("Error", {}).get("Code", "")
+                        if code == "NotImplemented":
+                            return False
+                        if code == "PreconditionFailed":
+                            return True
+                        if code != "ConditionalRequestConflict" or wait is None:
+                            raise
+                        # another request was under way: nothing was put, S3 says to ask again
+                        time.sleep(wait)
+        except ParamValidationError:
+            # this boto3 does not know the condition
+            return False
+        except (ClientError, BotoCoreError) as failure:
+            raise StorageError(_explained(place, "written", OSError(str(failure)))) from failure
         return True
 
     def drop_broken_writes(self) -> None:

@@ -9,6 +9,7 @@ with all rows in memory, as learning looks at the rows of a batch's ids alone.
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -65,6 +66,9 @@ class Overlay:
         self._files = runs
         self._runs = {s: [Run(store, self._shapes[s], e) for e in runs[s]] for s in SIDES}
         self._base = commit if base == commit.version else store.parts(commit)[0]
+        # rows written since the base, and since the version that is being compacted
+        self._written = commit.delta_rows if base < commit.version else 0
+        self._written_since = 0
         # for each row in memory: the last version that changed it, -1 for none since the base,
         # and the last one that asked for it
         self._changed = {side: np.empty(0, np.int64) for side in SIDES}
@@ -113,7 +117,7 @@ class Overlay:
         """What the next version adds its rows to, with so many new ids."""
         return Base(
             self._base.version,
-            self._base.delta_rows,
+            self._written,
             self._files,
             [self._ids[0] + new_users, self._ids[1] + new_items],
         )
@@ -122,6 +126,9 @@ class Overlay:
         """A batch that changed `rows` was committed: drop rows, or compact, where it is time."""
         self._ids = list(commit.ids or self._ids)
         self.state.partial = sum(self._ids) > 0
+        written = sum(some.size for some in rows)
+        self._written += written
+        self._written_since += written
         for side, some in zip(SIDES, rows, strict=True):
             size = self._table(side).size
             self._used[side] = _grown(self._used[side], size)
@@ -154,6 +161,9 @@ class Overlay:
             rows = np.flatnonzero(self._changed[side] >= 0)
             touched[side] = pack(self._table(side), rows)
         held = {side: list(self._runs[side]) for side in SIDES}
+        self._written_since = 0
+        # the next commit names the base of now; the one that this one names may be pruned then
+        commit = replace(commit, base=self._base.version, runs=self._files)
         self._compaction = Compaction(
             commit, lambda check: compact(self._store, commit, held, touched, check)
         )
@@ -164,6 +174,7 @@ class Overlay:
         done, self._compaction = self._compaction, None
         self._files = done.result()
         self._base = done.commit
+        self._written = self._written_since
         for side in SIDES:
             known = {run.entry["rows"]["name"]: run for run in self._runs[side]}
             self._runs[side] = [

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sparkml_sgdals.objects import GoneError, ObjectStore, StorageError
+from sparkml_sgdals.objects import DamagedError, GoneError, ObjectStore, StorageError
 from sparkml_sgdals.rows import Packed, RowShape, drop_older, search_keys
 
 __all__ = ["Run", "RunWriter", "bad_file", "merge_runs", "stack_size"]
@@ -37,8 +37,10 @@ _CHUNK: Final = 16_384
 _MERGED: Final = 131_072
 """Rows that a merge holds at once, of all its sources together."""
 _REMOTE_READS: Final = 32
-_REMOTE_GAP: Final = 65_536
+_REMOTE_GAP: Final = 8_192
 """Bytes between two rows up to which one request to an object store reads both."""
+_REMOTE_SPAN: Final = 4 << 20
+"""Bytes that one request reads at most, unless a row alone has more."""
 
 
 class Source(Protocol):
@@ -159,22 +161,20 @@ class Run:
             return b"".join([file.read_at(*place) for place in asked])
         if not starts.size:
             return b""
-        # a request costs more than the bytes between two rows that lie close
         order = np.argsort(starts, kind="stable")
-        begins, ends = starts[order], (starts + lengths)[order]
-        cut = np.flatnonzero(begins[1:] - ends[:-1] > _REMOTE_GAP) + 1
-        firsts, lasts = np.append(0, cut), np.append(cut, begins.size)
-        spans = [
-            (int(ends[a:b].max()) - int(begins[a]), int(begins[a]))
-            for a, b in zip(firsts, lasts, strict=True)
-        ]
-        with ThreadPoolExecutor(_REMOTE_READS) as pool:
-            blocks = list(pool.map(lambda span: file.read_at(*span), spans))
+        begins, ends = starts[order], np.maximum.accumulate((starts + lengths)[order])
+        spans = _spans(begins, ends)
         found: list[bytes] = [b""] * starts.size
-        for (_, base), block, a, b in zip(spans, blocks, firsts, lasts, strict=True):
-            for place in order[a:b]:
-                start = int(starts[place]) - base
-                found[place] = block[start : start + int(lengths[place])]
+        with ThreadPoolExecutor(_REMOTE_READS) as pool:
+            # wave by wave, so that few blocks are held at once
+            for first in range(0, len(spans), _REMOTE_READS):
+                wave = spans[first : first + _REMOTE_READS]
+                places = [(int(ends[b - 1] - begins[a]), int(begins[a])) for a, b in wave]
+                blocks = pool.map(lambda span: file.read_at(*span), places)
+                for (a, b), (_, base), block in zip(wave, places, blocks, strict=True):
+                    for place in order[a:b]:
+                        start = int(starts[place]) - base
+                        found[place] = block[start : start + int(lengths[place])]
         return b"".join(found)
 
     def _words(self, payload: bytes, rows: int) -> U64:
@@ -204,7 +204,7 @@ class Run:
             raise self._damaged(part, missing=True) from missing
 
     def _damaged(self, part: str, missing: bool = False) -> StorageError:
-        kind = GoneError if missing else StorageError
+        kind = GoneError if missing else DamagedError
         return kind(bad_file(self._store.path, self.entry[part]["name"], missing))
 
 
@@ -356,6 +356,21 @@ def stack_size(counts: Sequence[int], new: int) -> int:
         left -= 1
         new += counts[left]
     return left
+
+
+def _spans(begins: I64, ends: I64) -> list[tuple[int, int]]:
+    """First and last + 1 of the rows that a request reads; begins and ends rise.
+
+    A request costs more than the bytes between two rows that lie close.
+    """
+    firsts = [0]
+    far = (begins[1:] - ends[:-1] > _REMOTE_GAP).tolist()
+    start, stops, starts = int(begins[0]), ends.tolist(), begins.tolist()
+    for place, cut in enumerate(far, 1):
+        if cut or stops[place] - start > _REMOTE_SPAN:
+            firsts.append(place)
+            start = starts[place]
+    return list(zip(firsts, [*firsts[1:], begins.size], strict=True))
 
 
 def _binary(offsets: I64, data: bytes) -> pa.Array:

@@ -34,7 +34,14 @@ import pyarrow.parquet as pq
 
 from sparkml_sgdals.factors import FactorTable
 from sparkml_sgdals.index import IdKind
-from sparkml_sgdals.objects import GoneError, ObjectStore, StorageError, full_path, spark_path
+from sparkml_sgdals.objects import (
+    DamagedError,
+    GoneError,
+    ObjectStore,
+    StorageError,
+    full_path,
+    spark_path,
+)
 from sparkml_sgdals.rows import RowShape, unpack
 from sparkml_sgdals.runs import Run, bad_file
 from sparkml_sgdals.settings import Settings
@@ -115,7 +122,7 @@ class Base:
 
     version: int
     delta_rows: int
-    """`Commit.delta_rows` of that version"""
+    """rows written since that version, before the one to commit"""
     runs: dict[str, Any]
     ids: list[int]
     """of the version to commit"""
@@ -224,7 +231,7 @@ class VersionStore(ObjectStore):
         if rows is not None and previous is not None:
             delta_rows = previous.delta_rows + rows[0].size + rows[1].size
             if onto is not None:
-                delta_rows -= onto.delta_rows if onto.version != previous.base else 0
+                delta_rows += onto.delta_rows - previous.delta_rows
             elif delta_rows > max(_MIN_ROWS_OF_BASE, sum(ids)) or (
                 version - previous.base > MAX_DELTAS
             ):
@@ -280,15 +287,25 @@ class VersionStore(ObjectStore):
         Raises StorageError where it is to be new and another process has put one.
         """
         name, payload = _commit_name(commit.version), commit.to_bytes()
-        if new and self.put_new(name, payload):
+        if not new:
+            self.replace(name, payload)
             return
-        # what is there may be half of one, of a process that was killed
-        if new and self.read_commit(commit.version) is not None:
-            raise StorageError(
-                f"{self.path} has a version {commit.version} already, which another process "
-                "committed meanwhile. Nothing was changed: start again from the newest version."
-            )
-        self.replace(name, payload)
+        for _ in range(_READ_AGAIN):
+            if self.put_new(name, payload):
+                return
+            found = self.read(name)
+            if found is None:
+                # it went since: only what is there and not whole may be written over
+                continue
+            if Commit.from_bytes(found) is not None:
+                break
+            # half of one, of a process that was killed
+            self.replace(name, payload)
+            return
+        raise StorageError(
+            f"{self.path} has a version {commit.version} already, which another process "
+            "committed meanwhile. Nothing was changed: start again from the newest version."
+        )
 
     def load(self, version: int | None = None) -> tuple[ModelState, Commit]:
         """A version's state, the newest by default; a writer may go on and prune meanwhile.
@@ -449,7 +466,8 @@ class VersionStore(ObjectStore):
         return pq.read_table(pa.BufferReader(payload))
 
     def _bad(self, file: dict[str, Any], missing: bool) -> StorageError:
-        return (GoneError if missing else StorageError)(bad_file(self.path, file["name"], missing))
+        kind = GoneError if missing else DamagedError
+        return kind(bad_file(self.path, file["name"], missing))
 
 
 def _commit_name(version: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import uuid
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from sparkml_sgdals.checkpoint import copy_until, end_of_batch, last_done
 from sparkml_sgdals.factors import drop_ids
 from sparkml_sgdals.index import id_array_type
 from sparkml_sgdals.lease import Lease, check_holder
-from sparkml_sgdals.objects import StorageError
+from sparkml_sgdals.objects import DamagedError, GoneError, StorageError
 from sparkml_sgdals.rows import RowShape
 from sparkml_sgdals.runs import Run, RunWriter, merge_runs
 from sparkml_sgdals.settings import Settings
@@ -108,7 +109,8 @@ def list_versions(store: VersionStore, verify: bool) -> pd.DataFrame:
         since[number] = number
         if own[number] and own.get(number - 1, False):
             since[number] = since[number - 1]
-        # whole are the files that it adds to, and those of all versions from there to itself
+        # whole are the files that it adds to, and those of all versions from there to itself; runs
+        # lack the metrics of the version that they hold, so its commit object is needed too
         first = commit.base + (commit.runs is not None)
         history = (commit.runs or {}).get("metrics")
         runs = all(good(file) for file in commit.run_files() if file != history)
@@ -122,7 +124,7 @@ def list_versions(store: VersionStore, verify: bool) -> pd.DataFrame:
                 "rmse": metrics.get("rmse"),
                 "validationRmse": metrics.get("validationRmse"),
                 "restored": commit.restored,
-                "loadable": runs and own[number] and since[number] <= first,
+                "loadable": commit.base in own and runs and own[number] and since[number] <= first,
             }
         )
     frame = pd.DataFrame(rows, columns=list(VERSIONS))
@@ -215,7 +217,7 @@ def forget_users(store: VersionStore, ids: pa.Array) -> Commit:
     Raises
     ------
     LeaseError : a stream writes to the path
-    StorageError : there is no version, or it is damaged
+    StorageError : there is no version, or it is damaged; or a file cannot be read or written
     """
     lease = _acquire(store)
     try:
@@ -289,11 +291,16 @@ class _ForgetfulRuns:
     def _write(self, entry: dict[str, Any], name: str) -> dict[str, Any]:
         try:
             run = Run(self._store, self._shape, entry)
-            if not run.find(self._ids.cast(id_array_type(self._shape.kind)).unique())[0].size:
-                return entry
-            with RunWriter(self._store, self._shape, f"{name}-kept") as writer:
-                merge_runs([run], writer, without=self._ids)
-        except StorageError:
+            try:
+                if not run.find(self._ids.cast(id_array_type(self._shape.kind)).unique())[0].size:
+                    return entry
+                # prune looks at the number; what one that was broken off wrote may be in use
+                fresh = f"{name[: len('files/') + 12]}-{uuid.uuid4().hex[:8]}-users"
+                with RunWriter(self._store, self._shape, fresh) as writer:
+                    merge_runs([run], writer, without=self._ids)
+            finally:
+                run.close()
+        except (DamagedError, GoneError):
             # who is in a damaged file cannot be told, and nobody can load it
             for part in ("rows", "keys", "names"):
                 self._store.delete(f"{name}.{part}")
@@ -306,7 +313,7 @@ def _rewrite(store: VersionStore, commit: Commit, ids: pa.Array, runs: _Forgetfu
     file, files, held = commit.files["users"], commit.files, runs.of(commit)
     try:
         table = store.read_checked(file)
-    except StorageError:
+    except (DamagedError, GoneError):
         # who is in a damaged file cannot be told, and nobody can load it
         store.delete(file["name"])
     else:

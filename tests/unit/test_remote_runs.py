@@ -1,0 +1,90 @@
+"""Runs read by ranges, as from an object store: how much, and what is said where it fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pytest
+from building import contents, filled_table
+
+from sparkml_sgdals import runs
+from sparkml_sgdals.rows import pack, unpack
+from sparkml_sgdals.runs import Run, RunWriter
+from sparkml_sgdals.settings import Settings
+from sparkml_sgdals.storage import VersionStore
+
+ROWS = 60_000
+
+
+class Recorded:
+    """A file whose reads are noted: bytes of each."""
+
+    def __init__(self, file: Any) -> None:
+        self.file = file
+        self.sizes: list[int] = []
+
+    def read_at(self, size: int, start: int) -> bytes:
+        """Bytes from there."""
+        self.sizes.append(size)
+        return bytes(self.file.read_at(size, start))
+
+    def close(self) -> None:
+        """Close it."""
+        self.file.close()
+
+
+def remote(folder: Path) -> VersionStore:
+    """A store that is not taken for a local one."""
+    store = VersionStore(str(folder))
+    store.fs, store.local = pafs.SubTreeFileSystem("/", pafs.LocalFileSystem()), False
+    return store
+
+
+def opened(folder: Path, ids: Any) -> tuple[Any, Run, Recorded]:
+    """A table, a run of it, and its file of rows."""
+    table = filled_table(Settings(rank=3), ids)
+    store = remote(folder)
+    store.write("files/none", b"")
+    packed = pack(table)
+    with RunWriter(store, packed.shape, "files/a") as writer:
+        writer.add(packed)
+    run = Run(store, packed.shape, writer.entry())
+    run._rows = Recorded(run._rows)
+    return table, run, run._rows
+
+
+def test_rows_far_apart_are_read_alone(tmp_path: Path) -> None:
+    """What is read grows with what is asked for, not with the run."""
+    _, run, file = opened(tmp_path, range(ROWS))
+    found, _ = run.find(pa.array(np.arange(0, ROWS, 200)))
+    assert found.size == ROWS // 200
+    assert sum(file.sizes) == found.size * 8 * run.shape.width
+
+
+@pytest.mark.parametrize("span", [4 << 20, 1000])
+def test_no_request_reads_more_than_some_megabytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, span: int
+) -> None:
+    """All rows, in any order: the bits that were written, in requests of a limited size."""
+    monkeypatch.setattr(runs, "_REMOTE_SPAN", span)
+    count = ROWS if span > 1000 else 500
+    table, run, file = opened(tmp_path, range(count))
+    ids = np.random.default_rng(1).permutation(count)
+    found, rows = run.find(pa.array(ids))
+    np.testing.assert_array_equal(found, np.arange(count))
+    assert max(file.sizes) <= span
+    assert sum(file.sizes) == count * 8 * run.shape.width
+    back = filled_table(Settings(rank=3), [0])
+    unpack(rows, back)
+    some = pa.array(range(0, count, 97))
+    for one, other in zip(
+        *(t.to_arrow(t.index.find(some)).column("mean").to_pylist() for t in (back, table)),
+        strict=True,
+    ):
+        assert one == other
+    if count < 1000:
+        assert contents(back) == contents(table)
