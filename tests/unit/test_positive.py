@@ -22,7 +22,9 @@ from sparkml_sgdals.ratings import encode_ratings
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.solvers import DivergenceError
 from sparkml_sgdals.state import ModelState
+from sparkml_sgdals.storage import VersionStore
 from sparkml_sgdals.updating import learn_batch
+from sparkml_sgdals.versions import forget_users
 
 EVENTS = Settings(
     positive=True, rank=3, num_negatives=4, factor_prior=0.5, bias_prior=0.1, init_std=0.3, seed=7
@@ -260,6 +262,46 @@ def test_a_forgotten_item_is_passed_over():
     state.items = state.items.without(id_array([items[0], items[1]]))
     learn_events(state, encode_ratings(table(users[:50], items[2:52], first=300)))
     assert np.isfinite(serving_state(state).users.mean).all()
+
+
+@pytest.mark.parametrize("settings", [EVENTS, DESCENT])
+def test_tables_without_rows_are_read(settings, tmp_path):
+    """A stream from nothing starts by writing and reading one."""
+    state = empty(settings)
+    state.users.put_arrow(state.users.to_arrow())
+    state.items.put_arrow(state.items.to_arrow())
+    store = VersionStore(str(tmp_path / "m"))
+    made = store.create(state, {"settings": settings.to_json(), "kinds": ["int", "int"]})
+    loaded, _ = store.load(made.version)
+    assert loaded.fingerprint() == state.fingerprint()
+
+
+@pytest.mark.parametrize("settings", [EVENTS, DESCENT])
+def test_all_users_can_be_forgotten(settings):
+    users, items = some_events()
+    state = empty(settings)
+    learn_events(state, encode_ratings(table(users, items)))
+    state.users = state.users.without(id_array(sorted(set(users))))
+    assert state.users.size == 0
+    learn_events(state, encode_ratings(table([5], [items[0]], first=300)))
+    assert state.users.size == 1
+
+
+def test_the_only_user_of_a_version_can_be_forgotten(tmp_path):
+    state = empty()
+    store = VersionStore(str(tmp_path / "m"))
+    meta = {"settings": EVENTS.to_json(), "kinds": ["int", "int"], "origin": "nothing"}
+    newest = store.create(state, meta | {"pathId": "a", "params": {}})
+    for batch, (users, items) in enumerate(
+        [([1, 1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 1, 2, 3, 4, 5]), ([9], [2]), ([3], [4])]
+    ):
+        report = learn_batch(state, encode_ratings(table(users, items, first=9 * batch)))
+        rows = report.user_rows, report.item_rows
+        newest = store.commit(state, rows, batch, newest, {}, check=lambda: None)
+    forget_users(store, id_array([9]))
+    for version in VersionStore(str(tmp_path / "m")).numbers():
+        loaded, _ = VersionStore(str(tmp_path / "m")).load(version)
+        assert loaded.users.index.find(id_array([9])).tolist() == [-1]
 
 
 def test_divergence_leaves_the_state_as_it_was():
