@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference_events import LogisticFilter, isgd
 
-from sparkml_sgdals.exchange import state_from_parts, state_parts
+from sparkml_sgdals.exchange import part_batch, state_from_parts, state_parts, to_bytes
 from sparkml_sgdals.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.learning_events import learn_events, serving_state
 from sparkml_sgdals.positive import CONTEXT_DECAY, CONTEXT_ITEMS, MIN_INFORMATION, SHARES_RATE
@@ -23,6 +23,7 @@ from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.solvers import DivergenceError
 from sparkml_sgdals.state import ModelState
 from sparkml_sgdals.storage import VersionStore
+from sparkml_sgdals.training import _Train
 from sparkml_sgdals.updating import learn_batch
 from sparkml_sgdals.versions import forget_users
 
@@ -302,6 +303,23 @@ def test_the_only_user_of_a_version_can_be_forgotten(tmp_path):
     for version in VersionStore(str(tmp_path / "m")).numbers():
         loaded, _ = VersionStore(str(tmp_path / "m")).load(version)
         assert loaded.users.index.find(id_array([9])).tolist() == [-1]
+
+
+@pytest.mark.parametrize("settings", [EVENTS, replace(DESCENT, num_negatives=2)])
+def test_a_fit_learns_in_the_order_of_time_as_update_does(settings):
+    """The task of a fit, with times against the order of the pairs' hashes."""
+    users, items = some_events()
+    batch = table(users, items)
+    task = _Train(settings.to_json(), ("int", "int"), 1, (1,), "")
+    sent = list(task(iter([part_batch("ratings", to_bytes(batch))])))
+    parts = [
+        (part.column("kind")[0].as_py().partition(":")[2], part.column("payload")[0].as_py())
+        for part in sent
+    ]
+    fitted, _ = state_from_parts(parts)
+    updated = empty(settings)
+    learn_batch(updated, encode_ratings(batch))
+    assert fitted.fingerprint() == updated.fingerprint()
 
 
 def test_divergence_leaves_the_state_as_it_was():
