@@ -78,7 +78,7 @@ class UserMemory:
 
     def put(self, rows: I64, table: pa.Table) -> None:
         """Set the state of rows from what `columns` gave; absent columns stand for empty ones."""
-        if "done" not in table.column_names:
+        if "done" not in table.column_names or not rows.size:
             return
         lists = table.column("done").combine_chunks()
         lengths = pa.compute.fill_null(pa.compute.list_value_length(lists), 0)

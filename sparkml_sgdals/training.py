@@ -153,7 +153,8 @@ class _Train:
         state = state_from_parts(prior)[0] if prior else ModelState.empty(settings, *self.kinds)
         # integers are as narrow as each cell's values let them be
         table = pa.concat_tables(tables, promote_options="permissive")
-        if settings.solver != "bayes" and "time" in table.column_names:
+        # many passes in shuffled orders have no use for it
+        if settings.solver in ("sgd", "minibatch") and "time" in table.column_names:
             table = table.drop_columns("time")
         context = TaskContext.get()
         threads = self.threads or (context.cpus() if context else 1)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference_events import LogisticFilter, isgd
 
-from sparkml_sgdals.exchange import state_from_parts, state_parts
+from sparkml_sgdals.exchange import part_batch, state_from_parts, state_parts, to_bytes
 from sparkml_sgdals.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.learning_events import learn_events, serving_state
 from sparkml_sgdals.positive import CONTEXT_DECAY, CONTEXT_ITEMS, MIN_INFORMATION, SHARES_RATE
@@ -22,7 +22,10 @@ from sparkml_sgdals.ratings import encode_ratings
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.solvers import DivergenceError
 from sparkml_sgdals.state import ModelState
+from sparkml_sgdals.storage import VersionStore
+from sparkml_sgdals.training import _Train
 from sparkml_sgdals.updating import learn_batch
+from sparkml_sgdals.versions import forget_users
 
 EVENTS = Settings(
     positive=True, rank=3, num_negatives=4, factor_prior=0.5, bias_prior=0.1, init_std=0.3, seed=7
@@ -260,6 +263,63 @@ def test_a_forgotten_item_is_passed_over():
     state.items = state.items.without(id_array([items[0], items[1]]))
     learn_events(state, encode_ratings(table(users[:50], items[2:52], first=300)))
     assert np.isfinite(serving_state(state).users.mean).all()
+
+
+@pytest.mark.parametrize("settings", [EVENTS, DESCENT])
+def test_tables_without_rows_are_read(settings, tmp_path):
+    """A stream from nothing starts by writing and reading one."""
+    state = empty(settings)
+    state.users.put_arrow(state.users.to_arrow())
+    state.items.put_arrow(state.items.to_arrow())
+    store = VersionStore(str(tmp_path / "m"))
+    made = store.create(state, {"settings": settings.to_json(), "kinds": ["int", "int"]})
+    loaded, _ = store.load(made.version)
+    assert loaded.fingerprint() == state.fingerprint()
+
+
+@pytest.mark.parametrize("settings", [EVENTS, DESCENT])
+def test_all_users_can_be_forgotten(settings):
+    users, items = some_events()
+    state = empty(settings)
+    learn_events(state, encode_ratings(table(users, items)))
+    state.users = state.users.without(id_array(sorted(set(users))))
+    assert state.users.size == 0
+    learn_events(state, encode_ratings(table([5], [items[0]], first=300)))
+    assert state.users.size == 1
+
+
+def test_the_only_user_of_a_version_can_be_forgotten(tmp_path):
+    state = empty()
+    store = VersionStore(str(tmp_path / "m"))
+    meta = {"settings": EVENTS.to_json(), "kinds": ["int", "int"], "origin": "nothing"}
+    newest = store.create(state, meta | {"pathId": "a", "params": {}})
+    for batch, (users, items) in enumerate(
+        [([1, 1, 2, 3, 4, 5, 6, 7], [1, 2, 3, 1, 2, 3, 4, 5]), ([9], [2]), ([3], [4])]
+    ):
+        report = learn_batch(state, encode_ratings(table(users, items, first=9 * batch)))
+        rows = report.user_rows, report.item_rows
+        newest = store.commit(state, rows, batch, newest, {}, check=lambda: None)
+    forget_users(store, id_array([9]))
+    for version in VersionStore(str(tmp_path / "m")).numbers():
+        loaded, _ = VersionStore(str(tmp_path / "m")).load(version)
+        assert loaded.users.index.find(id_array([9])).tolist() == [-1]
+
+
+@pytest.mark.parametrize("settings", [EVENTS, replace(DESCENT, num_negatives=2)])
+def test_a_fit_learns_in_the_order_of_time_as_update_does(settings):
+    """The task of a fit, with times against the order of the pairs' hashes."""
+    users, items = some_events()
+    batch = table(users, items)
+    task = _Train(settings.to_json(), ("int", "int"), 1, (1,), "")
+    sent = list(task(iter([part_batch("ratings", to_bytes(batch))])))
+    parts = [
+        (part.column("kind")[0].as_py().partition(":")[2], part.column("payload")[0].as_py())
+        for part in sent
+    ]
+    fitted, _ = state_from_parts(parts)
+    updated = empty(settings)
+    learn_batch(updated, encode_ratings(batch))
+    assert fitted.fingerprint() == updated.fingerprint()
 
 
 def test_divergence_leaves_the_state_as_it_was():
