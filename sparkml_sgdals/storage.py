@@ -171,6 +171,7 @@ class VersionStore(ObjectStore):
         restored: Commit | None = None,
         checkpoint: str | None = None,
         check: Callable[[], None] = lambda: None,
+        extra: dict[str, Any] | None = None,
     ) -> Commit:
         """Write the next version.
 
@@ -182,6 +183,7 @@ class VersionStore(ObjectStore):
         checkpoint : folder of Spark's checkpoint from now on, by default that of `previous`
         check : called when all files stand, before the commit object; raises where another holds
             the lease by then
+        extra : more to keep among the commit's `scalars`, of JSON types
 
         Raises
         ------
@@ -203,7 +205,7 @@ class VersionStore(ObjectStore):
             part = side.to_arrow(None if rows is None else rows[number])
             files[name] = self.write_table(f"files/{version:012d}-{token}-{name}.parquet", part)
         if is_base and previous is not None:
-            history = pa.Table.from_pylist(self.metrics(restored or previous))
+            history = _table_of(self.metrics(restored or previous))
             if history.num_columns:
                 name = f"files/{version:012d}-{token}-metrics.parquet"
                 files["metrics"] = self.write_table(name, history)
@@ -212,7 +214,7 @@ class VersionStore(ObjectStore):
             batch=batch,
             base=base,
             files=files,
-            scalars=state.scalars(),
+            scalars=state.scalars() | {"settings": state.settings.to_json()} | (extra or {}),
             metrics=metrics,
             committed=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
             delta_rows=0 if is_base else delta_rows,
@@ -259,7 +261,9 @@ class VersionStore(ObjectStore):
             kept = ", ".join(map(str, self.numbers())) or "none"
             raise StorageError(f"{self.path} does not hold {which} of a model (kept: {kept}).")
         kinds: tuple[IdKind, IdKind] = (meta["kinds"][0], meta["kinds"][1])
-        state = ModelState.empty(Settings.from_json(meta["settings"]), *kinds)
+        # of a race a version may have other settings than the one before
+        settings = Settings.from_json(commit.scalars.get("settings") or meta["settings"])
+        state = ModelState.empty(settings, *kinds)
         for part in self.parts(commit):
             state.users.put_arrow(self.read_checked(part.files["users"]))
             state.items.put_arrow(self.read_checked(part.files["items"]))
@@ -357,6 +361,12 @@ class VersionStore(ObjectStore):
                 "one, rollback(path, n) sets the stream back to it."
             )
         return pq.read_table(pa.BufferReader(payload))
+
+
+def _table_of(rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows as Arrow; a release may have added columns that the first ones lack."""
+    names = {name: None for row in rows for name in row}
+    return pa.Table.from_pylist([names | row for row in rows])
 
 
 def _commit_name(version: int) -> str:
