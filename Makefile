@@ -16,7 +16,7 @@ WITH_SPARK = unset SPARK_HOME; \
 	fi;
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo kafka demo-kafka test lint bench kills docs
+.PHONY: help setup demo kafka demo-kafka serve-demo test lint bench bench-large kills docs
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' \
@@ -35,6 +35,9 @@ demo-kafka: $(VENV)/.installed ## Stream MovieLens through a Kafka broker of its
 	@$(WITH_SPARK) exec $(PY) scripts/kafka_broker.py \
 		$(PY) examples/kafka_stream.py --every 1 $(ARGS)
 
+serve-demo: $(VENV)/.installed ## Serve films on a page that learns as you rate, until Ctrl-C
+	@$(WITH_SPARK) exec $(PY) examples/serve_demo.py $(ARGS)
+
 test: $(VENV)/.installed ## Run the tests; ARGS="-k stream -x" goes to pytest
 	@$(WITH_SPARK) $(PY) -m pytest $(ARGS)
 
@@ -49,10 +52,14 @@ lint: $(VENV)/.installed ## ruff, mypy, and nothing in the package that Spark Co
 		*) exit 1 ;; \
 	esac
 
-bench: $(VENV)/.installed ## Time fit, recommend and a grid against Spark's ALS: out/*.json
+bench: $(VENV)/.installed ## Time fit, recommend, a grid and a stream against Spark's own: out/*.json
 	@$(WITH_SPARK) $(PY) benchmarks/small_fit.py $(ARGS)
 	@$(WITH_SPARK) $(PY) benchmarks/recommend.py $(ARGS)
 	@$(WITH_SPARK) $(PY) benchmarks/grid.py $(ARGS)
+	@$(WITH_SPARK) $(PY) benchmarks/streaming.py $(ARGS)
+
+bench-large: $(VENV)/.installed ## Time fit of 26 million ratings against Spark's ALS, in ten minutes
+	@$(WITH_SPARK) $(PY) benchmarks/large_fit.py $(ARGS)
 
 kills: $(VENV)/.installed ## Kill streams 50 times and at every named point: out/kills-*.json
 	@$(WITH_SPARK) for way in classic connect; do \

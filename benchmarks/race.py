@@ -103,7 +103,7 @@ def race(
             for number in part:
                 table = batches[number]
                 collected = Collected(table, table.num_rows, 0, {}, [])
-                updater.learn(lambda collected=collected: collected, int(number))
+                updater.learn(lambda _, collected=collected: collected, int(number))
     store = VersionStore(path)
     state, commit = store.load()
     rows = [row | {"batch": batch["batch"]} for batch in store.metrics() for row in batch["race"]]

@@ -61,8 +61,8 @@ def load_ratings() -> tuple[pd.DataFrame, str, str]:
     return generate(), "generated ratings", "no MovieLens at hand and no answer from its site"
 
 
-def download(seconds: float) -> pd.DataFrame | None:
-    """MovieLens latest-small, None if there is no answer in time."""
+def download(seconds: float, file: str = "ratings.csv") -> pd.DataFrame | None:
+    """A file of MovieLens latest-small, None if there is no answer in time."""
     found: list[pd.DataFrame] = []
     answered = threading.Event()
 
@@ -71,8 +71,8 @@ def download(seconds: float) -> pd.DataFrame | None:
             with urllib.request.urlopen(URL, timeout=seconds) as answer:
                 answered.set()
                 archive = zipfile.ZipFile(io.BytesIO(answer.read()))
-            with archive.open("ml-latest-small/ratings.csv") as file:
-                found.append(pd.read_csv(file))
+            with archive.open(f"ml-latest-small/{file}") as content:
+                found.append(pd.read_csv(content))
         except (OSError, zipfile.BadZipFile, KeyError, ValueError):
             pass
 

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyspark
 from confluent_kafka import KafkaException, Producer
 from confluent_kafka.admin import AdminClient, NewTopic
 from demo import (
@@ -40,9 +39,11 @@ from demo import (
 )
 from pyspark.sql import DataFrame, SparkSession
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "scripts"))
+from registry import connectors, submit_with
+
 from sparkml_sgdals import StreamingBiasedALS, StreamJob, parseRatings
 
-CONNECTOR = f"org.apache.spark:spark-sql-kafka-0-10_2.13:{pyspark.__version__}"
 MALFORMED = b'{"userId": 1, "movieId": 1, "rating": "four and a half"}'
 MALFORMED_EVERY = 10_000
 
@@ -162,8 +163,9 @@ def main() -> None:
     """Run the story."""
     began = time.perf_counter()
     said = options()
-    # make demo-kafka brings the jars; else Spark fetches them itself
-    os.environ.setdefault("PYSPARK_SUBMIT_ARGS", f"--packages {CONNECTOR} pyspark-shell")
+    if "PYSPARK_SUBMIT_ARGS" not in os.environ:
+        # as make demo-kafka does: the connector of this PySpark, or of the release before it
+        submit_with(connectors("spark-sql-kafka-0-10"))
     OUT.mkdir(exist_ok=True)
     picture, table, model_path = OUT / "kafka.png", OUT / "kafka-metrics.csv", OUT / "kafka-model"
     shutil.rmtree(model_path, ignore_errors=True)

@@ -201,6 +201,8 @@ def main() -> int:
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, end)
+    # the terminal was closed
+    signal.signal(signal.SIGHUP, end)
     print(f"Starting Kafka {KAFKA} ...", file=sys.stderr, flush=True)
     try:
         with Broker(options.port) as broker:

@@ -24,6 +24,13 @@ PROVIDED = (
 )
 """What a connector needs and Spark has already: organisation, module."""
 
+PROVIDED_HADOOP = (
+    ("org.apache.hadoop", "hadoop-client-api"),
+    ("org.apache.hadoop", "hadoop-common"),
+    ("org.slf4j", "*"),
+)
+"""The same for Hadoop's connectors."""
+
 
 def cache_folder() -> Path:
     """Where jars are kept between runs."""
@@ -86,6 +93,24 @@ def connectors(*artifacts: str) -> list[Path]:
         for jar in fetch(f"spark-{version}/{artifact}", [wanted], PROVIDED):
             jars.setdefault(jar.name, jar)
     return list(jars.values())
+
+
+def s3_connector() -> list[Path]:
+    """Jars of S3A, of the Hadoop that PySpark carries: 700 MB, mostly Amazon's client."""
+    version = spark_jar("hadoop-client-api").stem.rpartition("-")[2]
+    wanted = [f"org.apache.hadoop:hadoop-aws:{version}"]
+    return fetch(f"hadoop-aws-{version}", wanted, PROVIDED_HADOOP)
+
+
+def submit_with(jars: list[Path], *options: str) -> None:
+    """Have the next PySpark of this process, or below it, use these jars and options as well."""
+    before = os.environ.get("PYSPARK_SUBMIT_ARGS", "pyspark-shell").split()
+    if "--jars" in before:
+        place = before.index("--jars")
+        jars = [*map(Path, before[place + 1].split(",")), *jars]
+        del before[place : place + 2]
+    mine = ["--jars", ",".join(dict.fromkeys(map(str, jars))), *options]
+    os.environ["PYSPARK_SUBMIT_ARGS"] = " ".join([*mine, *before])
 
 
 def _retrieve(coordinates: list[str], without: tuple[tuple[str, str], ...], folder: Path) -> None:

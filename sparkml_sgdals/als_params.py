@@ -17,16 +17,12 @@ __all__ = ["UNUSED_OF_ALS", "ALSParams"]
 UNUSED_OF_ALS: Final = (
     "numUserBlocks",
     "numItemBlocks",
-    "alpha",
     "intermediateStorageLevel",
     "finalStorageLevel",
 )
 """Params that no solver uses."""
 
 _REFUSED: Final = {
-    "implicitPrefs": "Positive-only feedback is not supported yet, and counts learned as ratings "
-    "would mean something else. Set implicitPrefs=False to learn ratings, or keep Spark's ALS for "
-    "implicit feedback.",
     "nonnegative": "Features here may be negative, and biases are added to them. Set "
     "nonnegative=False, or keep Spark's ALS where features must not be negative.",
 }
@@ -49,16 +45,21 @@ _STORAGE_LEVELS: Final = (
 
 
 class ALSParams(Params):
-    """Params of ALS without an effect here, with ALS's own defaults and ranges."""
+    """Params of ALS, most without an effect here, with ALS's own defaults and ranges."""
 
     implicitPrefs: Param[bool] = param(
-        "implicitPrefs", "whether ratings are implicit feedback; true is refused.", flag
+        "implicitPrefs",
+        "whether rows are events (positive-only feedback), not ratings; needs solver 'bayes' or "
+        "'isgd'.",
+        flag,
     )
     nonnegative: Param[bool] = param(
         "nonnegative", "whether features must not be negative; true is refused.", flag
     )
     alpha: Param[float] = param(
-        "alpha", "as in ALS: confidence of implicit feedback; no effect.", non_negative("alpha")
+        "alpha",
+        "under implicitPrefs an event of rating r counts (1 + alpha r) / (1 + alpha) times.",
+        non_negative("alpha"),
     )
     numUserBlocks: Param[int] = param(
         "numUserBlocks",

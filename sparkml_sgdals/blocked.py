@@ -35,6 +35,7 @@ from sparkml_sgdals.blocks import (
 from sparkml_sgdals.exchange import from_bytes, to_bytes
 from sparkml_sgdals.hashing import block_of, id_keys
 from sparkml_sgdals.index import IdKind
+from sparkml_sgdals.kernels import standardise
 from sparkml_sgdals.learning import check_finite, settle_scale
 from sparkml_sgdals.progress import TaskProgress
 from sparkml_sgdals.routing import (
@@ -271,8 +272,7 @@ def _stratum(number: int, job: Job) -> _Function:
         cells = inbox.all("users", "cell")
         if cells and users is not None and items is not None:
             a = arrays_from_bytes(cells[partner])
-            mean, spread = job.scale
-            z = ((a["values"].astype(np.float64) - mean) / spread).astype(np.float32)
+            z = standardise(a["values"], *job.scale)
             cell = Cell(a["users"], a["items"], z, a["weights"])
             errors, baseline = learn_cell(cell, users, items, job.settings, number < blocks)
             # the later half of the first pass: what a model has learned so far is judged

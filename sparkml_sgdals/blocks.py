@@ -29,6 +29,7 @@ from sparkml_sgdals.implicit import (
     roots,
     run_implicit_filter,
 )
+from sparkml_sgdals.kernels import standardise
 from sparkml_sgdals.ratings import Layout, Ratings, layout_by
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.solvers import Side, half_sweep, run_filter, run_sgd
@@ -345,5 +346,5 @@ def draw(
 
 def standardised(block: BlockLayout, mean: float, spread: float) -> BlockLayout:
     """The layout with its ratings in standardised units."""
-    values = ((block.layout.values.astype(np.float64) - mean) / spread).astype(np.float32)
+    values = standardise(block.layout.values, mean, spread)
     return replace(block, layout=replace(block.layout, values=values))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import pyarrow as pa
@@ -19,6 +19,8 @@ COLLECT_LIMIT: Final = 1_000_000
 """Ratings that the driver learns from directly; a larger batch is learned as `fit` learns."""
 _FIRST_LOOK: Final = 20_000
 _KEPT_INVALID: Final = 10_000
+_PLACE: Final = "CAST(monotonically_increasing_id() & 2147483647L AS int) AS place"
+"""Number of a row in its partition."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Collected:
     bad_rows : how many of them were set aside
     problems : the same by fault; a row may have several
     invalid : the rows set aside, each as JSON
+    largest : number of the last row in its largest partition
     """
 
     table: pa.Table
@@ -39,36 +42,45 @@ class Collected:
     bad_rows: int
     problems: Problems
     invalid: list[str]
+    largest: int = 0
 
 
 def collect_ratings(
-    df: DataFrame, columns: RatingColumns, kinds: tuple[IdKind, IdKind], keep: bool
+    df: DataFrame,
+    columns: RatingColumns,
+    kinds: tuple[IdKind, IdKind],
+    keep: bool,
+    expected: int = 0,
 ) -> Collected | None:
     """The ratings of a batch on the driver, or None where it has more than COLLECT_LIMIT rows.
 
+    Parameters
+    ----------
+    keep : rows whose time or weight alone is bad are learned
+    expected : rows of its largest partition, roughly, where one like it came before
+
     Notes
     -----
-    One job for a small batch: what a partition may send is capped without a count before it.
+    One job, without a count before it, unless a partition has more than _FIRST_LOOK rows and more
+    than twice those expected: what is sent without being asked for is capped. Rows set aside are
+    asked for in a job of their own: making their text ready costs each batch more than that job
+    costs the few that have some.
     """
-    ratings = select_ratings(df, columns, kinds, raw=True)
-    place = F.monotonically_increasing_id().bitwiseAND(F.lit((1 << 33) - 1))
-    first = ratings.withColumn("place", place).where(F.col("place") <= _FIRST_LOOK)
-    # only whether a partition was cut crosses to the driver, not the place of every row
-    capped = first.withColumn("place", F.col("place") == _FIRST_LOOK)
-    table = capped.toArrow()
-    if pa.compute.any(table.column("place")).as_py():
+    ratings = select_ratings(df, columns, kinds, also=(_PLACE,))
+    cap = max(_FIRST_LOOK, min(2 * expected, COLLECT_LIMIT))
+    table = ratings.where(f"place <= {cap}").toArrow()
+    largest = pa.compute.max(table.column("place")).as_py() or 0
+    if largest == cap:
         if ratings.count() > COLLECT_LIMIT:
             return None
         table = ratings.toArrow()
+        largest = pa.compute.max(table.column("place")).as_py()
     elif table.num_rows > COLLECT_LIMIT:
         # many small partitions: what a batch is learned by must not depend on them
         return None
-    else:
-        table = table.drop_columns("place")
-    raw = table.column("raw")
-    good, bad, problems = screen(table.drop_columns("raw"), keep)
-    invalid = raw.filter(pa.array(bad)).to_pylist() if bad.any() else []
-    return Collected(good, table.num_rows, int(bad.sum()), problems, invalid[:_KEPT_INVALID])
+    good, bad, problems = screen(table.drop_columns("place"), keep)
+    invalid = invalid_rows(df, columns, kinds, keep) if bad.any() else []
+    return Collected(good, table.num_rows, int(bad.sum()), problems, invalid, largest)
 
 
 def invalid_rows(
@@ -77,7 +89,7 @@ def invalid_rows(
     """Some of the rows that cannot be learned, as JSON, for a batch too large to collect."""
     if keep:
         # a bad time or weight alone does not set a row aside
-        columns = RatingColumns(columns.user, columns.item, columns.rating)
+        columns = replace(columns, time=None, weight=None)
     raw = select_ratings(df, columns, kinds, raw=True).select("raw")
     found = raw.where(F.col("raw").isNotNull()).limit(_KEPT_INVALID).toArrow()
     return [str(row) for row in found.column("raw").to_pylist()]

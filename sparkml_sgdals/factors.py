@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sparkml_sgdals.hashing import id_keys, start_factors
+from sparkml_sgdals.event_memory import EventMemory, ItemMemory, UserMemory
+from sparkml_sgdals.hashing import USER_SIDE, id_keys, start_factors
 from sparkml_sgdals.index import IdIndex, IdKind, id_array_type
 from sparkml_sgdals.settings import Settings
 
@@ -76,6 +77,7 @@ class FactorTable:
     evidence : float32, shape (size,), the share that the id has in its partners' prior means:
         sum of 1 / count of each
     noise_factor : float32, shape (size,), noise of the id's ratings in units of the model's
+    events : what a model of positive-only feedback remembers besides, else None
     """
 
     def __init__(self, side: int, kind: IdKind, settings: Settings) -> None:
@@ -93,6 +95,9 @@ class FactorTable:
         self._influence: F32 = np.empty((0, implicit), np.float32)
         self._evidence: F32 = np.empty(0, np.float32)
         self._noise_factor: F32 = np.empty(0, np.float32)
+        self.events: EventMemory | None = None
+        if settings.positive:
+            self.events = UserMemory() if side == USER_SIDE else ItemMemory(settings)
 
     @property
     def size(self) -> int:
@@ -207,7 +212,7 @@ class FactorTable:
         ids = self.index.ids(rows)
         order = pa.compute.array_sort_indices(ids).to_numpy(zero_copy_only=False)
         picked = order if rows is None else rows[order]
-        return pa.Table.from_arrays(
+        table = pa.Table.from_arrays(
             [
                 ids.take(pa.array(order)),
                 list_column(self._mean[picked]),
@@ -222,6 +227,10 @@ class FactorTable:
             ],
             schema=arrow_schema(self.index.kind),
         )
+        if self.events is not None:
+            for name, column in self.events.columns(picked).items():
+                table = table.append_column(name, column)
+        return table
 
     def put_arrow(self, table: pa.Table) -> None:
         """Set the state of the ids in a table of `arrow_schema`.
@@ -229,8 +238,9 @@ class FactorTable:
         Tables of a release before the implicit prior lack the last four columns, or hold nulls.
         Raises ValueError where a list has not the width of this model.
         """
+        ids = table.column("id").cast(id_array_type(self.index.kind)).combine_chunks()
         self.put(
-            table.column("id").cast(id_array_type(self.index.kind)).combine_chunks(),
+            ids,
             _matrix(table, "mean", self._mean.shape[1]),
             _matrix(table, "variance", self._var.shape[1]),
             _matrix(table, "base_mean", 1),
@@ -238,15 +248,20 @@ class FactorTable:
             table.column("count").to_numpy(),
             **self._later_columns(table),
         )
+        if self.events is not None:
+            self.events.put(self.index.find(ids), table)
 
     def finite(self, rows: I64) -> bool:
         """Whether every mean and variance in `rows` is a finite number."""
         held = (self._mean, self._var, self._prior_mean, self._influence, self._noise_factor)
-        return all(bool(np.isfinite(array[rows]).all()) for array in held)
+        finite = all(bool(np.isfinite(array[rows]).all()) for array in held)
+        return finite and (self.events is None or self.events.finite(rows))
 
     def truncate(self, size: int) -> None:
         """Forget the ids that were added last, down to `size` of them."""
         self.index.truncate(size)
+        if self.events is not None:
+            self.events.resize(self.size)
 
     def without(self, ids: pa.Array) -> FactorTable:
         """A table of the same state but for some ids, known or not."""
@@ -273,6 +288,7 @@ class FactorTable:
         twin.index = self.index.copy()
         for name in _ARRAYS:
             setattr(twin, name, getattr(self, name)[: self.size].copy())
+        twin.events = None if self.events is None else self.events.copy()
         return twin
 
     def _later_columns(self, table: pa.Table) -> dict[str, F32]:
@@ -291,6 +307,8 @@ class FactorTable:
                 grown = np.zeros((room, *old.shape[1:]), old.dtype)
                 grown[: old.shape[0]] = old
                 setattr(self, name, grown)
+        if self.events is not None:
+            self.events.resize(self.size)
         return rows
 
 
@@ -319,7 +337,10 @@ def drop_ids(table: pa.Table, column: str, ids: pa.Array) -> pa.Table:
 
 
 def arrow_schema(kind: IdKind) -> pa.Schema:
-    """Schema of a factor table: a column for each attribute of `FactorTable`, lists bias first."""
+    """Schema of a factor table: a column for each attribute of `FactorTable`, lists bias first.
+
+    Models of events add the columns of `event_memory`.
+    """
     return pa.schema(
         [
             ("id", id_array_type(kind)),

@@ -55,6 +55,8 @@ class FitOptions:
     checkpoint_interval: int
     show_progress: bool = False
     progress_path: str = ""
+    max_resident_ids: int = 0
+    """of a stream: users and items that its process keeps in memory; 0 = all"""
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,13 @@ def learn_table(
     options: FitOptions,
     prior: ModelState | None = None,
     allow_empty: bool = False,
+    cells: DataFrame | None = None,
 ) -> tuple[ModelState, TrainingReport, PackedCounts]:
     """Learn a table of any size, fresh or onto a model; the state given is left as it is.
+
+    Parameters
+    ----------
+    cells : the table as packed already, not persisted
 
     Raises
     ------
@@ -86,7 +93,7 @@ def learn_table(
     TypeError : where a column has a wrong type
     DivergenceError : where the solver ran away
     """
-    packed = pack_table(df, options, allow_empty or prior is not None)
+    packed = pack_table(df, options, allow_empty or prior is not None, cells)
     try:
         ((state, report),) = learn_packed(packed, settings, options, (settings.max_iter,), prior)
     finally:
@@ -94,11 +101,18 @@ def learn_table(
     return state, report, packed.counts
 
 
-def pack_table(df: DataFrame, options: FitOptions, allow_empty: bool = False) -> PackedTable:
+def pack_table(
+    df: DataFrame,
+    options: FitOptions,
+    allow_empty: bool = False,
+    cells: DataFrame | None = None,
+) -> PackedTable:
     """Select, check, pack and count a table; raises as `learn_table` says."""
     clock = time.perf_counter()
     ratings = select_ratings(df, options.columns, options.kinds)
-    cells = pack(ratings, keep=options.handle_invalid == "keep").persist()
+    if cells is None:
+        cells = pack(ratings, keep=options.handle_invalid == "keep")
+    cells = cells.persist()
     try:
         with phase(df.sparkSession, "pack"):
             counts = count_packed(cells)
@@ -140,6 +154,8 @@ def learn_packed(
         state = ModelState.empty(settings, *options.kinds) if prior is None else prior.copy()
         return [(state.copy(), TrainingReport("nothing", [], {}, 0)) for _ in stops]
     spark = packed.cells.sparkSession
+    if settings.positive:
+        _refuse_blocks(packed.counts.ratings, options)
     plan = Plan(
         options.num_blocks or blocks_for(packed.counts.ratings, options.max_ratings_per_task),
         options.num_threads or local_threads(spark),
@@ -175,6 +191,20 @@ def _train(
     if settings.tol > 0:
         warnings.warn("tol is not used in a fit in blocks.", UserWarning, stacklevel=2)
     return train_in_blocks(cells, settings, options.kinds, plan, prior)
+
+
+def _refuse_blocks(events: int, options: FitOptions) -> None:
+    if options.num_blocks > 1:
+        raise ValueError(
+            f"numBlocks is {options.num_blocks}, and events (implicitPrefs=True) are learned in "
+            "one task: set numBlocks to 1."
+        )
+    if events > options.max_ratings_per_task:
+        raise ValueError(
+            f"The table has {events} events, maxRatingsPerTask is {options.max_ratings_per_task}, "
+            "and events (implicitPrefs=True) are learned in one task: raise it, or learn the "
+            "table in parts with update or a stream."
+        )
 
 
 def _warn_of_unseen(spark: SparkSession, options: FitOptions) -> None:

@@ -260,6 +260,11 @@ class StreamingGridSearch(Params):
                 "timestampCol and weightCol on the estimator, not in estimatorParamMaps."
             )
         settings = tuple(stage.settings() for stage in stages)
+        if any(own.positive for own in settings):
+            raise ValueError(
+                "implicitPrefs=True cannot race: events have no errors of ratings to compare. Set "
+                "implicitPrefs=False, or compare rankings (docs/metrics.md) yourself."
+            )
         seen: dict[str, int] = {}
         for number, own in enumerate(settings):
             # a stream is learned in one pass, whatever these

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-__all__ = ["ITEM_SIDE", "USER_SIDE", "block_of", "id_keys", "pair_hash", "start_factors"]
+__all__ = ["ITEM_SIDE", "USER_SIDE", "block_of", "id_keys", "mix64", "pair_hash", "start_factors"]
 
 USER_SIDE: Final = 1
 ITEM_SIDE: Final = 2
@@ -29,7 +29,7 @@ U64 = npt.NDArray[np.uint64]
 
 
 @nb.njit(cache=True, nogil=True, inline="always")
-def _mix64(z):  # type: ignore[no-untyped-def]
+def mix64(z):  # type: ignore[no-untyped-def]
     """SplitMix64's finaliser, a bijection of 64 bits (Steele, Lea and Flood 2014, figure 17)."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -40,7 +40,7 @@ def _mix64(z):  # type: ignore[no-untyped-def]
 def _mix_all(values):  # type: ignore[no-untyped-def]
     out = np.empty(values.size, np.uint64)
     for n in range(values.size):
-        out[n] = _mix64(values[n] + _GOLDEN)
+        out[n] = mix64(values[n] + _GOLDEN)
     return out
 
 
@@ -51,7 +51,7 @@ def _hash_strings(offsets, data):  # type: ignore[no-untyped-def]
         h = _FNV_OFFSET
         for j in range(offsets[n], offsets[n + 1]):
             h = (h ^ np.uint64(data[j])) * _FNV_PRIME
-        out[n] = _mix64(h)
+        out[n] = mix64(h)
     return out
 
 
@@ -59,7 +59,7 @@ def _hash_strings(offsets, data):  # type: ignore[no-untyped-def]
 def _pair_hash(user_keys, item_keys, users, items):  # type: ignore[no-untyped-def]
     out = np.empty(users.size, np.uint64)
     for n in range(users.size):
-        out[n] = _mix64(user_keys[users[n]] * _GOLDEN + item_keys[items[n]])
+        out[n] = mix64(user_keys[users[n]] * _GOLDEN + item_keys[items[n]])
     return out
 
 
@@ -67,12 +67,12 @@ def _pair_hash(user_keys, item_keys, users, items):  # type: ignore[no-untyped-d
 def _start_normals(keys, rank, start_seed, std, out):  # type: ignore[no-untyped-def]
     to_unit = 1.0 / 9007199254740992.0
     for n in range(keys.size):
-        state = _mix64(keys[n] ^ start_seed)
+        state = mix64(keys[n] ^ start_seed)
         for f in range(rank):
             state += _GOLDEN
-            u1 = (np.float64(_mix64(state) >> np.uint64(11)) + 1.0) * to_unit
+            u1 = (np.float64(mix64(state) >> np.uint64(11)) + 1.0) * to_unit
             state += _GOLDEN
-            u2 = np.float64(_mix64(state) >> np.uint64(11)) * to_unit
+            u2 = np.float64(mix64(state) >> np.uint64(11)) * to_unit
             out[n, f] = std * math.sqrt(-2.0 * math.log(u1)) * math.cos(2.0 * math.pi * u2)
 
 

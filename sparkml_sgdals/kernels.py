@@ -17,6 +17,8 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from sparkml_sgdals.prefetch import AHEAD, prefetch_row
+
 __all__ = [
     "FAST",
     "MIN_VARIANCE",
@@ -25,6 +27,7 @@ __all__ = [
     "predict_rows",
     "rating_gradients",
     "sgd_ratings",
+    "standardise",
     "sweep_ids",
 ]
 
@@ -45,6 +48,15 @@ def check_rows(rows: npt.NDArray[np.integer], size: int, side: str) -> None:
         raise IndexError(
             f"{side} rows reach from {rows.min()} to {rows.max()}, the factors have {size}"
         )
+
+
+@nb.njit(cache=True, nogil=True, error_model="numpy")
+def standardise(ratings, mean, spread):  # type: ignore[no-untyped-def]
+    """Ratings in units of the spread about the mean: float32 of a difference in float64."""
+    units = np.empty(ratings.size, np.float32)
+    for n in range(ratings.size):
+        units[n] = np.float32((np.float64(ratings[n]) - mean) / spread)
+    return units
 
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST)
@@ -69,6 +81,11 @@ def filter_ratings(  # type: ignore[no-untyped-def]
     width = user_mean.shape[1]
     weighted = weights.size > 0
     for n in range(users.size):
+        if n + AHEAD < users.size:
+            prefetch_row(user_mean, users[n + AHEAD])
+            prefetch_row(item_mean, items[n + AHEAD])
+            prefetch_row(user_var, users[n + AHEAD])
+            prefetch_row(item_var, items[n + AHEAD])
         x = users[n]
         y = items[n]
         prediction = user_mean[x, 0] + item_mean[y, 0]
@@ -120,6 +137,9 @@ def sgd_ratings(  # type: ignore[no-untyped-def]
     width = user_mean.shape[1]
     weighted = weights.size > 0
     for n in range(users.size):
+        if n + AHEAD < users.size:
+            prefetch_row(user_mean, users[n + AHEAD])
+            prefetch_row(item_mean, items[n + AHEAD])
         x = users[n]
         y = items[n]
         prediction = user_mean[x, 0] + item_mean[y, 0]
@@ -231,6 +251,9 @@ def sweep_ids(  # type: ignore[no-untyped-def]
         squares[:] = np.float32(0.0)
         partner_sums[:] = np.float32(0.0)
         for t in range(count):
+            if begin + t + AHEAD < partners.size:
+                prefetch_row(partner_mean, partners[begin + t + AHEAD])
+                prefetch_row(partner_var, partners[begin + t + AHEAD])
             y = partners[begin + t]
             w = np.float32(1.0)
             if weighted:

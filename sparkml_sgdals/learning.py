@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -19,11 +20,13 @@ from sparkml_sgdals.implicit import (
 from sparkml_sgdals.kernels import (
     check_rows,
 )
+from sparkml_sgdals.learning_events import learn_events
 from sparkml_sgdals.noise import (
     expected_after_learning,
     learn_noise_factors,
 )
-from sparkml_sgdals.ratings import Ratings, layout_by
+from sparkml_sgdals.ordering import run_all
+from sparkml_sgdals.ratings import Layout, Ratings, layout_by
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.solvers import (
     DivergenceError,
@@ -99,6 +102,10 @@ def fit_stops(
     DivergenceError : as `fit_ratings`
     """
     wanted = sorted(stops)
+    if state.settings.positive:
+        # one pass, whatever max_iter: an event counts once
+        learn_events(state, ratings)
+        return [(state, []) for _ in wanted]
     kept: dict[int, tuple[ModelState, list[float]]] = {}
     work = _Work.start(ratings, state, threads, progress)
 
@@ -163,7 +170,7 @@ class _Work:
 
     @classmethod
     def start(cls, ratings: Ratings, state: ModelState, threads: int, progress: Progress) -> _Work:
-        """Settle the scale, make room for the table's ids, and learn the baseline."""
+        """Settle the scale and make room for the table's ids."""
         fresh = state.blank
         known = state.users.size, state.items.size
         if fresh:
@@ -173,9 +180,7 @@ class _Work:
             settle_scale(state, ratings.moments(), len(ratings), freeze=True)
         values = state.scale.standardise(ratings.values)
         rows = state.users.ensure(ratings.user_ids)[0], state.items.ensure(ratings.item_ids)[0]
-        work = cls(ratings, values, state, rows, known, fresh, threads, progress)
-        work.learn_baseline()
-        return work
+        return cls(ratings, values, state, rows, known, fresh, threads, progress)
 
     def passes(self) -> Iterator[int]:
         """The number of passes done: before the first one, and after each."""
@@ -253,19 +258,16 @@ class _Work:
         users, items = self.sides
         if settings.implicit:
             self.implicit = ImplicitPrior(r, (self.state.users, self.state.items), self.rows)
-        if self.implicit is None or self.fresh:
-            errors = run_filter(
-                r.users, r.items, self.values, r.weights, settings,
-                users.mean, users.var, items.mean, items.var,
-            )  # fmt: skip
-        else:
-            errors = self.implicit.filter(self.values, settings, users, items)
+        # a filter is one rating after another: other threads prepare the sweeps meanwhile
+        errors, _, *layouts = run_all(
+            [self._filter, self.learn_baseline, *(self._layouts() if settings.max_iter else [])],
+            threads,
+        )
         self._count_prequential(errors)
         yield 0
-        if not settings.max_iter:
+        if not layouts:
             return
-        by_user = layout_by(r.users, r.items, self.values, r.weights, users.mean.shape[0])
-        by_item = layout_by(r.items, r.users, self.values, r.weights, items.mean.shape[0])
+        by_user, by_item = layouts
         rated_users, rated_items = by_user.counts() > 0, by_item.counts() > 0
         implicit = self.implicit if self.fresh else None
         if implicit is not None:
@@ -290,10 +292,29 @@ class _Work:
             if settled(self.history, settings.tol):
                 break
 
+    def _filter(self) -> F32:
+        """One pass; errors from before each rating was learned."""
+        r, (users, items) = self.ratings, self.sides
+        if self.implicit is not None and not self.fresh:
+            return self.implicit.filter(self.values, self.settings, users, items)
+        return run_filter(
+            r.users, r.items, self.values, r.weights, self.settings,
+            users.mean, users.var, items.mean, items.var,
+        )  # fmt: skip
+
+    def _layouts(self) -> list[Callable[[], Layout]]:
+        r, (users, items) = self.ratings, self.sides
+        values, weights = self.values, r.weights
+        return [
+            partial(layout_by, r.users, r.items, values, weights, users.mean.shape[0]),
+            partial(layout_by, r.items, r.users, values, weights, items.mean.shape[0]),
+        ]
+
     def _descend(self, passes: int) -> Iterator[int]:
         r = self.ratings
         solve = run_sgd if self.settings.solver == "sgd" else run_minibatches
         means = [side.mean for side in self.sides]
+        self.learn_baseline()
         yield 0
         for number in range(passes):
             errors = solve(r.users, r.items, self.values, r.weights, self.settings, *means)
@@ -324,15 +345,23 @@ class _Work:
         truth = self.ratings.values[half].astype(np.float64)
 
         def squares(standardised: F32) -> float:
-            predictions = truth - standardised[half].astype(np.float64) * scale.spread
-            return float(np.sum((truth - np.clip(predictions, low, high)) ** 2))
+            # in place: at size, new arrays cost more than the arithmetic
+            apart = standardised[half].astype(np.float64)
+            apart *= scale.spread
+            np.subtract(truth, apart, out=apart)
+            np.clip(apart, low, high, out=apart)
+            np.subtract(truth, apart, out=apart)
+            apart *= apart
+            return float(np.sum(apart))
 
+        judged = [partial(squares, some) for some in (errors, self.baseline_errors)]
+        own, baseline = run_all(judged, self.threads)
         counters = self.state.counters
         self.state.counters = replace(
             counters,
             prequential_ratings=counters.prequential_ratings + truth.size,
-            prequential_squares=counters.prequential_squares + squares(errors),
-            baseline_squares=counters.baseline_squares + squares(self.baseline_errors),
+            prequential_squares=counters.prequential_squares + own,
+            baseline_squares=counters.baseline_squares + baseline,
         )
 
 

@@ -68,12 +68,30 @@ class Lease:
             )
         lease = cls(store, seconds)
         lease._since = time.time()
-        lease.renew()
+        # before it is seen by others of this process, who would take it for a dead stream's
         cls._ours[lease.token] = lambda: not lease._released.is_set()
+        try:
+            if holder is not None:
+                lease.renew()
+            elif not store.put_new(_NAME, lease._payload()):
+                if _read(store) is not None:
+                    # another was first; it says who
+                    cls._ours.pop(lease.token)
+                    return cls.acquire(store, seconds)
+                # broken off while it was written
+                lease.renew()
+            # of two that took over at once, the last one has it
+            check_holder(store, lease.token)
+        except BaseException:
+            cls._ours.pop(lease.token, None)
+            raise
         return lease
 
     def renew(self) -> None:
         """Write the lease with the time of now."""
+        self.store.replace(_NAME, self._payload())
+
+    def _payload(self) -> bytes:
         holder = {
             "token": self.token,
             "owner": user_name(),
@@ -84,7 +102,7 @@ class Lease:
             "renewed": time.time(),
             "seconds": self.seconds,
         }
-        self.store.replace(_NAME, json.dumps(holder).encode())
+        return json.dumps(holder).encode()
 
     def keep_while(self, active: Callable[[], bool]) -> None:
         """Renew in the background while `active` says so, then release."""

@@ -2,7 +2,8 @@
 
 `StreamUpdater` is what foreachBatch calls. It is made of strings and numbers only, finds the model
 by its path and keeps it resident in the process that runs it: the driver, or under Spark Connect
-a Python process beside the server.
+a Python process beside the server. Of a model with more ids than `maxResidentIds` it keeps a part:
+see `overlay`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -22,8 +24,9 @@ from pyspark.sql import DataFrame
 from sparkml_sgdals.collecting import Collected, collect_ratings, invalid_rows
 from sparkml_sgdals.fitting import FitOptions, learn_table, refuse_invalid
 from sparkml_sgdals.lease import check_holder
+from sparkml_sgdals.overlay import Overlay
 from sparkml_sgdals.prequential import BatchSums
-from sparkml_sgdals.ratings import ZERO_WEIGHT, Problems, encode_ratings
+from sparkml_sgdals.ratings import ZERO_WEIGHT, Problems, Ratings, encode_ratings
 from sparkml_sgdals.reporting import Report
 from sparkml_sgdals.state import ModelState
 from sparkml_sgdals.storage import Commit, VersionStore
@@ -39,12 +42,20 @@ _READERS_SECONDS: Final = 60.0
 
 @dataclass
 class _Resident:
-    """A model in memory between batches."""
+    """A model in memory between batches, or a part of it and an overlay that reads the rest."""
 
     state: ModelState
     commit: Commit
     token: str
-    validation: tuple[pa.Table, Any] | None
+    validation: Ratings | None
+    overlay: Overlay | None = None
+    largest: int = 0
+    """rows of the largest partition of the last batch"""
+
+    def stop(self) -> None:
+        """Break off what goes on in the background."""
+        if self.overlay is not None:
+            self.overlay.stop()
 
 
 _residents: dict[str, _Resident] = {}
@@ -76,7 +87,7 @@ class StreamUpdater:
                 self._learn(resident, batch, batch_id)
             except BaseException:
                 # what is in memory may be half learned; the files are not
-                _residents.pop(self.path, None)
+                forget_resident(self.path)
                 raise
 
     def _resident(self) -> _Resident:
@@ -84,27 +95,46 @@ class StreamUpdater:
         newest = store.newest()
         resident = _residents.get(self.path)
         if resident is None or resident.commit != newest or resident.token != self.token:
-            state, commit = store.load()
-            table = store.read_table("validation.parquet")
-            resident = _Resident(
-                state, commit, self.token, None if table is None else (table, None)
-            )
+            forget_resident(self.path)
+            resident = self._open(store, newest)
             _residents[self.path] = resident
         return resident
+
+    def _open(self, store: VersionStore, newest: Commit | None) -> _Resident:
+        table = store.read_table("validation.parquet")
+        validation = None if table is None else encode_ratings(table)
+        limit = self.options.max_resident_ids
+        if newest is None or not self._too_large(store, newest):
+            state, commit = store.load()
+            return _Resident(state, commit, self.token, validation)
+        overlay = Overlay(store, newest, limit)
+        if validation is not None:
+            overlay.pin(validation.user_ids, validation.item_ids)
+        return _Resident(overlay.state, newest, self.token, validation, overlay)
+
+    def _too_large(self, store: VersionStore, commit: Commit) -> bool:
+        """Whether a version is kept in part; not while its scale settles and all rows change."""
+        limit = self.options.max_resident_ids
+        settled = bool(commit.scalars["scale"]["frozen"])
+        return bool(limit and settled and store.count_ids(commit) > limit)
 
     def _learn(self, resident: _Resident, batch: DataFrame, batch_id: int) -> None:
         clock = time.perf_counter()
         store = VersionStore(self.path)
         options = self.options
         keep = options.handle_invalid == "keep"
-        collected = collect_ratings(batch, options.columns, options.kinds, keep)
+        collected = collect_ratings(batch, options.columns, options.kinds, keep, resident.largest)
         collect_seconds = time.perf_counter() - clock
         if collected is None:
             learned = self._learn_large(resident, batch)
         else:
+            resident.largest = collected.largest
             if options.handle_invalid == "error":
                 refuse_invalid(collected.problems, options.columns)
-            learned = learn_collected(resident.state, collected)
+            overlay = resident.overlay
+            learned = learn_collected(
+                resident.state, collected, _nothing if overlay is None else overlay.fetch
+            )
         learn_seconds = time.perf_counter() - clock - collect_seconds
         validation = self._validate(resident)
         if learned.invalid:
@@ -135,12 +165,26 @@ class StreamUpdater:
             resident.commit,
             metrics,
             check=lambda: check_holder(store, self.token),
+            onto=None
+            if resident.overlay is None
+            else resident.overlay.onto(learned.new_users, learned.new_items),
         )
+        if resident.overlay is not None:
+            assert learned.rows is not None
+            resident.overlay.committed(resident.commit, learned.rows)
+        elif self._too_large(store, resident.commit):
+            # the next batch opens it again, in part
+            forget_resident(self.path)
         store.prune(self.keep_versions, max(self.keep_seconds, _READERS_SECONDS))
         self.report.after_commit(metrics, resident.state.counters.ratings)
 
     def _learn_large(self, resident: _Resident, batch: DataFrame) -> Learned:
         """A batch too large to collect goes the way of fit, with the model as its prior."""
+        if resident.overlay is not None:
+            # a table is learned from the whole model
+            resident.stop()
+            resident.overlay = None
+            resident.state, _ = VersionStore(self.path).load()
         before = resident.state
         prior = None if before.blank else before
         state, _, packed = learn_table(
@@ -169,12 +213,9 @@ class StreamUpdater:
         )
 
     def _validate(self, resident: _Resident) -> float:
-        if resident.validation is None:
+        encoded = resident.validation
+        if encoded is None or not len(encoded):
             return math.nan
-        table, encoded = resident.validation
-        if encoded is None:
-            encoded = encode_ratings(table)
-            resident.validation = (table, encoded)
         state = resident.state
         users = state.users.index.find(encoded.user_ids)[encoded.users]
         items = state.items.index.find(encoded.item_ids)[encoded.items]
@@ -201,10 +242,23 @@ class Learned:
     rows: tuple[Any, Any] | None
 
 
-def learn_collected(state: ModelState, collected: Collected) -> Learned:
-    """Learn a collected batch onto `state`, in place."""
-    table = collected.table
-    ratings = encode_ratings(table)
+def _nothing(user_ids: pa.Array, item_ids: pa.Array) -> None:
+    """All rows are in memory."""
+
+
+def learn_collected(
+    state: ModelState,
+    collected: Collected,
+    fetch: Callable[[pa.Array, pa.Array], None] = _nothing,
+) -> Learned:
+    """Learn a collected batch onto `state`, in place.
+
+    Parameters
+    ----------
+    fetch : called before, with the distinct ids of the users and items, to bring their rows
+    """
+    ratings = encode_ratings(collected.table)
+    fetch(ratings.user_ids, ratings.item_ids)
     report = learn_batch(state, ratings)
     return Learned(
         ratings=report.ratings,
@@ -222,7 +276,9 @@ def learn_collected(state: ModelState, collected: Collected) -> Learned:
 
 def forget_resident(path: str) -> None:
     """Drop the model of a path from this process's memory, if it is there."""
-    _residents.pop(path, None)
+    resident = _residents.pop(path, None)
+    if resident is not None:
+        resident.stop()
 
 
 def _json_number(value: float) -> float | None:

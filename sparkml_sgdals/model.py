@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import Any
 
 from pyspark.ml import Model
@@ -15,6 +15,7 @@ from sparkml_sgdals.diagnosis import Diagnosis, diagnose_state
 from sparkml_sgdals.explaining import EXPLANATION_DDL, explain_pair
 from sparkml_sgdals.factors import FactorTable, put_features
 from sparkml_sgdals.fitting import FitOptions, learn_table, refuse_invalid
+from sparkml_sgdals.learning_events import serving_state
 from sparkml_sgdals.managing import VersionMethods
 from sparkml_sgdals.micro_batch import learn_collected
 from sparkml_sgdals.params import ModelParams
@@ -27,7 +28,7 @@ from sparkml_sgdals.scoring import FactorFrames, ScoreColumns, factor_frame, pub
 from sparkml_sgdals.setters import ModelSetters
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import ModelState, Scale
-from sparkml_sgdals.storage import VersionStore
+from sparkml_sgdals.storage import StorageError, VersionStore, full_path
 from sparkml_sgdals.streaming import StreamJob, StreamStart, start_stream
 from sparkml_sgdals.summary import TrainingSummary
 
@@ -67,6 +68,7 @@ class StreamingBiasedALSModel(
         self._shared = False
         self._path_id: str | None = None
         self._frames: tuple[tuple[SparkSession, bool], FactorFrames] | None = None
+        self._serving: tuple[ModelState, int, ModelState] | None = None
 
     @property
     def state(self) -> ModelState:
@@ -88,17 +90,17 @@ class StreamingBiasedALSModel(
     @property
     def globalMean(self) -> float:
         """Mean of the ratings."""
-        return self._state.scale.mean
+        return self._scoring_state().scale.mean
 
     @property
     def userFactors(self) -> DataFrame:
         """Users: id, features array<float> of length rank, bias float, in units of the ratings."""
-        return self._public(self._state.users, self._id_types[0])
+        return self._public(self._scoring_state().users, self._id_types[0])
 
     @property
     def itemFactors(self) -> DataFrame:
         """Items: id, features array<float> of length rank, bias float, in units of the ratings."""
-        return self._public(self._state.items, self._id_types[1])
+        return self._public(self._scoring_state().items, self._id_types[1])
 
     @property
     def hasSummary(self) -> bool:
@@ -128,6 +130,7 @@ class StreamingBiasedALSModel(
             every micro-batch and update after it)
         minRatings : ids with fewer ratings count as thin
         """
+        self._refuse_of_events("diagnose compares ratings with predictions")
         held_out = None
         if validation is not None:
             columns = RatingColumns(self.getUserCol(), self.getItemCol(), self.getRatingCol())
@@ -154,13 +157,15 @@ class StreamingBiasedALSModel(
                 f"predictionStdCol needs a model of solver 'bayes', this one was learned by "
                 f"{self._state.settings.solver!r}: set predictionStdCol to ''."
             )
-        spark = dataset.sparkSession
+        if columns.std:
+            self._refuse_of_events("predictionStdCol states the deviation of a rating")
+        spark, state = dataset.sparkSession, self._scoring_state()
         key = (spark, bool(columns.std))
         if self._frames is None or self._frames[0] != key:
-            sides = (self._state.users, self._state.items)
+            sides = (state.users, state.items)
             frames = (factor_frame(spark, side, bool(columns.std)) for side in sides)
             self._frames = (key, FactorFrames(*frames))
-        return score(dataset, self._state, self._frames[1], columns)
+        return score(dataset, state, self._frames[1], columns)
 
     # ---- explain, start from ALS ------------------------------------------------------------
 
@@ -181,6 +186,7 @@ class StreamingBiasedALSModel(
         ------
         TypeError : an id is a string where the model learned integers, or the other way round
         """
+        self._refuse_of_events("explain takes the prediction of a rating apart")
         parts = explain_pair(self._state, user, item, self.getClipPredictions())
         rows = [astuple(part) for part in parts]
         return self._session().createDataFrame(rows, EXPLANATION_DDL)
@@ -226,7 +232,8 @@ class StreamingBiasedALSModel(
         """
         if dataset.isStreaming:
             raise ValueError("The DataFrame is a stream: call updateStream.")
-        options = fit_options(self, self._kinds(), self.getHandleInvalid())
+        positive = self._state.settings.positive
+        options = fit_options(self, self._kinds(), self.getHandleInvalid(), positive)
         keep = options.handle_invalid == "keep"
         collected = collect_ratings(dataset, options.columns, options.kinds, keep)
         if collected is None:
@@ -298,7 +305,7 @@ class StreamingBiasedALSModel(
             stream,
             modelPath,
             StreamStart(self._state, self._state.fingerprint(), self._path_id, self._meta()),
-            fit_options(self, self._kinds(), stream_invalid(self)),
+            fit_options(self, self._kinds(), stream_invalid(self), self._state.settings.positive),
             self._at_newest,
             trigger=trigger,
             validation=validation,
@@ -312,6 +319,32 @@ class StreamingBiasedALSModel(
             prometheusPath=prometheusPath,
             metricsTable=metricsTable,
         )
+
+    @classmethod
+    def resumeStream(
+        cls, stream: DataFrame, modelPath: str, maxResidentIds: int | None = None, **options: Any
+    ) -> StreamJob[StreamingBiasedALSModel]:
+        """Go on with the stream of a model path without loading its model into memory first.
+
+        Parameters
+        ----------
+        maxResidentIds : the Param, by default as it was set for the path
+        options : as `updateStream` takes them
+
+        Raises
+        ------
+        StorageError : there is no model, or it is damaged
+        others : as `updateStream`
+        """
+        store = VersionStore(full_path(modelPath))
+        meta, newest = store.meta(), store.newest()
+        if meta is None or newest is None:
+            raise StorageError(f"{modelPath} does not hold a model: start with updateStream.")
+        empty = ModelState.empty(Settings.from_json(meta["settings"]), *meta["kinds"])
+        model = cls._described(meta, empty, newest.version)
+        if maxResidentIds is not None:
+            model.setMaxResidentIds(maxResidentIds)
+        return model.updateStream(stream, modelPath, **options)
 
     # ---- copy, save, load -------------------------------------------------------------------
 
@@ -348,8 +381,13 @@ class StreamingBiasedALSModel(
     @classmethod
     def _from_store(cls, store: VersionStore, version: int | None) -> StreamingBiasedALSModel:
         state, commit = store.load(version)
-        meta = store.meta() or {}
-        model = cls(state, tuple(meta["idTypes"]), commit.version)
+        return cls._described(store.meta() or {}, state, commit.version)
+
+    @classmethod
+    def _described(
+        cls, meta: dict[str, Any], state: ModelState, version: int
+    ) -> StreamingBiasedALSModel:
+        model = cls(state, tuple(meta["idTypes"]), version)
         model._path_id = meta["pathId"]
         model._resetUid(meta["uid"])
         for name, value in meta["params"].items():
@@ -364,6 +402,23 @@ class StreamingBiasedALSModel(
         params = {param.name: value for param, value in self._paramMap.items()}
         return {"uid": self.uid, "params": params, "idTypes": list(self._id_types)}
 
+    def _scoring_state(self) -> ModelState:
+        """The state that pairs are scored by: of events with their popularity and context."""
+        if not self._state.settings.positive:
+            return self._state
+        held = self._serving
+        if held is None or held[0] is not self._state or held[1] != self.version:
+            held = (self._state, self.version, serving_state(self._state))
+            self._serving = held
+        return held[2]
+
+    def _refuse_of_events(self, what: str) -> None:
+        if self._state.settings.positive:
+            raise ValueError(
+                f"{what}, and this model was learned from events (implicitPrefs=True). Judge it "
+                "by the rank of what users did next: docs/positive-only.md."
+            )
+
     def _kinds(self) -> tuple[Any, Any]:
         return self._state.users.index.kind, self._state.items.index.kind
 
@@ -372,13 +427,17 @@ class StreamingBiasedALSModel(
         return SparkSession.getActiveSession() or SparkSession.builder.getOrCreate()
 
     def _public(self, table: FactorTable, id_type: str) -> DataFrame:
-        return public_factors(self._session(), table, self._state.scale.spread, id_type)
+        return public_factors(self._session(), table, self._scoring_state().scale.spread, id_type)
 
 
-def fit_options(params: ModelParams, kinds: tuple[Any, Any], invalid: str) -> FitOptions:
-    """How the Params say that tables are read and spread."""
+def fit_options(
+    params: ModelParams, kinds: tuple[Any, Any], invalid: str, positive: bool = False
+) -> FitOptions:
+    """How the Params say that tables are read and spread; `positive`: of events."""
+    columns = params.ratingColumns()
+    optional = positive and (not columns.rating or not params.isSet("ratingCol"))
     return FitOptions(
-        columns=params.ratingColumns(),
+        columns=replace(columns, rating_needed=not optional),
         kinds=kinds,
         handle_invalid=invalid,
         num_blocks=params.getNumBlocks(),
@@ -387,6 +446,8 @@ def fit_options(params: ModelParams, kinds: tuple[Any, Any], invalid: str) -> Fi
         checkpoint_interval=params.getCheckpointInterval(),
         show_progress=params.getShowProgress(),
         progress_path=params.getProgressPath(),
+        # events draw their negatives from all items
+        max_resident_ids=0 if positive else params.getMaxResidentIds(),
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+import numba as nb
 import numpy as np
 import numpy.typing as npt
 
@@ -62,11 +63,18 @@ def learn_noise_factors(
         weights.append(before + np.bincount(named, minlength=some.size) / 2.0)
     for _ in range(rounds):
         for own, other in ((0, 1), (1, 0)):
-            relative = squares / factors[other][positions[other]]
-            sums = np.bincount(positions[own], relative, minlength=rows[own].size)
+            sums = np.zeros(rows[own].size)
+            _add_relative(positions[own], positions[other], squares, factors[other], sums)
             factors[own] = (known[own] + sums / 2.0) / weights[own]
     for table, some, found in zip(tables, rows, factors, strict=True):
         table.noise_factor[some] = found.astype(np.float32)
+
+
+@nb.njit(cache=True, nogil=True)
+def _add_relative(own, other, squares, factors, sums):  # type: ignore[no-untyped-def]
+    """Add up each id's squares in units of its partners' factors, in the order of the ratings."""
+    for n in range(own.size):
+        sums[own[n]] += squares[n] / factors[other[n]]
 
 
 def expected_after_learning(

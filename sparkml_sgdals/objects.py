@@ -1,24 +1,32 @@
 """Objects under a model path, on a local disk or in an object store, and what their failures mean.
 
-Storage is pyarrow.fs: a path without a scheme is local, otherwise the URI says (s3, gs, abfs,
-hdfs, file). What is written on a local disk is synced to it.
+Storage is pyarrow.fs: a path without a scheme is local, otherwise the URI says (s3 or s3a, gs,
+abfs, hdfs, file). What is written on a local disk is synced to it. Where an object store is, and
+who asks, comes from its own environment, such as AWS_ENDPOINT_URL: see docs/storage.md.
 """
 
 from __future__ import annotations
 
 import errno
+import functools
 import getpass
 import hashlib
 import os
 import re
 import uuid
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-__all__ = ["ObjectStore", "StorageError", "full_path", "spark_path", "user_name"]
+__all__ = ["GoneError", "ObjectStore", "StorageError", "full_path", "spark_path", "user_name"]
+
+
+_ROW_GROUP: Final = 131_072
+"""Rows that a reader of a table's parts has to hold at once, at most."""
 
 
 class StorageError(RuntimeError):
@@ -48,8 +56,14 @@ def user_name() -> str:
 
 
 def spark_path(path: str) -> str:
-    """The path as Spark has to be given it: one without a scheme is local."""
+    """The path as Spark has to be given it: one without a scheme is local, S3 is its S3A."""
+    if path.startswith("s3://"):
+        return f"s3a{path[2:]}"
     return path if "://" in path or path.startswith("file:") else f"file:{os.path.abspath(path)}"
+
+
+class GoneError(StorageError):
+    """A file or commit is missing: perhaps it was pruned while a reader was at it."""
 
 
 class ObjectStore:
@@ -62,8 +76,7 @@ class ObjectStore:
             self.fs: pafs.FileSystem = pafs.LocalFileSystem()
             self.root = "/" + re.sub(r"^file:/*", "", path)
         elif "://" in path:
-            uri = re.sub(r"^s3[an]://", "s3://", path)
-            self.fs, self.root = pafs.FileSystem.from_uri(uri)
+            self.fs, self.root = _file_system(path)
         else:
             self.fs, self.root = pafs.LocalFileSystem(), os.path.abspath(path)
         self.local = isinstance(self.fs, pafs.LocalFileSystem)
@@ -115,14 +128,17 @@ class ObjectStore:
     def put_new(self, name: str, payload: bytes) -> bool:
         """Put an object that is not there yet; False, and nothing done, where it is.
 
-        Of two processes that try, one on a local disk is told False; object stores give no such
-        promise here.
+        Of two processes that try at once, one is told False: on a local disk, and on S3 where
+        boto3 is installed. On other object stores pyarrow has no put that asks, so the first may
+        be overwritten after it looked; then the second one alone counts.
         """
         if not self.local:
             if self.read(name) is not None:
                 return False
-            self.write(name, payload)
-            return True
+            if not isinstance(self.fs, pafs.S3FileSystem) or not self._put_if_none(name, payload):
+                self.write(name, payload)
+            # not what was asked for, where another put came between; or ours, tried twice
+            return self.read(name) == payload
         beside = f"{name}.{uuid.uuid4().hex[:8]}"
         self.write(beside, payload)
         try:
@@ -136,6 +152,41 @@ class ObjectStore:
             self.delete(beside)
         self.sync(name.rpartition("/")[0])
         return True
+
+    def _put_if_none(self, name: str, payload: bytes) -> bool:
+        """Whether S3 itself was asked for an exclusive put, whatever came of it."""
+        try:
+            import boto3
+            from botocore.exceptions import ClientError
+        except ImportError:
+            return False
+        bucket, _, key = f"{self.root}/{name}".partition("/")
+        client = boto3.client("s3", region_name=self.fs.region or None)
+        try:
+            client.put_object(Bucket=bucket, Key=key, Body=payload, IfNoneMatch="*")
+        except ClientError as failure:
+            code = failure.response.get("Error", {}).get("Code", "")
+            if code == "NotImplemented":
+                return False
+            if code not in ("PreconditionFailed", "ConditionalRequestConflict"):
+                place = f"{self.path}/{name}"
+                raise StorageError(_explained(place, "written", OSError(str(failure)))) from failure
+        finally:
+            client.close()
+        return True
+
+    def drop_broken_writes(self) -> None:
+        """Delete what kills left of objects that were to be renamed. Only for the lease's holder.
+
+        On a local disk: an object store has no such names.
+        """
+        if not self.local:
+            return
+        inside = [name for name in self.names("") if name.startswith("checkpoint")]
+        for folder in ("", "commits", "invalid", *inside):
+            for name in self.names(folder):
+                if re.fullmatch(r"[\w-]+\.(json|parquet)\.[0-9a-f]{8}", name):
+                    self.delete(f"{folder}/{name}".lstrip("/"))
 
     def sync(self, folder: str) -> None:
         """See to it that the names in a local folder outlive a power cut."""
@@ -178,6 +229,14 @@ class ObjectStore:
         except FileNotFoundError:
             return
 
+    @contextmanager
+    def explaining(self, name: str) -> Iterator[None]:
+        """Raise StorageError, with what to do, where writing an object fails inside."""
+        try:
+            yield
+        except OSError as failure:
+            raise StorageError(_explained(f"{self.path}/{name}", "written", failure)) from failure
+
     def names(self, folder: str) -> list[str]:
         """Names of the objects in a folder under the path, sorted."""
         selector = pafs.FileSelector(f"{self.root}/{folder}", allow_not_found=True)
@@ -204,18 +263,40 @@ class ObjectStore:
 
     def replace_table(self, name: str, table: pa.Table) -> None:
         """Put a table as Parquet where one may be: a reader, or a kill, finds the old or new."""
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
-        self.replace(name, sink.getvalue().to_pybytes())
+        self.replace(name, _parquet(table))
 
     def write_table(self, name: str, table: pa.Table) -> dict[str, Any]:
         """Put a table as Parquet; its name, rows, size and checksum."""
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink)
-        payload = sink.getvalue().to_pybytes()
+        payload = _parquet(table)
         self.write(name, payload)
         check = hashlib.sha256(payload).hexdigest()
         return {"name": name, "rows": table.num_rows, "bytes": len(payload), "sha256": check}
+
+
+@functools.lru_cache(maxsize=64)
+def _file_system(uri: str) -> tuple[pafs.FileSystem, str]:
+    """The store of a URI, and the path in it; kept, for S3 asks for the bucket's region first."""
+    uri = re.sub(r"^s3[an]://", "s3://", uri)
+    if uri.startswith("s3://") and "?" not in uri:
+        try:
+            # a small object in one request, and nothing half uploaded after a kill
+            found = pafs.FileSystem.from_uri(f"{uri}?allow_delayed_open=true")
+        except pa.ArrowInvalid:
+            # this pyarrow does not know the option
+            found = pafs.FileSystem.from_uri(uri)
+    else:
+        found = pafs.FileSystem.from_uri(uri)
+    store, root = found
+    return store, root
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    # floats and distinct ids: a dictionary would take ten times as long, and more room
+    pq.write_table(
+        table, sink, row_group_size=_ROW_GROUP, use_dictionary=False, write_statistics=False
+    )
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def _explained(place: str, done: str, failure: OSError) -> str:

@@ -18,9 +18,17 @@ from pyspark.sql import DataFrame
 from sparkml_sgdals.exchange import narrow, to_bytes
 from sparkml_sgdals.ratings import ZERO_WEIGHT, Problems, screen
 
-__all__ = ["PackedCounts", "count_packed", "explain_problems", "pack"]
+__all__ = [
+    "PACK_DDL",
+    "ROWS_PER_CELL",
+    "PackedCounts",
+    "count_packed",
+    "explain_problems",
+    "pack",
+    "pack_cell",
+]
 
-_PACK_DDL: Final = "count bigint, bad bigint, payload binary, problems string"
+PACK_DDL: Final = "count bigint, bad bigint, payload binary, problems string"
 _PACK_SCHEMA: Final = pa.schema(
     [
         ("count", pa.int64()),
@@ -29,7 +37,7 @@ _PACK_SCHEMA: Final = pa.schema(
         ("problems", pa.string()),
     ]
 )
-_ROWS_PER_CELL: Final = 500_000
+ROWS_PER_CELL: Final = 500_000
 
 
 @dataclass(frozen=True)
@@ -54,25 +62,27 @@ class _Pack:
         for batch in batches:
             held.append(batch)
             rows += batch.num_rows
-            if rows >= _ROWS_PER_CELL:
-                yield self._cell(held)
+            if rows >= ROWS_PER_CELL:
+                yield pack_cell(pa.Table.from_batches(held), self.keep)
                 held, rows = [], 0
         if rows:
-            yield self._cell(held)
+            yield pack_cell(pa.Table.from_batches(held), self.keep)
 
-    def _cell(self, batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-        table, bad, problems = screen(pa.Table.from_batches(batches), self.keep)
-        payload = to_bytes(narrow(table).combine_chunks())
-        values = [[table.num_rows], [int(bad.sum())], [payload], [json.dumps(problems)]]
-        return pa.RecordBatch.from_arrays(
-            [pa.array(v, f.type) for v, f in zip(values, _PACK_SCHEMA, strict=True)],
-            schema=_PACK_SCHEMA,
-        )
+
+def pack_cell(table: pa.Table, keep: bool) -> pa.RecordBatch:
+    """One row of packed ratings, from a table as `ratings.screen` takes it."""
+    table, bad, problems = screen(table, keep)
+    payload = to_bytes(narrow(table).combine_chunks())
+    values = [[table.num_rows], [int(bad.sum())], [payload], [json.dumps(problems)]]
+    return pa.RecordBatch.from_arrays(
+        [pa.array(v, f.type) for v, f in zip(values, _PACK_SCHEMA, strict=True)],
+        schema=_PACK_SCHEMA,
+    )
 
 
 def pack(ratings: DataFrame, keep: bool) -> DataFrame:
     """Pack ratings, as `schema.select_ratings` gives them, into rows (count, payload, problems)."""
-    return ratings.mapInArrow(_Pack(keep), _PACK_DDL)
+    return ratings.mapInArrow(_Pack(keep), PACK_DDL)
 
 
 def count_packed(packed: DataFrame) -> PackedCounts:

@@ -7,7 +7,7 @@ set, so that a bad grid fails before anything runs.
 from __future__ import annotations
 
 import warnings
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pyspark.ml.param import Param, TypeConverters
 from pyspark.ml.param.shared import (
@@ -24,7 +24,7 @@ from pyspark.ml.param.shared import (
     HasWeightCol,
 )
 
-from sparkml_sgdals.als_params import UNUSED_OF_ALS, ALSParams
+from sparkml_sgdals.als_params import ALSParams
 from sparkml_sgdals.converters import (
     at_least,
     interval,
@@ -34,6 +34,7 @@ from sparkml_sgdals.converters import (
     positive,
     text,
 )
+from sparkml_sgdals.param_use import EVENT_DEFAULTS, UNUSED, UNUSED_UNDER_IMPLICIT_PREFS
 from sparkml_sgdals.schema import RatingColumns
 from sparkml_sgdals.settings import Settings, Solver
 
@@ -42,31 +43,11 @@ __all__ = ["DEFAULT_SEED", "LearningParams", "ModelParams"]
 DEFAULT_SEED: Final = 20_140_707
 """Fixed, as pyspark's own default seed differs from process to process."""
 
-SOLVERS: Final = ("bayes", "sgd", "minibatch")
+SOLVERS: Final = ("bayes", "sgd", "minibatch", "isgd")
+T = TypeVar("T")
+
 COLD_START: Final = ("bias", "nan", "drop")
 INVALID: Final = ("error", "skip", "keep")
-
-_DESCENT: Final = (
-    "regParam",
-    "userBiasRegParam",
-    "itemBiasRegParam",
-    "userFactorRegParam",
-    "itemFactorRegParam",
-    "stepSize",
-)
-_BAYES: Final = (
-    "biasPriorVariance",
-    "factorPriorVariance",
-    "noiseVariance",
-    "drift",
-    "implicitPrior",
-)
-UNUSED: Final[dict[str, tuple[str, ...]]] = {
-    "bayes": (*_DESCENT, "blockSize", "parallelism", *UNUSED_OF_ALS),
-    "sgd": (*_BAYES, "blockSize", "predictionStdCol", "parallelism", *UNUSED_OF_ALS),
-    "minibatch": (*_BAYES, "predictionStdCol", "tol", "numThreads", "parallelism", *UNUSED_OF_ALS),
-}
-"""Params that a solver does not use."""
 
 
 class ModelParams(
@@ -117,6 +98,13 @@ class ModelParams(
         "ratings, about 28 bytes each, that one task may hold; more are learned in blocks.",
         at_least("maxRatingsPerTask", 1),
     )
+    maxResidentIds: Param[int] = param(
+        "maxResidentIds",
+        "users and items, about 300 bytes each at rank 16, that a stream keeps in memory; of a "
+        "larger model it reads the rows that a micro-batch needs from files under the model path; "
+        "0 = all of them.",
+        at_least("maxResidentIds", 0),
+    )
     showProgress: Param[bool] = param(
         "showProgress",
         "whether a fit shows a bar in the terminal or notebook; needs tqdm.",
@@ -159,6 +147,7 @@ class ModelParams(
             numThreads=0,
             numBlocks=0,
             maxRatingsPerTask=50_000_000,
+            maxResidentIds=5_000_000,
             showProgress=False,
             progressPath="",
             ratingCol="rating",
@@ -200,6 +189,10 @@ class ModelParams(
         """Value of maxRatingsPerTask."""
         return self.getOrDefault(self.maxRatingsPerTask)
 
+    def getMaxResidentIds(self) -> int:
+        """Value of maxResidentIds, 0 for no limit."""
+        return self.getOrDefault(self.maxResidentIds)
+
     def getShowProgress(self) -> bool:
         """Value of showProgress."""
         return self.getOrDefault(self.showProgress)
@@ -237,12 +230,16 @@ class LearningParams(
     HasParallelism,
     ALSParams,
 ):
-    """Params that learning depends on, besides those of the model."""
+    """Params that learning depends on, besides those of the model.
+
+    Under implicitPrefs some have other defaults, which their getters give: docs/positive-only.md.
+    """
 
     solver: Param[Solver] = param(
         "solver",
-        "'bayes' (variances instead of a learning rate), 'sgd' (one rating after another) or "
-        "'minibatch' (summed gradients, a Spark join a mini-batch).",
+        "'bayes' (variances instead of a learning rate), 'sgd' (one rating after another), "
+        "'minibatch' (summed gradients, a Spark join a mini-batch), or, under implicitPrefs, "
+        "'bayes' or 'isgd'.",
         one_of("solver", SOLVERS),
     )
     rank: Param[int] = param("rank", "number of features.", at_least("rank", 1))
@@ -315,6 +312,11 @@ class LearningParams(
         "from its users.",
         TypeConverters.toBoolean,
     )
+    numNegatives: Param[int] = param(
+        "numNegatives",
+        "under implicitPrefs: items an event that its user is taken not to have done.",
+        at_least("numNegatives", 0),
+    )
     parallelism: Param[int] = param(
         "parallelism",
         "models learned at the same time; a single model does not use it.",
@@ -336,6 +338,7 @@ class LearningParams(
             initStd=0.05,
             drift=0.0,
             implicitPrior=True,
+            numNegatives=20,
             parallelism=1,
             seed=DEFAULT_SEED,
         )
@@ -346,7 +349,7 @@ class LearningParams(
 
     def getRank(self) -> int:
         """Value of rank."""
-        return self.getOrDefault(self.rank)
+        return self._value(self.rank)
 
     def getUserBiasRegParam(self) -> float:
         """Lambda of user biases, regParam where it is not set."""
@@ -366,11 +369,11 @@ class LearningParams(
 
     def getBiasPriorVariance(self) -> float:
         """Value of biasPriorVariance."""
-        return self.getOrDefault(self.biasPriorVariance)
+        return self._value(self.biasPriorVariance)
 
     def getFactorPriorVariance(self) -> float:
         """Value of factorPriorVariance."""
-        return self.getOrDefault(self.factorPriorVariance)
+        return self._value(self.factorPriorVariance)
 
     def getNoiseVariance(self) -> float:
         """Value of noiseVariance."""
@@ -378,7 +381,19 @@ class LearningParams(
 
     def getInitStd(self) -> float:
         """Value of initStd."""
-        return self.getOrDefault(self.initStd)
+        return self._value(self.initStd)
+
+    def getStepSize(self) -> float:
+        """Value of stepSize."""
+        return self._value(self.stepSize)
+
+    def getRegParam(self) -> float:
+        """Value of regParam."""
+        return self._value(self.regParam)
+
+    def getNumNegatives(self) -> int:
+        """Value of numNegatives."""
+        return self._value(self.numNegatives)
 
     def getDrift(self) -> float:
         """Value of drift."""
@@ -410,6 +425,8 @@ class LearningParams(
             init_std=self.getInitStd(),
             drift=self.getDrift(),
             implicit_prior=self.getImplicitPrior(),
+            positive=self.getImplicitPrefs(),
+            **self._event_settings(),
         )
 
     def warnOfUnused(self) -> None:
@@ -418,8 +435,24 @@ class LearningParams(
         Raises ValueError where one that is not supported would change the result.
         """
         self.refuseUnsupported()
-        solver = self.getSolver()
-        ignored = [name for name in UNUSED[solver] if self.isSet(name)]
+        solver, events = self.getSolver(), self.getImplicitPrefs()
+        if events and solver not in UNUSED_UNDER_IMPLICIT_PREFS:
+            raise ValueError(
+                f"solver {solver!r} learns ratings, and implicitPrefs=True asks for events: set "
+                "solver to 'bayes' or 'isgd'."
+            )
+        if solver == "isgd" and not events:
+            raise ValueError(
+                "solver 'isgd' learns events, not ratings: set implicitPrefs=True, or solver to "
+                "'bayes' or 'sgd'."
+            )
+        if events and solver == "bayes" and not self.getNumNegatives():
+            raise ValueError(
+                "numNegatives must be at least 1 under solver 'bayes', got 0: without negatives "
+                "there is nothing to tell tastes apart by."
+            )
+        unused = (UNUSED_UNDER_IMPLICIT_PREFS if events else UNUSED)[solver]
+        ignored = [name for name in unused if self.isSet(name)]
         if ignored:
             warnings.warn(
                 f"solver {solver!r} does not use {', '.join(ignored)}: "
@@ -429,4 +462,16 @@ class LearningParams(
             )
 
     def _lambda(self, param: Param[float]) -> float:
-        return self.getOrDefault(param if self.isSet(param) else self.regParam)
+        return self._value(param if self.isSet(param) else self.regParam)
+
+    def _value(self, param: Param[T]) -> T:
+        events = EVENT_DEFAULTS.get(self.getSolver()) if self.getImplicitPrefs() else None
+        if events and param.name in events and not self.isSet(param):
+            value: T = events[param.name]
+            return value
+        return self.getOrDefault(param)
+
+    def _event_settings(self) -> dict[str, Any]:
+        if not self.getImplicitPrefs():
+            return {}
+        return {"alpha": self.getAlpha(), "num_negatives": self.getNumNegatives()}

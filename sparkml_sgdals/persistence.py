@@ -11,6 +11,7 @@ from pyspark.sql import SparkSession
 from pyspark.sql.utils import is_remote
 
 from sparkml_sgdals.factors import FactorTable
+from sparkml_sgdals.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import ModelState
 from sparkml_sgdals.storage import FORMAT_VERSION, StorageError, VersionStore
@@ -23,6 +24,13 @@ _DDL: Final = (
     "count bigint, prior_mean array<float>, influence array<float>, evidence float, "
     "noise_factor float"
 )
+
+
+_EVENTS_DDL: Final = {
+    USER_SIDE: ", done array<bigint>",
+    ITEM_SIDE: ", context array<float>, context_var array<float>, popularity array<float>, "
+    "last bigint",
+}
 
 
 class Savable(Protocol):
@@ -79,7 +87,7 @@ class ModelWriter(_Writer):
         }
         DefaultParamsWriter.saveMetadata(model, path, spark, extraMetadata=extra)
         for name, side in (("users", state.users), ("items", state.items)):
-            ddl = _DDL.format(id="bigint" if side.index.kind == "int" else "string")
+            ddl = _ddl(side)
             frame = (
                 spark.createDataFrame(side.to_arrow())
                 if side.size
@@ -150,8 +158,13 @@ def _read_state(spark: SparkSession, path: str, metadata: dict[str, Any]) -> Mod
     return state
 
 
-def _read_side(spark: SparkSession, path: str, side: FactorTable) -> None:
+def _ddl(side: FactorTable) -> str:
     ddl = _DDL.format(id="bigint" if side.index.kind == "int" else "string")
+    return ddl + _EVENTS_DDL[side.side] if side.settings.positive else ddl
+
+
+def _read_side(spark: SparkSession, path: str, side: FactorTable) -> None:
+    ddl = _ddl(side)
     table = spark.read.schema(ddl).parquet(path).toArrow()
     if table.num_rows:
         side.put_arrow(table)

@@ -74,6 +74,8 @@ class _Resident:
     """files of the batches since the snapshots"""
     commit: Commit
     token: str
+    largest: int = 0
+    """rows of the largest partition of the last batch"""
 
 
 _residents: dict[str, _Resident] = {}
@@ -96,10 +98,13 @@ class RaceUpdater:
     report: Report
 
     def __call__(self, batch: DataFrame, batch_id: int) -> None:
-        self.learn(lambda: self._collect(batch, batch_id), batch_id)
+        self.learn(lambda expected: self._collect(batch, batch_id, expected), batch_id)
 
-    def learn(self, collect: Callable[[], Collected], batch_id: int) -> None:
-        """Learn and commit what `collect` gives, unless the batch is committed already."""
+    def learn(self, collect: Callable[[int], Collected], batch_id: int) -> None:
+        """Learn and commit what `collect` gives, unless the batch is committed already.
+
+        It is called with the rows that its largest partition may have, as `collect_ratings` is.
+        """
         with _locks_guard:
             lock = _locks.setdefault(self.path, threading.Lock())
         # a stopped query may leave its last call running while the next query starts
@@ -110,17 +115,18 @@ class RaceUpdater:
                 return
             try:
                 clock = time.perf_counter()
-                collected = collect()
+                collected = collect(resident.largest)
+                resident.largest = collected.largest
                 self._learn(resident, collected, batch_id, clock)
             except BaseException:
                 # what is in memory may be half learned; the files are not
                 forget_race(self.path)
                 raise
 
-    def _collect(self, batch: DataFrame, batch_id: int) -> Collected:
+    def _collect(self, batch: DataFrame, batch_id: int, expected: int) -> Collected:
         options = self.options
         keep = options.handle_invalid == "keep"
-        collected = collect_ratings(batch, options.columns, options.kinds, keep)
+        collected = collect_ratings(batch, options.columns, options.kinds, keep, expected)
         if collected is None:
             raise ValueError(
                 f"Batch {batch_id} has more than {COLLECT_LIMIT:,} ratings, a race takes smaller "

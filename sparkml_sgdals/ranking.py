@@ -19,7 +19,7 @@ __all__ = ["RankingMethods"]
 class RankingMethods:
     """Methods of the model that order items for users, or users for items."""
 
-    _state: ModelState
+    _scoring_state: Callable[[], ModelState]
     _id_types: tuple[str, str]
     _session: Callable[[], SparkSession]
     getUserCol: Callable[[], str]
@@ -96,7 +96,8 @@ class RankingMethods:
 
     def _side(self, side: str) -> tuple[FactorTable, str, str, str]:
         """Factors, Param, column and type of ids of one side."""
-        users, items, types = self._state.users, self._state.items, self._id_types
+        state, types = self._scoring_state(), self._id_types
+        users, items = state.users, state.items
         if side == "user":
             return users, "userCol", self.getUserCol(), users.index.type_name(types[0])
         return items, "itemCol", self.getItemCol(), items.index.type_name(types[1])
@@ -120,7 +121,8 @@ class RankingMethods:
         candidates, other_param, other, other_type = self._side(
             "item" if side == "user" else "user"
         )
-        ranking = Ranking.of(self._state, count, rank_by, self.getClipPredictions())
+        state = self._scoring_state()
+        ranking = Ranking.of(state, count, rank_by, self.getClipPredictions())
         if seen is not None:
             schema = seen.schema
             seen = seen.select(
@@ -129,7 +131,7 @@ class RankingMethods:
             )
         subset = None if dataset is None else self._subset(dataset, side)
         spark = self._session() if dataset is None else dataset.sparkSession
-        ranked = recommend(spark, self._state, queries, candidates, ranking, subset, seen)
+        ranked = recommend(spark, state, queries, candidates, ranking, subset, seen)
         fields = f"array<struct<`{other}`:{other_type},rating:float>>"
         columns = [
             F.col("query").cast(id_type).alias(name),

@@ -8,15 +8,16 @@ depends on the order or the partitioning in which the rows arrived.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import numba as nb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from sparkml_sgdals.hashing import id_keys, pair_hash
+from sparkml_sgdals.ordering import encode_ids, run_all, sort_by_key
 
 __all__ = ["ZERO_WEIGHT", "Layout", "Problems", "Ratings", "encode_ratings", "layout_by", "screen"]
 
@@ -93,14 +94,18 @@ class Layout:
         return np.diff(self.starts)
 
 
-def encode_ratings(table: pa.Table) -> Ratings:
+def encode_ratings(table: pa.Table, threads: int = 1) -> Ratings:
     """Encode the ids of a table of ratings and put it into its canonical order.
 
     The order is total: by time where there is a column `time`, then a hash of (user, item), the
     two ids, the rating and the weight, so that equal keys mean equal rows.
+
+    Parameters
+    ----------
+    table : as above; ids and time may be int32 as well
     """
-    user_ids, users = _encode(table.column("user"))
-    item_ids, items = _encode(table.column("item"))
+    user_ids, users = encode_ids(table.column("user"), threads)
+    item_ids, items = encode_ids(table.column("item"), threads)
     values = _numpy(table.column("rating"), np.float32)
     weights = (
         _numpy(table.column("weight"), np.float32)
@@ -113,28 +118,42 @@ def encode_ratings(table: pa.Table) -> Ratings:
         primary = pair_hash(user_keys, item_keys, users, items)
     else:
         primary = time.view(np.uint64) ^ _SIGN
-    order = np.argsort(primary, kind="stable")
-    in_order = primary[order]
-    tied = np.zeros(order.size, bool)
-    if order.size:
-        equal = in_order[1:] == in_order[:-1]
-        tied[1:] |= equal
-        tied[:-1] |= equal
-    if tied.any():
+    in_order, order = sort_by_key(primary, threads)
+    tied, found = _tied(in_order)
+    if found:
         rows = order[tied]
         hashes = pair_hash(user_keys, item_keys, users[rows], items[rows])
         keys = [values[rows], items[rows], users[rows], hashes, in_order[tied]]
         if weights.size:
             keys.insert(0, weights[rows])
         order[tied] = rows[np.lexsort(keys)]
+    columns = [users, items, values, *([weights] if weights.size else [])]
+    ordered = run_all([partial(_take, column, order) for column in columns], threads)
+    users, items, values = ordered[:3]
     return Ratings(
-        user_ids,
-        item_ids,
-        users[order],
-        items[order],
-        values[order],
-        weights[order] if weights.size else weights,
+        user_ids, item_ids, users, items, values, ordered[3] if weights.size else weights
     )
+
+
+@nb.njit(cache=True, nogil=True)
+def _take(column, order):  # type: ignore[no-untyped-def]
+    # np.take widens the order to int64 first
+    taken = np.empty(order.size, column.dtype)
+    for n in range(order.size):
+        taken[n] = column[order[n]]
+    return taken
+
+
+@nb.njit(cache=True, nogil=True)
+def _tied(keys):  # type: ignore[no-untyped-def]
+    """Places whose key, of sorted ones, is that of a neighbour."""
+    tied = np.zeros(keys.size, np.bool_)
+    found = 0
+    for n in range(1, keys.size):
+        if keys[n] == keys[n - 1]:
+            found += 2 if not tied[n - 1] else 1
+            tied[n] = tied[n - 1] = True
+    return tied, found
 
 
 @nb.njit(cache=True, nogil=True)
@@ -165,19 +184,6 @@ def layout_by(own: I32, other: I32, values: F32, weights: F32, num_ids: int) -> 
     grouped_weights = np.empty(weights.size, np.float32)
     _place(own, other, values, weights, starts, partners, grouped, grouped_weights)
     return Layout(starts, partners, grouped, grouped_weights)
-
-
-def _encode(column: pa.ChunkedArray) -> tuple[pa.Array, I32]:
-    """Distinct values in sorted order, and each row's position among them."""
-    encoded = column.combine_chunks().dictionary_encode()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.unify_dictionaries().combine_chunks()
-    found = encoded.dictionary
-    order = pc.array_sort_indices(found).to_numpy(zero_copy_only=False)
-    rank = np.empty(len(found), np.int32)
-    rank[order] = np.arange(len(found), dtype=np.int32)
-    codes = encoded.indices.to_numpy(zero_copy_only=False)
-    return found.take(pa.array(order)), rank[codes] if len(found) else np.empty(0, np.int32)
 
 
 def _numpy(column: pa.ChunkedArray, dtype: npt.DTypeLike) -> npt.NDArray[Any]:

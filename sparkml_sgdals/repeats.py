@@ -6,11 +6,12 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import TimestampNTZType, TimestampType
 
-from sparkml_sgdals.schema import column_type
+from sparkml_sgdals.schema import column, column_type
 
 __all__ = ["drop_repeats"]
 
 _KEY = "_event_key"
+_TIME = "_event_time"
 
 
 def drop_repeats(stream: DataFrame, event_id: str, time: str | None, watermark: str) -> DataFrame:
@@ -46,14 +47,18 @@ def drop_repeats(stream: DataFrame, event_id: str, time: str | None, watermark: 
             "F.timestamp_millis."
         )
     row = F.to_json(F.struct(*[F.col(f"`{c}`") for c in stream.columns]))
-    own = F.col(f"`{event_id}`").cast("string")
+    own = column(schema, event_id).cast("string")
     # hashed: what is kept in the checkpoint is not to tell who rated what
     key = F.when(own.isNotNull(), F.concat(F.lit("i"), own)).otherwise(
         F.concat(F.lit("r"), F.sha2(row, 256))
     )
     try:
-        marked = stream.withColumn(_KEY, key).withWatermark(time, watermark)
-        unique = marked.dropDuplicatesWithinWatermark([_KEY]).drop(_KEY)
+        marked = stream.withColumn(_KEY, key)
+        if "." in time:
+            # a watermark is of a column, not of a field in one
+            marked = marked.withColumn(_TIME, column(schema, time))
+        marked = marked.withWatermark(_TIME if "." in time else time, watermark)
+        unique = marked.dropDuplicatesWithinWatermark([_KEY]).drop(_KEY, _TIME)
         # Spark Connect looks at the interval only now
         unique.schema  # noqa: B018
     except Exception as failure:

@@ -27,6 +27,7 @@ from sparkml_sgdals.blocks import (
 from sparkml_sgdals.exchange import from_bytes, to_bytes, widen
 from sparkml_sgdals.hashing import ITEM_SIDE, USER_SIDE, block_of, id_keys
 from sparkml_sgdals.index import IdKind
+from sparkml_sgdals.ordering import encode_ids
 from sparkml_sgdals.ratings import Ratings, encode_ratings
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import Scale
@@ -136,10 +137,12 @@ class Route:
         blocks, keys = self.job.num_blocks, self.job.keys
         sides = []
         for name in ("user", "item"):
-            encoded = table.column(name).combine_chunks().dictionary_encode()
-            own = block_of(id_keys(encoded.dictionary), blocks)
-            sides.append(own[encoded.indices.to_numpy(zero_copy_only=False)])
+            ids, codes = encode_ids(table.column(name))
+            sides.append(block_of(id_keys(ids), blocks)[codes])
         cell = sides[0] * blocks + sides[1]
+        if blocks <= 256:
+            # NumPy sorts 16 bits by counting
+            cell = cell.astype(np.uint16)
         order = np.argsort(cell, kind="stable")
         bounds = np.searchsorted(cell[order], np.arange(blocks * blocks + 1))
         ordered = table.take(pa.array(order))
@@ -161,13 +164,14 @@ def placed(frame: DataFrame, job: Job) -> DataFrame:
     return frame.repartition(job.num_blocks, "key")
 
 
-def _encode_cells(table: pa.Table, partner: str, blocks: int) -> list[Ratings | None]:
+def _encode_cells(table: pa.Table, partner: str, job: Job) -> list[Ratings | None]:
     """The cells of one block by partner block, each in its canonical order."""
-    pieces: list[list[pa.Table]] = [[] for _ in range(blocks)]
+    pieces: list[list[pa.Table]] = [[] for _ in range(job.num_blocks)]
     numbers = table.column(f"{partner}_block").to_pylist()
     for number, payload in zip(numbers, table.column("payload"), strict=True):
         pieces[number].append(from_bytes(payload.as_buffer()))
-    return [encode_ratings(pa.concat_tables(p)) if p else None for p in pieces]
+    threads = job.task_threads()
+    return [encode_ratings(pa.concat_tables(p), threads) if p else None for p in pieces]
 
 
 def _ids_payload(ids: pa.Array, block: BlockLayout) -> bytes:
@@ -177,7 +181,7 @@ def _ids_payload(ids: pa.Array, block: BlockLayout) -> bytes:
 def lay_out_items(cells: DataFrame, job: Job) -> DataFrame:
     def lay_out(table: pa.Table) -> pa.Table:
         own = table.column("item_block")[0].as_py()
-        ratings = _encode_cells(table, "user", job.num_blocks)
+        ratings = _encode_cells(table, "user", job)
         ids, block = build_layout(ratings, "items")
         messages: list[Message] = [
             (own, "items", own, "layout", block.to_bytes()),
@@ -201,7 +205,7 @@ def lay_out_users(cells: DataFrame, items: DataFrame, job: Job) -> DataFrame:
         if not cell_table.num_rows:
             return job.batch([])
         own = cell_table.column("user_block")[0].as_py()
-        ratings = _encode_cells(cell_table, "item", job.num_blocks)
+        ratings = _encode_cells(cell_table, "item", job)
         ids, block = build_layout(ratings, "users")
         item_rows = {
             other: arrays_from_bytes(payload.as_buffer())["rows"]

@@ -29,7 +29,15 @@ from pyspark.sql.types import (
 
 from sparkml_sgdals.index import IdKind
 
-__all__ = ["RatingColumns", "column_type", "id_column", "id_kind", "id_type_name", "select_ratings"]
+__all__ = [
+    "RatingColumns",
+    "column",
+    "column_type",
+    "id_column",
+    "id_kind",
+    "id_type_name",
+    "select_ratings",
+]
 
 _INTEGERS = (ByteType, ShortType, IntegerType, LongType)
 _MOMENTS = (TimestampType, TimestampNTZType, DateType)
@@ -37,13 +45,17 @@ _MOMENTS = (TimestampType, TimestampNTZType, DateType)
 
 @dataclass(frozen=True)
 class RatingColumns:
-    """Names of the columns of ratings in the user's table; None where there is none."""
+    """Names of the columns of ratings in the user's table; None where there is none.
+
+    Without `rating_needed` every rating is 1 where the table has no such column.
+    """
 
     user: str
     item: str
     rating: str
     time: str | None = None
     weight: str | None = None
+    rating_needed: bool = True
 
 
 def column_type(schema: StructType, param: str, name: str) -> DataType:
@@ -90,11 +102,67 @@ def id_type_name(schema: StructType, param: str, name: str) -> str:
     return found.simpleString() if isinstance(found, _INTEGERS) else "bigint"
 
 
+def column(schema: StructType, name: str) -> Column:
+    """A column by its name, or a field in one by a dotted name, as `column_type` finds it."""
+    return F.col(_column(schema, name))
+
+
 def id_column(schema: StructType, param: str, name: str, kind: IdKind) -> Column:
     """Expression of an id as bigint or string; null where it is null or has a fraction.
 
     Raises TypeError where integers meet a model of strings or the other way round.
     """
+    return F.expr(_id(schema, param, name, kind))
+
+
+def select_ratings(
+    df: DataFrame,
+    columns: RatingColumns,
+    kinds: tuple[IdKind, IdKind],
+    raw: bool = False,
+    also: tuple[str, ...] = (),
+) -> DataFrame:
+    """The ratings as user, item, rating and, where named, time and weight.
+
+    Values that no conversion can give are null, for `ratings.screen` to find. With `raw` there is
+    one more column of that name: the whole row as JSON where something in it is not valid. `also`
+    are more columns, as SQL.
+
+    Raises ValueError for a missing column, TypeError for one of a wrong type.
+
+    Notes
+    -----
+    SQL, because every call of a Column costs a round trip to the JVM, in each micro-batch.
+    """
+    schema = df.schema
+    if columns.rating_needed or _find(schema, columns.rating) is not None:
+        rating = _number(schema, "ratingCol", columns.rating)
+    else:
+        rating = "CAST(1.0 AS float)"
+    chosen = {
+        "user": _id(schema, "userCol", columns.user, kinds[0]),
+        "item": _id(schema, "itemCol", columns.item, kinds[1]),
+        "rating": rating,
+    }
+    if columns.time is not None:
+        chosen["time"] = _time(schema, columns.time)
+    if columns.weight is not None:
+        chosen["weight"] = _number(schema, "weightCol", columns.weight)
+    if raw:
+        faults = [f"({value}) IS NULL" for value in chosen.values()]
+        for name in [name for name in ("rating", "weight") if name in chosen]:
+            value = chosen[name]
+            faults.append(f"isnan({value})")
+            faults.append(f"abs({value}) = double('Infinity')")
+            if name == "weight":
+                faults.append(f"{value} < 0")
+        whole_row = ", ".join(_quoted(c) for c in schema.names)
+        bad = f"coalesce({' OR '.join(faults)}, true)"
+        chosen["raw"] = f"CASE WHEN {bad} THEN to_json(struct({whole_row})) END"
+    return df.selectExpr(*[f"{value} AS {name}" for name, value in chosen.items()], *also)
+
+
+def _id(schema: StructType, param: str, name: str, kind: IdKind) -> str:
     if id_kind(schema, param, name) != kind:
         other = column_type(schema, param, name).simpleString()
         learned = "integers" if kind == "int" else "strings"
@@ -105,75 +173,45 @@ def id_column(schema: StructType, param: str, name: str, kind: IdKind) -> Column
     column = _column(schema, name)
     found = column_type(schema, param, name)
     if kind == "str" or isinstance(found, _INTEGERS):
-        return column.cast("string" if kind == "str" else "bigint")
-    whole = column.try_cast("bigint")
-    return F.when(whole.cast(found) == column, whole)
+        return f"CAST({column} AS {'string' if kind == 'str' else 'bigint'})"
+    whole = f"TRY_CAST({column} AS bigint)"
+    return f"CASE WHEN CAST({whole} AS {found.simpleString()}) = {column} THEN {whole} END"
 
 
-def select_ratings(
-    df: DataFrame,
-    columns: RatingColumns,
-    kinds: tuple[IdKind, IdKind],
-    raw: bool = False,
-) -> DataFrame:
-    """The ratings as user, item, rating and, where named, time and weight.
-
-    Values that no conversion can give are null, for `ratings.screen` to find. With `raw` there is
-    one more column of that name: the whole row as JSON where something in it is not valid.
-
-    Raises ValueError for a missing column, TypeError for one of a wrong type.
-    """
-    schema = df.schema
-    rating = _number(schema, "ratingCol", columns.rating)
-    chosen = {
-        "user": id_column(schema, "userCol", columns.user, kinds[0]),
-        "item": id_column(schema, "itemCol", columns.item, kinds[1]),
-        "rating": rating,
-    }
-    if columns.time is not None:
-        chosen["time"] = _time(schema, columns.time)
-    if columns.weight is not None:
-        chosen["weight"] = _number(schema, "weightCol", columns.weight)
-    if raw:
-        bad = F.lit(False)
-        for name, value in chosen.items():
-            bad = bad | value.isNull()
-            if name in ("rating", "weight"):
-                bad = bad | F.isnan(value) | (F.abs(value) == float("inf"))
-            if name == "weight":
-                bad = bad | (value < 0)
-        whole_row = F.to_json(F.struct(*[F.col(f"`{c}`") for c in df.columns]))
-        chosen["raw"] = F.when(F.coalesce(bad, F.lit(True)), whole_row)
-    return df.select(*[value.alias(name) for name, value in chosen.items()])
-
-
-def _number(schema: StructType, param: str, name: str) -> Column:
+def _number(schema: StructType, param: str, name: str) -> str:
     found = column_type(schema, param, name)
     if not isinstance(found, NumericType):
         raise TypeError(
             f"{param} {name!r} must be numeric, got {found.simpleString()}. Cast it first, e.g. "
             f"df.withColumn({name!r}, F.col({name!r}).cast('float'))."
         )
-    return _column(schema, name).cast("float")
+    return f"CAST({_column(schema, name)} AS float)"
 
 
-def _time(schema: StructType, name: str) -> Column:
+def _time(schema: StructType, name: str) -> str:
     found = column_type(schema, "timestampCol", name)
     column = _column(schema, name)
     if isinstance(found, _INTEGERS):
-        return column.cast("bigint")
+        return f"CAST({column} AS bigint)"
     if isinstance(found, _MOMENTS):
-        return F.unix_micros(column.cast("timestamp"))
+        return f"unix_micros(CAST({column} AS timestamp))"
     if isinstance(found, FloatType | DoubleType | DecimalType):
-        return F.round(column.cast("double") * 1e6).try_cast("bigint")
+        return f"TRY_CAST(round(CAST({column} AS double) * 1e6) AS bigint)"
     raise TypeError(
         f"timestampCol {name!r} must be a number, a date or a timestamp, got "
         f"{found.simpleString()}. Convert it first, e.g. with F.to_timestamp."
     )
 
 
-def _column(schema: StructType, name: str) -> Column:
-    return F.col(f"`{name}`") if _find(schema, name) is not None else F.col(name)
+def _column(schema: StructType, name: str) -> str:
+    """A column in SQL; a dotted name that is no column's own reaches into structs."""
+    if _find(schema, name) is not None:
+        return _quoted(name)
+    return name if "`" in name else ".".join(_quoted(step) for step in name.split("."))
+
+
+def _quoted(name: str) -> str:
+    return "`" + name.replace("`", "``") + "`"
 
 
 def _find(schema: StructType, name: str) -> StructField | None:

@@ -67,6 +67,10 @@ class ModelSetters(ModelParams):
         """Set maxRatingsPerTask."""
         return self._set(maxRatingsPerTask=value)
 
+    def setMaxResidentIds(self, value: int) -> Self:
+        """Set maxResidentIds."""
+        return self._set(maxResidentIds=value)
+
     def setShowProgress(self, value: bool) -> Self:
         """Set showProgress."""
         return self._set(showProgress=value)
@@ -150,6 +154,10 @@ class LearningSetters(ModelSetters, LearningParams):
     def setDrift(self, value: float) -> Self:
         """Set drift."""
         return self._set(drift=value)
+
+    def setNumNegatives(self, value: int) -> Self:
+        """Set numNegatives."""
+        return self._set(numNegatives=value)
 
     def setImplicitPrior(self, value: bool) -> Self:
         """Set implicitPrior."""

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 __all__ = ["Settings", "Solver"]
 
-Solver = Literal["bayes", "sgd", "minibatch"]
+Solver = Literal["bayes", "sgd", "minibatch", "isgd"]
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,15 @@ class Settings:
     init_std: float = 0.05
     drift: float = 0.0
     implicit_prior: bool = True
+    positive: bool = False
+    """whether rows are events (positive-only feedback), not ratings"""
+    alpha: float = 1.0
+    num_negatives: int = 0
 
     @property
     def implicit(self) -> bool:
         """Whether prior means are learned from which ids come together."""
-        return self.solver == "bayes" and self.implicit_prior
+        return self.solver == "bayes" and self.implicit_prior and not self.positive
 
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON types, the inverse of `from_json`."""

@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sparkml_sgdals.factors import FactorTable, prior_variances
+from sparkml_sgdals.factors import FactorTable, arrow_schema, prior_variances
 from sparkml_sgdals.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.index import IdKind
-from sparkml_sgdals.kernels import predict_rows
+from sparkml_sgdals.kernels import predict_rows, standardise
 from sparkml_sgdals.settings import Settings
 
 __all__ = ["SETTLING_RATINGS", "Counters", "ModelState", "Scale"]
@@ -69,7 +69,7 @@ class Scale:
 
     def standardise(self, values: F32) -> F32:
         """Ratings in units of the spread about the mean, float32."""
-        return ((values.astype(np.float64) - self.mean) / self.spread).astype(np.float32)
+        return standardise(values, self.mean, self.spread)  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,12 @@ class ModelState:
     """learned noise variance s2 in standardised units, for deviations of predictions"""
     noise_weight: float = 0.0
     """observations behind `noise`"""
+    partial: bool = False
+    """whether there are ids beside those in memory: see `overlay`"""
+    events: int = 0
+    """of positive-only feedback: how many have been learned"""
+    popularity_parts: tuple[float, ...] = ()
+    """share of each part of popularity; empty before the first event"""
 
     @classmethod
     def empty(cls, settings: Settings, user_kind: IdKind, item_kind: IdKind) -> ModelState:
@@ -123,7 +129,7 @@ class ModelState:
     @property
     def blank(self) -> bool:
         """Whether it knows no ids at all."""
-        return not (self.users.size or self.items.size)
+        return not (self.partial or self.users.size or self.items.size)
 
     def copy(self) -> ModelState:
         """An independent copy."""
@@ -134,12 +140,13 @@ class ModelState:
         counters = asdict(self.counters)
         if not self.counters.ratings:
             counters |= {"low": None, "high": None}
+        events = {"events": self.events, "popularityParts": list(self.popularity_parts)}
         return {
             "scale": asdict(self.scale),
             "counters": counters,
             "noise": self.noise,
             "noiseWeight": self.noise_weight,
-        }
+        } | (events if self.settings.positive else {})
 
     def set_scalars(self, values: dict[str, Any]) -> None:
         """Take over what `scalars` gave."""
@@ -150,6 +157,8 @@ class ModelState:
         self.counters = Counters(**counters)
         self.noise = float(values["noise"])
         self.noise_weight = float(values["noiseWeight"])
+        self.events = int(values.get("events", 0))
+        self.popularity_parts = tuple(values.get("popularityParts", ()))
 
     def fingerprint(self) -> str:
         """A hash of the whole state, the same whatever the order of rows in memory."""
@@ -162,6 +171,7 @@ class ModelState:
                 names += ["prior_mean", "influence", "evidence"]
             if np.any(side.noise_factor != 1.0):
                 names.append("noise_factor")
+            names += [name for name in table.column_names if name not in arrow_schema("int").names]
             for name in names:
                 column = table.column(name).combine_chunks()
                 if pa.types.is_list(column.type):

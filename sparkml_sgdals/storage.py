@@ -4,13 +4,15 @@ A *model path* holds
 
     model.json                what never changes: settings, params, kinds of ids, origin
     files/NNN-token-*.parquet factors: all of them (a *base*) or the rows a batch touched
+    files/NNN-token-*.rows    the same of a model larger than memory: sorted runs, see `runs`
     commits/NNN.json          version NNN exists from the moment that this object is there, whole
     invalid/batch-NNN.parquet rows set aside, as JSON
     validation.parquet        held-out ratings that a stream is scored on
     checkpoint/               Spark's own; checkpoint-NNN/ since the rollback that made version NNN
     lease.json                who writes
 
-A version is its base and the rows of every version since, in order. A commit object carries its
+A version is its base and the rows of every version since, in order; a base is the files of its
+version, or the runs that a later commit names for it. A commit object carries its
 own checksum, so one broken off while it was written does not count. On a local disk the files of a
 version are synced before its commit object is written, and that before it counts.
 """
@@ -23,32 +25,33 @@ import json
 import logging
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sparkml_sgdals.factors import FactorTable
 from sparkml_sgdals.index import IdKind
-from sparkml_sgdals.objects import ObjectStore, StorageError, full_path, spark_path
+from sparkml_sgdals.objects import GoneError, ObjectStore, StorageError, full_path, spark_path
+from sparkml_sgdals.rows import RowShape, unpack
+from sparkml_sgdals.runs import Run, bad_file
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import ModelState
 
-__all__ = ["FORMAT_VERSION", "Commit", "StorageError", "VersionStore", "full_path", "spark_path"]
+__all__ = ["FORMAT_VERSION", "MAX_DELTAS", "Base", "Commit", "StorageError", "VersionStore",
+           "full_path", "spark_path"]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 _MIN_ROWS_OF_BASE: Final = 20_000
-_MAX_DELTAS: Final = 500
+MAX_DELTAS: Final = 500
 _READ_AGAIN: Final = 20
+_PART: Final = 1 << 22
 
 T = TypeVar("T")
-
-
-class _GoneError(StorageError):
-    """A file or commit is missing: perhaps it was pruned while a reader was at it."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,19 @@ class Commit:
     """folder of Spark's checkpoint that goes with it"""
     restored: int | None = None
     """the version that it holds again, after a rollback"""
+    runs: dict[str, Any] | None = None
+    """sorted runs that hold the version `base`: a list each of users and items, oldest first, and
+    the metrics up to the batch before it; None where the files of that version do"""
+    ids: list[int] | None = None
+    """number of users and of items; None in versions of format 2"""
+
+    def run_files(self) -> list[dict[str, Any]]:
+        """The files of its runs: name, bytes and checksum of each."""
+        if self.runs is None:
+            return []
+        entries = [*self.runs["users"], *self.runs["items"]]
+        files = [e[part] for e in entries for part in ("rows", "keys", "names") if part in e]
+        return [*files, *([self.runs["metrics"]] if self.runs["metrics"] else [])]
 
     def to_bytes(self) -> bytes:
         """One JSON object with a checksum of all its other fields."""
@@ -91,6 +107,18 @@ class Commit:
                 f"{FORMAT_VERSION}: upgrade sparkml_sgdals."
             )
         return cls(**json.loads(body)) if whole else None
+
+
+@dataclass(frozen=True)
+class Base:
+    """What versions of a model larger than memory add to: see `Commit.runs`."""
+
+    version: int
+    delta_rows: int
+    """`Commit.delta_rows` of that version"""
+    runs: dict[str, Any]
+    ids: list[int]
+    """of the version to commit"""
 
 
 class VersionStore(ObjectStore):
@@ -152,7 +180,7 @@ class VersionStore(ObjectStore):
             if commit is not None:
                 return commit
             if payload is None or place > 0:
-                kind = _GoneError if payload is None else StorageError
+                kind = GoneError if payload is None else StorageError
                 raise kind(
                     f"{self.path}/{_commit_name(number)} is damaged. Older versions may be whole: "
                     "StreamingBiasedALSModel.versions(path) lists them, rollback(path, n) goes "
@@ -172,6 +200,7 @@ class VersionStore(ObjectStore):
         checkpoint: str | None = None,
         check: Callable[[], None] = lambda: None,
         extra: dict[str, Any] | None = None,
+        onto: Base | None = None,
     ) -> Commit:
         """Write the next version.
 
@@ -184,31 +213,39 @@ class VersionStore(ObjectStore):
         check : called when all files stand, before the commit object; raises where another holds
             the lease by then
         extra : more to keep among the commit's `scalars`, of JSON types
+        onto : runs to which `rows` are added, where `state` holds a part of the model alone
 
         Raises
         ------
         StorageError : it cannot be written, or another process has committed this version
+        ValueError : all is to be written, of a state that holds a part of the model
         """
         version = 0 if previous is None else previous.version + 1
         delta_rows = 0
+        ids = [state.users.size, state.items.size] if onto is None else onto.ids
         if rows is not None and previous is not None:
             delta_rows = previous.delta_rows + rows[0].size + rows[1].size
-            ids = state.users.size + state.items.size
-            deltas = version - previous.base
-            if delta_rows > max(_MIN_ROWS_OF_BASE, ids) or deltas > _MAX_DELTAS:
+            if onto is not None:
+                delta_rows -= onto.delta_rows if onto.version != previous.base else 0
+            elif delta_rows > max(_MIN_ROWS_OF_BASE, sum(ids)) or (
+                version - previous.base > MAX_DELTAS
+            ):
                 rows = None
         is_base = rows is None or previous is None
+        if state.partial and (is_base or onto is None):
+            raise ValueError("The state holds a part of the model: it cannot be a base.")
         base = version if is_base or previous is None else previous.base
+        runs = None if is_base or previous is None else previous.runs
+        if onto is not None:
+            base, runs = onto.version, onto.runs
         token = uuid.uuid4().hex[:8]
         files = {}
         for number, (name, side) in enumerate((("users", state.users), ("items", state.items))):
             part = side.to_arrow(None if rows is None else rows[number])
             files[name] = self.write_table(f"files/{version:012d}-{token}-{name}.parquet", part)
         if is_base and previous is not None:
-            history = _table_of(self.metrics(restored or previous))
-            if history.num_columns:
-                name = f"files/{version:012d}-{token}-metrics.parquet"
-                files["metrics"] = self.write_table(name, history)
+            history = self.metrics(restored or previous, lenient=restored is not None)
+            files |= self.write_history(f"{version:012d}-{token}", history)
         commit = Commit(
             version=version,
             batch=batch,
@@ -220,6 +257,8 @@ class VersionStore(ObjectStore):
             delta_rows=0 if is_base else delta_rows,
             checkpoint=checkpoint or (previous.checkpoint if previous else "checkpoint"),
             restored=None if restored is None else restored.version,
+            runs=runs,
+            ids=ids,
         )
         self.sync("files")
         check()
@@ -229,6 +268,13 @@ class VersionStore(ObjectStore):
             self.sync("")
             self.sync("..")
         return commit
+
+    def write_history(self, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Write metrics of many batches as the file `metrics`; nothing where there are none."""
+        history = _table_of(rows)
+        if not history.num_columns:
+            return {}
+        return {"metrics": self.write_table(f"files/{name}-metrics.parquet", history)}
 
     def put_commit(self, commit: Commit, new: bool = False) -> None:
         """Put a commit object: its version counts from now on.
@@ -265,13 +311,24 @@ class VersionStore(ObjectStore):
         settings = Settings.from_json(commit.scalars.get("settings") or meta["settings"])
         state = ModelState.empty(settings, *kinds)
         for part in self.parts(commit):
-            state.users.put_arrow(self.read_checked(part.files["users"]))
-            state.items.put_arrow(self.read_checked(part.files["items"]))
+            for name, side in (("users", state.users), ("items", state.items)):
+                if part.runs is not None:
+                    self._put_runs(part.runs[name], side)
+                if name in part.files:
+                    side.put_arrow(self.read_checked(part.files[name]))
         state.set_scalars(commit.scalars)
         return state, commit
 
+    def _put_runs(self, entries: list[dict[str, Any]], side: FactorTable) -> None:
+        shape = RowShape.of(side.index.kind, side.settings)
+        for entry in entries:
+            run = Run(self, shape, entry)
+            for rows in run.parts():
+                unpack(rows, side)
+            run.close()
+
     def parts(self, commit: Commit) -> list[Commit]:
-        """The commits that make a version, from its base to itself.
+        """The commits that make a version, from its base to itself; only the first may have runs.
 
         Raises StorageError where one is missing or damaged.
         """
@@ -280,25 +337,44 @@ class VersionStore(ObjectStore):
             payload = self.read(_commit_name(number))
             part = None if payload is None else Commit.from_bytes(payload)
             if part is None:
-                kind = _GoneError if payload is None else StorageError
+                kind = GoneError if payload is None else StorageError
                 raise kind(
                     f"Version {commit.version} at {self.path} needs commit {number}, which is "
                     f"{'missing' if payload is None else 'damaged'}: {_commit_name(number)}. "
                     "Older versions may be whole: StreamingBiasedALSModel.versions(path)."
                 )
-            parts.append(part)
-        return [*parts, commit]
+            parts.append(replace(part, runs=None))
+        if commit.runs is not None:
+            metrics = commit.runs["metrics"]
+            files = {"metrics": metrics} if metrics else {}
+            parts[0] = replace(parts[0], files=files, runs=commit.runs)
+        return [*parts, replace(commit, runs=None)]
 
-    def metrics(self, commit: Commit | None = None) -> list[dict[str, Any]]:
-        """The metrics of every batch up to a version, the newest by default, in order."""
-        return self._steadily(lambda: self._metrics(commit))
+    def count_ids(self, commit: Commit) -> int:
+        """Users and items of a version; for one of format 2 the most that it may have."""
+        if commit.ids is not None:
+            return sum(commit.ids)
+        files = [part.files[side] for part in self.parts(commit) for side in ("users", "items")]
+        return sum(file["rows"] for file in files)
 
-    def _metrics(self, commit: Commit | None) -> list[dict[str, Any]]:
+    def metrics(self, commit: Commit | None = None, lenient: bool = False) -> list[dict[str, Any]]:
+        """The metrics of every batch up to a version, the newest by default, in order.
+
+        With `lenient`, a damaged file of them is left out with a warning.
+        """
+        return self._steadily(lambda: self._metrics(commit, lenient))
+
+    def _metrics(self, commit: Commit | None, lenient: bool) -> list[dict[str, Any]]:
         last = commit or self.newest()
         rows: list[dict[str, Any]] = []
         for part in [] if last is None else self.parts(last):
             if "metrics" in part.files:
-                rows.extend(self.read_checked(part.files["metrics"]).to_pylist())
+                try:
+                    rows.extend(self.read_checked(part.files["metrics"]).to_pylist())
+                except StorageError as damage:
+                    if not lenient:
+                        raise
+                    logger.warning("metrics of older batches are lost: %s", damage)
             if part.metrics is not None:
                 rows.append(part.metrics)
         return rows
@@ -328,9 +404,14 @@ class VersionStore(ObjectStore):
         for number in numbers:
             if number < oldest.base:
                 self.delete(_commit_name(number))
+        kept = (self.read_commit(number) for number in numbers if number >= oldest.base)
+        used = {
+            file["name"] for commit in kept if commit is not None for file in commit.run_files()
+        }
         for folder in ("files", "commits"):
             for name in self.names(folder):
-                if name[:12].isdigit() and int(name[:12]) < oldest.base:
+                old = name[:12].isdigit() and int(name[:12]) < oldest.base
+                if old and f"{folder}/{name}" not in used:
                     self.delete(f"{folder}/{name}")
 
     def _steadily(self, read: Callable[[], T]) -> T:
@@ -339,12 +420,27 @@ class VersionStore(ObjectStore):
         for _ in range(_READ_AGAIN):
             try:
                 return read()
-            except _GoneError as gone:
+            except GoneError as gone:
                 if str(gone) == missing:
                     # what is there now still asks for it
                     raise
                 missing = str(gone)
         return read()
+
+    def check_file(self, file: dict[str, Any]) -> None:
+        """Compare the checksum of a committed file, part by part.
+
+        Raises StorageError where it is missing or its checksum does not fit.
+        """
+        check = hashlib.sha256()
+        try:
+            with self.fs.open_input_stream(f"{self.root}/{file['name']}") as stream:
+                while part := stream.read(_PART):
+                    check.update(part)
+        except FileNotFoundError:
+            raise self._bad(file, missing=True) from None
+        if check.hexdigest() != file["sha256"]:
+            raise self._bad(file, missing=False)
 
     def read_checked(self, file: dict[str, Any]) -> pa.Table:
         """A committed file as Arrow.
@@ -353,14 +449,11 @@ class VersionStore(ObjectStore):
         """
         payload = self.read(file["name"])
         if payload is None or hashlib.sha256(payload).hexdigest() != file["sha256"]:
-            state = "missing" if payload is None else "damaged: its checksum does not fit"
-            kind = _GoneError if payload is None else StorageError
-            raise kind(
-                f"{self.path}/{file['name']} is {state}. Restore it, or take an older version: "
-                "StreamingBiasedALSModel.versions(path) lists them, load(path, version=n) loads "
-                "one, rollback(path, n) sets the stream back to it."
-            )
+            raise self._bad(file, missing=payload is None)
         return pq.read_table(pa.BufferReader(payload))
+
+    def _bad(self, file: dict[str, Any], missing: bool) -> StorageError:
+        return (GoneError if missing else StorageError)(bad_file(self.path, file["name"], missing))
 
 
 def _table_of(rows: list[dict[str, Any]]) -> pa.Table:

@@ -25,7 +25,7 @@ from sparkml_sgdals.schema import RatingColumns, select_ratings
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import ModelState
 from sparkml_sgdals.storage import VersionStore, full_path, spark_path
-from sparkml_sgdals.versions import drop_old_checkpoints
+from sparkml_sgdals.versions import drop_later_invalid, drop_old_checkpoints
 
 if TYPE_CHECKING:
     from pyspark.sql.connect.streaming.query import StreamingQuery as ConnectQuery
@@ -208,6 +208,11 @@ def start_stream(
         raise ValueError(f"keepVersions must be at least 1, got {keepVersions}.")
     if not keepDays >= 0:
         raise ValueError(f"keepDays must be at least 0, got {keepDays}.")
+    if validation is not None and start.state.settings.positive:
+        raise ValueError(
+            "validation is scored by RMSE, and events (implicitPrefs=True) have no ratings: leave "
+            "it out."
+        )
     select_ratings(stream, options.columns, options.kinds, raw=True)
     if eventIdCol is not None:
         stream = drop_repeats(stream, eventIdCol, options.columns.time, watermark)
@@ -225,6 +230,8 @@ def start_stream(
         check_checkpoint(store, newest, meta["pathId"])
         drop_unplanned_files(store, newest.checkpoint)
         drop_old_checkpoints(store)
+        drop_later_invalid(store, newest.batch)
+        store.drop_broken_writes()
         if validation is not None:
             _keep_validation(store, validation, options)
         updater: Callable[[DataFrame, int], None] = StreamUpdater(

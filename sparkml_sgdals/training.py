@@ -28,7 +28,6 @@ from sparkml_sgdals.exchange import (
     part_batch,
     state_from_parts,
     state_parts,
-    widen,
 )
 from sparkml_sgdals.index import IdKind
 from sparkml_sgdals.learning import fit_stops
@@ -147,19 +146,20 @@ class _Train:
                 batch.column("kind").to_pylist(), batch.column("payload"), strict=True
             ):
                 if kind == "ratings":
-                    tables.append(widen(from_bytes(payload.as_buffer()), self.kinds))
+                    tables.append(from_bytes(payload.as_buffer()))
                 else:
                     prior.append((kind, payload.as_py()))
         settings = Settings.from_json(self.settings)
         state = state_from_parts(prior)[0] if prior else ModelState.empty(settings, *self.kinds)
-        table = pa.concat_tables(tables)
+        # integers are as narrow as each cell's values let them be
+        table = pa.concat_tables(tables, promote_options="permissive")
         if settings.solver != "bayes" and "time" in table.column_names:
             table = table.drop_columns("time")
-        ratings = encode_ratings(table)
-        del tables, table
-        encoded = time.perf_counter()
         context = TaskContext.get()
         threads = self.threads or (context.cpus() if context else 1)
+        ratings = encode_ratings(table, threads)
+        del tables, table
+        encoded = time.perf_counter()
         note = TaskProgress(self.progress_path, 0, 1 + max(self.stops))
         note.write(1, None)
         kept = fit_stops(

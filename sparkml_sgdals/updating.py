@@ -15,6 +15,7 @@ from sparkml_sgdals.factors import FactorRows
 from sparkml_sgdals.implicit import FilterSide, run_implicit_filter
 from sparkml_sgdals.kernels import check_rows
 from sparkml_sgdals.learning import not_finite, settle_scale
+from sparkml_sgdals.learning_events import learn_events
 from sparkml_sgdals.noise import expected_squares, learn_noise_factors
 from sparkml_sgdals.prequential import BatchSums, judge_batch
 from sparkml_sgdals.ratings import Ratings
@@ -53,6 +54,12 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
     if not len(ratings):
         nothing = np.empty(0, np.int64)
         return BatchReport(0, 0, 0, nothing, nothing, math.nan, math.nan)
+    if state.settings.positive:
+        done = learn_events(state, ratings)
+        return BatchReport(
+            len(ratings), done.new_users, done.new_items, done.user_rows, done.item_rows,
+            math.nan, math.nan,
+        )  # fmt: skip
     noise = state.noise, state.noise_weight
     predicted = not state.blank
     # while the scale settles every row may change, and there are few

@@ -12,12 +12,16 @@ import pyarrow as pa
 
 from sparkml_sgdals.checkpoint import copy_until, end_of_batch, last_done
 from sparkml_sgdals.factors import drop_ids
+from sparkml_sgdals.index import id_array_type
 from sparkml_sgdals.lease import Lease, check_holder
 from sparkml_sgdals.objects import StorageError
+from sparkml_sgdals.rows import RowShape
+from sparkml_sgdals.runs import Run, RunWriter, merge_runs
+from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.storage import Commit, VersionStore
 
-__all__ = ["VERSIONS", "Rollback", "drop_old_checkpoints", "forget_users", "list_versions",
-           "roll_back"]  # fmt: skip
+__all__ = ["VERSIONS", "Rollback", "drop_later_invalid", "drop_old_checkpoints", "forget_users",
+           "list_versions", "roll_back"]  # fmt: skip
 
 VERSIONS: Final = (
     "version",
@@ -86,21 +90,28 @@ def list_versions(store: VersionStore, verify: bool) -> pd.DataFrame:
             whole[name] = name.rpartition("/")[2] in there
             if whole[name] and verify:
                 try:
-                    store.read_checked(file)
+                    store.check_file(file)
                 except StorageError:
                     whole[name] = False
         return whole[name]
 
     rows: list[dict[str, Any]] = []
-    # a version is whole if its own files are, and the one before it that it adds to
-    loadable: dict[int, bool] = {}
+    own: dict[int, bool] = {}
+    # the first version of the unbroken row that a version ends
+    since: dict[int, int] = {}
     for number in store.numbers():
         commit = store.read_commit(number)
         if commit is None:
             rows.append({"version": number, "loadable": False})
             continue
-        files = [good(commit.files[side]) for side in ("users", "items")]
-        loadable[number] = all(files) and (commit.base == number or loadable.get(number - 1, False))
+        own[number] = all(good(commit.files[side]) for side in ("users", "items"))
+        since[number] = number
+        if own[number] and own.get(number - 1, False):
+            since[number] = since[number - 1]
+        # whole are the files that it adds to, and those of all versions from there to itself
+        first = commit.base + (commit.runs is not None)
+        history = (commit.runs or {}).get("metrics")
+        runs = all(good(file) for file in commit.run_files() if file != history)
         metrics = commit.metrics or {}
         rows.append(
             {
@@ -111,7 +122,7 @@ def list_versions(store: VersionStore, verify: bool) -> pd.DataFrame:
                 "rmse": metrics.get("rmse"),
                 "validationRmse": metrics.get("validationRmse"),
                 "restored": commit.restored,
-                "loadable": loadable[number],
+                "loadable": runs and own[number] and since[number] <= first,
             }
         )
     frame = pd.DataFrame(rows, columns=list(VERSIONS))
@@ -164,14 +175,22 @@ def roll_back(store: VersionStore, version: int, reread: bool) -> Rollback:
             checkpoint=checkpoint,
             check=lambda: check_holder(store, lease.token),
         )
-        for name in store.names("invalid"):
-            number = name.removeprefix("batch-").removesuffix(".parquet")
-            if number.isdigit() and int(number) > batch:
-                store.delete(f"invalid/{name}")
+        drop_later_invalid(store, batch)
         offsets = end_of_batch(store, checkpoint, batch) if batch >= 0 else None
     finally:
         lease.release()
     return Rollback(following, version, batch, None if offsets is None else tuple(offsets))
+
+
+def drop_later_invalid(store: VersionStore, batch: int) -> None:
+    """Delete rows set aside of batches after `batch`. Only for the holder of the lease.
+
+    They were rolled back, or their batch was never committed and will set them aside again.
+    """
+    for name in store.names("invalid"):
+        number = name.removeprefix("batch-").removesuffix(".parquet")
+        if number.isdigit() and int(number) > batch:
+            store.delete(f"invalid/{name}")
 
 
 def drop_old_checkpoints(store: VersionStore) -> None:
@@ -221,17 +240,18 @@ def forget_users(store: VersionStore, ids: pa.Array) -> Commit:
             state, None, newest.batch, newest, None,
             check=lambda: check_holder(store, lease.token),
         )  # fmt: skip
+        runs = _ForgetfulRuns(store, meta, ids)
         for number in store.numbers():
             commit = store.read_commit(number)
             if commit is not None and number != made.version:
                 check_holder(store, lease.token)
-                _rewrite(store, commit, ids)
+                _rewrite(store, commit, ids, runs)
         check_holder(store, lease.token)
         named = {
             file["name"].rpartition("/")[2]
             for number in store.numbers()
             if (commit := store.read_commit(number)) is not None
-            for file in commit.files.values()
+            for file in [*commit.files.values(), *commit.run_files()]
         }
         # files of batches that were never committed hold users, too
         for name in written:
@@ -239,30 +259,72 @@ def forget_users(store: VersionStore, ids: pa.Array) -> Commit:
                 store.delete(f"files/{name}")
         validation = store.read_table("validation.parquet")
         if validation is not None:
-            store.replace_table("validation.parquet", drop_ids(validation, "user", ids))
+            kept = drop_ids(validation, "user", ids)
+            if kept.num_rows:
+                store.replace_table("validation.parquet", kept)
+            else:
+                # a stream goes on without held-out ratings
+                store.delete("validation.parquet")
         _forget_invalid(store, meta["params"].get("userCol", "user"), ids)
     finally:
         lease.release()
     return made
 
 
-def _rewrite(store: VersionStore, commit: Commit, ids: pa.Array) -> None:
-    """Put a commit anew whose file of users lacks some, if it has any of them."""
-    file = commit.files["users"]
+class _ForgetfulRuns:
+    """Runs of users written anew without some, each once, however many versions name it."""
+
+    def __init__(self, store: VersionStore, meta: dict[str, Any], ids: pa.Array) -> None:
+        self._store, self._ids = store, ids
+        self._shape = RowShape.of(meta["kinds"][0], Settings.from_json(meta["settings"]))
+        self._made: dict[str, dict[str, Any]] = {}
+
+    def of(self, commit: Commit) -> dict[str, Any] | None:
+        """The runs of a version, the same where they hold none of the users."""
+        if commit.runs is None:
+            return None
+        return commit.runs | {"users": [self._without(entry) for entry in commit.runs["users"]]}
+
+    def _without(self, entry: dict[str, Any]) -> dict[str, Any]:
+        name = entry["rows"]["name"]
+        if name not in self._made:
+            self._made[name] = self._write(entry, name.removesuffix(".rows"))
+        return self._made[name]
+
+    def _write(self, entry: dict[str, Any], name: str) -> dict[str, Any]:
+        try:
+            run = Run(self._store, self._shape, entry)
+            if not run.find(self._ids.cast(id_array_type(self._shape.kind)).unique())[0].size:
+                return entry
+            with RunWriter(self._store, self._shape, f"{name}-kept") as writer:
+                merge_runs([run], writer, without=self._ids)
+        except StorageError:
+            # who is in a damaged file cannot be told, and nobody can load it
+            for part in ("rows", "keys", "names"):
+                self._store.delete(f"{name}.{part}")
+            return entry
+        return writer.entry()
+
+
+def _rewrite(store: VersionStore, commit: Commit, ids: pa.Array, runs: _ForgetfulRuns) -> None:
+    """Put a commit anew whose files of users lack some, if they have any of them."""
+    file, files, held = commit.files["users"], commit.files, runs.of(commit)
     try:
         table = store.read_checked(file)
     except StorageError:
         # who is in a damaged file cannot be told, and nobody can load it
         store.delete(file["name"])
+    else:
+        kept = drop_ids(table, "id", ids)
+        if kept.num_rows < table.num_rows:
+            name = file["name"].replace("-users.parquet", "-kept-users.parquet")
+            files = files | {"users": store.write_table(name, kept)}
+    if files == commit.files and held == commit.runs:
         return
-    kept = drop_ids(table, "id", ids)
-    if kept.num_rows == table.num_rows:
-        return
-    name = file["name"].replace("-users.parquet", "-kept-users.parquet")
-    files = commit.files | {"users": store.write_table(name, kept)}
     store.sync("files")
-    store.put_commit(replace(commit, files=files))
-    store.delete(file["name"])
+    store.put_commit(replace(commit, files=files, runs=held))
+    if files != commit.files:
+        store.delete(file["name"])
 
 
 def _acquire(store: VersionStore) -> Lease:
@@ -270,6 +332,8 @@ def _acquire(store: VersionStore) -> Lease:
     if store.meta() is None:
         raise StorageError(f"{store.path} holds no model: look whether the path is spelt right.")
     lease = Lease.acquire(store, _LEASE_SECONDS)
+    # a broken write may hold users that are to be forgotten
+    store.drop_broken_writes()
     lease.keep_while(lambda: True)
     return lease
 

@@ -6,6 +6,7 @@ is not written again, as its files stand for models that users have saved.
 
     format-N/model/         a saved model: ids as strings and integers, some Params set
     format-N/path/          a model path: two versions of a stream, without Spark's checkpoint
+    format-N/runs/          the same with ten ids in memory, from the saved model (since format 3)
     format-N/expected.json  Params, predictions, and predictions after one update
 """
 
@@ -91,7 +92,7 @@ def main() -> None:
     more = spark.createDataFrame(UPDATE, SCHEMA)
     expected["model updated"] = described(model.update(more), spark)
 
-    path = folder / "path"
+    start = StreamingBiasedALSModel.load(str(folder / "model")).setMaxResidentIds(10)
     with tempfile.TemporaryDirectory() as incoming:
         for number in range(2):
             part = table.iloc[number * 150 : (number + 1) * 150]
@@ -99,14 +100,15 @@ def main() -> None:
             part.to_csv(file, index=False, header=False)
             # the file source goes by modification time
             os.utime(file, (1_000_000_000 + number,) * 2)
-        stream = spark.readStream.schema(SCHEMA).option("maxFilesPerTrigger", 1).csv(incoming)
-        job = als.fitStream(stream, str(path), trigger={"availableNow": True})
-        job.awaitTermination()
-    shutil.rmtree(path / "checkpoint")
-    (path / "lease.json").unlink(missing_ok=True)
-    for version in (1, 2):
-        found = StreamingBiasedALSModel.load(str(path), version)
-        expected[f"path {version}"] = described(found, spark)
+        for name, learner in (("path", als.fitStream), ("runs", start.updateStream)):
+            stream = spark.readStream.schema(SCHEMA).option("maxFilesPerTrigger", 1).csv(incoming)
+            path = folder / name
+            learner(stream, str(path), trigger={"availableNow": True}).awaitTermination()
+            shutil.rmtree(path / "checkpoint")
+            (path / "lease.json").unlink(missing_ok=True)
+            for version in (1, 2):
+                found = StreamingBiasedALSModel.load(str(path), version)
+                expected[f"{name} {version}"] = described(found, spark)
     spark.stop()
     text = json.dumps(expected, indent=1, ensure_ascii=False)
     (folder / "expected.json").write_text(text + "\n", encoding="utf-8")

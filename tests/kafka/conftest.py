@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from kafka_broker import CONNECTORS, Broker, submit_args
-from registry import connectors
+from kafka_broker import CONNECTORS, Broker
+from registry import connectors, submit_with
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Jars have to be there when the JVM starts, which is at the first test that asks for it."""
     if any(item.get_closest_marker("kafka") for item in session.items):
-        os.environ["PYSPARK_SUBMIT_ARGS"] = submit_args(connectors(*CONNECTORS))
+        submit_with(connectors(*CONNECTORS))
 
 
 @pytest.fixture(scope="session")

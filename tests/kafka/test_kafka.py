@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -352,3 +354,27 @@ def test_on_connect(als, broker, topic, kafka, spark, small, tmp_path, format):
     assert_same_bits(StreamingBiasedALSModel.load(path), classic.model)
     assert set_aside(path) == set_aside(tmp_path / "classic")
     assert f"ratings {classic.metrics().ratings.sum()}" in done.stdout
+
+
+def test_a_closed_terminal_takes_the_broker_along():
+    """SIGHUP ends the broker and its folder as Ctrl-C does."""
+    script = Path(__file__).parents[2] / "scripts/kafka_broker.py"
+    process = subprocess.Popen(
+        [sys.executable, str(script)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        text=True, start_new_session=True,
+    )  # fmt: skip
+    children = []
+    try:
+        address = process.stdout.readline().strip()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert address.startswith("127.0.0.1:")
+        assert len(children) == 1
+        process.send_signal(signal.SIGHUP)
+        assert process.wait(60) == 128 + signal.SIGHUP
+        assert not Path(f"/proc/{children[0]}").exists()
+    finally:
+        process.kill()
+        process.wait()
+        for child in children:
+            if Path(f"/proc/{child}").exists():
+                os.kill(int(child), signal.SIGKILL)

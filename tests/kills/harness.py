@@ -23,7 +23,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":
-    sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+    sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parents[1] / "scripts")]
 
 from sources import SOURCES  # noqa: E402
 
@@ -42,6 +42,15 @@ POINTS = (
     "before Spark's commit",
 )
 """Named points of a commit; what ends in a base, or prunes, is this store's compaction."""
+
+COMPACTION = (
+    "before a compaction",
+    "half of a run written",
+    "after the files of a compaction",
+    "after the commit that names a compaction's runs",
+    "between commits and files of pruned versions",
+)
+"""Named points where a part of the model is in memory, and sorted runs hold the rest."""
 
 _SLOW = "Python worker failed to connect back"
 _STARTING = "starting, or resuming"
@@ -66,6 +75,12 @@ class Figures:
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
         return self.__dict__ | {"stages": dict(self.stages.most_common())}
+
+
+def located(path: Path) -> str:
+    """Where a model path really is: in the bucket that KILLS_BASE names, where there is one."""
+    base = os.environ.get("KILLS_BASE")
+    return f"{base}/{path.parent.name}/{path.name}" if base else str(path)
 
 
 class TooSlowError(Exception):
@@ -94,7 +109,8 @@ class Tree:
         }
         self.log = open(scratch / "log", "wb")  # noqa: SIM115
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / "program.py"), way, source, json.dumps(spec), str(path)],
+            [sys.executable, str(HERE / "program.py"), way, source, json.dumps(spec),
+             located(path)],
             start_new_session=True, env=environment, cwd=scratch,
             stdout=self.log, stderr=subprocess.STDOUT,
         )  # fmt: skip
@@ -147,8 +163,10 @@ class Tree:
 class Trial:
     """One source, one undisturbed model of it, and streams that are killed."""
 
-    def __init__(self, scratch: Path, way: str, source: str, batches: int, size: int) -> None:
-        self.scratch, self.way, self.source = scratch, way, source
+    def __init__(
+        self, scratch: Path, way: str, source: str, batches: int, size: int, resident: int = 0
+    ) -> None:
+        self.scratch, self.way, self.source, self.resident = scratch, way, source, resident
         self.spec = SOURCES[source].prepare(scratch / "source", batches, size)
         self.figures = Figures(way, source, batches)
         self.whole = scratch / "whole"
@@ -159,6 +177,8 @@ class Trial:
     def start(self, path: Path, point: str = "", batch: int = -1) -> Tree:
         """Start the stream on a model path."""
         self.figures.starts += 1
+        # what is never killed has all of its model in memory
+        os.environ["KILLS_RESIDENT"] = str(0 if path == self.whole else self.resident)
         return Tree(self.way, self.source, self.spec, path, self.scratch, point, batch)
 
     def finish(self, path: Path) -> None:
@@ -226,7 +246,7 @@ class Trial:
 
     @staticmethod
     def _end(path: Path) -> tuple[str, list[dict[str, Any]]]:
-        store = VersionStore(str(path))
+        store = VersionStore(located(path))
         rows = [
             {name: value for name, value in row.items() if name not in ("committed", "seconds")}
             for row in store.metrics()
@@ -235,13 +255,17 @@ class Trial:
 
 
 def run_trial(
-    way: str, source: str, kills: int, points: tuple[str, ...], seed: int, batches: int, size: int
-) -> Figures:
-    """Random kills on one model path after the other, then every named point twice on another."""
+    way: str, source: str, kills: int, points: tuple[str, ...], seed: int, batches: int, size: int,
+    resident: int = 0,
+) -> Figures:  # fmt: skip
+    """Random kills on one model path after the other, then every named point twice on another.
+
+    With `resident`, the killed streams keep so many ids in memory, the undisturbed one all.
+    """
     rng = random.Random(seed)
     clock = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
-        trial = Trial(Path(folder), way, source, batches, size)
+        trial = Trial(Path(folder), way, source, batches, size, resident)
         figures, round_ = trial.figures, 0
         while figures.random_kills < kills:
             path = Path(folder) / f"random-{round_}"
@@ -255,12 +279,14 @@ def run_trial(
             trial.compare(path, f"random kills, path {round_}")
             round_ += 1
         path = Path(folder) / "points"
+        # as long as the scale settles, all of a model is in memory
+        first = 1000 // size if resident else 0
         for number, point in enumerate(points):
             try:
-                trial.kill_at(path, point, batch=2 + number * 3)
+                trial.kill_at(path, point, first + 2 + number * 3)
             except TooSlowError:
                 figures.failed_starts += 1
-                trial.kill_at(path, point, batch=2 + number * 3)
+                trial.kill_at(path, point, first + 2 + number * 3)
             print(f"killed {point}", flush=True)
         if points:
             trial.compare(path, "named points")
@@ -277,11 +303,20 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=150)
     parser.add_argument("--size", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--resident", type=int, default=0, help="ids in memory, 0 = all")
+    parser.add_argument("--store", choices=["disk", "s3"], default="disk", help="of the models")
     parser.add_argument("--json", type=Path, default=None)
     given = parser.parse_args()
+    if given.store == "s3":
+        from s3_server import BUCKET, S3Server
+
+        os.environ["KILLS_BASE"] = f"s3a://{BUCKET}"
+        # it outlives all kills, and ends with this process
+        S3Server().__enter__()
     figures = run_trial(
-        given.way, given.source, given.kills, POINTS, given.seed, given.batches, given.size
-    )
+        given.way, given.source, given.kills, COMPACTION if given.resident else POINTS,
+        given.seed, given.batches, given.size, given.resident,
+    )  # fmt: skip
     text = json.dumps(figures.to_json(), indent=1)
     print(text)
     if given.json is not None:

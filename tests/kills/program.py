@@ -1,6 +1,7 @@
 """The program that is killed: learns a source to its end. Arguments: way, source, spec, path."""
 
 import json
+import os
 import sys
 
 from pyspark.sql import SparkSession
@@ -19,7 +20,8 @@ spark = (
     builder.master("local[1]") if way == "classic" else builder.remote("local[1]")
 ).getOrCreate()
 stream = SOURCES[source].read(spark, json.loads(spec))
-als = StreamingBiasedALS(timestampCol="time", rank=4)
+resident = int(os.environ.get("KILLS_RESIDENT", "0"))
+als = StreamingBiasedALS(timestampCol="time", rank=4, maxResidentIds=resident)
 job = als.fitStream(stream, path, trigger={"availableNow": True}, keepVersions=2)
 job.awaitTermination()
 spark.stop()

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from harness import POINTS, run_trial
+from harness import COMPACTION, POINTS, run_trial
 
 SHORT = ("half of the users written", "after the commit object", "before Spark's commit")
 
@@ -19,6 +19,24 @@ def test_a_few_kills():
     assert figures.differences == []
     assert figures.random_kills == 1
     assert figures.points == list(SHORT)
+
+
+@pytest.mark.timeout(900)
+def test_kills_while_a_part_is_in_memory():
+    """While runs are written, and once they count; the end is that of all in memory."""
+    points = COMPACTION[1:4:2]
+    figures = run_trial("classic", "files", 0, points, seed=4, batches=20, size=100, resident=60)
+    assert figures.differences == []
+    assert figures.points == list(points)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_fifty_kills_while_a_part_is_in_memory():
+    """The same with random kills, and every point."""
+    figures = run_trial("classic", "files", 50, COMPACTION, 5, 150, 40, resident=100)
+    assert figures.differences == []
+    assert figures.points == list(COMPACTION)
 
 
 @pytest.mark.slow

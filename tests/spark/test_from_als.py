@@ -119,16 +119,45 @@ class TestLearning:
         assert model.transform(typed).where("prediction IS NULL OR isnan(prediction)").count() == 0
 
 
-class TestRefused:
+class TestImplicitFeedback:
     def test_implicit_feedback(self, spark):
-        """ALSSuite "implicit feedback" and "implicit feedback regression": refused, not ignored."""
-        learned, _ = explicit(4, 4, 1)
-        als = StreamingBiasedALS(rank=1, implicitPrefs=True)
-        assert als.getImplicitPrefs() is True
-        with pytest.raises(ValueError, match=r"implicitPrefs=True is not supported.*Set implicit"):
-            als.fit(spark.createDataFrame(learned))
-        als.setImplicitPrefs(False).fit(spark.createDataFrame(learned))
+        """ALSSuite "implicit feedback": what was held out ranks above what was not done.
 
+        ALS wants a weighted RMSE of the preferences; here a prediction is the logarithm of a
+        probability, so what is tried is the order. "implicit feedback regression" (ratings that
+        are all negative) is `test_ratings_below_zero`.
+        """
+        rng = np.random.default_rng(11)
+        taste = rng.normal(0, 1, (60, 2)) @ rng.normal(0, 1, (30, 2)).T
+        liked = taste > np.quantile(taste, 0.75, axis=1, keepdims=True)
+        held = liked & (rng.random(liked.shape) < 0.2)
+        pairs = [
+            pd.DataFrame(np.argwhere(chosen), columns=["user", "item"])
+            for chosen in (liked & ~held, held, ~liked)
+        ]
+        pairs[0]["rating"] = 1.0 + rng.random(len(pairs[0]))
+        als = StreamingBiasedALS(implicitPrefs=True, alpha=1.0, seed=0)
+        assert als.getImplicitPrefs() is True
+        model = als.fit(spark.createDataFrame(pairs[0]))
+        found, others = (
+            model.transform(spark.createDataFrame(some)).toPandas().prediction for some in pairs[1:]
+        )
+        # the chance that a held-out item stands above one that the user does not like
+        area = (found.to_numpy()[:, None] > others.to_numpy()[None, :]).mean()
+        assert area > 0.75
+
+    def test_ratings_below_zero(self, spark):
+        """ALSSuite "implicit feedback regression": ratings of 0 or less are no preference."""
+        frame = spark.createDataFrame(
+            [(0, 0, 1.0), (1, 0, 1.0), (0, 1, -5.0), (1, 1, -5.0), (2, 1, 0.0)],
+            "user int, item int, rating double",
+        )
+        model = StreamingBiasedALS(implicitPrefs=True, rank=2).fit(frame)
+        score = {row.item: row.prediction for row in model.transform(frame).collect()}
+        assert score[0] > score[1]
+
+
+class TestRefused:
     def test_nonnegative_constraint(self, spark):
         """ALSSuite "nonnegative constraint": refused, not ignored."""
         learned, _ = explicit(4, 4, 1)
@@ -139,8 +168,8 @@ class TestRefused:
     def test_streams_too(self, spark, tmp_path):
         """Ours: fitStream refuses what fit does, before anything is written."""
         stream = spark.readStream.format("rate").load()
-        with pytest.raises(ValueError, match="implicitPrefs=True"):
-            StreamingBiasedALS(implicitPrefs=True).fitStream(stream, str(tmp_path / "m"))
+        with pytest.raises(ValueError, match="nonnegative=True"):
+            StreamingBiasedALS(nonnegative=True).fitStream(stream, str(tmp_path / "m"))
         assert not (tmp_path / "m").exists()
 
 

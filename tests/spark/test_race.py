@@ -114,6 +114,12 @@ class TestParams:
         with pytest.raises(ValueError, match="different columns"):
             race.fitStream(stream(files(small, 2000)), str(tmp_path / "race"))
 
+    def test_events_cannot_race(self, files, stream, small, tmp_path):
+        als = StreamingBiasedALS(implicitPrefs=True, timestampCol="time")
+        race = StreamingGridSearch(estimator=als, estimatorParamMaps=[{als.rank: 2}])
+        with pytest.raises(ValueError, match="implicitPrefs"):
+            race.fitStream(stream(files(small, 2000)), str(tmp_path / "race"))
+
     @pytest.mark.parametrize(
         "bad",
         [{"errorProbability": 0.0}, {"errorProbability": 1.0}, {"keep": 0}, {"challengers": -1}],

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import ONCE, assert_same_bits
+from pyspark.sql import functions as F
 
 from sparkml_sgdals import StreamingBiasedALS
 
@@ -87,6 +88,18 @@ class TestRepeats:
         metrics = job.metrics()
         assert metrics.ratings.sum() == 19
         assert metrics.invalid.sum() == 1
+
+    def test_fields_of_a_struct(self, als, events, files, stream, tmp_path):
+        """A dotted name reaches into one, for the id and for the time."""
+        twice = pd.concat([events[:100], events[50:150]])
+        frame = stream(files(twice, 100), SCHEMA)
+        inside = frame.select(
+            "user", "item", "rating", F.struct("time", F.col("event").alias("id")).alias("message")
+        )
+        als = als.setTimestampCol("message.time")
+        job = learned(als, inside, tmp_path / "m", eventIdCol="message.id")
+        metrics = job.metrics()
+        assert metrics.ratings[metrics.ratings > 0].tolist() == [100, 50]
 
 
 class TestRefused:

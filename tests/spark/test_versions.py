@@ -119,6 +119,35 @@ class TestRollback:
         assert_same_bits(job.model, learn(folder, tmp_path / "n").model)
         assert job.metrics().batch.tolist() == [0, 1, 2, 3]
 
+    def test_left_by_kills(self, learn, files, small, tmp_path):
+        """Rows set aside later than a rollback that was killed, and half-renamed files."""
+        frame = small[:2000].astype({"rating": object})
+        frame.iloc[1700, 2] = "bad"
+        path, folder = tmp_path / "m", files(frame, 500)
+        learn(folder, path)
+        (left,) = (path / "invalid").glob("*.parquet")
+        rows = left.read_bytes()
+        StreamingBiasedALSModel.rollback(str(path), 2)
+        assert not left.exists()
+        left.write_bytes(rows)
+        (path / "validation.parquet.0123abcd").write_bytes(b"PAR1")
+        for file in Path(folder).glob("00000[23].csv"):
+            file.unlink()
+        learn(folder, path)
+        assert not left.exists()
+        assert not list(path.rglob("*.0123abcd"))
+
+    def test_no_held_out_ratings_left(self, learn, ratings, files, small, tmp_path):
+        """Every user of them forgotten, the stream goes on and says that there is no error."""
+        path, folder = tmp_path / "m", files(small[:500], 500)
+        held = ratings.where(f"user = {small.user.iloc[0]}")
+        job = learn(folder, path, validation=held)
+        assert job.metrics().validationRmse.notna().all()
+        job.model.forget(users=held, modelPath=str(path))
+        files(small[500:1000], 500, first=1)
+        job = learn(folder, path)
+        assert job.metrics().validationRmse.notna().tolist() == [True, False]
+
 
 class TestCheckpoint:
     def test_files_noted_but_not_planned(self, learn, files, small, tmp_path):

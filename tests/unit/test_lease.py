@@ -100,6 +100,32 @@ def test_a_second_stream_of_this_process_is_refused(store: VersionStore) -> None
     lease.release()
 
 
+def test_of_many_at_once_one_gets_it(store: VersionStore) -> None:
+    """Whoever starts while another starts is refused, and told by whom."""
+    won: list[Lease] = []
+    refused: list[str] = []
+    start = threading.Barrier(8)
+
+    def take() -> None:
+        start.wait()
+        try:
+            won.append(Lease.acquire(store, 30.0))
+        except LeaseError as error:
+            refused.append(str(error))
+
+    for _ in range(20):
+        threads = [threading.Thread(target=take) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(won) == 1
+        assert len(refused) == 7
+        assert held(store)["token"] == won[0].token
+        won.pop().release()
+        refused.clear()
+
+
 def test_paths_do_not_disturb_each_other(tmp_path: Path) -> None:
     """A lease is on one path."""
     leases = [Lease.acquire(VersionStore(str(tmp_path / name)), 30.0) for name in "ab"]

@@ -57,7 +57,7 @@ class Racing:
     def feed(self, batches, first=0):
         for number, table in enumerate(batches, first):
             collected = Collected(table, table.num_rows, 0, {}, [])
-            self.updater.learn(lambda collected=collected: collected, number)
+            self.updater.learn(lambda _, collected=collected: collected, number)
         return self
 
     def end(self):

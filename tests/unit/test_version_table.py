@@ -24,6 +24,7 @@ from sparkml_sgdals.storage import Commit, StorageError, VersionStore
 from sparkml_sgdals.updating import learn_batch
 from sparkml_sgdals.versions import (
     VERSIONS,
+    drop_later_invalid,
     drop_old_checkpoints,
     forget_users,
     list_versions,
@@ -263,6 +264,18 @@ def test_back_from_a_damaged_version(learned: Writer) -> None:
     assert learned.store.metrics() == learned.metrics[:4]
 
 
+def test_back_over_a_damaged_history(learned: Writer, caplog: pytest.LogCaptureFixture) -> None:
+    """Metrics that cannot be read close no way back; what is lost is said."""
+    history = learned.store.read_commit(4).files["metrics"]["name"]
+    (learned.path / history).write_bytes(b"PAR1")
+    with pytest.raises(StorageError, match="damaged"):
+        learned.store.metrics()
+    assert roll_back(learned.store, 5, reread=True).version == 7
+    assert learned.store.load()[0].fingerprint() == learned.fingerprints[5]
+    assert learned.store.metrics() == learned.metrics[3:5]
+    assert f"metrics of older batches are lost: {learned.path}/{history}" in caplog.text
+
+
 def killed(path: str, what: str, steps: int) -> None:
     """Roll back or forget; SIGKILL after so many writes and deletions, the next one half done."""
     put, delete, left = ObjectStore._put, ObjectStore.delete, [steps]
@@ -319,7 +332,10 @@ def test_a_rollback_killed_at_every_step(learned: Writer) -> None:
         assert (offsets / f"{commit.batch}").exists()
         assert (offsets / "5").exists() == (not done)
         if done:
-            # only the rows set aside in later batches were still to be deleted
+            # only the rows set aside in later batches were still to be deleted: a start does it
+            assert len(learned.store.names("invalid")) == 2
+            drop_later_invalid(learned.store, commit.batch)
+            assert learned.store.names("invalid") == ["batch-000000000001.parquet"]
             break
         steps += 1
     assert steps > 10
@@ -485,6 +501,28 @@ def test_users_are_forgotten_everywhere(learned: Writer) -> None:
     assert store.read_table("validation.parquet").column("user").to_pylist() == [2]
     assert store.read_table("invalid/batch-000000000001.parquet").num_rows == 2
     assert list_versions(store, True).loadable.all()
+
+
+def test_all_held_out_users_are_forgotten(learned: Writer) -> None:
+    """No table of no ratings stays, whose error would be 0 / 0."""
+    held = pa.table({"user": [1, 2], "item": ["a", "b"], "rating": [1.0, 2.0]})
+    learned.store.write_table("validation.parquet", held)
+    forget_users(learned.store, pa.array([1, 2]))
+    assert learned.store.read_table("validation.parquet") is None
+
+
+def test_broken_writes_are_forgotten(learned: Writer) -> None:
+    """What a kill left of a file that was to be renamed holds users, too."""
+    store = learned.store
+    for folder in ("", "commits/", "invalid/", "checkpoint/"):
+        store.write(f"{folder}held.parquet.0123abcd", b"users")
+        store.write(f"{folder}commit.json.0123abcd", b"users")
+    kept = ["mine.parquet.bak", "0123abcd"]
+    for name in kept:
+        store.write(name, b"not ours")
+    forget_users(store, pa.array([1]))
+    left = [name for name in store.walk("") if name.endswith("0123abcd") or "bak" in name]
+    assert left == sorted(kept)
 
 
 @pytest.mark.parametrize(

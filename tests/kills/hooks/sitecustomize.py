@@ -33,7 +33,7 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def _wrap(micro_batch):
-    from sparkml_sgdals import objects, storage
+    from sparkml_sgdals import compacting, objects, overlay, storage
 
     # bases and pruning as often as in hours of a stream
     storage._MIN_ROWS_OF_BASE = 300
@@ -41,7 +41,7 @@ def _wrap(micro_batch):
     store, updater = storage.VersionStore, micro_batch.StreamUpdater
     point, at = os.environ.get("KILLS_POINT", ""), int(os.environ.get("KILLS_BATCH", "-1"))
     trace = os.open(TRACE, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    now = {"batch": -1, "base": False}
+    now = {"batch": -1, "base": False, "runs": None}
 
     def reach(name):
         """Note a stage; at the named point wait for the end."""
@@ -84,6 +84,18 @@ def _wrap(micro_batch):
             reach(half.replace("half of ", "").replace("written", "being written"))
         write(self, target, payload)
 
+    ask = objects.ObjectStore._put_if_none
+
+    def traced_ask(self, name, payload):
+        if name.startswith("commits/"):
+            half = "half of the commit object written"
+            if half == point and now["batch"] >= at:
+                # harsher than S3 is, whose puts are whole
+                write(self, f"{self.root}/{name}", payload[: len(payload) // 2])
+                reach(half)
+            reach("the commit object being written")
+        return ask(self, name, payload)
+
     def traced_put_commit(self, commit, *args, **kwargs):
         now["base"] = commit.base == commit.version
         reach("after the files")
@@ -91,6 +103,9 @@ def _wrap(micro_batch):
         reach("after the commit object")
         if now["base"]:
             reach("after a base's commit object")
+        if commit.runs != now["runs"]:
+            now["runs"] = commit.runs
+            reach("after the commit that names a compaction's runs")
 
     def traced_prune(self, *args, **kwargs):
         reach("pruning")
@@ -102,9 +117,33 @@ def _wrap(micro_batch):
             reach("between commits and files of pruned versions")
         delete(self, name)
 
+    compact, merge = compacting.compact, compacting.merge_runs
+
+    def traced_compact(*args, **kwargs):
+        reach("before a compaction")
+        runs = compact(*args, **kwargs)
+        reach("after the files of a compaction")
+        return runs
+
+    def traced_merge(sources, writer, **kwargs):
+        add = writer.add
+
+        def add_half(packed):
+            half = len(packed) // 2
+            add(packed.part(0, half))
+            for file in writer._files.values():
+                file._file.flush()
+            reach("half of a run written")
+            add(packed.part(half, len(packed)))
+
+        writer.add = add_half
+        merge(sources, writer, **kwargs)
+
+    overlay.compact, compacting.merge_runs = traced_compact, traced_merge
     updater.__call__ = traced_call
     store.commit, store.put_commit = traced_commit, traced_put_commit
     objects.ObjectStore._put = traced_write
+    objects.ObjectStore._put_if_none = traced_ask
     store.prune, store.delete = traced_prune, traced_delete
 
 

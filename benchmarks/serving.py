@@ -1,0 +1,259 @@
+"""The service under load: top 10 of 45,000 items at rank 16 while versions are committed beside it.
+
+    python benchmarks/serving.py --rate 200 --seconds 60     # latency at a given rate
+    python benchmarks/serving.py --requests 20000 --versions 100
+    python benchmarks/serving.py --memory 1000000            # memory and start for so many ids
+
+No Spark: versions come from a process that learns batches of ratings with the library's own
+updater and commits them, as the stream does. The service runs in a process of its own; so does
+this client. Requests are sent when they are due, whether those before are answered or not, and
+times count from when they were due. Figures as JSON to --json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import numpy as np
+import pyarrow as pa
+
+from sparkml_sgdals.factors import FactorTable
+from sparkml_sgdals.ratings import encode_ratings
+from sparkml_sgdals.settings import Settings
+from sparkml_sgdals.state import Counters, ModelState, Scale
+from sparkml_sgdals.storage import VersionStore
+from sparkml_sgdals.updating import learn_batch
+
+_CONNECTIONS: Final = 16
+
+
+def fill(table: FactorTable, count: int, rng: np.random.Generator) -> None:
+    """A table of random factors of the ids 0 to count - 1."""
+    width = table.settings.rank + 1
+    zeros = np.zeros((count, width), np.float32)
+    table.put(
+        pa.array(np.arange(count)),
+        rng.normal(0, 0.3, (count, width)).astype(np.float32),
+        rng.uniform(0.01, 0.1, (count, width)).astype(np.float32),
+        zeros[:, :1],
+        zeros[:, :1] + np.float32(0.1),
+        rng.integers(1, 500, count),
+        zeros,
+        zeros,
+        zeros[:, 0],
+        zeros[:, 0] + np.float32(1.0),
+    )
+
+
+def make_model(path: str, users: int, items: int) -> ModelState:
+    """A model path of random factors; its state."""
+    rng = np.random.default_rng(1)
+    state = ModelState.empty(Settings(rank=16), "int", "int")
+    fill(state.users, users, rng)
+    fill(state.items, items, rng)
+    state.scale = Scale(3.5, 1.0, 1e6, 1e6, 1_000_000, True)
+    state.counters = Counters(1_000_000, 0.5, 5.0, 100_000, 70_000.0, 90_000.0)
+    meta = {
+        "settings": state.settings.to_json(), "kinds": ["int", "int"], "origin": "nothing",
+        "pathId": "benchmark", "uid": "benchmark", "params": {}, "idTypes": ["int", "int"],
+    }  # fmt: skip
+    VersionStore(path).create(state, meta)
+    return state
+
+
+def commit_versions(path: str, every: float, ratings: int, most: int, ended: Any) -> None:
+    """Learn and commit a batch every so often: what a stream does, in a process of its own."""
+    store = VersionStore(path)
+    state, commit = store.load()
+    rng = np.random.default_rng(2)
+    due = time.monotonic()
+    for number in range(most):
+        due += every
+        if ended.wait(max(0.0, due - time.monotonic())):
+            return
+        table = pa.table(
+            {
+                "user": rng.integers(0, state.users.size, ratings),
+                "item": rng.integers(0, state.items.size, ratings),
+                "rating": pa.array(rng.integers(1, 11, ratings) / 2, pa.float32()),
+            }
+        )
+        report = learn_batch(state, encode_ratings(table))
+        metrics = {
+            "batch": number, "version": commit.version + 1, "ratings": ratings,
+            "committed": commit.committed, "rmse": report.rmse,
+            "baselineRmse": report.baseline_rmse, "validationRmse": None,
+        }  # fmt: skip
+        rows = (report.user_rows, report.item_rows)
+        commit = store.commit(state, rows, number, commit, metrics)
+        store.prune(5, 60.0)
+
+
+def start_service(path: str, cache: str) -> tuple[subprocess.Popen[str], str, float]:
+    """The service's process, its address, and seconds until it listened."""
+    clock = time.perf_counter()
+    command = [sys.executable, "-m", "sparkml_sgdals.serving", "--model", path, "--port", "0"]
+    running = subprocess.Popen([*command, "--cache", cache], stdout=subprocess.PIPE, text=True)
+    assert running.stdout is not None
+    line = running.stdout.readline()
+    if not line.startswith("Serving at"):
+        raise RuntimeError("The service did not start.")
+    return running, line.split()[-1], time.perf_counter() - clock
+
+
+async def send(address: str, users: int, rate: float, count: int) -> dict[str, Any]:
+    """Ask for the best ten of random users, `rate` a second, and what came of it."""
+    rng = np.random.default_rng(3)
+    asked = rng.integers(0, users, count)
+    seconds = np.full(count, np.nan)
+    failed: list[str] = []
+    versions: set[int] = set()
+    due: asyncio.Queue[tuple[int, float] | None] = asyncio.Queue()
+    host, port = address.removeprefix("http://").rstrip("/").split(":")
+
+    async def connection() -> None:
+        reader, writer = await asyncio.open_connection(host, int(port))
+
+        async def get(user: int) -> tuple[int, bytes]:
+            # a full client takes longer for a request than the service does
+            writer.write(b"GET /recommendations/%d HTTP/1.1\r\nHost: localhost\r\n\r\n" % user)
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            length = int(head.partition(b"content-length:")[2].split(None, 1)[0])
+            return int(head[9:12]), await reader.readexactly(length)
+
+        await get(1)
+        while (item := await due.get()) is not None:
+            number, since = item
+            try:
+                status, body = await get(int(asked[number]))
+            except (OSError, EOFError, ValueError) as fault:
+                failed.append(repr(fault))
+                reader, writer = await asyncio.open_connection(host, int(port))
+                continue
+            seconds[number] = time.perf_counter() - since
+            found = json.loads(body)
+            if status != 200 or len(found["items"]) != 10 or found["cold"]:
+                failed.append(f"{status} {body[:100]!r}")
+            else:
+                versions.add(found["version"])
+        writer.close()
+
+    connections = [asyncio.create_task(connection()) for _ in range(_CONNECTIONS)]
+    await asyncio.sleep(1.0)
+    begin = time.perf_counter()
+    for number in range(count):
+        since = begin + number / rate
+        wait = since - time.perf_counter()
+        if wait > 0:
+            await asyncio.sleep(wait)
+        due.put_nowait((number, since))
+    for _ in connections:
+        due.put_nowait(None)
+    await asyncio.gather(*connections)
+    took = time.perf_counter() - begin
+    good = seconds[np.isfinite(seconds)] * 1_000
+    return {
+        "requests": count,
+        "errors": len(failed),
+        "faults": failed[:5],
+        "requests_per_second": count / took,
+        "versions_seen": len(versions),
+        "median_ms": float(np.median(good)),
+        "p99_ms": float(np.percentile(good, 99)),
+        "p999_ms": float(np.percentile(good, 99.9)),
+        "max_ms": float(good.max()),
+        "seconds_with_one_over_50_ms": len({int(n / rate) for n in np.flatnonzero(seconds > 0.05)}),
+    }
+
+
+def memory_of(pid: int) -> dict[str, float]:
+    """Resident memory of a process in MB: its own, and pages of mapped files."""
+    found = {}
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name in ("VmRSS", "RssAnon", "RssFile", "RssShmem", "VmHWM"):
+            found[name] = round(int(value.split()[0]) / 1024, 1)
+    return found
+
+
+def cpu_of(pid: int) -> float:
+    """Seconds of processor that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / 100.0
+
+
+def main() -> None:
+    """Run one of the three measurements."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--users", type=int, default=100_000)
+    parser.add_argument("--items", type=int, default=45_000)
+    parser.add_argument("--rate", type=float, default=200.0)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--requests", type=int, help="so many, whatever the seconds")
+    parser.add_argument("--versions", type=int, default=10**6, help="commit so many")
+    parser.add_argument("--every", type=float, default=1.0, help="seconds between versions")
+    parser.add_argument("--batch", type=int, default=1_000, help="ratings of a version")
+    parser.add_argument("--memory", type=int, help="ids of each side: memory only")
+    parser.add_argument("--scratch", help="folder on a disk")
+    parser.add_argument("--json")
+    given = parser.parse_args()
+
+    with tempfile.TemporaryDirectory(dir=given.scratch) as folder:
+        path = f"{folder}/model"
+        users = given.memory or given.users
+        items = given.memory or given.items
+        make_model(path, users, items)
+        running, address, start = start_service(path, folder)
+        found: dict[str, Any] = {"users": users, "items": items, "start_seconds": round(start, 2)}
+        ended = multiprocessing.get_context("spawn").Event()
+        modeler = multiprocessing.get_context("spawn").Process(
+            target=commit_versions,
+            args=(path, given.every, given.batch, given.versions, ended),
+        )
+        try:
+            with httpx.Client(base_url=address, timeout=120) as web:
+                if given.memory:
+                    for user in range(20):
+                        clock = time.perf_counter()
+                        web.get(f"/recommendations/{user}").raise_for_status()
+                        found["last_top10_ms"] = round(1e3 * (time.perf_counter() - clock), 1)
+                else:
+                    modeler.start()
+                    # a stream that has been running: its own start is not what is measured
+                    while "sparkml_sgdals_model_swaps 2.0" not in web.get("/metrics").text:
+                        time.sleep(0.1)
+                    count = given.requests or int(given.rate * given.seconds)
+                    before = cpu_of(running.pid)
+                    found |= asyncio.run(send(address, users, given.rate, count))
+                    used = cpu_of(running.pid) - before
+                    found["service_cores"] = round(used * given.rate / count, 2)
+                metrics = web.get("/metrics").text
+            for line in metrics.splitlines():
+                for name in ("model_swaps", "model_load_seconds", "model_mapped_bytes"):
+                    if line.startswith(f"sparkml_sgdals_{name} "):
+                        found[name] = float(line.split()[-1])
+            found |= memory_of(running.pid)
+        finally:
+            ended.set()
+            if modeler.is_alive():
+                modeler.join(30)
+            running.terminate()
+            running.wait(30)
+    text = json.dumps(found, indent=1)
+    print(text)
+    if given.json:
+        Path(given.json).write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Learning events by ISGD, with recency-based negative feedback: compiled, arrays only, no Spark.
+
+Vinagre, Jorge and Gama 2014, "Fast incremental matrix factorization for recommendation with
+positive-only feedback", and 2015, "Collaborative filtering with recency-based negative feedback".
+docs/positive-only.md has the equations.
+"""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+
+__all__ = ["descend_events"]
+
+
+@nb.njit(cache=True, nogil=True)
+def _dot(x, y, user_mean, item_mean):  # type: ignore[no-untyped-def]
+    total = 0.0
+    for f in range(1, user_mean.shape[1]):
+        total += user_mean[x, f] * item_mean[y, f]
+    return total
+
+
+@nb.njit(cache=True, nogil=True)
+def descend_events(  # type: ignore[no-untyped-def]
+    users, items, values, weights, first_event, num_negatives, step, user_reg, item_reg,
+    user_mean, item_mean, order, last, touched,
+):  # fmt: skip
+    """Learn one event after another, in place.
+
+    Parameters
+    ----------
+    users, items, values, weights, first_event, touched : as in `positive.filter_events`
+    num_negatives : the items that were touched longest ago, so many an event, are learned as not
+        done by its user (but for the event's own), move the user's features alone, and go to the
+        end of the queue
+    step, user_reg, item_reg : float32, step size and lambdas
+    user_mean, item_mean : float32, shape (ids, rank + 1); column 0 is left as it is
+    order : int32, shape (k,), the items that were touched before, longest ago first
+    last : int64, shape (items,), number of the touch, above 0; in place
+    """
+    per_event = num_negatives + 1
+    size = order.size
+    queue = np.empty(size + users.size * per_event, np.int32)
+    stamps = np.empty(queue.size, np.int64)
+    for j in range(size):
+        queue[j] = order[j]
+        stamps[j] = last[order[j]]
+    head = 0
+    events = 0
+    for n in range(users.size):
+        x = users[n]
+        y = items[n]
+        touched[y] = True
+        stamp = (first_event + events) * per_event
+        positive = values[n] > 0
+        if positive:
+            # none twice for one event: at most those that were waiting when it came
+            end = size
+            found = 0
+            while found < num_negatives and head < end:
+                item = queue[head]
+                fresh = stamps[head] == last[item]
+                head += 1
+                if not fresh or item == y:
+                    continue
+                error = -_dot(x, item, user_mean, item_mean)
+                for f in range(1, user_mean.shape[1]):
+                    um = user_mean[x, f]
+                    user_mean[x, f] = um + step * (error * item_mean[item, f] - user_reg * um)
+                touched[item] = True
+                found += 1
+                last[item] = stamp + found
+                queue[size] = item
+                stamps[size] = last[item]
+                size += 1
+        target = 1.0 if positive else 0.0
+        error = target - _dot(x, y, user_mean, item_mean)
+        g = step * weights[n]
+        for f in range(1, user_mean.shape[1]):
+            um = user_mean[x, f]
+            im = item_mean[y, f]
+            user_mean[x, f] = um + g * (error * im - user_reg * um)
+            item_mean[y, f] = im + g * (error * um - item_reg * im)
+        if positive:
+            last[y] = stamp + per_event
+            queue[size] = y
+            stamps[size] = last[y]
+            size += 1
+            events += 1
+    return events

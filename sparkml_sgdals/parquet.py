@@ -1,0 +1,110 @@
+"""Pack ratings straight from Parquet files: tasks read columns, and no row is made in the JVM.
+
+Handing rows to Python is the largest part of packing a DataFrame. What comes out is what
+`packing.pack` makes of `spark.read.parquet(path)`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
+from pyspark.sql import DataFrame
+from pyspark.sql import types as T
+
+from sparkml_sgdals.index import IdKind, id_array_type
+from sparkml_sgdals.objects import ObjectStore, full_path
+from sparkml_sgdals.packing import PACK_DDL, ROWS_PER_CELL, pack_cell
+from sparkml_sgdals.schema import RatingColumns
+
+__all__ = ["pack_parquet"]
+
+logger = logging.getLogger(__name__)
+
+_INTEGERS: Final = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
+_NUMBERS: Final = (*_INTEGERS, T.FloatType, T.DoubleType)
+_SPLIT_DDL: Final = "file string, groups array<int>"
+_ROWS_PER_SPLIT: Final = 2_000_000
+
+
+def pack_parquet(
+    df: DataFrame, path: str, columns: RatingColumns, kinds: tuple[IdKind, IdKind], keep: bool
+) -> DataFrame | None:
+    """Pack the ratings of a folder or file of Parquet.
+
+    Parameters
+    ----------
+    df : the same files as Spark reads them, for its schema and session; no job is run on it
+    path : local, or a URI that pyarrow.fs reads, the same on the executors
+
+    Returns
+    -------
+    the cells, or None where only Spark reads these columns as it should: ids or times that have
+    to be converted, columns in structs or in the names of folders
+    """
+    wanted = {"user": columns.user, "item": columns.item, "rating": columns.rating}
+    wanted |= {"time": columns.time} if columns.time else {}
+    wanted |= {"weight": columns.weight} if columns.weight else {}
+    allowed = {
+        "user": _INTEGERS if kinds[0] == "int" else (T.StringType,),
+        "item": _INTEGERS if kinds[1] == "int" else (T.StringType,),
+        "rating": _NUMBERS,
+        "time": _INTEGERS,
+        "weight": _NUMBERS,
+    }
+    types = {field.name: field.dataType for field in df.schema.fields}
+    if not all(isinstance(types.get(name), allowed[ours]) for ours, name in wanted.items()):
+        return None
+    store = ObjectStore(full_path(path))
+    dataset = ds.dataset(store.root, filesystem=store.fs, format="parquet")
+    if not set(wanted.values()) <= set(dataset.schema.names):
+        return None
+    splits: list[tuple[str, list[int]]] = []
+    for fragment in dataset.get_fragments():
+        groups: list[int] = []
+        rows = 0
+        for group in fragment.row_groups:
+            groups.append(group.id)
+            rows += group.num_rows
+            if rows >= _ROWS_PER_SPLIT:
+                splits.append((fragment.path, groups))
+                groups, rows = [], 0
+        if groups:
+            splits.append((fragment.path, groups))
+    reader = _Read(store.path, tuple(wanted.items()), kinds, keep)
+    return df.sparkSession.createDataFrame(splits, _SPLIT_DDL).mapInArrow(reader, PACK_DDL)
+
+
+@dataclass(frozen=True)
+class _Read:
+    """The function of the reading tasks; plain values only, so that it pickles by reference."""
+
+    path: str
+    wanted: tuple[tuple[str, str], ...]
+    kinds: tuple[IdKind, IdKind]
+    keep: bool
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        files = ObjectStore(self.path).fs
+        types = {"user": id_array_type(self.kinds[0]), "item": id_array_type(self.kinds[1])}
+        types |= {"rating": pa.float32(), "weight": pa.float32(), "time": pa.int64()}
+        for batch in batches:
+            for split in batch.to_pylist():
+                with files.open_input_file(split["file"]) as file:
+                    parquet = pq.ParquetFile(file)
+                    for rows in parquet.iter_batches(
+                        ROWS_PER_CELL, split["groups"], [name for _, name in self.wanted],
+                        use_threads=False,
+                    ):  # fmt: skip
+                        arrays = [
+                            pc.cast(rows.column(name), types[ours], safe=False)
+                            for ours, name in self.wanted
+                        ]
+                        names = [ours for ours, _ in self.wanted]
+                        yield pack_cell(pa.table(arrays, names), self.keep)

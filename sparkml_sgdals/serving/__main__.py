@@ -1,0 +1,70 @@
+"""Serve a model path: python -m sparkml_sgdals.serving --model PATH"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+
+from sparkml_sgdals.serving.history import Columns
+from sparkml_sgdals.serving.running import serve
+from sparkml_sgdals.storage import StorageError
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sparkml_sgdals.serving", description="Serve a model path over HTTP."
+    )
+    add = parser.add_argument
+    add("--model", required=True, help="the model path, local or a URI")
+    add("--host", default="127.0.0.1")
+    add("--port", type=int, default=8000, help="0 for one that is free")
+    add("--inbox", help="folder that the stream reads: ratings posted go there")
+    add("--kafka", help="host:port of a broker: ratings posted go there")
+    add("--topic", default="ratings")
+    add(
+        "--columns",
+        default="user,item,rating,timestamp,eventId",
+        help="names of the columns of ratings (default: %(default)s)",
+    )
+    add("--titles", help="file of ids and titles of items: .csv, .json, .jsonl or .parquet")
+    add("--ratings", help="file or folder of ratings that users are known to have given")
+    add("--token-file", help="file with the token that posting needs")
+    add("--open-writes", action="store_true", help="take ratings from other machines untold")
+    add("--rate", type=float, default=20.0, help="ratings a second by client; 0: no limit")
+    add("--rating-range", type=float, nargs=2, metavar=("LOWEST", "HIGHEST"))
+    add("--max-body", type=int, default=1 << 20, help="bytes of a body")
+    add("--origin", action="append", default=[], help="another site that may ask (CORS)")
+    add("--force", action="store_true", help="ready whatever the diagnosis says")
+    add("--cache", help="folder on a disk to map factors in")
+    add("--poll-seconds", type=float, default=0.25)
+    add("--wait-seconds", type=float, default=0.0, help="how long to wait for a first version")
+    add("--trust-proxy", help="address of a proxy whose X-Forwarded-For is believed")
+    add("--log-level", default="warning")
+    return parser
+
+
+def main() -> None:
+    """Run the service; a mistake in the options is one sentence and exit code 2."""
+    given = vars(_parser().parse_args())
+    logging.basicConfig(level=given["log_level"].upper(), format="%(levelname)s %(message)s")
+    names = given.pop("columns").split(",")
+    given["origins"] = tuple(given.pop("origin"))
+    if given["rating_range"] is not None:
+        given["rating_range"] = tuple(given["rating_range"])
+    try:
+        if len(names) != 5:
+            raise ValueError(f"--columns names five columns, got {','.join(names)!r}.")
+        serve(
+            given.pop("model"),
+            columns=Columns(*names),
+            started=lambda address: print(f"Serving at {address}", flush=True),
+            **given,
+        )
+    except (StorageError, ValueError, OSError) as fault:
+        print(f"{fault}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,456 @@
+"""The version that is served: opened, followed as new ones are committed, swapped whole.
+
+Two copies of the factors are kept. Requests read one; what a new version changed is written to the
+other, then they change places in one assignment, and the first is brought up when its last reader
+has left. So a request sees one version throughout, and none waits for another's learning.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sparkml_sgdals.diagnosis import Diagnosis
+from sparkml_sgdals.factors import FactorTable
+from sparkml_sgdals.hashing import ITEM_SIDE, USER_SIDE
+from sparkml_sgdals.index import IdIndex, IdKind
+from sparkml_sgdals.rows import RowShape, unpack
+from sparkml_sgdals.runs import Run
+from sparkml_sgdals.serving.ids import Key, find_rows
+from sparkml_sgdals.serving.mapped import Candidates, MappedSide
+from sparkml_sgdals.settings import Settings
+from sparkml_sgdals.state import ModelState
+from sparkml_sgdals.storage import Commit, StorageError, VersionStore
+
+__all__ = ["ModelHolder", "NoModelError", "ServedModel"]
+
+logger = logging.getLogger(__name__)
+
+I64 = npt.NDArray[np.int64]
+
+_THIN: Final = 5
+_HISTORY: Final = 20_000
+"""batches whose metrics are kept"""
+_PATIENCE: Final = 30.0
+"""Seconds that a new version waits for the readers of the last but one."""
+
+
+class NoModelError(RuntimeError):
+    """There is no version to serve yet."""
+
+
+@dataclass
+class _Copy:
+    """One of the two copies of the factors."""
+
+    users: MappedSide
+    items: MappedSide
+    candidates: Candidates
+    readers: int = 0
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Rows that a version wrote, of users and of items, with the sizes after it."""
+
+    rows: tuple[I64, I64]
+    parts: tuple[FactorTable, FactorTable]
+    sizes: tuple[int, int]
+
+    def write(self, to: _Copy) -> None:
+        to.users.put(self.rows[0], self.parts[0], self.sizes[0])
+        to.items.put(self.rows[1], self.parts[1], self.sizes[1])
+        to.candidates.put(self.rows[1], self.parts[1].mean, self.parts[1].var, self.sizes[1])
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One version, as requests see it.
+
+    Attributes
+    ----------
+    commit : the version's number, time and metrics
+    shell : a ModelState of no ids with the version's scale, counters and noise
+    users, items : their factors
+    candidates : the items, laid out to be ranked
+    kinds, id_types : kinds of ids of users and items, and Spark's names of their types
+    clip : whether predictions are kept within the range of ratings seen
+    """
+
+    commit: Commit
+    shell: ModelState
+    users: MappedSide
+    items: MappedSide
+    candidates: Candidates
+    indexes: tuple[IdIndex, IdIndex]
+    kinds: tuple[IdKind, IdKind]
+    id_types: tuple[str, str]
+    clip: bool
+    lock: threading.Lock
+
+    @property
+    def version(self) -> int:
+        return self.commit.version
+
+    @property
+    def settings(self) -> Settings:
+        return self.shell.settings
+
+    def user_rows(self, ids: list[Key]) -> I64:
+        """Rows of users, -1 where not known."""
+        with self.lock:
+            return find_rows(self.indexes[0], ids, self.users.size)
+
+    def item_rows(self, ids: list[Key]) -> I64:
+        """Rows of items, -1 where not known."""
+        with self.lock:
+            return find_rows(self.indexes[1], ids, self.items.size)
+
+    def item_ids(self, rows: I64) -> list[Key]:
+        """Ids of rows of items."""
+        with self.lock:
+            found: list[Key] = self.indexes[1].ids(rows).to_pylist()
+        return found
+
+    def all_item_ids(self) -> pa.Array:
+        """Ids of all items, by row."""
+        with self.lock:
+            return self.indexes[1].ids().slice(0, self.items.size)
+
+    def scratch(self, user_rows: I64, item_rows: I64) -> ModelState:
+        """A small ModelState of its own, with the state of some users and items."""
+        with self.lock:
+            ids = self.indexes[0].ids(user_rows), self.indexes[1].ids(item_rows)
+        shell, kinds = self.shell, self.kinds
+        return ModelState(
+            shell.settings,
+            self.users.table(USER_SIDE, kinds[0], ids[0], user_rows),
+            self.items.table(ITEM_SIDE, kinds[1], ids[1], item_rows),
+            shell.scale,
+            shell.counters,
+            shell.noise,
+            shell.noise_weight,
+        )
+
+    def diagnose(self) -> Diagnosis:
+        """`StreamingBiasedALSModel.diagnose` on the ratings predicted before they were learned."""
+        counters = self.shell.counters
+        thin = [
+            float(np.mean(side.count < _THIN)) if side.size else float("nan")
+            for side in (self.users, self.items)
+        ]
+        return Diagnosis(
+            ratings=counters.ratings,
+            users=self.users.size,
+            items=self.items.size,
+            minRatings=_THIN,
+            thinUsers=thin[0],
+            thinItems=thin[1],
+            evidence="prequential",
+            predicted=counters.prequential_ratings,
+            rmse=counters.prequential_rmse(),
+            baselineRmse=counters.baseline_rmse(),
+        )
+
+
+class ModelHolder:
+    """Follows a model path and lends out its newest version.
+
+    Parameters
+    ----------
+    path : a model path, local or a URI
+    folder : where the factors are mapped from; private to this process
+    poll_seconds : how often to look for a new version
+    on_version : called after each swap, in the thread that polls
+    """
+
+    def __init__(
+        self,
+        path: str,
+        folder: str,
+        poll_seconds: float = 0.25,
+        on_version: Callable[[Commit], None] = lambda commit: None,
+    ) -> None:
+        self.store = VersionStore(path)
+        self.poll_seconds = poll_seconds
+        self.on_version = on_version
+        self.swaps = 0
+        self.load_seconds = 0.0
+        self.failure: str | None = None
+        self._folder = folder
+        self._changed = threading.Condition()
+        self._model: ServedModel | None = None
+        self._copies: tuple[_Copy, _Copy] | None = None
+        self._shown = 0
+        self._apart = False
+        self._meta: dict[str, Any] = {}
+        self._metrics: list[dict[str, Any]] = []
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # ---- for requests -----------------------------------------------------------------------
+
+    @contextmanager
+    def reading(self) -> Iterator[ServedModel]:
+        """The newest version, which does not change until the block ends.
+
+        Raises NoModelError where there is none yet.
+        """
+        with self._changed:
+            model = self._model
+            if model is None or self._copies is None:
+                raise NoModelError(self.failure or f"There is no model at {self.store.path} yet.")
+            copy = self._copies[self._shown]
+            copy.readers += 1
+        try:
+            yield model
+        finally:
+            with self._changed:
+                copy.readers -= 1
+                if not copy.readers:
+                    self._changed.notify_all()
+
+    @property
+    def num_items(self) -> int:
+        """Items of the version that is served."""
+        model = self._model
+        return 0 if model is None else model.items.size
+
+    @property
+    def commit(self) -> Commit | None:
+        """The version that is served, None where there is none."""
+        model = self._model
+        return None if model is None else model.commit
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Metrics of the batches up to the served version, as in `StreamJob.metrics`."""
+        return self._metrics[-_HISTORY:]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the mapped arrays."""
+        copies = self._copies or ()
+        return sum(c.users.nbytes + c.items.nbytes + c.candidates.nbytes for c in copies)
+
+    # ---- following --------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Take up what there is, then follow it in a thread."""
+        self._look()
+        self._thread = threading.Thread(target=self._follow, name="versions", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Follow no more; the version in hand stays."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join(5.0)
+
+    def _follow(self) -> None:
+        while not self._ended.wait(self.poll_seconds):
+            self._look()
+
+    def _look(self) -> None:
+        try:
+            self.poll()
+            self.failure = None
+        except Exception as failure:
+            # whatever is wrong over there, what is in hand is whole and goes on being served
+            if str(failure) != self.failure:
+                logger.warning("cannot take up a new version: %s", failure)
+            self.failure = str(failure)
+
+    def poll(self) -> bool:
+        """Take up the newest version where it is not the one in hand; whether it was not.
+
+        Raises StorageError where it cannot be read; the version in hand is then served on.
+        """
+        newest = self.store.newest()
+        held = self.commit
+        if newest is None or newest == held:
+            return False
+        clock = time.perf_counter()
+        parts = None if held is None else self._since(held, newest)
+        if parts is None or not self._apply(newest, parts):
+            self._load(newest)
+        self.load_seconds = time.perf_counter() - clock
+        self.swaps += 1
+        self.on_version(newest)
+        return True
+
+    def _since(self, held: Commit, newest: Commit) -> list[Commit] | None:
+        """The commits that lead from one version to another, None where they do not."""
+        if self._apart or newest.version <= held.version or self.store.meta() != self._meta:
+            return None
+        again = self.store.read_commit(held.version)
+        if again != held and (again is not None or newest.base <= held.version):
+            # written anew, as when users are forgotten
+            return None
+        # what sorted runs hold, the commits since have written row by row as well
+        first = held.version + 1
+        if newest.runs is None:
+            first = max(first, newest.base)
+        parts = [self.store.read_commit(n) for n in range(first, newest.version)]
+        whole = [part for part in parts if part is not None and part.restored is None]
+        if len(whole) < len(parts) or newest.restored is not None:
+            return None
+        return [*whole, newest]
+
+    def _apply(self, newest: Commit, parts: list[Commit]) -> bool:
+        """Write what the commits changed, and show it; False where a whole load is needed."""
+        model, copies = self._model, self._copies
+        assert model is not None
+        assert copies is not None
+        try:
+            tables = [self._tables(part, model.settings, model.kinds) for part in parts]
+        except StorageError:
+            # pruned meanwhile, or damaged: a whole load finds out
+            return False
+        changes = []
+        for part, (users, items) in zip(parts, tables, strict=True):
+            change = self._change(model.indexes, model.lock, users, items)
+            changes.append(change)
+            if part.base == part.version and change.sizes != (users.size, items.size):
+                # a base without some ids that are known here
+                return False
+        if newest.ids is not None and changes[-1].sizes != tuple(newest.ids):
+            return False
+        shown = self._shown
+        spare = copies[1 - shown]
+        if not self._left(spare):
+            return False
+        for change in changes:
+            change.write(spare)
+        self._show(newest, spare, model.indexes, model.lock, 1 - shown)
+        self._metrics.extend(part.metrics for part in parts if part.metrics is not None)
+        del self._metrics[: -2 * _HISTORY]
+        # until the other copy has the changes too, the next version has to be loaded whole
+        self._apart = True
+        if self._left(copies[shown]):
+            for change in changes:
+                change.write(copies[shown])
+            self._apart = False
+        return True
+
+    def _load(self, newest: Commit) -> None:
+        """Take up a whole version into new copies."""
+        meta = self.store.meta()
+        if meta is None:
+            raise StorageError(f"{self.store.path}/model.json is not there: restore it.")
+        if self._meta and meta["kinds"] != self._meta["kinds"]:
+            raise StorageError(
+                f"The model at {self.store.path} has ids of kinds {meta['kinds']} now, those "
+                f"served are {self._meta['kinds']}: start the service again."
+            )
+        settings = Settings.from_json(meta["settings"])
+        indexes = IdIndex(meta["kinds"][0]), IdIndex(meta["kinds"][1])
+        lock = threading.Lock()
+        copies = self._copy(settings), self._copy(settings)
+        kinds = indexes[0].kind, indexes[1].kind
+        for part in self.store.parts(newest):
+            for users, items in self._whole(part, settings, kinds):
+                change = self._change(indexes, lock, users, items)
+                for copy in copies:
+                    change.write(copy)
+        metrics = self.store.metrics(newest)
+        self._meta = meta
+        with self._changed:
+            self._copies = copies
+        self._show(newest, copies[0], indexes, lock, 0)
+        self._apart = False
+        self._metrics = metrics
+
+    def _copy(self, settings: Settings) -> _Copy:
+        return _Copy(
+            MappedSide(self._folder, settings, learns=False),
+            MappedSide(self._folder, settings, learns=True),
+            Candidates(self._folder, settings),
+        )
+
+    def _tables(
+        self, part: Commit, settings: Settings, kinds: tuple[IdKind, IdKind]
+    ) -> tuple[FactorTable, FactorTable]:
+        """The rows of users and of items that a commit wrote."""
+        tables = _empty(settings, kinds)
+        for name, table in zip(("users", "items"), tables, strict=True):
+            if name in part.files:
+                table.put_arrow(self.store.read_checked(part.files[name]))
+        return tables
+
+    def _whole(
+        self, part: Commit, settings: Settings, kinds: tuple[IdKind, IdKind]
+    ) -> Iterator[tuple[FactorTable, FactorTable]]:
+        """What a part of a version holds, of sorted runs a piece at a time."""
+        if part.runs is None:
+            yield self._tables(part, settings, kinds)
+            return
+        for place, name in enumerate(("users", "items")):
+            shape = RowShape.of(kinds[place], settings)
+            for entry in part.runs[name]:
+                run = Run(self.store, shape, entry)
+                for rows in run.parts():
+                    tables = _empty(settings, kinds)
+                    unpack(rows, tables[place])
+                    yield tables
+                run.close()
+
+    def _change(
+        self, indexes: tuple[IdIndex, IdIndex], lock: threading.Lock, *parts: FactorTable
+    ) -> _Change:
+        found = []
+        for index, part in zip(indexes, parts, strict=True):
+            ids = part.index.ids()
+            with lock:
+                rows = index.find(ids)
+                missing = np.flatnonzero(rows < 0)
+                if missing.size:
+                    rows[missing] = index.add(ids.take(pa.array(missing)))
+                found.append((rows, part, index.size))
+        (user_rows, users, num_users), (item_rows, items, num_items) = found
+        return _Change((user_rows, item_rows), (users, items), (num_users, num_items))
+
+    def _show(
+        self,
+        newest: Commit,
+        copy: _Copy,
+        indexes: tuple[IdIndex, IdIndex],
+        lock: threading.Lock,
+        shown: int,
+    ) -> None:
+        meta = self._meta
+        kinds: tuple[IdKind, IdKind] = (meta["kinds"][0], meta["kinds"][1])
+        shell = ModelState.empty(Settings.from_json(meta["settings"]), *kinds)
+        shell.set_scalars(newest.scalars)
+        types = meta.get("idTypes", ["bigint", "bigint"])
+        model = ServedModel(
+            newest,
+            shell,
+            copy.users,
+            copy.items,
+            copy.candidates,
+            indexes,
+            kinds,
+            (types[0], types[1]),
+            bool(meta.get("params", {}).get("clipPredictions", True)),
+            lock,
+        )
+        with self._changed:
+            self._model, self._shown = model, shown
+
+    def _left(self, copy: _Copy) -> bool:
+        """Wait until nobody reads a copy; False where one stays too long."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not copy.readers, _PATIENCE)
+
+
+def _empty(settings: Settings, kinds: tuple[IdKind, IdKind]) -> tuple[FactorTable, FactorTable]:
+    return FactorTable(USER_SIDE, kinds[0], settings), FactorTable(ITEM_SIDE, kinds[1], settings)

@@ -1,0 +1,214 @@
+"""What is served is what was committed, version by version, and nothing of two at once."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from sparkml_sgdals import overlay, storage
+from sparkml_sgdals.ratings import encode_ratings
+from sparkml_sgdals.serving import holder as holding
+from sparkml_sgdals.serving.holder import ModelHolder, NoModelError
+from sparkml_sgdals.updating import learn_batch
+from sparkml_sgdals.versions import forget_users, roll_back
+
+PREDICTING = ["id", "mean", "variance", "count", "noise_factor"]
+
+
+def followed(made, tmp_path):
+    folder = tmp_path / "mapped"
+    folder.mkdir(exist_ok=True)
+    holder = ModelHolder(str(made.path), str(folder))
+    assert holder.poll()
+    # nothing is left behind, whatever ends the process
+    assert not list(folder.iterdir())
+    return holder
+
+
+def assert_serves(holder, state):
+    """Both copies hold the state to the bit, in the form that ranks and in that which learns."""
+    rows = np.arange(state.users.size), np.arange(state.items.size)
+    for copy in holder._copies:
+        with holder.reading() as shown:
+            parts = {"users": copy.users, "items": copy.items, "candidates": copy.candidates}
+            model = replace(shown, **parts)
+            held = model.scratch(*rows)
+        users = held.users.to_arrow().select(PREDICTING)
+        assert users.equals(state.users.to_arrow().select(PREDICTING))
+        assert held.items.to_arrow().equals(state.items.to_arrow())
+        assert held.scalars() == state.scalars()
+        items, rank, size = held.items, model.settings.rank, held.items.size
+        factors, variances = copy.candidates.factors, copy.candidates.variances
+        np.testing.assert_array_equal(factors[:rank, :size].T, items.mean[:, 1:])
+        np.testing.assert_array_equal(factors[rank, :size], items.mean[:, 0])
+        assert np.all(factors[rank, size:] == -np.inf)
+        squares = items.mean[:, 1:] ** 2 + items.var[:, 1:]
+        np.testing.assert_array_equal(variances[:rank, :size].T, squares)
+        np.testing.assert_array_equal(variances[2 * rank, :size], items.var[:, 0])
+
+
+@pytest.mark.parametrize("kinds", [("int", "int"), ("str", "str"), ("int", "str")])
+def test_every_version_is_taken_up_whole(modeler, tmp_path, monkeypatch, kinds):
+    monkeypatch.setattr(storage, "_MIN_ROWS_OF_BASE", 100)
+    made = modeler(kinds=kinds)
+    holder = followed(made, tmp_path)
+    assert_serves(holder, made.state)
+    bases = set()
+    loaded = holder._load
+    loads = []
+    monkeypatch.setattr(holder, "_load", lambda newest: (loads.append(1), loaded(newest)))
+    for n in range(12):
+        # new ids come all the time, and sometimes two versions at once
+        made.learn(made.ratings(30, first=n * 4))
+        if n % 3 == 2:
+            made.learn(made.ratings(10, first=n))
+        bases.add(made.commit.base)
+        assert holder.poll()
+        assert not holder.poll()
+        assert holder.commit == made.commit
+        assert_serves(holder, made.state)
+    assert len(bases) > 2, "no new base was written, so none was taken up"
+    assert not loads, "a version was loaded whole, not by what it changed"
+    assert [row["version"] for row in holder.metrics()] == list(range(1, made.commit.version + 1))
+
+
+@pytest.mark.parametrize("kinds", [("int", "int"), ("str", "int")])
+def test_a_model_in_sorted_runs(modeler, tmp_path, monkeypatch, kinds):
+    """A stream that keeps a part of the model in memory writes bases as runs."""
+    monkeypatch.setattr(overlay, "MAX_DELTAS", 3)
+    made = modeler(kinds=kinds)
+    holder = followed(made, tmp_path)
+    loaded, loads = holder._load, []
+    monkeypatch.setattr(holder, "_load", lambda newest: (loads.append(1), loaded(newest)))
+    part = overlay.Overlay(made.store, made.commit, 30)
+    commit, in_runs = made.commit, 0
+    for n in range(16):
+        batch = encode_ratings(made.ratings(30, first=n * 4))
+        learn_batch(made.state, batch)
+        part.fetch(batch.user_ids, batch.item_ids)
+        report = learn_batch(part.state, batch)
+        rows = report.user_rows, report.item_rows
+        onto = part.onto(report.new_users, report.new_items)
+        commit = made.store.commit(part.state, rows, n, commit, None, onto=onto)
+        part.committed(commit, rows)
+        made.store.prune(2)
+        in_runs += commit.runs is not None
+        assert holder.poll()
+        assert_serves(holder, made.state)
+        if n % 5 == 4:
+            assert_serves(followed(made, tmp_path), made.state)
+    part.stop()
+    assert in_runs > 3, "no base was written as runs"
+    assert not loads, "a version was loaded whole, not by what it changed"
+
+
+def test_ids_that_are_gone_are_not_known(modeler, tmp_path):
+    made = modeler()
+    for n in range(3):
+        made.learn(made.ratings(40, first=50 + n * 10))
+    holder = followed(made, tmp_path)
+    user = made.key(0, 3)
+    forget_users(made.store, pa.array([user]))
+    assert holder.poll()
+    with holder.reading() as model:
+        assert model.user_rows([user])[0] == -1
+        assert model.users.size == made.state.users.size - 1
+    state, _ = made.store.load()
+    assert_serves(holder, state)
+    roll_back(made.store, 1, reread=False)
+    assert holder.poll()
+    state, _ = made.store.load()
+    assert_serves(holder, state)
+
+
+def test_users_forgotten_between_two_looks(modeler, tmp_path):
+    made = modeler()
+    made.learn(made.ratings(20))
+    holder = followed(made, tmp_path)
+    made.learn(made.ratings(20))
+    user = made.key(0, 3)
+    made.commit = forget_users(made.store, pa.array([user]))
+    made.state, _ = made.store.load()
+    rest = made.ratings(20, first=10)
+    made.learn(rest)
+    assert holder.poll()
+    assert_serves(holder, made.state)
+
+
+def test_a_reader_keeps_its_version(modeler, tmp_path, monkeypatch):
+    monkeypatch.setattr(holding, "_PATIENCE", 0.05)
+    made = modeler()
+    holder = followed(made, tmp_path)
+    with holder.reading() as old:
+        before = old.users.mean.copy(), old.candidates.factors.copy()
+        for n in range(3):
+            made.learn(made.ratings(200, first=n))
+            assert holder.poll()
+            assert holder.commit.version == n + 1
+            np.testing.assert_array_equal(old.users.mean, before[0])
+            np.testing.assert_array_equal(old.candidates.factors, before[1])
+            assert old.version == 0
+            with holder.reading() as new:
+                assert new.version == n + 1
+    made.learn(made.ratings(200))
+    assert holder.poll()
+    assert_serves(holder, made.state)
+
+
+def test_a_damaged_version_is_not_taken_up(modeler, tmp_path):
+    made = modeler()
+    holder = followed(made, tmp_path)
+    made.learn(made.ratings(20))
+    file = made.path / made.commit.files["items"]["name"]
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-7] + b"garbage")
+    holder._look()
+    assert "damaged" in holder.failure
+    with holder.reading() as model:
+        assert model.version == 0
+    file.write_bytes(whole)
+    holder._look()
+    assert holder.failure is None
+    assert_serves(holder, made.state)
+
+
+def test_nothing_yet(tmp_path):
+    holder = ModelHolder(str(tmp_path / "none"), str(tmp_path))
+    assert not holder.poll()
+    with pytest.raises(NoModelError, match="no model"), holder.reading():
+        pass
+
+
+def test_readers_and_versions_at_once(modeler, tmp_path):
+    """Each reading is of one version: a mix would show in the sums taken of every version."""
+    made = modeler()
+    holder = followed(made, tmp_path)
+    sums = {0: made.state.items.mean.sum(dtype=np.float64)}
+    seen, wrong = set(), []
+    ended = threading.Event()
+
+    def read():
+        while not ended.is_set():
+            with holder.reading() as model:
+                first = model.items.mean.sum(dtype=np.float64)
+                again = model.items.mean.sum(dtype=np.float64)
+                seen.add(model.version)
+                if first != again or abs(first - sums[model.version]) > 1e-9:
+                    wrong.append(model.version)
+
+    readers = [threading.Thread(target=read) for _ in range(3)]
+    for one in readers:
+        one.start()
+    for n in range(60):
+        made.learn(made.ratings(20, first=n % 7))
+        sums[made.commit.version] = made.state.items.mean.sum(dtype=np.float64)
+        holder.poll()
+    ended.set()
+    for one in readers:
+        one.join()
+    assert not wrong
+    assert len(seen) > 20

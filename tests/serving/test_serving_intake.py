@@ -1,0 +1,295 @@
+"""Ratings posted: durable when acknowledged, each key once, refused where they should be."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+
+import httpx
+import pytest
+
+from sparkml_sgdals.serving.guard import Buckets, TokenCheck
+from sparkml_sgdals.serving.intake import FolderIntake, KeyTakenError, Posted
+
+
+def rows(folder):
+    found = []
+    for file in sorted(folder.glob("*.json")):
+        found += [json.loads(line) for line in file.read_text().splitlines()]
+    return found
+
+
+def rating(made, n=1, value=4.0):
+    return {"user": made.key(0, n), "item": made.key(1, n), "rating": value}
+
+
+def test_what_is_posted_is_in_the_folder(modeler, serving):
+    made = modeler()
+    run = serving(made)
+    answer = run.post("/ratings", rating(made) | {"timestamp": 1_260_759_144, "eventId": "e 1"})
+    assert answer == {"accepted": 1, "repeated": 0}
+    many = [rating(made, n) for n in range(2, 7)]
+    assert run.post("/ratings", many)["accepted"] == 5
+    found = rows(run.inbox)
+    assert found[0] == {
+        "user": made.key(0, 1), "item": made.key(1, 1), "rating": 4.0,
+        "timestamp": 1_260_759_144, "eventId": "e:e 1#0/1",
+    }  # fmt: skip
+    assert [one["user"] for one in found[1:]] == [one["user"] for one in many]
+    assert len({one["eventId"] for one in found}) == 6
+    assert not [f for f in run.inbox.iterdir() if not f.name.startswith("ratings-")]
+
+
+def test_a_key_counts_once(modeler, serving):
+    made = modeler()
+    run = serving(made)
+    many = [rating(made, n) for n in range(3)]
+    key = {"Idempotency-Key": "abc"}
+    assert run.post("/ratings", many, **key) == {"accepted": 3, "repeated": 0}
+    assert run.post("/ratings", many, **key) == {"accepted": 3, "repeated": 3}
+    run.post("/ratings", many[:2], 409, **key)
+    assert len(rows(run.inbox)) == 3
+    event = rating(made, 5) | {"eventId": "e5"}
+    assert run.post("/ratings", [event, event]) == {"accepted": 2, "repeated": 1}
+    assert run.post("/ratings", event)["repeated"] == 1
+    run.post("/ratings", event | {"rating": 1.0}, 409)
+    assert len(rows(run.inbox)) == 4
+    # the files themselves say which keys were taken
+    again = serving(made)
+    assert again.post("/ratings", many, **key)["repeated"] == 3
+    assert again.post("/ratings", event)["repeated"] == 1
+    assert len(rows(run.inbox)) == 4
+    known = again.get(f"/users/{made.key(0, 5)}/ratings")["ratings"]
+    assert [one["item"] for one in known] == [made.key(1, 5)]
+
+
+def test_what_cannot_be_learned_is_refused(modeler, serving):
+    made = modeler(types=("int", "bigint"))
+    run = serving(made)
+    good = rating(made)
+    # not for this model: out of its range, of another kind, too wide for its column
+    for other in (
+        good | {"rating": 5.5}, good | {"rating": 0.0}, good | {"user": "somebody"},
+        good | {"user": 2**31}, good | {"item": "x"}, [good, good | {"rating": 9.0}],
+    ):  # fmt: skip
+        run.post("/ratings", other, 409)
+    for wrong in (
+        good | {"user": 1.5}, good | {"user": None}, good | {"eventId": ""},
+        good | {"timestamp": -1}, good | {"weight": 1}, [], {}, "x", good | {"rating": "4"},
+        good | {"user": True}, good | {"user": 10**19},
+    ):  # fmt: skip
+        run.post("/ratings", wrong, 422)
+    for text in ('{"user":1,"item":1,"rating":NaN}', "{", "", '{"user":1,"item":1,"rating":1e400}'):
+        sent = run.client.post(
+            "/ratings", content=text, headers={"Content-Type": "application/json"}
+        )
+        assert sent.status_code == 422, text
+    # what a page of another site may send without asking
+    sent = run.client.post(
+        "/ratings", content=json.dumps(good), headers={"Content-Type": "text/plain"}
+    )
+    assert sent.status_code == 422
+    assert not rows(run.inbox)
+    run.post("/ratings", good | {"user": "4"})
+    assert rows(run.inbox)[0]["user"] == 4
+
+
+def test_token(modeler, serving, tmp_path):
+    made = modeler()
+    file = tmp_path / "token"
+    file.write_text("s3cret\n")
+    run = serving(made, change=lambda s: setattr(s, "token", TokenCheck(str(file))))
+    wrong = ({}, {"Authorization": "Bearer s3cre"}, {"Authorization": "Basic s3cret"},
+             {"Authorization": "Bearer s3cret2"}, {"Authorization": "s3cret"})  # fmt: skip
+    for header in wrong:
+        run.post("/ratings", rating(made), 401, **header)
+    assert not rows(run.inbox)
+    run.post("/ratings", rating(made), 202, Authorization="Bearer s3cret")
+    run.get("/recommendations/1")
+    file.write_text(" \n")
+    with pytest.raises(ValueError, match="is empty"):
+        TokenCheck(str(file))
+
+
+def test_rate_and_size(modeler, serving):
+    made = modeler()
+
+    def change(service):
+        service.buckets, service.max_body = Buckets(1.0, 5.0), 2_000
+
+    run = serving(made, change=change)
+    run.post("/ratings", [rating(made, n) for n in range(5)])
+    late = run.client.post("/ratings", json=rating(made, 9))
+    assert late.status_code == 429
+    assert int(late.headers["retry-after"]) >= 1
+    assert len(rows(run.inbox)) == 5
+    for content in (b" " * 3_000, (b" " * 100 for _ in range(30))):
+        sent = run.client.post(
+            "/ratings", content=content, headers={"Content-Type": "application/json"}
+        )
+        assert sent.status_code == 413
+        assert "2,000 bytes" in sent.json()["detail"]
+
+
+def test_buckets(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    buckets = Buckets(2.0, 4.0)
+    assert [buckets.take("a") for _ in range(5)] == [0, 0, 0, 0, 0.5]
+    assert buckets.take("b", 4.0) == 0
+    now[0] = 0.5
+    assert buckets.take("a") == 0
+    assert buckets.take("a") > 0
+    assert Buckets(0.0, 0.0).take("a", 1e9) == 0
+
+
+def test_storage_that_fails(modeler, serving, monkeypatch):
+    made = modeler()
+    run = serving(made)
+    key = {"Idempotency-Key": "k"}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        said = run.post("/ratings", rating(made), 503, **key)
+        assert said == {"detail": "The ratings cannot be stored now."}
+    assert not list(run.inbox.iterdir())
+    # the same post is taken when there is room again
+    assert run.post("/ratings", rating(made), **key)["repeated"] == 0
+    assert len(rows(run.inbox)) == 1
+
+
+def test_no_trace_leaves(modeler, serving, monkeypatch):
+    made = modeler()
+    run = serving(made)
+
+    def broken(*_):
+        raise RuntimeError("secret path /etc/shadow")
+
+    monkeypatch.setattr(run.service.answers, "popular", broken)
+    answer = run.client.get("/popular")
+    assert answer.status_code == 500
+    assert "secret" not in answer.text
+    assert "Traceback" not in answer.text
+    assert answer.json()["detail"].startswith("Something failed here; the log has it as ")
+    for path, wanted in (("/", "default-src 'self'"), ("/popular", "default-src 'self'")):
+        headers = run.client.get(path).headers
+        assert wanted in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_other_sites(modeler, serving):
+    made = modeler()
+    asks = {"Origin": "https://shop.example", "Access-Control-Request-Method": "GET"}
+    run = serving(made)
+    assert "access-control-allow-origin" not in run.client.get("/popular", headers=asks).headers
+    run = serving(made, change=lambda s: setattr(s, "origins", ("https://shop.example",)))
+    got = run.client.get("/popular", headers=asks)
+    assert got.headers["access-control-allow-origin"] == "https://shop.example"
+    other = run.client.get("/popular", headers=asks | {"Origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in other.headers
+
+
+def test_many_at_once_are_written_together(tmp_path, columns):
+    intake = FolderIntake(str(tmp_path / "in"), columns, every=0.05)
+    posts = [Posted(n, n, 3.0, 0) for n in range(400)]
+    waiting = [intake.put(f"k{n % 300}", [posts[n % 300]]) for n in range(400)]
+    done = [one.result(10) for one in waiting]
+    assert sum(one.repeated for one in done) == 100
+    other = intake.put("k1", [posts[2]])
+    with pytest.raises(KeyTakenError):
+        other.result(10)
+    intake.close()
+    assert sorted(row["user"] for row in rows(tmp_path / "in")) == list(range(300))
+    assert len(list((tmp_path / "in").iterdir())) < 40
+    with pytest.raises(OSError, match="ending"):
+        intake.put("new", posts[:1]).result(1)
+
+
+def test_a_folder_written_with_other_columns(tmp_path, columns):
+    (tmp_path / "ratings-1.json").write_text('{"userId": 1}\n')
+    with pytest.raises(ValueError, match="columns"):
+        FolderIntake(str(tmp_path), columns)
+
+
+def test_kill_9_loses_nothing_that_was_acknowledged(modeler, started, tmp_path):
+    """Posted by eight clients while the service is killed twice; each repeats until it is told."""
+    made, inbox = modeler(), tmp_path / "inbox"
+    running, address = started(made, inbox, "--rate", "0")
+    where, acknowledged, killed = [address], set(), [0]
+    todo, guard = list(range(240)), threading.Lock()
+
+    def client():
+        web = httpx.Client(timeout=5)
+        while True:
+            with guard:
+                if not todo:
+                    return
+                number = todo.pop()
+            body = rating(made, number % 30) | {"timestamp": number}
+            while True:
+                try:
+                    sent = web.post(
+                        where[0] + "ratings", json=body,
+                        headers={"Idempotency-Key": f"post-{number}"},
+                    )  # fmt: skip
+                except httpx.TransportError:
+                    time.sleep(0.05)
+                    continue
+                assert sent.status_code == 202, sent.text
+                with guard:
+                    acknowledged.add(number)
+                break
+
+    clients = [threading.Thread(target=client) for _ in range(8)]
+    for one in clients:
+        one.start()
+    try:
+        for _ in range(2):
+            time.sleep(0.15)
+            before = set(acknowledged)
+            if not todo:
+                break
+            running.send_signal(signal.SIGKILL)
+            running.wait()
+            killed[0] += 1
+            there = {row["timestamp"] for row in rows(inbox)}
+            assert before <= there, "an acknowledged rating is not in the folder"
+            running, address = started(made, inbox, "--rate", "0")
+            where[0] = address
+        for one in clients:
+            one.join(60)
+        assert killed[0], "all was over before the kill"
+        assert acknowledged == set(range(240))
+        counts = Counter(row["timestamp"] for row in rows(inbox))
+        assert set(counts) == set(range(240))
+        assert set(counts.values()) == {1}
+    finally:
+        running.send_signal(signal.SIGTERM)
+        assert running.wait(15) == 0
+
+
+def test_mistakes_of_whoever_starts_it(modeler, tmp_path):
+    made = modeler()
+    command = [sys.executable, "-m", "sparkml_sgdals.serving", "--port", "0", "--model"]
+    for more, said in (
+        ([str(tmp_path / "none")], "There is no model at"),
+        ([str(made.path), "--host", "0.0.0.0", "--inbox", "x"], "give token_file"),
+        ([str(made.path), "--inbox", "x", "--kafka", "y:1"], "not to both"),
+        ([str(made.path), "--titles", str(made.path / "model.json")], "name that of ids"),
+        ([str(made.path), "--token-file", str(tmp_path / "none")], "No such file"),
+    ):
+        done = subprocess.run(
+            command + more, check=False, capture_output=True, text=True, timeout=60
+        )
+        assert done.returncode == 2
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr

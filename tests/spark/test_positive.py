@@ -1,0 +1,152 @@
+"""Events on Spark: fit, update, streams, scores, recommendations, files."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from helpers import ONCE, assert_same_bits, predictions
+from pyspark.sql import functions as F
+
+from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
+from sparkml_sgdals.storage import VersionStore
+
+
+@pytest.fixture(scope="module")
+def liked(small):
+    """The pairs of `small` with a good rating, in time order, without the rating."""
+    good = small[small.rating >= 3.5].sort_values("time", kind="stable")
+    return good.drop_duplicates(["user", "item"])[["user", "item", "time"]].reset_index(drop=True)
+
+
+@pytest.fixture(params=["bayes", "isgd"])
+def als(request):
+    return StreamingBiasedALS(
+        timestampCol="time", rank=4, implicitPrefs=True, solver=request.param, numNegatives=3
+    )
+
+
+def test_fit_score_recommend(als, liked, spark):
+    frame = spark.createDataFrame(liked)
+    model = als.fit(frame)
+    assert (model.summary.ratings, model.summary.form) == (len(liked), "one task")
+    scored = predictions(model.transform(frame), ["user", "item"])
+    assert np.isfinite(scored).all()
+    best = model.recommendForAllUsers(5, excludeSeen=frame).toPandas()
+    assert len(best) == liked.user.nunique()
+    rows = [(r.user, s.item, s.rating) for r in best.itertuples() for s in r.recommendations]
+    done = set(zip(liked.user, liked.item, strict=True))
+    assert not done & {(user, item) for user, item, _ in rows}
+    ranked = spark.createDataFrame(rows, "user long, item long, rating float")
+    again = predictions(model.transform(ranked), ["user", "item"])
+    np.testing.assert_allclose(again, predictions(ranked, ["user", "item"], "rating"), rtol=1e-5)
+    # what the factors that it shows say: mean + bias + U . P
+    users, items = model.userFactors.toPandas(), model.itemFactors.toPandas()
+    user, item, score = rows[0]
+    (u,), (i,) = users[users.id == user].itertuples(), items[items.id == item].itertuples()
+    by_hand = model.globalMean + u.bias + i.bias + np.dot(u.features, i.features)
+    assert score == pytest.approx(by_hand, rel=1e-5)
+
+
+def test_a_new_user_gets_what_is_popular(liked, spark):
+    als = StreamingBiasedALS(timestampCol="time", rank=4, implicitPrefs=True)
+    model = als.fit(spark.createDataFrame(liked))
+    nobody = spark.createDataFrame([(-1,)], "user long")
+    (row,) = model.recommendForUserSubset(nobody, 10).collect()
+    counts = liked.item.value_counts()
+    assert counts[[r.item for r in row.recommendations]].mean() > 2 * counts.mean()
+    # the logarithm of a share of all events, but for what was learned beyond popularity
+    assert abs(row.recommendations[0].rating - math.log(counts.iloc[0] / len(liked))) < 2
+
+
+def test_partitions_do_not_matter(als, liked, spark):
+    frame = spark.createDataFrame(liked)
+    shuffled = frame.orderBy(F.rand(3)).repartition(7)
+    assert_same_bits(als.fit(frame), als.fit(shuffled))
+
+
+def test_stream_update_and_files(als, files, stream, liked, spark, tmp_path):
+    """A stream that stops and starts, updates by hand, saved and loaded: the same bits."""
+    schema = "user long, item long, time long"
+    folder = files(liked.iloc[:900], 300)
+    path = str(tmp_path / "m")
+    als.fitStream(stream(folder, schema), path, trigger=ONCE).awaitTermination()
+    start = StreamingBiasedALSModel.load(path, version=1)
+    files(liked.iloc[900:], 300, first=3)
+    job = als.fitStream(stream(folder, schema), path, trigger=ONCE)
+    job.awaitTermination()
+    assert job.metrics().ratings.sum() == len(liked)
+    assert job.metrics().rmse.isna().all()
+    for first in range(300, len(liked), 300):
+        start.update(spark.createDataFrame(liked.iloc[first : first + 300]))
+    assert_same_bits(job.model, start)
+    start.save(str(tmp_path / "saved"))
+    loaded = StreamingBiasedALSModel.load(str(tmp_path / "saved"))
+    assert_same_bits(loaded, start)
+    some = spark.createDataFrame(liked.iloc[:100])
+    for model in (job.model, start, loaded):
+        model.update(some)
+    assert_same_bits(job.model.update(some), start)
+    assert_same_bits(loaded, start)
+    assert VersionStore(path).newest().scalars["events"] == len(liked)
+    users = spark.createDataFrame([(int(liked.user[0]),)], "user long")
+    loaded.forget(users)
+    assert loaded.recommendForUserSubset(users, 3, coldCol="cold").first().cold
+
+
+def test_ratings_are_confidence(liked, spark):
+    """As ALS: used where the column is there or named, 1 where there is none."""
+    als = StreamingBiasedALS(timestampCol="time", rank=4, implicitPrefs=True)
+    plain = spark.createDataFrame(liked)
+    expected = als.fit(plain)
+    counted = plain.withColumn("rating", F.lit(1.0))
+    assert_same_bits(als.fit(counted), expected)
+    assert_same_bits(
+        als.copy({als.ratingCol: ""}).fit(counted.withColumn("rating", F.lit(7))), expected
+    )
+    heavier = als.fit(plain.withColumn("rating", F.lit(7)))
+    assert heavier.state.fingerprint() != expected.state.fingerprint()
+    with pytest.raises(ValueError, match="ratingCol 'times' is not a column"):
+        als.copy({als.ratingCol: "times"}).fit(plain)
+
+
+def test_what_does_not_go_together(liked, spark, stream, files, tmp_path):
+    frame = spark.createDataFrame(liked.assign(rating=1.0))
+    events = StreamingBiasedALS(implicitPrefs=True, rank=2)
+    for als, message in (
+        (events.copy({events.solver: "sgd"}), "solver 'sgd' learns ratings.*'isgd'"),
+        (StreamingBiasedALS(solver="isgd"), "'isgd' learns events.*implicitPrefs=True"),
+        (events.copy({events.numNegatives: 0}), "numNegatives must be at least 1"),
+        (events.copy({events.numBlocks: 3}), "numBlocks is 3, .*set numBlocks to 1"),
+        (events.copy({events.maxRatingsPerTask: 10}), "maxRatingsPerTask is 10"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            als.fit(frame)
+    model = events.fit(frame)
+    for call in (
+        model.diagnose,
+        lambda: model.explain(1, 5),
+        lambda: model.copy({model.predictionStdCol: "std"}).transform(frame),
+    ):
+        with pytest.raises(ValueError, match="learned from events"):
+            call()
+    with pytest.raises(ValueError, match="validation is scored by RMSE"):
+        events.fitStream(
+            stream(files(liked, 500), "user long, item long, time long"),
+            str(tmp_path / "m"), validation=frame,
+        )  # fmt: skip
+    with pytest.warns(UserWarning, match="does not use maxIter"):
+        events.copy({events.maxIter: 3}).fit(frame)
+
+
+def test_defaults_of_events():
+    ratings, events = StreamingBiasedALS(), StreamingBiasedALS(implicitPrefs=True)
+    found = [
+        (als.getRank(), als.getFactorPriorVariance(), als.getBiasPriorVariance())
+        for als in (ratings, events, events.copy({events.rank: 8, events.biasPriorVariance: 0.3}))
+    ]
+    assert found == [(16, 0.1, 0.2), (32, 0.5, 0.1), (8, 0.5, 0.3)]
+    isgd = StreamingBiasedALS(implicitPrefs=True, solver="isgd", itemFactorRegParam=0.2)
+    settings = isgd.settings()
+    assert (settings.step_size, settings.regs[2:], settings.num_negatives) == (0.05, (0.01, 0.2), 0)
