@@ -77,6 +77,15 @@ class Commit:
     ids: list[int] | None = None
     """number of users and of items; None in versions of format 2"""
 
+    def settings(self, meta: dict[str, Any]) -> Settings:
+        """Settings of the version, which in a race may differ from version to version.
+
+        Parameters
+        ----------
+        meta : of the path, which says them where the commit is of an older release
+        """
+        return Settings.from_json(self.scalars.get("settings") or meta["settings"])
+
     def run_files(self) -> list[dict[str, Any]]:
         """The files of its runs: name, bytes and checksum of each."""
         if self.runs is None:
@@ -307,9 +316,7 @@ class VersionStore(ObjectStore):
             kept = ", ".join(map(str, self.numbers())) or "none"
             raise StorageError(f"{self.path} does not hold {which} of a model (kept: {kept}).")
         kinds: tuple[IdKind, IdKind] = (meta["kinds"][0], meta["kinds"][1])
-        # of a race a version may have other settings than the one before
-        settings = Settings.from_json(commit.scalars.get("settings") or meta["settings"])
-        state = ModelState.empty(settings, *kinds)
+        state = ModelState.empty(commit.settings(meta), *kinds)
         for part in self.parts(commit):
             for name, side in (("users", state.users), ("items", state.items)):
                 if part.runs is not None:

@@ -113,6 +113,27 @@ class TestCandidates:
         assert state.settings == (GRID[2], GRID[1], GRID[0])[leader_of(commit)]
         assert state.settings != GRID[2]
 
+    def test_a_service_follows_the_leader(self, racing, batches, tmp_path):
+        holder = pytest.importorskip("sparkml_sgdals.serving.holder")
+        race = racing(tmp_path, grid=(GRID[2], GRID[1], GRID[0])).feed(batches[:1])
+        (tmp_path / "served").mkdir()
+        served = holder.ModelHolder(race.path, str(tmp_path / "served"))
+        ranks = set()
+        for number, table in enumerate(batches[1:20], 1):
+            race.feed([table], number)
+            served.poll()
+            state, _ = race.store.load()
+            with served.reading() as model:
+                ranks.add(model.settings.rank)
+                assert model.settings == state.settings
+                assert model.diagnose().ratings == state.counters.ratings
+                ids = [side.index.ids(None).to_pylist()[:9] for side in (state.users, state.items)]
+                rows = model.user_rows(ids[0]), model.item_rows(ids[1])
+                nine = np.arange(9)
+                expected = state.predict(nine, nine)[0]
+                assert np.array_equal(model.scratch(*rows).predict(nine, nine)[0], expected)
+        assert len(ranks) > 1
+
 
 class TestRestarts:
     @pytest.mark.parametrize("pieces", [2, 7])
