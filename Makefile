@@ -66,8 +66,9 @@ kills: $(VENV)/.installed ## Kill streams 50 times and at every named point: out
 		$(PY) tests/kills/harness.py --way $$way --json out/kills-$$way-files.json $(ARGS) || exit 1; \
 	done
 
-docs: $(VENV)/.installed ## Check the links in README.md and docs/
+docs: $(VENV)/.installed ## Check the links in README.md and docs/, and build the site: site/
 	$(PY) scripts/check_links.py README.md docs
+	$(PY) -m mkdocs build --strict
 
 $(VENV)/.installed: pyproject.toml
 	@sh scripts/ensure-venv.sh "$(PYTHON)" $(VENV)

@@ -10,15 +10,13 @@ import os
 import sys
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from pyspark.sql import SparkSession
 
 from sparkml_sgdals import StreamingBiasedALS
-
-mpl.use("Agg")
-import matplotlib.pyplot as plt
+from sparkml_sgdals.plotting import calibration_table, plot_calibration
 
 OUT = Path(__file__).resolve().parent.parent / "out" / "calibration.png"
 NAMES = ["user", "item", "rating", "time"]
@@ -47,7 +45,8 @@ def main() -> None:
         ),
     }  # fmt: skip
     als = StreamingBiasedALS(timestampCol="time", predictionStdCol="std")
-    figure, panels = plt.subplots(1, len(sets), figsize=(9, 4.2))
+    figure = Figure(figsize=(9, 4.4), layout="constrained")
+    panels = figure.subplots(1, len(sets))
     for panel, (name, ratings) in zip(panels, sets.items(), strict=True):
         test = np.random.default_rng(42).random(len(ratings)) < 0.2
         train, held = ratings[~test], ratings[test]
@@ -56,23 +55,13 @@ def main() -> None:
         scored = model.transform(spark.createDataFrame(held)).toPandas()
         apart = (scored.rating - scored.prediction).to_numpy()
         std = scored["std"].to_numpy()
-        tenths = np.array_split(np.argsort(std, kind="stable"), 10)
-        stated = np.array([np.sqrt(np.mean(std[t] ** 2)) for t in tenths])
-        found = np.array([np.sqrt(np.mean(apart[t] ** 2)) for t in tenths])
         print(f"{name}: {np.mean(np.abs(apart) < 2 * std):.1%} within two deviations")
-        for number, (s, f) in enumerate(zip(stated, found, strict=True), 1):
-            print(f"  tenth {number:2}: stated {s:.3f}, real {f:.3f}, ratio {f / s:.2f}")
-        ends = [0.9 * min(stated.min(), found.min()), 1.08 * max(stated.max(), found.max())]
-        panel.fill_between(ends, [0.85 * e for e in ends], [1.15 * e for e in ends], color="0.9")
-        panel.plot(ends, ends, "--", color="0.4", linewidth=1)
-        panel.plot(stated, found, "o-", color="black")
-        panel.set(
-            title=name, xlim=ends, ylim=ends,
-            xlabel="stated standard deviation (units of the rating)",
-        )  # fmt: skip
-    panels[0].set_ylabel("real error, RMSE (units of the rating)")
-    panels[0].annotate("shaded: within 15%", (0.05, 0.92), xycoords="axes fraction")
-    figure.tight_layout()
+        for row in calibration_table(std, apart).itertuples():
+            print(
+                f"  tenth {row.group:2}: stated {row.stated:.3f}, real {row.real:.3f}, "
+                f"ratio {row.ratio:.2f}"
+            )
+        plot_calibration(std, apart, name, panel)
     OUT.parent.mkdir(exist_ok=True)
     figure.savefig(OUT, dpi=110)
     spark.stop()

@@ -33,7 +33,7 @@ from sparkml_sgdals import StreamingBiasedALS
 mpl.use("Agg")
 import matplotlib.pyplot as plt
 
-OUT = Path(__file__).resolve().parent.parent / "out"
+OUT = Path(os.environ.get("SPARKML_SGDALS_OUT") or Path(__file__).resolve().parent.parent / "out")
 URL = "https://files.grouplens.org/datasets/movielens/ml-latest-small.zip"
 SCHEMA = "userId int, movieId int, rating double, timestamp long"
 REG_PARAMS = (0.05, 0.1, 0.15, 0.2, 0.3)
@@ -296,7 +296,7 @@ def start_spark() -> SparkSession:
 def main() -> None:
     """Run the story."""
     began = time.perf_counter()
-    OUT.mkdir(exist_ok=True)
+    OUT.mkdir(parents=True, exist_ok=True)
     picture, table, model_path = OUT / "demo.png", OUT / "demo-metrics.csv", OUT / "demo-model"
     shutil.rmtree(model_path, ignore_errors=True)
 

@@ -121,11 +121,6 @@ class ServedModel:
             found: list[Key] = self.indexes[1].ids(rows).to_pylist()
         return found
 
-    def all_item_ids(self) -> pa.Array:
-        """Ids of all items, by row."""
-        with self.lock:
-            return self.indexes[1].ids().slice(0, self.items.size)
-
     def scratch(self, user_rows: I64, item_rows: I64) -> ModelState:
         """A small ModelState of its own, with the state of some users and items."""
         with self.lock:
@@ -356,6 +351,11 @@ class ModelHolder:
                 f"served are {self._meta['kinds']}: start the service again."
             )
         settings = newest.settings(meta)
+        if settings.positive:
+            raise ValueError(
+                f"The model at {self.store.path} learned events, not ratings (implicitPrefs), "
+                "which this service cannot rank: use recommendForUserSubset."
+            )
         indexes = IdIndex(meta["kinds"][0]), IdIndex(meta["kinds"][1])
         lock = threading.Lock()
         copies = self._copy(settings), self._copy(settings)

@@ -21,5 +21,7 @@ def test_schemathesis_finds_nothing(modeler, started, tmp_path, kinds):
         # a stream of events has no end, and would be waited for
         "--exclude-path", "/events",
     ]  # fmt: skip
-    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, timeout=280, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

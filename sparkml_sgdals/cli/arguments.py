@@ -1,0 +1,35 @@
+"""Options that several commands have."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = ["Format", "Item", "Model", "Option", "Rating", "Schema", "Time", "User"]
+
+Model = Annotated[str, typer.Argument(help="A saved model, or a model path: its newest version.")]
+User = Annotated[str, typer.Option(help="Column of user ids.")]
+Item = Annotated[str, typer.Option(help="Column of item ids.")]
+Rating = Annotated[str, typer.Option(help="Column of ratings.")]
+Time = Annotated[str, typer.Option(help="Column of the time of a rating; '' for none.")]
+Format = Annotated[
+    str,
+    typer.Option(
+        "--format",
+        help="csv, json, parquet or another that Spark reads; by default as the name says.",
+        show_default=False,
+    ),
+]
+Option = Annotated[
+    list[str] | None,
+    typer.Option("--option", help="An option of Spark's reader, as name=value; may be repeated."),
+]
+Schema = Annotated[
+    str,
+    typer.Option(
+        help='Schema of messages or files, such as "userId string, movieId long, rating double"; '
+        "by default ids and times are long, ratings double.",
+        show_default=False,
+    ),
+]

@@ -1,0 +1,142 @@
+"""Results on a terminal, in a file or for a machine: tables, facts, bars and JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import date, datetime
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.table import Table
+
+__all__ = ["Output"]
+
+
+class Output:
+    """Results to stdout, progress and remarks to stderr.
+
+    Attributes
+    ----------
+    json : whether results are printed as JSON
+    terminal : whether somebody looks on: bars are shown
+    """
+
+    def __init__(self, as_json: bool = False) -> None:
+        self.json = as_json
+        self._out = Console(highlight=False)
+        if not self._out.is_terminal:
+            # a file or a pipe has no width that a line should break at
+            self._out = Console(highlight=False, width=10_000)
+        self._err = Console(stderr=True, highlight=False)
+        self.terminal = self._err.is_terminal and not as_json
+
+    def facts(self, values: Mapping[str, Any]) -> None:
+        """Names with values; as JSON one object."""
+        if self.json:
+            self.line(values)
+            return
+        table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+        for name, value in values.items():
+            table.add_row(name, _text(value))
+        self._out.print(table)
+
+    def table(self, title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
+        """Rows under headings, as JSON a list of objects."""
+        if self.json:
+            self.line([{name: row.get(name) for name in columns} for row in rows])
+            return
+        table = Table(title=title or None, title_justify="left", expand=False)
+        for name in columns:
+            numeric = any(_is_number(row.get(name)) for row in rows)
+            table.add_column(name, justify="right" if numeric else "left")
+        for row in rows:
+            table.add_row(*(_text(row.get(name)) for name in columns))
+        self._out.print(table)
+
+    def line(self, value: Any) -> None:
+        """One line of JSON."""
+        # not by rich, which would wrap it
+        self._out.file.write(json.dumps(plain(value), ensure_ascii=False) + "\n")
+        self._out.file.flush()
+
+    def say(self, text: str) -> None:
+        """A remark to a person, on stderr; nothing where output is JSON."""
+        if not self.json:
+            self._err.print(text, markup=False)
+
+    def row(self, cells: Sequence[str], widths: Sequence[int]) -> None:
+        """One line of a table that grows, flushed at once."""
+        text = "  ".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
+        self._out.print(text, markup=False)
+        self._out.file.flush()
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """A spinner while the body runs, on a terminal."""
+        if not self.terminal:
+            yield
+            return
+        with self._err.status(what):
+            yield
+
+    @contextmanager
+    def bar(self, what: str, unit: str) -> Iterator[Progress | None]:
+        """A progress bar to add tasks to, None where nobody looks on."""
+        if not self.terminal:
+            yield None
+            return
+        columns = (
+            SpinnerColumn(), TextColumn(what), BarColumn(), MofNCompleteColumn(),
+            TextColumn(unit), TimeElapsedColumn(),
+        )  # fmt: skip
+        with Progress(*columns, console=self._err, transient=True) as progress:
+            yield progress
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: NaN, infinity and what is missing become null."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(one) for name, one in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(one) for one in value]
+    if value is None or value is pd.NA or value is pd.NaT:
+        return None
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, datetime | date):
+        return value.isoformat()
+    return value if isinstance(value, int | str | bool) else str(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+
+
+def _text(value: Any) -> str:
+    value = plain(value)
+    if value is None:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4f}"
+    if isinstance(value, list):
+        return ", ".join(map(_text, value)) or "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_text(one)}" for name, one in value.items())
+    return str(value)

@@ -1,0 +1,124 @@
+"""`serve` and `demo`: programs that run by themselves."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import sparkml_sgdals
+from sparkml_sgdals.cli.arguments import Item, Rating, Time, User
+from sparkml_sgdals.cli.running import Run, command
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
+    command(app, "serve", spark=False)(serve)
+    command(app, "demo", spark=False)(demo)
+
+
+def serve(
+    run: Run,
+    model_path: Annotated[str, typer.Argument(help="Folder or URI of versions.")],
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(help="Port to listen on; 0: a free one.", min=0, max=65535)
+    ] = 8000,
+    inbox: Annotated[
+        str | None, typer.Option(help="Folder that the stream reads: ratings posted go there.")
+    ] = None,
+    kafka: Annotated[
+        str | None, typer.Option(help="Kafka's host:port: ratings posted go there.")
+    ] = None,
+    topic: Annotated[str, typer.Option(help="Kafka topic.")] = "ratings",
+    titles: Annotated[str | None, typer.Option(help="File of ids and titles of items.")] = None,
+    ratings: Annotated[
+        str | None, typer.Option(help="File or folder of ratings that users have given.")
+    ] = None,
+    token_file: Annotated[
+        str | None, typer.Option(help="File with the token that posting needs.")
+    ] = None,
+    open_writes: Annotated[
+        bool, typer.Option("--open-writes", help="Take ratings without a token.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Ready whatever the diagnosis says.")
+    ] = False,
+    cache: Annotated[str | None, typer.Option(help="Folder to map factors in.")] = None,
+    wait_seconds: Annotated[
+        float, typer.Option(help="How long to wait for a first version.", min=0)
+    ] = 0.0,
+    user: User = "userId",
+    item: Item = "movieId",
+    rating: Rating = "rating",
+    time: Time = "timestamp",
+) -> None:
+    """Answer requests for recommendations by HTTP; a new version is taken up as it comes."""
+    try:
+        # not by name: the service is an extra
+        serving = import_module("sparkml_sgdals.serving")
+        run_service = serving.serve
+        columns = import_module("sparkml_sgdals.serving.history").Columns(user, item, rating, time)
+    except ModuleNotFoundError as missing:
+        raise ImportError(
+            f"serve needs {missing.name}: pip install 'sparkml-sgdals[serve]'."
+        ) from missing
+    run_service(
+        model_path,
+        host=host,
+        port=port,
+        inbox=inbox,
+        kafka=kafka,
+        topic=topic,
+        columns=columns,
+        titles=titles,
+        ratings=ratings,
+        token_file=token_file,
+        open_writes=open_writes,
+        force=force,
+        cache=cache,
+        wait_seconds=wait_seconds,
+        started=lambda address: run.output.facts({"address": address}),
+    )
+
+
+def demo(
+    run: Run,
+    data: Annotated[
+        str,
+        typer.Option(
+            help="Folder with ratings.csv; by default what SPARKML_SGDALS_DATA names, else "
+            "MovieLens is downloaded, else ratings are made up.",
+            show_default=False,
+        ),
+    ] = "",
+    out: Annotated[str, typer.Option(help="Folder for picture, metrics and model.")] = "out",
+) -> int:
+    """Stream MovieLens into a model, against Spark's ALS, and draw what came of it."""
+    if find_spec("matplotlib") is None:
+        raise ImportError("demo needs matplotlib: pip install 'sparkml-sgdals[plot]'.")
+    package = Path(sparkml_sgdals.__file__).parent
+    # in a checkout, and where a wheel puts it
+    places = (package.parent / "examples" / "demo.py", package / "cli" / "demo_story.py")
+    story = next((place for place in places if place.is_file()), None)
+    if story is None:
+        raise FileNotFoundError(f"There is no {places[1]}: install the package again.")
+    names = os.environ | {"SPARKML_SGDALS_OUT": str(Path(out).resolve())}
+    if data:
+        names["SPARKML_SGDALS_DATA"] = data
+    # a process of its own: it sets up matplotlib and Spark as it likes
+    speech = sys.stderr if run.output.json else None
+    code = subprocess.run([sys.executable, story], env=names, stdout=speech, check=False).returncode
+    if run.output.json:
+        ends = {"picture": ".png", "metrics": "-metrics.csv", "model": "-model"}
+        made = {name: f"{out}/demo{end}" for name, end in ends.items()}
+        run.output.line({"exitCode": code} | made)
+    return code

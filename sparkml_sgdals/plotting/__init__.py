@@ -1,0 +1,27 @@
+"""Pictures of models and streams, readable without colour; needs matplotlib (extra `plot`).
+
+Every function returns a matplotlib Figure, which `savefig` writes and a notebook shows.
+"""
+
+from __future__ import annotations
+
+try:
+    import matplotlib  # noqa: F401
+except ImportError as missing:
+    raise ImportError("Pictures need matplotlib: pip install 'sparkml-sgdals[plot]'.") from missing
+
+from sparkml_sgdals.plotting.calibration import calibration_table, plot_calibration
+from sparkml_sgdals.plotting.curves import plot_race, plot_stream
+from sparkml_sgdals.plotting.factors import plot_factors
+from sparkml_sgdals.plotting.matrix import MatrixStep, plot_matrix, save_film
+
+__all__ = [
+    "MatrixStep",
+    "calibration_table",
+    "plot_calibration",
+    "plot_factors",
+    "plot_matrix",
+    "plot_race",
+    "plot_stream",
+    "save_film",
+]

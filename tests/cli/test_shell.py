@@ -1,0 +1,132 @@
+"""What holds for all commands without Spark: help, exit codes, errors, JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from sparkml_sgdals import __version__
+from sparkml_sgdals.cli.app import app
+from sparkml_sgdals.cli.output import plain
+from sparkml_sgdals.cli.running import command, one_sentence, pairs
+
+COMMANDS = ["fit", "stream", "recommend", "evaluate", "diagnose", "versions", "rollback", "serve",
+            "demo", "data movielens", "data replay"]  # fmt: skip
+
+
+def run(*words):
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name):
+    done = run(*name.split(), "--help")
+    assert done.exit_code == 0
+    assert "--json" in done.stdout
+    assert "--debug" in done.stdout
+
+
+def test_version():
+    assert run("--version").stdout.strip() == __version__
+
+
+def test_the_entry_point_runs():
+    program = "from sparkml_sgdals.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, "versions", "/no/such/path"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: ")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_without_the_extra_it_says_so():
+    program = "import sys; sys.modules['typer'] = None\nfrom sparkml_sgdals.cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert done.stderr.strip() == "The command needs typer: pip install 'sparkml-sgdals[cli]'."
+
+
+def test_debug_shows_the_stack_trace():
+    assert "Traceback" not in run("versions", "/no/such/path").stderr
+    assert "Traceback" in run("versions", "/no/such/path", "--debug").stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("fit",),
+        ("fit", "a", "b", "--param", "rank"),
+        ("fit", "a", "b", "--param", "rnak=3"),
+        ("fit", "a", "b", "--conf", "x"),
+        ("fit", "a", "b", "--held-out", "c", "--split", "0.1"),
+        ("stream", "path"),
+        ("stream", "path", "in", "--kafka", "h:1"),
+        ("recommend", "m"),
+        ("recommend", "m", "--all"),
+        ("recommend", "m", "-u", "1", "--rank-by", "luck"),
+        ("rollback", "path", "one"),
+    ],
+)
+def test_wrong_usage_is_exit_code_2(words):
+    done = run(*words)
+    assert done.exit_code == 2, done.output
+    assert "Traceback" not in done.output
+
+
+def test_interrupted_is_130():
+    mine = typer.Typer()
+
+    def stop(run):
+        raise KeyboardInterrupt
+
+    command(mine, "stop", spark=False)(stop)
+    assert CliRunner().invoke(mine, []).exit_code == 130
+
+
+def test_errors_become_one_sentence():
+    inside = (
+        "[STREAM_FAILED] Query [id = 1] terminated with exception: Traceback (most recent call "
+        "last):\n  File 'x'\nValueError: The column 'rating' is missing. Rename one.\n\nmore"
+    )
+    assert one_sentence(RuntimeError(inside)) == "The column 'rating' is missing. Rename one."
+    jvm = (
+        "[STREAM_FAILED] Traceback (most recent call last):\n  File 'x'\n"
+        "py4j.protocol.Py4JJavaError: An error occurred while calling o1.x.\n"
+        ": org.apache.spark.SparkException: Exception thrown\n\tat org.apache.X.y(X.scala:1)\n"
+        "Caused by: org.apache.spark.SparkException: Job aborted\n\tat org.apache.X.y(X.scala:1)\n"
+        "Caused by: org.apache.spark.SparkIllegalArgumentException: The header is not the schema.\n"
+        " Header: a, b\n\tat org.apache.X.y(X.scala:1)\n\tat java.base/z(Unknown Source)\n"
+    )
+    assert one_sentence(RuntimeError(jvm)) == "The header is not the schema. Header: a, b"
+    spark = "[PATH_NOT_FOUND] Path does not exist: file:/x. SQLSTATE: 42K03;\nPlan\n\nJVM"
+    assert one_sentence(RuntimeError(spark)) == "Path does not exist: file:/x."
+    assert one_sentence(ValueError()) == "ValueError"
+
+
+def test_pairs():
+    assert pairs("--conf", ["a.b=c=d", " e = f "]) == {"a.b": "c=d", "e": "f"}
+    with pytest.raises(typer.BadParameter, match="name=value"):
+        pairs("--conf", ["=1"])
+
+
+def test_json_holds_no_nan():
+    values = {"a": math.nan, "b": np.float32(0.5), "c": [pd.NA, np.int64(3)], "d": pd.NaT,
+              "e": pd.Timestamp("2026-01-02"), "f": math.inf}  # fmt: skip
+    expected = {"a": None, "b": 0.5, "c": [None, 3], "d": None, "e": "2026-01-02T00:00:00",
+                "f": None}  # fmt: skip
+    assert plain(values) == expected
+    json.dumps(plain(values), allow_nan=False)

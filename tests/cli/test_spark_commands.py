@@ -1,0 +1,209 @@
+"""The commands that need Spark, on real ratings tables, one after another as a person would."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import ONCE
+from typer.testing import CliRunner
+
+from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
+from sparkml_sgdals.cli.app import app
+from sparkml_sgdals.cli.sources import Columns, read_table
+
+NAMES = {"user": "userId", "item": "movieId", "time": "timestamp"}
+
+
+def run(*words, code=0):
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exit_code == code, done.output
+    return done
+
+
+def answer(*words, code=0):
+    return json.loads(run(*words, "--json", code=code).stdout)
+
+
+@pytest.fixture(scope="module")
+def tables(small, tmp_path_factory):
+    """Folder with train.csv, test.parquet and titles.csv."""
+    folder = tmp_path_factory.mktemp("tables")
+    table = small.rename(columns=NAMES)
+    table.iloc[:3000].to_csv(folder / "train.csv", index=False)
+    table.iloc[3000:].to_parquet(folder / "test.parquet")
+    ids = np.sort(table.movieId.unique())
+    titles = pd.DataFrame({"movieId": ids, "title": [f"Film, the {i}th" for i in ids]})
+    titles.to_csv(folder / "titles.csv", index=False)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def fitted(spark, tables):
+    """A model of the command `fit`, and what it said."""
+    out = tables / "model"
+    said = answer("fit", tables / "train.csv", out, "--held-out", tables / "test.parquet",
+                  "-P", "rank=4", "-P", "implicitPrior=false", "--overwrite")  # fmt: skip
+    return out, said
+
+
+def test_fit_saves_what_the_library_learns(spark, tables, fitted):
+    out, said = fitted
+    loaded = StreamingBiasedALSModel.load(str(out))
+    table = read_table(spark, str(tables / "train.csv"), "", {})
+    als = StreamingBiasedALS(userCol="userId", itemCol="movieId", timestampCol="timestamp", rank=4,
+                             implicitPrior=False)  # fmt: skip
+    assert loaded.state.fingerprint() == als.fit(table).state.fingerprint()
+    assert (said["ratings"], said["evidence"], said["predicted"]) == (3000, "held-out", 1000)
+    assert said["rmse"] < said["baselineRmse"]
+    assert len(said["trainingRmse"]) == 5
+
+
+def test_fit_does_not_replace_a_model_unasked(tables, fitted):
+    done = run("fit", tables / "train.csv", fitted[0], code=1)
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_evaluate_agrees_with_transform(spark, tables, fitted):
+    out, said = fitted
+    found = answer("evaluate", out, tables / "test.parquet")
+    model = StreamingBiasedALSModel.load(str(out))
+    scored = model.transform(spark.read.parquet(str(tables / "test.parquet"))).toPandas()
+    apart = scored.prediction - scored.rating
+    assert found["ratings"] == 1000
+    assert found["rmse"] == pytest.approx(np.sqrt(np.mean(apart**2)), rel=1e-9)
+    assert found["mae"] == pytest.approx(np.mean(np.abs(apart)), rel=1e-9)
+    assert found["rmse"] == pytest.approx(said["rmse"], rel=1e-6)
+
+
+def test_diagnose_tells_by_its_exit_code(tables, fitted):
+    found = answer("diagnose", fitted[0], "--held-out", tables / "test.parquet")
+    assert found["beatsBaseline"] is True
+    # too few ratings to judge by
+    few = tables / "few.parquet"
+    pd.read_parquet(tables / "test.parquet").head(10).to_parquet(few)
+    found = answer("diagnose", fitted[0], "--held-out", few, code=3)
+    assert found["beatsBaseline"] is False
+    assert "Not yet" in run("diagnose", fitted[0], "--held-out", few, code=3).stdout
+
+
+def test_recommend_for_users_with_titles(spark, tables, fitted):
+    out, _ = fitted
+    rows = answer("recommend", out, "-u", "8", "-u", "999999", "-n", "3",
+                  "--exclude-seen", tables / "train.csv",
+                  "--titles", tables / "titles.csv")  # fmt: skip
+    assert [(row["userId"], row["place"], row["cold"]) for row in rows] == [
+        *((8, place, False) for place in (1, 2, 3)),
+        *((999999, place, True) for place in (1, 2, 3)),
+    ]
+    assert all(row["title"] == f"Film, the {row['movieId']}th" for row in rows)
+    assert all(row["rating"] >= after["rating"] for row, after in itertools.pairwise(rows[:3]))
+    train = pd.read_csv(tables / "train.csv")
+    seen = set(train[train.userId == 8].movieId)
+    assert seen
+    assert not seen & {row["movieId"] for row in rows if row["userId"] == 8}
+    # for a person: a table
+    shown = run("recommend", out, "-u", "8", "-n", "2").stdout
+    assert "movieId" in shown
+    assert str(rows[0]["movieId"]) in run("recommend", out, "-u", "8", "--exclude-seen",
+                                          tables / "train.csv").stdout  # fmt: skip
+
+
+def test_recommend_for_all_writes_parquet(tables, fitted, tmp_path):
+    place = tmp_path / "best"
+    run("recommend", fitted[0], "--all", "-n", "5", "--out", place)
+    table = pd.read_parquet(place)
+    assert len(table) == 120
+    assert {len(best) for best in table.recommendations} == {5}
+
+
+def test_recommend_refuses_ids_of_the_other_kind(fitted):
+    assert "integers" in run("recommend", fitted[0], "-u", "bob", code=2).stderr
+
+
+def test_stream_versions_and_rollback(spark, small, files, tmp_path):
+    table = small.rename(columns=NAMES)
+    folder, path = files(table.iloc[:900], 300), tmp_path / "films"
+    words = ("stream", path, folder, "--once", "--option", "maxFilesPerTrigger=1")
+    done = run(*words, "--json")
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line["batch"] for line in lines] == [0, 1, 2]
+    assert [line["ratings"] for line in lines] == [300, 300, 300]
+    assert lines[0]["rmse"] is None or lines[0]["rmse"] > 0
+
+    files(table.iloc[900:1200], 300, first=3)
+    again = run(*words).stdout.splitlines()
+    # only what is new is learned and told
+    assert len(again) == 2
+    assert again[1].split()[:2] == ["3", "300"]
+    found = answer("versions", path, "--verify")
+    assert [row["loadable"] for row in found] == [True] * len(found)
+    assert found[-1]["ratings"] == 1200
+    assert found[-1]["batch"] == 3
+
+    wanted = found[-2]["version"]
+    done = answer("rollback", path, wanted, "--no-reread")
+    assert (done["restored"], done["version"]) == (wanted, found[-1]["version"] + 1)
+    assert answer("versions", path)[-1]["ratings"] == 900
+    # offsets stay: what was left out is not learned again
+    assert len(run(*words).stdout.splitlines()) == 1
+    error = run("rollback", path, 12345, code=1).stderr
+    assert len(error.splitlines()) == 1
+    assert "12345" in error
+
+
+def test_stream_goes_on_from_a_saved_model(spark, small, files, fitted, tmp_path):
+    table = small.rename(columns=NAMES)
+    folder, path = files(table.iloc[3000:3400], 200), tmp_path / "films"
+    run("stream", path, folder, "--start", fitted[0], "--once", "--validation",
+        fitted[0].parent / "test.parquet", "--option", "maxFilesPerTrigger=1")  # fmt: skip
+    found = StreamingBiasedALSModel.load(str(path))
+    assert found.state.counters.ratings == 3400
+    schema = Columns("userId", "movieId", "rating", "timestamp").ddl
+    stream = spark.readStream.schema(schema).option("header", True)
+    stream = stream.option("maxFilesPerTrigger", 1).csv(folder)
+    start = StreamingBiasedALSModel.load(str(fitted[0]))
+    job = start.updateStream(stream, str(tmp_path / "library"), trigger=ONCE)
+    job.awaitTermination(60)
+    assert found.state.fingerprint() == job.model.state.fingerprint()
+
+
+def test_a_stream_whose_files_have_other_columns_fails_in_a_sentence(spark, tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.csv").write_text("movieId,userId,rating,timestamp\n1,2,3.0,4\n")
+    done = run("stream", tmp_path / "films", folder, "--once", code=1)
+    assert len(done.stderr.splitlines()) == 1
+    assert "header" in done.stderr
+
+
+def test_a_missing_column_and_a_missing_file(tables, fitted, tmp_path):
+    out = tmp_path / "m"
+    done = run("fit", tables / "train.csv", out, "--user", "who", code=1)
+    assert "who" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    done = run("fit", tables / "nothing.csv", out, code=1)
+    assert "nothing.csv" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_in_a_session_of_its_own(classic_only, tables, tmp_path):
+    """--master and --conf reach Spark, stdout holds JSON and nothing else."""
+    program = "from sparkml_sgdals.cli import main; main()"
+    words = ["fit", tables / "train.csv", tmp_path / "m", "--json", "--master", "local[1]",
+             "--conf", "spark.ui.enabled=false", "--conf", "spark.sql.shuffle.partitions=1",
+             "-P", "rank=2"]  # fmt: skip
+    names = {k: v for k, v in os.environ.items() if not k.startswith(("SPARK_", "PYSPARK_"))}
+    names["SPARK_LOCAL_IP"] = "127.0.0.1"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *map(str, words)],
+        env=names, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["ratings"] == 3000
