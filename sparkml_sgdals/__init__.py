@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sparkml_sgdals.estimator import StreamingBiasedALS
+    from sparkml_sgdals.grid_search import RaceJob, StreamingGridSearch
     from sparkml_sgdals.model import StreamingBiasedALSModel
     from sparkml_sgdals.parsing import parseRatings
     from sparkml_sgdals.solvers import DivergenceError
@@ -14,18 +15,22 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DivergenceError",
+    "RaceJob",
     "StreamJob",
     "StreamingBiasedALS",
     "StreamingBiasedALSModel",
+    "StreamingGridSearch",
     "parseRatings",
 ]
 __version__ = "0.1.0"
 
 _HOME = {
     "DivergenceError": "solvers",
+    "RaceJob": "grid_search",
     "StreamJob": "streaming",
     "StreamingBiasedALS": "estimator",
     "StreamingBiasedALSModel": "model",
+    "StreamingGridSearch": "grid_search",
     "parseRatings": "parsing",
 }
 

@@ -18,6 +18,7 @@ from sparkml_sgdals.model import StreamingBiasedALSModel, fit_options, stream_in
 from sparkml_sgdals.objects import spark_path
 from sparkml_sgdals.parquet import pack_parquet
 from sparkml_sgdals.persistence import EstimatorWriter
+from sparkml_sgdals.reporting import OnBatch
 from sparkml_sgdals.schema import id_kind, id_type_name
 from sparkml_sgdals.setters import LearningSetters
 from sparkml_sgdals.state import ModelState
@@ -182,6 +183,9 @@ class StreamingBiasedALS(
         leaseSeconds: float = 60.0,
         eventIdCol: str | None = None,
         watermark: str = "1 hour",
+        onBatch: OnBatch | None = None,
+        prometheusPath: str = "",
+        metricsTable: bool = False,
     ) -> StreamJob[StreamingBiasedALSModel]:
         """Learn from a stream, from nothing; `StreamingBiasedALSModel.updateStream` says the rest.
 
@@ -209,6 +213,9 @@ class StreamingBiasedALS(
             leaseSeconds=leaseSeconds,
             eventIdCol=eventIdCol,
             watermark=watermark,
+            onBatch=onBatch,
+            prometheusPath=prometheusPath,
+            metricsTable=metricsTable,
         )
 
     def _ids_of(self, dataset: DataFrame) -> tuple[tuple[Any, Any], tuple[str, str]]:

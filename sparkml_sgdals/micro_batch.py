@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -25,7 +25,9 @@ from sparkml_sgdals.collecting import Collected, collect_ratings, invalid_rows
 from sparkml_sgdals.fitting import FitOptions, learn_table, refuse_invalid
 from sparkml_sgdals.lease import check_holder
 from sparkml_sgdals.overlay import Overlay
+from sparkml_sgdals.prequential import BatchSums
 from sparkml_sgdals.ratings import ZERO_WEIGHT, Problems, Ratings, encode_ratings
+from sparkml_sgdals.reporting import Report
 from sparkml_sgdals.state import ModelState
 from sparkml_sgdals.storage import Commit, VersionStore
 from sparkml_sgdals.updating import learn_batch
@@ -70,6 +72,7 @@ class StreamUpdater:
     options: FitOptions
     keep_versions: int
     keep_seconds: float
+    report: Report = field(default_factory=Report)
 
     def __call__(self, batch: DataFrame, batch_id: int) -> None:
         with _locks_guard:
@@ -121,6 +124,7 @@ class StreamUpdater:
         options = self.options
         keep = options.handle_invalid == "keep"
         collected = collect_ratings(batch, options.columns, options.kinds, keep, resident.largest)
+        collect_seconds = time.perf_counter() - clock
         if collected is None:
             learned = self._learn_large(resident, batch)
         else:
@@ -131,6 +135,7 @@ class StreamUpdater:
             learned = learn_collected(
                 resident.state, collected, _nothing if overlay is None else overlay.fetch
             )
+        learn_seconds = time.perf_counter() - clock - collect_seconds
         validation = self._validate(resident)
         if learned.invalid:
             rows = pa.table({"row": pa.array(learned.invalid, pa.string())})
@@ -144,11 +149,15 @@ class StreamUpdater:
             "zeroWeight": learned.problems.get(ZERO_WEIGHT, 0),
             "newUsers": learned.new_users,
             "newItems": learned.new_items,
-            "rmse": _json_number(learned.rmse),
-            "baselineRmse": _json_number(learned.baseline_rmse),
+            "users": learned.users,
+            "items": learned.items,
+            **learned.sums.metrics(),
             "validationRmse": _json_number(validation),
+            "collectSeconds": collect_seconds,
+            "learnSeconds": learn_seconds,
             "seconds": time.perf_counter() - clock,
         }
+        self.report.before_commit(store, metrics)
         resident.commit = store.commit(
             resident.state,
             learned.rows,
@@ -167,6 +176,7 @@ class StreamUpdater:
             # the next batch opens it again, in part
             forget_resident(self.path)
         store.prune(self.keep_versions, max(self.keep_seconds, _READERS_SECONDS))
+        self.report.after_commit(metrics, resident.state.counters.ratings)
 
     def _learn_large(self, resident: _Resident, batch: DataFrame) -> Learned:
         """A batch too large to collect goes the way of fit, with the model as its prior."""
@@ -195,8 +205,10 @@ class StreamUpdater:
             invalid=invalid_rows(batch, options.columns, options.kinds, keep) if bad else [],
             new_users=state.users.size - before.users.size,
             new_items=state.items.size - before.items.size,
-            rmse=math.sqrt(squares / judged) if judged else math.nan,
-            baseline_rmse=math.sqrt(baseline / judged) if judged else math.nan,
+            # the distinct ids of a batch of this size are not counted, nor its errors kept
+            users=None,
+            items=None,
+            sums=BatchSums(judged, squares, math.nan, baseline, math.nan),
             rows=None,
         )
 
@@ -213,7 +225,10 @@ class StreamUpdater:
 
 @dataclass(frozen=True)
 class Learned:
-    """What a batch did; `rows` are those of users and items that changed, None for all."""
+    """What a batch did; `rows` are those of users and items that changed, None for all.
+
+    `users` and `items` are how many distinct ones it named, None where not counted.
+    """
 
     ratings: int
     bad_rows: int
@@ -221,8 +236,9 @@ class Learned:
     invalid: list[str]
     new_users: int
     new_items: int
-    rmse: float
-    baseline_rmse: float
+    users: int | None
+    items: int | None
+    sums: BatchSums
     rows: tuple[Any, Any] | None
 
 
@@ -251,8 +267,9 @@ def learn_collected(
         invalid=collected.invalid,
         new_users=report.new_users,
         new_items=report.new_items,
-        rmse=report.rmse,
-        baseline_rmse=report.baseline_rmse,
+        users=len(ratings.user_ids),
+        items=len(ratings.item_ids),
+        sums=report.sums,
         rows=(report.user_rows, report.item_rows),
     )
 

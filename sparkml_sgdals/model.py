@@ -22,6 +22,7 @@ from sparkml_sgdals.params import ModelParams
 from sparkml_sgdals.persistence import ModelReader, ModelWriter
 from sparkml_sgdals.ranking import RankingMethods
 from sparkml_sgdals.ratings import encode_ratings, screen
+from sparkml_sgdals.reporting import OnBatch
 from sparkml_sgdals.schema import RatingColumns, select_ratings
 from sparkml_sgdals.scoring import FactorFrames, ScoreColumns, factor_frame, public_factors, score
 from sparkml_sgdals.setters import ModelSetters
@@ -263,6 +264,9 @@ class StreamingBiasedALSModel(
         leaseSeconds: float = 60.0,
         eventIdCol: str | None = None,
         watermark: str = "1 hour",
+        onBatch: OnBatch | None = None,
+        prometheusPath: str = "",
+        metricsTable: bool = False,
     ) -> StreamJob[StreamingBiasedALSModel]:
         """Learn from a stream, exactly once, one committed version a micro-batch.
 
@@ -282,6 +286,12 @@ class StreamingBiasedALSModel(
         eventIdCol : column of ids of events; an event delivered again is dropped (Spark's
             dropDuplicatesWithinWatermark), as are those later than `watermark`
         watermark : how late by timestampCol, a timestamp, an event or its repeat may come
+        onBatch : called with the metrics of each batch, a dict, once it is committed, in the
+            process that learns (on Spark Connect beside the server, so it must be picklable);
+            what it raises is logged
+        prometheusPath : folder or URI in which metrics.prom is replaced after each batch
+        metricsTable : whether each batch adds a Parquet file to metrics/ under the path, a row
+            with the columns of `job.metrics` that need no other batch
 
         Raises
         ------
@@ -305,6 +315,9 @@ class StreamingBiasedALSModel(
             leaseSeconds=leaseSeconds,
             eventIdCol=eventIdCol,
             watermark=watermark,
+            onBatch=onBatch,
+            prometheusPath=prometheusPath,
+            metricsTable=metricsTable,
         )
 
     @classmethod

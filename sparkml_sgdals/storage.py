@@ -84,6 +84,15 @@ class Commit:
     ids: list[int] | None = None
     """number of users and of items; None in versions of format 2"""
 
+    def settings(self, meta: dict[str, Any]) -> Settings:
+        """Settings of the version, which in a race may differ from version to version.
+
+        Parameters
+        ----------
+        meta : of the path, which says them where the commit is of an older release
+        """
+        return Settings.from_json(self.scalars.get("settings") or meta["settings"])
+
     def run_files(self) -> list[dict[str, Any]]:
         """The files of its runs: name, bytes and checksum of each."""
         if self.runs is None:
@@ -206,6 +215,7 @@ class VersionStore(ObjectStore):
         restored: Commit | None = None,
         checkpoint: str | None = None,
         check: Callable[[], None] = lambda: None,
+        extra: dict[str, Any] | None = None,
         onto: Base | None = None,
     ) -> Commit:
         """Write the next version.
@@ -218,6 +228,7 @@ class VersionStore(ObjectStore):
         checkpoint : folder of Spark's checkpoint from now on, by default that of `previous`
         check : called when all files stand, before the commit object; raises where another holds
             the lease by then
+        extra : more to keep among the commit's `scalars`, of JSON types
         onto : runs to which `rows` are added, where `state` holds a part of the model alone
 
         Raises
@@ -256,7 +267,7 @@ class VersionStore(ObjectStore):
             batch=batch,
             base=base,
             files=files,
-            scalars=state.scalars(),
+            scalars=state.scalars() | {"settings": state.settings.to_json()} | (extra or {}),
             metrics=metrics,
             committed=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
             delta_rows=0 if is_base else delta_rows,
@@ -276,7 +287,7 @@ class VersionStore(ObjectStore):
 
     def write_history(self, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Write metrics of many batches as the file `metrics`; nothing where there are none."""
-        history = pa.Table.from_pylist(rows)
+        history = _table_of(rows)
         if not history.num_columns:
             return {}
         return {"metrics": self.write_table(f"files/{name}-metrics.parquet", history)}
@@ -322,7 +333,7 @@ class VersionStore(ObjectStore):
             kept = ", ".join(map(str, self.numbers())) or "none"
             raise StorageError(f"{self.path} does not hold {which} of a model (kept: {kept}).")
         kinds: tuple[IdKind, IdKind] = (meta["kinds"][0], meta["kinds"][1])
-        state = ModelState.empty(Settings.from_json(meta["settings"]), *kinds)
+        state = ModelState.empty(commit.settings(meta), *kinds)
         for part in self.parts(commit):
             for name, side in (("users", state.users), ("items", state.items)):
                 if part.runs is not None:
@@ -468,6 +479,12 @@ class VersionStore(ObjectStore):
     def _bad(self, file: dict[str, Any], missing: bool) -> StorageError:
         kind = GoneError if missing else DamagedError
         return kind(bad_file(self.path, file["name"], missing))
+
+
+def _table_of(rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows as Arrow; a release may have added columns that the first ones lack."""
+    names = {name: None for row in rows for name in row}
+    return pa.Table.from_pylist([names | row for row in rows])
 
 
 def _commit_name(version: int) -> str:

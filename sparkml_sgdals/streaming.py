@@ -20,6 +20,7 @@ from sparkml_sgdals.micro_batch import StreamUpdater, forget_resident
 from sparkml_sgdals.packing import explain_problems
 from sparkml_sgdals.ratings import screen
 from sparkml_sgdals.repeats import drop_repeats
+from sparkml_sgdals.reporting import METRICS, OnBatch, Report, metrics_frame
 from sparkml_sgdals.schema import RatingColumns, select_ratings
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import ModelState
@@ -54,22 +55,6 @@ M = TypeVar("M", bound=Versioned)
 NOTHING: Final = "nothing"
 """Origin of a model that a stream starts from nothing."""
 
-METRICS: Final = (
-    "batch",
-    "version",
-    "committed",
-    "ratings",
-    "invalid",
-    "zeroWeight",
-    "newUsers",
-    "newItems",
-    "rmse",
-    "baselineRmse",
-    "validationRmse",
-    "seconds",
-)
-"""Columns of `StreamJob.metrics`; rmse and baselineRmse are from before the batch was learned."""
-
 
 class StreamJob(Generic[M]):
     """A model that is learning from a stream.
@@ -103,13 +88,19 @@ class StreamJob(Generic[M]):
         snapshot: M = self._model.copy()
         return snapshot
 
-    def metrics(self) -> pd.DataFrame:
-        """All batches so far, one row each, columns METRICS; a batch is there when committed."""
-        frame = pd.DataFrame(VersionStore(self.path).metrics(), columns=list(METRICS))
-        frame["committed"] = pd.to_datetime(frame["committed"])
-        numbers = ["rmse", "baselineRmse", "validationRmse", "seconds"]
-        frame[numbers] = frame[numbers].astype(float)
-        return frame
+    def metrics(self, window: int = 10_000, fading: float = 0.9999) -> pd.DataFrame:
+        """All batches so far, one row each, columns METRICS: docs/metrics.md defines each.
+
+        Parameters
+        ----------
+        window : ratings that the sliding window of the columns window* holds at least
+        fading : what a rating counts in the columns fading* when the next one comes, (0, 1]
+
+        Raises
+        ------
+        ValueError : window or fading out of range
+        """
+        return metrics_frame(VersionStore(self.path).metrics(), window, fading)
 
     def awaitTermination(self, timeout: float | None = None) -> bool:
         """Wait until the stream ends, or `timeout` seconds; whether it has ended.
@@ -191,8 +182,15 @@ def start_stream(
     leaseSeconds: float,
     eventIdCol: str | None,
     watermark: str,
+    onBatch: OnBatch | None = None,
+    prometheusPath: str = "",
+    metricsTable: bool = False,
+    makeUpdater: Callable[[str, str], Callable[[DataFrame, int], None]] | None = None,
 ) -> StreamJob[M]:
     """Start or resume learning from `stream` under the model path `path`.
+
+    `makeUpdater` makes the function of foreachBatch from the path and the lease's token, by default
+    a `StreamUpdater`.
 
     Raises
     ------
@@ -236,9 +234,16 @@ def start_stream(
         store.drop_broken_writes()
         if validation is not None:
             _keep_validation(store, validation, options)
-        updater = StreamUpdater(
-            path, lease.token, options, keepVersions, keep_seconds=keepDays * 86400.0
+        updater: Callable[[DataFrame, int], None] = StreamUpdater(
+            path,
+            lease.token,
+            options,
+            keepVersions,
+            keep_seconds=keepDays * 86400.0,
+            report=Report(onBatch, prometheusPath and full_path(prometheusPath), metricsTable),
         )
+        if makeUpdater is not None:
+            updater = makeUpdater(path, lease.token)
         writer = stream.writeStream.foreachBatch(updater).option(
             "checkpointLocation", f"{spark_path(path)}/{newest.checkpoint}"
         )
@@ -268,6 +273,13 @@ def _check_same(meta: dict[str, Any], start: StreamStart, path: str) -> None:
     """Refuse a path that was learned with other params, ids or from another start."""
     wanted = _identity(start)
     remedy = "Use the params of the path, or another path."
+    if meta.get("race") != start.meta.get("race"):
+        held = "a race" if "race" in meta else "one model"
+        raise ValueError(
+            f"The path {path} holds {held}, learned with other candidates or Params. Start "
+            "StreamingGridSearch with those of the path, or use another path: a model loaded from "
+            "here can go on there by updateStream."
+        )
     learned_with = Settings.from_json(meta["settings"]).to_json()
     for name, value in wanted["settings"].items():
         held = learned_with[name]

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from sparkml_sgdals.kernels import check_rows
 from sparkml_sgdals.learning import not_finite, settle_scale
 from sparkml_sgdals.learning_events import learn_events
 from sparkml_sgdals.noise import expected_squares, learn_noise_factors
+from sparkml_sgdals.prequential import BatchSums, judge_batch
 from sparkml_sgdals.ratings import Ratings
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.smoothing import smooth_batch
@@ -40,6 +41,7 @@ class BatchReport:
     item_rows: I64
     rmse: float
     baseline_rmse: float
+    sums: BatchSums = field(default_factory=BatchSums)
 
 
 def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
@@ -62,7 +64,8 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
     predicted = not state.blank
     # while the scale settles every row may change, and there are few
     whole = None if state.scale.frozen else state.copy()
-    squares, baseline_squares, surprises = _score_before(state, ratings)
+    sums, surprises = _score_before(state, ratings)
+    squares, baseline_squares = sums.squares, sums.baseline_squares
     first = min(SETTLING_RATINGS - state.scale.seen, len(ratings))
     settle_scale(state, ratings.moments(max(first, 0)), first)
     sizes = state.users.size, state.items.size
@@ -123,6 +126,7 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
         item_rows,
         math.sqrt(squares / count) if predicted else math.nan,
         math.sqrt(baseline_squares / count) if predicted else math.nan,
+        sums if predicted else BatchSums(),
     )
 
 
@@ -145,31 +149,31 @@ def _learn_rows(
 
 def _score_before(
     state: ModelState, ratings: Ratings
-) -> tuple[float, float, npt.NDArray[np.float64] | None]:
-    """Sums of squared errors of the model and its baseline on ratings not yet learned.
+) -> tuple[BatchSums, npt.NDArray[np.float64] | None]:
+    """What the model and its baseline say of ratings not yet learned, against what they are.
 
     Under `bayes` the noise variance, which only stated deviations use, learns from them too; and
-    the squared noise expected behind each, in its units, is the third, None where unknown.
+    the squared noise expected behind each, in its units, is the second, None where unknown.
     """
     users = state.users.index.find(ratings.user_ids)[ratings.users]
     items = state.items.index.find(ratings.item_ids)[ratings.items]
     predictions, variances = state.predict(users, items)
     truth = ratings.values.astype(np.float64)
-    squares = float(np.sum((truth - state.clip(predictions)) ** 2))
-    baseline = float(np.sum((truth - state.clip(state.predict_baseline(users, items))) ** 2))
-    surprises = None
-    if state.settings.solver == "bayes" and not state.blank:
-        noise = state.noise * state.noise_factors(users, items)
-        units = state.scale.spread**2
-        expected = expected_squares(
-            truth - predictions, variances.astype(np.float64), noise * units
-        )
-        surprises = expected / (state.noise * units)
-        surplus = (truth - predictions) ** 2 - variances
-        weights = ratings.weights if ratings.weights.size else np.ones(truth.size, np.float32)
-        weight = float(weights.sum(dtype=np.float64))
-        total = state.noise_weight + weight
-        seen = float(np.sum(surplus * weights)) / state.scale.spread**2
-        state.noise = max((state.noise * state.noise_weight + seen) / total, 0.01)
-        state.noise_weight = total
-    return squares, baseline, surprises
+    clipped = state.clip(predictions)
+    baseline = state.clip(state.predict_baseline(users, items))
+    if state.settings.solver != "bayes" or state.blank:
+        return judge_batch(truth, clipped, baseline, None), None
+    noise = state.noise * state.noise_factors(users, items)
+    units = state.scale.spread**2
+    known = variances.astype(np.float64)
+    sums = judge_batch(truth, clipped, baseline, known + noise * units)
+    expected = expected_squares(truth - predictions, known, noise * units)
+    surprises = expected / (state.noise * units)
+    surplus = (truth - predictions) ** 2 - variances
+    weights = ratings.weights if ratings.weights.size else np.ones(truth.size, np.float32)
+    weight = float(weights.sum(dtype=np.float64))
+    total = state.noise_weight + weight
+    seen = float(np.sum(surplus * weights)) / state.scale.spread**2
+    state.noise = max((state.noise * state.noise_weight + seen) / total, 0.01)
+    state.noise_weight = total
+    return sums, surprises

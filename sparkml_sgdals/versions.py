@@ -223,6 +223,11 @@ def forget_users(store: VersionStore, ids: pa.Array) -> Commit:
     try:
         state, newest = store.load()
         meta = store.meta() or {}
+        if "race" in meta:
+            raise ValueError(
+                f"{store.path} holds a race, whose candidates and batches know the users as well. "
+                "Load its model, let it go on at another path, forget there, and delete this one."
+            )
         last = store.numbers()[-1]
         if last != newest.version:
             # a new version would take its number, and it could not be put back any more

@@ -298,6 +298,10 @@ class ModelHolder:
         whole = [part for part in parts if part is not None and part.restored is None]
         if len(whole) < len(parts) or newest.restored is not None:
             return None
+        settings = held.settings(self._meta)
+        if any(part.settings(self._meta) != settings for part in [*whole, newest]):
+            # another leader of a race
+            return None
         return [*whole, newest]
 
     def _apply(self, newest: Commit, parts: list[Commit]) -> bool:
@@ -346,7 +350,7 @@ class ModelHolder:
                 f"The model at {self.store.path} has ids of kinds {meta['kinds']} now, those "
                 f"served are {self._meta['kinds']}: start the service again."
             )
-        settings = Settings.from_json(meta["settings"])
+        settings = newest.settings(meta)
         if settings.positive:
             raise ValueError(
                 f"The model at {self.store.path} learned events, not ratings (implicitPrefs), "
@@ -428,7 +432,7 @@ class ModelHolder:
     ) -> None:
         meta = self._meta
         kinds: tuple[IdKind, IdKind] = (meta["kinds"][0], meta["kinds"][1])
-        shell = ModelState.empty(Settings.from_json(meta["settings"]), *kinds)
+        shell = ModelState.empty(newest.settings(meta), *kinds)
         shell.set_scalars(newest.scalars)
         types = meta.get("idTypes", ["bigint", "bigint"])
         model = ServedModel(

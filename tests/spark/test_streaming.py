@@ -72,6 +72,31 @@ class TestFitStream:
         assert_same_bits(job.model, model)
         assert len(first) == 700
 
+    def test_what_is_told_of_batches(self, als, files, stream, small, spark, tmp_path):
+        path, told = str(tmp_path / "m"), tmp_path / "told"
+        told.mkdir()
+
+        def write(metrics, folder=str(told)):
+            Path(folder, f"{metrics['batch']}.json").write_text(json.dumps(metrics))
+
+        job = run(
+            als.fitStream(
+                stream(files(small, 1000)), path, trigger=ONCE, onBatch=write,
+                prometheusPath=str(tmp_path), metricsTable=True,
+            )
+        )  # fmt: skip
+        metrics = job.metrics(window=1000)
+        heard = [json.loads((told / f"{n}.json").read_text()) for n in range(4)]
+        assert [row["rmse"] for row in heard[1:]] == metrics.rmse.tolist()[1:]
+        assert metrics.windowRmse.tolist()[1:] == pytest.approx(metrics.rmse.tolist()[1:])
+        assert metrics.within2.iloc[-1] > 0.8
+        assert -3 < metrics.logLikelihood.iloc[-1] < 0
+        assert metrics.newUserShare[0] == 1.0
+        assert metrics.newUserShare[3] < 0.2
+        table = spark.read.parquet(f"file:{path}/metrics").orderBy("batch").toPandas()
+        assert table.rmse.tolist()[1:] == metrics.rmse.tolist()[1:]
+        assert "sgdals_ratings_learned_total 4000" in (tmp_path / "metrics.prom").read_text()
+
     def test_metrics(self, undisturbed, small):
         _, metrics = undisturbed
         assert tuple(metrics.columns) == METRICS

@@ -1,0 +1,221 @@
+"""Test, then learn: what is measured of a batch before it is learned, and over batches.
+
+Everything over several batches is computed from the sums of each, which are committed with its
+version: so windows and fading survive a restart. Prequential evaluation with sliding windows and
+fading factors: Gama, Sebastiao and Rodrigues 2013. Formulas: docs/metrics.md. Arrays, no Spark.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = [
+    "BatchSums",
+    "faded_means",
+    "judge_batch",
+    "mrr_at",
+    "rank_of_rated",
+    "recall_at",
+    "sample_items",
+    "window_means",
+]
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+
+_SCORES: Final = 1 << 22
+"""Scores that are in memory at once."""
+
+
+@dataclass(frozen=True)
+class BatchSums:
+    """Sums over the ratings of a batch, each predicted before any of them was learned.
+
+    Attributes
+    ----------
+    judged : ratings predicted; 0 where the model knew nothing yet
+    squares, absolutes : of the error of the clipped prediction, in rating units
+    baseline_squares, baseline_absolutes : the same for mean and biases alone
+    stated : ratings whose prediction came with a deviation
+    log_likelihood : sum of log N(rating; prediction, deviation^2) over them
+    within_one, within_two : how many of them lie within one and two deviations
+    """
+
+    judged: int = 0
+    squares: float = 0.0
+    absolutes: float = 0.0
+    baseline_squares: float = 0.0
+    baseline_absolutes: float = 0.0
+    stated: int = 0
+    log_likelihood: float = 0.0
+    within_one: int = 0
+    within_two: int = 0
+
+    def metrics(self) -> dict[str, int | float | None]:
+        """The means, by the names of job.metrics(); None where nothing was judged."""
+
+        def mean(total: float, count: int) -> float | None:
+            return total / count if count and math.isfinite(total) else None
+
+        def root(total: float) -> float | None:
+            square = mean(total, self.judged)
+            return None if square is None else math.sqrt(square)
+
+        return {
+            "judged": self.judged,
+            "rmse": root(self.squares),
+            "baselineRmse": root(self.baseline_squares),
+            "mae": mean(self.absolutes, self.judged),
+            "baselineMae": mean(self.baseline_absolutes, self.judged),
+            "logLikelihood": mean(self.log_likelihood, self.stated),
+            "within1": mean(self.within_one, self.stated),
+            "within2": mean(self.within_two, self.stated),
+        }
+
+
+def judge_batch(
+    truth: F64, predictions: F32 | F64, baseline: F32 | F64, variances: F64 | None
+) -> BatchSums:
+    """Compare predictions with the ratings that came.
+
+    Parameters
+    ----------
+    truth, predictions, baseline : shape (n,), in rating units, the latter two clipped
+    variances : shape (n,), stated variance of each rating about its prediction, noise included, in
+        squared rating units; None where none is stated
+    """
+    errors = truth - predictions
+    baseline_errors = truth - baseline
+    squares = errors**2
+    sums = BatchSums(
+        judged=int(truth.size),
+        squares=float(np.sum(squares)),
+        absolutes=float(np.sum(np.abs(errors))),
+        baseline_squares=float(np.sum(baseline_errors**2)),
+        baseline_absolutes=float(np.sum(np.abs(baseline_errors))),
+    )
+    if variances is None:
+        return sums
+    relative = squares / variances
+    likelihood = -0.5 * (np.log(2.0 * math.pi * variances) + relative)
+    return BatchSums(
+        **(
+            sums.__dict__
+            | {
+                "stated": int(truth.size),
+                "log_likelihood": float(np.sum(likelihood)),
+                "within_one": int(np.count_nonzero(relative <= 1.0)),
+                "within_two": int(np.count_nonzero(relative <= 4.0)),
+            }
+        )
+    )
+
+
+def window_means(sums: F64, counts: I64, window: int) -> F64:
+    """Mean over the newest batches that together hold at least `window` ratings, at each batch.
+
+    Parameters
+    ----------
+    sums, counts : shape (batches,), in order: sums of a batch and how many ratings are in them
+
+    Returns
+    -------
+    float64, shape (batches,): over all batches while there are fewer ratings; NaN before the first
+    """
+    totals = np.concatenate([[0], np.cumsum(counts)])
+    means = np.full(sums.size, np.nan)
+    for last in range(sums.size):
+        # the latest start that leaves enough; sums are added anew, without a running error
+        start = int(np.searchsorted(totals, totals[last + 1] - window, side="right")) - 1
+        held = slice(max(start, 0), last + 1)
+        count = int(counts[held].sum())
+        if count:
+            means[last] = math.fsum(sums[held]) / count
+    return means
+
+
+def faded_means(sums: F64, counts: I64, factor: float) -> F64:
+    """Mean with a fading factor, at each batch: a rating counts factor^(ratings of later batches).
+
+    Parameters and result are as in `window_means`; 0 < factor <= 1.
+    """
+    means = np.full(sums.size, np.nan)
+    total = weight = 0.0
+    for number in range(sums.size):
+        fade = factor ** int(counts[number])
+        total = total * fade + float(sums[number])
+        weight = weight * fade + int(counts[number])
+        if weight:
+            means[number] = total / weight
+    return means
+
+
+def rank_of_rated(
+    users: F32 | F64, items: F32 | F64, offsets: F32 | F64, rated: I64, starts: I64, seen: I64,
+    among: I64 | None = None,
+) -> I64:  # fmt: skip
+    """Rank of the rated item among all items that its user has not seen, 1 for the best.
+
+    An item that scores the same counts as better, so that a model without an opinion gains nothing.
+
+    Parameters
+    ----------
+    users : shape (n, K), the user's features at each rating
+    items, offsets : shapes (m, K) and (m,): an item's score is users . items + offsets
+    rated : int64, shape (n,), row of the rated item; it competes even where the user has seen it
+    starts, seen : int64, CSR: rows of what the user of rating x has seen are
+        seen[starts[x]]..seen[starts[x+1]-1]
+    among : int64, shape (n, s), a sample of the catalogue for each rating, as `sample_items` draws;
+        None for all of it
+
+    Returns
+    -------
+    int64, shape (n,)
+
+    Notes
+    -----
+    Ranks among a sample are not those among all, nor in proportion to them: compare models by one
+    sample size only (Krichene and Rendle 2020).
+    """
+    count, catalogue = rated.size, items.shape[0]
+    ranks = np.empty(count, np.int64)
+    step = max(1, _SCORES // max(catalogue, 1))
+    for first in range(0, count, step):
+        part = np.arange(first, min(first + step, count))
+        scores = users[part].astype(np.float64) @ items.T.astype(np.float64) + offsets
+        own = scores[np.arange(part.size), rated[part]]
+        rivals = np.ones(scores.shape, bool)
+        if among is not None:
+            rivals[:] = False
+            np.put_along_axis(rivals, among[part], True, axis=1)
+        lengths = starts[part + 1] - starts[part]
+        rivals[
+            np.repeat(np.arange(part.size), lengths), seen[starts[first] : starts[part[-1] + 1]]
+        ] = False
+        rivals[np.arange(part.size), rated[part]] = False
+        ranks[part] = 1 + np.count_nonzero(rivals & (scores >= own[:, None]), axis=1)
+    return ranks
+
+
+def sample_items(count: int, catalogue: int, size: int, seed: int, batch: int) -> I64:
+    """Draw `size` rows of a catalogue for each of `count` ratings, a function of (seed, batch).
+
+    Drawn uniformly with replacement, so a repeated row is one rival: int64, shape (count, size).
+    """
+    return np.random.default_rng([seed, batch]).integers(0, catalogue, (count, size))
+
+
+def recall_at(ranks: I64, n: int) -> float:
+    """Share of ratings whose item is among the best `n`; NaN without ratings."""
+    return float(np.mean(ranks <= n)) if ranks.size else math.nan
+
+
+def mrr_at(ranks: I64, n: int) -> float:
+    """Mean of 1 / rank, 0 beyond `n`; NaN without ratings."""
+    return float(np.mean(np.where(ranks <= n, 1.0 / ranks, 0.0))) if ranks.size else math.nan

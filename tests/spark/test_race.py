@@ -1,0 +1,129 @@
+"""StreamingGridSearch on a stream: the leader serves, and a restart changes nothing."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from helpers import ONCE, assert_same_bits
+from pyspark.ml.tuning import ParamGridBuilder
+
+from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel, StreamingGridSearch
+from sparkml_sgdals.grid_search import RACE
+from sparkml_sgdals.streaming import METRICS
+
+
+@pytest.fixture
+def als():
+    return StreamingBiasedALS(timestampCol="time", rank=4)
+
+
+def search(als, **params):
+    grid = (
+        ParamGridBuilder()
+        .addGrid(als.rank, [2, 4])
+        .addGrid(als.biasPriorVariance, [0.2, 1e-5])
+        .build()
+    )
+    params = {"keep": 1, "minRatings": 500, "errorProbability": 0.2} | params
+    return StreamingGridSearch(estimator=als, estimatorParamMaps=grid, **params)
+
+
+def run(job):
+    job.awaitTermination()
+    return job
+
+
+class TestFitStream:
+    def test_leader_table_and_metrics(self, als, files, stream, small, spark, tmp_path):
+        path = str(tmp_path / "race")
+        job = run(search(als).fitStream(stream(files(small, 100)), path, trigger=ONCE))
+        race = job.race()
+        assert tuple(race.columns) == RACE
+        assert set(race[race.batch == 0].candidate) == {0, 1, 2, 3}
+        gone = race[race.dropped]
+        # hardly any bias at all is the worst
+        assert {1, 3} <= set(gone.candidate)
+        assert (gone.reason == "worse").all()
+        assert (gone.lower > 0).all()
+        assert (gone.dropped_at == gone.batch).all()
+        assert (race.groupby("batch").leads.sum() == 1).all()
+        last = race[race.batch == race.batch.max()]
+        leader = last[last.leads].iloc[0]
+        assert leader.candidate in (0, 2)
+        # what serves is the leader, as it would have learned alone
+        params = json.loads(leader.params)
+        assert job.model.rank == params["rank"] == job.model.state.settings.rank
+        alone = als.copy({als.getParam(name): value for name, value in params.items()})
+        other = run(
+            alone.fitStream(stream(files(small, 100)), str(tmp_path / "alone"), trigger=ONCE)
+        )
+        assert_same_bits(job.model, other.model)
+        assert_same_bits(StreamingBiasedALSModel.load(path), job.model)
+        metrics = job.metrics()
+        assert tuple(metrics.columns) == METRICS
+        assert metrics.batch.tolist() == list(range(40))
+        assert metrics.rmse.iloc[-1] == other.metrics().rmse.iloc[-1]
+        pairs = spark.createDataFrame(small.iloc[:50])
+        assert job.model.transform(pairs).count() == 50
+
+    def test_stopped_and_started_again(self, als, files, stream, small, tmp_path):
+        whole = run(
+            search(als).fitStream(stream(files(small, 250)), str(tmp_path / "w"), trigger=ONCE)
+        )
+        names = sorted(Path(files(small, 250)).iterdir())
+        some = tmp_path / "some"
+        some.mkdir()
+        path = str(tmp_path / "r")
+        for start in range(0, len(names), 6):
+            for file in names[start : start + 6]:
+                shutil.copy2(file, some)
+            job = run(search(als).fitStream(stream(str(some)), path, trigger=ONCE))
+        assert_same_bits(job.model, whole.model)
+        assert job.race().equals(whole.race())
+
+    def test_refusals(self, als, files, stream, small, ratings, tmp_path):
+        path, folder = str(tmp_path / "race"), files(small, 2000)
+        run(search(als).fitStream(stream(folder), path, trigger=ONCE))
+        with pytest.raises(ValueError, match="holds a race"):
+            search(als, keep=2).fitStream(stream(folder), path, trigger=ONCE)
+        with pytest.raises(ValueError, match="holds a race"):
+            StreamingBiasedALSModel.load(path).updateStream(stream(folder), path)
+        with pytest.raises(ValueError, match="holds a race"):
+            StreamingBiasedALSModel.load(path).forget(ratings.select("user"), path)
+        with pytest.raises(ValueError, match="is a table"):
+            search(als).fitStream(ratings, path)
+        plain = str(tmp_path / "plain")
+        run(als.fitStream(stream(folder), plain, trigger=ONCE))
+        with pytest.raises(ValueError, match="holds one model"):
+            search(als).fitStream(stream(folder), plain)
+
+
+class TestParams:
+    def test_candidates_that_learn_the_same(self, als, files, stream, small, tmp_path):
+        maps = [{als.maxIter: 1}, {als.maxIter: 2}]
+        race = StreamingGridSearch(estimator=als, estimatorParamMaps=maps)
+        with pytest.raises(ValueError, match="Candidates 0 and 1"):
+            race.fitStream(stream(files(small, 2000)), str(tmp_path / "race"))
+
+    def test_candidates_that_read_other_columns(self, als, files, stream, small, tmp_path):
+        maps = [{als.userCol: "user"}, {als.userCol: "item"}]
+        race = StreamingGridSearch(estimator=als, estimatorParamMaps=maps)
+        with pytest.raises(ValueError, match="different columns"):
+            race.fitStream(stream(files(small, 2000)), str(tmp_path / "race"))
+
+    def test_events_cannot_race(self, files, stream, small, tmp_path):
+        als = StreamingBiasedALS(implicitPrefs=True, timestampCol="time")
+        race = StreamingGridSearch(estimator=als, estimatorParamMaps=[{als.rank: 2}])
+        with pytest.raises(ValueError, match="implicitPrefs"):
+            race.fitStream(stream(files(small, 2000)), str(tmp_path / "race"))
+
+    @pytest.mark.parametrize(
+        "bad",
+        [{"errorProbability": 0.0}, {"errorProbability": 1.0}, {"keep": 0}, {"challengers": -1}],
+    )
+    def test_ranges(self, als, bad):
+        with pytest.raises(ValueError, match=next(iter(bad))):
+            search(als, **bad)
