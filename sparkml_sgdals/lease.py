@@ -104,15 +104,24 @@ class Lease:
         }
         return json.dumps(holder).encode()
 
-    def keep_while(self, active: Callable[[], bool]) -> None:
-        """Renew in the background while `active` says so, then release."""
+    def keep_while(
+        self, active: Callable[[], bool], ended: Callable[[], None] = lambda: None
+    ) -> None:
+        """Renew in the background while `active` says so, then release.
+
+        `ended` is called before that, or before another of this process takes the lease; perhaps
+        more than once.
+        """
 
         def running() -> bool:
             try:
-                return active()
+                found = active()
             except Exception:
                 # a session that was stopped cannot say; its streams are gone with it
-                return False
+                found = False
+            if not found:
+                ended()
+            return found
 
         self._ours[self.token] = running
 
@@ -132,6 +141,7 @@ class Lease:
                         # storage may come back before the lease runs out: try again next round
                         continue
                     renewed = time.monotonic()
+            ended()
             self.release()
 
         threading.Thread(target=renew, name="sparkml-sgdals-lease", daemon=True).start()

@@ -97,7 +97,8 @@ class StreamUpdater:
         if resident is None or resident.commit != newest or resident.token != self.token:
             forget_resident(self.path)
             resident = self._open(store, newest)
-            _residents[self.path] = resident
+            with _locks_guard:
+                _residents[self.path] = resident
         return resident
 
     def _open(self, store: VersionStore, newest: Commit | None) -> _Resident:
@@ -274,9 +275,18 @@ def learn_collected(
     )
 
 
-def forget_resident(path: str) -> None:
-    """Drop the model of a path from this process's memory, if it is there."""
-    resident = _residents.pop(path, None)
+def forget_resident(path: str, token: str | None = None) -> None:
+    """Drop the model of a path from this process's memory, if it is there.
+
+    Nothing is written in the background any more after that. With `token`, only the one of the
+    stream that has that lease: the next one may have begun.
+    """
+    with _locks_guard:
+        resident = _residents.get(path)
+        if resident is not None and token in (None, resident.token):
+            del _residents[path]
+        else:
+            resident = None
     if resident is not None:
         resident.stop()
 

@@ -23,15 +23,8 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-__all__ = [
-    "DamagedError",
-    "GoneError",
-    "ObjectStore",
-    "StorageError",
-    "full_path",
-    "spark_path",
-    "user_name",
-]
+__all__ = ["DamagedError", "GoneError", "ObjectStore", "StorageError", "bad_file", "full_path",
+           "spark_path", "user_name"]  # fmt: skip
 
 
 _CONFLICT_WAITS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, None)
@@ -79,6 +72,16 @@ class GoneError(StorageError):
 
 class DamagedError(StorageError):
     """What a file or commit holds is not what was written."""
+
+
+def bad_file(path: str, name: str, missing: bool) -> str:
+    """What to say of a committed file that cannot be used."""
+    state = "missing" if missing else "damaged: its checksum does not fit"
+    return (
+        f"{path}/{name} is {state}. Restore it, or take an older version: "
+        "StreamingBiasedALSModel.versions(path) lists them, load(path, version=n) loads "
+        "one, rollback(path, n) sets the stream back to it."
+    )
 
 
 class ObjectStore:
@@ -261,6 +264,27 @@ class ObjectStore:
             yield
         except OSError as failure:
             raise StorageError(_explained(f"{self.path}/{name}", "written", failure)) from failure
+
+    @contextmanager
+    def reading(self, name: str) -> Iterator[None]:
+        """Raise GoneError where reading a committed file fails inside because it is not there
+        any more, else StorageError with what to do."""
+        try:
+            yield
+        except OSError as failure:
+            if isinstance(failure, FileNotFoundError) or self._gone(name):
+                raise GoneError(bad_file(self.path, name, missing=True)) from failure
+            raise StorageError(_explained(f"{self.path}/{name}", "read", failure)) from failure
+
+    def _gone(self, name: str) -> bool:
+        """Whether an object store says that there is none; it may say so to a read as anything."""
+        if self.local:
+            return False
+        try:
+            found = self.fs.get_file_info(f"{self.root}/{name}")
+        except OSError:
+            return False
+        return bool(found.type == pafs.FileType.NotFound)
 
     def names(self, folder: str) -> list[str]:
         """Names of the objects in a folder under the path, sorted."""

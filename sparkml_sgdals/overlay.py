@@ -9,6 +9,7 @@ with all rows in memory, as learning looks at the rows of a batch's ids alone.
 from __future__ import annotations
 
 import logging
+import threading
 from dataclasses import replace
 from typing import Any, Final
 
@@ -75,6 +76,9 @@ class Overlay:
         self._used = {side: np.empty(0, np.int64) for side in SIDES}
         self._pinned: dict[str, pa.Array] = {}
         self._compaction: Compaction | None = None
+        # `stop` comes from another thread than the batches
+        self._guard = threading.Lock()
+        self._stopped = False
         counts = commit.ids if commit.runs is not None else None
         # after a conversion each side is one run
         self._ids = list(counts or [sum(len(run) for run in self._runs[s]) for s in SIDES])
@@ -123,7 +127,12 @@ class Overlay:
         )
 
     def committed(self, commit: Commit, rows: tuple[I64, I64]) -> None:
-        """A batch that changed `rows` was committed: drop rows, or compact, where it is time."""
+        """A batch that changed `rows` was committed: drop rows, or compact, where it is time.
+
+        Nothing is done after `stop`.
+        """
+        if self._stopped:
+            return
         self._ids = list(commit.ids or self._ids)
         self.state.partial = sum(self._ids) > 0
         written = sum(some.size for some in rows)
@@ -151,9 +160,12 @@ class Overlay:
             self._drop()
 
     def stop(self) -> None:
-        """Break a compaction off; what it wrote so far does not count."""
-        if self._compaction is not None:
-            self._compaction.stop()
+        """Break a compaction off, and start none any more; what it wrote does not count."""
+        with self._guard:
+            self._stopped = True
+            running = self._compaction
+        if running is not None:
+            running.stop()
 
     def _compact(self, commit: Commit) -> None:
         touched = {}
@@ -164,9 +176,11 @@ class Overlay:
         self._written_since = 0
         # the next commit names the base of now; the one that this one names may be pruned then
         commit = replace(commit, base=self._base.version, runs=self._files)
-        self._compaction = Compaction(
-            commit, lambda check: compact(self._store, commit, held, touched, check)
-        )
+        with self._guard:
+            if not self._stopped:
+                self._compaction = Compaction(
+                    commit, lambda check: compact(self._store, commit, held, touched, check)
+                )
 
     def _take_over(self) -> None:
         """Let what a compaction wrote be the base; commits name it from now on."""

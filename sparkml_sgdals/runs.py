@@ -25,10 +25,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sparkml_sgdals.objects import DamagedError, GoneError, ObjectStore, StorageError
+from sparkml_sgdals.objects import DamagedError, GoneError, ObjectStore, StorageError, bad_file
 from sparkml_sgdals.rows import Packed, RowShape, drop_older, search_keys
 
-__all__ = ["Run", "RunWriter", "bad_file", "merge_runs", "stack_size"]
+__all__ = ["Run", "RunWriter", "merge_runs", "stack_size"]
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
@@ -109,13 +109,13 @@ class Run:
     def part(self, first: int, last: int) -> Packed:
         """Rows from `first` to before `last`."""
         width = 8 * self.shape.width
-        payload = self._rows.read_at((last - first) * width, first * width)
+        payload = self._read("rows", (last - first) * width, first * width)
         words = self._words(payload, last - first)
         names = None
         if self._names is not None:
             starts, sizes = self._name_places(words)
             begin = int(starts[0]) if starts.size else 0
-            data = self._names.read_at(int(sizes.sum()), begin)
+            data = self._read("names", int(sizes.sum()), begin)
             offsets = np.append(starts, starts[-1:] + sizes[-1:]) - begin
             if starts.size and np.array_equal(offsets[1:], offsets[:-1] + sizes):
                 names = _binary(offsets, data)
@@ -144,21 +144,21 @@ class Run:
     def _at(self, places: I64) -> Packed:
         """Rows at any places, in that order."""
         width = 8 * self.shape.width
-        words = self._words(self._gather(self._rows, places * width, width), places.size)
+        words = self._words(self._gather("rows", places * width, width), places.size)
         names = None
         if self._names is not None:
             starts, sizes = self._name_places(words)
             offsets = np.zeros(sizes.size + 1, np.int64)
             np.cumsum(sizes, out=offsets[1:])
-            names = _binary(offsets, self._gather(self._names, starts, sizes))
+            names = _binary(offsets, self._gather("names", starts, sizes))
         return self._checked(words, names, self._keys[places])
 
-    def _gather(self, file: pa.NativeFile, starts: I64, sizes: I64 | int) -> bytes:
+    def _gather(self, part: str, starts: I64, sizes: I64 | int) -> bytes:
         """Parts of a file, joined in the order that they were asked for."""
         lengths = np.broadcast_to(sizes, starts.shape)
         if self._store.local:
             asked = zip(lengths.tolist(), starts.tolist(), strict=True)
-            return b"".join([file.read_at(*place) for place in asked])
+            return b"".join([self._read(part, *place) for place in asked])
         if not starts.size:
             return b""
         order = np.argsort(starts, kind="stable")
@@ -170,7 +170,7 @@ class Run:
             for first in range(0, len(spans), _REMOTE_READS):
                 wave = spans[first : first + _REMOTE_READS]
                 places = [(int(ends[b - 1] - begins[a]), int(begins[a])) for a, b in wave]
-                blocks = pool.map(lambda span: file.read_at(*span), places)
+                blocks = pool.map(lambda span: self._read(part, *span), places)
                 for (a, b), (_, base), block in zip(wave, places, blocks, strict=True):
                     for place in order[a:b]:
                         start = int(starts[place]) - base
@@ -198,24 +198,18 @@ class Run:
         return packed
 
     def _open(self, part: str) -> pa.NativeFile:
-        try:
-            return self._store.fs.open_input_file(f"{self._store.root}/{self.entry[part]['name']}")
-        except FileNotFoundError as missing:
-            raise self._damaged(part, missing=True) from missing
+        name = self.entry[part]["name"]
+        with self._store.reading(name):
+            return self._store.fs.open_input_file(f"{self._store.root}/{name}")
+
+    def _read(self, part: str, size: int, start: int) -> bytes:
+        file: Any = self._rows if part == "rows" else self._names
+        with self._store.reading(self.entry[part]["name"]):
+            return bytes(file.read_at(size, start))
 
     def _damaged(self, part: str, missing: bool = False) -> StorageError:
         kind = GoneError if missing else DamagedError
         return kind(bad_file(self._store.path, self.entry[part]["name"], missing))
-
-
-def bad_file(path: str, name: str, missing: bool) -> str:
-    """What to say of a committed file that cannot be used."""
-    state = "missing" if missing else "damaged: its checksum does not fit"
-    return (
-        f"{path}/{name} is {state}. Restore it, or take an older version: "
-        "StreamingBiasedALSModel.versions(path) lists them, load(path, version=n) loads "
-        "one, rollback(path, n) sets the stream back to it."
-    )
 
 
 class RunWriter:

@@ -39,11 +39,12 @@ from sparkml_sgdals.objects import (
     GoneError,
     ObjectStore,
     StorageError,
+    bad_file,
     full_path,
     spark_path,
 )
 from sparkml_sgdals.rows import RowShape, unpack
-from sparkml_sgdals.runs import Run, bad_file
+from sparkml_sgdals.runs import Run
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import ModelState
 
@@ -454,15 +455,13 @@ class VersionStore(ObjectStore):
     def check_file(self, file: dict[str, Any]) -> None:
         """Compare the checksum of a committed file, part by part.
 
-        Raises StorageError where it is missing or its checksum does not fit.
+        Raises StorageError where it is missing, cannot be read or its checksum does not fit.
         """
         check = hashlib.sha256()
-        try:
-            with self.fs.open_input_stream(f"{self.root}/{file['name']}") as stream:
-                while part := stream.read(_PART):
-                    check.update(part)
-        except FileNotFoundError:
-            raise self._bad(file, missing=True) from None
+        name = file["name"]
+        with self.reading(name), self.fs.open_input_stream(f"{self.root}/{name}") as stream:
+            while part := stream.read(_PART):
+                check.update(part)
         if check.hexdigest() != file["sha256"]:
             raise self._bad(file, missing=False)
 

@@ -145,9 +145,10 @@ class StreamJob(Generic[M]):
         self._end()
 
     def _end(self) -> None:
+        # the state in memory is of no use without its stream, and what that writes in the
+        # background is to end before another may write
+        forget_resident(self.path, self._lease.token)
         self._lease.release()
-        # the state in memory is of no use without its stream
-        forget_resident(self.path)
 
 
 @dataclass(frozen=True)
@@ -255,7 +256,7 @@ def start_stream(
     except BaseException:
         lease.release()
         raise
-    lease.keep_while(lambda: bool(query.isActive))
+    lease.keep_while(lambda: bool(query.isActive), ended=lambda: forget_resident(path, lease.token))
     return StreamJob(query, path, lease, load)
 
 

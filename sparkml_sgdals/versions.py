@@ -237,7 +237,6 @@ def forget_users(store: VersionStore, ids: pa.Array) -> Commit:
                 f"StreamingBiasedALSModel.rollback(path, {newest.version})."
             )
         state.users = state.users.without(ids)
-        written = store.names("files")
         made = store.commit(
             state, None, newest.batch, newest, None,
             check=lambda: check_holder(store, lease.token),
@@ -255,8 +254,8 @@ def forget_users(store: VersionStore, ids: pa.Array) -> Commit:
             if (commit := store.read_commit(number)) is not None
             for file in [*commit.files.values(), *commit.run_files()]
         }
-        # files of batches that were never committed hold users, too
-        for name in written:
+        # files of batches that were never committed hold users, too, also those written meanwhile
+        for name in store.names("files"):
             if name not in named:
                 store.delete(f"files/{name}")
         validation = store.read_table("validation.parquet")

@@ -6,14 +6,17 @@ import contextlib
 import errno
 import os
 import threading
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 import pytest
 from building import ratings_of
 
-from sparkml_sgdals import overlay, runs, versions
+from sparkml_sgdals import micro_batch, overlay, runs, streaming, versions
+from sparkml_sgdals.lease import Lease
 from sparkml_sgdals.overlay import Overlay
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import SETTLING_RATINGS, ModelState, Scale
@@ -206,3 +209,90 @@ def loads(store: VersionStore) -> list[int]:
             store.load(number)
             found.append(number)
     return found
+
+
+def test_nothing_is_compacted_after_the_end(tmp_path: Path) -> None:
+    """A last batch may be running when its stream is stopped: it starts no thread that writes."""
+    stream = Stream(tmp_path, 40)
+    stream.part.stop()
+    stream.learn(list(range(11)))
+    assert stream.part._compaction is None
+    assert stream.store.load()[1] == stream.commit
+
+
+def test_a_file_written_while_users_are_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that no version names, of a writer that was cut off, holds nobody in the end."""
+    stream = Stream(tmp_path, 40)
+    stream.learn([1])
+    late = "files/000000000001-deadbeef-users.rows"
+    rewrite = versions._rewrite
+
+    def meanwhile(*args: Any) -> None:
+        rewrite(*args)
+        stream.store.write(late, b"users")
+
+    monkeypatch.setattr(versions, "_rewrite", meanwhile)
+    forget_users(stream.store, pa.array([59]))
+    assert stream.store.read(late) is None
+    assert loadable(stream.store) == stream.store.numbers()
+
+
+@pytest.mark.parametrize("seen_by", ["the lease", "the next writer", "the caller"])
+def test_a_stream_that_ends_writes_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen_by: str
+) -> None:
+    """Its compaction has ended when the path may be written by another."""
+    begun, ends = threading.Event(), threading.Event()
+
+    def endless(store: Any, commit: Any, held: Any, touched: Any, check: Any) -> Any:
+        begun.set()
+        try:
+            while True:
+                check()
+                time.sleep(0.001)
+        finally:
+            # who does not wait for it finds it running
+            time.sleep(0.2)
+            ends.set()
+
+    monkeypatch.setattr(overlay, "compact", endless)
+    stream = Stream(tmp_path, 80)
+    lease = Lease.acquire(stream.store, 30.0)
+    active = threading.Event()
+    active.set()
+    query: Any = SimpleNamespace(isActive=True, awaitTermination=lambda: True, stop=active.clear)
+    start_kept(lease, active, str(tmp_path))
+    resident = micro_batch._Resident(
+        stream.part.state, stream.commit, lease.token, None, stream.part
+    )
+    micro_batch._residents[str(tmp_path)] = resident
+    stream.learn(list(range(25)))
+    assert begun.wait(10)
+    if seen_by == "the caller":
+        streaming.StreamJob(query, str(tmp_path), lease, lambda store: Any).stop(drain=False)
+    active.clear()
+    if seen_by == "the next writer":
+        Lease.acquire(stream.store, 30.0).release()
+    until = time.monotonic() + 10
+    while stream.store.read("lease.json") is not None and time.monotonic() < until:
+        time.sleep(0.01)
+    assert stream.store.read("lease.json") is None
+    assert ends.is_set()
+    assert str(tmp_path) not in micro_batch._residents
+
+
+def start_kept(lease: Lease, active: threading.Event, path: str) -> None:
+    """Keep the lease as a stream does."""
+    lease.keep_while(active.is_set, ended=lambda: micro_batch.forget_resident(path, lease.token))
+
+
+def test_the_end_of_a_stream_leaves_the_next_one_alone() -> None:
+    """Its model is another one."""
+    resident: Any = SimpleNamespace(token="new", stop=lambda: None)
+    micro_batch._residents["somewhere"] = resident
+    micro_batch.forget_resident("somewhere", "old")
+    assert micro_batch._residents["somewhere"] is resident
+    micro_batch.forget_resident("somewhere", "new")
+    assert "somewhere" not in micro_batch._residents

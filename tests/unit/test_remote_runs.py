@@ -12,10 +12,11 @@ import pytest
 from building import contents, filled_table
 
 from sparkml_sgdals import runs
+from sparkml_sgdals.objects import GoneError
 from sparkml_sgdals.rows import pack, unpack
 from sparkml_sgdals.runs import Run, RunWriter
 from sparkml_sgdals.settings import Settings
-from sparkml_sgdals.storage import VersionStore
+from sparkml_sgdals.storage import StorageError, VersionStore
 
 ROWS = 60_000
 
@@ -88,3 +89,49 @@ def test_no_request_reads_more_than_some_megabytes(
         assert one == other
     if count < 1000:
         assert contents(back) == contents(table)
+
+
+class Failing(Recorded):
+    """A file whose reads fail, as those of an S3 object that was deleted since."""
+
+    def read_at(self, size: int, start: int) -> bytes:
+        """Fail."""
+        raise OSError("AWS Error NO_SUCH_KEY during GetObject operation")
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_a_run_that_cannot_be_read(tmp_path: Path, gone: bool) -> None:
+    """Gone, a reader looks again at what there is; else the file and what to do are named."""
+    _, run, file = opened(tmp_path, range(9))
+    run._rows = Failing(file)
+    if gone:
+        (tmp_path / "files/a.rows").unlink()
+    kind, message = (
+        (GoneError, r"files/a\.rows is missing") if gone else
+        (StorageError, r"files/a\.rows could not be read: AWS .* Look after the storage")
+    )  # fmt: skip
+    for read in (lambda: run.find(pa.array([3])), lambda: run.part(0, 2)):
+        with pytest.raises(StorageError, match=message) as failure:
+            read()
+        assert failure.type is kind
+
+
+def test_a_file_that_cannot_be_checked(tmp_path: Path) -> None:
+    """An object store's refusal is explained."""
+    store = remote(tmp_path)
+    written = store.write_table("files/a.parquet", pa.table({"id": [1]}))
+    store.check_file(written)
+
+    class Refusing:
+        def open_input_stream(self, path: str) -> Any:
+            raise OSError("AWS Error SLOW_DOWN")
+
+        def get_file_info(self, path: str) -> Any:
+            return pafs.LocalFileSystem().get_file_info(path)
+
+    store.fs = Refusing()  # type: ignore[assignment]
+    with pytest.raises(StorageError, match=r"a\.parquet could not be read: AWS Error SLOW_DOWN"):
+        store.check_file(written)
+    (tmp_path / "files/a.parquet").unlink()
+    with pytest.raises(GoneError, match="is missing"):
+        store.check_file(written)
