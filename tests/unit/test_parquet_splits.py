@@ -1,0 +1,68 @@
+"""Which Parquet files tasks read themselves: those that Spark would read in the same way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from sparkml_sgdals.objects import ObjectStore
+from sparkml_sgdals.parquet import row_group_splits
+
+WANTED = {"user", "item", "rating"}
+ROWS = pa.table(
+    {
+        "user": pa.array([1, 2, 3], pa.int64()),
+        "item": pa.array([1, 1, 2], pa.int64()),
+        "rating": pa.array([1.0, 2.0, 3.0], pa.float32()),
+    }
+)
+
+
+def write(folder: Path, *names: str, rows: pa.Table = ROWS) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(rows, folder / name, row_group_size=2)
+
+
+def splits(path: Path):
+    """What is read, by names of files."""
+    root = str(path)
+    found = row_group_splits(ObjectStore(root), WANTED)
+    return found and {file[len(root) :].lstrip("/"): groups for file, groups in found}
+
+
+def test_a_folder_and_a_file(tmp_path: Path) -> None:
+    write(tmp_path, "a.parquet", "b.parquet")
+    (tmp_path / "_SUCCESS").touch()
+    assert splits(tmp_path) == {"a.parquet": [0, 1], "b.parquet": [0, 1]}
+    assert splits(tmp_path / "a.parquet") == {"": [0, 1]}
+
+
+def test_folders_of_values(tmp_path: Path) -> None:
+    write(tmp_path, "year=2020/a.parquet", "year=2021/b.parquet")
+    assert splits(tmp_path) == {"year=2020/a.parquet": [0, 1], "year=2021/b.parquet": [0, 1]}
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a.parquet", "archive/b.parquet"),
+        ("archive/b.parquet",),
+        ("year=2020/a.parquet", "b.parquet"),
+        ("year=2020/a.parquet", "day=1/b.parquet"),
+        ("year=2020/archive/a.parquet",),
+    ],
+)
+def test_folders_that_spark_passes_over_are_left_to_it(tmp_path: Path, names) -> None:
+    write(tmp_path, *names)
+    assert splits(tmp_path) is None
+
+
+def test_files_in_folders_that_spark_passes_over_are_not_opened(tmp_path: Path) -> None:
+    write(tmp_path, "z.parquet")
+    (tmp_path / "archive").mkdir()
+    (tmp_path / "archive" / "a.parquet").write_bytes(b"not Parquet")
+    assert splits(tmp_path) is None
