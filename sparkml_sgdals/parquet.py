@@ -30,6 +30,16 @@ logger = logging.getLogger(__name__)
 
 _INTEGERS: Final = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
 _NUMBERS: Final = (*_INTEGERS, T.FloatType, T.DoubleType)
+_STORED_AS: Final[dict[type[T.DataType], tuple[pa.DataType, ...]]] = {
+    T.ByteType: (pa.int8(),),
+    T.ShortType: (pa.int16(),),
+    T.IntegerType: (pa.int32(),),
+    T.LongType: (pa.int64(),),
+    T.FloatType: (pa.float32(),),
+    T.DoubleType: (pa.float64(),),
+    T.StringType: (pa.string(), pa.large_string()),
+}
+"""Types in files that need no decision of Spark's how to convert them."""
 _SPLIT_DDL: Final = "file string, groups array<int>"
 _ROWS_PER_SPLIT: Final = 2_000_000
 
@@ -63,24 +73,26 @@ def pack_parquet(
     if not all(isinstance(types.get(name), allowed[ours]) for ours, name in wanted.items()):
         return None
     store = ObjectStore(full_path(path))
-    splits = row_group_splits(store, set(wanted.values()))
+    splits = row_group_splits(store, {name: types[name] for name in wanted.values()})
     if splits is None:
         return None
     reader = _Read(store.path, tuple(wanted.items()), kinds, keep)
     return df.sparkSession.createDataFrame(splits, _SPLIT_DDL).mapInArrow(reader, PACK_DDL)
 
 
-def row_group_splits(store: ObjectStore, wanted: set[str]) -> list[tuple[str, list[int]]] | None:
+def row_group_splits(
+    store: ObjectStore, wanted: dict[str, T.DataType]
+) -> list[tuple[str, list[int]]] | None:
     """Files and row groups under a path that hold all its rows, for one task each.
 
     Parameters
     ----------
-    wanted : names of columns
+    wanted : columns and the types that Spark reads them as
 
     Returns
     -------
     path of a file and numbers of its row groups; None where Spark might find other files or
-    columns under the path
+    columns under the path, or other types of them
     """
     # without a schema of its own, files that Spark does not read would be opened for one
     dataset = ds.dataset(store.root, pa.schema([]), "parquet", store.fs)
@@ -88,8 +100,12 @@ def row_group_splits(store: ObjectStore, wanted: set[str]) -> list[tuple[str, li
         return None
     splits: list[tuple[str, list[int]]] = []
     for fragment in dataset.get_fragments():
-        if not wanted <= set(fragment.physical_schema.names):
-            return None
+        held = fragment.physical_schema
+        for name, kind in wanted.items():
+            # -1 where there is none, or more than one
+            place = held.get_field_index(name)
+            if place < 0 or held.field(place).type not in _STORED_AS[type(kind)]:
+                return None
         groups: list[int] = []
         rows = 0
         for group in fragment.row_groups:

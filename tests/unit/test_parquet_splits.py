@@ -7,11 +7,12 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pyspark.sql import types as T
 
 from sparkml_sgdals.objects import ObjectStore
 from sparkml_sgdals.parquet import row_group_splits
 
-WANTED = {"user", "item", "rating"}
+WANTED = {"user": T.LongType(), "item": T.LongType(), "rating": T.FloatType()}
 ROWS = pa.table(
     {
         "user": pa.array([1, 2, 3], pa.int64()),
@@ -66,3 +67,42 @@ def test_files_in_folders_that_spark_passes_over_are_not_opened(tmp_path: Path) 
     (tmp_path / "archive").mkdir()
     (tmp_path / "archive" / "a.parquet").write_bytes(b"not Parquet")
     assert splits(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"rating": None},
+        {"rating": pa.float64()},
+        {"rating": pa.int32()},
+        {"user": pa.float64()},
+        {"user": pa.int32()},
+        {"item": pa.string()},
+        {"item": pa.timestamp("us")},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["0.parquet", "b.parquet"])
+def test_files_of_other_columns_or_types_are_left_to_spark(tmp_path: Path, other, name) -> None:
+    """Spark refuses, converts or fills them as its settings say."""
+    ((column, kind),) = other.items()
+    place = ROWS.column_names.index(column)
+    rows = ROWS.remove_column(place)
+    if kind is not None:
+        rows = rows.add_column(place, column, ROWS[column].cast(kind))
+    write(tmp_path, "a.parquet")
+    write(tmp_path, name, rows=rows)
+    assert splits(tmp_path) is None
+
+
+def test_a_column_that_is_there_twice_is_left_to_spark(tmp_path: Path) -> None:
+    write(tmp_path, "a.parquet", rows=ROWS.append_column("rating", ROWS["rating"]))
+    assert splits(tmp_path) is None
+
+
+def test_strings_of_either_width(tmp_path: Path) -> None:
+    for kind in (pa.string(), pa.large_string()):
+        rows = ROWS.set_column(0, "user", ROWS["user"].cast(kind))
+        write(tmp_path, f"{kind}.parquet", rows=rows)
+    store = ObjectStore(str(tmp_path))
+    assert len(row_group_splits(store, WANTED | {"user": T.StringType()})) == 2
