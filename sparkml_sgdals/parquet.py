@@ -96,7 +96,9 @@ def row_group_splits(
     """
     # without a schema of its own, files that Spark does not read would be opened for one
     dataset = ds.dataset(store.root, pa.schema([]), "parquet", store.fs)
-    if _folder_columns(store.root, dataset.files) is None:
+    in_folders = _folder_columns(store.root, dataset.files)
+    # of a column in files and in names of folders Spark takes the latter
+    if in_folders is None or in_folders & {name.lower() for name in wanted}:
         return None
     splits: list[tuple[str, list[int]]] = []
     for fragment in dataset.get_fragments():

@@ -106,3 +106,10 @@ def test_strings_of_either_width(tmp_path: Path) -> None:
         write(tmp_path, f"{kind}.parquet", rows=rows)
     store = ObjectStore(str(tmp_path))
     assert len(row_group_splits(store, WANTED | {"user": T.StringType()})) == 2
+
+
+@pytest.mark.parametrize("folder", ["rating=5", "year=1/RATING=5", "rat%69ng=5"])
+def test_a_column_in_files_and_folders_is_left_to_spark(tmp_path: Path, folder: str) -> None:
+    write(tmp_path, f"{folder}/a.parquet")
+    assert splits(tmp_path) is None
+    assert splits(tmp_path / folder) == {"a.parquet": [0, 1]}
