@@ -19,6 +19,7 @@ from sparkml_sgdals.isgd import descend_events
 from sparkml_sgdals.kernels import check_rows
 from sparkml_sgdals.positive import CONTEXT_DECAY, CONTEXT_ITEMS, filter_events
 from sparkml_sgdals.ratings import Ratings
+from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.solvers import DivergenceError
 from sparkml_sgdals.state import ModelState, Scale
 
@@ -51,23 +52,26 @@ def learn_events(state: ModelState, ratings: Ratings) -> Learned:
 
     Raises
     ------
-    DivergenceError : the state is then as it was before
+    DivergenceError : the state is then as it was before, as after any other error
     """
     sizes = state.users.size, state.items.size
-    user_rows, new_users = state.users.ensure(ratings.user_ids)
-    item_rows, new_items = state.items.ensure(ratings.item_ids)
-    check_rows(ratings.users, user_rows.size, "user")
-    check_rows(ratings.items, item_rows.size, "item")
-    work = _Work(state, ratings, user_rows, item_rows)
-    learn = work.filter if state.settings.solver == "bayes" else work.descend
-    touched, counted = learn()
-    if not work.finite(touched):
+    try:
+        user_rows, new_users = state.users.ensure(ratings.user_ids)
+        item_rows, new_items = state.items.ensure(ratings.item_ids)
+        check_rows(ratings.users, user_rows.size, "user")
+        check_rows(ratings.items, item_rows.size, "item")
+        work = _Work(state, ratings, user_rows, item_rows)
+        learn = work.filter if state.settings.solver == "bayes" else work.descend
+        touched, counted = learn()
+        if not work.finite(touched):
+            raise _diverged(state.settings)
+    except BaseException as failure:
         state.users.truncate(sizes[0])
         state.items.truncate(sizes[1])
-        raise DivergenceError(
-            f"{state.settings.solver} left factors that are not finite. Lower stepSize (now "
-            f"{state.settings.step_size}), or look for ratings or weights of an absurd size."
-        )
+        if isinstance(failure, ZeroDivisionError):
+            # a weight or variance fell below what a float32 holds
+            raise _diverged(state.settings) from failure
+        raise
     work.put(touched)
     low, high = ratings.value_range()
     before = state.counters
@@ -79,6 +83,13 @@ def learn_events(state: ModelState, ratings: Ratings) -> Learned:
     )
     state.events += counted
     return Learned(user_rows, np.flatnonzero(touched), new_users, new_items)
+
+
+def _diverged(settings: Settings) -> DivergenceError:
+    return DivergenceError(
+        f"{settings.solver} left factors that are not finite. Lower stepSize (now "
+        f"{settings.step_size}), or look for ratings or weights of an absurd size."
+    )
 
 
 class _Work:

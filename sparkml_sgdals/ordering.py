@@ -26,6 +26,8 @@ U64 = npt.NDArray[np.uint64]
 
 _BUCKET: Final = 8192
 """Ratings of a bucket, about: keys and positions of so many stay in a core's own cache."""
+_FINE_BITS: Final = 13
+"""A bucket is counted into at most 2^13 places, which are as large as a core's own cache too."""
 _LARGE: Final = 50_000
 """Rows from which on these sorts are worth their start."""
 _MAX_BUCKETS: Final = 4096
@@ -130,18 +132,20 @@ def _sort_buckets(starts, low, shift, keys, rows):  # type: ignore[no-untyped-de
         longest = max(longest, starts[b + 1] - starts[b])
     held_keys = np.empty(longest, np.uint64)
     held_rows = np.empty(longest, np.int32)
-    bits = 0
-    while (np.int64(1) << bits) < longest:
-        bits += 1
-    places = np.empty((np.int64(1) << bits) + 1, np.int64)
-    fine = np.uint64(0)
-    if shift > np.uint64(bits):
-        fine = shift - np.uint64(bits)
-    mask = (np.uint64(1) << np.uint64(bits)) - np.uint64(1)
+    room = np.empty((1 << _FINE_BITS) + 1, np.int64)
     for b in range(starts.size - 1):
         begin, size = starts[b], starts[b + 1] - starts[b]
         if size < 2:
             continue
+        # as many places as keys: to clear more would cost more than to sort
+        bits = 0
+        while bits < _FINE_BITS and (np.int64(1) << bits) < size:
+            bits += 1
+        fine = np.uint64(0)
+        if shift > np.uint64(bits):
+            fine = shift - np.uint64(bits)
+        mask = (np.uint64(1) << np.uint64(bits)) - np.uint64(1)
+        places = room[: (np.int64(1) << bits) + 1]
         places[:] = 0
         for n in range(size):
             places[(((keys[begin + n] - low) >> fine) & mask) + np.uint64(1)] += 1
@@ -158,7 +162,7 @@ def _sort_buckets(starts, low, shift, keys, rows):  # type: ignore[no-untyped-de
         for p in range(places.size - 1):
             last = places[p]
             if last - first > _CROWD:
-                order = np.argsort(held_keys[first:last])
+                order = np.argsort(held_keys[first:last], kind="mergesort")
                 for n in range(last - first):
                     keys[begin + first + n] = held_keys[first + order[n]]
                     rows[begin + first + n] = held_rows[first + order[n]]

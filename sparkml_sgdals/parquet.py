@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,12 +24,22 @@ from sparkml_sgdals.objects import ObjectStore, full_path
 from sparkml_sgdals.packing import PACK_DDL, ROWS_PER_CELL, pack_cell
 from sparkml_sgdals.schema import RatingColumns
 
-__all__ = ["pack_parquet"]
+__all__ = ["pack_parquet", "row_group_splits"]
 
 logger = logging.getLogger(__name__)
 
 _INTEGERS: Final = (T.ByteType, T.ShortType, T.IntegerType, T.LongType)
 _NUMBERS: Final = (*_INTEGERS, T.FloatType, T.DoubleType)
+_STORED_AS: Final[dict[type[T.DataType], tuple[pa.DataType, ...]]] = {
+    T.ByteType: (pa.int8(),),
+    T.ShortType: (pa.int16(),),
+    T.IntegerType: (pa.int32(),),
+    T.LongType: (pa.int64(),),
+    T.FloatType: (pa.float32(),),
+    T.DoubleType: (pa.float64(),),
+    T.StringType: (pa.string(), pa.large_string()),
+}
+"""Types in files that need no decision of Spark's how to convert them."""
 _SPLIT_DDL: Final = "file string, groups array<int>"
 _ROWS_PER_SPLIT: Final = 2_000_000
 
@@ -62,11 +73,41 @@ def pack_parquet(
     if not all(isinstance(types.get(name), allowed[ours]) for ours, name in wanted.items()):
         return None
     store = ObjectStore(full_path(path))
-    dataset = ds.dataset(store.root, filesystem=store.fs, format="parquet")
-    if not set(wanted.values()) <= set(dataset.schema.names):
+    splits = row_group_splits(store, {name: types[name] for name in wanted.values()})
+    if splits is None:
+        return None
+    reader = _Read(store.path, tuple(wanted.items()), kinds, keep)
+    return df.sparkSession.createDataFrame(splits, _SPLIT_DDL).mapInArrow(reader, PACK_DDL)
+
+
+def row_group_splits(
+    store: ObjectStore, wanted: dict[str, T.DataType]
+) -> list[tuple[str, list[int]]] | None:
+    """Files and row groups under a path that hold all its rows, for one task each.
+
+    Parameters
+    ----------
+    wanted : columns and the types that Spark reads them as
+
+    Returns
+    -------
+    path of a file and numbers of its row groups; None where Spark might find other files or
+    columns under the path, or other types of them
+    """
+    # without a schema of its own, files that Spark does not read would be opened for one
+    dataset = ds.dataset(store.root, pa.schema([]), "parquet", store.fs)
+    in_folders = _folder_columns(store.root, dataset.files)
+    # of a column in files and in names of folders Spark takes the latter
+    if in_folders is None or in_folders & {name.lower() for name in wanted}:
         return None
     splits: list[tuple[str, list[int]]] = []
     for fragment in dataset.get_fragments():
+        held = fragment.physical_schema
+        for name, kind in wanted.items():
+            # -1 where there is none, or more than one
+            place = held.get_field_index(name)
+            if place < 0 or held.field(place).type not in _STORED_AS[type(kind)]:
+                return None
         groups: list[int] = []
         rows = 0
         for group in fragment.row_groups:
@@ -77,8 +118,21 @@ def pack_parquet(
                 groups, rows = [], 0
         if groups:
             splits.append((fragment.path, groups))
-    reader = _Read(store.path, tuple(wanted.items()), kinds, keep)
-    return df.sparkSession.createDataFrame(splits, _SPLIT_DDL).mapInArrow(reader, PACK_DDL)
+    return splits
+
+
+def _folder_columns(root: str, files: list[str]) -> set[str] | None:
+    """Columns in names of folders as name=value, in lower case; None where folders differ in them.
+
+    Spark reads only the files right under a path, or only those in such folders.
+    """
+    found = set()
+    for file in files:
+        names = [name.partition("=") for name in file[len(root) :].strip("/").split("/")[:-1]]
+        if not all(equals for _, equals, _ in names):
+            return None
+        found.add(tuple(unquote(name).lower() for name, _, _ in names))
+    return set(*found) if len(found) <= 1 else None
 
 
 @dataclass(frozen=True)

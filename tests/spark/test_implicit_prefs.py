@@ -33,9 +33,9 @@ def test_fit_score_recommend(als, liked, spark):
     assert (model.summary.ratings, model.summary.form) == (len(liked), "one task")
     scored = predictions(model.transform(frame), ["user", "item"])
     assert np.isfinite(scored).all()
-    best = model.recommendForAllUsers(5, excludeSeen=frame).toPandas()
+    best = model.recommendForAllUsers(5, excludeSeen=frame).collect()
     assert len(best) == liked.user.nunique()
-    rows = [(r.user, s.item, s.rating) for r in best.itertuples() for s in r.recommendations]
+    rows = [(r.user, s.item, s.rating) for r in best for s in r.recommendations]
     done = set(zip(liked.user, liked.item, strict=True))
     assert not done & {(user, item) for user, item, _ in rows}
     ranked = spark.createDataFrame(rows, "user long, item long, rating float")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -37,6 +39,26 @@ def test_keys_are_sorted_and_rows_follow(kind: str, count: int, threads: int) ->
     np.testing.assert_array_equal(found, np.sort(keys))
     np.testing.assert_array_equal(keys[rows], found)
     np.testing.assert_array_equal(np.sort(rows), np.arange(count))
+
+
+def test_many_equal_keys_take_no_longer_for_each() -> None:
+    """A bucket that holds half of all rows may not cost the other buckets anything."""
+
+    def seconds(keys: np.ndarray) -> float:
+        taken = []
+        for _ in range(3):
+            start = time.process_time()
+            found, rows = sort_by_key(keys)
+            taken.append(time.process_time() - start)
+        assert (found[1:] >= found[:-1]).all()
+        np.testing.assert_array_equal(keys[rows], found)
+        return min(taken)
+
+    rng = np.random.default_rng(2)
+    spread = rng.integers(1_000_000_000, 1_700_000_000, 8_000_000).astype(np.uint64)
+    half = np.where(rng.random(spread.size) < 0.5, np.uint64(1_650_000_000), spread)
+    # clearing as many places as the largest bucket has rows for every bucket took 6 times as long
+    assert seconds(half) < 4 * seconds(spread)
 
 
 def test_no_keys() -> None:

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from reference_events import LogisticFilter, isgd
 
+from sparkml_sgdals import learning_events
 from sparkml_sgdals.exchange import part_batch, state_from_parts, state_parts, to_bytes
 from sparkml_sgdals.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.learning_events import learn_events, serving_state
@@ -329,6 +330,31 @@ def test_divergence_leaves_the_state_as_it_was():
     before = state.fingerprint()
     with pytest.raises(DivergenceError, match="isgd left factors that are not finite"):
         learn_events(state, encode_ratings(table(users, items)))
+    assert state.fingerprint() == before
+
+
+def test_weights_below_what_a_number_holds_leave_the_state_as_it_was():
+    state = empty(replace(EVENTS, alpha=1e9))
+    learn_events(state, encode_ratings(table([1, 1, 2], [1, 2, 3])))
+    before = state.fingerprint()
+    with pytest.raises(DivergenceError, match="weights of an absurd size"):
+        learn_events(state, encode_ratings(table([9], [9], [0.0], 3, [1e-37])))
+    assert state.fingerprint() == before
+
+
+@pytest.mark.parametrize("name", ["ensure", "filter_events", "check_rows"])
+def test_what_is_broken_off_leaves_the_state_as_it_was(monkeypatch, name):
+    state = empty()
+    learn_events(state, encode_ratings(table([1, 1, 2], [1, 2, 3])))
+    before = state.fingerprint()
+
+    def break_off(*_):
+        raise KeyboardInterrupt
+
+    place = state.items if name == "ensure" else learning_events
+    monkeypatch.setattr(place, name, break_off)
+    with pytest.raises(KeyboardInterrupt):
+        learn_events(state, encode_ratings(table([9, 1], [9, 1], first=3)))
     assert state.fingerprint() == before
 
 
