@@ -6,7 +6,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import TimestampNTZType, TimestampType
 
-from sparkml_sgdals.schema import column, column_type
+from sparkml_sgdals.schema import column, column_type, quoted
 
 __all__ = ["drop_repeats"]
 
@@ -46,7 +46,7 @@ def drop_repeats(stream: DataFrame, event_id: str, time: str | None, watermark: 
             f"{found.simpleString()}. Convert it first, e.g. with F.timestamp_seconds or "
             "F.timestamp_millis."
         )
-    row = F.to_json(F.struct(*[F.col(f"`{c}`") for c in stream.columns]))
+    row = F.expr(_whole_row(stream.columns))
     own = column(schema, event_id).cast("string")
     # hashed: what is kept in the checkpoint is not to tell who rated what
     key = F.when(own.isNotNull(), F.concat(F.lit("i"), own)).otherwise(
@@ -68,3 +68,12 @@ def drop_repeats(stream: DataFrame, event_id: str, time: str | None, watermark: 
             f"watermark {watermark!r} is not an interval: write e.g. '1 hour'."
         ) from failure
     return unique
+
+
+def _whole_row(names: list[str]) -> str:
+    """A row as JSON, as SQL; without a format, times would lack what is below a millisecond."""
+    moment = "yyyy-MM-dd''T''HH:mm:ss.SSSSSS".replace("''", "\\'")
+    return (
+        f"to_json(struct({', '.join(map(quoted, names))}), "
+        f"map('timestampFormat', '{moment}XXX', 'timestampNTZFormat', '{moment}'))"
+    )

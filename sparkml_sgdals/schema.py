@@ -36,6 +36,7 @@ __all__ = [
     "id_column",
     "id_kind",
     "id_type_name",
+    "quoted",
     "select_ratings",
 ]
 
@@ -156,10 +157,10 @@ def select_ratings(
             faults.append(f"abs({value}) = double('Infinity')")
             if name == "weight":
                 faults.append(f"{value} < 0")
-        whole_row = ", ".join(_quoted(c) for c in schema.names)
+        whole_row = ", ".join(quoted(c) for c in schema.names)
         bad = f"coalesce({' OR '.join(faults)}, true)"
         chosen["raw"] = f"CASE WHEN {bad} THEN to_json(struct({whole_row})) END"
-    return df.selectExpr(*[f"{value} AS {name}" for name, value in chosen.items()], *also)
+    return df.selectExpr(*[f"{value} AS {quoted(name)}" for name, value in chosen.items()], *also)
 
 
 def _id(schema: StructType, param: str, name: str, kind: IdKind) -> str:
@@ -206,11 +207,12 @@ def _time(schema: StructType, name: str) -> str:
 def _column(schema: StructType, name: str) -> str:
     """A column in SQL; a dotted name that is no column's own reaches into structs."""
     if _find(schema, name) is not None:
-        return _quoted(name)
-    return name if "`" in name else ".".join(_quoted(step) for step in name.split("."))
+        return quoted(name)
+    return name if "`" in name else ".".join(quoted(step) for step in name.split("."))
 
 
-def _quoted(name: str) -> str:
+def quoted(name: str) -> str:
+    """A name in SQL, whatever is in it and whatever is reserved."""
     return "`" + name.replace("`", "``") + "`"
 
 
