@@ -64,19 +64,18 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
     predicted = not state.blank
     # while the scale settles every row may change, and there are few
     whole = None if state.scale.frozen else state.copy()
-    sums, surprises = _score_before(state, ratings)
-    squares, baseline_squares = sums.squares, sums.baseline_squares
-    first = min(SETTLING_RATINGS - state.scale.seen, len(ratings))
-    settle_scale(state, ratings.moments(max(first, 0)), first)
     sizes = state.users.size, state.items.size
-    user_rows, new_users = state.users.ensure(ratings.user_ids)
-    item_rows, new_items = state.items.ensure(ratings.item_ids)
     users, items = state.users, state.items
-    values = state.scale.standardise(ratings.values)
-    check_rows(ratings.users, user_rows.size, "user")
-    check_rows(ratings.items, item_rows.size, "item")
-    learned = users.take(user_rows), items.take(item_rows)
     try:
+        sums, surprises = _score_before(state, ratings)
+        first = min(SETTLING_RATINGS - state.scale.seen, len(ratings))
+        settle_scale(state, ratings.moments(max(first, 0)), first)
+        user_rows, new_users = state.users.ensure(ratings.user_ids)
+        item_rows, new_items = state.items.ensure(ratings.item_ids)
+        values = state.scale.standardise(ratings.values)
+        check_rows(ratings.users, user_rows.size, "user")
+        check_rows(ratings.items, item_rows.size, "item")
+        learned = users.take(user_rows), items.take(item_rows)
         _learn_rows(state.settings, ratings, values, learned)
         if state.settings.solver == "bayes":
             before = users.take(user_rows), items.take(item_rows)
@@ -104,6 +103,7 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
     users.put_rows(learned[0])
     items.put_rows(learned[1])
 
+    squares, baseline_squares = sums.squares, sums.baseline_squares
     count = len(ratings)
     counted = state.counters
     low, high = ratings.value_range()

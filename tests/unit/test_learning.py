@@ -13,6 +13,7 @@ import pytest
 import reference
 from building import F32, contents, low_rank, ratings_of, rows_of, seen_state, table_of
 
+from sparkml_sgdals import updating
 from sparkml_sgdals.factors import prior_variances
 from sparkml_sgdals.learning import fit_ratings
 from sparkml_sgdals.ratings import Ratings, encode_ratings
@@ -326,6 +327,27 @@ def test_divergence_leaves_what_was_known(solver: str, frozen: bool) -> None:
     for side in (state, state.users, state.items):
         side.settings = replace(settings, step_size=0.001)
     assert learn_batch(state, mixed_batch()).ratings == 94
+
+
+@SOLVERS
+@pytest.mark.parametrize("name", ["settle_scale", "check_rows", "_learn_rows"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_is_broken_off_leaves_what_was_known(
+    settings: Settings, name: str, frozen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = seen_state(settings)
+    if not frozen:
+        state = ModelState.empty(settings, "int", "int")
+        learn_batch(state, encode_ratings(low_rank(600)[0]))
+    before = state.fingerprint()
+
+    def break_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(updating, name, break_off)
+    with pytest.raises(KeyboardInterrupt):
+        learn_batch(state, mixed_batch())
+    assert state.fingerprint() == before
 
 
 def test_divergence_in_the_only_minibatch() -> None:
