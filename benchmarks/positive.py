@@ -47,7 +47,7 @@ SETS: dict[str, tuple[str, float]] = {
     "movietweetings": ("movietweetings/ratings.dat", 9.0),
 }
 TOP = 10
-STEPS = (0.01, 0.02, 0.05, 0.1, 0.2)
+STEPS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5)
 ALS_ALPHAS = (1.0, 40.0)
 IMPLICIT_GRID = ((16, 0.01, 1.0), (32, 1.0, 10.0), (16, 10.0, 40.0))
 """factors, regularization, alpha"""

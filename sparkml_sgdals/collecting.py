@@ -21,6 +21,10 @@ _FIRST_LOOK: Final = 20_000
 _KEPT_INVALID: Final = 10_000
 _PLACE: Final = "CAST(monotonically_increasing_id() & 2147483647L AS int) AS place"
 """Number of a row in its partition."""
+_PART: Final = "CAST(shiftright(monotonically_increasing_id(), 33) AS int) AS part"
+_NEAR: Final = 50
+_FAR_LOOK: Final = 1_000
+"""Rows of each partition after the first _NEAR that are sent without being asked for."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Collected:
     problems : the same by fault; a row may have several
     invalid : the rows set aside, each as JSON
     largest : number of the last row in its largest partition
+    partitions : partitions up to the last one that has rows
     """
 
     table: pa.Table
@@ -43,6 +48,7 @@ class Collected:
     problems: Problems
     invalid: list[str]
     largest: int = 0
+    partitions: int = 0
 
 
 def collect_ratings(
@@ -51,36 +57,59 @@ def collect_ratings(
     kinds: tuple[IdKind, IdKind],
     keep: bool,
     expected: int = 0,
+    partitions: int = 0,
 ) -> Collected | None:
     """The ratings of a batch on the driver, or None where it has more than COLLECT_LIMIT rows.
 
     Parameters
     ----------
     keep : rows whose time or weight alone is bad are learned
-    expected : rows of its largest partition, roughly, where one like it came before
+    expected, partitions : `largest` and `partitions` of the batch before
 
     Notes
     -----
-    One job, without a count before it, unless a partition has more than _FIRST_LOOK rows and more
-    than twice those expected: what is sent without being asked for is capped. Rows set aside are
-    asked for in a job of their own: making their text ready costs each batch more than that job
-    costs the few that have some.
+    One job, without a count before it, unless a partition has more rows than `_caps` says: what
+    is sent without being asked for is bounded as a whole. Rows set aside are asked for in a job
+    of their own: making their text ready costs each batch more than that job costs the few that
+    have some.
     """
-    ratings = select_ratings(df, columns, kinds, also=(_PLACE,))
-    cap = max(_FIRST_LOOK, min(2 * expected, COLLECT_LIMIT))
-    table = ratings.where(f"place <= {cap}").toArrow()
-    largest = pa.compute.max(table.column("place")).as_py() or 0
-    if largest == cap:
+    ratings = select_ratings(df, columns, kinds, also=(_PLACE, _PART))
+    known = _caps(expected, partitions)
+    cap = (
+        f"CASE WHEN part < {partitions} THEN {known} "
+        f"WHEN part < {_NEAR} THEN {_FIRST_LOOK} ELSE {_FAR_LOOK} END"
+    )
+    table = ratings.where(f"place <= {cap}").selectExpr("*", f"place = {cap} AS full").toArrow()
+    cut = pa.compute.any(table.column("full")).as_py()
+    table = table.drop_columns("full")
+    if cut:
         if ratings.count() > COLLECT_LIMIT:
             return None
         table = ratings.toArrow()
-        largest = pa.compute.max(table.column("place")).as_py()
     elif table.num_rows > COLLECT_LIMIT:
         # many small partitions: what a batch is learned by must not depend on them
         return None
-    good, bad, problems = screen(table.drop_columns("place"), keep)
+    last, parts = (pa.compute.max(table.column(name)).as_py() for name in ("place", "part"))
+    good, bad, problems = screen(table.drop_columns(["place", "part"]), keep)
     invalid = invalid_rows(df, columns, kinds, keep) if bad.any() else []
-    return Collected(good, table.num_rows, int(bad.sum()), problems, invalid, largest)
+    return Collected(
+        good,
+        table.num_rows,
+        int(bad.sum()),
+        problems,
+        invalid,
+        largest=last or 0,
+        partitions=0 if parts is None else parts + 1,
+    )
+
+
+def _caps(expected: int, partitions: int) -> int:
+    """Rows of each of the partitions there were in the batch before that are sent unasked.
+
+    Twice those that came, where that is not too many of all of them together.
+    """
+    fair = 2 * COLLECT_LIMIT // max(partitions, 1)
+    return max(_FIRST_LOOK if partitions <= _NEAR else _FAR_LOOK, min(2 * expected, fair))
 
 
 def invalid_rows(

@@ -51,6 +51,8 @@ class _Resident:
     overlay: Overlay | None = None
     largest: int = 0
     """rows of the largest partition of the last batch"""
+    partitions: int = 0
+    """partitions of the last batch"""
 
     def stop(self) -> None:
         """Break off what goes on in the background."""
@@ -124,12 +126,15 @@ class StreamUpdater:
         store = VersionStore(self.path)
         options = self.options
         keep = options.handle_invalid == "keep"
-        collected = collect_ratings(batch, options.columns, options.kinds, keep, resident.largest)
+        collected = collect_ratings(
+            batch, options.columns, options.kinds, keep, resident.largest, resident.partitions
+        )
         collect_seconds = time.perf_counter() - clock
         if collected is None:
             learned = self._learn_large(resident, batch)
         else:
             resident.largest = collected.largest
+            resident.partitions = collected.partitions
             if options.handle_invalid == "error":
                 refuse_invalid(collected.problems, options.columns)
             overlay = resident.overlay

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from pyspark.sql.types import LongType, StructType
 
+from sparkml_sgdals.collecting import _FAR_LOOK, _FIRST_LOOK, _NEAR, COLLECT_LIMIT, _caps
 from sparkml_sgdals.repeats import _whole_row
 from sparkml_sgdals.schema import RatingColumns, select_ratings
 
@@ -33,3 +35,14 @@ def test_a_whole_row_keeps_names_and_microseconds() -> None:
     row = _whole_row(["time", "a`b"])
     assert "struct(`time`, `a``b`)" in row
     assert row.count(".SSSSSS") == 2
+
+
+@pytest.mark.parametrize("expected", [0, 500, 600_000])
+@pytest.mark.parametrize("partitions", [0, 1, 40, 200, 1000])
+def test_what_is_sent_unasked_is_bounded(expected: int, partitions: int) -> None:
+    """As a whole: also where many more partitions come than before, as after an outage."""
+    sent = partitions * _caps(expected, partitions)
+    sent += max(_NEAR - partitions, 0) * _FIRST_LOOK + max(1000 - _NEAR, 0) * _FAR_LOOK
+    assert sent <= 4 * COLLECT_LIMIT
+    if expected == 500:
+        assert _caps(expected, partitions) >= 1000
