@@ -17,7 +17,7 @@ import pyarrow as pa
 from sparkml_sgdals.objects import ObjectStore
 from sparkml_sgdals.prequential import faded_means, window_means
 
-__all__ = ["METRICS", "OnBatch", "Report", "metrics_frame", "prometheus_text"]
+__all__ = ["CLOCK_METRICS", "METRICS", "OnBatch", "Report", "metrics_frame", "prometheus_text"]
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,10 @@ METRICS: Final = (
     "ratingsPerSecond", "collectSeconds", "learnSeconds",
 )  # fmt: skip
 """Columns of `StreamJob.metrics`; errors are from before the batch was learned."""
+CLOCK_METRICS: Final = (
+    "committed", "seconds", "ratingsPerSecond", "collectSeconds", "learnSeconds",
+)  # fmt: skip
+"""Those of a clock, the only ones that differ where a stream is run again."""
 
 _ERRORS: Final = {"Rmse": "rmse", "Mae": "mae"}
 _WHOLE: Final = ("batch", "version", "ratings", "invalid", "zeroWeight", "newUsers", "newItems")

@@ -19,6 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
 
 from sparkml_sgdals.serving import schemas as out
 from sparkml_sgdals.serving.answers import Answers
@@ -43,7 +44,10 @@ _INLINE_ITEMS: Final = 200_000
 
 Count = Annotated[int, Query(ge=1, le=1000, description="how many items")]
 # what fits into a request line, also where every letter is encoded as twelve
-Ids = Annotated[list[Annotated[str, Field(max_length=100)]] | None, Query(max_length=200)]
+Ids = Annotated[
+    # in a query nothing stands for None
+    list[Annotated[str, Field(max_length=100)]] | SkipJsonSchema[None], Query(max_length=200)
+]
 
 
 @dataclass

@@ -27,6 +27,7 @@ if __name__ == "__main__":
 
 from sources import SOURCES  # noqa: E402
 
+from sparkml_sgdals.reporting import CLOCK_METRICS  # noqa: E402
 from sparkml_sgdals.storage import VersionStore  # noqa: E402
 
 POINTS = (
@@ -248,7 +249,7 @@ class Trial:
     def _end(path: Path) -> tuple[str, list[dict[str, Any]]]:
         store = VersionStore(located(path))
         rows = [
-            {name: value for name, value in row.items() if name not in ("committed", "seconds")}
+            {name: value for name, value in row.items() if name not in CLOCK_METRICS}
             for row in store.metrics()
         ]
         return store.load()[0].fingerprint(), rows

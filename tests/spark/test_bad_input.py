@@ -133,7 +133,7 @@ def test_empty_table(als, ratings):
         ("stepSize", 0.0, "stepSize must be greater than 0"),
         ("regParam", -0.1, "regParam must be at least 0"),
         ("factorPriorVariance", float("nan"), "factorPriorVariance must be greater than 0"),
-        ("solver", "als", "solver must be one of bayes, sgd, minibatch, got 'als'"),
+        ("solver", "als", "solver must be one of bayes, sgd, minibatch, isgd, got 'als'"),
         ("coldStartStrategy", "zero", "coldStartStrategy must be one of bias, nan, drop"),
         ("handleInvalid", "ignore", "handleInvalid must be one of error, skip, keep"),
         ("blockSize", 0, "blockSize must be at least 1"),

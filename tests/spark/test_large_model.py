@@ -14,6 +14,7 @@ from helpers import ONCE, assert_same_bits
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
 from sparkml_sgdals.micro_batch import forget_resident
+from sparkml_sgdals.reporting import CLOCK_METRICS
 from sparkml_sgdals.storage import StorageError, VersionStore
 
 
@@ -23,7 +24,7 @@ def run(job):
 
 
 def assert_same_metrics(one, other):
-    columns = ["committed", "seconds"]
+    columns = list(CLOCK_METRICS)
     pd.testing.assert_frame_equal(one.drop(columns=columns), other.drop(columns=columns))
 
 
