@@ -1,6 +1,8 @@
 # `make demo` and `make test` set up everything that they need; `make` alone says what there is.
 PYTHON ?= python3
 ARGS ?=
+# each with a Spark of its own; 0 for none beside pytest itself
+TEST_PROCESSES ?= 2
 
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -39,7 +41,7 @@ serve-demo: $(VENV)/.installed ## Serve films on a page that learns as you rate,
 	@$(WITH_SPARK) exec $(PY) examples/serve_demo.py $(ARGS)
 
 test: $(VENV)/.installed ## Run the tests; ARGS="-k stream -x" goes to pytest
-	@$(WITH_SPARK) $(PY) -m pytest $(ARGS)
+	@$(WITH_SPARK) $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed ## ruff, mypy, and nothing in the package that Spark Connect lacks
 	$(PY) -m ruff check .

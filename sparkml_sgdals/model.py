@@ -334,13 +334,20 @@ class StreamingBiasedALSModel(
         Raises
         ------
         StorageError : there is no model, or it is damaged
+        ValueError : `maxResidentIds` for a model of events
         others : as `updateStream`
         """
         store = VersionStore(full_path(modelPath))
         meta, newest = store.meta(), store.newest()
         if meta is None or newest is None:
             raise StorageError(f"{modelPath} does not hold a model: start with updateStream.")
-        empty = ModelState.empty(Settings.from_json(meta["settings"]), *meta["kinds"])
+        settings = Settings.from_json(meta["settings"])
+        if maxResidentIds and settings.positive:
+            raise ValueError(
+                f"maxResidentIds is {maxResidentIds}, but a model of events (implicitPrefs) is "
+                "kept in memory as a whole: leave it out."
+            )
+        empty = ModelState.empty(settings, *meta["kinds"])
         model = cls._described(meta, empty, newest.version)
         if maxResidentIds is not None:
             model.setMaxResidentIds(maxResidentIds)

@@ -27,7 +27,7 @@ _NEVER: Final = ("parallelism", *UNUSED_OF_ALS)
 _OF_EVENTS: Final = ("alpha", "numNegatives")
 _OF_RATINGS: Final = (
     "maxIter", "tol", "noiseVariance", "userBiasRegParam", "itemBiasRegParam", "blockSize",
-    "predictionStdCol", "clipPredictions", "numThreads",
+    "predictionStdCol", "clipPredictions", "maxResidentIds", "checkpointInterval",
 )  # fmt: skip
 UNUSED: Final[dict[str, tuple[str, ...]]] = {
     "bayes": (*_DESCENT, "blockSize", *_OF_EVENTS, *_NEVER),
