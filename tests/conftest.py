@@ -38,6 +38,8 @@ def spark(
         "spark.default.parallelism": "3",
         "spark.ui.enabled": "false",
         "spark.driver.memory": "3g",
+        # code that runs for seconds is not worth the second compiler's time
+        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
         "spark.sql.warehouse.dir": str(scratch / "warehouse"),
         "spark.ui.showConsoleProgress": "false",
         # an error in a task is a failure of the test, not something to try again

@@ -21,6 +21,7 @@ def test_a_few_kills():
     assert figures.points == list(SHORT)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_kills_while_a_part_is_in_memory():
     """While runs are written, and once they count; the end is that of all in memory."""
