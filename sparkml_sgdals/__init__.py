@@ -10,11 +10,13 @@ if TYPE_CHECKING:
     from sparkml_sgdals.grid_search import RaceJob, StreamingGridSearch
     from sparkml_sgdals.model import StreamingBiasedALSModel
     from sparkml_sgdals.parsing import parseRatings
+    from sparkml_sgdals.predictor import Predictor
     from sparkml_sgdals.solvers import DivergenceError
     from sparkml_sgdals.streaming import StreamJob
 
 __all__ = [
     "DivergenceError",
+    "Predictor",
     "RaceJob",
     "StreamJob",
     "StreamingBiasedALS",
@@ -26,6 +28,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "DivergenceError": "solvers",
+    "Predictor": "predictor",
     "RaceJob": "grid_search",
     "StreamJob": "streaming",
     "StreamingBiasedALS": "estimator",

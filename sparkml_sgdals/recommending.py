@@ -21,7 +21,7 @@ from sparkml_sgdals.factors import FactorTable, list_column, prior_variances
 from sparkml_sgdals.hashing import block_of, id_keys
 from sparkml_sgdals.index import IdKind, id_array_type
 from sparkml_sgdals.state import ModelState
-from sparkml_sgdals.topn import top_n
+from sparkml_sgdals.topn import candidate_products, query_products, top_n
 
 __all__ = ["RankBy", "Ranking", "recommend", "similar"]
 
@@ -278,26 +278,13 @@ class _Rank:
         mean, var = _matrix(queries, "mean"), _matrix(queries, "var")
         part, ranking = self.part, self.ranking
         ids = queries.column("id").combine_chunks()
-        # a bias is a feature whose other side is 1
-        ones = np.ones((len(ids), 1), np.float32)
-        left = np.hstack([mean[:, 1:], ones, mean[:, :1]])
-        right = np.vstack([part.mean[:, 1:].T, part.mean[:, :1].T, np.ones((1, len(part.ids)))])
-        variances = None
-        if ranking.sign:
-            # V = c_bx + c_by + sum c_x (P^2 + c_y) + U^2 c_y, as one product: algorithm.md (7)
-            own = np.hstack([var[:, 1:], mean[:, 1:] ** 2, ones, var[:, :1]])
-            other = np.vstack(
-                [
-                    (part.mean[:, 1:] ** 2 + part.var[:, 1:]).T,
-                    part.var[:, 1:].T,
-                    part.var[:, :1].T,
-                    np.ones((1, len(part.ids))),
-                ]
-            )
-            variances = (own.astype(np.float32), other.astype(np.float32))
+        bounded = ranking.sign != 0
+        left, own = query_products(mean, var if bounded else None)
+        right, other = candidate_products(part.mean, part.var if bounded else None)
+        variances = None if own is None or other is None else (own, other)
         best, scores = top_n(
             left,
-            right.astype(np.float32),
+            right,
             ranking.count,
             None if seen is None else self._excluded(ids, seen),
             variances,

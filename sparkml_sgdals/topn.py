@@ -12,7 +12,7 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["top_n"]
+__all__ = ["candidate_products", "query_products", "top_n"]
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -20,6 +20,35 @@ I64 = npt.NDArray[np.int64]
 
 _TILE: Final = 1024
 """candidates scored at once: their scores and factors stay in the cache of a core"""
+
+
+def query_products(mean: F32, var: F32 | None) -> tuple[F32, F32 | None]:
+    """Factors of queries, the bias first, as rows of products with `candidate_products`.
+
+    A score is q . c, the variance of its mean qv . cv: docs/algorithm.md, equation (7). A bias is
+    a feature whose other side is 1.
+
+    Parameters
+    ----------
+    mean, var : float32, shape (n, K + 1); without `var` there are no variances
+    """
+    ones = np.ones((len(mean), 1), np.float32)
+    left = np.hstack([mean[:, 1:], ones, mean[:, :1]])
+    if var is None:
+        return left, None
+    own = np.hstack([var[:, 1:], mean[:, 1:] ** 2, ones, var[:, :1]])
+    return left, own.astype(np.float32)
+
+
+def candidate_products(mean: F32, var: F32 | None) -> tuple[F32, F32 | None]:
+    """The same for candidates: float32 columns, shape (width, n)."""
+    ones = np.ones((1, len(mean)), np.float32)
+    right = np.vstack([mean[:, 1:].T, mean[:, :1].T, ones])
+    if var is None:
+        return right, None
+    features, spare = mean[:, 1:].T, var[:, 1:].T
+    other = np.vstack([features**2 + spare, spare, var[:, :1].T, ones])
+    return right, other.astype(np.float32)
 
 
 @nb.njit(cache=True, nogil=True)

@@ -13,6 +13,7 @@ from types import FrameType
 
 import uvicorn
 
+from sparkml_sgdals.saved import is_saved, read_saved
 from sparkml_sgdals.serving.answers import Answers
 from sparkml_sgdals.serving.events import News
 from sparkml_sgdals.serving.gauges import Gauges
@@ -23,7 +24,7 @@ from sparkml_sgdals.serving.intake import FolderIntake, Intake
 from sparkml_sgdals.serving.routes import Service, make_app
 from sparkml_sgdals.serving.schemas import AnonymousIn, ItemRating
 from sparkml_sgdals.serving.titles import Titles
-from sparkml_sgdals.storage import StorageError
+from sparkml_sgdals.storage import StorageError, VersionStore
 
 __all__ = ["build_service", "serve"]
 
@@ -57,11 +58,12 @@ def serve(
     log_level: str = "warning",
     started: Callable[[str], None] = lambda address: None,
 ) -> None:
-    """Serve a model path over HTTP until SIGINT or SIGTERM.
+    """Serve a model path, or a saved model, over HTTP until SIGINT or SIGTERM.
 
     Parameters
     ----------
-    model : a model path, as `fitStream` and `updateStream` write it; local or a URI
+    model : a model path, as `fitStream` and `updateStream` write it, or what `model.save` wrote,
+        which never changes; local or a URI
     host, port : where to listen; port 0 for one that is free
     inbox : folder that the stream reads: ratings posted are appended to it as JSON lines
     kafka, topic : host:port of a broker, where ratings posted go instead of an inbox
@@ -94,6 +96,11 @@ def serve(
     if writes and host not in _HERE and token_file is None and not open_writes:
         raise ValueError(
             f"Anybody who reaches {host} could post ratings: give token_file, or say open_writes."
+        )
+    if writes and is_saved(model):
+        raise ValueError(
+            f"{model} is a saved model, which learns nothing: name the model path that a stream "
+            "writes, or leave out where ratings posted go."
         )
     # a thread that takes up a version must not keep requests waiting for 5 ms at a time
     sys.setswitchinterval(0.0005)
@@ -159,6 +166,8 @@ def build_service(
     """
     names = columns or Columns()
     news = News()
+    if is_saved(model):
+        model = _as_path(model, f"{folder}/saved")
     holder = ModelHolder(model, folder, poll_seconds)
     until = time.monotonic() + wait_seconds
     while not holder.poll():
@@ -183,6 +192,15 @@ def build_service(
     holder.on_version = lambda commit: news.tell("version", answers.news() or {})
     holder.start()
     return Service(answers, news, Gauges(holder), taken)
+
+
+def _as_path(model: str, path: str) -> str:
+    """Write a saved model as the first version of a model path."""
+    saved = read_saved(model)
+    state = saved.state
+    meta = {name: saved.metadata[name] for name in ("uid", "kinds", "settings", "idTypes")}
+    VersionStore(path).create(state, meta | {"params": saved.params})
+    return path
 
 
 def _warm_up(answers: Answers) -> None:

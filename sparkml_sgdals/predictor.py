@@ -1,0 +1,231 @@
+"""Use a model on one machine: predictions and rankings by NumPy, without a Spark session."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from sparkml_sgdals.factors import FactorTable, prior_variances
+from sparkml_sgdals.index import IdKind, id_array_type
+from sparkml_sgdals.learning_events import serving_state
+from sparkml_sgdals.objects import StorageError
+from sparkml_sgdals.saved import is_saved, read_saved
+from sparkml_sgdals.state import ModelState
+from sparkml_sgdals.storage import VersionStore
+from sparkml_sgdals.topn import candidate_products, query_products, top_n
+
+__all__ = ["Predictor"]
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+
+_SIGNS: Final = {"prediction": 0, "upper": 1, "lower": -1}
+
+
+class Predictor:
+    """A model in this process's memory, one version of it; threads may share it.
+
+    Attributes
+    ----------
+    version : of the model
+    """
+
+    def __init__(self, state: ModelState, params: dict[str, Any], version: int) -> None:
+        self._state = serving_state(state) if state.settings.positive else state
+        self._events = state.settings.positive
+        self._params = params
+        self.version = version
+
+    @classmethod
+    def load(cls, path: str, version: int | None = None) -> Predictor:
+        """Read what `model.save(path)` wrote, or a version of a model path, the newest by default.
+
+        Raises StorageError where nothing readable is there, it is damaged or of a newer format.
+        """
+        store = VersionStore(path)
+        meta = store.meta()
+        if meta is not None:
+            state, commit = store.load(version)
+            return cls(state, meta.get("params", {}), commit.version)
+        if not is_saved(path):
+            raise StorageError(f"There is no model at {path}: look whether the path is right.")
+        if version is not None:
+            raise StorageError(f"{path} is a saved model, not a model path: it has no versions.")
+        saved = read_saved(path)
+        return cls(saved.state, saved.params, saved.metadata["modelVersion"])
+
+    def predict(self, users: Iterable[Any], items: Iterable[Any]) -> pd.DataFrame:
+        """Predict pairs, as `transform` does.
+
+        Parameters
+        ----------
+        users, items : ids, as many of the one as of the other; those not known, or null, are
+            predicted by what is left, or NaN where coldStartStrategy is 'nan' or 'drop'
+
+        Returns
+        -------
+        DataFrame with a row a pair: prediction, float32 in rating units; std, float32, the
+        deviation of a rating from it, NaN where the model knows none
+
+        Raises
+        ------
+        TypeError : ids of another kind than the model's
+        ValueError : more users than items, or fewer
+        """
+        state = self._state
+        rows = _rows(state.users, users, "user"), _rows(state.items, items, "item")
+        if rows[0].size != rows[1].size:
+            raise ValueError(f"There are {rows[0].size} users and {rows[1].size} items.")
+        means, variances = state.predict(*rows)
+        if self._clips:
+            means = state.clip(means)
+        stds = np.full(means.size, np.nan, np.float32)
+        if state.settings.solver == "bayes" and not self._events:
+            spread = state.scale.spread
+            noise = state.noise * state.noise_factors(*rows) * spread * spread
+            stds = np.sqrt(variances.astype(np.float64) + noise).astype(np.float32)
+        if self._params.get("coldStartStrategy", "bias") != "bias" or state.blank:
+            cold = (rows[0] < 0) | (rows[1] < 0)
+            means[cold] = stds[cold] = np.nan
+        return pd.DataFrame({"prediction": means, "std": stds})
+
+    def recommend(
+        self,
+        users: Iterable[Any],
+        n: int = 10,
+        exclude: Sequence[Iterable[Any]] | None = None,
+        rank_by: str = "prediction",
+    ) -> pd.DataFrame:
+        """The best items for users, equal ones by id, as `recommendForUserSubset` ranks them.
+
+        Parameters
+        ----------
+        users : ids; one that is not known is served by the items' biases
+        n : items for each
+        exclude : for each of `users`, ids of items not to give
+        rank_by : "prediction", or its "upper" or "lower" bound one deviation of the mean away
+
+        Returns
+        -------
+        DataFrame, best first for each user in turn: user, item, rating (float32, in rating units)
+
+        Raises ValueError for other values, and for bounds of a model without variances.
+        """
+        wanted = list(users)
+        sign = self._sign(rank_by)
+        if n < 1:
+            raise ValueError(f"n must be at least 1, got {n}.")
+        if exclude is not None and len(exclude) != len(wanted):
+            raise ValueError(f"exclude has {len(exclude)} lists, users are {len(wanted)}.")
+        state = self._state
+        rows = _rows(state.users, wanted, "user")
+        # the row after the last stands for ids that are not known: mean 0, prior variance
+        prior = prior_variances(state.settings)
+        mean = np.where(rows[:, None] >= 0, state.users.mean[rows] if state.users.size else 0, 0)
+        var = None
+        if sign:
+            known = state.users.var[rows] if state.users.size else prior
+            var = np.where(rows[:, None] >= 0, known, prior).astype(np.float32)
+        queries, own = query_products(mean.astype(np.float32), var)
+        order, ids, factors, other = self._candidates
+        best, scores = top_n(
+            queries,
+            factors,
+            n,
+            None if exclude is None else self._excluded(exclude, order),
+            None if own is None else (own, other),
+            sign,
+        )
+        found = best >= 0
+        values = scores[found].astype(np.float64) * state.scale.spread + state.scale.mean
+        ratings = state.clip(values.astype(np.float32)) if self._clips else values
+        return pd.DataFrame(
+            {
+                "user": [user for user, n in zip(wanted, found.sum(axis=1), strict=True)
+                         for _ in range(n)],
+                "item": ids.take(pa.array(best[found])).to_pylist(),
+                "rating": ratings.astype(np.float32),
+            }
+        )  # fmt: skip
+
+    @property
+    def _clips(self) -> bool:
+        return bool(self._params.get("clipPredictions", True)) and not self._events
+
+    @cached_property
+    def _candidates(self) -> tuple[I64, pa.Array, F32, F32]:
+        """Rows of items in the order of their ids, these ids, and the items' products."""
+        items = self._state.items
+        ids = items.index.ids()
+        order = pa.compute.array_sort_indices(ids).to_numpy(zero_copy_only=False).astype(np.int64)
+        bounded = self._state.settings.solver == "bayes"
+        factors, other = candidate_products(
+            items.mean[order], items.var[order] if bounded else None
+        )
+        nothing = np.empty((0, order.size), np.float32)
+        return order, ids.take(pa.array(order)), factors, nothing if other is None else other
+
+    def _sign(self, rank_by: str) -> int:
+        if rank_by not in _SIGNS:
+            raise ValueError(f"rank_by must be one of {', '.join(_SIGNS)}, got {rank_by!r}.")
+        solver = self._state.settings.solver
+        if _SIGNS[rank_by] and (solver != "bayes" or self._events):
+            raise ValueError(
+                f"rank_by={rank_by!r} needs a model of ratings learned by solver 'bayes': rank by "
+                "'prediction'."
+            )
+        return _SIGNS[rank_by]
+
+    def _excluded(self, lists: Sequence[Iterable[Any]], order: I64) -> tuple[I64, I32]:
+        """Starts and rising positions among the candidates, as `top_n` takes them."""
+        places = np.empty(order.size, np.int64)
+        places[order] = np.arange(order.size)
+        found = [_rows(self._state.items, one, "item") for one in lists]
+        gone = [np.unique(places[rows[rows >= 0]]) for rows in found]
+        starts = np.cumsum([0, *[len(one) for one in gone]], dtype=np.int64)
+        return starts, np.concatenate([np.empty(0, np.int64), *gone]).astype(np.int32)
+
+
+def _rows(table: FactorTable, ids: Iterable[Any], side: str) -> I64:
+    """Rows of ids, -1 where not known or null."""
+    kind: IdKind = table.index.kind
+    given = _array(ids)
+    held = pa.types.is_string(given.type) if kind == "str" else pa.types.is_integer(given.type)
+    if pa.types.is_floating(given.type) and kind == "int":
+        # where an id is missing, pandas has made floats of all of them
+        values = given.to_numpy(zero_copy_only=False)
+        held = bool(np.all(np.isnan(values) | (values == np.floor(values))))
+        given = pa.array(values, from_pandas=True)
+    if not held and not pa.types.is_null(given.type):
+        words = {"int": "whole numbers", "str": "strings"}
+        raise TypeError(
+            f"Ids of {side}s are {words[kind]} in this model, got {given.type}: convert them."
+        )
+    try:
+        given = given.cast(id_array_type(kind))
+    except pa.ArrowInvalid as failure:
+        raise TypeError(f"Ids of {side}s have to fit into a bigint: {failure}") from failure
+    rows = np.full(len(given), -1, np.int64)
+    known = given.is_valid().to_numpy(zero_copy_only=False)
+    rows[known] = table.index.find(given.drop_null())
+    return rows
+
+
+def _array(ids: Iterable[Any]) -> pa.Array:
+    """Ids as one Arrow array, string where they are text of whatever form."""
+    if isinstance(ids, pa.ChunkedArray):
+        ids = ids.combine_chunks()
+    if not isinstance(ids, (pa.Array, np.ndarray, pd.Series)):
+        ids = list(ids)
+    given = ids if isinstance(ids, pa.Array) else pa.array(ids, from_pandas=True)
+    if pa.types.is_dictionary(given.type):
+        given = given.dictionary_decode()
+    is_text = pa.types.is_large_string(given.type) or pa.types.is_string_view(given.type)
+    return given.cast(pa.string()) if is_text else given

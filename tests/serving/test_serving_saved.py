@@ -1,0 +1,42 @@
+"""A saved model, served as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from sparkml_sgdals import Predictor
+from sparkml_sgdals.serving.routes import make_app
+from sparkml_sgdals.serving.running import build_service, serve
+
+SAVED = str(Path(__file__).resolve().parent.parent / "golden" / "format-3" / "model")
+
+
+@pytest.fixture
+def client(tmp_path):
+    service = build_service(SAVED, str(tmp_path))
+    with TestClient(make_app(service)) as client:
+        yield client
+    service.answers.holder.stop()
+
+
+def test_answers_are_those_of_the_model(client):
+    predictor = Predictor.load(SAVED)
+    one = client.get("/predictions/u3/7").json()
+    expected = predictor.predict(["u3"], [7])
+    assert one["prediction"] == pytest.approx(expected.prediction[0], abs=1e-5)
+    assert one["std"] == pytest.approx(expected["std"][0], abs=1e-5)
+    best = client.get("/recommendations/u3?n=4").json()["items"]
+    wanted = predictor.recommend(["u3"], 4)
+    assert [row["item"] for row in best] == wanted.item.tolist()
+    # this model was saved with clipPredictions=False, as its answers show
+    assert [row["prediction"] for row in best] == pytest.approx(wanted.rating.tolist(), abs=1e-5)
+    assert client.get("/recommendations/nobody").json()["cold"]
+
+
+def test_takes_no_ratings(client, tmp_path):
+    assert client.post("/ratings", json={"user": "u3", "item": 7, "rating": 4}).status_code == 403
+    with pytest.raises(ValueError, match="is a saved model, which learns nothing"):
+        serve(SAVED, inbox=str(tmp_path / "inbox"))

@@ -1,0 +1,71 @@
+"""Log a model to MLflow, load it for Spark, and as a pyfunc in a process that has no Spark."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import assert_same_bits
+
+mlflow = pytest.importorskip("mlflow")
+
+from sparkml_sgdals import StreamingBiasedALS  # noqa: E402
+from sparkml_sgdals.mlflow import load_model, log_model  # noqa: E402
+
+WITHOUT_SPARK = """
+import sys
+import mlflow, pandas as pd
+served = mlflow.pyfunc.load_model(sys.argv[1])
+pairs = pd.read_json(sys.argv[2], orient="split")
+pairs.join(served.predict(pairs)).to_json(sys.argv[3], orient="split", double_precision=15)
+best = served.predict(pairs[["user"]].drop_duplicates(), params={"n": 3})
+best.to_json(sys.argv[4], orient="split", double_precision=15)
+from pyspark.sql import SparkSession
+assert SparkSession.getActiveSession() is None
+assert "py4j.java_gateway" not in sys.modules or SparkSession._instantiatedSession is None
+"""
+
+
+@pytest.fixture
+def uri(tmp_path, monkeypatch):
+    """A tracking store of files."""
+    # mlflow-skinny has no database
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"file:{tmp_path}/tracking")
+    before = mlflow.get_tracking_uri()
+    mlflow.set_tracking_uri(f"file:{tmp_path}/tracking")
+    yield
+    mlflow.set_tracking_uri(before)
+
+
+def test_logged_loaded_and_served(uri, ratings, small, spark, tmp_path):
+    model = StreamingBiasedALS(rank=4, timestampCol="time", predictionStdCol="std").fit(ratings)
+    with mlflow.start_run():
+        logged = log_model(model, "films")
+    loaded = load_model(logged.model_uri)
+    assert_same_bits(loaded, model)
+    assert loaded.getPredictionStdCol() == "std"
+    loaded.update(spark.createDataFrame(small.head(50)))
+    assert loaded.version == 1
+
+    import pandas as pd
+
+    pairs = small[["user", "item"]].head(40)
+    pairs.to_json(tmp_path / "pairs.json", orient="split")
+    arguments = [logged.model_uri, *(str(tmp_path / f"{n}.json") for n in ("pairs", "out", "best"))]
+    subprocess.run([sys.executable, "-c", WITHOUT_SPARK, *arguments], check=True, cwd=tmp_path)
+    scored = pd.read_json(tmp_path / "out.json", orient="split")
+    expected = model.transform(spark.createDataFrame(pairs)).toPandas()
+    keys = ["user", "item"]
+    both = scored.merge(expected.drop_duplicates(keys), on=keys, suffixes=("", "_spark"))
+    assert len(both) == len(pairs)
+    np.testing.assert_allclose(both.prediction, both.prediction_spark, atol=1e-5)
+    np.testing.assert_allclose(both["std"], both.std_spark, atol=1e-5)
+    best = pd.read_json(tmp_path / "best.json", orient="split")
+    users = spark.createDataFrame(pairs[["user"]].drop_duplicates())
+    for row in model.recommendForUserSubset(users, 3).collect():
+        own = best[best.user == row.user]
+        assert own.item.tolist() == [r.item for r in row.recommendations]
+        np.testing.assert_allclose(own.rating, [r.rating for r in row.recommendations], atol=1e-5)
