@@ -38,8 +38,9 @@ def spark(
         "spark.default.parallelism": "3",
         "spark.ui.enabled": "false",
         "spark.driver.memory": "3g",
-        # code that runs for seconds is not worth the second compiler's time
-        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC",
+        # code that runs for seconds is not worth the second compiler's time; the frames of the
+        # first are larger, and the lineage of Spark's ALS overflows the usual stack with them
+        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xss16m",
         "spark.sql.warehouse.dir": str(scratch / "warehouse"),
         "spark.ui.showConsoleProgress": "false",
         # an error in a task is a failure of the test, not something to try again

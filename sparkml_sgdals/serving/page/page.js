@@ -337,21 +337,21 @@ function draw() {
   if (y1 - y0 < 0.002) [y0, y1] = [(y0 + y1) / 2 - 0.001, (y0 + y1) / 2 + 0.001];
   const room = (y1 - y0) * 0.12;
   [y0, y1] = [y0 - room, y1 + room];
-  const X = (x) => 46 + (580 * (x - x0)) / (x1 - x0 || 1);
+  const X = (x) => 60 + (566 * (x - x0)) / (x1 - x0 || 1);
   const Y = (y) => 226 - (176 * (y - y0)) / (y1 - y0);
   const nodes = [];
   for (let n = 0; n <= 3; n++) {
     const y = y0 + room + ((y1 - y0 - 2 * room) * n) / 3;
-    nodes.push(svg("line", { class: "grid", x1: 46, x2: 626, y1: Y(y), y2: Y(y) }));
-    nodes.push(svg("text", { x: 40, y: Y(y) + 4, "text-anchor": "end" }, y.toFixed(y1 - y0 < 0.05 ? 4 : 3)));
+    nodes.push(svg("line", { class: "grid", x1: 60, x2: 626, y1: Y(y), y2: Y(y) }));
+    nodes.push(svg("text", { x: 54, y: Y(y) + 4, "text-anchor": "end" }, y.toFixed(y1 - y0 < 0.05 ? 4 : 3)));
   }
-  nodes.push(svg("text", { x: 46, y: 246 }, whole(x0)));
+  nodes.push(svg("text", { x: 60, y: 246 }, whole(x0)));
   nodes.push(svg("text", { x: 626, y: 246, "text-anchor": "end" }, `${whole(x1)} ratings learned`));
   nodes.push(svg("text", { x: 0, y: 12 }, "RMSE"));
   lines.forEach(([kind, label, xy], n) => {
     const d = xy.map(([x, y], m) => `${m ? "L" : "M"}${X(x).toFixed(1)} ${Y(y).toFixed(1)}`).join("");
     nodes.push(svg("path", { class: kind, d }));
-    const left = [50, 300][n];
+    const left = [60, 310][n];
     nodes.push(svg("path", { class: kind, d: `M${left} 30h22` }));
     nodes.push(svg("text", { class: `${kind}-text`, x: left + 27, y: 34 }, label));
   });
