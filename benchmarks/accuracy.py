@@ -8,7 +8,8 @@ numpy.random.default_rng(42).random(n) < 0.2 in the order of the file, or each o
 default_rng(42).integers(0, folds, n); of it the pairs whose user and item were seen. Predictions
 are clipped to the range of the ratings learned. Ours has everything at its default. ALS and the
 peers choose from a grid on an inner validation part, a fifth of the training part, and then learn
-all of it. Writes out/accuracy.json and out/accuracy.md.
+all of it; with folds they choose in the first one and keep that for the others, where their
+validation part is then among what is held out. Writes out/accuracy.json and out/accuracy.md.
 """
 
 from __future__ import annotations
@@ -193,12 +194,16 @@ def _predict(state: ModelState, held: pd.DataFrame) -> F64:
 def tuned(
     name: str, learn: Learner, grid: tuple[Point, ...], median: bool = False
 ) -> Callable[[pd.DataFrame, pd.DataFrame], dict[str, Point]]:
-    """Choose on the inner part, then learn the whole training part."""
+    """Choose on the inner part of the first fold, then learn the whole training part of each."""
+    points: list[Point] = []
+    tuning = 0.0
 
     def run(train: pd.DataFrame, held: pd.DataFrame) -> dict[str, Point]:
-        clock = time.perf_counter()
-        points = ranked(train, learn, grid)
-        tuning = time.perf_counter() - clock
+        nonlocal points, tuning
+        if not points:
+            clock = time.perf_counter()
+            points = ranked(train, learn, grid)
+            tuning = time.perf_counter() - clock
         found = {name: score(train, held, learn, points[0]) | {"tuning": tuning}}
         if median:
             found[f"{name}, median of the grid"] = score(
@@ -227,6 +232,8 @@ def measure(
 
     sizes = []
     spread: list[float] = []
+    als = tuned("Spark ALS", ours.als, ALS_GRID, median=True) if with_als else None
+    learners = {peer.name: tuned(peer.name, peer.learn, peer.grid) for peer in peers}
     for test in outer_splits(len(ratings), folds):
         train, held = split(ratings, test)
         sizes.append((len(train), len(held)))
@@ -237,13 +244,13 @@ def measure(
         ):
             add({name: score(train, held, learn, {})})
         spread += [score(train, held, ours.fit, {"seed": s})["rmse"] for s in range(1, seeds + 1)]
-        if with_als:
-            add(tuned("Spark ALS", ours.als, ALS_GRID, median=True)(train, held))
+        if als:
+            add(als(train, held))
         for peer in peers:
             reason = missing.get(peer.name) or peer.missing()
             if not reason:
                 try:
-                    add(tuned(peer.name, peer.learn, peer.grid)(train, held))
+                    add(learners[peer.name](train, held))
                 except Exception as failure:  # one peer that fails is a line of the table
                     reason = f"{type(failure).__name__}: {failure}"
             if reason:

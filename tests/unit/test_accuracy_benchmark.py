@@ -90,6 +90,20 @@ def test_errors_are_of_clipped_predictions_and_the_best_point_comes_first(accura
     assert [point["off"] for point in points[:2]] == [-1.0, -2.0]
 
 
+def test_folds_share_what_the_first_one_chose(accuracy):
+    tried = []
+
+    def learn(train, held, point):
+        tried.append(point["off"])
+        return held.rating.to_numpy() + point["off"]
+
+    grid = ({"off": -2.0}, {"off": -1.0})
+    peers = [accuracy.Peer("Peer", "numpy", "none", grid, learn)]
+    found = accuracy.measure(OnlyOurs, table(), 5, 0, peers, with_als=False)
+    assert tried == [-2.0, -1.0] + [-1.0] * 5
+    assert len(found["rows"]["Peer"]) == len(found["rows"]["ours: fit"]) == 5
+
+
 def test_a_peer_that_is_missing_or_fails_is_a_line_with_the_reason(accuracy):
     def fail(train, held, point):
         raise RuntimeError("no such luck")
