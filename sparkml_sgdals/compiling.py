@@ -43,20 +43,22 @@ def keep_kernels(package: Path) -> str | None:
 
 def _writable(folder: Path) -> bool:
     """Whether files can be made in a folder, or the folder itself where it is not there yet."""
-    while not folder.exists():
+    # os.path: a Path raises where a folder on the way may not be searched, as another's home
+    while not os.path.exists(folder):
         if folder == folder.parent:
             return False
         folder = folder.parent
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+    return os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)
 
 
 def _user_cache() -> Path:
     """Where Numba's own folder for a user lies, as its appdirs has it."""
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home()))
+        return Path(os.environ.get("LOCALAPPDATA", "."))
+    # not Path.expanduser, which raises for a user without a home
     if sys.platform == "darwin":
-        return Path("~/Library/Caches/numba").expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "numba"
+        return Path(os.path.expanduser("~/Library/Caches/numba"))
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "numba")
 
 
 def _private_folder() -> str:
