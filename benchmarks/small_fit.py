@@ -88,10 +88,12 @@ def tables(folder: Path, ratings: int) -> dict[str, tuple[Path, Path, float, boo
     test.to_parquet(folder / "small-test.parquet", index=False)
     write_ratings(folder / "made", ratings)
     small_files = (folder / "small-train.parquet", folder / "small-test.parquet")
+    # named so that no other size passes for a million
+    made = "1 million" if ratings == 10**6 else f"{ratings:,} ratings"
     return {
         "ml-latest-small": (*small_files, 0.15, True),
-        "1 million": (folder / "made" / "train", folder / "made" / "test", 0.05, False),
-    }  # fmt: skip
+        made: (folder / "made" / "train", folder / "made" / "test", 0.05, False),
+    }
 
 
 def main() -> None:
@@ -167,7 +169,7 @@ def measure(given: argparse.Namespace, scratch: Path) -> None:
     for one in rows:
         name, _, way = one["label"].partition(": ")
         one["rmse"] = rmse[name.rpartition(",")[0]].get(way)
-    write("small_fit", rows, ratios, ratings=given.ratings)
+    write("small_fit", rows, ratios, made=given.ratings)
 
 
 if __name__ == "__main__":
