@@ -209,9 +209,9 @@ def moved(results: Results) -> str | None:
     )  # fmt: skip
 
 
-FAR_RATINGS, FAR_IDS, RANK_FACTOR = 10_000_000_000, 100_000_000, 1.0
+FAR_RATINGS, FAR_IDS = 10_000_000_000, 100_000_000
 BYTES_IN_MEMORY = 28
-"""of a rating with both orders: docs/architecture.md"""
+"""of a rating with both orders: README.md"""
 
 
 def cluster(results: Results) -> str | None:
