@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import importlib.util
-import os
 import sys
 import tempfile
 import time
@@ -100,6 +99,7 @@ def implicit(train: Ratings, point: Point) -> Predict:
     """Weighted least squares of `implicit` on what a baseline leaves."""
     from implicit.cpu.als import AlternatingLeastSquares
     from scipy.sparse import csr_matrix
+    from threadpoolctl import threadpool_limits
 
     damping = 10.0
     mean = float(train.values.mean(dtype=np.float64))
@@ -122,7 +122,9 @@ def implicit(train: Ratings, point: Point) -> Predict:
         factors=RANK, regularization=point["regularization"], iterations=point["iterations"],
         num_threads=cores(), random_state=1,
     )  # fmt: skip
-    model.fit(matrix, show_progress=False)
+    # its own threads and those of BLAS together are slow, as it says itself
+    with threadpool_limits(1, "blas"):
+        model.fit(matrix, show_progress=False)
     factors = np.asarray(model.user_factors), np.asarray(model.item_factors)
 
     def score(given: Ratings) -> F64:
@@ -220,9 +222,6 @@ def main() -> None:
                and importlib.util.find_spec(n) is None]  # fmt: skip
     if lacking:
         parser.error(f"not installed: pip install {' '.join(lacking)}")
-    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        # implicit says itself that it is slow otherwise
-        os.environ[name] = "1"
     with tempfile.TemporaryDirectory(prefix="large-peers-") as scratch:
         folder = given.folder or Path(scratch)
         write_ratings(folder, given.ratings)
