@@ -54,14 +54,29 @@ lint: $(VENV)/.installed ## ruff, mypy, and nothing in the package that Spark Co
 		*) exit 1 ;; \
 	esac
 
-bench: $(VENV)/.installed ## Time fit, recommend, a grid and a stream against Spark's own: out/*.json
-	@$(WITH_SPARK) $(PY) benchmarks/small_fit.py $(ARGS)
-	@$(WITH_SPARK) $(PY) benchmarks/recommend.py $(ARGS)
-	@$(WITH_SPARK) $(PY) benchmarks/grid.py $(ARGS)
-	@$(WITH_SPARK) $(PY) benchmarks/streaming.py $(ARGS)
+bench: $(VENV)/.installed ## Time what ends within ten minutes against Spark's own; docs/benchmarks.md
+	@$(WITH_SPARK) for name in small_fit recommend grid streaming kernels; do \
+		case $$name in \
+			recommend) set -- --only transform recommendForUserSubset ;; \
+			grid) set -- 2 ;; \
+			streaming) set -- 3 ;; \
+			*) set -- ;; \
+		esac; \
+		echo "benchmarks/$$name.py"; \
+		$(PY) benchmarks/$$name.py "$$@" || exit 1; \
+	done
+	$(PY) benchmarks/page.py
 
-bench-large: $(VENV)/.installed ## Time fit of 26 million ratings against Spark's ALS, in ten minutes
-	@$(WITH_SPARK) $(PY) benchmarks/large_fit.py $(ARGS)
+bench-large: $(VENV)/.installed ## Time what takes most of an hour: 26 and 78 million ratings, all users
+	@$(WITH_SPARK) for name in large_fit recommend model_size scale; do \
+		echo "benchmarks/$$name.py"; \
+		$(PY) benchmarks/$$name.py || exit 1; \
+	done
+	@# peers are measured where they are installed
+	@$(WITH_SPARK) if $(PY) -c 'import cmfrec, implicit' 2> /dev/null; then \
+		$(PY) benchmarks/large_peers.py || exit 1; \
+	fi
+	$(PY) benchmarks/page.py
 
 kills: $(VENV)/.installed ## Kill streams 50 times and at every named point: out/kills-*.json
 	@$(WITH_SPARK) for way in classic connect; do \

@@ -8,24 +8,19 @@ better. Cold pairs are dropped by all. All are warm and take turns.
 
 from __future__ import annotations
 
-import json
 import os
-import platform
-import statistics
 import sys
 import time
 from pathlib import Path
 
 import pandas as pd
-import pyspark
+from harness import cores as cores_used
+from harness import row, session, write
 from pyspark.ml.evaluation import RegressionEvaluator
 from pyspark.ml.recommendation import ALS
 from pyspark.ml.tuning import CrossValidator, ParamGridBuilder
-from pyspark.sql import SparkSession
 
 from sparkml_sgdals import StreamingBiasedALS
-
-OUT = Path(__file__).resolve().parent.parent / "out" / "grid.json"
 
 
 def main() -> None:
@@ -35,18 +30,8 @@ def main() -> None:
     file = Path(folder, "ml-latest-small", "ratings.csv")
     if not file.is_file():
         sys.exit("Set SPARKML_SGDALS_DATA to a folder that holds ml-latest-small/ratings.csv.")
-    # else workers start whatever python3 the PATH has
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    cores = min(4, os.cpu_count() or 1)
-    spark = (
-        SparkSession.builder.master(f"local[{cores}]")
-        .config("spark.ui.enabled", "false")
-        .config("spark.ui.showConsoleProgress", "false")
-        .config("spark.driver.memory", "2g")
-        .config("spark.sql.shuffle.partitions", cores)
-        .getOrCreate()
-    )
-    spark.sparkContext.setLogLevel("ERROR")
+    cores = cores_used()
+    spark = session()
     schema = "userId int, movieId int, rating double, timestamp long"
     ratings = spark.createDataFrame(pd.read_csv(file), schema).cache()
     ratings.count()
@@ -75,19 +60,10 @@ def main() -> None:
             grid(way)
             seconds[name].append(time.perf_counter() - clock)
     spark.stop()
-    medians = {name: statistics.median(times) for name, times in seconds.items()}
-    for name in ways:
-        print(f"{name:20} {medians[name]:7.2f} s, best RMSE of the grid {best[name]:.4f}")
-    ratio = {name: medians["StreamingBiasedALS"] / median for name, median in medians.items()}
-    for name in list(ways)[:-1]:
-        print(f"ours takes {ratio[name]:.2f} of the time of {name}")
-    OUT.parent.mkdir(exist_ok=True)
-    result = {
-        "benchmark": "grid", "seconds": seconds, "median": medians, "bestRmse": best,
-        "ratio": ratio, "cores": cores, "spark": pyspark.__version__,
-        "python": platform.python_version(), "machine": platform.machine(),
-    }  # fmt: skip
-    OUT.write_text(json.dumps(result, indent=2) + "\n")
+    rows = [row(name, took, rmse=best[name]) for name, took in seconds.items()]
+    median = {one["label"]: one["median"] for one in rows}
+    ratios = {name: median[name] / median["StreamingBiasedALS"] for name in list(ways)[:-1]}
+    write("grid", rows, ratios)
 
 
 if __name__ == "__main__":

@@ -2,31 +2,27 @@
 
 90% of the ratings of benchmarks/generate.py, 26 million by default, from Parquet, nothing cached;
 rank 10; ALS with 10 iterations and regParam 0.05, ours with its defaults and without the implicit
-prior. All are warm and take turns. Two floors are measured in the same turns: the same learning
-on NumPy arrays without Spark, and Spark handing the three columns of the Parquet files to Python
-as Arrow, where they are only counted.
+prior, and in as many blocks as cores. All are warm and take turns. Two floors are measured in the
+same turns: the same learning on NumPy arrays without Spark, and Spark handing the three columns of
+the Parquet files to Python as Arrow, where they are only counted.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import math
 import os
-import platform
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pyspark
 from generate import NOISE, ratings_count, write_ratings
+from harness import about, row, timed
 from pyspark.ml.recommendation import ALS
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
@@ -43,7 +39,10 @@ RANK = 10
 OURS, PLAIN, THEIRS = "StreamingBiasedALS", "implicitPrior=False", "ALS"
 OURS_BY_PATH, PLAIN_BY_PATH = "fitParquet", "fitParquet, implicitPrior=False"
 SCAN, KERNELS, PLAIN_KERNELS = "scan", "no Spark", "no Spark, implicitPrior=False"
-WAYS = (OURS, PLAIN, OURS_BY_PATH, PLAIN_BY_PATH, THEIRS, SCAN, KERNELS, PLAIN_KERNELS)
+BLOCKS = "fit, a block a core"
+WAYS = (
+    OURS, PLAIN, OURS_BY_PATH, PLAIN_BY_PATH, THEIRS, SCAN, KERNELS, PLAIN_KERNELS, BLOCKS
+)  # fmt: skip
 
 
 def count_rows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -69,34 +68,6 @@ def rmse_of(model: Any, test: DataFrame) -> float:
     clipped = F.greatest(F.lit(0.5), F.least(F.lit(5.0), F.col("prediction")))
     row = model.transform(test).select(F.sqrt(F.avg((clipped - F.col("rating")) ** 2))).first()
     return float(row[0])
-
-
-def cpu_seconds() -> float:
-    """Seconds of CPU that this process and its children took: Spark's JVM and its workers.
-
-    On a machine with other work they say more than the clock. NaN where there is no /proc.
-    """
-    parents, ticks = {}, {}
-    for file in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            fields = file.read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            parents[int(file.parent.name)] = int(fields[1])
-            # of the process, and of children that have ended
-            ticks[int(file.parent.name)] = sum(map(int, fields[11:15]))
-    ours, grown = {os.getpid()}, True
-    while grown:
-        more = {child for child, parent in parents.items() if parent in ours} - ours
-        grown = bool(more)
-        ours |= more
-    held = [ticks[process] for process in ours if process in ticks]
-    return sum(held) / os.sysconf("SC_CLK_TCK") if held else math.nan
-
-
-def timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
-    """Seconds that it takes by the clock and of CPU, and what it gives."""
-    clock, cpu = time.perf_counter(), cpu_seconds()
-    given = work()
-    return time.perf_counter() - clock, cpu_seconds() - cpu, given
 
 
 def main() -> None:
@@ -158,6 +129,7 @@ def main() -> None:
         ),
         KERNELS: lambda: without_spark(ours),
         PLAIN_KERNELS: lambda: without_spark(plain),
+        BLOCKS: lambda: ours.copy({ours.numBlocks: cores}).fit(train),
     }
     ways = {name: way for name, way in ways.items() if name in given.only}
     print(f"{train.count():,} ratings to learn, {test.count():,} held out, {cores} cores")
@@ -174,7 +146,7 @@ def main() -> None:
     seconds: dict[str, list[float]] = {}
     cpu: dict[str, list[float]] = {}
     phases: dict[str, list[dict[str, float]]] = {
-        name: [] for name in (OURS, PLAIN, OURS_BY_PATH, PLAIN_BY_PATH)
+        name: [] for name in (OURS, PLAIN, OURS_BY_PATH, PLAIN_BY_PATH, BLOCKS)
     }
     rmse: dict[str, float] = {}
     if given.more and given.json.exists():
@@ -185,7 +157,7 @@ def main() -> None:
                 rmse[name] = way["rmse"]
         for name, runs in before["phases"].items():
             phases.setdefault(name, []).extend(runs)
-    about = {
+    head = about("large_fit") | {
         "ratings": given.ratings,
         "users": len(truth.counts),
         "items": len(truth.item_ids),
@@ -193,8 +165,6 @@ def main() -> None:
         "rank": RANK,
         "blocks": given.blocks,
         "cores": cores,
-        "python": platform.python_version(),
-        "pyspark": pyspark.__version__,
     }
     given.json.parent.mkdir(exist_ok=True)
     for _ in range(given.runs):
@@ -204,12 +174,12 @@ def main() -> None:
             cpu.setdefault(name, []).append(busy)
             if name in phases:
                 phases[name].append(dict(model.summary.seconds))
-            if name not in rmse and name in (OURS, PLAIN, THEIRS):
+            if name not in rmse and name in (OURS, PLAIN, THEIRS, BLOCKS):
                 rmse[name] = rmse_of(model, test)
             print(f"  {name}: {took:.1f} s, {busy:.1f} s of CPU", file=sys.stderr)
             del model
             # after each, so that a long session may be cut short
-            result = about | summary(seconds, cpu, phases, rmse)
+            result = head | summary(seconds, cpu, phases, rmse)
             given.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     spark.stop()
 
@@ -246,6 +216,10 @@ def summary(
             ratios[f"{name} to its floor"] = median[name] / (median[floor] + median[SCAN])
         if {name, THEIRS} <= set(median):
             ratios[f"ALS to {name}"] = median[THEIRS] / median[name]
+    if {OURS, BLOCKS} <= set(median):
+        ratios["blocks to one task"] = median[BLOCKS] / median[OURS]
+    if {OURS, THEIRS} <= set(rmse):
+        ratios["RMSE gained"] = rmse[THEIRS] - rmse[OURS]
     ways = {
         name: {
             "seconds": seconds[name],
@@ -256,7 +230,8 @@ def summary(
         }
         for name in median
     }
-    return {"ways": ways, "phases": phases, "ratios": ratios}
+    rows = [row(name, seconds[name], cpu[name], rmse=rmse.get(name)) for name in median]
+    return {"rows": rows, "ways": ways, "phases": phases, "ratios": ratios}
 
 
 if __name__ == "__main__":

@@ -1,77 +1,105 @@
-"""Time recommendForUserSubset against Spark's ALSModel: python benchmarks/recommend.py [RUNS].
+"""Time transform and recommendations against Spark's ALSModel: `make bench`, or
+python benchmarks/recommend.py [--runs 5] [--all-runs 1] [--only WAY ...].
 
-27,000 users by 45,000 items at rank 10, ten items each: ours starts from the ALSModel's own
-factors, so that both rank the same numbers. Both warm, in turns; the results are written to
-Spark's noop sink.
+270,000 users and 45,000 items at rank 10; ours starts from the ALSModel's own factors, so that both
+work on the same numbers:
+
+    transform                of 2.6 million pairs, each user's and item's ids in random order
+    recommendForAllUsers     ten items for each of the 270,000 users
+    recommendForUserSubset   ten items for each of 27,000 users
+
+Both warm, in turns; the results are written to Spark's noop sink. The pairs lie in Parquet.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
-import sys
-import time
+import argparse
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from generate import ratings_count
+from harness import cores, in_turns, session, write
 from pyspark.ml.recommendation import ALS
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from sparkml_sgdals import StreamingBiasedALSModel
 
-OUT = Path(__file__).resolve().parent.parent / "out" / "recommend.json"
-USERS, ITEMS, RANK = 27_000, 45_000, 10
+TRANSFORM, ALL, SUBSET = "transform", "recommendForAllUsers", "recommendForUserSubset"
+OURS, THEIRS = "ours", "ALSModel"
+RANK = 10
+
+
+def run(frame: DataFrame) -> None:
+    """Work out all rows and keep none."""
+    frame.write.format("noop").mode("overwrite").save()
 
 
 def main() -> None:
     """Measure, print a table and write it as JSON."""
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    cores = min(4, os.cpu_count() or 1)
-    spark = (
-        SparkSession.builder.master(f"local[{cores}]")
-        .config("spark.ui.enabled", "false")
-        .config("spark.ui.showConsoleProgress", "false")
-        .config("spark.driver.memory", "4g")
-        .config("spark.sql.shuffle.partitions", 2 * cores)
-        .getOrCreate()
-    )
-    spark.sparkContext.setLogLevel("ERROR")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--runs", type=int, default=5, help="of transform and of the subset")
+    parser.add_argument("--all-runs", type=int, default=1, help="of ALSModel for all users")
+    parser.add_argument("--users", type=int, default=270_000)
+    parser.add_argument("--items", type=int, default=45_000)
+    parser.add_argument("--pairs", type=ratings_count, default=2_600_000)
+    parser.add_argument("--only", nargs="+", choices=[TRANSFORM, ALL, SUBSET],
+                        default=[TRANSFORM, SUBSET, ALL], metavar="WAY")  # fmt: skip
+    given = parser.parse_args()
+    spark = session("4g", spark__sql__shuffle__partitions=2 * cores())
     # every user and every item has a few ratings: only the sizes matter here
-    ratings = spark.range(4 * ITEMS).select(
-        (F.col("id") % USERS).cast("int").alias("user"),
-        (F.col("id") % ITEMS).cast("int").alias("item"),
+    ratings = spark.range(2 * max(given.users, given.items)).select(
+        (F.col("id") % given.users).cast("int").alias("user"),
+        (F.col("id") % given.items).cast("int").alias("item"),
         (1 + 4 * F.rand(seed=1)).alias("rating"),
     )
     theirs = ALS(userCol="user", itemCol="item", rank=RANK, maxIter=2, seed=1).fit(ratings)
     ours = StreamingBiasedALSModel.fromALS(theirs)
-    users = ratings.select("user").distinct().cache()
-    print(f"{users.count():,} users x {ours.state.items.size:,} items, rank {RANK}, {cores} cores")
+    rows: list[dict[str, Any]] = []
+    ratios: dict[str, float] = {}
+    largest = 0.0
 
-    def seconds(ranked: DataFrame) -> float:
-        start = time.perf_counter()
-        ranked.write.format("noop").mode("overwrite").save()
-        return time.perf_counter() - start
+    def compare(name: str, work: Callable[[Any], DataFrame], runs: int, warm: bool) -> None:
+        ways = {
+            f"{name}: {way}": lambda model=model: run(work(model))
+            for way, model in ((THEIRS, theirs), (OURS, ours))
+        }
+        if warm:
+            for way in ways.values():
+                way()
+        found = in_turns(ways, runs)
+        rows.extend(found)
+        ratios[name] = found[0]["median"] / found[1]["median"]
 
-    ways = {
-        "ALSModel": lambda: seconds(theirs.recommendForUserSubset(users, 10)),
-        "ours": lambda: seconds(ours.recommendForUserSubset(users, 10)),
-    }
-    for way in ways.values():
-        way()
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(runs):
-        for name, way in ways.items():
-            times[name].append(way())
-    medians = {name: statistics.median(found) for name, found in times.items()}
-    for name, found in times.items():
-        print(f"{name:10s} {medians[name]:7.2f} s   {min(found):.2f} to {max(found):.2f}")
-    ratio = medians["ALSModel"] / medians["ours"]
-    print(f"ours is {ratio:.1f} times as fast")
-    OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps({"seconds": times, "medians": medians, "ratio": ratio}, indent=1))
+    with tempfile.TemporaryDirectory(prefix="recommend-") as scratch:
+        if TRANSFORM in given.only:
+            path = str(Path(scratch, "pairs"))
+            spark.range(given.pairs, numPartitions=2 * cores()).select(
+                F.floor(given.users * F.rand(seed=2)).cast("int").alias("user"),
+                F.floor(given.items * F.rand(seed=3)).cast("int").alias("item"),
+            ).write.parquet(path)
+            pairs = spark.read.parquet(path)
+            compare(TRANSFORM, lambda model: model.transform(pairs), given.runs, True)
+            # they rank the same numbers: else the comparison says nothing
+            both = theirs.transform(pairs).withColumnRenamed("prediction", "theirs")
+            apart = F.max(F.abs(F.col("prediction") - F.col("theirs")))
+            largest = float(ours.transform(both).select(apart).first()[0] or 0.0)
+        some = ratings.select("user").where(F.col("user") % 10 == 0).distinct().cache()
+        print(f"{some.count():,} of {given.users:,} users x {given.items:,} items, rank {RANK}")
+        if SUBSET in given.only:
+            subset = lambda model: model.recommendForUserSubset(some, 10)  # noqa: E731
+            compare(SUBSET, subset, given.runs, True)
+        if ALL in given.only:
+            # warm by the subset: the same code, and a run of ALSModel takes minutes
+            whole = lambda model: model.recommendForAllUsers(10)  # noqa: E731
+            compare(ALL, whole, given.all_runs, SUBSET not in given.only)
     spark.stop()
+    write(
+        "recommend", rows, ratios, users=given.users, items=given.items, pairs=given.pairs,
+        rank=RANK, largestDifference=largest,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

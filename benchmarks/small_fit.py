@@ -1,118 +1,175 @@
-"""Time our fit against Spark's ALS: `make bench`, or python benchmarks/small_fit.py [RUNS].
+"""Time our fit of small tables against Spark's ALS, warm and cold: `make bench`, or
+python benchmarks/small_fit.py [--runs 5] [--cold-runs 3] [--ratings 1M].
 
-80% of MovieLens latest-small (from the folder in SPARKML_SGDALS_DATA), cached; rank 10; ALS with
-10 iterations at its best regParam, ours with its default of a filter pass and 5 sweeps. ALS runs
-twice: as it comes, and with as many blocks as there are cores, which suits so few ratings better.
-All are warm, and take turns, so that a busy moment of the machine hits each of them.
+Two tables: 80% of MovieLens latest-small (from the folder in SPARKML_SGDALS_DATA), and 90% of a
+million ratings of benchmarks/generate.py. Both lie in Parquet and nothing is cached; rank 10; ALS
+with 10 iterations at its best regParam for each, ours with its default of a filter pass and 5
+sweeps. ALS runs twice: as it comes, and with as many blocks as there are cores, which suits few
+ratings better. All take turns, so that a busy moment of the machine hits each of them.
+
+Warm is a fit in a session where each has run before. Cold is the first fit in a fresh process, from
+the import of the estimator on, in a session that has done nothing yet: the workers' start and the
+loading of compiled kernels count, the start of Spark itself, which is the same for all, does not.
+Kernels are compiled once for an installation; `first ever` is a cold fit with an empty cache.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import platform
-import statistics
+import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyspark
-from pyspark.ml.recommendation import ALS
-from pyspark.sql import SparkSession
+from generate import ratings_count, write_ratings
+from harness import cores, cpu_seconds, in_turns, row, session, write
 from pyspark.sql import functions as F
 
-from sparkml_sgdals import StreamingBiasedALS
+OURS, THEIRS, THEIRS_IN_BLOCKS = "StreamingBiasedALS", "ALS", "ALS, a block a core"
+WAYS = (THEIRS, THEIRS_IN_BLOCKS, OURS)
 
-OUT = Path(__file__).resolve().parent.parent / "out" / "small_fit.json"
+
+def estimator(way: str, reg_param: float, timed: bool) -> Any:
+    """The estimator of a way; its modules are imported here and not before."""
+    columns = {"userCol": "userId", "itemCol": "movieId"}
+    if way == OURS:
+        from sparkml_sgdals import StreamingBiasedALS
+
+        found = StreamingBiasedALS(rank=10, **columns)
+        return found.setTimestampCol("timestamp") if timed else found
+    from pyspark.ml.recommendation import ALS
+
+    als = ALS(rank=10, maxIter=10, regParam=reg_param, seed=1, **columns)
+    return als.setNumBlocks(cores()) if way == THEIRS_IN_BLOCKS else als
+
+
+def cold(way: str, path: str, reg_param: float, has_time: bool) -> dict[str, float]:
+    """Seconds of the first fit of this process, by the clock and of CPU."""
+    spark = session()
+    table = spark.read.parquet(path)
+    clock, cpu = time.perf_counter(), cpu_seconds()
+    estimator(way, reg_param, has_time).fit(table)
+    found = {"seconds": time.perf_counter() - clock, "cpu": cpu_seconds() - cpu}
+    spark.stop()
+    return found
+
+
+def cold_in_process(
+    way: str, path: Path, reg_param: float, has_time: bool, env: dict[str, str]
+) -> dict[str, float]:
+    """The same in a fresh process."""
+    asked = json.dumps([way, str(path), reg_param, has_time])
+    done = subprocess.run(
+        [sys.executable, __file__, "--cold-fit", asked], env=os.environ | env, check=True,
+        stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    took = f"{found['seconds']:.2f} s, {found['cpu']:.2f} s of CPU"
+    print(f"  {way}, cold: {took}", file=sys.stderr, flush=True)
+    return found
+
+
+def tables(folder: Path, ratings: int) -> dict[str, tuple[Path, Path, float, bool]]:
+    """Training and held-out Parquet of each set, ALS's best regParam, and whether time is used."""
+    file = Path(os.environ.get("SPARKML_SGDALS_DATA", ""), "ml-latest-small", "ratings.csv")
+    if not file.is_file():
+        sys.exit("Set SPARKML_SGDALS_DATA to a folder that holds ml-latest-small/ratings.csv.")
+    small = pd.read_csv(file).astype({"userId": "int32", "movieId": "int32"})
+    held_out = np.random.default_rng(42).random(len(small)) < 0.2
+    train, test = small[~held_out], small[held_out]
+    test = test[test.userId.isin(train.userId) & test.movieId.isin(train.movieId)]
+    train.to_parquet(folder / "small-train.parquet", index=False)
+    test.to_parquet(folder / "small-test.parquet", index=False)
+    write_ratings(folder / "made", ratings)
+    small_files = (folder / "small-train.parquet", folder / "small-test.parquet")
+    # named so that no other size passes for a million
+    made = "1 million" if ratings == 10**6 else f"{ratings:,} ratings"
+    return {
+        "ml-latest-small": (*small_files, 0.15, True),
+        made: (folder / "made" / "train", folder / "made" / "test", 0.05, False),
+    }
 
 
 def main() -> None:
     """Measure, print a table and write it as JSON."""
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    folder = os.environ.get("SPARKML_SGDALS_DATA", "")
-    file = Path(folder, "ml-latest-small", "ratings.csv")
-    if not file.is_file():
-        sys.exit("Set SPARKML_SGDALS_DATA to a folder that holds ml-latest-small/ratings.csv.")
-    ratings = pd.read_csv(file)
-    held_out = np.random.default_rng(42).random(len(ratings)) < 0.2
-    train, test = ratings[~held_out], ratings[held_out]
-    test = test[test.userId.isin(train.userId) & test.movieId.isin(train.movieId)]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--runs", type=int, default=5, help="warm runs of each")
+    parser.add_argument("--cold-runs", type=int, default=3, help="fresh processes of each")
+    parser.add_argument("--ratings", type=ratings_count, default=1_000_000)
+    parser.add_argument("--first-ever", action="store_true", help="also with an empty cache")
+    parser.add_argument("--cold-fit", type=json.loads, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.cold_fit:
+        print(json.dumps(cold(*given.cold_fit)))
+        return
+    with tempfile.TemporaryDirectory(prefix="small-fit-") as scratch:
+        measure(given, Path(scratch))
 
-    # else workers start whatever python3 the PATH has
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    cores = min(4, os.cpu_count() or 1)
-    spark = (
-        SparkSession.builder.master(f"local[{cores}]")
-        .config("spark.ui.enabled", "false")
-        .config("spark.ui.showConsoleProgress", "false")
-        .config("spark.driver.memory", "2g")
-        .config("spark.sql.shuffle.partitions", cores)
-        .config("spark.sql.execution.arrow.pyspark.enabled", "true")
-        .getOrCreate()
-    )
-    spark.sparkContext.setLogLevel("ERROR")
-    schema = "userId int, movieId int, rating double, timestamp long"
-    train_table = spark.createDataFrame(train, schema).cache()
-    test_table = spark.createDataFrame(test, schema).cache()
-    print(
-        f"{train_table.count():,} ratings to learn, {test_table.count():,} held out, {cores} cores"
-    )
 
-    columns = {"userCol": "userId", "itemCol": "movieId"}
-    als = ALS(rank=10, maxIter=10, regParam=0.15, seed=1, **columns)
-    ours = StreamingBiasedALS(rank=10, timestampCol="timestamp", **columns)
-    ways = {
-        "ALS": als,
-        f"ALS, {cores} blocks": als.copy().setNumBlocks(cores),
-        "StreamingBiasedALS": ours,
-    }
+def measure(given: argparse.Namespace, scratch: Path) -> None:
+    """All tables, warm and cold."""
+    sets = tables(scratch, given.ratings)
+    rows: list[dict[str, Any]] = []
+    ratios: dict[str, float] = {}
+    rmse: dict[str, dict[str, float]] = {}
 
-    rmse = {}
-    clipped = F.greatest(F.lit(0.5), F.least(F.lit(5.0), F.col("prediction")))
-    for name, way in ways.items():
-        predictions = way.fit(train_table).transform(test_table)
-        row = predictions.select(F.sqrt(F.avg((clipped - F.col("rating")) ** 2))).first()
-        rmse[name] = float(row[0])
-        way.fit(train_table)
+    def add(name: str, temperature: str, found: list[dict[str, Any]]) -> None:
+        median = {one["label"]: one["median"] for one in found}
+        for one in found:
+            rmse_of = rmse.get(name, {}).get(one["label"])
+            rows.append(
+                one
+                | {"label": f"{name}, {temperature}: {one['label']}"}
+                | {"ratio": one["median"] / median[OURS], "rmse": rmse_of}
+            )
+        for way in (THEIRS, THEIRS_IN_BLOCKS):
+            suffix = "" if way == THEIRS else f": {way}"
+            ratios[f"{name}, {temperature}{suffix}"] = median[way] / median[OURS]
 
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(runs):
-        for name, way in ways.items():
-            clock = time.perf_counter()
-            way.fit(train_table)
-            seconds[name].append(time.perf_counter() - clock)
+    # these come first: no session of this process is in their way
+    for name, (train, _, reg_param, has_time) in sets.items():
+        found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+        # the first process of an installation compiles, and the files come into memory
+        cold_in_process(OURS, train, reg_param, has_time, {})
+        for _ in range(given.cold_runs):
+            for way in WAYS:
+                found[way].append(cold_in_process(way, train, reg_param, has_time, {}))
+        add(name, "cold", [
+            row(way, [one["seconds"] for one in of_way], [one["cpu"] for one in of_way])
+            for way, of_way in found.items()
+        ])  # fmt: skip
+    if given.first_ever:
+        with tempfile.TemporaryDirectory(dir=scratch) as cache:
+            train, _, reg_param, has_time = sets["ml-latest-small"]
+            env = {"NUMBA_CACHE_DIR": cache}
+            one = cold_in_process(OURS, train, reg_param, has_time, env)
+        rows.append(row("ml-latest-small, first ever: " + OURS, [one["seconds"]], [one["cpu"]]))
+
+    spark = session()
+    for name, (train, test, reg_param, has_time) in sets.items():
+        table, held = spark.read.parquet(str(train)), spark.read.parquet(str(test))
+        print(f"{name}: {table.count():,} ratings to learn, {held.count():,} held out")
+        ways = {way: estimator(way, reg_param, has_time) for way in WAYS}
+        clipped = F.greatest(F.lit(0.5), F.least(F.lit(5.0), F.col("prediction")))
+        rmse[name] = {}
+        for way, one in ways.items():
+            predictions = one.setColdStartStrategy("drop").fit(table).transform(held)
+            error = predictions.select(F.sqrt(F.avg((clipped - F.col("rating")) ** 2))).first()
+            rmse[name][way] = float(error[0])
+            one.fit(table)
+        fits = {way: lambda one=one, table=table: one.fit(table) for way, one in ways.items()}
+        add(name, "warm", in_turns(fits, given.runs))
     spark.stop()
-
-    median = {name: statistics.median(times) for name, times in seconds.items()}
-    ratio = {name: median[name] / median["StreamingBiasedALS"] for name in ways}
-    print(f"\n{'':<20} {'median s':>9} {'range s':>13} {'ratio':>7} {'RMSE':>8}")
-    for name, times in seconds.items():
-        spread = f"{min(times):.2f} to {max(times):.2f}"
-        print(
-            f"{name:<20} {median[name]:>9.2f} {spread:>13} {ratio[name]:>7.2f} {rmse[name]:>8.4f}"
-        )
-    print("\nratio: how many times as long as StreamingBiasedALS")
-
-    result = {
-        "ratings": len(train),
-        "cores": cores,
-        "python": platform.python_version(),
-        "pyspark": pyspark.__version__,
-        "ways": {
-            name: {
-                "seconds": seconds[name],
-                "median": median[name],
-                "ratio": ratio[name],
-                "rmse": rmse[name],
-            }
-            for name in ways
-        },
-    }
-    OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(f"written to {OUT}")
+    for one in rows:
+        name, _, way = one["label"].partition(": ")
+        one["rmse"] = rmse[name.rpartition(",")[0]].get(way)
+    write("small_fit", rows, ratios, made=given.ratings)
 
 
 if __name__ == "__main__":

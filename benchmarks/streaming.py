@@ -17,9 +17,7 @@ The ratings are made: 20,000 users and 5,000 items, half of the ratings by a ten
 
 from __future__ import annotations
 
-import json
 import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -29,12 +27,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyspark
+from harness import row, session, write
 from pyspark.sql import DataFrame, SparkSession
 
 from sparkml_sgdals import StreamingBiasedALS
 
-OUT = Path(__file__).resolve().parent.parent / "out" / "streaming.json"
 SCHEMA = "userId long, movieId long, rating double, timestamp long"
 SIZES = {1_000: 25, 100_000: 12}
 """Ratings of a trigger, and how many triggers a run has."""
@@ -123,25 +120,8 @@ def measure(spark: SparkSession, folder: Path, way: str) -> list[float]:
 def main() -> None:
     """Measure, print a table and write it as JSON."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    # else workers start whatever python3 the PATH has
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    cores = min(4, os.cpu_count() or 1)
-    spark = (
-        SparkSession.builder.master(f"local[{cores}]")
-        .config("spark.ui.enabled", "false")
-        .config("spark.ui.showConsoleProgress", "false")
-        .config("spark.driver.memory", "2g")
-        .config("spark.sql.shuffle.partitions", cores)
-        .getOrCreate()
-    )
-    spark.sparkContext.setLogLevel("ERROR")
-    result: dict[str, Any] = {
-        "cores": cores,
-        "python": platform.python_version(),
-        "pyspark": pyspark.__version__,
-        "runs": runs,
-        "sizes": {},
-    }
+    spark = session()
+    result: dict[str, Any] = {"sizes": {}}
     with tempfile.TemporaryDirectory(prefix="streaming-") as scratch:
         for size, triggers in SIZES.items():
             folder = Path(scratch, f"ratings-{size}")
@@ -154,9 +134,14 @@ def main() -> None:
                     of_way.append(measure(spark, folder, way))
             result["sizes"][size] = table(size, times)
     spark.stop()
-    OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(f"\nwritten to {OUT}")
+    rows, ratios = [], {}
+    for size, ways in result["sizes"].items():
+        for way, found in ways.items():
+            label = f"{size:,} ratings a trigger: {way}"
+            middles = [statistics.median(run) for run in found["seconds"]]
+            rows.append(row(label, middles, ours_takes=found["ours_takes"]))
+            ratios[f"ours to {way}, {size}"] = found["ours_takes"]
+    write("streaming", rows, ratios, sizes=result["sizes"])
 
 
 def table(size: int, times: dict[str, list[list[float]]]) -> dict[str, Any]:

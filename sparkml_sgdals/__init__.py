@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sparkml_sgdals.compiling import keep_kernels
 
 if TYPE_CHECKING:
     from sparkml_sgdals.estimator import StreamingBiasedALS
@@ -36,6 +39,10 @@ _HOME = {
     "StreamingGridSearch": "grid_search",
     "parseRatings": "parsing",
 }
+
+
+# before any module with kernels is imported, in every process: the driver's and the tasks'
+keep_kernels(Path(__file__).parent)
 
 
 # Tasks import the modules that they run and nothing else: a worker's start is part of every job.
