@@ -29,7 +29,15 @@ from sparkml_sgdals.exchange import from_bytes, to_buffer
 from sparkml_sgdals.objects import ObjectStore, StorageError
 from sparkml_sgdals.training import local_threads
 
-__all__ = ["BlockFiles", "BlockRows", "Statics", "block_folder", "static_name"]
+__all__ = [
+    "BlockFiles",
+    "BlockRows",
+    "Statics",
+    "block_folder",
+    "local_parent",
+    "shared_parent",
+    "static_name",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +174,8 @@ def block_folder(spark: SparkSession) -> Iterator[str | None]:
     """
     name = f"sparkml-sgdals-blocks-{uuid.uuid4().hex}"
     local = local_threads(spark) > 0
-    parent = _local_parent(spark) if local else _shared_parent(spark)
+    given = spark.conf.get("spark.local.dir" if local else "spark.checkpoint.dir", None)
+    parent = local_parent(given) if local else shared_parent(given)
     if parent is None:
         yield None
         return
@@ -180,25 +189,28 @@ def block_folder(spark: SparkSession) -> Iterator[str | None]:
             spark.range(1, numPartitions=1).mapInArrow(_Remove(folder), "id long").collect()
 
 
-def _local_parent(spark: SparkSession) -> str:
-    given = os.environ.get("SPARK_LOCAL_DIRS") or spark.conf.get("spark.local.dir", None)
-    return os.path.abspath((given or tempfile.gettempdir()).split(",")[0])
+def local_parent(local_dir: str | None) -> str:
+    """Where Spark puts its own files on this machine, given its conf."""
+    given = os.environ.get("SPARK_LOCAL_DIRS") or local_dir or tempfile.gettempdir()
+    return os.path.abspath(given.split(",")[0])
 
 
-def _shared_parent(spark: SparkSession) -> str | None:
-    parent = spark.conf.get("spark.checkpoint.dir", None)
-    if not parent or not (parent.startswith("file:") or "://" in parent):
+def shared_parent(checkpoint_dir: str | None) -> str | None:
+    """The folder that all executors see, given Spark's conf; None where it is of no use here."""
+    parent = (checkpoint_dir or "").rstrip("/")
+    if not (parent.startswith("file:") or "://" in parent):
+        # without a scheme it is in Spark's default file system, which is not known here
         logger.info("blocks are moved by Spark: spark.checkpoint.dir is no full URI: %s", parent)
         return None
     probe = f"sparkml-sgdals-{uuid.uuid4().hex}"
     try:
-        store = ObjectStore(parent.rstrip("/"))
+        store = ObjectStore(parent)
         store.write(probe, b"")
         store.delete(probe)
     except _UNREACHABLE as failure:
         logger.warning("blocks are moved by Spark, as %s cannot be used: %s", parent, failure)
         return None
-    return parent.rstrip("/")
+    return parent
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from sparkml_sgdals.ordering import encode_ids
 from sparkml_sgdals.ratings import Ratings, encode_ratings
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import Scale
+from sparkml_sgdals.training import collect_payloads
 
 __all__ = [
     "MESSAGE_DDL",
@@ -316,16 +317,17 @@ class Moments:
 
 def measured(cells: DataFrame, job: Job) -> tuple[Job, Moments]:
     """Mean, spread and range over all cells; the action that computes them."""
-    rows = cells.where(F.col("kind") == "moments").select("target", "source", "payload").collect()
+    wanted = cells.where(F.col("kind") == "moments").select("target", "source", "payload")
+    rows = collect_payloads(wanted).to_pylist()
     scale = Scale()
     ratings, low, high = 0, math.inf, -math.inf
     filled = bytearray(job.num_blocks**2)
-    for row in sorted(rows, key=lambda r: (r.target, r.source)):
-        cell = json.loads(bytes(row.payload))
+    for row in sorted(rows, key=lambda r: (r["target"], r["source"])):
+        cell = json.loads(row["payload"])
         of_cell = (cell["moments"][0], cell["moments"][1], cell["moments"][2])
         scale = scale.merged(of_cell, cell["ratings"], job.settings.solver == "bayes")
         ratings += cell["ratings"]
         low, high = min(low, cell["range"][0]), max(high, cell["range"][1])
-        filled[row.target * job.num_blocks + row.source] = 1
+        filled[row["target"] * job.num_blocks + row["source"]] = 1
     job = replace(job, value_range=(low, high), total_weight=scale.weight, filled=bytes(filled))
     return job, Moments(ratings, low, high, scale)
