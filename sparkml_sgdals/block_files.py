@@ -131,7 +131,7 @@ class BlockFiles:
         except OSError as failure:
             raise StorageError(
                 f"{self.folder}/{name} of a fit in blocks cannot be written: {failure}. It needs "
-                "about 40 bytes a rating under spark.local.dir (local master) or "
+                "40 to 64 bytes a rating under spark.local.dir (local master) or "
                 "spark.checkpoint.dir (cluster)."
             ) from failure
 

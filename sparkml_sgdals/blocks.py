@@ -379,7 +379,9 @@ def draw(
     a["drawn"] = drawn
     if partner_prior is None:
         return
-    a["evidence"] = influence_shares(block.layout, partners["root"])
+    if not a["evidence"].any():
+        # counts stay, and with them the shares
+        a["evidence"] = influence_shares(block.layout, partners["root"])
     side = Side(partners["mean"], partners["var"], partners["drawn"], partner_prior)
     variance = USER_INFLUENCE if own == "users" else ITEM_INFLUENCE
     # the partners' own blocks move their means, by what all blocks say: keep what was sent
