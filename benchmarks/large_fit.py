@@ -4,7 +4,7 @@
 rank 10; ALS with 10 iterations and regParam 0.05, ours with its defaults and without the implicit
 prior, and in as many blocks as cores. All are warm and take turns. Two floors are measured in the
 same turns: the same learning on NumPy arrays without Spark, and Spark handing the three columns of
-the Parquet files to Python as Arrow, where they are only counted.
+the Parquet files to Python as Arrow, where they are only counted. `--blocks 8` adds so many blocks.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +78,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the ratings lie, or are to be made")
     parser.add_argument("--memory", default="6g", help="of the driver")
-    parser.add_argument("--blocks", type=int, default=0, help="numBlocks of ours")
+    parser.add_argument(
+        "--blocks", type=int, nargs="+", default=[], help="numBlocks of further ways of ours"
+    )
     parser.add_argument("--only", nargs="+", choices=WAYS, default=WAYS, metavar="WAY")
     parser.add_argument("--more", action="store_true", help="add to the runs in the JSON")
     parser.add_argument("--cold", action="store_true", help="no warm-up before the runs")
@@ -103,9 +106,7 @@ def main() -> None:
     train = spark.read.parquet(str(folder / "train"))
     test = spark.read.parquet(str(folder / "test"))
 
-    ours = StreamingBiasedALS(
-        rank=RANK, coldStartStrategy="drop", numBlocks=given.blocks, **COLUMNS
-    )
+    ours = StreamingBiasedALS(rank=RANK, coldStartStrategy="drop", **COLUMNS)
     plain = ours.copy({ours.implicitPrior: False})
     als = ALS(rank=RANK, maxIter=10, regParam=0.05, seed=1, coldStartStrategy="drop", **COLUMNS)
     columns = read_columns(folder) if {KERNELS, PLAIN_KERNELS} & set(given.only) else None
@@ -132,11 +133,16 @@ def main() -> None:
         BLOCKS: lambda: ours.copy({ours.numBlocks: cores}).fit(train),
     }
     ways = {name: way for name, way in ways.items() if name in given.only}
+    for blocks in given.blocks:
+        cut = ours.copy({ours.numBlocks: blocks})
+        ways[f"{blocks} blocks"] = partial(cut.fit, train)
     print(f"{train.count():,} ratings to learn, {test.count():,} held out, {cores} cores")
 
     if not given.cold:
         warm = spark.createDataFrame(train.limit(100_000).toPandas())
         ours.fit(warm), plain.fit(warm), als.fit(warm)
+        for blocks in given.blocks:
+            ours.copy({ours.numBlocks: blocks}).fit(warm)
         small = ModelState.empty(Settings(rank=RANK), "int", "int")
         few = warm.select(
             F.col("userId").cast("long").alias("user"), F.col("movieId").cast("long").alias("item"),
@@ -145,8 +151,9 @@ def main() -> None:
         fit_ratings(encode_ratings(few, cores), small, cores)
     seconds: dict[str, list[float]] = {}
     cpu: dict[str, list[float]] = {}
+    in_blocks = [BLOCKS, *(f"{blocks} blocks" for blocks in given.blocks)]
     phases: dict[str, list[dict[str, float]]] = {
-        name: [] for name in (OURS, PLAIN, OURS_BY_PATH, PLAIN_BY_PATH, BLOCKS)
+        name: [] for name in (OURS, PLAIN, OURS_BY_PATH, PLAIN_BY_PATH, *in_blocks)
     }
     rmse: dict[str, float] = {}
     if given.more and given.json.exists():
@@ -163,7 +170,6 @@ def main() -> None:
         "items": len(truth.item_ids),
         "noise": NOISE,
         "rank": RANK,
-        "blocks": given.blocks,
         "cores": cores,
     }
     given.json.parent.mkdir(exist_ok=True)
@@ -174,7 +180,7 @@ def main() -> None:
             cpu.setdefault(name, []).append(busy)
             if name in phases:
                 phases[name].append(dict(model.summary.seconds))
-            if name not in rmse and name in (OURS, PLAIN, THEIRS, BLOCKS):
+            if name not in rmse and name in (OURS, PLAIN, THEIRS, *in_blocks):
                 rmse[name] = rmse_of(model, test)
             print(f"  {name}: {took:.1f} s, {busy:.1f} s of CPU", file=sys.stderr)
             del model
@@ -216,8 +222,9 @@ def summary(
             ratios[f"{name} to its floor"] = median[name] / (median[floor] + median[SCAN])
         if {name, THEIRS} <= set(median):
             ratios[f"ALS to {name}"] = median[THEIRS] / median[name]
-    if {OURS, BLOCKS} <= set(median):
-        ratios["blocks to one task"] = median[BLOCKS] / median[OURS]
+    for name in median:
+        if name.endswith("blocks") and OURS in median:
+            ratios[f"{name} to one task"] = median[name] / median[OURS]
     if {OURS, THEIRS} <= set(rmse):
         ratios["RMSE gained"] = rmse[THEIRS] - rmse[OURS]
     ways = {

@@ -1,56 +1,44 @@
 """The blocked form of training, for tables too large for one task (driver; closures on executors).
 
-Each step is one cogroup of a static, persisted layout with *messages* addressed to its blocks:
-`route` and `lay out` once, `start`, the filter over B strata, then half-sweeps of users and items
-in turn. Between steps only factors move; the driver takes no part until the last one is collected.
+Each step hands *messages* to blocks, which meet there what is laid out once: `route` and `lay out`,
+the filter over B strata, then half-sweeps of users and items in turn. Between steps only factors
+move; the driver takes no part until the last one is collected.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Final, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
-from pyspark.sql import Column, DataFrame, SparkSession
+import pyarrow.compute as pc
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from sparkml_sgdals.blocks import (
-    BlockLayout,
-    BlockState,
-    Cell,
-    Sums,
-    arrays_from_bytes,
-    arrays_to_bytes,
-    draw,
-    learn_cell,
-    named_rows,
-    standardised,
-    sweep_block,
-)
-from sparkml_sgdals.exchange import from_bytes, to_bytes
+from sparkml_sgdals.block_files import BlockFiles, BlockRows, Statics, block_folder, static_name
+from sparkml_sgdals.block_steps import Half, Inbox, Learned, NameRows, Start, Stratum
+from sparkml_sgdals.blocks import arrays_from_buffer, arrays_to_buffer
+from sparkml_sgdals.exchange import from_bytes, to_buffer
 from sparkml_sgdals.hashing import block_of, id_keys
 from sparkml_sgdals.index import IdKind
-from sparkml_sgdals.kernels import standardise
 from sparkml_sgdals.learning import check_finite, settle_scale
 from sparkml_sgdals.progress import TaskProgress
 from sparkml_sgdals.routing import (
-    CELL_DDL,
     MESSAGE_DDL,
-    OTHER,
-    SIDES,
+    MESSAGE_SCHEMA,
+    PIECE_DDL,
+    Encode,
     Job,
     Message,
     Moments,
     Route,
-    SideName,
-    lay_out_items,
-    lay_out_users,
-    measure,
+    binary,
+    lay_out,
+    measured,
     partition_keys,
     placed,
 )
@@ -77,19 +65,29 @@ def train_in_blocks(
     Returns
     -------
     one state and report for each of the plan's stops
+
+    Raises
+    ------
+    StorageError : where a file of the blocks cannot be written, or is lost
+    DivergenceError : where factors are not finite
     """
     clock = time.perf_counter()
     spark = packed.sparkSession
     keys = partition_keys(spark, plan.num_blocks)
     job = Job(settings, kinds, keys, plan.threads, fresh=prior is None)
-    cells = packed.mapInArrow(Route(job, settings.solver == "bayes"), CELL_DDL)
-    held = [cells.persist()]
     trained: list[Trained] = []
-    try:
-        items = placed(lay_out_items(cells, job), job).persist()
-        held.append(items)
+    with ExitStack() as stack:
+        folder = stack.enter_context(block_folder(spark))
+        held = _Held(stack)
+        files = None if folder is None else BlockFiles(folder)
+        timed = settings.solver == "bayes"
+        pieces = placed(packed.mapInArrow(Route(job, timed, files), PIECE_DDL), job)
+        cells = pieces.mapInArrow(Encode(job, files), MESSAGE_DDL)
+        if files is None:
+            cells = held.keep(placed(cells, job))
         with phase(spark, "route"):
-            job, moments = measure(items, job)
+            job, moments = measured(cells, job)
+        routed = time.perf_counter()
         if prior is None:
             scale = replace(moments.scale, frozen=True)
         else:
@@ -98,68 +96,86 @@ def train_in_blocks(
             settle_scale(prior, weight, moments.ratings, freeze=True)
             scale = prior.scale
         job = replace(job, scale=(scale.mean, scale.spread))
-        users = placed(lay_out_users(cells, items, job), job).persist()
-        held.append(users)
-        for stop, messages in _learn(users, items, job, plan, prior):
-            final = messages.persist()
-            held.append(final)
+        blocks = _OnRows(cells, job, held) if files is None else _OnFiles(files, job)
+        for stop, messages in _learn(blocks, spark, job, plan, prior):
+            if stop != plan.stops[-1]:
+                held.keep(messages)
             with phase(spark, f"sweep {stop}" if stop else "filter"):
-                state = _collect(users, items, final, job, prior)
-                state.settings = settings if prior else replace(settings, max_iter=stop)
-                state.scale = scale
-                history = _take_sums(final, state, job, moments, stop)
+                state, history = _collect(blocks, messages, job, moments, prior, stop)
+            state.settings = settings if prior else replace(settings, max_iter=stop)
+            state.scale = scale
             check_finite(state, np.arange(state.users.size), np.arange(state.items.size))
-            seconds = {"learn": time.perf_counter() - clock}
+            now = time.perf_counter()
+            seconds = {"route": routed - clock, "learn": now - routed}
             report = TrainingReport(f"{plan.num_blocks} blocks", history, seconds, stop)
             trained.append((state, report))
-        return trained
-    finally:
-        for frame in held:
-            frame.unpersist()
+    return trained
+
+
+@dataclass
+class _Held:
+    """Persisted frames, until Spark may forget them."""
+
+    stack: ExitStack
+
+    def keep(self, frame: DataFrame) -> DataFrame:
+        """Persist a frame for the rest of the fit."""
+        self.stack.callback(frame.persist().unpersist)
+        return frame
 
 
 # ---- learn ----------------------------------------------------------------------------------
 
 
-_Function = Callable[[pa.Table, pa.Table], pa.Table]
+_Step = Start | Stratum | Half | NameRows
+
+
+class _Blocks(Protocol):
+    """Runs steps on all blocks: messages in, messages out."""
+
+    def start(
+        self, step: Start, messages: DataFrame, note: TaskProgress | None = None
+    ) -> DataFrame:
+        """Lay the blocks out, and run their first step."""
+
+    def run(self, step: _Step, messages: DataFrame, note: TaskProgress | None = None) -> DataFrame:
+        """Run a step; `note` says how far it is, the number of its block left open."""
+
+    def name(self, step: NameRows, messages: DataFrame) -> DataFrame:
+        """Run the last step, which needs no message from another block."""
 
 
 def _learn(
-    users: DataFrame, items: DataFrame, job: Job, plan: Plan, prior: ModelState | None
+    blocks: _Blocks, spark: SparkSession, job: Job, plan: Plan, prior: ModelState | None
 ) -> Iterator[tuple[int, DataFrame]]:
     """The chain of steps from the start of all blocks: their states at each stop of the plan."""
-    spark = users.sparkSession
-    known = _prior_messages(spark, job, prior)
-    messages = _step(users, ["ids"], known.where("side = 'users'"), _start("users", job), job)
-    messages = messages.unionByName(
-        _step(items, ["ids"], known.where("side = 'items'"), _start("items", job), job)
-    )
-    # name of the phase, layout, its rows, what to do, and the stop that is reached by it
-    steps: list[tuple[str, DataFrame, Column, _Function, int | None]] = []
-    stops = plan.stops if job.fresh or job.settings.solver == "bayes" else (1,)
     bayes = job.settings.solver == "bayes"
-    strata = (1 if bayes else stops[-1]) * job.num_blocks
-    for stratum in range(strata):
-        wanted = (F.col("kind") == "cell") & (
-            F.col("source") == F.pmod(F.col("target") + stratum, F.lit(job.num_blocks))
-        )
+    stops = plan.stops if job.fresh or bayes else (1,)
+    untouched = not bayes and 0 in stops
+    # name of the phase, step, and the stop that is reached by it; the start learns a stratum too
+    steps: list[tuple[str, _Step, int | None]] = []
+    for stratum in range((1 if bayes else stops[-1]) * job.num_blocks):
         passes, rest = divmod(stratum + 1, job.num_blocks)
         stop = None if rest else (0 if bayes else passes)
-        steps.append(("filter", users, wanted, _stratum(stratum, job), stop))
-    if bayes:
-        of_layout = F.col("kind") == "layout"
-        if stops[-1]:
-            send = _half("items", job, learn=False)
-            steps.append(("sweep 1", items, of_layout, send, None))
+        learned = stratum == 0 and not untouched
+        steps.append(("filter", Start(job, True) if learned else Stratum(job, stratum), stop))
+    if bayes and stops[-1]:
+        steps.append(("sweep 1", Half(job, "items", learn=False, check=True), None))
         for sweep in range(1, stops[-1] + 1):
-            name = f"sweep {sweep}"
-            steps.append((name, users, of_layout, _half("users", job), None))
-            steps.append((name, items, of_layout, _half("items", job), sweep))
-    if not bayes and 0 in stops:
+            name, again = f"sweep {sweep}", sweep < stops[-1]
+            steps.append((name, Half(job, "users", check=sweep == 1), None))
+            steps.append((name, Half(job, "items", send=again), sweep))
+    messages = _first_messages(spark, job, prior)
+    if untouched:
+        messages = blocks.start(Start(job, False), messages)
         yield 0, messages
-    for number, (name, layout, rows, function, stop) in enumerate(steps, 1):
-        noted = _noted(function, plan.progress_path, number, len(steps), job)
-        messages = _cogroup(layout.where(rows), messages, noted, job)
+    for number, (name, step, stop) in enumerate(steps, 1):
+        note = TaskProgress(plan.progress_path, number, len(steps))
+        messages = (
+            blocks.start(step, messages, note)
+            if isinstance(step, Start)
+            else blocks.run(step, messages, note)
+        )
         if plan.checkpoint_interval > 0 and number % plan.checkpoint_interval == 0:
             with phase(spark, name):
                 messages = messages.localCheckpoint()
@@ -167,275 +183,219 @@ def _learn(
             yield stop, messages
 
 
-def _noted(function: _Function, path: str, number: int, total: int, job: Job) -> _Function:
-    """The same function, which notes that its block has done so many steps."""
-
-    def noted(layout: pa.Table, messages: pa.Table) -> pa.Table:
-        given = function(layout, messages)
-        inbox = _Inbox(layout, messages)
-        history = _Learned.read(inbox, job).history
-        rmse = history[-1] * job.scale[1] if history else None
-        TaskProgress(path, inbox.block, total).write(number, rmse)
-        return given
-
-    return noted
-
-
-def _prior_messages(spark: SparkSession, job: Job, prior: ModelState | None) -> DataFrame:
-    messages: list[Message] = []
+def _first_messages(spark: SparkSession, job: Job, prior: ModelState | None) -> DataFrame:
+    """A word to each block, and what a model knows of its ids."""
+    nothing = pa.py_buffer(b"")
+    messages: list[Message] = [
+        (block, "users", block, "start", nothing) for block in range(job.num_blocks)
+    ]
     if prior is not None:
         for side, table in (("users", prior.users), ("items", prior.items)):
             if table.size:
-                blocks = block_of(id_keys(table.index.ids()), job.num_blocks)
+                of_ids = block_of(id_keys(table.index.ids()), job.num_blocks)
                 for block in range(job.num_blocks):
-                    rows = np.flatnonzero(blocks == block)
-                    payload = to_bytes(table.to_arrow(rows))
+                    rows = np.flatnonzero(of_ids == block)
+                    payload = to_buffer(table.to_arrow(rows))
                     messages.append((block, side, block, "known", payload))  # type: ignore[arg-type]
-    return spark.createDataFrame(job.batch(messages), MESSAGE_DDL)
-
-
-def _step(
-    layout: DataFrame, kinds: list[str], messages: DataFrame, function: _Function,
-    job: Job,
-) -> DataFrame:  # fmt: skip
-    return _cogroup(layout.where(F.col("kind").isin(kinds)), messages, function, job)
-
-
-def _cogroup(layout: DataFrame, messages: DataFrame, function: _Function, job: Job) -> DataFrame:
-    return (
-        layout.groupBy("key")
-        .cogroup(placed(messages, job).groupBy("key"))
-        .applyInArrow(function, MESSAGE_DDL)
-    )
-
-
-class _Inbox:
-    """Messages of one block by side and kind."""
-
-    def __init__(self, layout: pa.Table, messages: pa.Table) -> None:
-        self.block: int = (layout if layout.num_rows else messages).column("target")[0].as_py()
-        self._rows: dict[tuple[str, str], dict[int, pa.Scalar]] = {}
-        for table in (layout, messages):
-            for side, source, kind, payload in zip(
-                table.column("side").to_pylist(), table.column("source").to_pylist(),
-                table.column("kind").to_pylist(), table.column("payload"), strict=True,
-            ):  # fmt: skip
-                self._rows.setdefault((side, kind), {})[source] = payload
-
-    def all(self, side: SideName, kind: str) -> dict[int, pa.Buffer]:
-        """Payloads by source block, in its order."""
-        found = self._rows.get((side, kind), {})
-        return {source: found[source].as_buffer() for source in sorted(found)}
-
-    def state(self, side: SideName, source: int) -> BlockState | None:
-        payload = self.all(side, "state").get(source)
-        return None if payload is None else BlockState(arrays_from_bytes(payload))
-
-
-def _state_message(target: int, side: SideName, source: int, state: BlockState) -> Message:
-    return (target, side, source, "state", arrays_to_bytes(state.arrays))
-
-
-def _start(side: SideName, job: Job) -> _Function:
-    def start(layout: pa.Table, messages: pa.Table) -> pa.Table:
-        inbox = _Inbox(layout, messages)
-        known = inbox.all(side, "known")
-        messages_out: list[Message] = []
-        for block, payload in inbox.all(side, "ids").items():
-            ids = from_bytes(payload)
-            state = BlockState.start(
-                SIDES[side],
-                ids.column("id").combine_chunks(),
-                ids.column("count").to_numpy(),
-                job.settings,
-                from_bytes(known[block]) if known else (None if job.fresh else _no_rows(side, job)),
-            )
-            if side == "users":
-                state.arrays["prequential"] = np.zeros(3)
-            messages_out.append(_state_message(block, side, block, state))
-        return job.batch(messages_out)
-
-    return start
-
-
-def _no_rows(side: SideName, job: Job) -> pa.Table:
-    empty = ModelState.empty(job.settings, *job.kinds)
-    return (empty.users if side == "users" else empty.items).to_arrow()
-
-
-def _stratum(number: int, job: Job) -> _Function:
-    def learn(layout: pa.Table, messages: pa.Table) -> pa.Table:
-        inbox = _Inbox(layout, messages)
-        blocks, own = job.num_blocks, inbox.block
-        partner = (own + number) % blocks
-        users, items = inbox.state("users", own), inbox.state("items", partner)
-        cells = inbox.all("users", "cell")
-        if cells and users is not None and items is not None:
-            a = arrays_from_bytes(cells[partner])
-            z = standardise(a["values"], *job.scale)
-            cell = Cell(a["users"], a["items"], z, a["weights"])
-            errors, baseline = learn_cell(cell, users, items, job.settings, number < blocks)
-            # the later half of the first pass: what a model has learned so far is judged
-            if blocks // 2 <= number < blocks:
-                counted = users.arrays["prequential"]
-                counted += _clipped_squares(a["values"], errors, baseline, job)
-        messages_out = []
-        if users is not None:
-            messages_out.append(_state_message(own, "users", own, users))
-        if items is not None:
-            # where the next stratum wants it; after a whole pass that is at home
-            target = (partner - number - 1) % blocks
-            messages_out.append(_state_message(target, "items", partner, items))
-        return job.batch(messages_out)
-
-    return learn
-
-
-def _clipped_squares(
-    values: npt.NDArray[np.float32],
-    errors: npt.NDArray[np.float32],
-    baseline: npt.NDArray[np.float32],
-    job: Job,
-) -> npt.NDArray[np.float64]:
-    truth = values.astype(np.float64)
-    sums = [float(truth.size)]
-    for apart in (errors, baseline):
-        predicted = np.clip(truth - apart.astype(np.float64) * job.scale[1], *job.value_range)
-        sums.append(float(np.sum((truth - predicted) ** 2)))
-    return np.array(sums)
-
-
-def _half(side: SideName, job: Job, learn: bool = True) -> _Function:
-    def sweep(layout: pa.Table, messages: pa.Table) -> pa.Table:
-        inbox = _Inbox(layout, messages)
-        own, partner_side = inbox.block, OTHER[side]
-        state, passenger = inbox.state(side, own), inbox.state(partner_side, own)
-        learned = _Learned.read(inbox, job)
-        messages_out: list[Message] = [(own, side, own, "learned", learned.to_bytes())]
-        if passenger is not None:
-            messages_out.append(_state_message(own, partner_side, own, passenger))
-        if state is None:
-            return job.batch(messages_out)
-        block = BlockLayout.from_bytes(inbox.all(side, "layout")[own])
-        if learn:
-            sent = [arrays_from_bytes(b) for b in inbox.all(partner_side, "send").values()]
-            partners = {name: np.concatenate([s[name] for s in sent]) for name in sent[0]}
-            block = standardised(block, *job.scale)
-            prior = learned.priors.get(side)
-            if job.fresh and job.settings.implicit:
-                priors = prior, learned.priors.get(partner_side)
-                threads = job.task_threads()
-                draw(block, state, partners, priors, side, job.settings, threads)
-            sums = sweep_block(
-                block, state, (partners["mean"], partners["var"]), prior, learned.noise,
-                job.settings, job.task_threads(),
-            )  # fmt: skip
-            payload = arrays_to_bytes({"sums": sums.to_array()})
-            for target in range(job.num_blocks):
-                messages_out.append((target, side, own, "sums", payload))
-        messages_out.append(_state_message(own, side, own, state))
-        for target, rows in enumerate(block.sends):
-            if rows.size:
-                named = named_rows(state, rows, job.settings, job.fresh)
-                messages_out.append((target, side, own, "send", arrays_to_bytes(named)))
-        return job.batch(messages_out)
-
-    return sweep
+    batches = [job.batch(message) for message in messages]
+    return spark.createDataFrame(pa.Table.from_batches(batches), MESSAGE_DDL)
 
 
 @dataclass(frozen=True)
-class _Learned:
-    """What every block knows of the whole: noise, prior variances by side, training RMSE."""
+class _Noted:
+    """A step that its block notes once it is done."""
 
-    noise: float
-    priors: dict[SideName, npt.NDArray[np.float32]]
-    history: tuple[float, ...]
+    step: _Step
+    note: TaskProgress | None
 
-    @classmethod
-    def read(cls, inbox: _Inbox, job: Job) -> _Learned:
-        """What the block knew, brought up to date by the sums that have come in."""
-        noise = job.settings.noise
-        priors: dict[SideName, npt.NDArray[np.float32]] = {}
-        history: tuple[float, ...] = ()
-        for side in SIDES:
-            for payload in inbox.all(side, "learned").values():
-                held = arrays_from_bytes(payload)
-                noise, history = float(held["noise"][0]), tuple(held["history"].tolist())
-                priors = {name: held[name] for name in SIDES if name in held}
-        for side in SIDES:
-            rows = [arrays_from_bytes(b)["sums"] for b in inbox.all(side, "sums").values()]
-            if rows:
-                total = Sums.total(rows)
-                if job.fresh:
-                    priors[side] = total.prior()
-                if side == "items":
-                    if job.fresh:
-                        noise = (total.squares + total.variances) / job.total_weight
-                    history = (*history, math.sqrt(total.squares / job.total_weight))
-        return cls(noise, priors, history)
+    def __call__(self, statics: Statics, inbox: Inbox) -> Iterator[pa.RecordBatch]:
+        job = self.step.job
+        for message in self.step(statics, inbox):
+            yield job.batch(message)
+        if self.note is not None:
+            history = Learned.read(inbox, job).history
+            rmse = history[-1] * job.scale[1] if history else None
+            place = replace(self.note, task=inbox.block)
+            place.write(self.note.task, rmse)
 
-    def to_bytes(self) -> bytes:
-        arrays: dict[str, npt.NDArray[Any]] = {
-            "noise": np.array([self.noise]),
-            "history": np.array(self.history, np.float64),
-        }
-        return arrays_to_bytes(arrays | dict(self.priors))
+
+# ---- statics in files -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _TaskOnFiles:
+    """Run a step on the blocks whose messages come to a task."""
+
+    work: _Noted
+    files: BlockFiles
+    first: bool = False
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        table = pa.Table.from_batches(list(batches), MESSAGE_SCHEMA)
+        # one block, but where Spark's hash or some plan puts two together
+        for block in sorted(pc.unique(table.column("target")).to_pylist()):
+            if self.first:
+                job = self.work.step.job
+                for kind, side, own, partner, arrays in lay_out(self.files, block, job):
+                    self.files.put(static_name(kind, side, own, partner), arrays)
+            yield from self.work(
+                self.files, Inbox(block, table.filter(pc.field("target") == block))
+            )
+
+
+@dataclass(frozen=True)
+class _OnFiles:
+    """Steps whose statics lie in files: only messages go through Spark."""
+
+    files: BlockFiles
+    job: Job
+
+    def start(
+        self, step: Start, messages: DataFrame, note: TaskProgress | None = None
+    ) -> DataFrame:
+        task = _TaskOnFiles(_Noted(step, note), self.files, first=True)
+        return placed(messages, self.job).mapInArrow(task, MESSAGE_DDL)
+
+    def run(self, step: _Step, messages: DataFrame, note: TaskProgress | None = None) -> DataFrame:
+        task = _TaskOnFiles(_Noted(step, note), self.files)
+        return placed(messages, self.job).mapInArrow(task, MESSAGE_DDL)
+
+    def name(self, step: NameRows, messages: DataFrame) -> DataFrame:
+        task = _TaskOnFiles(_Noted(step, None), self.files)
+        return messages.mapInArrow(task, MESSAGE_DDL)
+
+
+# ---- statics in rows ------------------------------------------------------------------------
+
+
+_STATIC_SCHEMA: Final = pa.schema(
+    [("key", pa.int32()), ("kind", pa.string()), ("stratum", pa.int32()), ("name", pa.string()),
+     ("payload", pa.binary())]
+)  # fmt: skip
+_STATIC_DDL: Final = "key int, kind string, stratum int, name string, payload binary"
+
+
+def _run_on_rows(work: _Noted, statics: pa.Table, messages: pa.Table) -> pa.Table:
+    """Run a step on a block and the statics that came with it."""
+    if not messages.num_rows:
+        return MESSAGE_SCHEMA.empty_table()
+    block = messages.column("target")[0].as_py()
+    given = work(_rows(statics), Inbox(block, messages))
+    return pa.Table.from_batches(list(given), MESSAGE_SCHEMA)
+
+
+def _rows(table: pa.Table) -> BlockRows:
+    names, payloads = table.column("name").to_pylist(), table.column("payload")
+    return BlockRows({n: p.as_buffer() for n, p in zip(names, payloads, strict=True)})
+
+
+def _lay_out_rows(job: Job, cells: pa.Table) -> pa.Table:
+    """Lay out the two blocks of a number, as rows."""
+    own = job.keys.index(cells.column("key")[0].as_py())
+    batches = []
+    for kind, side, block, partner, arrays in lay_out(_rows(cells), own, job):
+        target, stratum = own, None
+        if kind == "rows":
+            # a block of users learns its cells, and needs the places of both sides there
+            u, i = (block, partner) if side == "users" else (partner, block)
+            target, stratum = u, (i - u) % job.num_blocks
+        values = [job.keys[target], kind, stratum, static_name(kind, side, block, partner)]
+        columns = [pa.array([v], f.type) for v, f in zip(values, _STATIC_SCHEMA, strict=False)]
+        columns.append(binary(arrays_to_buffer(arrays)))
+        batches.append(pa.RecordBatch.from_arrays(columns, schema=_STATIC_SCHEMA))
+    return pa.Table.from_batches(batches, _STATIC_SCHEMA)
+
+
+class _OnRows:
+    """Steps whose statics are persisted rows, cogrouped with the messages of each step."""
+
+    def __init__(self, cells: DataFrame, job: Job, held: _Held) -> None:
+        self.job = job
+        cells = cells.where(F.col("kind") == "cell").select(
+            "key",
+            "kind",
+            F.pmod(F.col("source") - F.col("target"), F.lit(job.num_blocks)).alias("stratum"),
+            F.format_string("cell-users-%05d-%05d", "target", "source").alias("name"),
+            "payload",
+            "source",
+        )
+        keys = F.array(*[F.lit(key) for key in job.keys])
+        by_item = cells.withColumn("key", F.get(keys, F.col("source")).cast("int"))
+        both = placed(cells.unionByName(by_item), job).drop("source")
+
+        def task(cells: pa.Table) -> pa.Table:
+            return _lay_out_rows(job, cells)
+
+        laid_out = both.groupBy("key").applyInArrow(task, _STATIC_DDL)
+        self.cells = cells.drop("source")
+        self.laid_out = held.keep(placed(laid_out, job))
+
+    def start(
+        self, step: Start, messages: DataFrame, note: TaskProgress | None = None
+    ) -> DataFrame:
+        return self.run(step, messages, note)
+
+    def run(self, step: _Step, messages: DataFrame, note: TaskProgress | None = None) -> DataFrame:
+        statics = self._wanted(self.laid_out, step)
+        if "cell" in step.kinds:
+            statics = statics.unionByName(self._wanted(self.cells, step))
+        work = _Noted(step, note)
+
+        # Spark counts the arguments, and takes an object's own self for one
+        def task(statics: pa.Table, messages: pa.Table) -> pa.Table:
+            return _run_on_rows(work, statics, messages)
+
+        return (
+            placed(statics, self.job)
+            .groupBy("key")
+            .cogroup(placed(messages, self.job).groupBy("key"))
+            .applyInArrow(task, MESSAGE_DDL)
+        )
+
+    def name(self, step: NameRows, messages: DataFrame) -> DataFrame:
+        return self.run(step, messages)
+
+    @staticmethod
+    def _wanted(statics: DataFrame, step: _Step) -> DataFrame:
+        of_kind = statics.where(F.col("kind").isin(*step.kinds))
+        if step.stratum is None:
+            return of_kind
+        return of_kind.where(F.col("stratum").isNull() | (F.col("stratum") == step.stratum))
 
 
 # ---- collect --------------------------------------------------------------------------------
 
 
 def _collect(
-    users: DataFrame, items: DataFrame, final: DataFrame, job: Job, prior: ModelState | None
-) -> ModelState:
-    """Put the ids back to the final states and gather them into one model."""
+    blocks: _Blocks, messages: DataFrame, job: Job, moments: Moments, prior: ModelState | None,
+    sweeps: int,
+) -> tuple[ModelState, list[float]]:  # fmt: skip
+    """The model that the final states make, and the training RMSE of each sweep."""
     state = ModelState.empty(job.settings, *job.kinds) if prior is None else prior.copy()
-    sides: list[tuple[SideName, DataFrame]] = [("users", users), ("items", items)]
-    for side, layout in sides:
-        own = final.where((F.col("kind") == "state") & (F.col("side") == side))
-        rows = _step(layout, ["ids"], own, _name_rows(side, job), job)
-        table = state.users if side == "users" else state.items
-        for payload in collect_payloads(rows.select("payload")).column("payload"):
-            table.put_arrow(from_bytes(payload.as_buffer()))
-    return state
-
-
-def _name_rows(side: SideName, job: Job) -> _Function:
-    def name_rows(layout: pa.Table, messages: pa.Table) -> pa.Table:
-        inbox = _Inbox(layout, messages)
-        state = inbox.state(side, inbox.block)
-        messages_out: list[Message] = []
-        if state is not None:
-            ids = from_bytes(inbox.all(side, "ids")[inbox.block]).column("id").combine_chunks()
-            payload = to_bytes(state.table(SIDES[side], ids, job.settings))
-            messages_out.append((inbox.block, side, inbox.block, "rows", payload))
-        return job.batch(messages_out)
-
-    return name_rows
-
-
-def _take_sums(
-    final: DataFrame, state: ModelState, job: Job, moments: Moments, sweeps: int
-) -> list[float]:
-    """Set noise and counters of the collected model; the training RMSE of each sweep."""
-    kinds = F.col("kind").isin("learned", "sums") | (
-        (F.col("kind") == "state") & (F.col("side") == "users")
+    final = messages.where(F.col("kind").isin("state", "learned", "sums"))
+    rows = collect_payloads(blocks.name(NameRows(job), final))
+    found = list(
+        zip(
+            *(rows.column(name).to_pylist() for name in ("target", "source", "side", "kind")),
+            rows.column("payload"),
+            strict=True,
+        )
     )
-    rows = collect_payloads(final.where(kinds))
-    target = rows.column("target").to_numpy()
+    counted = np.zeros(3)
+    for _, _, side, kind, payload in sorted(found, key=lambda row: (row[2], row[0])):
+        if kind == "rows":
+            table = state.users if side == "users" else state.items
+            table.put_arrow(from_bytes(payload.as_buffer()))
+        elif kind == "prequential":
+            counted += arrays_from_buffer(payload.as_buffer())["prequential"]
     history: list[float] = []
     if job.settings.solver == "bayes" and sweeps:
-        first = _Inbox(rows.slice(0, 0), rows.filter(pa.array(target == target.min())))
-        learned = _Learned.read(first, job)
+        # all blocks are told the same
+        first = min(row[0] for row in found)
+        learned = Learned.read(Inbox(first, rows.filter(pc.field("target") == first)), job)
         history = [rmse * job.scale[1] for rmse in learned.history]
         if job.fresh:
             state.noise, state.noise_weight = learned.noise, job.total_weight
-    counted = np.zeros(3)
-    for block in np.unique(target):
-        own = _Inbox(rows.slice(0, 0), rows.filter(pa.array(target == block)))
-        users = own.state("users", int(block))
-        if users is not None:
-            counted += users.arrays["prequential"]
     before = state.counters
     state.counters = Counters(
         ratings=before.ratings + moments.ratings,
@@ -445,4 +405,4 @@ def _take_sums(
         prequential_squares=before.prequential_squares + float(counted[1]),
         baseline_squares=before.baseline_squares + float(counted[2]),
     )
-    return history
+    return state, history

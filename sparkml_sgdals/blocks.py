@@ -8,7 +8,7 @@ out-blocks).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sparkml_sgdals.exchange import from_bytes, to_bytes
+from sparkml_sgdals.exchange import from_bytes, to_buffer
 from sparkml_sgdals.factors import FactorTable, prior_variances
 from sparkml_sgdals.implicit import (
     ITEM_INFLUENCE,
@@ -51,27 +51,64 @@ I32 = npt.NDArray[np.int32]
 Array = npt.NDArray[Any]
 
 
-def arrays_to_bytes(arrays: dict[str, Array]) -> bytes:
-    """Named arrays of one dimension or two as one Arrow IPC stream of one row."""
+def arrays_to_buffer(arrays: Mapping[str, Array | pa.Array]) -> pa.Buffer:
+    """Named arrays as one Arrow IPC stream of one row.
+
+    Parameters
+    ----------
+    arrays : NumPy arrays of one dimension or two; Arrow arrays of strings
+    """
     fields, columns = [], []
     for name, array in arrays.items():
-        flat = pa.array(np.ascontiguousarray(array).reshape(-1))
+        if isinstance(array, pa.Array):
+            flat, shape = array, str(len(array))
+        else:
+            flat = pa.array(np.ascontiguousarray(array).reshape(-1))
+            shape = ",".join(map(str, array.shape))
         offsets = pa.array([0, len(flat)], pa.int64())
         columns.append(pa.LargeListArray.from_arrays(offsets, flat))
-        shape = ",".join(map(str, array.shape))
         fields.append(pa.field(name, columns[-1].type, metadata={"shape": shape}))
-    return to_bytes(pa.Table.from_arrays(columns, schema=pa.schema(fields)))
+    return to_buffer(pa.Table.from_arrays(columns, schema=pa.schema(fields)))
 
 
-def arrays_from_bytes(payload: bytes | pa.Buffer) -> dict[str, Array]:
-    """What `arrays_to_bytes` was given, as writable copies."""
-    table = from_bytes(payload)
-    arrays = {}
-    for field, column in zip(table.schema, table.columns, strict=True):
-        values = column.chunk(0).flatten().to_numpy(zero_copy_only=False).copy()
-        shape = field.metadata[b"shape"].decode().split(",")
-        arrays[field.name] = values.reshape([int(length) for length in shape])
+def arrays_from_buffer(payload: bytes | pa.Buffer, copy: bool = True) -> dict[str, Any]:
+    """What `arrays_to_buffer` was given.
+
+    Parameters
+    ----------
+    copy : whether the arrays can be written; else they are views of the payload, perhaps not
+        aligned, that can be read only
+    """
+    arrays: dict[str, Any] = {}
+    for name, values, shape in _columns(payload):
+        if pa.types.is_string(values.type):
+            arrays[name] = values
+        else:
+            flat = values.to_numpy(zero_copy_only=False)
+            arrays[name] = (flat.copy() if copy else flat).reshape(shape)
     return arrays
+
+
+def arrays_in(memory: npt.NDArray[np.uint8]) -> dict[str, Any]:
+    """What `arrays_to_buffer` was given, as views of the memory, aligned and written to like it."""
+    payload = pa.py_buffer(memory)
+    arrays: dict[str, Any] = {}
+    for name, values, shape in _columns(payload):
+        if pa.types.is_string(values.type):
+            arrays[name] = values
+            continue
+        dtype = np.dtype(values.type.to_pandas_dtype())
+        first = values.buffers()[1].address - payload.address if len(values) else 0
+        flat = memory[first : first + len(values) * dtype.itemsize].view(dtype)
+        arrays[name] = flat.reshape(shape)
+    return arrays
+
+
+def _columns(payload: bytes | pa.Buffer) -> Iterator[tuple[str, pa.Array, list[int]]]:
+    table = from_bytes(payload)
+    for field, column in zip(table.schema, table.columns, strict=True):
+        shape = field.metadata[b"shape"].decode().split(",")
+        yield field.name, column.chunk(0).flatten(), [int(length) for length in shape]
 
 
 @dataclass(frozen=True)
@@ -98,9 +135,9 @@ class BlockLayout:
     layout: Layout
     sends: list[I32]
 
-    def to_bytes(self) -> bytes:
-        """The layout as one binary value."""
-        arrays: dict[str, Array] = {
+    def to_arrays(self) -> dict[str, Array]:
+        """The layout as named arrays."""
+        return {
             "starts": self.layout.starts,
             "partners": self.layout.partners,
             "values": self.layout.values,
@@ -108,13 +145,23 @@ class BlockLayout:
             "bounds": np.cumsum([0] + [s.size for s in self.sends]),
             "sends": np.concatenate(self.sends),
         }
-        return arrays_to_bytes(arrays)
 
     @staticmethod
-    def from_bytes(payload: pa.Buffer) -> BlockLayout:
-        """The inverse of `to_bytes`."""
-        a = arrays_from_bytes(payload)
-        layout = Layout(a["starts"], a["partners"], a["values"], a["weights"])
+    def from_arrays(a: Mapping[str, Array]) -> BlockLayout:
+        """The inverse of `to_arrays`.
+
+        Raises ValueError where the arrays do not fit together.
+        """
+        starts, ratings = a["starts"], a["partners"].size
+        if (
+            starts[0] != 0
+            or starts[-1] != ratings
+            or a["values"].size != ratings
+            or a["weights"].size not in (0, ratings)
+            or (np.diff(starts) < 0).any()
+        ):
+            raise ValueError("the arrays of a layout do not fit together")
+        layout = Layout(starts, a["partners"], a["values"], a["weights"])
         return BlockLayout(layout, np.split(a["sends"], a["bounds"][1:-1]))
 
 
@@ -332,7 +379,9 @@ def draw(
     a["drawn"] = drawn
     if partner_prior is None:
         return
-    a["evidence"] = influence_shares(block.layout, partners["root"])
+    if not a["evidence"].any():
+        # counts stay, and with them the shares
+        a["evidence"] = influence_shares(block.layout, partners["root"])
     side = Side(partners["mean"], partners["var"], partners["drawn"], partner_prior)
     variance = USER_INFLUENCE if own == "users" else ITEM_INFLUENCE
     # the partners' own blocks move their means, by what all blocks say: keep what was sent

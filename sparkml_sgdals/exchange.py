@@ -25,6 +25,7 @@ __all__ = [
     "part_batch",
     "state_from_parts",
     "state_parts",
+    "to_buffer",
     "to_bytes",
     "widen",
 ]
@@ -37,12 +38,17 @@ _BYTES_PER_PART: Final = 1 << 29
 Part = tuple[str, bytes]
 
 
-def to_bytes(table: pa.Table) -> bytes:
+def to_buffer(table: pa.Table) -> pa.Buffer:
     """A table as one Arrow IPC stream."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    return bytes(sink.getvalue().to_pybytes())
+    return sink.getvalue()
+
+
+def to_bytes(table: pa.Table) -> bytes:
+    """A table as one Arrow IPC stream, copied into a value of Python's."""
+    return bytes(to_buffer(table).to_pybytes())
 
 
 def from_bytes(payload: bytes | pa.Buffer) -> pa.Table:

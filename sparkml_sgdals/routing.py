@@ -1,13 +1,16 @@
-"""Route and lay out: packed ratings become the static layouts of blocks (driver; closures on
+"""Route and lay out: packed ratings become the static arrays of blocks (driver; closures on
 executors).
 
-Done once in a fit in blocks; `blocked` then sends messages between what is laid out here.
+Done once in a fit in blocks; `blocked` then sends messages between what is laid out here. One pass
+over the packed ratings cuts them into cells; each cell is put into its order of learning once, and
+both layouts are made of that.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
@@ -15,36 +18,36 @@ from typing import Any, Final, Literal
 import numpy as np
 import pyarrow as pa
 from pyspark import TaskContext
-from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from sparkml_sgdals.blocks import (
-    BlockLayout,
-    arrays_from_bytes,
-    arrays_to_bytes,
-    build_layout,
-)
-from sparkml_sgdals.exchange import from_bytes, to_bytes, widen
+from sparkml_sgdals.block_files import BlockFiles, Statics, static_name
+from sparkml_sgdals.blocks import arrays_to_buffer, build_layout, standardised
+from sparkml_sgdals.exchange import from_bytes, to_buffer
 from sparkml_sgdals.hashing import ITEM_SIDE, USER_SIDE, block_of, id_keys
 from sparkml_sgdals.index import IdKind
 from sparkml_sgdals.ordering import encode_ids
 from sparkml_sgdals.ratings import Ratings, encode_ratings
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import Scale
+from sparkml_sgdals.training import collect_payloads
 
 __all__ = [
-    "CELL_DDL",
     "MESSAGE_DDL",
+    "MESSAGE_SCHEMA",
     "OTHER",
+    "PIECE_DDL",
     "SIDES",
+    "Encode",
     "Job",
     "Message",
     "Moments",
     "Route",
     "SideName",
-    "lay_out_items",
-    "lay_out_users",
-    "measure",
+    "as_ids",
+    "binary",
+    "lay_out",
+    "measured",
     "partition_keys",
     "placed",
 ]
@@ -53,24 +56,33 @@ SideName = Literal["users", "items"]
 SIDES: Final[dict[SideName, int]] = {"users": USER_SIDE, "items": ITEM_SIDE}
 OTHER: Final[dict[SideName, SideName]] = {"users": "items", "items": "users"}
 
-CELL_SCHEMA: Final = pa.schema(
-    [("user_key", pa.int32()), ("item_key", pa.int32()), ("user_block", pa.int32()),
-     ("item_block", pa.int32()), ("payload", pa.binary())]
+_PIECE_SCHEMA: Final = pa.schema(
+    [("key", pa.int32()), ("user_block", pa.int32()), ("item_block", pa.int32()),
+     ("name", pa.string()), ("first", pa.int64()), ("count", pa.int64()),
+     ("payload", pa.binary())]
 )  # fmt: skip
+PIECE_DDL: Final = (
+    "key int, user_block int, item_block int, name string, first bigint, count bigint, "
+    "payload binary"
+)
 MESSAGE_SCHEMA: Final = pa.schema(
     [("key", pa.int32()), ("target", pa.int32()), ("side", pa.string()),
      ("source", pa.int32()), ("kind", pa.string()), ("payload", pa.binary())]
 )  # fmt: skip
-CELL_DDL: Final = "user_key int, item_key int, user_block int, item_block int, payload binary"
 MESSAGE_DDL: Final = "key int, target int, side string, source int, kind string, payload binary"
 
-Message = tuple[int, SideName, int, str, bytes]
+Message = tuple[int, SideName, int, str, pa.Buffer]
 """target block, whose data it is, source block, kind, payload"""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every task has to know; plain values only."""
+    """What every task has to know; plain values only.
+
+    Attributes
+    ----------
+    filled : for each cell, user block by user block, whether it has ratings
+    """
 
     settings: Settings
     kinds: tuple[IdKind, IdKind]
@@ -80,26 +92,37 @@ class Job:
     value_range: tuple[float, float] = (-math.inf, math.inf)
     total_weight: float = 1.0
     fresh: bool = True
+    filled: bytes = b""
 
     @property
     def num_blocks(self) -> int:
         return len(self.keys)
 
-    def kind(self, side: SideName) -> IdKind:
-        return self.kinds[0 if side == "users" else 1]
+    def has_cell(self, side: SideName, own: int, partner: int) -> bool:
+        """Whether a block of a side has ratings with a block of the other."""
+        users, items = (own, partner) if side == "users" else (partner, own)
+        return bool(self.filled[users * self.num_blocks + items])
+
+    def has_block(self, side: SideName, own: int) -> bool:
+        """Whether a block has ratings at all."""
+        return any(self.has_cell(side, own, partner) for partner in range(self.num_blocks))
 
     def task_threads(self) -> int:
         context = TaskContext.get()
         return self.threads or (context.cpus() if context else 1)
 
-    def batch(self, messages: list[Message]) -> pa.Table:
-        columns: list[list[Any]] = [
-            [self.keys[m[0]] for m in messages], [m[0] for m in messages],
-            [m[1] for m in messages], [m[2] for m in messages],
-            [m[3] for m in messages], [m[4] for m in messages],
-        ]  # fmt: skip
-        arrays = [pa.array(c, f.type) for c, f in zip(columns, MESSAGE_SCHEMA, strict=True)]
-        return pa.Table.from_arrays(arrays, schema=MESSAGE_SCHEMA)
+    def batch(self, message: Message) -> pa.RecordBatch:
+        """One message as one row of `MESSAGE_SCHEMA`; the payload is not copied."""
+        *place, payload = message
+        values = [self.keys[message[0]], *place]
+        columns = [pa.array([v], f.type) for v, f in zip(values, MESSAGE_SCHEMA, strict=False)]
+        return pa.RecordBatch.from_arrays([*columns, binary(payload)], schema=MESSAGE_SCHEMA)
+
+
+def binary(payload: pa.Buffer) -> pa.Array:
+    """A column of one binary value, which is not copied."""
+    ends = pa.py_buffer(np.array([0, payload.size], np.int32))
+    return pa.Array.from_buffers(pa.binary(), 1, [None, ends, payload])
 
 
 def partition_keys(spark: SparkSession, num_blocks: int) -> tuple[int, ...]:
@@ -113,25 +136,39 @@ def partition_keys(spark: SparkSession, num_blocks: int) -> tuple[int, ...]:
     return tuple(keys[n] for n in range(num_blocks))
 
 
-# ---- route and lay out ----------------------------------------------------------------------
+def placed(frame: DataFrame, job: Job) -> DataFrame:
+    """The frame with the rows of each block in that block's partition.
+
+    Adaptive execution leaves a repartition by number as it is.
+    """
+    return frame.repartition(job.num_blocks, "key")
+
+
+# ---- route ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Route:
-    """Cut packed ratings into cells."""
+    """Cut packed ratings into pieces of cells.
+
+    Attributes
+    ----------
+    files : where the ratings go, and only their places travel; None: they travel as rows
+    """
 
     job: Job
     timed: bool
+    files: BlockFiles | None
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for payload in batch.column("payload"):
-                table = widen(from_bytes(payload.as_buffer()), self.job.kinds)
+                table = from_bytes(payload.as_buffer())
                 if not self.timed and "time" in table.column_names:
                     table = table.drop_columns("time")
-                yield from self._cells(table)
+                yield from self._pieces(table)
 
-    def _cells(self, table: pa.Table) -> Iterator[pa.RecordBatch]:
+    def _pieces(self, table: pa.Table) -> Iterator[pa.RecordBatch]:
         if not table.num_rows:
             return
         blocks, keys = self.job.num_blocks, self.job.keys
@@ -144,104 +181,128 @@ class Route:
             # NumPy sorts 16 bits by counting
             cell = cell.astype(np.uint16)
         order = np.argsort(cell, kind="stable")
-        bounds = np.searchsorted(cell[order], np.arange(blocks * blocks + 1))
-        ordered = table.take(pa.array(order))
-        for number in range(blocks * blocks):
-            first, last = int(bounds[number]), int(bounds[number + 1])
-            if first == last:
-                continue
+        bounds = np.zeros(blocks * blocks + 1, np.int64)
+        np.cumsum(np.bincount(cell, minlength=blocks * blocks), out=bounds[1:])
+        ordered = table.take(pa.array(order)).combine_chunks()
+        name = f"pieces-{uuid.uuid4().hex}"
+        if self.files is not None:
+            self.files.put_table(name, ordered)
+        for number in np.flatnonzero(np.diff(bounds)).tolist():
+            first, count = int(bounds[number]), int(bounds[number + 1] - bounds[number])
+            payload = pa.py_buffer(b"")
+            if self.files is None:
+                payload = to_buffer(ordered.slice(first, count))
             u, i = divmod(number, blocks)
-            payload = to_bytes(ordered.slice(first, last - first).combine_chunks())
-            values = [keys[u], keys[i], u, i, payload]
-            yield pa.RecordBatch.from_arrays(
-                [pa.array([v], f.type) for v, f in zip(values, CELL_SCHEMA, strict=True)],
-                schema=CELL_SCHEMA,
-            )
+            values = [keys[u], u, i, name, first, count]
+            arrays = [pa.array([v], f.type) for v, f in zip(values, _PIECE_SCHEMA, strict=False)]
+            yield pa.RecordBatch.from_arrays([*arrays, binary(payload)], schema=_PIECE_SCHEMA)
 
 
-def placed(frame: DataFrame, job: Job) -> DataFrame:
-    """The frame with the rows of each block in that block's partition."""
-    return frame.repartition(job.num_blocks, "key")
+@dataclass(frozen=True)
+class Encode:
+    """Put the cells of a block of users into their canonical order.
+
+    Gives for each cell its moments, and the cell itself where it does not go to a file.
+    """
+
+    job: Job
+    files: BlockFiles | None
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        pieces: dict[tuple[int, int], list[pa.Table]] = {}
+        tables: dict[str, pa.Table] = {}
+        for batch in batches:
+            names = ("user_block", "item_block", "name", "first", "count")
+            columns = [batch.column(name).to_pylist() for name in names]
+            for u, i, name, first, count, payload in zip(
+                *columns, batch.column("payload"), strict=True
+            ):
+                if self.files is None:
+                    piece = from_bytes(payload.as_buffer())
+                else:
+                    if name not in tables:
+                        tables[name] = self.files.table(name)
+                    piece = tables[name].slice(first, count)
+                pieces.setdefault((u, i), []).append(piece)
+        tables.clear()
+        for u, i in sorted(pieces):
+            # integers are as narrow as each piece's values let them be
+            table = pa.concat_tables(pieces.pop((u, i)), promote_options="permissive")
+            ratings = encode_ratings(table, self.job.task_threads())
+            del table
+            name, cell = static_name("cell", "users", u, i), _cell_arrays(ratings)
+            if self.files is None:
+                yield self.job.batch((u, "users", i, "cell", arrays_to_buffer(cell)))
+            else:
+                self.files.put(name, cell)
+            of_cell: dict[str, Any] = {
+                "moments": ratings.moments(),
+                "range": ratings.value_range(),
+                "ratings": len(ratings),
+            }
+            moments = pa.py_buffer(json.dumps(of_cell).encode())
+            yield self.job.batch((u, "users", i, "moments", moments))
 
 
-def _encode_cells(table: pa.Table, partner: str, job: Job) -> list[Ratings | None]:
-    """The cells of one block by partner block, each in its canonical order."""
-    pieces: list[list[pa.Table]] = [[] for _ in range(job.num_blocks)]
-    numbers = table.column(f"{partner}_block").to_pylist()
-    for number, payload in zip(numbers, table.column("payload"), strict=True):
-        pieces[number].append(from_bytes(payload.as_buffer()))
-    threads = job.task_threads()
-    return [encode_ratings(pa.concat_tables(p), threads) if p else None for p in pieces]
+def _cell_arrays(ratings: Ratings) -> dict[str, Any]:
+    arrays: dict[str, Any] = {}
+    for name, ids in (("user_ids", ratings.user_ids), ("item_ids", ratings.item_ids)):
+        arrays[name] = ids if pa.types.is_string(ids.type) else ids.to_numpy()
+    return arrays | {
+        "users": ratings.users,
+        "items": ratings.items,
+        "values": ratings.values,
+        "weights": ratings.weights,
+    }
 
 
-def _ids_payload(ids: pa.Array, block: BlockLayout) -> bytes:
-    return to_bytes(pa.table({"id": ids, "count": block.layout.counts()}))
+def _cell(a: dict[str, Any]) -> Ratings:
+    return Ratings(
+        as_ids(a["user_ids"]), as_ids(a["item_ids"]), a["users"], a["items"], a["values"],
+        a["weights"],
+    )  # fmt: skip
 
 
-def lay_out_items(cells: DataFrame, job: Job) -> DataFrame:
-    def lay_out(table: pa.Table) -> pa.Table:
-        own = table.column("item_block")[0].as_py()
-        ratings = _encode_cells(table, "user", job)
-        ids, block = build_layout(ratings, "items")
-        messages: list[Message] = [
-            (own, "items", own, "layout", block.to_bytes()),
-            (own, "items", own, "ids", _ids_payload(ids, block)),
-        ]
-        for other, found in enumerate(ratings):
-            if found is not None:
-                rows = arrays_to_bytes({"rows": block.sends[other]})
-                messages.append((own, "items", other, "rows", rows))
-                of_cell = {"moments": found.moments(), "range": found.value_range()}
-                payload = json.dumps(of_cell | {"ratings": len(found)}).encode()
-                messages.append((own, "items", other, "moments", payload))
-        return job.batch(messages)
-
-    keyed = cells.withColumn("key", F.col("item_key"))
-    return placed(keyed, job).groupBy("key").applyInArrow(lay_out, MESSAGE_DDL)
+def as_ids(ids: Any) -> pa.Array:
+    """Ids of a static as an Arrow array, whether integers or strings."""
+    return ids if isinstance(ids, pa.Array) else pa.array(ids)
 
 
-def lay_out_users(cells: DataFrame, items: DataFrame, job: Job) -> DataFrame:
-    def lay_out(cell_table: pa.Table, rows_table: pa.Table) -> pa.Table:
-        if not cell_table.num_rows:
-            return job.batch([])
-        own = cell_table.column("user_block")[0].as_py()
-        ratings = _encode_cells(cell_table, "item", job)
-        ids, block = build_layout(ratings, "users")
-        item_rows = {
-            other: arrays_from_bytes(payload.as_buffer())["rows"]
-            for other, payload in zip(
-                rows_table.column("target").to_pylist(), rows_table.column("payload"), strict=True
-            )
-        }
-        messages: list[Message] = [
-            (own, "users", own, "layout", block.to_bytes()),
-            (own, "users", own, "ids", _ids_payload(ids, block)),
-        ]
-        for other, found in enumerate(ratings):
-            if found is not None:
-                cell = {
-                    "users": block.sends[other][found.users],
-                    "items": item_rows[other][found.items],
-                    "values": found.values,
-                    "weights": found.weights,
-                }
-                messages.append((own, "users", other, "cell", arrays_to_bytes(cell)))
-        return job.batch(messages)
-
-    keyed = cells.withColumn("key", F.col("user_key"))
-    # these rows tell a user block where the items it names stand in their own blocks
-    rows = items.where(F.col("kind") == "rows").withColumn("key", _key_of("source", job))
-    return (
-        placed(keyed, job)
-        .groupBy("key")
-        .cogroup(placed(rows, job).groupBy("key"))
-        .applyInArrow(lay_out, MESSAGE_DDL)
-    )
+# ---- lay out --------------------------------------------------------------------------------
 
 
-def _key_of(block_column: str, job: Job) -> Column:
-    keys = F.array(*[F.lit(key) for key in job.keys])
-    return F.get(keys, F.col(block_column)).cast("int")
+Static = tuple[str, SideName, int, int, dict[str, Any]]
+"""kind, side, block, partner block, arrays"""
+
+
+def lay_out(statics: Statics, own: int, job: Job) -> Iterator[Static]:
+    """What a block of users and the block of items of the same number need besides their cells.
+
+    Kinds: "layout"; "ids", with their counts; "rows": where the ids that a cell names stand in
+    their own block, for each partner block.
+    """
+    blocks = range(job.num_blocks)
+    for side in SIDES:
+        if not job.has_block(side, own):
+            continue
+        cells: list[Ratings | None] = []
+        for partner in blocks:
+            found = None
+            if job.has_cell(side, own, partner):
+                u, i = (own, partner) if side == "users" else (partner, own)
+                found = _cell(statics.arrays(static_name("cell", "users", u, i), check=True))
+            cells.append(found)
+        ids, block = build_layout(cells, side)
+        block = standardised(block, *job.scale)
+        named = ids if pa.types.is_string(ids.type) else ids.to_numpy()
+        yield "ids", side, own, own, {"id": named, "count": block.layout.counts()}
+        for partner in blocks:
+            if cells[partner] is not None:
+                yield "rows", side, own, partner, {"rows": block.sends[partner]}
+        yield "layout", side, own, own, block.to_arrays()
+
+
+# ---- measure --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -254,16 +315,19 @@ class Moments:
     scale: Scale
 
 
-def measure(items: DataFrame, job: Job) -> tuple[Job, Moments]:
-    """Mean, spread and range over all cells; the action that computes the items' layout."""
-    rows = items.where(F.col("kind") == "moments").select("target", "source", "payload").collect()
+def measured(cells: DataFrame, job: Job) -> tuple[Job, Moments]:
+    """Mean, spread and range over all cells; the action that computes them."""
+    wanted = cells.where(F.col("kind") == "moments").select("target", "source", "payload")
+    rows = collect_payloads(wanted).to_pylist()
     scale = Scale()
     ratings, low, high = 0, math.inf, -math.inf
-    for row in sorted(rows, key=lambda r: (r.target, r.source)):
-        cell = json.loads(bytes(row.payload))
+    filled = bytearray(job.num_blocks**2)
+    for row in sorted(rows, key=lambda r: (r["target"], r["source"])):
+        cell = json.loads(row["payload"])
         of_cell = (cell["moments"][0], cell["moments"][1], cell["moments"][2])
         scale = scale.merged(of_cell, cell["ratings"], job.settings.solver == "bayes")
         ratings += cell["ratings"]
         low, high = min(low, cell["range"][0]), max(high, cell["range"][1])
-    job = replace(job, value_range=(low, high), total_weight=scale.weight)
+        filled[row["target"] * job.num_blocks + row["source"]] = 1
+    job = replace(job, value_range=(low, high), total_weight=scale.weight, filled=bytes(filled))
     return job, Moments(ratings, low, high, scale)

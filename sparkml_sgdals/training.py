@@ -31,6 +31,7 @@ from sparkml_sgdals.exchange import (
 )
 from sparkml_sgdals.index import IdKind
 from sparkml_sgdals.learning import fit_stops
+from sparkml_sgdals.objects import StorageError
 from sparkml_sgdals.progress import TaskProgress
 from sparkml_sgdals.ratings import encode_ratings
 from sparkml_sgdals.settings import Settings
@@ -213,15 +214,19 @@ def train_in_one_task(
 
 
 def explained(failure: Exception) -> Exception:
-    """A divergence that a task reported, out of Spark's wrapping; else the failure itself."""
-    found = re.search(r"DivergenceError: ([^\n]+)", str(failure))
-    return DivergenceError(found[1].strip()) if found else failure
+    """What a task reported of divergence or storage, without Spark's wrapping; else the failure."""
+    found = re.search(r"(DivergenceError|StorageError): ([^\n]+)", str(failure))
+    if found is None:
+        return failure
+    return {"DivergenceError": DivergenceError, "StorageError": StorageError}[found[1]](
+        found[2].strip()
+    )
 
 
 def collect_payloads(frame: DataFrame) -> pa.Table:
     """Collect a small frame of binary payloads.
 
-    Raises DivergenceError where a task raised it, else what Spark raises.
+    Raises DivergenceError or StorageError where a task raised it, else what Spark raises.
     """
     try:
         return frame.toArrow()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 from helpers import assert_same_bits, factors, rmse
 
-from sparkml_sgdals import DivergenceError, StreamingBiasedALS
+from sparkml_sgdals import DivergenceError, StreamingBiasedALS, block_files, blocked
 from sparkml_sgdals.learning import fit_ratings
+from sparkml_sgdals.objects import StorageError
 from sparkml_sgdals.ratings import encode_ratings
 from sparkml_sgdals.state import ModelState
 
@@ -79,6 +83,84 @@ def test_more_blocks_than_ids(spark):
     assert model.state.users.size == 2
     assert model.state.items.size == 2
     assert model.state.counters.ratings == 3
+
+
+class TestStaticBlocks:
+    """What never changes lies in files, or travels with the rows where no folder is shared."""
+
+    @staticmethod
+    def in_rows(monkeypatch):
+        monkeypatch.setattr(
+            "sparkml_sgdals.blocked.block_folder", lambda spark: contextlib.nullcontext(None)
+        )
+
+    @staticmethod
+    def scratch(monkeypatch, tmp_path):
+        """Folders of files of all fits, as they were when they were removed."""
+        found = []
+        remove = block_files._remove
+
+        def note(folder):
+            if Path(folder).exists():
+                found.append(sorted(path.name for path in Path(folder).iterdir()))
+            remove(folder)
+
+        monkeypatch.setenv("SPARK_LOCAL_DIRS", str(tmp_path))
+        monkeypatch.setattr(block_files, "_remove", note)
+        return found
+
+    @pytest.mark.parametrize("solver", ["bayes", "sgd"])
+    def test_same_bits_from_files_and_rows(self, spark, small, monkeypatch, tmp_path, solver):
+        weighted = small.assign(
+            weight=np.where(small.index % 3 == 0, 0.5, 2.0), item="i" + small.item.astype(str)
+        )
+        als = estimator(solver=solver, numBlocks=3, maxIter=2, weightCol="weight")
+        removed = self.scratch(monkeypatch, tmp_path)
+        frame = spark.createDataFrame(weighted)
+        files = als.fit(frame)
+        (names,) = removed
+        assert {name.split("-")[0] for name in names} == {"pieces", "cell", "layout", "ids", "rows"}
+        assert not list(tmp_path.glob("sparkml*"))
+        self.in_rows(monkeypatch)
+        rows = als.fit(frame)
+        assert_same_bits(files, rows)
+        assert files.summary.rmse == rows.summary.rmse
+        assert len(removed) == 1
+
+    def test_same_bits_onto_a_model(self, spark, small, monkeypatch):
+        monkeypatch.setattr("sparkml_sgdals.collecting.COLLECT_LIMIT", 1000)
+        monkeypatch.setattr("sparkml_sgdals.collecting._FIRST_LOOK", 300)
+        first, second = (spark.createDataFrame(small.iloc[n::2]) for n in (0, 1))
+        model = estimator(numBlocks=2, maxIter=1).fit(first)
+        files = model.copy().update(second)
+        self.in_rows(monkeypatch)
+        assert_same_bits(files, model.copy().update(second))
+
+    def test_blocks_that_meet_in_one_task(self, ratings, monkeypatch):
+        """Some plan might put them together."""
+        als = estimator(numBlocks=3, maxIter=1)
+        apart = als.fit(ratings)
+        for module in ("blocked", "routing"):
+            monkeypatch.setattr(
+                f"sparkml_sgdals.{module}.placed", lambda frame, job: frame.repartition(1)
+            )
+        assert_same_bits(apart, als.fit(ratings))
+
+    def test_a_lost_file_is_named(self, ratings, monkeypatch, tmp_path):
+        removed = self.scratch(monkeypatch, tmp_path)
+        measured = blocked.measured
+
+        def lose(cells, job):
+            given = measured(cells, job)
+            (lost,) = tmp_path.glob("sparkml*/cell-users-00001-00000")
+            lost.unlink()
+            return given
+
+        monkeypatch.setattr(blocked, "measured", lose)
+        with pytest.raises(StorageError, match=r"cell-users-00001-00000 .* is missing"):
+            estimator(numBlocks=2, maxIter=1).fit(ratings)
+        assert len(removed) == 1
+        assert not list(tmp_path.glob("sparkml*"))
 
 
 def test_a_table_above_the_limit_of_a_task_is_learned_in_blocks(ratings):

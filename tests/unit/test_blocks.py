@@ -18,8 +18,8 @@ from sparkml_sgdals.blocks import (
     BlockState,
     Cell,
     Sums,
-    arrays_from_bytes,
-    arrays_to_bytes,
+    arrays_from_buffer,
+    arrays_to_buffer,
     build_layout,
     draw,
     learn_cell,
@@ -44,9 +44,9 @@ ARRAYS = st.sampled_from([np.float32, np.float64, np.int32, np.int64]).flatmap(
 @given(st.dictionaries(st.text(min_size=1, max_size=5), ARRAYS, min_size=1, max_size=5))
 def test_arrays_through_bytes(arrays: dict[str, np.ndarray]) -> None:
     """Names, types, shapes and bits survive, empty ones too; what comes back can be written."""
-    payload = arrays_to_bytes(arrays)
-    for given_as in (payload, pa.py_buffer(payload)):
-        back = arrays_from_bytes(given_as)
+    payload = arrays_to_buffer(arrays)
+    for given_as in (payload, payload.to_pybytes()):
+        back = arrays_from_buffer(given_as)
         assert list(back) == list(arrays)
         for name, array in arrays.items():
             assert back[name].dtype == array.dtype
@@ -59,7 +59,7 @@ def test_arrays_through_bytes(arrays: dict[str, np.ndarray]) -> None:
 def test_arrays_that_are_not_contiguous() -> None:
     """A column or a transpose is sent as it reads."""
     square = np.arange(12, dtype=F32).reshape(3, 4)
-    back = arrays_from_bytes(arrays_to_bytes({"column": square[:, 1], "turned": square.T}))
+    back = arrays_from_buffer(arrays_to_buffer({"column": square[:, 1], "turned": square.T}))
     np.testing.assert_array_equal(back["column"], [1, 5, 9])
     np.testing.assert_array_equal(back["turned"], square.T)
 
@@ -142,7 +142,7 @@ def test_layout_of_a_block(own_side: str, data: st.DataObject) -> None:
 def test_layout_through_bytes(own_side: str, data: st.DataObject) -> None:
     """A layout comes back as it was, partner blocks without ratings included."""
     _, block = build_layout(data.draw(cells(own_side)), own_side)
-    back = BlockLayout.from_bytes(pa.py_buffer(block.to_bytes()))
+    back = BlockLayout.from_arrays(block.to_arrays())
     for name in ("starts", "partners", "values", "weights"):
         found, expected = getattr(back.layout, name), getattr(block.layout, name)
         np.testing.assert_array_equal(found, expected)
