@@ -19,16 +19,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sparkml_sgdals.diagnosis import Diagnosis
+from sparkml_sgdals.diagnosis import ENOUGH, Diagnosis
 from sparkml_sgdals.factors import FactorTable
 from sparkml_sgdals.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.index import IdIndex, IdKind
 from sparkml_sgdals.rows import RowShape, unpack
 from sparkml_sgdals.runs import Run
+from sparkml_sgdals.serving.event_side import EventSide, ItemKeys
 from sparkml_sgdals.serving.ids import Key, find_rows
 from sparkml_sgdals.serving.mapped import Candidates, MappedSide
 from sparkml_sgdals.settings import Settings
-from sparkml_sgdals.state import ModelState
+from sparkml_sgdals.state import ModelState, Scale
 from sparkml_sgdals.storage import Commit, StorageError, VersionStore
 
 __all__ = ["ModelHolder", "NoModelError", "ServedModel"]
@@ -55,7 +56,15 @@ class _Copy:
     users: MappedSide
     items: MappedSide
     candidates: Candidates
+    events: EventSide | None = None
     readers: int = 0
+
+    def settle(self, shell: ModelState) -> None:
+        """Bring up what a version changes in all rows: popularity, which fades."""
+        if self.events is not None:
+            biases, least = self.events.biases(shell, self.items.mean[:, 0])
+            self.candidates.set_biases(biases)
+            shell.scale = Scale(mean=least, frozen=True)
 
 
 @dataclass(frozen=True)
@@ -65,11 +74,14 @@ class _Change:
     rows: tuple[I64, I64]
     parts: tuple[FactorTable, FactorTable]
     sizes: tuple[int, int]
+    done: list[npt.NDArray[np.int32]]
 
     def write(self, to: _Copy) -> None:
         to.users.put(self.rows[0], self.parts[0], self.sizes[0])
         to.items.put(self.rows[1], self.parts[1], self.sizes[1])
         to.candidates.put(self.rows[1], self.parts[1].mean, self.parts[1].var, self.sizes[1])
+        if to.events is not None:
+            to.events.put(self.rows[0], self.done, self.rows[1], self.parts[1], self.sizes)
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,7 @@ class ServedModel:
     shell : a ModelState of no ids with the version's scale, counters and noise
     users, items : their factors
     candidates : the items, laid out to be ranked
+    events : what a model of events remembers besides; None for models of ratings
     kinds, id_types : kinds of ids of users and items, and Spark's names of their types
     clip : whether predictions are kept within the range of ratings seen
     """
@@ -96,6 +109,8 @@ class ServedModel:
     id_types: tuple[str, str]
     clip: bool
     lock: threading.Lock
+    events: EventSide | None = None
+    item_keys: ItemKeys | None = None
 
     @property
     def version(self) -> int:
@@ -126,15 +141,30 @@ class ServedModel:
         with self.lock:
             ids = self.indexes[0].ids(user_rows), self.indexes[1].ids(item_rows)
         shell, kinds = self.shell, self.kinds
+        items = self.items.table(ITEM_SIDE, kinds[1], ids[1], item_rows)
+        if self.events is not None:
+            items.events = self.events.memory(item_rows)
         return ModelState(
             shell.settings,
             self.users.table(USER_SIDE, kinds[0], ids[0], user_rows),
-            self.items.table(ITEM_SIDE, kinds[1], ids[1], item_rows),
+            items,
             shell.scale,
             shell.counters,
             shell.noise,
             shell.noise_weight,
+            events=shell.events,
+            popularity_parts=shell.popularity_parts,
         )
+
+    def verdict(self) -> tuple[bool, str]:
+        """Whether it may be served, and why: see `diagnose`, or for events how many it learned."""
+        if self.events is None:
+            diagnosis = self.diagnose()
+            return diagnosis.beatsBaseline, diagnosis.verdict
+        learned = self.shell.events
+        if learned < ENOUGH:
+            return False, f"Not yet: {learned} events are learned, {ENOUGH:,} are needed."
+        return True, f"Yes: {learned:,} events are learned. How well it ranks is not known here."
 
     def diagnose(self) -> Diagnosis:
         """`StreamingBiasedALSModel.diagnose` on the ratings predicted before they were learned."""
@@ -234,7 +264,8 @@ class ModelHolder:
     def nbytes(self) -> int:
         """Bytes of the mapped arrays."""
         copies = self._copies or ()
-        return sum(c.users.nbytes + c.items.nbytes + c.candidates.nbytes for c in copies)
+        sides = [side for c in copies for side in (c.users, c.items, c.candidates, c.events)]
+        return sum(side.nbytes for side in sides if side is not None)
 
     # ---- following --------------------------------------------------------------------------
 
@@ -316,7 +347,7 @@ class ModelHolder:
             return False
         changes = []
         for part, (users, items) in zip(parts, tables, strict=True):
-            change = self._change(model.indexes, model.lock, users, items)
+            change = self._change(model.indexes, model.item_keys, model.lock, users, items)
             changes.append(change)
             if part.base == part.version and change.sizes != (users.size, items.size):
                 # a base without some ids that are known here
@@ -329,7 +360,7 @@ class ModelHolder:
             return False
         for change in changes:
             change.write(spare)
-        self._show(newest, spare, model.indexes, model.lock, 1 - shown)
+        self._show(newest, spare, model.indexes, model.item_keys, model.lock, 1 - shown)
         self._metrics.extend(part.metrics for part in parts if part.metrics is not None)
         del self._metrics[: -2 * _HISTORY]
         # until the other copy has the changes too, the next version has to be loaded whole
@@ -351,25 +382,21 @@ class ModelHolder:
                 f"served are {self._meta['kinds']}: start the service again."
             )
         settings = newest.settings(meta)
-        if settings.positive:
-            raise ValueError(
-                f"The model at {self.store.path} learned events, not ratings (implicitPrefs), "
-                "which this service cannot rank: use recommendForUserSubset."
-            )
         indexes = IdIndex(meta["kinds"][0]), IdIndex(meta["kinds"][1])
+        item_keys = ItemKeys() if settings.positive else None
         lock = threading.Lock()
         copies = self._copy(settings), self._copy(settings)
         kinds = indexes[0].kind, indexes[1].kind
         for part in self.store.parts(newest):
             for users, items in self._whole(part, settings, kinds):
-                change = self._change(indexes, lock, users, items)
+                change = self._change(indexes, item_keys, lock, users, items)
                 for copy in copies:
                     change.write(copy)
         metrics = self.store.metrics(newest)
         self._meta = meta
         with self._changed:
             self._copies = copies
-        self._show(newest, copies[0], indexes, lock, 0)
+        self._show(newest, copies[0], indexes, item_keys, lock, 0)
         self._apart = False
         self._metrics = metrics
 
@@ -378,6 +405,7 @@ class ModelHolder:
             MappedSide(self._folder, settings, learns=False),
             MappedSide(self._folder, settings, learns=True),
             Candidates(self._folder, settings),
+            EventSide(self._folder, settings) if settings.positive else None,
         )
 
     def _tables(
@@ -408,7 +436,11 @@ class ModelHolder:
                 run.close()
 
     def _change(
-        self, indexes: tuple[IdIndex, IdIndex], lock: threading.Lock, *parts: FactorTable
+        self,
+        indexes: tuple[IdIndex, IdIndex],
+        item_keys: ItemKeys | None,
+        lock: threading.Lock,
+        *parts: FactorTable,
     ) -> _Change:
         found = []
         for index, part in zip(indexes, parts, strict=True):
@@ -417,16 +449,21 @@ class ModelHolder:
                 rows = index.find(ids)
                 missing = np.flatnonzero(rows < 0)
                 if missing.size:
-                    rows[missing] = index.add(ids.take(pa.array(missing)))
+                    new = ids.take(pa.array(missing))
+                    rows[missing] = index.add(new)
+                    if item_keys is not None and index is indexes[1]:
+                        item_keys.add(new)
                 found.append((rows, part, index.size))
         (user_rows, users, num_users), (item_rows, items, num_items) = found
-        return _Change((user_rows, item_rows), (users, items), (num_users, num_items))
+        done = [] if item_keys is None else item_keys.done(users)
+        return _Change((user_rows, item_rows), (users, items), (num_users, num_items), done)
 
     def _show(
         self,
         newest: Commit,
         copy: _Copy,
         indexes: tuple[IdIndex, IdIndex],
+        item_keys: ItemKeys | None,
         lock: threading.Lock,
         shown: int,
     ) -> None:
@@ -434,6 +471,7 @@ class ModelHolder:
         kinds: tuple[IdKind, IdKind] = (meta["kinds"][0], meta["kinds"][1])
         shell = ModelState.empty(newest.settings(meta), *kinds)
         shell.set_scalars(newest.scalars)
+        copy.settle(shell)
         types = meta.get("idTypes", ["bigint", "bigint"])
         model = ServedModel(
             newest,
@@ -444,8 +482,10 @@ class ModelHolder:
             indexes,
             kinds,
             (types[0], types[1]),
-            bool(meta.get("params", {}).get("clipPredictions", True)),
+            bool(meta.get("params", {}).get("clipPredictions", True)) and copy.events is None,
             lock,
+            copy.events,
+            item_keys,
         )
         with self._changed:
             self._model, self._shown = model, shown

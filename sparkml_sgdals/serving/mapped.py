@@ -169,6 +169,10 @@ class Candidates:
             self.variances[2 * rank, rows] = var[:, 0]
             self.variances[2 * rank + 1, rows] = 1.0
 
+    def set_biases(self, biases: F32) -> None:
+        """Rank by other biases than the items' own; float32, shape (items,)."""
+        self.factors[self._rank, : biases.size] = biases
+
     def query(self, means: F32, variances: F32) -> tuple[F32, F32]:
         """Rows to multiply with `factors` and `variances`, of users' means and variances."""
         ones = np.ones((means.shape[0], 1), np.float32)

@@ -54,10 +54,11 @@ def rank_items(
     Raises ValueError for bounds of a model without variances.
     """
     sign = _SIGNS[rank_by]
-    if sign and model.settings.solver != "bayes":
+    if sign and (model.settings.solver != "bayes" or model.events is not None):
+        learned = "from events" if model.events is not None else f"by {model.settings.solver!r}"
         raise ValueError(
-            f"rank_by={rank_by!r} needs a model of solver 'bayes', this one was learned by "
-            f"{model.settings.solver!r}: rank by 'prediction'."
+            f"rank_by={rank_by!r} needs a model of ratings of solver 'bayes', this one was learned "
+            f"{learned}: rank by 'prediction'."
         )
     candidates = model.candidates
     left, own = candidates.query(person.mean[None, :], person.var[None, :])
@@ -101,9 +102,11 @@ def predicted(model: ServedModel, person: Person, rows: I64) -> tuple[F64, F64 |
     Returns
     -------
     predictions : float64, shape (n,), clipped as the model does
-    deviations : as the model's predictionStdCol; None where the solver knows no variances
+    deviations : as the model's predictionStdCol; None where the model knows none
     """
     shell, items = model.shell, model.items
+    if model.events is not None:
+        return _event_scores(model, person, rows), None
     predictions = np.empty(rows.size, np.float32)
     variances = np.empty(rows.size, np.float32)
     whose = np.full(rows.size, -1 if person.cold else 0, np.int64)
@@ -127,6 +130,15 @@ def predicted(model: ServedModel, person: Person, rows: I64) -> tuple[F64, F64 |
     noise = np.full(rows.size, shell.noise * person.noise_factor)
     noise[rows >= 0] *= items.noise_factor[rows[rows >= 0]]
     return in_units, spread * np.sqrt(variances.astype(np.float64) + noise)
+
+
+def _event_scores(model: ServedModel, person: Person, rows: I64) -> F64:
+    """Scores as `transform` gives them for events; of items not known, that of none."""
+    left, _ = model.candidates.query(person.mean[None, :], person.var[None, :])
+    scores = np.zeros(rows.size, np.float32)
+    known = rows >= 0
+    scores[known] = left[0] @ model.candidates.factors[:, rows[known]]
+    return scores.astype(np.float64) + model.shell.scale.mean
 
 
 def like_item(model: ServedModel, row: int, count: int) -> Scored:

@@ -214,7 +214,7 @@ def _warm_up(answers: Answers) -> None:
     answers.explanation("", item)
     answers.similar(item, 1)
     with answers.holder.reading() as model:
-        bounded = model.settings.solver == "bayes"
+        bounded = model.settings.solver == "bayes" and model.events is None
     answers.recommendations("", 1, True, "upper" if bounded else "prediction", None, None, True)
 
 

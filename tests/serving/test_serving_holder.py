@@ -13,9 +13,6 @@ from sparkml_sgdals import overlay, storage
 from sparkml_sgdals.ratings import encode_ratings
 from sparkml_sgdals.serving import holder as holding
 from sparkml_sgdals.serving.holder import ModelHolder, NoModelError
-from sparkml_sgdals.settings import Settings
-from sparkml_sgdals.state import ModelState
-from sparkml_sgdals.storage import VersionStore
 from sparkml_sgdals.updating import learn_batch
 from sparkml_sgdals.versions import forget_users, roll_back
 
@@ -177,15 +174,6 @@ def test_a_damaged_version_is_not_taken_up(modeler, tmp_path):
     holder._look()
     assert holder.failure is None
     assert_serves(holder, made.state)
-
-
-def test_models_of_events_are_refused(tmp_path):
-    settings = Settings(rank=2, positive=True)
-    store = VersionStore(str(tmp_path / "model"))
-    meta = {"settings": settings.to_json(), "kinds": ["int", "int"], "origin": "", "pathId": ""}
-    store.create(ModelState.empty(settings, "int", "int"), meta)
-    with pytest.raises(ValueError, match="implicitPrefs"):
-        ModelHolder(store.path, str(tmp_path)).poll()
 
 
 def test_nothing_yet(tmp_path):
