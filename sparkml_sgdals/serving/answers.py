@@ -12,6 +12,7 @@ import numpy.typing as npt
 from sparkml_sgdals.explaining import explain_pair
 from sparkml_sgdals.index import IdKind
 from sparkml_sgdals.serving import schemas as out
+from sparkml_sgdals.serving.approximate import Approximate
 from sparkml_sgdals.serving.history import History, Known
 from sparkml_sgdals.serving.holder import ModelHolder, ServedModel
 from sparkml_sgdals.serving.ids import Key, key_of
@@ -44,6 +45,7 @@ class Answers:
     holder: ModelHolder
     titles: Titles = field(default_factory=Titles)
     history: History = field(default_factory=lambda: History(("int", "int")))
+    approximate: Approximate | None = None
 
     # ---- recommend --------------------------------------------------------------------------
 
@@ -95,7 +97,7 @@ class Answers:
         known: list[Known] | None,
     ) -> out.Recommendations:
         only = None if items is None else model.item_rows(items)
-        best = rank_items(model, person, n, rank_by, gone, only)
+        best = rank_items(model, person, n, rank_by, gone, only, self.approximate)
         _, deviations = predicted(model, person, best.rows)
         counts = model.items.count[best.rows].tolist()
         rated = None if known is None else self._rated(model, known)

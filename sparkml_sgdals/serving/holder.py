@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -25,6 +25,7 @@ from sparkml_sgdals.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.index import IdIndex, IdKind
 from sparkml_sgdals.rows import RowShape, unpack
 from sparkml_sgdals.runs import Run
+from sparkml_sgdals.serving.changes import Changes
 from sparkml_sgdals.serving.event_side import EventSide, ItemKeys
 from sparkml_sgdals.serving.ids import Key, find_rows
 from sparkml_sgdals.serving.mapped import Candidates, MappedSide
@@ -68,6 +69,16 @@ class _Copy:
 
 
 @dataclass(frozen=True)
+class _Ids:
+    """What stays from one whole load to the next: ids by row."""
+
+    indexes: tuple[IdIndex, IdIndex]
+    item_keys: ItemKeys | None
+    changes: Changes = field(default_factory=Changes)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True)
 class _Change:
     """Rows that a version wrote, of users and of items, with the sizes after it."""
 
@@ -94,6 +105,7 @@ class ServedModel:
     shell : a ModelState of no ids with the version's scale, counters and noise
     users, items : their factors
     candidates : the items, laid out to be ranked
+    changes : items that versions wrote since all were loaded
     events : what a model of events remembers besides; None for models of ratings
     kinds, id_types : kinds of ids of users and items, and Spark's names of their types
     clip : whether predictions are kept within the range of ratings seen
@@ -109,6 +121,7 @@ class ServedModel:
     id_types: tuple[str, str]
     clip: bool
     lock: threading.Lock
+    changes: Changes
     events: EventSide | None = None
     item_keys: ItemKeys | None = None
 
@@ -211,11 +224,14 @@ class ModelHolder:
         self.swaps = 0
         self.load_seconds = 0.0
         self.failure: str | None = None
+        self.keeps_changes = False
+        """whether versions note the items that they change, for an index of an earlier one"""
         self._folder = folder
         self._changed = threading.Condition()
         self._model: ServedModel | None = None
         self._copies: tuple[_Copy, _Copy] | None = None
         self._shown = 0
+        self._ids: _Ids | None = None
         self._apart = False
         self._meta: dict[str, Any] = {}
         self._metrics: list[dict[str, Any]] = []
@@ -337,9 +353,10 @@ class ModelHolder:
 
     def _apply(self, newest: Commit, parts: list[Commit]) -> bool:
         """Write what the commits changed, and show it; False where a whole load is needed."""
-        model, copies = self._model, self._copies
+        model, copies, ids = self._model, self._copies, self._ids
         assert model is not None
         assert copies is not None
+        assert ids is not None
         try:
             tables = [self._tables(part, model.settings, model.kinds) for part in parts]
         except StorageError:
@@ -347,7 +364,7 @@ class ModelHolder:
             return False
         changes = []
         for part, (users, items) in zip(parts, tables, strict=True):
-            change = self._change(model.indexes, model.item_keys, model.lock, users, items)
+            change = self._change(ids, users, items)
             changes.append(change)
             if part.base == part.version and change.sizes != (users.size, items.size):
                 # a base without some ids that are known here
@@ -360,7 +377,9 @@ class ModelHolder:
             return False
         for change in changes:
             change.write(spare)
-        self._show(newest, spare, model.indexes, model.item_keys, model.lock, 1 - shown)
+            if self.keeps_changes:
+                ids.changes.add(newest.version, change.rows[1])
+        self._show(newest, spare, ids, 1 - shown)
         self._metrics.extend(part.metrics for part in parts if part.metrics is not None)
         del self._metrics[: -2 * _HISTORY]
         # until the other copy has the changes too, the next version has to be loaded whole
@@ -382,21 +401,21 @@ class ModelHolder:
                 f"served are {self._meta['kinds']}: start the service again."
             )
         settings = newest.settings(meta)
-        indexes = IdIndex(meta["kinds"][0]), IdIndex(meta["kinds"][1])
-        item_keys = ItemKeys() if settings.positive else None
-        lock = threading.Lock()
+        kinds: tuple[IdKind, IdKind] = (meta["kinds"][0], meta["kinds"][1])
+        ids = _Ids(
+            (IdIndex(kinds[0]), IdIndex(kinds[1])), ItemKeys() if settings.positive else None
+        )
         copies = self._copy(settings), self._copy(settings)
-        kinds = indexes[0].kind, indexes[1].kind
         for part in self.store.parts(newest):
             for users, items in self._whole(part, settings, kinds):
-                change = self._change(indexes, item_keys, lock, users, items)
+                change = self._change(ids, users, items)
                 for copy in copies:
                     change.write(copy)
         metrics = self.store.metrics(newest)
-        self._meta = meta
+        self._meta, self._ids = meta, ids
         with self._changed:
             self._copies = copies
-        self._show(newest, copies[0], indexes, item_keys, lock, 0)
+        self._show(newest, copies[0], ids, 0)
         self._apart = False
         self._metrics = metrics
 
@@ -435,38 +454,24 @@ class ModelHolder:
                     yield tables
                 run.close()
 
-    def _change(
-        self,
-        indexes: tuple[IdIndex, IdIndex],
-        item_keys: ItemKeys | None,
-        lock: threading.Lock,
-        *parts: FactorTable,
-    ) -> _Change:
-        found = []
-        for index, part in zip(indexes, parts, strict=True):
-            ids = part.index.ids()
-            with lock:
-                rows = index.find(ids)
+    def _change(self, ids: _Ids, *parts: FactorTable) -> _Change:
+        found, item_keys = [], ids.item_keys
+        for index, part in zip(ids.indexes, parts, strict=True):
+            given = part.index.ids()
+            with ids.lock:
+                rows = index.find(given)
                 missing = np.flatnonzero(rows < 0)
                 if missing.size:
-                    new = ids.take(pa.array(missing))
+                    new = given.take(pa.array(missing))
                     rows[missing] = index.add(new)
-                    if item_keys is not None and index is indexes[1]:
+                    if item_keys is not None and index is ids.indexes[1]:
                         item_keys.add(new)
                 found.append((rows, part, index.size))
         (user_rows, users, num_users), (item_rows, items, num_items) = found
         done = [] if item_keys is None else item_keys.done(users)
         return _Change((user_rows, item_rows), (users, items), (num_users, num_items), done)
 
-    def _show(
-        self,
-        newest: Commit,
-        copy: _Copy,
-        indexes: tuple[IdIndex, IdIndex],
-        item_keys: ItemKeys | None,
-        lock: threading.Lock,
-        shown: int,
-    ) -> None:
+    def _show(self, newest: Commit, copy: _Copy, ids: _Ids, shown: int) -> None:
         meta = self._meta
         kinds: tuple[IdKind, IdKind] = (meta["kinds"][0], meta["kinds"][1])
         shell = ModelState.empty(newest.settings(meta), *kinds)
@@ -479,13 +484,14 @@ class ModelHolder:
             copy.users,
             copy.items,
             copy.candidates,
-            indexes,
+            ids.indexes,
             kinds,
             (types[0], types[1]),
             bool(meta.get("params", {}).get("clipPredictions", True)) and copy.events is None,
-            lock,
+            ids.lock,
+            ids.changes,
             copy.events,
-            item_keys,
+            ids.item_keys,
         )
         with self._changed:
             self._model, self._shown = model, shown

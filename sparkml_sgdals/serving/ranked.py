@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from sparkml_sgdals.factors import prior_variances
 from sparkml_sgdals.kernels import predict_rows
+from sparkml_sgdals.serving.approximate import Approximate
 from sparkml_sgdals.serving.holder import ServedModel
 from sparkml_sgdals.serving.ids import Key
 from sparkml_sgdals.serving.people import Person
@@ -41,6 +42,7 @@ def rank_items(
     rank_by: RankBy = "prediction",
     excluded: I64 | None = None,
     only: I64 | None = None,
+    approximate: Approximate | None = None,
 ) -> Scored:
     """The best items for a person, equal ones by id, as `recommendForUserSubset` ranks them.
 
@@ -48,6 +50,7 @@ def rank_items(
     ----------
     excluded : rows of items not to give; -1 counts for nothing
     only : rows of items to choose from; all by default
+    approximate : what to ask for candidates first, where all items are ranked by prediction
 
     Returns rows, ids and predictions in rating units, clipped as the model does.
 
@@ -63,6 +66,11 @@ def rank_items(
     candidates = model.candidates
     left, own = candidates.query(person.mean[None, :], person.var[None, :])
     gone = np.unique(excluded[excluded >= 0]) if excluded is not None else np.empty(0, np.int64)
+    if approximate is not None and only is None and not sign:
+        near = approximate.candidates(model, left, count, gone.size)
+        # too few are left of what it found: all are looked at
+        if near is not None and np.setdiff1d(near, gone).size >= count:
+            only = near
     if only is not None:
         # all columns but these are padding
         only = np.setdiff1d(only[only >= 0], gone)

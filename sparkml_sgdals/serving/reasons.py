@@ -93,7 +93,7 @@ def event_parts(model: ServedModel, person: Person, row: int) -> list[Part]:
     count = int(model.items.count[row]) if known else 0
     lately = sum(one.share for one in event_shares(model, person, row)) if known else 0.0
     taste = float(person.mean[1:] @ features) - lately
-    terms = [
+    terms: list[tuple[str, float, int | None, str]] = [
         ("item bias", own, count, "beyond its popularity"),
         ("features", taste, person.count, "the user's taste"),
     ]

@@ -362,6 +362,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", type=Path, default=None)
     given = parser.parse_args()
+    # told to end: what was started ends, too
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     figures = run_chain(given.source, given.kills, given.seed, given.pace)
     text = json.dumps(figures.to_json(), indent=1)
     print(text)
