@@ -119,7 +119,7 @@ class Approximate:
         self.builds = 0
         self._since: tuple[int, int, I64] | None = None
         self._wake = threading.Event()
-        self._ended = False
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ann", daemon=True)
 
     def start(self) -> None:
@@ -133,7 +133,7 @@ class Approximate:
 
     def stop(self) -> None:
         """Follow no more."""
-        self._ended = True
+        self._ended.set()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(30.0)
@@ -163,10 +163,10 @@ class Approximate:
         return rows
 
     def _run(self) -> None:
-        while not self._ended:
+        while True:
             self._wake.wait()
             self._wake.clear()
-            if self._ended:
+            if self._ended.is_set():
                 return
             try:
                 if self._outdated():

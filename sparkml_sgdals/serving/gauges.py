@@ -59,11 +59,19 @@ class Gauges:
             lambda: float(holder.failure is not None),
         )  # fmt: skip
         if approximate is not None:
-            built = lambda: approximate.built  # noqa: E731
-            gauge("index_recall", "Recall@10 of the approximate index, measured at its build",
-                  lambda: float("nan") if (b := built()) is None else b.recall)  # fmt: skip
-            gauge("index_version", "Version that the approximate index was built of",
-                  lambda: float("nan") if (b := built()) is None else float(b.version))  # fmt: skip
+
+            def built(of) -> float:  # type: ignore[no-untyped-def]
+                held = approximate.built
+                return float("nan") if held is None else float(of(held))
+
+            gauge(
+                "index_recall", "Recall@10 of the approximate index, measured at its build",
+                lambda: built(lambda b: b.recall),
+            )  # fmt: skip
+            gauge(
+                "index_version", "Version that the approximate index was built of",
+                lambda: built(lambda b: b.version),
+            )  # fmt: skip
             gauge("index_builds", "Approximate indexes built", lambda: float(approximate.builds))
         Gauge("sparkml_sgdals_start_time_seconds", "Start of the service", registry=own).set(
             time.time()

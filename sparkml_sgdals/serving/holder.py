@@ -42,6 +42,8 @@ I64 = npt.NDArray[np.int64]
 _THIN: Final = 5
 _HISTORY: Final = 20_000
 """batches whose metrics are kept"""
+_PIECE: Final = 250_000
+"""rows that are in memory twice while a version is loaded"""
 _PATIENCE: Final = 30.0
 """Seconds that a new version waits for the readers of the last but one."""
 
@@ -440,9 +442,16 @@ class ModelHolder:
     def _whole(
         self, part: Commit, settings: Settings, kinds: tuple[IdKind, IdKind]
     ) -> Iterator[tuple[FactorTable, FactorTable]]:
-        """What a part of a version holds, of sorted runs a piece at a time."""
+        """What a part of a version holds, a piece at a time."""
         if part.runs is None:
-            yield self._tables(part, settings, kinds)
+            # of events, what users did names items, which have to be there first
+            for place, name in ((1, "items"), (0, "users")):
+                if name not in part.files:
+                    continue
+                for piece in self.store.read_pieces(part.files[name], _PIECE):
+                    tables = _empty(settings, kinds)
+                    tables[place].put_arrow(piece)
+                    yield tables
             return
         for place, name in enumerate(("users", "items")):
             shape = RowShape.of(kinds[place], settings)
