@@ -25,7 +25,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,8 @@ class ChainFigures:
 
     def to_json(self) -> dict[str, Any]:
         """For a file."""
-        return asdict(self)
+        counts = {"kills": dict(self.kills), "ended_by_itself": dict(self.ended_by_itself)}
+        return self.__dict__ | counts
 
 
 class Service:
