@@ -10,9 +10,11 @@ import tempfile
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import Final
 
 import uvicorn
 
+from sparkml_sgdals.objects import GoneError
 from sparkml_sgdals.saved import is_saved, read_saved
 from sparkml_sgdals.serving.answers import Answers
 from sparkml_sgdals.serving.approximate import Approximate
@@ -31,7 +33,7 @@ __all__ = ["build_service", "serve"]
 
 logger = logging.getLogger(__name__)
 
-_HERE = {"127.0.0.1", "::1", "localhost"}
+_HERE: Final = {"127.0.0.1", "::1", "localhost"}
 
 
 def serve(
@@ -179,7 +181,17 @@ def build_service(
         model = _as_path(model, f"{folder}/saved")
     holder = ModelHolder(model, folder, poll_seconds)
     until = time.monotonic() + wait_seconds
-    while not holder.poll():
+    missing = ""
+    while True:
+        try:
+            if holder.poll():
+                break
+        except GoneError as gone:
+            # pruned while it was read: the next look finds a newer version, or asks for the same
+            if str(gone) == missing:
+                raise
+            missing = str(gone)
+            continue
         if time.monotonic() >= until:
             raise StorageError(f"There is no model at {model}: look whether the path is right.")
         time.sleep(0.1)

@@ -178,6 +178,7 @@ class Chain:
 
     def __init__(self, scratch: Path, source: str, figures: ChainFigures) -> None:
         self.figures, self.source = figures, source
+        self._submit_args = os.environ.get("PYSPARK_SUBMIT_ARGS")
         self.scratch, self.path = scratch, scratch / "model"
         self.broker: Any = None
         seeds = made_ratings(SEEDS).assign(time=int(time.time()))
@@ -225,7 +226,7 @@ class Chain:
             self.figures.ended_by_itself["service"] += 1
             self.service.start()
 
-    def wait(self, what: str, until: Callable[[], bool], seconds: float = 240.0) -> None:
+    def wait(self, what: str, until: Callable[[], bool], seconds: float = 600.0) -> None:
         limit = time.monotonic() + seconds
         while not until():
             if time.monotonic() > limit:
@@ -278,6 +279,9 @@ class Chain:
         self.service.end(signal.SIGKILL)
         if self.broker is not None:
             self.broker.close()
+            os.environ.pop("PYSPARK_SUBMIT_ARGS", None)
+            if self._submit_args is not None:
+                os.environ["PYSPARK_SUBMIT_ARGS"] = self._submit_args
 
 
 def run_chain(source: str, kills: int, seed: int, pace: float = 3.0) -> ChainFigures:

@@ -10,9 +10,11 @@ import pyarrow as pa
 import pytest
 
 from sparkml_sgdals import overlay, storage
+from sparkml_sgdals.objects import GoneError
 from sparkml_sgdals.ratings import encode_ratings
 from sparkml_sgdals.serving import holder as holding
 from sparkml_sgdals.serving.holder import ModelHolder, NoModelError
+from sparkml_sgdals.storage import VersionStore
 from sparkml_sgdals.updating import learn_batch
 from sparkml_sgdals.versions import forget_users, roll_back
 
@@ -212,3 +214,24 @@ def test_readers_and_versions_at_once(modeler, tmp_path):
         one.join()
     assert not wrong
     assert len(seen) > 20
+
+
+def test_what_is_pruned_while_the_service_starts(modeler, serving, monkeypatch):
+    """A slow start may find a file of the newest version gone: there is a newer one by then."""
+    made = modeler()
+    read, gone = VersionStore.read_pieces, []
+
+    def pruned(self, file, rows):
+        if not gone:
+            gone.append(file["name"])
+            made.learn(made.ratings(20))
+            raise GoneError(f"{file['name']} is missing")
+        return read(self, file, rows)
+
+    monkeypatch.setattr(VersionStore, "read_pieces", pruned)
+    assert serving(made).get("/model")["version"] == made.commit.version == 1
+    # what stays away is an error, and no loop
+    for file in (made.path / "files").glob("*-items.parquet"):
+        file.unlink()
+    with pytest.raises(GoneError, match="missing"):
+        serving(made)
