@@ -1,13 +1,16 @@
 """The service under load: top 10 of 45,000 items at rank 16 while versions are committed beside it.
 
-    python benchmarks/serving.py --rate 200 --seconds 60     # latency at a given rate
-    python benchmarks/serving.py --requests 20000 --versions 100
-    python benchmarks/serving.py --memory 1000000            # memory and start for so many ids
+    python benchmarks/serving.py --rate 200 --requests 20000 --spark   # beside a stream of Spark
+    python benchmarks/serving.py --rate 200 --seconds 60    # beside the updater without Spark
+    python benchmarks/serving.py --memory 1000000           # memory and start: so many of each
+    python benchmarks/serving.py --memory 9000000 --items 1000000      # 10 million ids
+    python benchmarks/serving.py --index 1000000            # the approximate index, its recall
 
-No Spark: versions come from a process that learns batches of ratings with the library's own
-updater and commits them, as the stream does. The service runs in a process of its own; so does
-this client. Requests are sent when they are due, whether those before are answered or not, and
-times count from when they were due. Figures as JSON to --json.
+Versions come from a process that learns batches of ratings with the library's own updater and
+commits them, as the stream does; with --spark from a stream of Spark, which reads a file of ratings
+a version. The service runs in a process of its own; so does this client. Requests are sent when
+they are due, whether those before are answered or not, and times count from when they were due.
+Figures as JSON to --json.
 """
 
 from __future__ import annotations
@@ -16,33 +19,43 @@ import argparse
 import asyncio
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import httpx
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from sparkml_sgdals.factors import FactorTable
 from sparkml_sgdals.ratings import encode_ratings
+from sparkml_sgdals.serving.approximate import build_index
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import Counters, ModelState, Scale
 from sparkml_sgdals.storage import VersionStore
+from sparkml_sgdals.topn import top_n
 from sparkml_sgdals.updating import learn_batch
 
 _CONNECTIONS: Final = 16
+_GAUGES: Final = (
+    "model_swaps", "model_load_seconds", "model_mapped_bytes", "index_recall", "index_builds"
+)  # fmt: skip
+_PART: Final = 1_000_000
+"""users that are made at once"""
 
 
-def fill(table: FactorTable, count: int, rng: np.random.Generator) -> None:
-    """A table of random factors of the ids 0 to count - 1."""
+def fill(table: FactorTable, first: int, count: int, rng: np.random.Generator) -> None:
+    """A table of random factors of `count` ids from `first` on."""
     width = table.settings.rank + 1
     zeros = np.zeros((count, width), np.float32)
     table.put(
-        pa.array(np.arange(count)),
+        pa.array(np.arange(first, first + count)),
         rng.normal(0, 0.3, (count, width)).astype(np.float32),
         rng.uniform(0.01, 0.1, (count, width)).astype(np.float32),
         zeros[:, :1],
@@ -55,23 +68,74 @@ def fill(table: FactorTable, count: int, rng: np.random.Generator) -> None:
     )
 
 
-def make_model(path: str, users: int, items: int) -> ModelState:
-    """A model path of random factors; its state."""
+def make_model(path: str, users: int, items: int) -> None:
+    """A model path of random factors, a part of the users a version."""
     rng = np.random.default_rng(1)
-    state = ModelState.empty(Settings(rank=16), "int", "int")
-    fill(state.users, users, rng)
-    fill(state.items, items, rng)
-    state.scale = Scale(3.5, 1.0, 1e6, 1e6, 1_000_000, True)
-    state.counters = Counters(1_000_000, 0.5, 5.0, 100_000, 70_000.0, 90_000.0)
-    meta = {
-        "settings": state.settings.to_json(), "kinds": ["int", "int"], "origin": "nothing",
-        "pathId": "benchmark", "uid": "benchmark", "params": {}, "idTypes": ["int", "int"],
-    }  # fmt: skip
-    VersionStore(path).create(state, meta)
-    return state
+    store, commit, settings = VersionStore(path), None, Settings(rank=16)
+    for first in range(0, users, _PART):
+        state = ModelState.empty(settings, "int", "int")
+        fill(state.users, first, min(_PART, users - first), rng)
+        fill(state.items, 0, 0 if first else items, rng)
+        state.scale = Scale(3.5, 1.0, 1e6, 1e6, 1_000_000, True)
+        state.counters = Counters(1_000_000, 0.5, 5.0, 100_000, 70_000.0, 90_000.0)
+        if commit is None:
+            meta = {
+                "settings": settings.to_json(), "kinds": ["int", "int"], "origin": "nothing",
+                "pathId": "benchmark", "uid": "benchmark", "params": {},
+                "idTypes": ["int", "int"],
+            }  # fmt: skip
+            commit = store.create(state, meta)
+        else:
+            rows = np.arange(state.users.size), np.empty(0, np.int64)
+            # so that no part is taken for all there is
+            before = replace(commit, delta_rows=-(10**12))
+            commit = store.commit(state, rows, commit.batch + 1, before, None)
 
 
-def commit_versions(path: str, every: float, ratings: int, most: int, ended: Any) -> None:
+def stream_versions(
+    path: str, users: int, items: int, every: float, ratings: int, most: int, ended: Any
+) -> None:
+    """A stream of Spark that reads and learns a file of ratings every so often."""
+    from pyspark.sql import SparkSession
+
+    from sparkml_sgdals import StreamingBiasedALSModel
+
+    inbox = Path(path).parent / "inbox"
+    inbox.mkdir()
+    builder = SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
+    spark = builder.config("spark.driver.memory", "1g").getOrCreate()
+    schema = "user int, item int, rating float"
+    stream = spark.readStream.schema(schema).option("maxFilesPerTrigger", 1).parquet(str(inbox))
+    job = StreamingBiasedALSModel.load(path).updateStream(
+        stream, path, trigger={"processingTime": "100 milliseconds"}
+    )
+    rng, due = np.random.default_rng(2), time.monotonic()
+    for number in range(most):
+        due += every
+        if ended.wait(max(0.0, due - time.monotonic())):
+            break
+        hidden = inbox / f".{number}.tmp"
+        pq.write_table(some_ratings(rng, users, items, ratings), hidden)
+        hidden.rename(inbox / f"{number:06d}.parquet")
+    ended.wait()
+    job.stop()
+    spark.stop()
+
+
+def some_ratings(rng: np.random.Generator, users: int, items: int, count: int) -> pa.Table:
+    """Random ratings of half stars."""
+    return pa.table(
+        {
+            "user": pa.array(rng.integers(0, users, count), pa.int32()),
+            "item": pa.array(rng.integers(0, items, count), pa.int32()),
+            "rating": pa.array(rng.integers(1, 11, count) / 2, pa.float32()),
+        }
+    )
+
+
+def commit_versions(
+    path: str, users: int, items: int, every: float, ratings: int, most: int, ended: Any
+) -> None:
     """Learn and commit a batch every so often: what a stream does, in a process of its own."""
     store = VersionStore(path)
     state, commit = store.load()
@@ -81,13 +145,7 @@ def commit_versions(path: str, every: float, ratings: int, most: int, ended: Any
         due += every
         if ended.wait(max(0.0, due - time.monotonic())):
             return
-        table = pa.table(
-            {
-                "user": rng.integers(0, state.users.size, ratings),
-                "item": rng.integers(0, state.items.size, ratings),
-                "rating": pa.array(rng.integers(1, 11, ratings) / 2, pa.float32()),
-            }
-        )
+        table = some_ratings(rng, users, items, ratings)
         report = learn_batch(state, encode_ratings(table))
         metrics = {
             "batch": number, "version": commit.version + 1, "ratings": ratings,
@@ -99,11 +157,53 @@ def commit_versions(path: str, every: float, ratings: int, most: int, ended: Any
         store.prune(5, 60.0)
 
 
-def start_service(path: str, cache: str) -> tuple[subprocess.Popen[str], str, float]:
+def measure_index(items: int, recall: float) -> dict[str, Any]:
+    """The approximate index against the exact ranking, for users that it was not tuned on.
+
+    Features are independent with falling variances, as learned ones have, and with equal ones, the
+    worst there is for an index; biases N(0, 0.3).
+    """
+    found: dict[str, Any] = {"items": items, "recall_asked": recall}
+    rng = np.random.default_rng(4)
+    falling = 0.6 * 0.85 ** np.arange(16)
+    for name, spread in (("falling", falling), ("equal", np.full(16, 0.3))):
+        factors = np.ones((18, items), np.float32)
+        factors[:16] = rng.normal(0, 1, (16, items)) * spread[:, None]
+        factors[16] = rng.normal(0, 0.3, items)
+        queries = np.ones((600, 18), np.float32)
+        queries[:, :16] = rng.normal(0, 1, (600, 16)) * spread
+        clock = time.perf_counter()
+        built = build_index(factors, queries[:100], recall, 0, ())
+        seconds = time.perf_counter() - clock
+        held, times = [], {"exact": [], "index": []}
+        for query in queries[100:, None]:
+            clock = time.perf_counter()
+            exact = top_n(query, factors, 10)[0][0]
+            times["exact"].append(time.perf_counter() - clock)
+            clock = time.perf_counter()
+            # as the service: over-fetched, then scored exactly
+            rows = np.sort(built.search(query, 40))
+            best = top_n(query, np.ascontiguousarray(factors[:, rows]), 10)[0][0]
+            times["index"].append(time.perf_counter() - clock)
+            held.append(np.isin(exact, rows[best]).mean())
+        found[name] = {
+            "recall_at_10": round(float(np.mean(held)), 4),
+            "recall_at_build": round(built.recall, 4),
+            "lists_opened": f"{built.probes} of {built.index.nlist}",
+            "build_seconds": round(seconds, 1),
+            "exact_ms": round(1e3 * float(np.median(times["exact"])), 2),
+            "index_ms": round(1e3 * float(np.median(times["index"])), 2),
+        }
+    return found
+
+
+def start_service(path: str, cache: str, *more: str) -> tuple[subprocess.Popen[str], str, float]:
     """The service's process, its address, and seconds until it listened."""
     clock = time.perf_counter()
     command = [sys.executable, "-m", "sparkml_sgdals.serving", "--model", path, "--port", "0"]
-    running = subprocess.Popen([*command, "--cache", cache], stdout=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        [*command, "--cache", cache, *more], stdout=subprocess.PIPE, text=True
+    )
     assert running.stdout is not None
     line = running.stdout.readline()
     if not line.startswith("Serving at"):
@@ -193,33 +293,45 @@ def cpu_of(pid: int) -> float:
 
 
 def main() -> None:
-    """Run one of the three measurements."""
+    """Run one of the measurements."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--users", type=int, default=100_000)
-    parser.add_argument("--items", type=int, default=45_000)
+    parser.add_argument("--items", type=int, help="45,000; with --memory as many as users")
     parser.add_argument("--rate", type=float, default=200.0)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--requests", type=int, help="so many, whatever the seconds")
     parser.add_argument("--versions", type=int, default=10**6, help="commit so many")
     parser.add_argument("--every", type=float, default=1.0, help="seconds between versions")
     parser.add_argument("--batch", type=int, default=1_000, help="ratings of a version")
-    parser.add_argument("--memory", type=int, help="ids of each side: memory only")
+    parser.add_argument("--spark", action="store_true", help="learn by a stream of Spark")
+    parser.add_argument("--nice", type=int, default=0, help="of the process that learns")
+    parser.add_argument("--ann", action="store_true", help="rank by an approximate index")
+    parser.add_argument("--memory", type=int, help="so many users: memory only")
+    parser.add_argument("--index", type=int, help="so many items: the approximate index only")
+    parser.add_argument("--recall", type=float, default=0.95, help="asked of the index")
     parser.add_argument("--scratch", help="folder on a disk")
     parser.add_argument("--json")
     given = parser.parse_args()
 
+    if given.index:
+        tell(measure_index(given.index, given.recall), given.json)
+        return
     with tempfile.TemporaryDirectory(dir=given.scratch) as folder:
         path = f"{folder}/model"
         users = given.memory or given.users
-        items = given.memory or given.items
-        make_model(path, users, items)
-        running, address, start = start_service(path, folder)
+        items = given.items or given.memory or 45_000
+        spawn = multiprocessing.get_context("spawn")
+        # a process of its own gives back the memory
+        maker = spawn.Process(target=make_model, args=(path, users, items))
+        maker.start()
+        maker.join()
+        more = ["--ann", "--ann-recall", str(given.recall)] if given.ann else []
+        running, address, start = start_service(path, folder, *more)
         found: dict[str, Any] = {"users": users, "items": items, "start_seconds": round(start, 2)}
-        ended = multiprocessing.get_context("spawn").Event()
-        modeler = multiprocessing.get_context("spawn").Process(
-            target=commit_versions,
-            args=(path, given.every, given.batch, given.versions, ended),
-        )
+        ended = spawn.Event()
+        learn = stream_versions if given.spark else commit_versions
+        args = (path, users, items, given.every, given.batch, given.versions, ended)
+        modeler = spawn.Process(target=learn_nicely, args=(given.nice, learn, args))
         try:
             with httpx.Client(base_url=address, timeout=120) as web:
                 if given.memory:
@@ -239,7 +351,7 @@ def main() -> None:
                     found["service_cores"] = round(used * given.rate / count, 2)
                 metrics = web.get("/metrics").text
             for line in metrics.splitlines():
-                for name in ("model_swaps", "model_load_seconds", "model_mapped_bytes"):
+                for name in _GAUGES:
                     if line.startswith(f"sparkml_sgdals_{name} "):
                         found[name] = float(line.split()[-1])
             found |= memory_of(running.pid)
@@ -249,10 +361,21 @@ def main() -> None:
                 modeler.join(30)
             running.terminate()
             running.wait(30)
+    tell(found, given.json)
+
+
+def learn_nicely(nice: int, learn: Any, args: Any) -> None:
+    """Learn with less claim to the cores than requests have."""
+    os.nice(nice)
+    learn(*args)
+
+
+def tell(found: dict[str, Any], file: str | None) -> None:
+    """Print figures, and keep them."""
     text = json.dumps(found, indent=1)
     print(text)
-    if given.json:
-        Path(given.json).write_text(text + "\n")
+    if file:
+        Path(file).write_text(text + "\n")
 
 
 if __name__ == "__main__":

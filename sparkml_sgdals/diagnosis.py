@@ -11,9 +11,9 @@ import numpy as np
 from sparkml_sgdals.ratings import Ratings
 from sparkml_sgdals.state import ModelState
 
-__all__ = ["Diagnosis", "diagnose_state"]
+__all__ = ["ENOUGH", "Diagnosis", "diagnose_state"]
 
-_ENOUGH: Final = 1_000
+ENOUGH: Final = 1_000
 """predictions below which no verdict is given"""
 
 
@@ -45,15 +45,15 @@ class Diagnosis:
     @property
     def beatsBaseline(self) -> bool:
         """Whether the predictions are better than those of mean and biases alone."""
-        return self.predicted >= _ENOUGH and self.rmse < self.baselineRmse
+        return self.predicted >= ENOUGH and self.rmse < self.baselineRmse
 
     @property
     def verdict(self) -> str:
         """One sentence."""
-        if self.predicted < _ENOUGH:
+        if self.predicted < ENOUGH:
             return (
                 f"Not yet: only {self.predicted} ratings were predicted before they were learned, "
-                f"{_ENOUGH} are needed to judge. Give held-out ratings to diagnose."
+                f"{ENOUGH} are needed to judge. Give held-out ratings to diagnose."
             )
         if self.rmse == self.baselineRmse:
             # both may be zero, where all ratings are equal

@@ -23,7 +23,7 @@ from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.solvers import DivergenceError
 from sparkml_sgdals.state import ModelState, Scale
 
-__all__ = ["Learned", "learn_events", "serving_state"]
+__all__ = ["Learned", "learn_events", "log_shares", "serving_state"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -211,15 +211,30 @@ def serving_state(state: ModelState) -> ModelState:
         keys = id_keys(state.items.index.ids())
         users = np.arange(state.users.size)
         served.users.mean[:, 1:] += _recent_context(user_memory, item_memory, users, keys)
-        fades = 0.5 ** (1.0 / np.array(HALF_LIVES))
-        faded = _popularity(item_memory, state.events, fades)
-        parts = np.array(state.popularity_parts or _even_parts())
-        shares = (faded / np.maximum(faded.sum(axis=0), 1e-300)) @ parts
-        floor = _UNSEEN / (state.items.size + 1)
-        logs = np.log((1.0 - _UNSEEN) * shares + floor)
-        served.items.mean[:, 0] += (logs - np.log(floor)).astype(np.float32)
-        served.scale = Scale(mean=float(np.log(floor)), frozen=True)
+        logs, least = log_shares(item_memory, state.events, state.popularity_parts)
+        served.items.mean[:, 0] += logs
+        served.scale = Scale(mean=least, frozen=True)
     return served
+
+
+def log_shares(memory: ItemMemory, now: int, parts: tuple[float, ...]) -> tuple[F32, float]:
+    """Logarithms of the items' shares of events, equation (4), above that of an item without any.
+
+    Parameters
+    ----------
+    now : events learned
+    parts : share of each part of popularity; empty before the first event
+
+    Returns
+    -------
+    float32, shape (items,), and the logarithm for an item without events
+    """
+    fades = 0.5 ** (1.0 / np.array(HALF_LIVES))
+    faded = _popularity(memory, now, fades)
+    shares = (faded / np.maximum(faded.sum(axis=0), 1e-300)) @ np.array(parts or _even_parts())
+    floor = _UNSEEN / (memory.last.size + 1)
+    logs = np.log((1.0 - _UNSEEN) * shares + floor)
+    return (logs - np.log(floor)).astype(np.float32), float(np.log(floor))
 
 
 def _memories(state: ModelState) -> tuple[UserMemory, ItemMemory]:

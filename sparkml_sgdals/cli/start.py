@@ -56,6 +56,9 @@ def serve(
     wait_seconds: Annotated[
         float, typer.Option(help="How long to wait for a first version.", min=0)
     ] = 0.0,
+    ann: Annotated[
+        bool, typer.Option("--ann", help="Rank by an approximate index (extra ann).")
+    ] = False,
     user: User = "userId",
     item: Item = "movieId",
     rating: Rating = "rating",
@@ -86,6 +89,7 @@ def serve(
         force=force,
         cache=cache,
         wait_seconds=wait_seconds,
+        ann=ann,
         started=lambda address: run.output.facts({"address": address}),
     )
 

@@ -40,6 +40,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--poll-seconds", type=float, default=0.25)
     add("--wait-seconds", type=float, default=0.0, help="how long to wait for a first version")
     add("--trust-proxy", help="address of a proxy whose X-Forwarded-For is believed")
+    add("--ann", action="store_true", help="rank by an approximate index (extra ann)")
+    add("--ann-recall", type=float, default=0.95, help="recall@10 that it has to reach")
     add("--log-level", default="warning")
     return parser
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from sparkml_sgdals.explaining import explain_pair
 from sparkml_sgdals.index import IdKind
 from sparkml_sgdals.serving import schemas as out
+from sparkml_sgdals.serving.approximate import Approximate
 from sparkml_sgdals.serving.history import History, Known
 from sparkml_sgdals.serving.holder import ModelHolder, ServedModel
 from sparkml_sgdals.serving.ids import Key, key_of
@@ -22,7 +24,13 @@ from sparkml_sgdals.serving.ranked import (
     predicted,
     rank_items,
 )
-from sparkml_sgdals.serving.reasons import sentence, shares
+from sparkml_sgdals.serving.reasons import (
+    event_parts,
+    event_sentence,
+    event_shares,
+    sentence,
+    shares,
+)
 from sparkml_sgdals.serving.titles import Titles
 
 __all__ = ["Answers"]
@@ -37,6 +45,7 @@ class Answers:
     holder: ModelHolder
     titles: Titles = field(default_factory=Titles)
     history: History = field(default_factory=lambda: History(("int", "int")))
+    approximate: Approximate | None = None
 
     # ---- recommend --------------------------------------------------------------------------
 
@@ -55,22 +64,25 @@ class Answers:
             person = person_of(model, user)
             known = self.history.of(user)
             left_out = [one.item for one in known] if exclude_seen else []
+            gone = model.item_rows(left_out + (exclude or []))
+            if exclude_seen and person.done is not None:
+                gone = np.concatenate([gone, person.done])
             return self._recommended(
-                model, person, user, n, rank_by, items, left_out + (exclude or []),
-                known if reasons else None,
-            )  # fmt: skip
+                model, person, user, n, rank_by, items, gone, known if reasons else None
+            )
 
     def anonymous(self, asked: out.AnonymousIn) -> out.Recommendations:
-        """The best items for somebody with these ratings.
+        """The best items for somebody with these ratings; one that is missing is 1.
 
         Raises DivergenceError for absurd ratings.
         """
         with self.holder.reading() as model:
             given = [one.item for one in asked.ratings]
-            person = fold_in(model, given, [one.rating for one in asked.ratings])
-            left_out = list(given) if asked.exclude_seen else []
+            values = [1.0 if one.rating is None else one.rating for one in asked.ratings]
+            person = fold_in(model, given, values)
+            gone = model.item_rows(list(given) if asked.exclude_seen else [])
             return self._recommended(
-                model, person, None, asked.n, "prediction", asked.items, left_out, None
+                model, person, None, asked.n, "prediction", asked.items, gone, None
             )
 
     def _recommended(
@@ -81,12 +93,11 @@ class Answers:
         n: int,
         rank_by: RankBy,
         items: list[Key] | None,
-        left_out: list[Key],
+        gone: I64,
         known: list[Known] | None,
     ) -> out.Recommendations:
         only = None if items is None else model.item_rows(items)
-        excluded = model.item_rows(left_out) if left_out else None
-        best = rank_items(model, person, n, rank_by, excluded, only)
+        best = rank_items(model, person, n, rank_by, gone, only, self.approximate)
         _, deviations = predicted(model, person, best.rows)
         counts = model.items.count[best.rows].tolist()
         rated = None if known is None else self._rated(model, known)
@@ -133,17 +144,21 @@ class Answers:
         """Why that is predicted: the library's own parts, and the ratings that speak for it."""
         with self.holder.reading() as model:
             found = self._prediction(model, user, item)
-            keys = [
-                _or_unknown(key_of(one, kind))
-                for one, kind in zip((user, item), model.kinds, strict=True)
-            ]
-            parts = explain_pair(alone(model, user, item), keys[0], keys[1], model.clip)
+            row = int(model.item_rows([item])[0])
+            person = person_of(model, user)
+            if model.events is not None:
+                parts = event_parts(model, person, row)
+            else:
+                keys = [
+                    _or_unknown(key_of(one, kind))
+                    for one, kind in zip((user, item), model.kinds, strict=True)
+                ]
+                parts = explain_pair(alone(model, user, item), keys[0], keys[1], model.clip)
             because: list[out.Because] = []
             reason = "Nothing is known of this item yet"
-            row = int(model.item_rows([item])[0])
             if row >= 0:
                 rated = self._rated(model, self.history.of(user))
-                because = self._because(model, person_of(model, user), rated, row)
+                because = self._because(model, person, rated, row)
                 reason = self._reason(model, row, because)
             return out.Explanation(
                 **dict(found),
@@ -162,6 +177,13 @@ class Answers:
     ) -> list[out.Because]:
         if person.cold:
             return []
+        if model.events is not None:
+            found = event_shares(model, person, row)
+            ids = model.item_ids(np.array([one.row for one in found], np.int64))
+            return [
+                out.Because(item=i, title=self.titles.of(i), rating=one.rating, share=one.share)
+                for i, one in zip(ids, found, strict=True)
+            ]
         known, rows = rated
         by_row = dict(zip(rows.tolist(), known, strict=True))
         values = np.array([one.rating for one in known], np.float64)
@@ -176,6 +198,10 @@ class Answers:
         ]
 
     def _reason(self, model: ServedModel, row: int, because: list[out.Because]) -> str:
+        if model.events is not None:
+            parts = {one.part: one.value for one in event_parts(model, _nobody(model), row)}
+            share = math.exp(parts["popularity"] or 0.0) if "popularity" in parts else 0.0
+            return event_sentence(share, [(b.title or str(b.item), b.share) for b in because])
         bias = float(model.items.mean[row, 0]) * model.shell.scale.spread
         named = [(b.title or str(b.item), b.rating, b.share) for b in because]
         return sentence(bias, int(model.items.count[row]), named)
@@ -242,7 +268,13 @@ class Answers:
     def user_ratings(self, user: Key) -> out.UserRatings:
         """What is known of a user's ratings."""
         with self.holder.reading() as model:
-            learned = person_of(model, user).count
+            person = person_of(model, user)
+            learned, known = person.count, self.history.of(user)
+            if person.done is not None:
+                # a model of events knows itself what was done
+                there = {one.item for one in known}
+                ids = model.item_ids(person.done.astype(np.int64))
+                known = [Known(i, 1.0, None) for i in ids if i not in there] + known
         return out.UserRatings(
             user=_own(model.kinds[0], user),
             version=model.version,
@@ -254,7 +286,7 @@ class Answers:
                     rating=one.rating,
                     timestamp=one.time,
                 )
-                for one in self.history.of(user)
+                for one in known
             ],
         )
 

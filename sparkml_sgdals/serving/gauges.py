@@ -7,6 +7,7 @@ from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from sparkml_sgdals.serving.approximate import Approximate
 from sparkml_sgdals.serving.holder import ModelHolder
 
 __all__ = ["Gauges"]
@@ -17,7 +18,7 @@ _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 class Gauges:
     """Counters and gauges of one service."""
 
-    def __init__(self, holder: ModelHolder) -> None:
+    def __init__(self, holder: ModelHolder, approximate: Approximate | None = None) -> None:
         self.registry = CollectorRegistry()
         own = self.registry
         self._requests = Counter(
@@ -57,6 +58,21 @@ class Gauges:
             "model_failing", "1 while the newest version cannot be taken up",
             lambda: float(holder.failure is not None),
         )  # fmt: skip
+        if approximate is not None:
+
+            def built(of) -> float:  # type: ignore[no-untyped-def]
+                held = approximate.built
+                return float("nan") if held is None else float(of(held))
+
+            gauge(
+                "index_recall", "Recall@10 of the approximate index, measured at its build",
+                lambda: built(lambda b: b.recall),
+            )  # fmt: skip
+            gauge(
+                "index_version", "Version that the approximate index was built of",
+                lambda: built(lambda b: b.version),
+            )  # fmt: skip
+            gauge("index_builds", "Approximate indexes built", lambda: float(approximate.builds))
         Gauge("sparkml_sgdals_start_time_seconds", "Start of the service", registry=own).set(
             time.time()
         )

@@ -12,23 +12,25 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sparkml_sgdals.diagnosis import Diagnosis
+from sparkml_sgdals.diagnosis import ENOUGH, Diagnosis
 from sparkml_sgdals.factors import FactorTable
 from sparkml_sgdals.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.index import IdIndex, IdKind
 from sparkml_sgdals.rows import RowShape, unpack
 from sparkml_sgdals.runs import Run
+from sparkml_sgdals.serving.changes import Changes
+from sparkml_sgdals.serving.event_side import EventSide, ItemKeys
 from sparkml_sgdals.serving.ids import Key, find_rows
 from sparkml_sgdals.serving.mapped import Candidates, MappedSide
 from sparkml_sgdals.settings import Settings
-from sparkml_sgdals.state import ModelState
+from sparkml_sgdals.state import ModelState, Scale
 from sparkml_sgdals.storage import Commit, StorageError, VersionStore
 
 __all__ = ["ModelHolder", "NoModelError", "ServedModel"]
@@ -40,6 +42,8 @@ I64 = npt.NDArray[np.int64]
 _THIN: Final = 5
 _HISTORY: Final = 20_000
 """batches whose metrics are kept"""
+_PIECE: Final = 250_000
+"""rows that are in memory twice while a version is loaded"""
 _PATIENCE: Final = 30.0
 """Seconds that a new version waits for the readers of the last but one."""
 
@@ -55,7 +59,25 @@ class _Copy:
     users: MappedSide
     items: MappedSide
     candidates: Candidates
+    events: EventSide | None = None
     readers: int = 0
+
+    def settle(self, shell: ModelState) -> None:
+        """Bring up what a version changes in all rows: popularity, which fades."""
+        if self.events is not None:
+            biases, least = self.events.biases(shell, self.items.mean[:, 0])
+            self.candidates.set_biases(biases)
+            shell.scale = Scale(mean=least, frozen=True)
+
+
+@dataclass(frozen=True)
+class _Ids:
+    """What stays from one whole load to the next: ids by row."""
+
+    indexes: tuple[IdIndex, IdIndex]
+    item_keys: ItemKeys | None
+    changes: Changes = field(default_factory=Changes)
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(frozen=True)
@@ -65,11 +87,14 @@ class _Change:
     rows: tuple[I64, I64]
     parts: tuple[FactorTable, FactorTable]
     sizes: tuple[int, int]
+    done: list[npt.NDArray[np.int32]]
 
     def write(self, to: _Copy) -> None:
         to.users.put(self.rows[0], self.parts[0], self.sizes[0])
         to.items.put(self.rows[1], self.parts[1], self.sizes[1])
         to.candidates.put(self.rows[1], self.parts[1].mean, self.parts[1].var, self.sizes[1])
+        if to.events is not None:
+            to.events.put(self.rows[0], self.done, self.rows[1], self.parts[1], self.sizes)
 
 
 @dataclass(frozen=True)
@@ -82,6 +107,8 @@ class ServedModel:
     shell : a ModelState of no ids with the version's scale, counters and noise
     users, items : their factors
     candidates : the items, laid out to be ranked
+    changes : items that versions wrote since all were loaded
+    events : what a model of events remembers besides; None for models of ratings
     kinds, id_types : kinds of ids of users and items, and Spark's names of their types
     clip : whether predictions are kept within the range of ratings seen
     """
@@ -96,6 +123,9 @@ class ServedModel:
     id_types: tuple[str, str]
     clip: bool
     lock: threading.Lock
+    changes: Changes
+    events: EventSide | None = None
+    item_keys: ItemKeys | None = None
 
     @property
     def version(self) -> int:
@@ -126,15 +156,30 @@ class ServedModel:
         with self.lock:
             ids = self.indexes[0].ids(user_rows), self.indexes[1].ids(item_rows)
         shell, kinds = self.shell, self.kinds
+        items = self.items.table(ITEM_SIDE, kinds[1], ids[1], item_rows)
+        if self.events is not None:
+            items.events = self.events.memory(item_rows)
         return ModelState(
             shell.settings,
             self.users.table(USER_SIDE, kinds[0], ids[0], user_rows),
-            self.items.table(ITEM_SIDE, kinds[1], ids[1], item_rows),
+            items,
             shell.scale,
             shell.counters,
             shell.noise,
             shell.noise_weight,
+            events=shell.events,
+            popularity_parts=shell.popularity_parts,
         )
+
+    def verdict(self) -> tuple[bool, str]:
+        """Whether it may be served, and why: see `diagnose`, or for events how many it learned."""
+        if self.events is None:
+            diagnosis = self.diagnose()
+            return diagnosis.beatsBaseline, diagnosis.verdict
+        learned = self.shell.events
+        if learned < ENOUGH:
+            return False, f"Not yet: {learned} events are learned, {ENOUGH:,} are needed."
+        return True, f"Yes: {learned:,} events are learned. How well it ranks is not known here."
 
     def diagnose(self) -> Diagnosis:
         """`StreamingBiasedALSModel.diagnose` on the ratings predicted before they were learned."""
@@ -181,11 +226,14 @@ class ModelHolder:
         self.swaps = 0
         self.load_seconds = 0.0
         self.failure: str | None = None
+        self.keeps_changes = False
+        """whether versions note the items that they change, for an index of an earlier one"""
         self._folder = folder
         self._changed = threading.Condition()
         self._model: ServedModel | None = None
         self._copies: tuple[_Copy, _Copy] | None = None
         self._shown = 0
+        self._ids: _Ids | None = None
         self._apart = False
         self._meta: dict[str, Any] = {}
         self._metrics: list[dict[str, Any]] = []
@@ -234,7 +282,8 @@ class ModelHolder:
     def nbytes(self) -> int:
         """Bytes of the mapped arrays."""
         copies = self._copies or ()
-        return sum(c.users.nbytes + c.items.nbytes + c.candidates.nbytes for c in copies)
+        sides = [side for c in copies for side in (c.users, c.items, c.candidates, c.events)]
+        return sum(side.nbytes for side in sides if side is not None)
 
     # ---- following --------------------------------------------------------------------------
 
@@ -306,9 +355,10 @@ class ModelHolder:
 
     def _apply(self, newest: Commit, parts: list[Commit]) -> bool:
         """Write what the commits changed, and show it; False where a whole load is needed."""
-        model, copies = self._model, self._copies
+        model, copies, ids = self._model, self._copies, self._ids
         assert model is not None
         assert copies is not None
+        assert ids is not None
         try:
             tables = [self._tables(part, model.settings, model.kinds) for part in parts]
         except StorageError:
@@ -316,7 +366,7 @@ class ModelHolder:
             return False
         changes = []
         for part, (users, items) in zip(parts, tables, strict=True):
-            change = self._change(model.indexes, model.lock, users, items)
+            change = self._change(ids, users, items)
             changes.append(change)
             if part.base == part.version and change.sizes != (users.size, items.size):
                 # a base without some ids that are known here
@@ -329,7 +379,9 @@ class ModelHolder:
             return False
         for change in changes:
             change.write(spare)
-        self._show(newest, spare, model.indexes, model.lock, 1 - shown)
+            if self.keeps_changes:
+                ids.changes.add(newest.version, change.rows[1])
+        self._show(newest, spare, ids, 1 - shown)
         self._metrics.extend(part.metrics for part in parts if part.metrics is not None)
         del self._metrics[: -2 * _HISTORY]
         # until the other copy has the changes too, the next version has to be loaded whole
@@ -351,25 +403,21 @@ class ModelHolder:
                 f"served are {self._meta['kinds']}: start the service again."
             )
         settings = newest.settings(meta)
-        if settings.positive:
-            raise ValueError(
-                f"The model at {self.store.path} learned events, not ratings (implicitPrefs), "
-                "which this service cannot rank: use recommendForUserSubset."
-            )
-        indexes = IdIndex(meta["kinds"][0]), IdIndex(meta["kinds"][1])
-        lock = threading.Lock()
+        kinds: tuple[IdKind, IdKind] = (meta["kinds"][0], meta["kinds"][1])
+        ids = _Ids(
+            (IdIndex(kinds[0]), IdIndex(kinds[1])), ItemKeys() if settings.positive else None
+        )
         copies = self._copy(settings), self._copy(settings)
-        kinds = indexes[0].kind, indexes[1].kind
         for part in self.store.parts(newest):
             for users, items in self._whole(part, settings, kinds):
-                change = self._change(indexes, lock, users, items)
+                change = self._change(ids, users, items)
                 for copy in copies:
                     change.write(copy)
         metrics = self.store.metrics(newest)
-        self._meta = meta
+        self._meta, self._ids = meta, ids
         with self._changed:
             self._copies = copies
-        self._show(newest, copies[0], indexes, lock, 0)
+        self._show(newest, copies[0], ids, 0)
         self._apart = False
         self._metrics = metrics
 
@@ -378,6 +426,7 @@ class ModelHolder:
             MappedSide(self._folder, settings, learns=False),
             MappedSide(self._folder, settings, learns=True),
             Candidates(self._folder, settings),
+            EventSide(self._folder, settings) if settings.positive else None,
         )
 
     def _tables(
@@ -393,9 +442,16 @@ class ModelHolder:
     def _whole(
         self, part: Commit, settings: Settings, kinds: tuple[IdKind, IdKind]
     ) -> Iterator[tuple[FactorTable, FactorTable]]:
-        """What a part of a version holds, of sorted runs a piece at a time."""
+        """What a part of a version holds, a piece at a time."""
         if part.runs is None:
-            yield self._tables(part, settings, kinds)
+            # of events, what users did names items, which have to be there first
+            for place, name in ((1, "items"), (0, "users")):
+                if name not in part.files:
+                    continue
+                for piece in self.store.read_pieces(part.files[name], _PIECE):
+                    tables = _empty(settings, kinds)
+                    tables[place].put_arrow(piece)
+                    yield tables
             return
         for place, name in enumerate(("users", "items")):
             shape = RowShape.of(kinds[place], settings)
@@ -407,33 +463,29 @@ class ModelHolder:
                     yield tables
                 run.close()
 
-    def _change(
-        self, indexes: tuple[IdIndex, IdIndex], lock: threading.Lock, *parts: FactorTable
-    ) -> _Change:
-        found = []
-        for index, part in zip(indexes, parts, strict=True):
-            ids = part.index.ids()
-            with lock:
-                rows = index.find(ids)
+    def _change(self, ids: _Ids, *parts: FactorTable) -> _Change:
+        found, item_keys = [], ids.item_keys
+        for index, part in zip(ids.indexes, parts, strict=True):
+            given = part.index.ids()
+            with ids.lock:
+                rows = index.find(given)
                 missing = np.flatnonzero(rows < 0)
                 if missing.size:
-                    rows[missing] = index.add(ids.take(pa.array(missing)))
+                    new = given.take(pa.array(missing))
+                    rows[missing] = index.add(new)
+                    if item_keys is not None and index is ids.indexes[1]:
+                        item_keys.add(new)
                 found.append((rows, part, index.size))
         (user_rows, users, num_users), (item_rows, items, num_items) = found
-        return _Change((user_rows, item_rows), (users, items), (num_users, num_items))
+        done = [] if item_keys is None else item_keys.done(users)
+        return _Change((user_rows, item_rows), (users, items), (num_users, num_items), done)
 
-    def _show(
-        self,
-        newest: Commit,
-        copy: _Copy,
-        indexes: tuple[IdIndex, IdIndex],
-        lock: threading.Lock,
-        shown: int,
-    ) -> None:
+    def _show(self, newest: Commit, copy: _Copy, ids: _Ids, shown: int) -> None:
         meta = self._meta
         kinds: tuple[IdKind, IdKind] = (meta["kinds"][0], meta["kinds"][1])
         shell = ModelState.empty(newest.settings(meta), *kinds)
         shell.set_scalars(newest.scalars)
+        copy.settle(shell)
         types = meta.get("idTypes", ["bigint", "bigint"])
         model = ServedModel(
             newest,
@@ -441,11 +493,14 @@ class ModelHolder:
             copy.users,
             copy.items,
             copy.candidates,
-            indexes,
+            ids.indexes,
             kinds,
             (types[0], types[1]),
-            bool(meta.get("params", {}).get("clipPredictions", True)),
-            lock,
+            bool(meta.get("params", {}).get("clipPredictions", True)) and copy.events is None,
+            ids.lock,
+            ids.changes,
+            copy.events,
+            ids.item_keys,
         )
         with self._changed:
             self._model, self._shown = model, shown

@@ -10,6 +10,7 @@ import mmap
 import tempfile
 from typing import Any, Final
 
+import numba as nb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -26,6 +27,22 @@ I64 = npt.NDArray[np.int64]
 _PREDICTING: Final = ("mean", "variance", "count", "noise_factor")
 _LEARNING: Final = ("base_mean", "base_variance", "prior_mean", "influence", "evidence")
 _LEAST_ROOM: Final = 256
+
+
+# Without the interpreter's lock: a page that the system is writing out may hold up who writes to
+# it for as long as a disk takes, and no request must wait for that.
+@nb.njit(cache=True, nogil=True)
+def _put_rows(to, rows, values):  # type: ignore[no-untyped-def]
+    for n in range(rows.size):
+        for f in range(to.shape[1]):
+            to[rows[n], f] = values[n, f]
+
+
+@nb.njit(cache=True, nogil=True)
+def _put_columns(to, columns, values):  # type: ignore[no-untyped-def]
+    for f in range(values.shape[1]):
+        for n in range(columns.size):
+            to[f, columns[n]] = values[n, f]
 
 
 def map_array(folder: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -101,7 +118,8 @@ class MappedSide:
         self.size = size
         for name, array in self._arrays.items():
             source = getattr(part, {"variance": "var", "base_variance": "base_var"}.get(name, name))
-            array[rows] = source.reshape(rows.size, array.shape[1])
+            values = source.reshape(rows.size, array.shape[1]).astype(array.dtype, copy=False)
+            _put_rows(array, rows, np.ascontiguousarray(values))
 
     def table(self, side: int, kind: IdKind, ids: pa.Array, rows: I64) -> FactorTable:
         """A factor table of its own that holds the state of `rows`, by distinct `ids`."""
@@ -160,14 +178,15 @@ class Candidates:
                 setattr(self, name, grown)
             # a bias that no score reaches, whatever is multiplied with the zeros beside it
             self.factors[rank, room:] = -np.inf
-        self.factors[:rank, rows] = mean[:, 1:].T
-        self.factors[rank, rows] = mean[:, 0]
-        self.factors[rank + 1, rows] = 1.0
+        ones = np.ones((rows.size, 1), np.float32)
+        _put_columns(self.factors, rows, np.hstack([mean[:, 1:], mean[:, :1], ones]))
         if self._varies:
-            self.variances[:rank, rows] = (mean[:, 1:] ** 2 + var[:, 1:]).T
-            self.variances[rank : 2 * rank, rows] = var[:, 1:].T
-            self.variances[2 * rank, rows] = var[:, 0]
-            self.variances[2 * rank + 1, rows] = 1.0
+            parts = [mean[:, 1:] ** 2 + var[:, 1:], var[:, 1:], var[:, :1], ones]
+            _put_columns(self.variances, rows, np.hstack(parts))
+
+    def set_biases(self, biases: F32) -> None:
+        """Rank by other biases than the items' own; float32, shape (items,)."""
+        self.factors[self._rank, : biases.size] = biases
 
     def query(self, means: F32, variances: F32) -> tuple[F32, F32]:
         """Rows to multiply with `factors` and `variances`, of users' means and variances."""

@@ -20,6 +20,7 @@ from sparkml_sgdals.updating import learn_batch
 __all__ = ["Person", "alone", "fold_in", "person_of"]
 
 F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
 
 _SOMEONE: Final[dict[str, Key]] = {"int": -(2**63), "str": ""}
 """Id of the user that is folded in: a new id's start follows from it."""
@@ -35,6 +36,7 @@ class Person:
     noise_factor : noise of the user's ratings in units of the model's
     count : ratings learned
     cold : whether the user is not known
+    done : rows of the items that the user has done, the last one last; of models of events alone
     """
 
     mean: F32
@@ -42,6 +44,7 @@ class Person:
     noise_factor: float
     count: int
     cold: bool
+    done: I32 | None = None
 
 
 def person_of(model: ServedModel, user: Key) -> Person:
@@ -53,13 +56,19 @@ def person_of(model: ServedModel, user: Key) -> Person:
         return Person(np.zeros(settings.rank + 1, np.float32), prior, 1.0, 0, True)
     users = model.users
     mean, var = users.mean[row].copy(), users.var[row].copy()
-    return Person(mean, var, float(users.noise_factor[row]), int(users.count[row]), False)
+    noise, count = float(users.noise_factor[row]), int(users.count[row])
+    if model.events is None:
+        return Person(mean, var, noise, count, False)
+    done = model.events.done[row]
+    mean[1:] += model.events.context(done)[1].sum(axis=0)
+    return Person(mean, var, noise, count, False, done)
 
 
 def fold_in(model: ServedModel, items: list[Key], values: list[float]) -> Person:
     """A user who gives these ratings now, learned by `learn_batch` on a copy of what it touches.
 
-    The model stays as it is. Items that are not known tell nothing and are left out.
+    The model stays as it is. Items that are not known tell nothing and are left out. A model of
+    events is copied with all its items, because its negatives are drawn from all.
 
     Raises DivergenceError for ratings of an absurd size.
     """
@@ -69,7 +78,10 @@ def fold_in(model: ServedModel, items: list[Key], values: list[float]) -> Person
         return person_of(model, _SOMEONE[model.kinds[0]])
     kind = model.kinds[0]
     # of repeated items, all ratings count, as in a batch of the stream
-    scratch = model.scratch(np.empty(0, np.int64), np.unique(rows[known]))
+    touched = np.unique(rows[known])
+    if model.events is not None:
+        touched = np.arange(model.items.size)
+    scratch = model.scratch(np.empty(0, np.int64), touched)
     someone = pa.array([_SOMEONE[kind]] * known.size, id_array_type(kind))
     found = pa.array(
         [key_of(items[n], model.kinds[1]) for n in known], id_array_type(model.kinds[1])
@@ -83,9 +95,13 @@ def fold_in(model: ServedModel, items: list[Key], values: list[float]) -> Person
     )
     learn_batch(scratch, encode_ratings(table))
     users = scratch.users
-    return Person(
-        users.mean[0].copy(), users.var[0].copy(), float(users.noise_factor[0]), known.size, False
-    )
+    mean, var, noise = users.mean[0].copy(), users.var[0].copy(), float(users.noise_factor[0])
+    if model.events is None or model.item_keys is None:
+        return Person(mean, var, noise, known.size, False)
+    with model.lock:
+        (done,) = model.item_keys.done(users)
+    mean[1:] += model.events.context(done)[1].sum(axis=0)
+    return Person(mean, var, noise, known.size, False, done)
 
 
 def alone(model: ServedModel, user: Key, item: Key) -> ModelState:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from sparkml_sgdals.factors import prior_variances
 from sparkml_sgdals.kernels import predict_rows
+from sparkml_sgdals.serving.approximate import Approximate
 from sparkml_sgdals.serving.holder import ServedModel
 from sparkml_sgdals.serving.ids import Key
 from sparkml_sgdals.serving.people import Person
@@ -41,6 +42,7 @@ def rank_items(
     rank_by: RankBy = "prediction",
     excluded: I64 | None = None,
     only: I64 | None = None,
+    approximate: Approximate | None = None,
 ) -> Scored:
     """The best items for a person, equal ones by id, as `recommendForUserSubset` ranks them.
 
@@ -48,20 +50,27 @@ def rank_items(
     ----------
     excluded : rows of items not to give; -1 counts for nothing
     only : rows of items to choose from; all by default
+    approximate : what to ask for candidates first, where all items are ranked by prediction
 
     Returns rows, ids and predictions in rating units, clipped as the model does.
 
     Raises ValueError for bounds of a model without variances.
     """
     sign = _SIGNS[rank_by]
-    if sign and model.settings.solver != "bayes":
+    if sign and (model.settings.solver != "bayes" or model.events is not None):
+        learned = "from events" if model.events is not None else f"by {model.settings.solver!r}"
         raise ValueError(
-            f"rank_by={rank_by!r} needs a model of solver 'bayes', this one was learned by "
-            f"{model.settings.solver!r}: rank by 'prediction'."
+            f"rank_by={rank_by!r} needs a model of ratings of solver 'bayes', this one was learned "
+            f"{learned}: rank by 'prediction'."
         )
     candidates = model.candidates
     left, own = candidates.query(person.mean[None, :], person.var[None, :])
     gone = np.unique(excluded[excluded >= 0]) if excluded is not None else np.empty(0, np.int64)
+    if approximate is not None and only is None and not sign:
+        near = approximate.candidates(model, left, count, gone.size)
+        # too few are left of what it found: all are looked at
+        if near is not None and np.setdiff1d(near, gone).size >= count:
+            only = near
     if only is not None:
         # all columns but these are padding
         only = np.setdiff1d(only[only >= 0], gone)
@@ -101,9 +110,11 @@ def predicted(model: ServedModel, person: Person, rows: I64) -> tuple[F64, F64 |
     Returns
     -------
     predictions : float64, shape (n,), clipped as the model does
-    deviations : as the model's predictionStdCol; None where the solver knows no variances
+    deviations : as the model's predictionStdCol; None where the model knows none
     """
     shell, items = model.shell, model.items
+    if model.events is not None:
+        return _event_scores(model, person, rows), None
     predictions = np.empty(rows.size, np.float32)
     variances = np.empty(rows.size, np.float32)
     whose = np.full(rows.size, -1 if person.cold else 0, np.int64)
@@ -127,6 +138,15 @@ def predicted(model: ServedModel, person: Person, rows: I64) -> tuple[F64, F64 |
     noise = np.full(rows.size, shell.noise * person.noise_factor)
     noise[rows >= 0] *= items.noise_factor[rows[rows >= 0]]
     return in_units, spread * np.sqrt(variances.astype(np.float64) + noise)
+
+
+def _event_scores(model: ServedModel, person: Person, rows: I64) -> F64:
+    """Scores as `transform` gives them for events; of items not known, that of none."""
+    left, _ = model.candidates.query(person.mean[None, :], person.var[None, :])
+    scores = np.zeros(rows.size, np.float32)
+    known = rows >= 0
+    scores[known] = left[0] @ model.candidates.factors[:, rows[known]]
+    return scores.astype(np.float64) + model.shell.scale.mean
 
 
 def like_item(model: ServedModel, row: int, count: int) -> Scored:

@@ -12,10 +12,11 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from sparkml_sgdals.explaining import Part
 from sparkml_sgdals.serving.holder import ServedModel
 from sparkml_sgdals.serving.people import Person
 
-__all__ = ["Share", "sentence", "shares"]
+__all__ = ["Share", "event_parts", "event_sentence", "event_shares", "sentence", "shares"]
 
 _TELLING: Final = 0.005
 """a share that would show in two digits"""
@@ -62,6 +63,64 @@ def shares(model: ServedModel, person: Person, rated: I64, values: F64, row: int
     found = scale.spread * (features @ weights) * left
     order = np.argsort(-found, kind="stable")
     return [Share(int(rated[n]), float(values[n]), float(found[n])) for n in order]
+
+
+def event_shares(model: ServedModel, person: Person, row: int) -> list[Share]:
+    """What each of the items that a person did last adds to the score of an item, largest first.
+
+    These are exact: their sum is C . P of docs/positive-only.md, equation (1).
+    """
+    if model.events is None or person.done is None:
+        return []
+    last, parts = model.events.context(person.done)
+    found = parts @ model.items.mean[row, 1:]
+    order = np.argsort(-found, kind="stable")
+    return [Share(int(last[n]), 1.0, float(found[n])) for n in order]
+
+
+def event_parts(model: ServedModel, person: Person, row: int) -> list[Part]:
+    """The terms of an event's score: their sum is the prediction.
+
+    Parameters
+    ----------
+    row : the item's row, -1 where it is not known
+    """
+    least, rank = model.shell.scale.mean, model.settings.rank
+    known = row >= 0
+    own = float(model.items.mean[row, 0]) if known else 0.0
+    shown = float(model.candidates.factors[rank, row]) if known else 0.0
+    features = model.items.mean[row, 1:] if known else np.zeros(rank, np.float32)
+    count = int(model.items.count[row]) if known else 0
+    lately = sum(one.share for one in event_shares(model, person, row)) if known else 0.0
+    taste = float(person.mean[1:] @ features) - lately
+    terms: list[tuple[str, float, int | None, str]] = [
+        ("item bias", own, count, "beyond its popularity"),
+        ("features", taste, person.count, "the user's taste"),
+    ]
+    if model.settings.solver == "bayes":
+        share = least + shown - own
+        terms.insert(0, ("popularity", share, count, f"{np.exp(share):.2%} of events now"))
+        terms.append(("done last", lately, None, "what the user did last"))
+    total = sum(value for _, value, _, _ in terms)
+    terms.append(("prediction", total, None, "" if known else "the item is not known"))
+    return [Part(name, value, None, ratings, note) for name, value, ratings, note in terms]
+
+
+def event_sentence(share: float, because: list[tuple[str, float]]) -> str:
+    """Why an item comes next, for a person to read.
+
+    Parameters
+    ----------
+    share : of the item in events now; 0 where popularity is not learned
+    because : name and share of what was done last, largest first
+    """
+    speaking = [name for name, part in because[:3] if part >= _TELLING]
+    general = f"it is {share:.2%} of what is done now" if share else "by taste"
+    if not speaking:
+        return general[0].upper() + general[1:]
+    last = speaking.pop()
+    named = f"{', '.join(speaking)} and {last}" if speaking else last
+    return f"Because you did {named}; {general}"
 
 
 def sentence(bias: float, count: int, because: list[tuple[str, float, float]]) -> str:

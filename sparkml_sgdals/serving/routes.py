@@ -162,7 +162,7 @@ def _read_router(service: Service) -> APIRouter:
         """The best items for somebody with these ratings, which are not kept."""
         _limit(service, request, 1.0)
         for one in asked.ratings:
-            _check_rating(service, one.rating)
+            _checked_rating(service, one.rating)
         return await work(lambda: answers.anonymous(asked))
 
     @router.get("/recommendations/{user}")
@@ -303,11 +303,11 @@ def _posts(
                 raise HTTPException(
                     409, f"The {name} {said!r} is no {id_type}, as the model's are."
                 )
-        _check_rating(service, one.rating)
+        rating = _checked_rating(service, one.rating)
         assert user is not None
         assert item is not None
         time_ = now if one.timestamp is None else one.timestamp
-        posted.append(Posted(user, item, float(one.rating), time_))
+        posted.append(Posted(user, item, rating, time_))
     if header is not None:
         return [(f"k:{header}", posted)]
     return [
@@ -316,16 +316,22 @@ def _posts(
     ]
 
 
-def _check_rating(service: Service, rating: float) -> None:
+def _checked_rating(service: Service, rating: float | None) -> float:
+    """A rating that the model can learn; 1 where it learns events and none is given."""
     limits = service.rating_range
+    with service.answers.holder.reading() as model:
+        counters, events = model.shell.counters, model.events is not None
+    if rating is None:
+        if not events:
+            raise HTTPException(409, "This model learns ratings: give one.")
+        return 1.0
     if limits is None:
-        with service.answers.holder.reading() as model:
-            counters = model.shell.counters
         limits = (counters.low, counters.high) if counters.ratings else (-1e9, 1e9)
     if not limits[0] <= rating <= limits[1]:
         raise HTTPException(
             409, f"The rating {rating:g} is outside {limits[0]:g} to {limits[1]:g}."
         )
+    return float(rating)
 
 
 def _limit(service: Service, request: Request, amount: float) -> None:
@@ -371,6 +377,7 @@ def _watch_router(service: Service) -> APIRouter:
                 item_id=model.id_types[1],
                 lowest=limits[0] if known else None,
                 highest=limits[1] if known else None,
+                events=model.events is not None,
                 titles=len(answers.titles),
                 writes=service.intake is not None,
                 token=service.token is not None,
@@ -383,17 +390,19 @@ def _watch_router(service: Service) -> APIRouter:
 
     @router.get("/health/ready", responses={503: {"model": out.Status}})
     async def ready(response: Response) -> out.Status:
-        """Whether the model's predictions beat mean and biases, or the service is forced."""
+        """Whether the model's predictions beat mean and biases, or the service is forced.
+
+        A model of events predicts no ratings: it is ready once it has learned 1,000 events.
+        """
         try:
             with answers.holder.reading() as model:
-                diagnosis = model.diagnose()
+                good, detail = model.verdict()
         except NoModelError as nothing:
             response.status_code = 503
             return out.Status(ready=False, detail=str(nothing))
-        good = service.force or diagnosis.beatsBaseline
-        response.status_code = 200 if good else 503
-        forced = "Forced. " if service.force and not diagnosis.beatsBaseline else ""
-        return out.Status(ready=good, detail=forced + diagnosis.verdict)
+        ready = service.force or good
+        response.status_code = 200 if ready else 503
+        return out.Status(ready=ready, detail="Forced. " + detail if ready and not good else detail)
 
     @router.get(
         "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}

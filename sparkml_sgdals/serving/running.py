@@ -10,11 +10,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from types import FrameType
+from typing import Final
 
 import uvicorn
 
+from sparkml_sgdals.objects import GoneError
 from sparkml_sgdals.saved import is_saved, read_saved
 from sparkml_sgdals.serving.answers import Answers
+from sparkml_sgdals.serving.approximate import Approximate
 from sparkml_sgdals.serving.events import News
 from sparkml_sgdals.serving.gauges import Gauges
 from sparkml_sgdals.serving.guard import Buckets, TokenCheck
@@ -24,13 +27,13 @@ from sparkml_sgdals.serving.intake import FolderIntake, Intake
 from sparkml_sgdals.serving.routes import Service, make_app
 from sparkml_sgdals.serving.schemas import AnonymousIn, ItemRating
 from sparkml_sgdals.serving.titles import Titles
-from sparkml_sgdals.storage import StorageError, VersionStore
+from sparkml_sgdals.storage import Commit, StorageError, VersionStore
 
 __all__ = ["build_service", "serve"]
 
 logger = logging.getLogger(__name__)
 
-_HERE = {"127.0.0.1", "::1", "localhost"}
+_HERE: Final = {"127.0.0.1", "::1", "localhost"}
 
 
 def serve(
@@ -55,6 +58,8 @@ def serve(
     poll_seconds: float = 0.25,
     wait_seconds: float = 0.0,
     trust_proxy: str | None = None,
+    ann: bool = False,
+    ann_recall: float = 0.95,
     log_level: str = "warning",
     started: Callable[[str], None] = lambda address: None,
 ) -> None:
@@ -82,6 +87,8 @@ def serve(
     poll_seconds : how often to look for a new version
     wait_seconds : how long to wait for the first version
     trust_proxy : address of a proxy whose X-Forwarded-For is believed
+    ann : rank by an approximate index, for catalogues of millions; needs the extra `ann`
+    ann_recall : share of the exact best ten that it has to find, measured at each build
     log_level : of uvicorn
     started : called with the address when it is listened at
 
@@ -114,8 +121,9 @@ def serve(
             intake=None if inbox is None else (lambda names: FolderIntake(inbox, names)),
             poll_seconds=poll_seconds,
             wait_seconds=wait_seconds,
+            ann_recall=ann_recall if ann else None,
         )
-        holder = service.answers.holder
+        holder, approximate = service.answers.holder, service.answers.approximate
         try:
             if kafka is not None:
                 from sparkml_sgdals.serving.kafka_intake import KafkaIntake
@@ -145,6 +153,8 @@ def serve(
             _Server(config, service, started).run()
         finally:
             holder.stop()
+            if approximate is not None:
+                approximate.stop()
             if service.intake is not None:
                 service.intake.close()
 
@@ -159,6 +169,7 @@ def build_service(
     intake: Callable[[Columns], FolderIntake] | None = None,
     poll_seconds: float = 0.25,
     wait_seconds: float = 0.0,
+    ann_recall: float | None = None,
 ) -> Service:
     """A service that has taken up a model and follows it; the options are those of `serve`.
 
@@ -170,7 +181,17 @@ def build_service(
         model = _as_path(model, f"{folder}/saved")
     holder = ModelHolder(model, folder, poll_seconds)
     until = time.monotonic() + wait_seconds
-    while not holder.poll():
+    missing = ""
+    while True:
+        try:
+            if holder.poll():
+                break
+        except GoneError as gone:
+            # pruned while it was read: the next look finds a newer version, or asks for the same
+            if str(gone) == missing:
+                raise
+            missing = str(gone)
+            continue
         if time.monotonic() >= until:
             raise StorageError(f"There is no model at {model}: look whether the path is right.")
         time.sleep(0.1)
@@ -188,10 +209,31 @@ def build_service(
             history.add(one.user, [one.known()])
         inbox.found.clear()
         taken = inbox
+    if ann_recall is not None:
+        answers.approximate = _approximate(holder, ann_recall)
     _warm_up(answers)
-    holder.on_version = lambda commit: news.tell("version", answers.news() or {})
+
+    def told(commit: Commit) -> None:
+        news.tell("version", answers.news() or {})
+        if answers.approximate is not None:
+            answers.approximate.look()
+
+    holder.on_version = told
     holder.start()
-    return Service(answers, news, Gauges(holder), taken)
+    return Service(answers, news, Gauges(holder, answers.approximate), taken)
+
+
+def _approximate(holder: ModelHolder, recall: float) -> Approximate:
+    if not 0.0 < recall <= 1.0:
+        raise ValueError(f"ann_recall must be above 0 and at most 1, got {recall}.")
+    try:
+        found = Approximate(holder, recall)
+    except ModuleNotFoundError as missing:
+        raise ValueError(
+            "An approximate index needs faiss: pip install 'sparkml-sgdals[ann]'."
+        ) from missing
+    found.start()
+    return found
 
 
 def _as_path(model: str, path: str) -> str:
@@ -214,7 +256,7 @@ def _warm_up(answers: Answers) -> None:
     answers.explanation("", item)
     answers.similar(item, 1)
     with answers.holder.reading() as model:
-        bounded = model.settings.solver == "bayes"
+        bounded = model.settings.solver == "bayes" and model.events is None
     answers.recommendations("", 1, True, "upper" if bounded else "prediction", None, None, True)
 
 

@@ -67,7 +67,9 @@ class ItemRating(_In):
     """An item and a rating of it."""
 
     item: Id = Field(examples=[1])
-    rating: Stars = Field(examples=[4.5])
+    rating: Stars | None = Field(
+        default=None, description="needed but of events, where it is 1", examples=[4.5]
+    )
 
 
 class AnonymousIn(_In):
@@ -84,11 +86,13 @@ class AnonymousIn(_In):
 
 
 class RatingIn(_In):
-    """A rating. `timestamp` in seconds since 1970, now by default."""
+    """A rating, or an event. `timestamp` in seconds since 1970, now by default."""
 
     user: Id = Field(examples=[1])
     item: Id = Field(examples=[318])
-    rating: Stars = Field(examples=[4.5])
+    rating: Stars | None = Field(
+        default=None, description="needed but of events, where it is 1", examples=[4.5]
+    )
     timestamp: Seconds | None = Field(default=None, examples=[1260759144])
     eventId: EventId | None = Field(  # noqa: N815 - a field of the stream's messages
         default=None, description="the same in each delivery of one rating", examples=["5f0c-1"]
@@ -283,6 +287,7 @@ class ModelInfo(BaseModel):
     item_id: str = Field(description="Spark's type of item ids", examples=["int"])
     lowest: float | None = Field(description="lowest rating taken", examples=[0.5])
     highest: float | None = Field(description="highest rating taken", examples=[5.0])
+    events: bool = Field(description="learned from events (implicitPrefs), not from ratings")
     titles: int = Field(description="titles known")
     writes: bool = Field(description="whether ratings can be posted")
     token: bool = Field(description="whether posting needs a token")

@@ -1,11 +1,14 @@
-"""The program that is killed: learns a source to its end. Arguments: way, source, spec, path."""
+"""The program that is killed: learns a source. Arguments: way, source, spec, path.
+
+It ends where the source does, but for a spec with another trigger.
+"""
 
 import json
 import os
 import sys
 
 from pyspark.sql import SparkSession
-from sources import SOURCES
+from sources import POSTED, SOURCES
 
 from sparkml_sgdals import StreamingBiasedALS
 
@@ -16,12 +19,17 @@ builder = builder.config("spark.driver.memory", "1g").config(
 )
 # no stream runs into the limit of Spark's own clean-up by accident: keep it low
 builder = builder.config("spark.sql.streaming.minBatchesToRetain", "5")
+# which batches there are must not depend on when they come
+builder = builder.config("spark.sql.streaming.noDataMicroBatches.enabled", "false")
+builder = builder.config("spark.sql.shuffle.partitions", "1")
 spark = (
     builder.master("local[1]") if way == "classic" else builder.remote("local[1]")
 ).getOrCreate()
-stream = SOURCES[source].read(spark, json.loads(spec))
+settings = json.loads(spec)
+stream = (SOURCES | POSTED)[source].read(spark, settings)
 resident = int(os.environ.get("KILLS_RESIDENT", "0"))
 als = StreamingBiasedALS(timestampCol="time", rank=4, maxResidentIds=resident)
-job = als.fitStream(stream, path, trigger={"availableNow": True}, keepVersions=2)
+trigger = settings.get("trigger", {"availableNow": True})
+job = als.fitStream(stream, path, trigger=trigger, keepVersions=2, **settings.get("options", {}))
 job.awaitTermination()
 spark.stop()

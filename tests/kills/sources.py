@@ -93,4 +93,66 @@ class Kafka:
         return messages.select(value.alias("rating")).select("rating.*")
 
 
+COLUMNS = "user,item,rating,time,eventId"
+"""as the service writes what is posted"""
+_POSTED = f"{SCHEMA}, eventId string"
+
+
+class Inbox:
+    """The folder that the service writes to, a file a micro-batch; see `chain`."""
+
+    def read(self, spark: Any, spec: dict[str, Any]) -> Any:
+        reader = spark.readStream.schema(_POSTED).option("maxFilesPerTrigger", 1)
+        return reader.json(spec["folder"]).drop("eventId")
+
+
+class Topic:
+    """The topic that the service sends to, of one partition; see `chain`.
+
+    A batch is a fixed number of offsets, so that batches do not depend on when messages come.
+    """
+
+    def make(self, servers: str, rows: list[dict[str, Any]], size: int) -> dict[str, Any]:
+        """A topic with some messages; what `read` has to know."""
+        from confluent_kafka import Producer
+        from confluent_kafka.admin import AdminClient, NewTopic
+
+        topic = f"posted-{uuid.uuid4().hex[:8]}"
+        admin = AdminClient({"bootstrap.servers": servers})
+        admin.create_topics([NewTopic(topic, 1, 1)])[topic].result(30)
+        producer = Producer({"bootstrap.servers": servers, "enable.idempotence": True})
+        for row in rows:
+            producer.produce(topic, json.dumps(row).encode())
+        if producer.flush(30):
+            raise RuntimeError(f"{servers} did not take all messages")
+        # events delivered again after a kill of the service are told by their ids
+        repeats = {"eventIdCol": "eventId", "watermark": "1 day"}
+        return {"servers": servers, "topic": topic, "size": size, "options": repeats}
+
+    def length(self, spec: dict[str, Any]) -> int:
+        """Messages in the topic."""
+        from confluent_kafka import Consumer, TopicPartition
+
+        settings = {"bootstrap.servers": spec["servers"], "group.id": uuid.uuid4().hex}
+        reader = Consumer(settings)
+        _, end = reader.get_watermark_offsets(TopicPartition(spec["topic"], 0), 30)
+        reader.close()
+        return int(end)
+
+    def read(self, spark: Any, spec: dict[str, Any]) -> Any:
+        reader = spark.readStream.format("kafka").option("subscribe", spec["topic"])
+        reader = reader.option("kafka.bootstrap.servers", spec["servers"])
+        reader = reader.option("startingOffsets", "earliest")
+        reader = reader.option("maxOffsetsPerTrigger", spec["size"])
+        if "processingTime" in spec.get("trigger", {}):
+            reader = reader.option("minOffsetsPerTrigger", spec["size"])
+            reader = reader.option("maxTriggerDelay", "1d")
+        messages = reader.load()
+        value = F.from_json(messages.value.cast("string"), _POSTED)
+        posted = messages.select(value.alias("rating")).select("rating.*")
+        return posted.withColumn("time", F.timestamp_seconds("time"))
+
+
 SOURCES: dict[str, Source] = {"files": Files(), "kafka": Kafka()}
+
+POSTED = {"inbox": Inbox(), "topic": Topic()}

@@ -10,11 +10,10 @@ import pyarrow as pa
 import pytest
 
 from sparkml_sgdals import overlay, storage
+from sparkml_sgdals.objects import GoneError
 from sparkml_sgdals.ratings import encode_ratings
 from sparkml_sgdals.serving import holder as holding
 from sparkml_sgdals.serving.holder import ModelHolder, NoModelError
-from sparkml_sgdals.settings import Settings
-from sparkml_sgdals.state import ModelState
 from sparkml_sgdals.storage import VersionStore
 from sparkml_sgdals.updating import learn_batch
 from sparkml_sgdals.versions import forget_users, roll_back
@@ -179,15 +178,6 @@ def test_a_damaged_version_is_not_taken_up(modeler, tmp_path):
     assert_serves(holder, made.state)
 
 
-def test_models_of_events_are_refused(tmp_path):
-    settings = Settings(rank=2, positive=True)
-    store = VersionStore(str(tmp_path / "model"))
-    meta = {"settings": settings.to_json(), "kinds": ["int", "int"], "origin": "", "pathId": ""}
-    store.create(ModelState.empty(settings, "int", "int"), meta)
-    with pytest.raises(ValueError, match="implicitPrefs"):
-        ModelHolder(store.path, str(tmp_path)).poll()
-
-
 def test_nothing_yet(tmp_path):
     holder = ModelHolder(str(tmp_path / "none"), str(tmp_path))
     assert not holder.poll()
@@ -224,3 +214,24 @@ def test_readers_and_versions_at_once(modeler, tmp_path):
         one.join()
     assert not wrong
     assert len(seen) > 20
+
+
+def test_what_is_pruned_while_the_service_starts(modeler, serving, monkeypatch):
+    """A slow start may find a file of the newest version gone: there is a newer one by then."""
+    made = modeler()
+    read, gone = VersionStore.read_pieces, []
+
+    def pruned(self, file, rows):
+        if not gone:
+            gone.append(file["name"])
+            made.learn(made.ratings(20))
+            raise GoneError(f"{file['name']} is missing")
+        return read(self, file, rows)
+
+    monkeypatch.setattr(VersionStore, "read_pieces", pruned)
+    assert serving(made).get("/model")["version"] == made.commit.version == 1
+    # what stays away is an error, and no loop
+    for file in (made.path / "files").glob("*-items.parquet"):
+        file.unlink()
+    with pytest.raises(GoneError, match="missing"):
+        serving(made)

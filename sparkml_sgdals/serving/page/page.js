@@ -43,7 +43,7 @@ async function ask(path, options = {}) {
 
 const at = (id) => encodeURIComponent(id);
 const nameOf = (one) => one.title || `No. ${one.item}`;
-const stars = (n) => `${n} ${n === 1 ? "star" : "stars"}`;
+const stars = (n) => (model.events ? "Done" : `${n} ${n === 1 ? "star" : "stars"}`);
 const whole = (n) => n.toLocaleString("en");
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
@@ -60,6 +60,7 @@ function newUser() {
 // ---- rating ---------------------------------------------------------------------------------
 
 function scale() {
+  if (model.events) return [1];
   const high = model.highest ?? 5;
   const low = model.lowest ?? 0.5;
   if (high > 10 || high < 2) return [1, 2, 3, 4, 5].map((k) => low + ((high - low) * (k - 1)) / 4);
@@ -75,7 +76,7 @@ function starButtons(one) {
   };
   const buttons = values.map((value, n) =>
     el("button", {
-      type: "button", textContent: "★", title: stars(value),
+      type: "button", textContent: model.events ? "✓" : "★", title: stars(value),
       "aria-label": `${stars(value)} for ${nameOf(one)}`,
       "aria-pressed": String(held === value),
       tabIndex: n === 0 ? 0 : -1,
@@ -97,7 +98,8 @@ function starButtons(one) {
 
 async function rate(one, value) {
   const whose = user;
-  const body = { user: whose, item: one.item, rating: value, timestamp: Math.floor(Date.now() / 1000) };
+  const body = { user: whose, item: one.item, timestamp: Math.floor(Date.now() / 1000) };
+  if (!model.events) body.rating = value;
   const headers = { "Content-Type": "application/json", "Idempotency-Key": newKey() };
   const token = $("token").value;
   if (token) {
@@ -177,6 +179,10 @@ async function search() {
 // ---- the list -------------------------------------------------------------------------------
 
 function guess(one) {
+  if (model.events) {
+    const score = one.prediction.toFixed(1);
+    return el("span", { className: "guess", role: "img", "aria-label": `Score ${score}` }, el("b", { textContent: score }));
+  }
   const low = model.lowest ?? 0;
   const high = model.highest ?? 5;
   const place = (v) => Math.min(100, Math.max(0, (100 * (v - low)) / (high - low || 1)));
@@ -207,8 +213,8 @@ function explainer(one) {
     const rows = found.parts.map((p) => el("tr", {}, el("th", { scope: "row", textContent: p.part }), cell(number(p.value)),
       cell(p.std === null ? "" : `± ${number(p.std)}`), el("td", { textContent: p.note })));
     const because = found.because.filter((b) => Math.abs(b.share) >= 0.005).slice(0, 5).map((b) => el("tr", {},
-      el("th", { scope: "row", textContent: `your ${b.rating} for ${nameOf(b)}` }), cell((b.share >= 0 ? "+" : "") + number(b.share)),
-      el("td", {}), el("td", { textContent: "its share in the features" })));
+      el("th", { scope: "row", textContent: model.events ? `you did ${nameOf(b)}` : `your ${b.rating} for ${nameOf(b)}` }), cell((b.share >= 0 ? "+" : "") + number(b.share)),
+      el("td", {}), el("td", { textContent: model.events ? "its share in what was done last" : "its share in the features" })));
     box.append(el("table", {}, el("tbody", {}, ...rows, ...because)));
   });
   return box;
@@ -248,7 +254,7 @@ function showList(found, mark) {
   shown = found.items.map((one) => String(one.item));
   list.dataset.version = found.version;
   list.dataset.cold = found.cold;
-  $("by").textContent = `by version ${whole(found.version)}${found.cold ? ", which does not know you yet: by mean and bias" : ""}`;
+  $("by").textContent = `by version ${whole(found.version)}${found.cold ? `, which does not know you yet: by ${model.events ? "what is popular" : "mean and bias"}` : ""}`;
   return before.length ? shown.filter((id, n) => before[n] !== id).length : 0;
 }
 
@@ -394,6 +400,11 @@ async function start() {
     say(`${failure.message} Looking again in a moment.`, "bad");
     setTimeout(start, 2000);
     return;
+  }
+  if (model.events) {
+    $("h-rate").textContent = "What you did";
+    $("h-mine").firstChild.textContent = "Done by you ";
+    $("scale").textContent = "Score: the logarithm of the probability that this comes next, but for a constant.";
   }
   $("closed").hidden = model.writes;
   $("tokens").hidden = !(model.writes && model.token);
