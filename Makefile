@@ -63,10 +63,14 @@ bench: $(VENV)/.installed ## Time fit, recommend, a grid and a stream against Sp
 bench-large: $(VENV)/.installed ## Time fit of 26 million ratings against Spark's ALS, in ten minutes
 	@$(WITH_SPARK) $(PY) benchmarks/large_fit.py $(ARGS)
 
-kills: $(VENV)/.installed ## Kill streams 50 times and at every named point: out/kills-*.json
-	@$(WITH_SPARK) for way in classic connect; do \
-		$(PY) tests/kills/harness.py --way $$way --json out/kills-$$way-files.json $(ARGS) || exit 1; \
-	done
+kills: $(VENV)/.installed ## Kill streams 50 times and at every named point, files and Kafka: out/kills-*.json
+	@$(WITH_SPARK) harness="$(PY) tests/kills/harness.py"; \
+	run() { of=$$1; shift; "$$@" --json out/kills-$$of.json $(ARGS) || exit 1; }; \
+	for way in classic connect; do \
+		run $$way-files $$harness --way $$way --source files; \
+		run $$way-kafka $(PY) scripts/kafka_broker.py $$harness --way $$way --source kafka; \
+	done; \
+	run classic-part-in-memory $$harness --resident 100
 
 docs: $(VENV)/.installed ## Check the links in README.md and docs/, and build the site: site/
 	$(PY) scripts/check_links.py README.md docs
