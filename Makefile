@@ -78,10 +78,14 @@ bench-large: $(VENV)/.installed ## Time what takes most of an hour: 26 and 78 mi
 	fi
 	$(PY) benchmarks/page.py
 
-kills: $(VENV)/.installed ## Kill streams 50 times and at every named point: out/kills-*.json
-	@$(WITH_SPARK) for way in classic connect; do \
-		$(PY) tests/kills/harness.py --way $$way --json out/kills-$$way-files.json $(ARGS) || exit 1; \
-	done
+kills: $(VENV)/.installed ## Kill streams 50 times and at every named point, files and Kafka: out/kills-*.json
+	@$(WITH_SPARK) harness="$(PY) tests/kills/harness.py"; \
+	run() { of=$$1; shift; "$$@" --json out/kills-$$of.json $(ARGS) || exit 1; }; \
+	for way in classic connect; do \
+		run $$way-files $$harness --way $$way --source files; \
+		run $$way-kafka $(PY) scripts/kafka_broker.py $$harness --way $$way --source kafka; \
+	done; \
+	run classic-part-in-memory $$harness --resident 100
 
 docs: $(VENV)/.installed ## Check the links in README.md and docs/, and build the site: site/
 	$(PY) scripts/check_links.py README.md docs

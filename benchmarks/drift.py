@@ -5,8 +5,9 @@ python benchmarks/drift.py [FOLDER]
 On every ratings file of a folder (see accuracy.py): prequential RMSE of all of it in time order,
 1,000 ratings a batch, from nothing and after a fit of the older half; and, with the split of
 accuracy.py, the held-out RMSE after one pass, which asks for the past as much as for the future.
-Then a generated stream whose users change their tastes half-way. Writes out/drift.json and
-out/drift.png.
+The same for drift of the biases of one side alone, by rating or by day since the id was last seen,
+never beyond their prior variance. Then a generated stream whose users change their tastes half-way.
+Writes out/drift.json and out/drift.png.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from accuracy import OUT, find_sets, outer_splits, split
 
 from sparkml_sgdals import StreamingBiasedALS
 from sparkml_sgdals.learning import fit_ratings
-from sparkml_sgdals.ratings import encode_ratings
+from sparkml_sgdals.ratings import Ratings, encode_ratings
 from sparkml_sgdals.state import ModelState
 from sparkml_sgdals.updating import learn_batch
 
@@ -35,6 +36,12 @@ import matplotlib.pyplot as plt
 
 F64 = npt.NDArray[np.float64]
 DRIFTS = (0.0, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+FORMS = (
+    ("rating", "users", 3e-5), ("rating", "users", 1e-4), ("rating", "users", 3e-4),
+    ("rating", "items", 3e-5), ("rating", "items", 1e-4), ("rating", "items", 3e-4),
+    ("day", "users", 1e-4), ("day", "users", 1e-3), ("day", "items", 1e-5), ("day", "items", 1e-4),
+)  # fmt: skip
+"""Drift of biases alone: by what, of which side, variance."""
 SHOWN = {0.0: "-", 3e-4: "--", 3e-3: ":"}
 BATCH = 1000
 DEFAULTS = StreamingBiasedALS(timestampCol="time").settings()
@@ -45,29 +52,63 @@ def as_table(ratings: pd.DataFrame) -> pa.Table:
     return pa.Table.from_pandas(ordered, preserve_index=False)
 
 
-def stream(table: pa.Table, drift: float, fitted: int = 0) -> tuple[ModelState, F64]:
+class BiasDrift:
+    """Variance that the biases of one side get before the batch that names their ids."""
+
+    def __init__(self, per: str, side: str, variance: float) -> None:
+        self.per, self.side, self.variance = per, side, variance
+        self.last = np.empty(0)
+
+    def add(self, state: ModelState, batch: Ratings, days: F64) -> None:
+        table = state.users if self.side == "users" else state.items
+        ids = batch.user_ids if self.side == "users" else batch.item_ids
+        positions = batch.users if self.side == "users" else batch.items
+        rows = table.index.find(ids)
+        known = rows >= 0
+        # ids that the batch before brought
+        self.last = np.append(self.last, np.full(table.size - self.last.size, days[0]))
+        amount = np.bincount(positions, minlength=len(ids)).astype(np.float64)
+        if self.per == "day":
+            amount[known] = np.maximum(days[0] - self.last[rows[known]], 0.0)
+        before = table.var[rows[known], 0]
+        grown = np.minimum(before + self.variance * amount[known], state.settings.bias_prior)
+        table.var[rows[known], 0] = np.maximum(before, grown)
+        self.last[rows[known]] = days[-1]
+
+
+def stream(
+    table: pa.Table, drift: float, fitted: int = 0, biases: BiasDrift | None = None
+) -> tuple[ModelState, F64]:
     """Learn a table in batches, the first rows by a fit; the model and each batch's RMSE before."""
+    days = table.column("time").to_numpy() / 86400.0
     state = ModelState.empty(replace(DEFAULTS, drift=0.0 if fitted else drift), "int", "int")
     if fitted:
         fit_ratings(encode_ratings(table.slice(0, fitted)), state)
         state.settings = replace(state.settings, drift=drift)
     errors = []
     for start in range(fitted, table.num_rows, BATCH):
-        errors.append(learn_batch(state, encode_ratings(table.slice(start, BATCH))).rmse)
+        batch = encode_ratings(table.slice(start, BATCH))
+        if biases is not None:
+            biases.add(state, batch, days[start : start + BATCH])
+        errors.append(learn_batch(state, batch).rmse)
     return state, np.array(errors)
 
 
-def prequential(table: pa.Table, drift: float, fitted: int = 0) -> float:
+def prequential(
+    table: pa.Table, drift: float, fitted: int = 0, biases: BiasDrift | None = None
+) -> float:
     """RMSE of every rating before it is learned; nothing is predicted before the first batch."""
-    errors = stream(table, drift, fitted)[1]
+    errors = stream(table, drift, fitted, biases)[1]
     counts = np.full(errors.size, BATCH)
     counts[-1] = (table.num_rows - fitted - 1) % BATCH + 1
     known = np.isfinite(errors)
     return float(np.sqrt(np.average(errors[known] ** 2, weights=counts[known])))
 
 
-def held_out(train: pd.DataFrame, held: pd.DataFrame, drift: float) -> float:
-    state, _ = stream(as_table(train), drift)
+def held_out(
+    train: pd.DataFrame, held: pd.DataFrame, drift: float, biases: BiasDrift | None = None
+) -> float:
+    state, _ = stream(as_table(train), drift, biases=biases)
     users = state.users.index.find(pa.array(held.user))
     items = state.items.index.find(pa.array(held.item))
     off = state.clip(state.predict(users, items)[0]) - held.rating.to_numpy()
@@ -125,6 +166,15 @@ def main() -> None:
             }
             found[name][str(drift)] = row
             print("{:8g}{:14.4f}{:13.4f}{:10.4f}".format(drift, *row.values()))
+        print(f"{'biases of one side alone':24}{'from nothing':>14}{'held out':>10}")
+        for form in FORMS:
+            row = {
+                "prequential": prequential(whole, 0.0, biases=BiasDrift(*form)),
+                "heldOut": held_out(train, held, 0.0, BiasDrift(*form)),
+            }
+            found[name][" ".join(map(str, form))] = row
+            print("{2:8g} a {0:6} {1:6}".format(*form), end="")
+            print("{:14.4f}{:10.4f}".format(*row.values()))
     changing, noise = changing_tastes()
     curves = {drift: stream(as_table(changing), drift)[1] for drift in SHOWN}
     print(

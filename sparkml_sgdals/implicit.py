@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from sparkml_sgdals.factors import FactorRows, FactorTable, prior_variances
 from sparkml_sgdals.kernels import FAST, MIN_VARIANCE, check_rows
+from sparkml_sgdals.prefetch import AHEAD, prefetch_row
 from sparkml_sgdals.ratings import Layout, Ratings
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.solvers import Side
@@ -346,6 +347,16 @@ def filter_implicit(  # type: ignore[no-untyped-def]
     uv, iv = np.empty(width, np.float32), np.empty(width, np.float32)
     change, moved = np.empty(width, np.float32), np.empty(width, np.float32)
     for n in range(users.size):
+        if n + AHEAD < users.size:
+            after, partner = users[n + AHEAD], items[n + AHEAD]
+            prefetch_row(user_mean, after)
+            prefetch_row(user_var, after)
+            prefetch_row(user_prior, after)
+            prefetch_row(user_influence, after)
+            prefetch_row(item_mean, partner)
+            prefetch_row(item_var, partner)
+            prefetch_row(item_prior, partner)
+            prefetch_row(item_influence, partner)
         x = users[n]
         y = items[n]
         weight = one

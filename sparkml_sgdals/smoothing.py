@@ -15,6 +15,7 @@ import numpy.typing as npt
 from sparkml_sgdals.factors import FactorRows
 from sparkml_sgdals.implicit import concentration, moved_prior
 from sparkml_sgdals.kernels import FAST, check_rows
+from sparkml_sgdals.prefetch import AHEAD, prefetch_row
 from sparkml_sgdals.ratings import Layout, Ratings, layout_by
 from sparkml_sgdals.settings import Settings
 
@@ -117,6 +118,9 @@ def smooth_ids(  # type: ignore[no-untyped-def]
         # the bias is a feature whose regressor is 1, with variance 0
         m2[0] = one
         for t in range(count):
+            if begin + t + AHEAD < partners.size:
+                prefetch_row(partner_mean, partners[begin + t + AHEAD])
+                prefetch_row(partner_var, partners[begin + t + AHEAD])
             y = partners[begin + t]
             pm, pv, row = partner_mean[y], partner_var[y], regressors[t]
             prediction = np.float32(0.0)

@@ -1,0 +1,151 @@
+"""What an update costs: learning batches of 1,000 to 100,000 ratings, with and without the prior
+that ids give each other and the second look at a batch (smoothing).
+
+    python benchmarks/updates.py [--rounds 15] [--spark]
+
+The ratings are those of streaming.py; a model of all its ids learns batch after batch, the four
+forms by turns. Times are medians in milliseconds: of the clock, and of this process's processors,
+which a busy machine disturbs less. With --spark also `model.update(df)`, from a DataFrame that is
+cached. Writes out/updates.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+from streaming import made_ratings
+
+from sparkml_sgdals import StreamingBiasedALS, updating
+from sparkml_sgdals.ratings import Ratings, encode_ratings
+from sparkml_sgdals.state import ModelState
+
+OUT = Path(__file__).resolve().parent.parent / "out" / "updates.json"
+SIZES = (1_000, 10_000, 100_000)
+FORMS = {
+    "filter alone": (False, False),
+    "implicit prior": (True, False),
+    "smoothing": (False, True),
+    "both (default)": (True, True),
+}
+"""Whether ids give each other prior means, and whether a batch is smoothed."""
+
+
+@contextmanager
+def smoothing(on: bool) -> Iterator[None]:
+    """Learn with or without it inside."""
+    smooth = updating.smooth_batch
+    if not on:
+        updating.smooth_batch = lambda *_: None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        updating.smooth_batch = smooth
+
+
+def encoded(ratings: pd.DataFrame) -> Ratings:
+    """As a micro-batch has them."""
+    names = {"userId": "user", "movieId": "item", "timestamp": "time"}
+    table = ratings.rename(columns=names).astype({"rating": "float32"})
+    return encode_ratings(pa.Table.from_pandas(table, preserve_index=False))
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, float]:
+    """Milliseconds of the clock and of processors."""
+    clock, processors = time.perf_counter(), time.process_time()
+    work()
+    return 1000 * (time.perf_counter() - clock), 1000 * (time.process_time() - processors)
+
+
+def learned(first: Ratings, implicit: bool) -> ModelState:
+    """A model of the first ratings."""
+    settings = StreamingBiasedALS(timestampCol="time").settings()
+    state = ModelState.empty(replace(settings, implicit_prior=implicit), "int", "int")
+    updating.learn_batch(state, first)
+    return state
+
+
+def measure(size: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Print the forms at one size; the same for the JSON."""
+    ratings = made_ratings(100_000 + size * (rounds + 2))
+    first = encoded(ratings.iloc[:100_000])
+    batches = [encoded(ratings.iloc[at : at + size]) for at in range(100_000, len(ratings), size)]
+    states = {form: learned(first, implicit) for form, (implicit, _) in FORMS.items()}
+    times: dict[str, list[tuple[float, float]]] = {form: [] for form in FORMS}
+    for batch in batches:
+        for form, (_, smooth) in FORMS.items():
+            with smoothing(smooth):
+                took = timed(lambda: updating.learn_batch(states[form], batch))  # noqa: B023
+            times[form].append(took)
+    found = {}
+    for form, both in times.items():
+        # the first ones compile and fill caches
+        clock, processors = (statistics.median(kind) for kind in zip(*both[2:], strict=True))
+        found[form] = {"ms": clock, "processorMs": processors}
+    print(f"\n{size:,} ratings{'':>12}{'ms':>9}{'of processors':>15}{'x filter alone':>16}")
+    alone = found["filter alone"]["processorMs"]
+    for form, row in found.items():
+        print("{:26}{:9.2f}{:15.2f}".format(form, *row.values()), end="")
+        print(f"{row['processorMs'] / alone:15.2f}x")
+    return found
+
+
+def measure_on_spark(rounds: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of `model.update(df)`, each form on a session of its own kind of model."""
+    from pyspark.sql import SparkSession
+
+    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+    builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
+    spark = builder.config("spark.ui.showConsoleProgress", "false").getOrCreate()
+    spark.sparkContext.setLogLevel("ERROR")
+    columns = {"userCol": "userId", "itemCol": "movieId", "timestampCol": "timestamp"}
+    found: dict[str, dict[str, float]] = {}
+    for size in SIZES:
+        ratings = made_ratings(100_000 + size)
+        start = spark.createDataFrame(ratings.iloc[:100_000])
+        more = spark.createDataFrame(ratings.iloc[100_000:]).cache()
+        more.count()
+        models = {
+            form: StreamingBiasedALS(**columns, implicitPrior=implicit).fit(start)
+            for form, (implicit, _) in FORMS.items()
+        }
+        times: dict[str, list[float]] = {form: [] for form in FORMS}
+        for _ in range(rounds + 2):
+            for form, (_, smooth) in FORMS.items():
+                with smoothing(smooth):
+                    took = timed(lambda: models[form].update(more))  # noqa: B023
+                times[form].append(took[0])
+        found[str(size)] = {form: statistics.median(of[2:]) for form, of in times.items()}
+        print(f"\nmodel.update of {size:,} ratings, ms")
+        for form, took in found[str(size)].items():
+            print(f"{form:26}{took:9.1f}{took / found[str(size)]['filter alone']:15.2f}x")
+    spark.stop()
+    return found
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--spark", action="store_true", help="model.update as well")
+    given = parser.parse_args()
+    found: dict[str, Any] = {"learnBatch": {str(s): measure(s, given.rounds) for s in SIZES}}
+    if given.spark:
+        found["update"] = measure_on_spark(given.rounds)
+    OUT.parent.mkdir(exist_ok=True)
+    OUT.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
