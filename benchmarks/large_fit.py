@@ -223,8 +223,9 @@ def summary(
         if {name, THEIRS} <= set(median):
             ratios[f"ALS to {name}"] = median[THEIRS] / median[name]
     for name in median:
-        if name.endswith("blocks") and OURS in median:
-            ratios[f"{name} to one task"] = median[name] / median[OURS]
+        if (name == BLOCKS or name.endswith(" blocks")) and OURS in median:
+            form = "blocks" if name == BLOCKS else name
+            ratios[f"{form} to one task"] = median[name] / median[OURS]
     if {OURS, THEIRS} <= set(rmse):
         ratios["RMSE gained"] = rmse[THEIRS] - rmse[OURS]
     ways = {
