@@ -60,7 +60,7 @@ def rank_items(
     if sign and (model.settings.solver != "bayes" or model.events is not None):
         learned = "from events" if model.events is not None else f"by {model.settings.solver!r}"
         raise ValueError(
-            f"rank_by={rank_by!r} needs a model of ratings of solver 'bayes', this one was learned "
+            f"rank_by={rank_by!r} needs a model of solver 'bayes' of ratings, this one was learned "
             f"{learned}: rank by 'prediction'."
         )
     candidates = model.candidates
