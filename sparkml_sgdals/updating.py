@@ -55,10 +55,10 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
         nothing = np.empty(0, np.int64)
         return BatchReport(0, 0, 0, nothing, nothing, math.nan, math.nan)
     if state.settings.positive:
-        done = learn_events(state, ratings)
+        done = learn_events(state, ratings, judge=True)
         return BatchReport(
             len(ratings), done.new_users, done.new_items, done.user_rows, done.item_rows,
-            math.nan, math.nan,
+            math.nan, math.nan, done.sums,
         )  # fmt: skip
     noise = state.noise, state.noise_weight
     predicted = not state.blank
