@@ -105,7 +105,7 @@ class TestCandidates:
         dropped = [row["candidate"] for row in rows if row["dropped"]]
         assert {2, 3} <= set(dropped)
         assert any(row["entered"] for row in rows)
-        assert all(row["lower"] > 0 for row in rows if row["dropped"])
+        assert all(row["lower"] > 0 for row in rows if row["dropped"] == "worse")
 
     def test_the_path_loads_as_any_model_path(self, racing, batches, tmp_path):
         race = racing(tmp_path, grid=(GRID[2], GRID[1], GRID[0])).feed(batches)
