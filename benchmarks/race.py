@@ -185,7 +185,8 @@ def change() -> dict[str, Any]:
         replace(DEFAULTS, rank=rank, drift=drift)
         for rank, drift in itertools.product((4, 8), (0.0, 1e-3, 1e-2))
     )
-    rules = replace(RULES, keep=2, challengers=1)
+    # candidates that are equal before the change are what differs after it
+    rules = replace(RULES, keep=2, challengers=1, tolerance=0.0)
     with tempfile.TemporaryDirectory() as scratch:
         _, _, told = race(f"{scratch}/change", batches, grid, rules)
     told.to_csv(OUT / "race-change.csv", index=False)

@@ -224,7 +224,7 @@ class StreamingGridSearch(Params):
         settings = self._settings_of(stages)
         first = stages[0]
         kinds, id_types = first._ids_of(stream)
-        options = fit_options(first, kinds, stream_invalid(first))
+        options = fit_options(first, kinds, stream_invalid(first), settings[0].positive)
         rules = RaceRules(
             self.getOrDefault(self.errorProbability),
             self.getOrDefault(self.keep),
@@ -284,6 +284,8 @@ class StreamingGridSearch(Params):
                 "The candidates read different columns: set userCol, itemCol, ratingCol, "
                 "timestampCol and weightCol on the estimator, not in estimatorParamMaps."
             )
+        for stage in stages:
+            stage.warnOfUnused()
         settings = tuple(stage.settings() for stage in stages)
         if len({own.positive for own in settings}) > 1:
             raise ValueError(
