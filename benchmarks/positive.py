@@ -31,9 +31,9 @@ import pandas as pd
 import pyarrow as pa
 
 from sparkml_sgdals import StreamingBiasedALS
+from sparkml_sgdals.event_scores import serving_state
 from sparkml_sgdals.hashing import ITEM_SIDE, USER_SIDE, id_keys, start_factors
 from sparkml_sgdals.isgd import descend_events
-from sparkml_sgdals.learning_events import serving_state
 from sparkml_sgdals.ratings import encode_ratings
 from sparkml_sgdals.state import ModelState
 from sparkml_sgdals.updating import learn_batch

@@ -1,10 +1,11 @@
 """A grid of 16 that races on a stream: who is dropped when, how good the leader is, what it costs.
 
-python benchmarks/race.py [FOLDER] [--cost]
+python benchmarks/race.py [FOLDER] [--cost | --million]
 
 MovieLens latest-small in time order, 1,000 ratings a batch: the race against 16 separate runs by
 their held-out RMSE, and again with five restarts. Then a generated stream whose tastes begin to
-wander in the middle, so that another drift is best. With --cost the time of a trigger on Spark.
+wander in the middle, so that another drift is best. With --cost the time of a trigger on Spark;
+with --million the processor time of the race over a million generated ratings, and of one model.
 Writes out/race.json, out/race.csv and out/race-change.csv, a row a candidate and batch each, and
 out/race.png.
 """
@@ -184,7 +185,8 @@ def change() -> dict[str, Any]:
         replace(DEFAULTS, rank=rank, drift=drift)
         for rank, drift in itertools.product((4, 8), (0.0, 1e-3, 1e-2))
     )
-    rules = replace(RULES, keep=2, challengers=1)
+    # candidates that are equal before the change are what differs after it
+    rules = replace(RULES, keep=2, challengers=1, tolerance=0.0)
     with tempfile.TemporaryDirectory() as scratch:
         _, _, told = race(f"{scratch}/change", batches, grid, rules)
     told.to_csv(OUT / "race-change.csv", index=False)
@@ -222,6 +224,73 @@ def draw(told: pd.DataFrame, middle: int, path: Path) -> None:
     axes.set_title("A race turns round: x = dropped; a dropped one comes back from the leader")
     axes.legend()
     figure.savefig(path, dpi=110)
+
+
+def generated(count: int, seed: int = 1) -> list[pa.Table]:
+    """20,000 users, 5,000 items, 6 features, half stars from 0.5 to 5; some ids far more often."""
+    rng = np.random.default_rng(seed)
+    users = (20_000 * rng.random(count) ** 2).astype(np.int64)
+    items = (5_000 * rng.random(count) ** 2).astype(np.int64)
+    tastes, features = rng.normal(0, 0.3, (20_000, 6)), rng.normal(0, 1, (5_000, 6))
+    values = 3.5 + rng.normal(0, 0.4, 20_000)[users] + rng.normal(0, 0.4, 5_000)[items]
+    values += np.sum(tastes[users] * features[items], axis=1) + rng.normal(0, 0.8, count)
+    values = np.clip(np.round(values * 2) / 2, 0.5, 5.0)
+    frame = pd.DataFrame({"user": users, "item": items, "rating": values, "time": range(count)})
+    return in_batches(frame)
+
+
+def million(count: int) -> dict[str, Any]:
+    """Processor seconds of the race, and of its leader's settings alone, over the same stream."""
+    batches = generated(count)
+    with tempfile.TemporaryDirectory() as scratch:
+        # compiled kernels are read first
+        race(f"{scratch}/warm", batches[:12], GRID, RULES)
+        found: dict[str, Any] = {"ratings": count}
+
+        def spent(name: str, grid: tuple[Settings, ...], rules: RaceRules) -> Settings:
+            clock = time.process_time()
+            leader, _, told = race(f"{scratch}/{name}", batches, grid, rules)
+            found[name] = {
+                "seconds": time.process_time() - clock,
+                "leader": name_of(grid[leader]),
+                "candidate batches": len(told),
+                "half gone after": _batch_of_drop(told, len(grid) // 2),
+                "ended after": _batch_of_drop(told, len(grid) - rules.keep),
+            }
+            print(name, found[name], flush=True)
+            return grid[leader]
+
+        leader = spent("keep 1", GRID, replace(RULES, keep=1))
+        spent("keep 2", GRID, RULES)
+        spent("alone, committed", (leader,), RULES)
+        clock = time.process_time()
+        one = ModelState.empty(leader, "int", "int")
+        for table in batches:
+            learn_batch(one, encode_ratings(table))
+        found["alone, learned"] = time.process_time() - clock
+        print("alone, learned", found["alone, learned"], flush=True)
+        own = _rmse_of(one)
+        found["prequential RMSE"] = {name_of(leader): own}
+        for settings in dict.fromkeys(
+            replace(leader, rank=rank, bias_prior=bias)
+            for rank, bias in itertools.product((4, 16), (0.2, 0.02))
+        ):
+            other = ModelState.empty(settings, "int", "int")
+            for table in batches:
+                learn_batch(other, encode_ratings(table))
+            found["prequential RMSE"][name_of(settings)] = _rmse_of(other)
+        print(found["prequential RMSE"], flush=True)
+    return found
+
+
+def _rmse_of(state: ModelState) -> float:
+    return state.counters.prequential_rmse()
+
+
+def _batch_of_drop(told: pd.DataFrame, number: int) -> int | None:
+    """Batches until so many candidates were dropped; None where they never are."""
+    ends = sorted(told.batch[told.dropped != ""])
+    return None if number < 1 or len(ends) < number else int(ends[number - 1]) + 1
 
 
 def cost() -> dict[str, float]:
@@ -270,13 +339,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", nargs="?", default=os.environ.get("SPARKML_SGDALS_DATA", ""))
     parser.add_argument("--cost", action="store_true", help="time triggers on Spark, nothing else")
+    parser.add_argument("--million", nargs="?", type=int, const=1_000_000, help="see above")
     given = parser.parse_args()
     OUT.mkdir(exist_ok=True)
     clock = time.perf_counter()
-    found = {"cost": cost()} if given.cost else {"real": real(Path(given.folder))}
-    if not given.cost:
+    found: dict[str, Any]
+    if given.cost:
+        name, found = "race-cost.json", {"cost": cost()}
+    elif given.million:
+        name, found = "race-million.json", million(given.million)
+    else:
+        name, found = "race.json", {"real": real(Path(given.folder))}
         found["change"] = change()
-    name = "race-cost.json" if given.cost else "race.json"
     (OUT / name).write_text(json.dumps(found, indent=1))
     print(f"{time.perf_counter() - clock:.0f} s")
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from sparkml_sgdals.event_memory import ItemMemory, UserMemory
 from sparkml_sgdals.factors import FactorTable
 from sparkml_sgdals.ratings import Ratings
 from sparkml_sgdals.settings import Settings
@@ -44,7 +45,7 @@ def warm_start(leader: ModelState, settings: Settings) -> ModelState:
     """A model of other settings that starts from what the leader knows.
 
     Features beyond the leader's rank start as those of new ids do; of more than `settings.rank`
-    the first ones are taken. The leader is left as it is.
+    the first ones are taken. The leader is left as it is. Models of events have one solver both.
     """
     kinds = leader.users.index.kind, leader.items.index.kind
     state = ModelState.empty(settings, *kinds)
@@ -57,6 +58,8 @@ def warm_start(leader: ModelState, settings: Settings) -> ModelState:
     state.scale = replace(scale, frozen=old.frozen)
     state.counters = leader.counters
     ratio = old.spread / state.scale.spread
+    if settings.positive:
+        state.events, state.popularity_parts = leader.events, leader.popularity_parts
     for own, other in ((state.users, leader.users), (state.items, leader.items)):
         _take_over(own, other, ratio)
     if settings.solver == "bayes" and leader.settings.solver == "bayes":
@@ -80,3 +83,12 @@ def _take_over(own: FactorTable, other: FactorTable, ratio: float) -> None:
     own.base_var[rows] = scaled.base_var
     own.count[rows] = other.count
     own.noise_factor[rows] = np.asarray(other.noise_factor)
+    if isinstance(own.events, UserMemory) and isinstance(other.events, UserMemory):
+        for row, done in zip(rows.tolist(), other.events.done, strict=True):
+            own.events.done[row] = done
+    if isinstance(own.events, ItemMemory) and isinstance(other.events, ItemMemory):
+        mine, theirs = own.events, other.events
+        mine.popularity[rows], mine.last[rows] = theirs.popularity, theirs.last
+        width = min(mine.context.shape[1], theirs.context.shape[1])
+        mine.context[rows, :width] = theirs.context[:, :width]
+        mine.context_var[rows, :width] = theirs.context_var[:, :width]

@@ -85,6 +85,8 @@ class StreamingBiasedALS(
         drift: float = 0.0,
         implicitPrior: bool = True,
         numNegatives: int | None = None,
+        rankingSize: int = 10,
+        rankingSample: int = 0,
         numThreads: int = 0,
         numBlocks: int = 0,
         maxRatingsPerTask: int = 50_000_000,

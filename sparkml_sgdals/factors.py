@@ -55,6 +55,10 @@ class FactorRows:
     evidence: F32
     noise_factor: F32
 
+    def copy(self) -> FactorRows:
+        """An independent copy: rows side by side, so cheaper than to take them again."""
+        return FactorRows(*(array.copy() for array in vars(self).values()))
+
     def finite(self) -> bool:
         """Whether every mean and variance is a finite number."""
         held = (self.mean, self.var, self.prior_mean, self.influence, self.noise_factor)

@@ -27,8 +27,8 @@ from sparkml_sgdals.streaming import StreamJob, StreamStart, start_stream
 __all__ = ["RACE", "RaceJob", "StreamingGridSearch"]
 
 RACE: Final = (
-    "candidate", "params", "batch", "ratings", "loss", "rmse", "rival", "lower", "upper", "leads",
-    "entered", "dropped", "reason", "dropped_at",
+    "candidate", "params", "batch", "ratings", "loss", "rmse", "mrr", "rival", "lower", "upper",
+    "leads", "entered", "dropped", "reason", "dropped_at",
 )  # fmt: skip
 """Columns of `RaceJob.race`."""
 
@@ -43,6 +43,13 @@ def _share(name: str) -> Any:
     return convert
 
 
+def _tolerance(value: Any) -> float:
+    number = TypeConverters.toFloat(value)
+    if not 0.0 <= number < 1.0:
+        raise ValueError(f"tolerance must be at least 0 and below 1, got {value!r}.")
+    return number
+
+
 class RaceJob(StreamJob[StreamingBiasedALSModel]):
     """A race on a stream; `model` is the leader's newest version, `metrics` are the leaders'."""
 
@@ -51,24 +58,30 @@ class RaceJob(StreamJob[StreamingBiasedALSModel]):
 
         candidate is its place in estimatorParamMaps, params what that sets; ratings are those
         predicted since its entrance, loss is its RMSE with the fading factor and rmse that of the
-        batch, in rating units; lower and upper bound its mean squared error minus that of `rival`;
-        leads, entered, dropped say what it is after the batch, reason why it was dropped ("worse"
-        or "diverged"), dropped_at in which batch that was, in all rows since its entrance.
+        batch, in rating units; of events loss is 1 - MRR@N with the fading factor, and mrr that of
+        the batch. lower and upper bound its mean squared error, or 1 - MRR@N, minus that of
+        `rival`; leads, entered, dropped say what it is after the batch, reason why it was dropped
+        ("worse", "equal": better by the tolerance at most, or "diverged"), dropped_at in which
+        batch that was, in all rows since its entrance.
         """
         store = VersionStore(self.path)
         names = (store.meta() or {})["race"]["params"]
         rows: list[dict[str, Any]] = []
         for batch in store.metrics():
             for row in batch["race"]:
-                told = row | {
-                    "params": names[row["candidate"]],
-                    "batch": batch["batch"],
-                    "reason": row["dropped"],
-                    "dropped": bool(row["dropped"]),
-                }
+                told = (
+                    {"mrr": None}
+                    | row
+                    | {
+                        "params": names[row["candidate"]],
+                        "batch": batch["batch"],
+                        "reason": row["dropped"],
+                        "dropped": bool(row["dropped"]),
+                    }
+                )
                 rows.append(told)
         frame = pd.DataFrame(rows, columns=list(RACE))
-        numbers = ["loss", "rmse", "lower", "upper", "dropped_at"]
+        numbers = ["loss", "rmse", "mrr", "lower", "upper", "dropped_at"]
         frame[numbers] = frame[numbers].astype(float)
         run = frame.groupby("candidate").entered.cumsum()
         ends = frame.batch.where(frame.dropped.astype(bool))
@@ -92,11 +105,14 @@ class StreamingGridSearch(Params):
     estimator : a StreamingBiasedALS
     estimatorParamMaps : a grid, as ParamGridBuilder makes it; maps may set what is learned by, not
         which columns are read
-    errorProbability : that the best candidate is ever dropped, at most
+    errorProbability : that a candidate that is better than all others by more than the tolerance is
+        ever dropped, at most
     keep : candidates that stay in the race whatever the evidence, so that the order can turn round
     minRatings : ratings predicted before a candidate can be dropped
     challengers : dropped candidates that may be back at a time, started from the leader's factors
     fadingFactor : what a rating counts in the loss that the leader is chosen by when the next comes
+    tolerance : a candidate goes as well where it is shown not to be better than the leader by more
+        than this share of its RMSE (of events, of its 1 - MRR@N); 0 keeps those that are equal
     parallelism : threads; 0 for as many as the driver has cores
 
     Examples
@@ -128,6 +144,11 @@ class StreamingGridSearch(Params):
         "what a rating counts in a candidate's loss when the next one comes.",
         _share("fadingFactor"),
     )
+    tolerance: Param[float] = param(
+        "tolerance",
+        "share of the leader's loss that a candidate has to be better by to stay; 0 = any.",
+        _tolerance,
+    )
     parallelism: Param[int] = param(
         "parallelism",
         "threads that learn side by side; 0 = the driver's cores.",
@@ -147,6 +168,7 @@ class StreamingGridSearch(Params):
         minRatings: int = 5_000,
         challengers: int = 0,
         fadingFactor: float = 0.9999,
+        tolerance: float = 0.002,
         parallelism: int = 0,
     ) -> None:
         super().__init__()
@@ -157,6 +179,7 @@ class StreamingGridSearch(Params):
             minRatings=defaults.min_ratings,
             challengers=defaults.challengers,
             fadingFactor=defaults.fading,
+            tolerance=defaults.tolerance,
             parallelism=0,
         )
         given = dict(self._input_kwargs)
@@ -201,13 +224,15 @@ class StreamingGridSearch(Params):
         settings = self._settings_of(stages)
         first = stages[0]
         kinds, id_types = first._ids_of(stream)
-        options = fit_options(first, kinds, stream_invalid(first))
+        options = fit_options(first, kinds, stream_invalid(first), settings[0].positive)
         rules = RaceRules(
             self.getOrDefault(self.errorProbability),
             self.getOrDefault(self.keep),
             self.getOrDefault(self.minRatings),
             self.getOrDefault(self.challengers),
             self.getOrDefault(self.fadingFactor),
+            self.getOrDefault(self.tolerance),
+            squares=not settings[0].positive,
         )
         named = {
             "candidates": [s.to_json() for s in settings],
@@ -259,16 +284,21 @@ class StreamingGridSearch(Params):
                 "The candidates read different columns: set userCol, itemCol, ratingCol, "
                 "timestampCol and weightCol on the estimator, not in estimatorParamMaps."
             )
+        for stage in stages:
+            stage.warnOfUnused()
         settings = tuple(stage.settings() for stage in stages)
-        if any(own.positive for own in settings):
+        if len({own.positive for own in settings}) > 1:
             raise ValueError(
-                "implicitPrefs=True cannot race: events have no errors of ratings to compare. Set "
-                "implicitPrefs=False, or compare rankings (docs/metrics.md) yourself."
+                "Some candidates learn events and some ratings: set implicitPrefs on the "
+                "estimator, not in estimatorParamMaps."
             )
+        if settings[0].positive:
+            self._check_events(settings)
         seen: dict[str, int] = {}
         for number, own in enumerate(settings):
             # a stream is learned in one pass, whatever these
-            learned_by = json.dumps(own.to_json() | {"max_iter": 0, "tol": 0.0}, sort_keys=True)
+            same = {"max_iter": 0, "tol": 0.0}
+            learned_by = json.dumps(own.to_json() | same, sort_keys=True)
             if learned_by in seen:
                 raise ValueError(
                     f"Candidates {seen[learned_by]} and {number} learn a stream in the same way "
@@ -277,6 +307,24 @@ class StreamingGridSearch(Params):
                 )
             seen[learned_by] = number
         return settings
+
+    def _check_events(self, settings: tuple[Settings, ...]) -> None:
+        """Refuse what leaves candidates of events without a loss in common."""
+        if len({(own.ranking_size, own.ranking_sample) for own in settings}) > 1:
+            raise ValueError(
+                "The candidates rank differently, so their losses do not compare: set rankingSize "
+                "and rankingSample on the estimator, not in estimatorParamMaps."
+            )
+        if not settings[0].ranking_size:
+            raise ValueError(
+                "rankingSize is 0, and a race of events is judged by MRR@rankingSize: set it to 1 "
+                "or more."
+            )
+        if self.getOrDefault(self.challengers) and len({own.solver for own in settings}) > 1:
+            raise ValueError(
+                "challengers cannot start from the leader where candidates of events differ in "
+                "solver: set challengers to 0, or one solver on the estimator."
+            )
 
 
 def _named(params: dict[Param[Any], Any]) -> dict[str, Any]:

@@ -12,10 +12,10 @@ from pyspark.sql import DataFrame, SparkSession
 
 from sparkml_sgdals.collecting import COLLECT_LIMIT, collect_ratings
 from sparkml_sgdals.diagnosis import Diagnosis, diagnose_state
+from sparkml_sgdals.event_scores import serving_state
 from sparkml_sgdals.explaining import EXPLANATION_DDL, explain_pair
 from sparkml_sgdals.factors import FactorTable, put_features
 from sparkml_sgdals.fitting import FitOptions, learn_table, refuse_invalid
-from sparkml_sgdals.learning_events import serving_state
 from sparkml_sgdals.managing import VersionMethods
 from sparkml_sgdals.micro_batch import learn_collected
 from sparkml_sgdals.params import ModelParams

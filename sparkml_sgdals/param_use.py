@@ -24,7 +24,7 @@ _BAYES: Final = (
     "implicitPrior",
 )
 _NEVER: Final = ("parallelism", *UNUSED_OF_ALS)
-_OF_EVENTS: Final = ("alpha", "numNegatives")
+_OF_EVENTS: Final = ("alpha", "numNegatives", "rankingSize", "rankingSample")
 _OF_RATINGS: Final = (
     "maxIter", "tol", "noiseVariance", "userBiasRegParam", "itemBiasRegParam", "blockSize",
     "predictionStdCol", "clipPredictions", "maxResidentIds", "checkpointInterval",

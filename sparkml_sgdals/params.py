@@ -317,6 +317,16 @@ class LearningParams(
         "under implicitPrefs: items an event that its user is taken not to have done.",
         at_least("numNegatives", 0),
     )
+    rankingSize: Param[int] = param(
+        "rankingSize",
+        "under implicitPrefs: N of the Recall@N and MRR@N of a stream; 0 = not ranked.",
+        at_least("rankingSize", 0),
+    )
+    rankingSample: Param[int] = param(
+        "rankingSample",
+        "items drawn that the item of an event is ranked among; 0 = all.",
+        at_least("rankingSample", 0),
+    )
     parallelism: Param[int] = param(
         "parallelism",
         "models learned at the same time; a single model does not use it.",
@@ -339,6 +349,8 @@ class LearningParams(
             drift=0.0,
             implicitPrior=True,
             numNegatives=20,
+            rankingSize=10,
+            rankingSample=0,
             parallelism=1,
             seed=DEFAULT_SEED,
         )
@@ -394,6 +406,14 @@ class LearningParams(
     def getNumNegatives(self) -> int:
         """Value of numNegatives."""
         return self._value(self.numNegatives)
+
+    def getRankingSize(self) -> int:
+        """Value of rankingSize."""
+        return self.getOrDefault(self.rankingSize)
+
+    def getRankingSample(self) -> int:
+        """Value of rankingSample."""
+        return self.getOrDefault(self.rankingSample)
 
     def getDrift(self) -> float:
         """Value of drift."""
@@ -474,4 +494,9 @@ class LearningParams(
     def _event_settings(self) -> dict[str, Any]:
         if not self.getImplicitPrefs():
             return {}
-        return {"alpha": self.getAlpha(), "num_negatives": self.getNumNegatives()}
+        return {
+            "alpha": self.getAlpha(),
+            "num_negatives": self.getNumNegatives(),
+            "ranking_size": self.getRankingSize(),
+            "ranking_sample": self.getRankingSample(),
+        }

@@ -16,7 +16,14 @@ import numpy as np
 from sparkml_sgdals.hashing import mix64
 from sparkml_sgdals.kernels import MIN_VARIANCE
 
-__all__ = ["CONTEXT_DECAY", "CONTEXT_ITEMS", "MIN_INFORMATION", "SHARES_RATE", "filter_events"]
+__all__ = [
+    "CONTEXT_DECAY",
+    "CONTEXT_ITEMS",
+    "MIN_INFORMATION",
+    "SHARES_RATE",
+    "filter_events",
+    "note_done",
+]
 
 CONTEXT_ITEMS: Final = 8
 """items that a user did last and that colour its next event"""
@@ -204,13 +211,33 @@ def filter_events(  # type: ignore[no-untyped-def]
         _count_event(y, first_event + events, fades, totals, popularity, last, parts)
         counted[events] = y
         events += 1
-        if place >= 0:
-            for j in range(place, lengths[x] - 1):
-                done[starts[x] + j] = done[starts[x] + j + 1]
-        else:
-            lengths[x] += 1
-        done[starts[x] + lengths[x] - 1] = y
+        _put_last(x, y, place, done, starts, lengths)
     return events
+
+
+@nb.njit(cache=True, nogil=True)
+def _put_last(x, y, place, done, starts, lengths):  # type: ignore[no-untyped-def]
+    """Make y the last item that x has done; `place` is where it stood, -1 for nowhere."""
+    if place >= 0:
+        for j in range(place, lengths[x] - 1):
+            done[starts[x] + j] = done[starts[x] + j + 1]
+    else:
+        lengths[x] += 1
+    done[starts[x] + lengths[x] - 1] = y
+
+
+@nb.njit(cache=True, nogil=True)
+def note_done(users, items, values, done, starts, lengths):  # type: ignore[no-untyped-def]
+    """Put events into the lists of what users have done, as `filter_events` does; in place."""
+    for n in range(users.size):
+        if values[n] > 0:
+            x = users[n]
+            place = -1
+            for j in range(lengths[x] - 1, -1, -1):
+                if done[starts[x] + j] == items[n]:
+                    place = j
+                    break
+            _put_last(x, items[n], place, done, starts, lengths)
 
 
 @nb.njit(cache=True, nogil=True)

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
+from sparkml_sgdals.event_scores import serving_state
 from sparkml_sgdals.factors import FactorTable, prior_variances
 from sparkml_sgdals.index import IdKind, id_array_type
-from sparkml_sgdals.learning_events import serving_state
 from sparkml_sgdals.objects import StorageError
 from sparkml_sgdals.saved import is_saved, read_saved
 from sparkml_sgdals.state import ModelState

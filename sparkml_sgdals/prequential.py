@@ -20,6 +20,7 @@ __all__ = [
     "judge_batch",
     "mrr_at",
     "rank_of_rated",
+    "rank_sums",
     "recall_at",
     "sample_items",
     "window_means",
@@ -45,6 +46,9 @@ class BatchSums:
     stated : ratings whose prediction came with a deviation
     log_likelihood : sum of log N(rating; prediction, deviation^2) over them
     within_one, within_two : how many of them lie within one and two deviations
+    ranked : events whose item was ranked; 0 where rows are ratings
+    hits, reciprocals : of these, how many items were among the best N, and their sum of 1 / rank
+    baseline_hits, baseline_reciprocals : the same for items ranked by popularity
     """
 
     judged: int = 0
@@ -56,6 +60,20 @@ class BatchSums:
     log_likelihood: float = 0.0
     within_one: int = 0
     within_two: int = 0
+    ranked: int = 0
+    hits: int = 0
+    reciprocals: float = 0.0
+    baseline_hits: int = 0
+    baseline_reciprocals: float = 0.0
+
+    def loss(self, positive: bool) -> tuple[float, int]:
+        """What a race compares: the sum of the batch's losses, and how many are in it.
+
+        Squared errors; of events 1 - 1 / rank, 1 beyond the best N: their mean is 1 - MRR@N.
+        """
+        if positive:
+            return self.ranked - self.reciprocals, self.ranked
+        return self.squares, self.judged
 
     def metrics(self) -> dict[str, int | float | None]:
         """The means, by the names of job.metrics(); None where nothing was judged."""
@@ -76,6 +94,11 @@ class BatchSums:
             "logLikelihood": mean(self.log_likelihood, self.stated),
             "within1": mean(self.within_one, self.stated),
             "within2": mean(self.within_two, self.stated),
+            "ranked": self.ranked,
+            "recall": mean(self.hits, self.ranked),
+            "mrr": mean(self.reciprocals, self.ranked),
+            "baselineRecall": mean(self.baseline_hits, self.ranked),
+            "baselineMrr": mean(self.baseline_reciprocals, self.ranked),
         }
 
 
@@ -114,6 +137,25 @@ def judge_batch(
                 "within_two": int(np.count_nonzero(relative <= 4.0)),
             }
         )
+    )
+
+
+def rank_sums(ranks: I64, baseline: I64, n: int) -> BatchSums:
+    """Sums of a batch of events whose items had these ranks, by the model and by popularity.
+
+    An item beyond the best `n` is no hit, and its 1 / rank counts as 0.
+    """
+    hits, reciprocals = [], []
+    for each in (ranks, baseline):
+        among = each[each <= n]
+        hits.append(int(among.size))
+        reciprocals.append(math.fsum(1.0 / among))
+    return BatchSums(
+        ranked=int(ranks.size),
+        hits=hits[0],
+        reciprocals=reciprocals[0],
+        baseline_hits=hits[1],
+        baseline_reciprocals=reciprocals[1],
     )
 
 

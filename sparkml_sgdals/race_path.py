@@ -279,8 +279,11 @@ class RaceUpdater:
                 "Every candidate of the race diverged: lower stepSize, or look for ratings of an "
                 "absurd size."
             )
-        losses = {c: None if told is None else told.sums.squares for c, told in reports.items()}
-        return race.step(losses, alive[0].sums.judged)
+        positive = self.settings[0].positive
+        losses = {
+            c: None if told is None else told.sums.loss(positive)[0] for c, told in reports.items()
+        }
+        return race.step(losses, alive[0].sums.loss(positive)[1])
 
     def _bring_in(self, race: Race, runners: dict[int, _Runner], standings: list[Standing]) -> bool:
         """Let go of who was dropped, start who entered; whether somebody did."""
@@ -354,5 +357,5 @@ def _union(changed: list[tuple[I64, I64]]) -> tuple[I64, I64]:
 
 def _row(standing: Standing, reports: dict[int, BatchReport | None]) -> dict[str, Any]:
     told = reports.get(standing.candidate)
-    rmse = None if told is None or standing.entered else told.sums.metrics()["rmse"]
-    return asdict(standing) | {"rmse": rmse}
+    own = {} if told is None or standing.entered else told.sums.metrics()
+    return asdict(standing) | {name: own.get(name) for name in ("rmse", "mrr")}

@@ -17,6 +17,11 @@ range, of how ratings depend on each other within a batch (a batch is one observ
 the spread of one batch depends on those before. a = errorProbability / (candidates - 1), one test
 for each rival. So one that is never worse than any rival, given the past, is ever dropped with at
 most `errorProbability`, counted anew for a challenger from its entrance.
+
+With a tolerance a candidate goes as well where it is shown that it is not better than the leader by
+more than that share of its loss (an indifference zone): the same test of x_t + g_t, with g_t the
+tolerance in the units of x_t, known before the batch. There are then two tests for each rival, at
+half of a each, and the guarantee is of a candidate that is better than any rival by more than it.
 """
 
 from __future__ import annotations
@@ -43,6 +48,7 @@ _SCALE_FADE: Final = 0.95
 """What a batch counts in the scale of a pair when the next one comes."""
 _PAIR: Final = (
     "batches", "scale", "scaleWeight", "total", "weight", "squares", "mixed", "weights", "faded",
+    "zoneTotal", "zoneShift", "zoneSquares", "zoneMixed", "zoneShifts",
 )  # fmt: skip
 
 
@@ -57,6 +63,9 @@ class RaceRules:
     min_ratings : predicted ratings since its entrance before a candidate can be dropped, or lead
     challengers : dropped candidates that may be back in the race at a time
     fading : what a rating counts in a candidate's loss when the next one comes
+    tolerance : share of the leader's loss that a candidate has to be better by, where that is put
+        to the test; 0 for no such test
+    squares : whether losses are squared errors, told as the root of their mean
     """
 
     error_probability: float = 0.05
@@ -64,6 +73,8 @@ class RaceRules:
     min_ratings: int = 5_000
     challengers: int = 0
     fading: float = 0.9999
+    tolerance: float = 0.002
+    squares: bool = True
 
 
 @dataclass(frozen=True)
@@ -74,13 +85,14 @@ class Standing:
     ----------
     candidate : its number
     ratings : predicted since its entrance
-    loss : RMSE with the fading factor, in rating units; None before the first prediction
+    loss : mean with the fading factor, of squared errors its root; None before the first prediction
     rival : who it is compared with: the leader, for the leader the strongest other, and where it
         was dropped the one that showed it to be worse; -1 for none
-    lower, upper : bounds on its mean squared error minus the rival's since both run, in squared
-        rating units, each with the error probability of one test; None where there is none yet
+    lower, upper : bounds on its mean loss (squared error) minus the rival's since both run, each
+        with the error probability of one test; None where there is none yet
     leads, entered : whether it leads after this batch, or enters the race after it
-    dropped : "" or why it was dropped: "worse" or "diverged"
+    dropped : "" or why it was dropped: "worse", "equal" (better by the tolerance at most) or
+        "diverged"
     """
 
     candidate: int
@@ -126,8 +138,8 @@ class Race:
 
         Parameters
         ----------
-        losses : of every candidate in the race the sum of squared errors in rating units; None for
-            one that diverged
+        losses : of every candidate in the race the sum of its losses, of squared errors in rating
+            units; None for one that diverged
         judged : ratings behind each of them, 0 where nothing was predicted
 
         Raises
@@ -149,9 +161,10 @@ class Race:
         if judged:
             self._count(sums, judged)
         self._choose_leader()
-        for candidate, rival in self._beaten():
-            dropped[candidate] = ("worse", rival)
-            self._drop(candidate)
+        for reason, found in (("worse", self._beaten), ("equal", self._no_better)):
+            for candidate, rival in found():
+                dropped[candidate] = (reason, rival)
+                self._drop(candidate)
         standings = self._standings(running, dropped)
         entered = self._entrance()
         return standings if entered is None else [*standings, entered]
@@ -159,6 +172,7 @@ class Race:
     def _count(self, sums: F64, judged: int) -> None:
         fade = self.rules.fading**judged
         here = np.isfinite(sums)
+        zone = self._zone() * judged
         self.ratings[here] += judged
         self._loss[here] = self._loss[here] * fade + sums[here]
         self._loss_count[here] = self._loss_count[here] * fade + judged
@@ -176,9 +190,33 @@ class Race:
             ("weights", size**2),
         ):  # fmt: skip
             pairs[name][told] += value
+        self._count_zone(both, difference, spread, zone[both])
         pairs["scale"][both] = pairs["scale"][both] * _SCALE_FADE + difference**2
         pairs["scaleWeight"][both] = pairs["scaleWeight"][both] * _SCALE_FADE + 1.0
         pairs["batches"][both] += 1.0
+
+    def _zone(self) -> F64:
+        """The tolerance of each pair in units of loss a rating, from what was seen before."""
+        means = np.full(self.candidates, np.inf)
+        np.divide(self._loss, self._loss_count, out=means, where=self._loss_count > 0.0)
+        best = np.minimum(means[self._first], means[self._second])
+        share = self.rules.tolerance
+        if self.rules.squares:
+            # a root that is smaller by a share, a mean of squares that is smaller by nearly twice
+            share *= 2.0 - share
+        return np.where(np.isfinite(best), best, 0.0) * share
+
+    def _count_zone(self, both: I64, difference: F64, spread: F64, zone: F64) -> None:
+        counts = (self._pairs["batches"][both] >= _PILOT) & (zone > 0.0)
+        told = both[counts]
+        # no shift is above one unit, however small differences are
+        unit = np.hypot(spread[counts], zone[counts])
+        scaled, shift = difference[counts] / unit, zone[counts] / unit
+        for name, value in (
+            ("zoneTotal", scaled), ("zoneShift", shift), ("zoneSquares", scaled**2),
+            ("zoneMixed", scaled * shift), ("zoneShifts", shift**2),
+        ):  # fmt: skip
+            self._pairs[name][told] += value
 
     def _choose_leader(self) -> None:
         """The one that is best against the leader, over the ratings that both predicted."""
@@ -223,6 +261,32 @@ class Race:
         order = sorted(found, key=lambda worse: (-found[worse][0], worse))
         return [(worse, found[worse][1]) for worse in order[:spare]]
 
+    def _no_better(self) -> list[tuple[int, int]]:
+        """Who is to go because it is not better than the leader by more than the tolerance, and
+        the leader; the one furthest behind first."""
+        rules = self.rules
+        spare = int(self.alive.sum()) - rules.keep
+        if spare <= 0 or rules.tolerance <= 0.0:
+            return []
+        rivals = [
+            int(c)
+            for c in np.flatnonzero(self.alive & (self.ratings >= rules.min_ratings))
+            if c != self.leader
+        ]
+        evidence = self._zone_evidence(rivals)
+        found = [c for c, e in zip(rivals, evidence, strict=True) if e >= self._threshold()]
+        found.sort(key=lambda c: (-self._against(c, self.leader), c))
+        return [(c, self.leader) for c in found[:spare]]
+
+    def _zone_evidence(self, candidates: list[int]) -> F64:
+        """log E that these are not better than the leader by more than the tolerance."""
+        pairs = np.array([self._pair(c, self.leader) for c in candidates], np.int64)
+        p = {name: values[pairs] for name, values in self._pairs.items()}
+        side = np.where(np.array(candidates) < self.leader, 1.0, -1.0)
+        total = side * p["zoneTotal"] + p["zoneShift"]
+        squares = p["zoneSquares"] + 2.0 * side * p["zoneMixed"] + p["zoneShifts"]
+        return np.where(total > 0.0, _log_evidence(total, squares), -np.inf)
+
     def _drop(self, candidate: int) -> None:
         self.alive[candidate] = False
         self._challenger[candidate] = False
@@ -248,7 +312,8 @@ class Race:
     # ---- evidence ---------------------------------------------------------------------------
 
     def _threshold(self) -> float:
-        return math.log(max(self.candidates - 1, 1) / self.rules.error_probability)
+        tests = max(self.candidates - 1, 1) * (2 if self.rules.tolerance > 0.0 else 1)
+        return math.log(tests / self.rules.error_probability)
 
     def _evidence(self, pairs: I64, mean: F64 | float) -> F64:
         """log E against a mean difference of at most `mean` where the total is above it, else of
@@ -256,11 +321,7 @@ class Race:
         p = {name: values[pairs] for name, values in self._pairs.items()}
         total = p["total"] - mean * p["weight"]
         squares = p["squares"] - 2.0 * mean * p["mixed"] + mean * mean * p["weights"]
-        room = np.maximum(squares, 0.0) + _MIXTURE
-        half = total**2 / (2.0 * room)
-        # 2 Phi(z) >= 2 - exp(-z^2 / 2)
-        evidence: F64 = np.log(2.0 - np.exp(-half)) + 0.5 * np.log(_MIXTURE / room) + half
-        return evidence
+        return _log_evidence(total, squares)
 
     def _bounds(self, pairs: I64) -> tuple[F64, F64]:
         """Ends of the mean differences a rating, about the one seen, that are not rejected;
@@ -316,7 +377,8 @@ class Race:
         for c in running:
             loss = None
             if self._loss_count[c] and dropped.get(c, ("",))[0] != "diverged":
-                loss = math.sqrt(float(self._loss[c] / self._loss_count[c]))
+                loss = float(self._loss[c] / self._loss_count[c])
+                loss = math.sqrt(loss) if self.rules.squares else loss
             standings.append(
                 Standing(
                     c,
@@ -370,6 +432,15 @@ class Race:
         race._since_change = int(values["sinceChange"])
         race._pairs = {n: np.array(values["pairs"][n], np.float64) for n in _PAIR}
         return race
+
+
+def _log_evidence(total: F64, squares: F64) -> F64:
+    """log E of the sums S and V, from below."""
+    room = np.maximum(squares, 0.0) + _MIXTURE
+    half = total**2 / (2.0 * room)
+    # 2 Phi(z) >= 2 - exp(-z^2 / 2)
+    evidence: F64 = np.log(2.0 - np.exp(-half)) + 0.5 * np.log(_MIXTURE / room) + half
+    return evidence
 
 
 def _finite(value: float) -> float | None:

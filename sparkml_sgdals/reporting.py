@@ -31,6 +31,9 @@ METRICS: Final = (
     "windowRmse", "windowMae", "windowBaselineRmse", "windowBaselineMae",
     "fadingRmse", "fadingMae", "fadingBaselineRmse", "fadingBaselineMae",
     "ratingsPerSecond", "collectSeconds", "learnSeconds",
+    "ranked", "recall", "mrr", "baselineRecall", "baselineMrr",
+    "windowRecall", "windowMrr", "windowBaselineRecall", "windowBaselineMrr",
+    "fadingRecall", "fadingMrr", "fadingBaselineRecall", "fadingBaselineMrr",
 )  # fmt: skip
 """Columns of `StreamJob.metrics`; errors are from before the batch was learned."""
 CLOCK_METRICS: Final = (
@@ -38,7 +41,8 @@ CLOCK_METRICS: Final = (
 )  # fmt: skip
 """Those of a clock, the only ones that differ where a stream is run again."""
 
-_ERRORS: Final = {"Rmse": "rmse", "Mae": "mae"}
+_MEANS: Final = {"Rmse": "judged", "Mae": "judged", "Recall": "ranked", "Mrr": "ranked"}
+"""What is told over several batches, and the column of what it is a mean over."""
 _WHOLE: Final = ("batch", "version", "ratings", "invalid", "zeroWeight", "newUsers", "newItems")
 
 _GAUGES: Final = {
@@ -55,6 +59,11 @@ _GAUGES: Final = {
     "logLikelihood": "Mean log-likelihood of a rating of the newest batch.",
     "within1": "Share of its ratings within one stated deviation.",
     "within2": "Share of its ratings within two stated deviations.",
+    "ranked": "Events of the newest batch whose item was ranked before it was learned.",
+    "recall": "Share of these whose item was among the best.",
+    "mrr": "Mean of 1 / rank of these, 0 beyond the best.",
+    "baselineRecall": "The same share for items ranked by popularity.",
+    "baselineMrr": "The same mean for items ranked by popularity.",
     "validationRmse": "RMSE of the held-out ratings after the newest batch.",
     "seconds": "Seconds that the newest batch took up to its commit.",
 }
@@ -100,7 +109,7 @@ _ROW: Final = pa.schema(
         (
             name,
             pa.int64()
-            if name in (*_WHOLE, "judged", "users", "items")
+            if name in (*_WHOLE, "judged", "users", "items", "ranked")
             else pa.string()
             if name == "committed"
             else pa.float64(),
@@ -134,10 +143,10 @@ def metrics_frame(
     frame["committed"] = pd.to_datetime(frame["committed"])
     numbers = [name for name in METRICS if name not in (*_WHOLE, "committed")]
     frame[numbers] = frame[numbers].astype(float)
-    counts = frame["judged"].fillna(0).to_numpy().astype(np.int64)
     for source in ("", "Baseline"):
-        for suffix, name in _ERRORS.items():
-            column = f"baseline{suffix}" if source else name
+        for suffix, over_what in _MEANS.items():
+            counts = frame[over_what].fillna(0).to_numpy().astype(np.int64)
+            column = f"baseline{suffix}" if source else suffix.lower()
             means = frame[column].to_numpy()
             known = np.where(np.isnan(means), 0, counts)
             means = np.nan_to_num(means)

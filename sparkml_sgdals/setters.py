@@ -159,6 +159,14 @@ class LearningSetters(ModelSetters, LearningParams):
         """Set numNegatives."""
         return self._set(numNegatives=value)
 
+    def setRankingSize(self, value: int) -> Self:
+        """Set rankingSize."""
+        return self._set(rankingSize=value)
+
+    def setRankingSample(self, value: int) -> Self:
+        """Set rankingSample."""
+        return self._set(rankingSample=value)
+
     def setImplicitPrior(self, value: bool) -> Self:
         """Set implicitPrior."""
         return self._set(implicitPrior=value)

@@ -33,6 +33,10 @@ class Settings:
     """whether rows are events (positive-only feedback), not ratings"""
     alpha: float = 1.0
     num_negatives: int = 0
+    ranking_size: int = 0
+    """N of Recall@N and MRR@N of a stream of events; 0 for none"""
+    ranking_sample: int = 0
+    """items that an event's item is ranked among; 0 for all"""
 
     @property
     def implicit(self) -> bool:

@@ -55,10 +55,10 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
         nothing = np.empty(0, np.int64)
         return BatchReport(0, 0, 0, nothing, nothing, math.nan, math.nan)
     if state.settings.positive:
-        done = learn_events(state, ratings)
+        done = learn_events(state, ratings, judge=True)
         return BatchReport(
             len(ratings), done.new_users, done.new_items, done.user_rows, done.item_rows,
-            math.nan, math.nan,
+            math.nan, math.nan, done.sums,
         )  # fmt: skip
     noise = state.noise, state.noise_weight
     predicted = not state.blank
@@ -76,9 +76,9 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
         check_rows(ratings.users, user_rows.size, "user")
         check_rows(ratings.items, item_rows.size, "item")
         learned = users.take(user_rows), items.take(item_rows)
+        before = learned[0].copy(), learned[1].copy()
         _learn_rows(state.settings, ratings, values, learned)
         if state.settings.solver == "bayes":
-            before = users.take(user_rows), items.take(item_rows)
             smooth_batch(ratings, values, state.settings, learned, before)
         if surprises is not None:
             rows = np.arange(user_rows.size), np.arange(item_rows.size)

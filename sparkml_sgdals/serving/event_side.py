@@ -14,10 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sparkml_sgdals.event_memory import ItemMemory, UserMemory
+from sparkml_sgdals.event_scores import log_shares
 from sparkml_sgdals.factors import FactorTable
 from sparkml_sgdals.hashing import id_keys
 from sparkml_sgdals.index import IdIndex
-from sparkml_sgdals.learning_events import log_shares
 from sparkml_sgdals.positive import CONTEXT_DECAY, CONTEXT_ITEMS
 from sparkml_sgdals.serving.mapped import map_array
 from sparkml_sgdals.settings import Settings
@@ -111,7 +111,7 @@ class EventSide:
         """
         if self._settings.solver != "bayes" or not self.size:
             return own, 0.0
-        logs, least = log_shares(self.memory(), shell.events, shell.popularity_parts)
+        logs, least = log_shares(self.memory(), shell.events, shell.popularity_parts, self.size)
         return own + logs, least
 
     def context(self, done: I32) -> tuple[I32, F32]:

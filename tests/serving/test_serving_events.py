@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from sparkml_sgdals.event_scores import serving_state
 from sparkml_sgdals.hashing import id_keys
-from sparkml_sgdals.learning_events import serving_state
 from sparkml_sgdals.ratings import encode_ratings
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.updating import learn_batch

@@ -150,3 +150,48 @@ def test_defaults_of_events():
     isgd = StreamingBiasedALS(implicitPrefs=True, solver="isgd", itemFactorRegParam=0.2)
     settings = isgd.settings()
     assert (settings.step_size, settings.regs[2:], settings.num_negatives) == (0.05, (0.01, 0.2), 0)
+
+
+def test_metrics_rank_events_before_they_are_learned(als, liked, files, stream, spark, tmp_path):
+    """The model of a version ranks the next batch as the stream did, by recommendations."""
+    path, schema = str(tmp_path / "path"), "user long, item long, time long"
+    known, size = 900, 300
+    folder = files(liked[: known + size], size)
+    als.setRankingSize(4)
+    job = als.fitStream(
+        stream(folder, schema), path, trigger=ONCE, keepVersions=100, metricsTable=True
+    )
+    job.awaitTermination()
+    metrics = job.metrics()
+    assert metrics.ranked[0] == 0
+    assert np.isnan(metrics.recall[0])
+    before = StreamingBiasedALSModel.load(path, version=int(metrics.version.iloc[-2]))
+    seen, batch = liked[:known], liked[known : known + size]
+    batch = batch[batch.user.isin(seen.user) & batch.item.isin(seen["item"])]
+    best = before.recommendForUserSubset(
+        spark.createDataFrame(batch[["user"]].drop_duplicates()), 90,
+        excludeSeen=spark.createDataFrame(seen),
+    )  # fmt: skip
+    lists = {row.user: [r.item for r in row.recommendations] for row in best.collect()}
+    done, hits, reciprocals = {}, 0, 0.0
+    for user, item in zip(batch.user, batch["item"], strict=True):
+        left = [i for i in lists[user] if i not in done.setdefault(user, set())]
+        rank = left.index(item) + 1
+        hits += rank <= 4
+        reciprocals += (rank <= 4) / rank
+        done[user].add(item)
+    last = metrics.iloc[-1]
+    assert last.ranked == len(batch) > 20
+    assert last.recall == pytest.approx(hits / len(batch))
+    assert last.mrr == pytest.approx(reciprocals / len(batch))
+    table = spark.read.parquet(f"{path}/metrics").orderBy("batch").toPandas()
+    assert table.recall.iloc[-1] == last.recall
+    # a restart in between
+    half = files(liked[:size], size, "half")
+    other = str(tmp_path / "other")
+    als.fitStream(stream(half, schema), other, trigger=ONCE).awaitTermination()
+    files(liked[size : known + size], size, "half", first=1)
+    again = als.fitStream(stream(half, schema), other, trigger=ONCE)
+    again.awaitTermination()
+    names = ["ranked", "recall", "mrr", "baselineRecall", "baselineMrr"]
+    assert again.metrics()[names].equals(metrics[names])

@@ -114,16 +114,66 @@ class TestParams:
         with pytest.raises(ValueError, match="different columns"):
             race.fitStream(stream(files(small, 2000)), str(tmp_path / "race"))
 
-    def test_events_cannot_race(self, files, stream, small, tmp_path):
-        als = StreamingBiasedALS(implicitPrefs=True, timestampCol="time")
-        race = StreamingGridSearch(estimator=als, estimatorParamMaps=[{als.rank: 2}])
-        with pytest.raises(ValueError, match="implicitPrefs"):
+    @pytest.mark.parametrize(
+        ("params", "grid", "rules", "message"),
+        [
+            ({"rankingSize": 0}, "rank", {}, "rankingSize is 0"),
+            ({}, "rankingSize", {}, "rank differently"),
+            ({}, "solver", {"challengers": 1}, "challengers cannot start"),
+            ({}, "implicitPrefs", {}, "Some candidates learn events"),
+        ],
+    )
+    def test_events_without_a_loss_in_common(
+        self, files, stream, small, tmp_path, params, grid, rules, message
+    ):
+        values = {
+            "rank": (2, 4), "rankingSize": (5, 10), "solver": ("bayes", "isgd"),
+            "implicitPrefs": (True, False),
+        }[grid]  # fmt: skip
+        als = StreamingBiasedALS(implicitPrefs=True, timestampCol="time", **params)
+        maps = [{als.getParam(grid): value} for value in values]
+        race = StreamingGridSearch(estimator=als, estimatorParamMaps=maps, **rules)
+        with pytest.raises(ValueError, match=message):
             race.fitStream(stream(files(small, 2000)), str(tmp_path / "race"))
 
-    @pytest.mark.parametrize(
-        "bad",
-        [{"errorProbability": 0.0}, {"errorProbability": 1.0}, {"keep": 0}, {"challengers": -1}],
-    )
-    def test_ranges(self, als, bad):
-        with pytest.raises(ValueError, match=next(iter(bad))):
-            search(als, **bad)
+
+class TestEvents:
+    def search(self):
+        als = StreamingBiasedALS(
+            implicitPrefs=True, timestampCol="time", ratingCol="", rank=4, rankingSize=20
+        )
+        # the second learns next to nothing
+        maps = [
+            {als.solver: "bayes", als.numNegatives: 3},
+            {als.solver: "isgd", als.stepSize: 1e-6},
+        ]
+        return StreamingGridSearch(estimator=als, estimatorParamMaps=maps, keep=1)
+
+    def test_the_best_ranking_leads_and_a_restart_changes_nothing(
+        self, files, stream, small, tmp_path
+    ):
+        folder = files(small.sort_values("time", kind="stable"), 800)
+        whole = run(self.search().fitStream(stream(folder), str(tmp_path / "w"), trigger=ONCE))
+        race, metrics = whole.race(), whole.metrics()
+        assert race[race.batch == 4].leads.tolist() == [True, False]
+        assert race.rmse.isna().all()
+        # the loss is that of the batches, faded
+        one = race[(race.candidate == 0) & race.mrr.notna()]
+        counts = metrics.set_index("batch").ranked[one.batch].to_numpy()
+        assert counts.sum() == one.ratings.iloc[-1] > 500
+        faded = weight = 0.0
+        for mrr, count in zip(one.mrr, counts, strict=True):
+            faded = faded * 0.9999**count + (1 - mrr) * count
+            weight = weight * 0.9999**count + count
+        assert one.loss.iloc[-1] == pytest.approx(faded / weight)
+        assert metrics.mrr.iloc[-1] == one.mrr.iloc[-1]
+        # broken off and begun anew
+        names = sorted(Path(folder).iterdir())
+        some = tmp_path / "some"
+        some.mkdir()
+        for part in (names[:3], names[3:]):
+            for file in part:
+                shutil.copy2(file, some)
+            job = run(self.search().fitStream(stream(str(some)), str(tmp_path / "r"), trigger=ONCE))
+        assert_same_bits(job.model, whole.model)
+        assert job.race().equals(race)

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from reference_events import LogisticFilter, isgd
 
 from sparkml_sgdals import learning_events
+from sparkml_sgdals.event_scores import serving_state
 from sparkml_sgdals.exchange import part_batch, state_from_parts, state_parts, to_bytes
 from sparkml_sgdals.hashing import ITEM_SIDE, USER_SIDE
-from sparkml_sgdals.learning_events import learn_events, serving_state
+from sparkml_sgdals.learning_events import learn_events
 from sparkml_sgdals.positive import CONTEXT_DECAY, CONTEXT_ITEMS, MIN_INFORMATION, SHARES_RATE
 from sparkml_sgdals.ratings import encode_ratings
 from sparkml_sgdals.settings import Settings

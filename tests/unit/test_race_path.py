@@ -105,7 +105,7 @@ class TestCandidates:
         dropped = [row["candidate"] for row in rows if row["dropped"]]
         assert {2, 3} <= set(dropped)
         assert any(row["entered"] for row in rows)
-        assert all(row["lower"] > 0 for row in rows if row["dropped"])
+        assert all(row["lower"] > 0 for row in rows if row["dropped"] == "worse")
 
     def test_the_path_loads_as_any_model_path(self, racing, batches, tmp_path):
         race = racing(tmp_path, grid=(GRID[2], GRID[1], GRID[0])).feed(batches)
@@ -222,3 +222,44 @@ class TestDivergence:
         grid = (Settings(solver="sgd", step_size=1e9), Settings(solver="sgd", step_size=1e8))
         with pytest.raises(DivergenceError, match="Every candidate"):
             racing(tmp_path, grid=grid).feed(batches[:2])
+
+
+class TestEvents:
+    GRID = (
+        Settings(positive=True, rank=4, num_negatives=3, factor_prior=0.5, ranking_size=10),
+        Settings(positive=True, rank=2, num_negatives=3, factor_prior=0.5, ranking_size=10),
+        Settings(positive=True, rank=4, num_negatives=3, factor_prior=50.0, ranking_size=10),
+    )
+    RULES = RaceRules(
+        keep=1, min_ratings=300, challengers=1, error_probability=0.2, squares=False, fading=0.999
+    )
+
+    @pytest.fixture(scope="class")
+    def events(self) -> list[pa.Table]:
+        """Two kinds of users, each of whom does items of its own kind, popular ones more often."""
+        rng = np.random.default_rng(3)
+        count = 4000
+        users = rng.integers(0, 80, count)
+        items = (60 * rng.random(count) ** 2).astype(np.int64) * 2 + users % 2
+        columns = {"user": users, "item": items, "rating": np.ones(count, np.float32)}
+        table = pa.table(columns | {"time": np.arange(count)})
+        return [table.slice(start, SIZE) for start in range(0, count, SIZE)]
+
+    def test_a_race_by_ranks_breaks_off_and_goes_on_to_the_bit(
+        self, racing, events, tmp_path, often
+    ):
+        whole = racing(tmp_path / "whole", self.GRID, self.RULES).feed(events)
+        leader, *_, told = whole.result()
+        assert leader in (0, 1)
+        rows = [row for batch in told for row in batch]
+        assert {row["candidate"] for row in rows if row["dropped"]} >= {2}
+        # a challenger ranks what the others rank
+        assert any(row["entered"] for row in rows)
+        for batch in told:
+            judged = {row["candidate"] for row in batch if row["mrr"] is not None}
+            assert judged in (set(), {row["candidate"] for row in batch if not row["entered"]})
+        for part in (slice(0, 7), slice(7, 13), slice(13, None)):
+            broken = racing(tmp_path / "broken", self.GRID, self.RULES)
+            broken.feed(events[part], part.start)
+            broken.end()
+        assert broken.result() == whole.result()

@@ -12,7 +12,7 @@ import pytest
 from sparkml_sgdals.racing import Race, RaceRules
 
 RATINGS = 1000
-AT_ONCE = {"min_ratings": 0, "keep": 1}
+AT_ONCE = {"min_ratings": 0, "keep": 1, "tolerance": 0.0}
 
 
 def run(race, losses, stop=lambda race: False):
@@ -165,6 +165,78 @@ class TestDropping:
     def test_one_candidate_alone(self):
         race = Race(1, RaceRules())
         assert race.step({0: 3.0}, 10)[0].leads
+
+
+class TestTolerance:
+    """Losses of 2,000 a batch: a tolerance of the root of 0.01 is a gap of 40 of their squares."""
+
+    ZONE = RaceRules(keep=1, min_ratings=0, tolerance=0.01)
+
+    def test_one_that_is_hardly_better_goes_as_equal(self):
+        race = Race(3, self.ZONE)
+        told = run(race, generated(np.random.default_rng(5), [0.0, 0.5, 1.0], 60))
+        reasons = {s.candidate: s.dropped for rows in told for s in rows if s.dropped}
+        assert set(reasons.values()) == {"equal"}
+        assert race.alive.sum() == 1
+        assert race.alive[race.leader]
+        gone = next(s for rows in told for s in rows if s.dropped)
+        assert gone.rival >= 0
+        # not shown to be worse
+        assert gone.lower is None or gone.lower < 0
+
+    def test_equal_to_the_bit_as_well(self):
+        race = Race(2, self.ZONE)
+        told = run(race, np.full((40, 2), 2000.0), lambda race: not race.alive.all())
+        assert [s.dropped for s in told[-1]] == ["", "equal"]
+        assert 10 < len(told) < 30
+
+    def test_without_it_they_stay(self):
+        race = Race(2, RaceRules(**AT_ONCE))
+        run(race, generated(np.random.default_rng(5), [0.0, 0.0], 60))
+        assert race.alive.all()
+
+    def test_the_worse_go_before_the_equal_and_keep_holds(self):
+        race = Race(4, RaceRules(keep=2, min_ratings=0, tolerance=0.01))
+        told = run(race, generated(np.random.default_rng(5), [0.0, 1.0, 3.0, 200.0], 80))
+        gone = [(s.candidate, s.dropped) for rows in told for s in rows if s.dropped]
+        assert gone[0] == (3, "worse")
+        assert len(gone) == 2
+        assert race.alive.sum() == 2
+
+    def test_one_that_is_better_by_more_is_seldom_dropped(self):
+        rng, races, dropped = np.random.default_rng(12), 80, 0
+        for _ in range(races):
+            # better than both by a little more than the tolerance of 1%, below much noise
+            race = Race(3, RaceRules(keep=1, min_ratings=0, tolerance=0.01, error_probability=0.1))
+            losses = generated(rng, [-50.0, 0.0, 0.0], 120, spread=120.0, own=False)
+            run(race, losses, lambda r: not r.alive[0])
+            dropped += not race.alive[0]
+        assert dropped <= 0.1 * races
+
+    def test_evidence_is_the_test_of_shifted_differences(self):
+        """Sums of differences plus the tolerance, each in units known before, by a loop."""
+        losses = generated(np.random.default_rng(7), [0.0, 12.0], 30)
+        race = Race(2, RaceRules(keep=2, min_ratings=0, tolerance=0.01))
+        run(race, losses)
+        assert race.leader == 0
+        shifted, faded, count, scale, weight = [], np.zeros(2), 0.0, 0.0, 0.0
+        for number, row in enumerate(losses):
+            if number >= 3:
+                zone = (2 * 0.01 - 0.01**2) * faded.min() / count * RATINGS
+                unit = math.hypot(math.sqrt(scale / weight), zone)
+                shifted.append((row[1] - row[0] + zone) / unit)
+            fade = 0.9999**RATINGS
+            faded, count = faded * fade + row, count * fade + RATINGS
+            scale, weight = scale * 0.95 + (row[0] - row[1]) ** 2, weight * 0.95 + 1
+        total, room = sum(shifted), sum(x * x for x in shifted) + 2.0
+        half = total**2 / (2 * room)
+        expected = math.log(2 - math.exp(-half)) + 0.5 * math.log(2.0 / room) + half
+        assert float(race._zone_evidence([1])[0]) == pytest.approx(expected)
+
+    def test_losses_that_are_no_squares_are_told_as_they_are(self):
+        race = Race(2, RaceRules(keep=2, squares=False))
+        rows = race.step({0: 700.0, 1: 800.0}, RATINGS)
+        assert [s.loss for s in rows] == [0.7, 0.8]
 
 
 class TestChangingWorld:

@@ -44,6 +44,25 @@ class TestMetricsFrame:
         assert frame.windowRmse[2] == pytest.approx(1.0)
         assert frame.fadingRmse[2] == pytest.approx(1.0, abs=1e-6)
 
+    def test_ranks_over_batches_by_hand(self):
+        nothing = dict.fromkeys(("recall", "mrr", "baselineRecall", "baselineMrr"))
+        events = FIRST | {"ranked": 0} | nothing
+        second = {"ranked": 20, "recall": 0.5, "mrr": 0.2, "baselineRecall": 0.1, "baselineMrr": 0}
+        third = {"ranked": 60, "recall": 0.1, "mrr": 0.1, "baselineRecall": 0.1, "baselineMrr": 0}
+        rows = [events, events | second, events | third]
+        frame = metrics_frame(rows, window=80, fading=1.0)
+        assert np.isnan(frame.windowRecall[0])
+        assert frame.windowRecall[2] == pytest.approx((20 * 0.5 + 60 * 0.1) / 80)
+        assert frame.fadingMrr[2] == pytest.approx((20 * 0.2 + 60 * 0.1) / 80)
+        assert frame.windowBaselineRecall[2] == pytest.approx(0.1)
+        assert frame.windowRmse.isna().all()
+        faded = metrics_frame(rows, fading=0.5)
+        assert faded.fadingRecall[2] == pytest.approx(0.1, abs=1e-6)
+        lines = prometheus_text(rows[2], 20).splitlines()
+        assert "sgdals_recall 0.1" in lines
+        assert "sgdals_ranked 60" in lines
+        assert not any("sgdals_rmse" in line for line in lines)
+
     def test_rows_of_an_older_release(self):
         old = {k: v for k, v in SECOND.items() if k not in ("judged", "mae", "users", "within1")}
         frame = metrics_frame([old, THIRD], window=40, fading=1.0)
