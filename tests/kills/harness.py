@@ -310,11 +310,14 @@ def run_trial(
         # as long as the scale settles, all of a model is in memory
         first = 1000 // size if resident else 0
         for number, point in enumerate(points):
-            try:
-                trial.kill_at(path, point, first + 2 + number * 3)
-            except TooSlowError:
-                figures.failed_starts += 1
-                trial.kill_at(path, point, first + 2 + number * 3)
+            for tries_left in range(4, -1, -1):
+                try:
+                    trial.kill_at(path, point, first + 2 + number * 3)
+                    break
+                except TooSlowError:
+                    figures.failed_starts += 1
+                    if not tries_left:
+                        raise
             print(f"killed {point}", flush=True)
         if points:
             trial.compare(path, "named points")
