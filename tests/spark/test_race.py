@@ -48,7 +48,7 @@ class TestFitStream:
         worst = gone[gone.candidate.isin([1, 3])]
         assert len(worst) == 2
         assert (worst.reason == "worse").all()
-        assert (gone.lower > 0).all()
+        assert (worst.lower > 0).all()
         assert (gone.dropped_at == gone.batch).all()
         assert (race.groupby("batch").leads.sum() == 1).all()
         last = race[race.batch == race.batch.max()]
