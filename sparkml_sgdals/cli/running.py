@@ -170,7 +170,8 @@ def one_sentence(error: BaseException) -> str:
     inner = re.findall(
         r"^(?!org\.|java\.|py4j\.)(?:\w+\.)*\w*(?:Error|Exception): (.+)$", text, re.M
     )
-    cause = re.findall(r"^Caused by: [\w.$]+: ((?:.+\n?)+?)(?=\s*at |\Z)", text, re.M)
+    # up to its stack, in time that grows with the text alone: a trace has a thousand lines
+    cause = re.findall(r"^Caused by: [\w.$]+: (.+(?:\n(?!\s*at ).+)*)", text, re.M)
     if "Traceback (most recent call last)" in text and (inner or cause):
         text = inner[0] if inner else cause[-1]
     line = " ".join(line.strip() for line in text.split("\n\n")[0].splitlines()[:4])

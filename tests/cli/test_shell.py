@@ -117,6 +117,13 @@ def test_errors_become_one_sentence():
     assert one_sentence(ValueError()) == "ValueError"
 
 
+def test_a_cause_of_many_lines_takes_no_time_to_find():
+    """It took for ever where no line of a stack came right after it."""
+    trace = "\n".join(f"org.apache.spark.Some{n}.call(Some.scala:{n})" for n in range(5000))
+    text = f"Traceback (most recent call last)\nCaused by: java.io.IOException: Gone\n{trace}"
+    assert one_sentence(RuntimeError(text)).startswith("Gone org.apache.spark.Some0.call")
+
+
 def test_pairs():
     assert pairs("--conf", ["a.b=c=d", " e = f "]) == {"a.b": "c=d", "e": "f"}
     with pytest.raises(typer.BadParameter, match="name=value"):
