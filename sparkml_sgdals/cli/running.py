@@ -166,14 +166,15 @@ def one_sentence(error: BaseException) -> str:
     text = str(error).strip() or type(error).__name__
     if isinstance(error, KeyError):
         text = f"There is no {text}."
-    # a line of Python's own error; the JVM's begin with their package
+    # a line of Python's own error; the JVM's, and what PySpark makes of them, begin with a package
     inner = re.findall(
-        r"^(?!org\.|java\.|py4j\.)(?:\w+\.)*\w*(?:Error|Exception): (.+)$", text, re.M
+        r"^(?!org\.|java\.|py4j\.|pyspark\.)(?:\w+\.)*\w*(?:Error|Exception): (.+)$", text, re.M
     )
     # up to its stack, in time that grows with the text alone: a trace has a thousand lines
     cause = re.findall(r"^Caused by: [\w.$]+: (.+(?:\n(?!\s*at ).+)*)", text, re.M)
-    if "Traceback (most recent call last)" in text and (inner or cause):
-        text = inner[0] if inner else cause[-1]
+    wrapped = re.findall(r"^pyspark\.(?:\w+\.)*\w+: (.+)$", text, re.M)
+    if "Traceback (most recent call last)" in text and (inner or cause or wrapped):
+        text = (inner[:1] or cause[-1:] or wrapped[:1])[0]
     line = " ".join(line.strip() for line in text.split("\n\n")[0].splitlines()[:4])
     line = re.sub(r"^\[[A-Z_.0-9]+\]\s*|\s*SQLSTATE: \w+.*$|\s*JVM stacktrace:.*$", "", line)
     return line if len(line) <= 500 else line[:497] + "..."

@@ -112,6 +112,10 @@ def test_errors_become_one_sentence():
         " Header: a, b\n\tat org.apache.X.y(X.scala:1)\n\tat java.base/z(Unknown Source)\n"
     )
     assert one_sentence(RuntimeError(jvm)) == "The header is not the schema. Header: a, b"
+    connect = jvm.replace("py4j.protocol.Py4JJavaError", "pyspark.errors.SparkException")
+    assert one_sentence(RuntimeError(connect)) == "The header is not the schema. Header: a, b"
+    bare = connect[: connect.index("Caused by")]
+    assert one_sentence(RuntimeError(bare)) == "An error occurred while calling o1.x."
     spark = "[PATH_NOT_FOUND] Path does not exist: file:/x. SQLSTATE: 42K03;\nPlan\n\nJVM"
     assert one_sentence(RuntimeError(spark)) == "Path does not exist: file:/x."
     assert one_sentence(ValueError()) == "ValueError"
