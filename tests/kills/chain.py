@@ -34,7 +34,7 @@ if __name__ == "__main__":
     sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parents[1] / "scripts")]
 
 import httpx  # noqa: E402
-from harness import TooSlowError, Tree  # noqa: E402
+from harness import TooSlowError, Tree, report  # noqa: E402
 from sources import COLUMNS, Topic, made_ratings  # noqa: E402
 
 from sparkml_sgdals.reporting import CLOCK_METRICS  # noqa: E402
@@ -370,13 +370,7 @@ def main() -> None:
     # told to end: what was started ends, too
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     figures = run_chain(given.source, given.kills, given.seed, given.pace)
-    text = json.dumps(figures.to_json(), indent=1)
-    print(text)
-    if given.json is not None:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(text + "\n")
-    if figures.differences:
-        sys.exit(1)
+    report(figures.to_json(), given.json)
 
 
 if __name__ == "__main__":

@@ -327,6 +327,17 @@ def run_trial(
         return figures
 
 
+def report(figures: dict[str, Any], path: Path | None) -> None:
+    """Print figures, write them where asked, and exit with 1 where they hold differences."""
+    text = json.dumps(figures, indent=1)
+    print(text)
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text + "\n")
+    if figures["differences"]:
+        sys.exit(1)
+
+
 def main() -> None:
     """Run a trial as the arguments say, print and keep its figures; fail where ends differ."""
     parser = argparse.ArgumentParser(description=main.__doc__)
@@ -350,13 +361,7 @@ def main() -> None:
         given.way, given.source, given.kills, COMPACTION if given.resident else POINTS,
         given.seed, given.batches, given.size, given.resident,
     )  # fmt: skip
-    text = json.dumps(figures.to_json(), indent=1)
-    print(text)
-    if given.json is not None:
-        given.json.parent.mkdir(parents=True, exist_ok=True)
-        given.json.write_text(text + "\n")
-    if figures.differences:
-        sys.exit(1)
+    report(figures.to_json(), given.json)
 
 
 if __name__ == "__main__":
