@@ -29,7 +29,7 @@ from sparkml_sgdals.blocks import (
     sweep_block,
 )
 from sparkml_sgdals.exchange import from_bytes, to_buffer
-from sparkml_sgdals.kernels import check_rows, standardise
+from sparkml_sgdals.kernels import check_rows, clipped_squares, standardise
 from sparkml_sgdals.routing import OTHER, SIDES, Job, Message, SideName, as_ids
 from sparkml_sgdals.state import ModelState
 
@@ -202,11 +202,9 @@ def _clipped_squares(
     baseline: npt.NDArray[np.float32],
     job: Job,
 ) -> npt.NDArray[np.float64]:
-    truth = values.astype(np.float64)
-    sums = [float(truth.size)]
+    sums = [float(values.size)]
     for apart in (errors, baseline):
-        predicted = np.clip(truth - apart.astype(np.float64) * job.scale[1], *job.value_range)
-        sums.append(float(np.sum((truth - predicted) ** 2)))
+        sums.append(clipped_squares(values, apart, job.scale[1], *job.value_range))
     return np.array(sums)
 
 

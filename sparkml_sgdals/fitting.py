@@ -13,7 +13,13 @@ from pyspark.sql import DataFrame, SparkSession
 from sparkml_sgdals.blocked import train_in_blocks
 from sparkml_sgdals.index import IdKind
 from sparkml_sgdals.minibatch import train_in_mini_batches
-from sparkml_sgdals.packing import PackedCounts, count_packed, explain_problems, pack
+from sparkml_sgdals.packing import (
+    PackedCounts,
+    batches_by_rows,
+    count_packed,
+    explain_problems,
+    pack,
+)
 from sparkml_sgdals.progress import clear_progress, show_progress
 from sparkml_sgdals.ratings import ZERO_WEIGHT, Problems
 from sparkml_sgdals.schema import RatingColumns, select_ratings
@@ -112,21 +118,22 @@ def pack_table(
     ratings = select_ratings(df, options.columns, options.kinds)
     if cells is None:
         cells = pack(ratings, keep=options.handle_invalid == "keep")
-    cells = cells.persist()
-    try:
-        with phase(df.sparkSession, "pack"):
-            counts = count_packed(cells)
-        if options.handle_invalid == "error":
-            refuse_invalid(counts.problems, options.columns)
-        if counts.ratings == 0 and not allow_empty:
-            raise ValueError(
-                "There are no ratings to learn from: the table is empty"
-                + (f" but for rows set aside: {dict(counts.problems)}." if counts.problems else ".")
-                + " Start a model without ratings with fitStream."
-            )
-    except BaseException:
-        cells.unpersist()
-        raise
+    with batches_by_rows(df.sparkSession):
+        cells = cells.persist()
+        try:
+            with phase(df.sparkSession, "pack"):
+                counts = count_packed(cells)
+            if options.handle_invalid == "error":
+                refuse_invalid(counts.problems, options.columns)
+            if counts.ratings == 0 and not allow_empty:
+                faults = f" but for rows set aside: {dict(counts.problems)}" * bool(counts.problems)
+                raise ValueError(
+                    f"There are no ratings to learn from: the table is empty{faults}. Start a "
+                    "model without ratings with fitStream."
+                )
+        except BaseException:
+            cells.unpersist()
+            raise
     if counts.problems:
         logger.warning("rows not learned: %s", counts.problems)
     return PackedTable(cells, counts, time.perf_counter() - clock)

@@ -6,8 +6,8 @@ for users and for items alike: algorithm.md, equations (8) to (11). Arrays in an
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Final
 
 import numba as nb
@@ -16,7 +16,9 @@ import numpy.typing as npt
 
 from sparkml_sgdals.factors import FactorRows, FactorTable, prior_variances
 from sparkml_sgdals.kernels import FAST, MIN_VARIANCE, check_rows
-from sparkml_sgdals.prefetch import AHEAD, prefetch_row
+from sparkml_sgdals.lanes import LANES, add_lanes, padded_rows
+from sparkml_sgdals.ordering import run_all
+from sparkml_sgdals.prefetch import AHEAD, prefetch_lines, prefetch_row
 from sparkml_sgdals.ratings import Layout, Ratings
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.solvers import Side
@@ -44,9 +46,6 @@ USER_INFLUENCE: Final = 0.05
 """prior variance of what a user adds to the prior means of its items"""
 ITEM_INFLUENCE: Final = 0.02
 """prior variance of what an item adds to the prior means of its users"""
-_COORDINATES: Final = 9
-"""Coordinates learned at once. They do not depend on each other, so threads may share them out;
-the number is fixed, so that the result is the same for any number of threads."""
 _CONCENTRATED: Final = 10.0
 """Ratings that an id has in a batch, from which on biases are not learned from who rated what."""
 
@@ -62,20 +61,19 @@ def learn_influences(  # type: ignore[no-untyped-def]
     starts, partners : the layout by the side that gives, as in `sweep_ids`
     roots : float32, shape (partners,), n^(-1/2) of each partner
     shares : float32, shape (ids,), `influence_shares`
-    precision : float32, shape (coordinates,), 1 / v of the partners' prior
+    precision : float32, shape (8,), 1 / v of the partners' prior, 0 where there is no coordinate
     own_precision : float32, 1 / prior variance of an influence
     damping : float32, at least 1: the curvature of `apart` by so much, 1 for one block
-    apart : float32, shape (partners, coordinates), posterior minus prior mean of each partner;
-        changed in place, as prior means move with the influences
-    influence : float32, shape (ids, coordinates), changed in place
+    apart : float32, shape (partners, 8), posterior minus prior mean of each partner; changed in
+        place, as prior means move with the influences
+    influence : float32, shape (ids, 8), changed in place
 
     Notes
     -----
     Damping leaves the fixed point where it is. B blocks that learn at once from the same `apart`
     overshoot by up to B / damping, which shrinks as long as damping > B / 2.
     """
-    width = influence.shape[1]
-    moment = np.empty(width, np.float32)
+    moment = np.empty(LANES, np.float32)
     for y in range(starts.size - 1):
         first, last = starts[y], starts[y + 1]
         if first == last:
@@ -83,20 +81,20 @@ def learn_influences(  # type: ignore[no-untyped-def]
         moment[:] = np.float32(0.0)
         share = damping * shares[y]
         for t in range(first, last):
-            x = partners[t]
-            root = roots[x]
-            for f in range(width):
-                moment[f] += root * apart[x, f]
-        for f in range(width):
+            if t + AHEAD < partners.size:
+                prefetch_lines(apart, partners[t + AHEAD])
+            x = np.int64(partners[t])
+            add_lanes(moment, 0, apart, x * LANES, roots[x])  # type: ignore[call-arg]
+        for f in range(LANES):
             old = influence[y, f]
             new = precision[f] * (moment[f] + share * old) / (own_precision + share * precision[f])
             influence[y, f] = new
-            moment[f] = new - old
+            moment[f] = damping * (old - new)
         for t in range(first, last):
-            x = partners[t]
-            root = roots[x]
-            for f in range(width):
-                apart[x, f] -= damping * root * moment[f]
+            if t + AHEAD < partners.size:
+                prefetch_lines(apart, partners[t + AHEAD])
+            x = np.int64(partners[t])
+            add_lanes(apart, x * LANES, moment, 0, roots[x])  # type: ignore[call-arg]
 
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST)
@@ -154,25 +152,22 @@ def learn_influence(
     apart = side.mean - side.prior_mean
     moved = np.empty_like(apart)
     width = apart.shape[1]
-    groups = np.array_split(np.arange(width), -(-width // _COORDINATES))
 
-    def learn(group: I64) -> None:
-        some = slice(int(group[0]), int(group[-1]) + 1)
-        # always copies, also where there is one group
-        held, given = apart[:, some].copy(order="C"), influence[:, some].copy(order="C")
+    # coordinates do not depend on each other: the result is the same for any number of threads
+    def learn(first: int) -> None:
+        some = slice(first, min(first + LANES, width))
+        count = some.stop - first
+        held, given = padded_rows(apart[:, some]), padded_rows(influence[:, some])
+        precisions = np.zeros(LANES, np.float32)
+        precisions[:count] = precision[some]
         learn_influences(
-            layout.starts, layout.partners, root, shares, precision[some],
+            layout.starts, layout.partners, root, shares, precisions,
             np.float32(1.0 / own_variance), np.float32(damping), held, given,
         )  # fmt: skip
-        influence[:, some] = given
-        moved[:, some] = (apart[:, some] - held) / np.float32(damping)
+        influence[:, some] = given[:, :count]
+        moved[:, some] = (apart[:, some] - held[:, :count]) / np.float32(damping)
 
-    if threads <= 1:
-        for group in groups:
-            learn(group)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(learn, groups))
+    run_all([partial(learn, first) for first in range(0, width, LANES)], threads)
     side.prior_mean += moved
     side.mean += side.var / side.prior_var * moved
 
@@ -279,11 +274,18 @@ class ImplicitPrior:
             FilterSide.of(table.take(some)) for table, some in zip(tables, rows, strict=True)
         )
 
-    def start(self, by_user: Layout, by_item: Layout, users: Side, items: Side) -> None:
+    def start(
+        self, by_user: Layout, by_item: Layout, users: Side, items: Side, threads: int
+    ) -> None:
         """Give both sides of a fresh fit the prior means that sweeps will move."""
         self._user_root, self._item_root = roots(by_user.counts()), roots(by_item.counts())
-        self.user.evidence = influence_shares(by_user, self._item_root)
-        self.item.evidence = influence_shares(by_item, self._user_root)
+        self.user.evidence, self.item.evidence = run_all(
+            [
+                partial(influence_shares, by_user, self._item_root),
+                partial(influence_shares, by_item, self._user_root),
+            ],
+            threads,
+        )
         users.prior_mean, items.prior_mean = self.user.prior_mean, self.item.prior_mean
 
     def learn_items(self, by_item: Layout, users: Side, threads: int) -> None:

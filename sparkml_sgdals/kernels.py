@@ -17,12 +17,14 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from sparkml_sgdals.prefetch import AHEAD, prefetch_row
+from sparkml_sgdals.lanes import LANES, add_lanes, transpose_lanes
+from sparkml_sgdals.prefetch import AHEAD, prefetch_lines, prefetch_row
 
 __all__ = [
     "FAST",
     "MIN_VARIANCE",
     "check_rows",
+    "clipped_squares",
     "filter_ratings",
     "predict_rows",
     "rating_gradients",
@@ -57,6 +59,23 @@ def standardise(ratings, mean, spread):  # type: ignore[no-untyped-def]
     for n in range(ratings.size):
         units[n] = np.float32((np.float64(ratings[n]) - mean) / spread)
     return units
+
+
+@nb.njit(cache=True, nogil=True, fastmath=FAST)
+def clipped_squares(ratings, errors, spread, low, high):  # type: ignore[no-untyped-def]
+    """Sum of squared errors of predictions clipped to low..high, in units of the ratings.
+
+    Parameters
+    ----------
+    ratings, errors : float32, shape (n,); errors in standardised units, rating minus prediction
+    spread, low, high : float64
+    """
+    total = np.float64(0.0)
+    for n in range(ratings.size):
+        truth = np.float64(ratings[n])
+        prediction = min(max(truth - spread * np.float64(errors[n]), low), high)
+        total += (truth - prediction) ** 2
+    return total
 
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST)
@@ -216,7 +235,7 @@ def sweep_ids(  # type: ignore[no-untyped-def]
     partners, ratings, weights : shape (n,), in that order; partners are rows of the other side
     mean, var : the side to learn, changed in place; an id without ratings is left as it is
     prior_mean, prior_var : float32, each of shape (ids, rank + 1), or (1, rank + 1) for all
-    partner_mean, partner_var : the other side, read only
+    partner_mean, partner_var : the other side as `padded_rows`, read only
     noise : float32, s2
     square_errors, variances : ndarray of float64, shape (ids,), out: for each id the weighted
         sums of e^2 and of V over its ratings after the update
@@ -226,18 +245,19 @@ def sweep_ids(  # type: ignore[no-untyped-def]
     An id's result depends on its own ratings only, so ranges of ids may run on any threads.
     """
     width = mean.shape[1]
+    wide = partner_mean.shape[1]
     weighted = weights.size > 0
     own_mean = prior_mean.shape[0] > 1
     own_var = prior_var.shape[0] > 1
     longest = np.int64(0)
     for x in range(first, last):
         longest = max(longest, starts[x + 1] - starts[x])
-    # column f of the partners' means, contiguous over the ratings of one id
-    regressors = np.empty((width, longest), np.float32)
+    # the partners' means by column, each contiguous over the ratings of one id
+    columns = np.empty(wide * (longest + 2 * LANES), np.float32)
     errors = np.empty(longest, np.float32)
     wt = np.ones(longest, np.float32)
     squares = np.empty(width, np.float32)
-    partner_sums = np.empty(width, np.float32)
+    partner_sums = np.empty(wide, np.float32)
     gains = np.empty(width, np.float32)
     offsets = np.empty(width, np.float32)
 
@@ -248,29 +268,47 @@ def sweep_ids(  # type: ignore[no-untyped-def]
         variances[x] = 0.0
         if count == 0:
             continue
-        squares[:] = np.float32(0.0)
+        # columns a power of two apart would share the same few lines of the cache
+        stride = (count // LANES + 2) * LANES
         partner_sums[:] = np.float32(0.0)
+        squares[0] = np.float32(0.0)
         for t in range(count):
             if begin + t + AHEAD < partners.size:
-                prefetch_row(partner_mean, partners[begin + t + AHEAD])
-                prefetch_row(partner_var, partners[begin + t + AHEAD])
-            y = partners[begin + t]
+                prefetch_lines(partner_mean, partners[begin + t + AHEAD])
+                prefetch_lines(partner_var, partners[begin + t + AHEAD])
             w = np.float32(1.0)
             if weighted:
                 w = weights[begin + t]
                 wt[t] = w
-            prediction = mean[x, 0] + partner_mean[y, 0]
-            for f in range(1, width):
-                pm = partner_mean[y, f]
-                regressors[f, t] = pm
-                prediction += mean[x, f] * pm
-                squares[f] += w * pm * pm
-            for f in range(width):
-                partner_sums[f] += w * partner_var[y, f]
             squares[0] += w
-            errors[t] = ratings[begin + t] - prediction
+            for f in range(0, wide, LANES):
+                add_lanes(partner_sums, f, partner_var, np.int64(partners[begin + t]) * wide + f, w)  # type: ignore[call-arg]
+            if t % LANES == LANES - 1:
+                for f in range(0, wide, LANES):
+                    transpose_lanes(  # type: ignore[call-arg]
+                        columns, f * stride + t - (LANES - 1), stride, partner_mean, wide, f,
+                        partners, begin + t - (LANES - 1),
+                    )  # fmt: skip
         if squares[0] <= np.float32(0.0):
             continue
+        for t in range(count // LANES * LANES, count):
+            for f in range(width):
+                columns[f * stride + t] = partner_mean[partners[begin + t], f]
+        for t in range(count):
+            errors[t] = ratings[begin + t] - (mean[x, 0] + columns[t])
+        for f in range(1, width):
+            column = columns[f * stride : f * stride + count]
+            own = mean[x, f]
+            total = np.float32(0.0)
+            if weighted:
+                for t in range(count):
+                    errors[t] -= own * column[t]
+                    total += wt[t] * column[t] * column[t]
+            else:
+                for t in range(count):
+                    errors[t] -= own * column[t]
+                    total += column[t] * column[t]
+            squares[f] = total
 
         p = x if own_mean else 0
         q = x if own_var else 0
@@ -283,52 +321,34 @@ def sweep_ids(  # type: ignore[no-untyped-def]
             gains[f] = inverse
             offsets[f] = squares[f] * mean[x, f] + pull * prior_mean[p, f]
             var[x, f] = max(noise * inverse, MIN_VARIANCE)
-        if count == 1:
-            # most ids of a micro-batch: without loops that cost more than they do
-            error = errors[0]
-            w = wt[0]
-            for f in range(width):
-                regressor = np.float32(1.0)
-                if f > 0:
-                    regressor = regressors[f, 0]
-                old = mean[x, f]
-                new = (w * regressor * error + offsets[f]) * gains[f]
-                error -= (new - old) * regressor
-                mean[x, f] = new
-            errors[0] = error
-        else:
-            for f in range(width):
-                moment = np.float32(0.0)
-                if f == 0:
-                    for t in range(count):
-                        moment += wt[t] * errors[t]
-                else:
-                    column = regressors[f]
-                    for t in range(count):
-                        moment += wt[t] * column[t] * errors[t]
-                old = mean[x, f]
-                new = (moment + offsets[f]) * gains[f]
-                change = new - old
-                if f == 0:
-                    for t in range(count):
-                        errors[t] -= change
-                else:
-                    column = regressors[f]
-                    for t in range(count):
-                        errors[t] -= change * column[t]
-                mean[x, f] = new
+        # a bias is a feature whose regressor is 1
+        columns[:count] = np.float32(1.0)
+        for f in range(width):
+            column = columns[f * stride : f * stride + count]
+            moment = np.float32(0.0)
+            if weighted:
+                for t in range(count):
+                    moment += wt[t] * column[t] * errors[t]
+            else:
+                for t in range(count):
+                    moment += column[t] * errors[t]
+            new = (moment + offsets[f]) * gains[f]
+            change = new - mean[x, f]
+            for t in range(count):
+                errors[t] -= change * column[t]
+            mean[x, f] = new
 
-        total = np.float64(0.0)
+        total_error = np.float64(0.0)
         for t in range(count):
-            total += np.float64(wt[t] * errors[t] * errors[t])
-        square_errors[x] = total
-        total = np.float64(var[x, 0] * squares[0] + partner_sums[0])
+            total_error += np.float64(wt[t] * errors[t] * errors[t])
+        square_errors[x] = total_error
+        total_variance = np.float64(var[x, 0] * squares[0] + partner_sums[0])
         for f in range(1, width):
-            total += np.float64(
+            total_variance += np.float64(
                 var[x, f] * (squares[f] + partner_sums[f])
                 + mean[x, f] * mean[x, f] * partner_sums[f]
             )
-        variances[x] = total
+        variances[x] = total_variance
 
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST)
@@ -348,8 +368,26 @@ def predict_rows(  # type: ignore[no-untyped-def]
     width = user_mean.shape[1]
     with_variance = user_var.shape[1] > 0
     for n in range(users.size):
+        if n + AHEAD < users.size:
+            prefetch_row(user_mean, users[n + AHEAD])
+            prefetch_row(item_mean, items[n + AHEAD])
+            if with_variance:
+                prefetch_row(user_var, users[n + AHEAD])
+                prefetch_row(item_var, items[n + AHEAD])
         x = users[n]
         y = items[n]
+        if with_variance and x >= 0 and y >= 0:
+            # the usual case, without a choice in the loop
+            prediction = user_mean[x, 0] + item_mean[y, 0]
+            variance = user_var[x, 0] + item_var[y, 0]
+            for f in range(1, width):
+                um, uv = user_mean[x, f], user_var[x, f]
+                im, iv = item_mean[y, f], item_var[y, f]
+                prediction += um * im
+                variance += uv * im * im + iv * um * um + uv * iv
+            predictions[n] = prediction
+            variances[n] = variance
+            continue
         prediction = np.float32(0.0)
         variance = np.float32(0.0)
         for f in range(width):

@@ -17,9 +17,7 @@ from sparkml_sgdals.factors import FactorTable, prior_variances
 from sparkml_sgdals.implicit import (
     ImplicitPrior,
 )
-from sparkml_sgdals.kernels import (
-    check_rows,
-)
+from sparkml_sgdals.kernels import check_rows, clipped_squares
 from sparkml_sgdals.learning_events import learn_events
 from sparkml_sgdals.noise import (
     expected_after_learning,
@@ -271,7 +269,7 @@ class _Work:
         rated_users, rated_items = by_user.counts() > 0, by_item.counts() > 0
         implicit = self.implicit if self.fresh else None
         if implicit is not None:
-            implicit.start(by_user, by_item, users, items)
+            implicit.start(by_user, by_item, users, items, threads)
         for sweep in range(settings.max_iter):
             half_sweep(by_user, users, items.mean, items.var, self.noise, threads)
             if implicit is not None:
@@ -340,21 +338,12 @@ class _Work:
     def _count_prequential(self, errors: F32) -> None:
         """Errors of the first pass, each from before its rating was learned: its later half."""
         half = slice(len(self.ratings) // 2, None)
-        scale = self.state.scale
-        low, high = self.ratings.value_range()
-        truth = self.ratings.values[half].astype(np.float64)
-
-        def squares(standardised: F32) -> float:
-            # in place: at size, new arrays cost more than the arithmetic
-            apart = standardised[half].astype(np.float64)
-            apart *= scale.spread
-            np.subtract(truth, apart, out=apart)
-            np.clip(apart, low, high, out=apart)
-            np.subtract(truth, apart, out=apart)
-            apart *= apart
-            return float(np.sum(apart))
-
-        judged = [partial(squares, some) for some in (errors, self.baseline_errors)]
+        truth, spread = self.ratings.values[half], self.state.scale.spread
+        bounds = self.ratings.value_range()
+        judged = [
+            partial(clipped_squares, truth, some[half], spread, *bounds)
+            for some in (errors, self.baseline_errors)
+        ]
         own, baseline = run_all(judged, self.threads)
         counters = self.state.counters
         self.state.counters = replace(

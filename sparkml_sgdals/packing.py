@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final
 
 import pyarrow as pa
-from pyspark.sql import DataFrame
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
 
 from sparkml_sgdals.exchange import narrow, to_bytes
 from sparkml_sgdals.ratings import ZERO_WEIGHT, Problems, screen
@@ -22,6 +24,7 @@ __all__ = [
     "PACK_DDL",
     "ROWS_PER_CELL",
     "PackedCounts",
+    "batches_by_rows",
     "count_packed",
     "explain_problems",
     "pack",
@@ -38,6 +41,9 @@ _PACK_SCHEMA: Final = pa.schema(
     ]
 )
 ROWS_PER_CELL: Final = 500_000
+_MAX_BYTES: Final = "spark.sql.execution.arrow.maxBytesPerBatch"
+_MAX_BYTES_BY_DEFAULT: Final = ("67108864b", "268435456b")
+_NO_LIMIT: Final = str(2**31 - 1)
 
 
 @dataclass(frozen=True)
@@ -78,6 +84,31 @@ def pack_cell(table: pa.Table, keep: bool) -> pa.RecordBatch:
         [pa.array(v, f.type) for v, f in zip(values, _PACK_SCHEMA, strict=True)],
         schema=_PACK_SCHEMA,
     )
+
+
+@contextmanager
+def batches_by_rows(spark: SparkSession) -> Iterator[None]:
+    """Let Spark fill Arrow batches by rows alone while narrow rows are packed.
+
+    Below any limit in bytes Spark adds up the sizes of all buffers of a batch for every row that it
+    writes into it, which takes twice as long as everything else that it does to hand a rating over.
+    A limit that is not Spark's own default is the user's and stays. `persist` and the action have
+    to be inside.
+    """
+    found = None
+    # where a session may not ask for it or change it, packing is slower and no less right
+    with suppress(PySparkException):
+        found = spark.conf.get(_MAX_BYTES)
+        if found in _MAX_BYTES_BY_DEFAULT:
+            spark.conf.set(_MAX_BYTES, _NO_LIMIT)
+        else:
+            found = None
+    try:
+        yield
+    finally:
+        if found is not None:
+            with suppress(PySparkException):
+                spark.conf.set(_MAX_BYTES, found)
 
 
 def pack(ratings: DataFrame, keep: bool) -> DataFrame:

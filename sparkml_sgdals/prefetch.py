@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-__all__ = ["AHEAD", "prefetch_row"]
+__all__ = ["AHEAD", "prefetch_lines", "prefetch_row"]
 
 AHEAD: Final = 8
 """How many ratings ahead: long enough for a miss, short enough for the first-level cache."""
@@ -52,3 +52,10 @@ def prefetch_row(matrix, row):  # type: ignore[no-untyped-def]
     for column in range(0, matrix.shape[1], _LINE):
         _prefetch(matrix, row, column)  # type: ignore[call-arg]
     _prefetch(matrix, row, matrix.shape[1] - 1)  # type: ignore[call-arg]
+
+
+@nb.njit(cache=True, nogil=True, inline="always")
+def prefetch_lines(matrix, row):  # type: ignore[no-untyped-def]
+    """Fetch a row of `padded_rows`, which starts on a cache line or half-way of one."""
+    for column in range(0, matrix.shape[1], _LINE):
+        _prefetch(matrix, row, column)  # type: ignore[call-arg]

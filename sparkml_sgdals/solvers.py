@@ -20,6 +20,7 @@ from sparkml_sgdals.kernels import (
     sgd_ratings,
     sweep_ids,
 )
+from sparkml_sgdals.lanes import padded_rows
 from sparkml_sgdals.ratings import Layout
 from sparkml_sgdals.settings import Settings
 
@@ -76,13 +77,14 @@ def half_sweep(
     """Sweep one side in place; the weighted sums of e^2 and of V over its ratings afterwards."""
     check_rows(layout.partners, partner_mean.shape[0], "partner")
     num_ids = side.mean.shape[0]
+    partners = padded_rows(partner_mean), padded_rows(partner_var)
     square_errors = np.zeros(num_ids)
     variances = np.zeros(num_ids)
 
     def sweep(first: int, last: int) -> None:
         sweep_ids(
             first, last, layout.starts, layout.partners, layout.values, layout.weights,
-            side.mean, side.var, side.prior_mean, side.prior_var, partner_mean, partner_var,
+            side.mean, side.var, side.prior_mean, side.prior_var, *partners,
             np.float32(noise), square_errors, variances,
         )  # fmt: skip
 

@@ -14,6 +14,7 @@ from helpers import assert_same_bits, factors, rmse
 from sparkml_sgdals import DivergenceError, StreamingBiasedALS, block_files, blocked
 from sparkml_sgdals.learning import fit_ratings
 from sparkml_sgdals.objects import StorageError
+from sparkml_sgdals.packing import batches_by_rows
 from sparkml_sgdals.ratings import encode_ratings
 from sparkml_sgdals.state import ModelState
 
@@ -310,6 +311,28 @@ def test_sgd_divergence_in_blocks_is_named(ratings):
 def test_tol_in_blocks_is_named(ratings):
     with pytest.warns(UserWarning, match="tol is not used in a fit in blocks"):
         estimator(tol=0.1, maxIter=0, numBlocks=2).fit(ratings)
+
+
+class TestArrowBatches:
+    """Rows are handed to Python without Spark adding up the bytes of a batch for every row."""
+
+    LIMIT = "spark.sql.execution.arrow.maxBytesPerBatch"
+
+    def test_the_limit_in_bytes_comes_back(self, spark, ratings):
+        default = spark.conf.get(self.LIMIT)
+        with batches_by_rows(spark):
+            assert spark.conf.get(self.LIMIT) == str(2**31 - 1)
+        assert spark.conf.get(self.LIMIT) == default
+        estimator(maxIter=0).fit(ratings)
+        assert spark.conf.get(self.LIMIT) == default
+
+    def test_a_limit_of_the_users_own_stays(self, spark):
+        spark.conf.set(self.LIMIT, "1000000")
+        try:
+            with batches_by_rows(spark):
+                assert spark.conf.get(self.LIMIT) == "1000000"
+        finally:
+            spark.conf.unset(self.LIMIT)
 
 
 @pytest.mark.parametrize("solver", ["bayes", "minibatch"])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sparkml_sgdals.kernels import (
     check_rows,
+    clipped_squares,
     filter_ratings,
     predict_rows,
     rating_gradients,
@@ -213,3 +214,12 @@ def test_rows_outside_are_refused(rows: list[int]) -> None:
 def test_rows_inside_pass(rows: list[int]) -> None:
     """Nothing, the first and the last row are fine."""
     check_rows(np.array(rows, np.int64), 3, "item")
+
+
+@given(st.lists(st.tuples(st.floats(-9, 9, width=32), st.floats(-3, 3, width=32)), max_size=50))
+def test_clipped_squares_are_those_of_clipped_predictions(pairs: list[tuple[float, float]]) -> None:
+    """Predictions outside of the ratings' range count as its ends; spread in rating units."""
+    ratings, errors = np.array(pairs, F32).reshape(-1, 2).T.copy()
+    found = clipped_squares(ratings, errors, 1.5, -2.0, 4.0)
+    expected = sum((r - min(max(r - 1.5 * e, -2.0), 4.0)) ** 2 for r, e in pairs)
+    assert found == pytest.approx(expected, rel=1e-9, abs=1e-12)
