@@ -31,6 +31,7 @@ from sparkml_sgdals.blocks import (
 from sparkml_sgdals.exchange import from_bytes, to_buffer
 from sparkml_sgdals.kernels import check_rows, clipped_squares, standardise
 from sparkml_sgdals.routing import OTHER, SIDES, Job, Message, SideName, as_ids
+from sparkml_sgdals.solvers import settled
 from sparkml_sgdals.state import ModelState
 
 __all__ = ["Half", "Inbox", "Learned", "NameRows", "Start", "Step", "Stratum"]
@@ -63,11 +64,17 @@ Step = Callable[[Statics, Inbox], Iterator[Message]]
 
 @dataclass(frozen=True)
 class Learned:
-    """What every block knows of the whole: noise, prior variances by side, training RMSE."""
+    """What every block knows of the whole: noise, prior variances by side, training RMSE.
+
+    Attributes
+    ----------
+    expected : expected square error of a rating after each sweep, which tells when to stop
+    """
 
     noise: float
     priors: dict[SideName, npt.NDArray[np.float32]]
     history: tuple[float, ...]
+    expected: tuple[float, ...]
 
     @classmethod
     def read(cls, inbox: Inbox, job: Job) -> Learned:
@@ -75,10 +82,12 @@ class Learned:
         noise = job.settings.noise
         priors: dict[SideName, npt.NDArray[np.float32]] = {}
         history: tuple[float, ...] = ()
+        expected: tuple[float, ...] = ()
         for side in SIDES:
             for payload in inbox.all(side, "learned").values():
                 held = arrays_from_buffer(payload)
-                noise, history = float(held["noise"][0]), tuple(held["history"].tolist())
+                noise = float(held["noise"][0])
+                history, expected = (tuple(held[n].tolist()) for n in ("history", "expected"))
                 priors = {name: held[name] for name in SIDES if name in held}
         for side in SIDES:
             rows = [arrays_from_buffer(b)["sums"] for b in inbox.all(side, "sums").values()]
@@ -87,15 +96,17 @@ class Learned:
                 if job.fresh:
                     priors[side] = total.prior()
                 if side == "items":
+                    expected = (*expected, (total.squares + total.variances) / job.total_weight)
                     if job.fresh:
-                        noise = (total.squares + total.variances) / job.total_weight
+                        noise = expected[-1]
                     history = (*history, math.sqrt(total.squares / job.total_weight))
-        return cls(noise, priors, history)
+        return cls(noise, priors, history, expected)
 
     def to_buffer(self) -> pa.Buffer:
         arrays: dict[str, npt.NDArray[Any]] = {
             "noise": np.array([self.noise]),
             "history": np.array(self.history, np.float64),
+            "expected": np.array(self.expected, np.float64),
         }
         return arrays_to_buffer(arrays | dict(self.priors))
 
@@ -237,6 +248,10 @@ class Half:
             yield own, partner_side, own, "state", passenger
         state = inbox.state(side, own)
         if state is None:
+            return
+        if settled(learned.expected, job.settings.tol):
+            # all blocks see the same sums, and hand on what they have from here on
+            yield _state_message(own, side, own, state)
             return
         arrays = statics.arrays(static_name("layout", side, own, own), self.check)
         block = BlockLayout.from_arrays(arrays)

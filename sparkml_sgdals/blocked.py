@@ -107,7 +107,9 @@ def train_in_blocks(
             check_finite(state, np.arange(state.users.size), np.arange(state.items.size))
             now = time.perf_counter()
             seconds = {"route": routed - clock, "learn": now - routed}
-            report = TrainingReport(f"{plan.num_blocks} blocks", history, seconds, stop)
+            # fewer sweeps than the stop where learning settled before it
+            passes = min(stop, len(history)) if timed else stop
+            report = TrainingReport(f"{plan.num_blocks} blocks", history, seconds, passes)
             trained.append((state, report))
     return trained
 

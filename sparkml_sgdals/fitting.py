@@ -195,7 +195,7 @@ def _train(
     if plan.num_blocks == 1:
         with phase(cells.sparkSession, "learn in one task"):
             return train_in_one_task(cells, settings, options.kinds, plan, prior)
-    if settings.tol > 0:
+    if settings.tol > 0 and settings.solver != "bayes":
         warnings.warn("tol is not used in a fit in blocks.", UserWarning, stacklevel=2)
     return train_in_blocks(cells, settings, options.kinds, plan, prior)
 

@@ -270,6 +270,7 @@ class _Work:
         implicit = self.implicit if self.fresh else None
         if implicit is not None:
             implicit.start(by_user, by_item, users, items, threads)
+        expected: list[float] = []
         for sweep in range(settings.max_iter):
             half_sweep(by_user, users, items.mean, items.var, self.noise, threads)
             if implicit is not None:
@@ -279,15 +280,16 @@ class _Work:
             )
             if implicit is not None:
                 implicit.learn_users(by_user, items, threads)
+            expected.append((squares + variances) / self.total_weight)
             if self.fresh:
-                self.noise = (squares + variances) / self.total_weight
+                self.noise = expected[-1]
                 users.learn_prior(rated_users)
                 items.learn_prior(rated_items)
             rmse = math.sqrt(squares / self.total_weight) * self.state.scale.spread
             self.history.append(rmse)
             self.progress(sweep + 1, rmse)
             yield sweep + 1
-            if settled(self.history, settings.tol):
+            if settled(expected, settings.tol):
                 break
 
     def _filter(self) -> F32:

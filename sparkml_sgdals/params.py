@@ -245,13 +245,14 @@ class LearningParams(
     rank: Param[int] = param("rank", "number of features.", at_least("rank", 1))
     maxIter: Param[int] = param(
         "maxIter",
-        "sweeps of 'bayes' after its filter pass (0 = filter only), passes of 'sgd' and "
-        "'minibatch'.",
+        "sweeps of 'bayes' after its filter pass (0 = filter only), at most, see tol; passes of "
+        "'sgd' and 'minibatch'.",
         at_least("maxIter", 0),
     )
     tol: Param[float] = param(
         "tol",
-        "stop sweeping when the training RMSE changes by less than this share of it; 0 = never.",
+        "stop when a sweep changes the expected square error of a training rating by less than "
+        "this share; of 'sgd', only where it is set, the training RMSE; 0 = never.",
         non_negative("tol"),
     )
     regParam: Param[float] = param(
@@ -338,8 +339,8 @@ class LearningParams(
         self._setDefault(
             solver="bayes",
             rank=16,
-            maxIter=5,
-            tol=0.0,
+            maxIter=10,
+            tol=0.005,
             regParam=0.1,
             stepSize=0.01,
             biasPriorVariance=0.2,
@@ -429,7 +430,7 @@ class LearningParams(
             solver=self.getSolver(),
             rank=self.getRank(),
             max_iter=self.getMaxIter(),
-            tol=self.getTol(),
+            tol=self.getTol() if self.getSolver() == "bayes" or self.isSet("tol") else 0.0,
             seed=self.getSeed(),
             step_size=self.getStepSize(),
             regs=(

@@ -6,6 +6,7 @@ Each arranges one kernel: types, threads, divergence. Runs on driver and executo
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
@@ -99,8 +100,8 @@ def half_sweep(
     return float(square_errors.sum()), float(variances.sum())
 
 
-def settled(history: list[float], tol: float) -> bool:
-    """Whether the last pass changed the training RMSE by less than `tol` of it."""
+def settled(history: Sequence[float], tol: float) -> bool:
+    """Whether the last pass changed a measure of the error by less than `tol` of it."""
     if tol <= 0.0 or len(history) < 2:
         return False
     return abs(history[-2] - history[-1]) < tol * history[-2]

@@ -44,7 +44,7 @@ def test_one_task_equals_the_solver_without_spark(ratings, small, solver):
     model = als.fit(ratings)
     assert model.state.fingerprint() == in_memory(small, als, solver == "bayes").fingerprint()
     assert model.summary.form == "one task"
-    assert len(model.summary.rmse) == 5
+    assert len(model.summary.rmse) == 10
 
 
 @pytest.mark.parametrize("blocks", [1, 3])
@@ -64,8 +64,8 @@ def test_another_seed_gives_another_start(ratings):
 
 @pytest.mark.parametrize("blocks", [2, 4])
 def test_blocks_learn_as_well_as_one_task(ratings, small, spark, blocks):
-    one = estimator().fit(ratings)
-    model = estimator(numBlocks=blocks).fit(ratings)
+    one = estimator(maxIter=5).fit(ratings)
+    model = estimator(maxIter=5, numBlocks=blocks).fit(ratings)
     assert model.summary.form == f"{blocks} blocks"
     assert rmse(model, small, spark) == pytest.approx(rmse(one, small, spark), rel=0.01)
     assert model.state.counters.ratings == len(small)
@@ -308,9 +308,19 @@ def test_sgd_divergence_in_blocks_is_named(ratings):
         estimator(solver="sgd", stepSize=30.0, maxIter=1, numBlocks=2).fit(ratings)
 
 
-def test_tol_in_blocks_is_named(ratings):
+def test_tol_ends_the_sweeps_of_blocks(ratings):
+    """With the bits of a fit of so many sweeps: settled blocks hand on what they have."""
+    stopped = estimator(numBlocks=2, maxIter=6, tol=0.05).fit(ratings)
+    sweeps = stopped.summary.totalIterations
+    assert 2 <= sweeps < 6
+    assert len(stopped.summary.rmse) == sweeps
+    full = estimator(numBlocks=2, maxIter=sweeps, tol=0.0).fit(ratings)
+    assert_same_bits(stopped, full)
+
+
+def test_tol_of_sgd_in_blocks_is_named(ratings):
     with pytest.warns(UserWarning, match="tol is not used in a fit in blocks"):
-        estimator(tol=0.1, maxIter=0, numBlocks=2).fit(ratings)
+        estimator(solver="sgd", tol=0.1, maxIter=0, numBlocks=2).fit(ratings)
 
 
 class TestArrowBatches:

@@ -15,7 +15,7 @@ from building import F32, contents, low_rank, ratings_of, rows_of, seen_state, t
 
 from sparkml_sgdals import updating
 from sparkml_sgdals.factors import prior_variances
-from sparkml_sgdals.learning import fit_ratings
+from sparkml_sgdals.learning import fit_ratings, fit_stops
 from sparkml_sgdals.ratings import Ratings, encode_ratings
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.solvers import DivergenceError
@@ -607,9 +607,9 @@ def test_fit_does_not_depend_on_threads_or_rows(settings: Settings) -> None:
     assert len(set(found)) == 1
 
 
-@SOLVERS
-def test_tol_stops_early(settings: Settings) -> None:
-    """Passes end where the RMSE hardly changes."""
+@pytest.mark.parametrize("settings", SETTINGS[2:], ids=lambda s: s.solver)
+def test_tol_of_descent_is_of_the_rmse(settings: Settings) -> None:
+    """Passes end where the training RMSE hardly changes."""
     settings = replace(settings, max_iter=50, tol=0.02)
     state = ModelState.empty(settings, "int", "int")
     history = fit_ratings(small_table(weighted=False), state)
@@ -617,6 +617,21 @@ def test_tol_stops_early(settings: Settings) -> None:
     changes = [abs(a - b) / a for a, b in pairwise(history)]
     assert changes[-1] < 0.02
     assert all(change >= 0.02 for change in changes[:-1])
+
+
+@pytest.mark.parametrize("implicit_prior", [False, True])
+def test_tol_of_sweeps_is_of_the_expected_square_error(implicit_prior: bool) -> None:
+    """Sweeps end where it, the noise variance of a fit, hardly changes; bits as of so many."""
+    settings = Settings(rank=3, implicit_prior=implicit_prior, max_iter=30)
+    ratings = small_table(weighted=False)
+    kept = fit_stops(ratings, ModelState.empty(settings, "int", "int"), range(31))
+    noise = [state.noise for state, _ in kept]
+    ends = [n for n in range(2, 31) if abs(noise[n] - noise[n - 1]) < 0.02 * noise[n - 1]]
+    assert 2 <= ends[0] < 30
+    state = ModelState.empty(replace(settings, tol=0.02), "int", "int")
+    history = fit_ratings(ratings, state)
+    assert len(history) == ends[0]
+    assert (state.users.mean == kept[ends[0]][0].users.mean).all()
 
 
 @pytest.mark.filterwarnings("ignore:.*encountered in.*:RuntimeWarning")

@@ -307,7 +307,8 @@ def killed(path: str, what: str, steps: int) -> None:
 def killed_after(path: Path, what: str, steps: int) -> bool:
     """Whether a process of its own was killed so."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["sparkml_sgdals.versions"])
+    # this module first, or every process imports it anew
+    context.set_forkserver_preload([__name__])
     process = context.Process(target=killed, args=(str(path), what, steps))
     process.start()
     process.join(60)
