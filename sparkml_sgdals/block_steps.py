@@ -31,7 +31,7 @@ from sparkml_sgdals.blocks import (
 from sparkml_sgdals.exchange import from_bytes, to_buffer
 from sparkml_sgdals.kernels import check_rows, clipped_squares, standardise
 from sparkml_sgdals.routing import OTHER, SIDES, Job, Message, SideName, as_ids
-from sparkml_sgdals.solvers import settled
+from sparkml_sgdals.solvers import sweeps_settled
 from sparkml_sgdals.state import ModelState
 
 __all__ = ["Half", "Inbox", "Learned", "NameRows", "Start", "Step", "Stratum"]
@@ -249,7 +249,7 @@ class Half:
         state = inbox.state(side, own)
         if state is None:
             return
-        if settled(learned.expected, job.settings.tol):
+        if sweeps_settled(learned.expected, job.settings.tol):
             # all blocks see the same sums, and hand on what they have from here on
             yield _state_message(own, side, own, state)
             return

@@ -34,6 +34,7 @@ from sparkml_sgdals.solvers import (
     run_minibatches,
     run_sgd,
     settled,
+    sweeps_settled,
 )
 from sparkml_sgdals.state import SETTLING_RATINGS, ModelState, Scale
 
@@ -289,7 +290,7 @@ class _Work:
             self.history.append(rmse)
             self.progress(sweep + 1, rmse)
             yield sweep + 1
-            if settled(expected, settings.tol):
+            if sweeps_settled(expected, settings.tol):
                 break
 
     def _filter(self) -> F32:

@@ -34,6 +34,7 @@ __all__ = [
     "run_minibatches",
     "run_sgd",
     "settled",
+    "sweeps_settled",
 ]
 
 F32 = npt.NDArray[np.float32]
@@ -105,6 +106,15 @@ def settled(history: Sequence[float], tol: float) -> bool:
     if tol <= 0.0 or len(history) < 2:
         return False
     return abs(history[-2] - history[-1]) < tol * history[-2]
+
+
+def sweeps_settled(expected: Sequence[float], tol: float) -> bool:
+    """Whether sweeps may end, by the expected square error of a rating after each: (16).
+
+    The first sweep still has the prior variances that it was given; what changes from it to the
+    second says nothing of what is to come.
+    """
+    return settled(expected[1:], tol)
 
 
 def run_filter(

@@ -626,8 +626,8 @@ def test_tol_of_sweeps_is_of_the_expected_square_error(implicit_prior: bool) -> 
     ratings = small_table(weighted=False)
     kept = fit_stops(ratings, ModelState.empty(settings, "int", "int"), range(31))
     noise = [state.noise for state, _ in kept]
-    ends = [n for n in range(2, 31) if abs(noise[n] - noise[n - 1]) < 0.02 * noise[n - 1]]
-    assert 2 <= ends[0] < 30
+    ends = [n for n in range(3, 31) if abs(noise[n] - noise[n - 1]) < 0.02 * noise[n - 1]]
+    assert 3 <= ends[0] < 30
     state = ModelState.empty(replace(settings, tol=0.02), "int", "int")
     history = fit_ratings(ratings, state)
     assert len(history) == ends[0]
