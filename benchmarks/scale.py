@@ -2,11 +2,11 @@
 
     python benchmarks/scale.py --ratings 1M 3M 10M 26M 78M --one-core 1M 3M 10M --moved 3M 10M
 
-90% of so many ratings of benchmarks/generate.py from Parquet, nothing cached, rank 10, 5 sweeps, in
-one task (maxRatingsPerTask above all of them). Each fit has a fresh process with a session of its
-own, and learns 100,000 ratings first, so that it is warm. While it learns, the resident memory of
-the driver, of the JVM and of the Python workers is looked at twenty times a second; the JVM may
-take --memory and takes what it may before it collects its garbage.
+90% of so many ratings of benchmarks/generate.py from Parquet, nothing cached, rank 10, in one task
+(maxRatingsPerTask above all of them), with sweeps until they settle. Each fit has a fresh process
+with a session of its own, and learns 100,000 ratings first, so that it is warm. While it learns,
+the resident memory of the driver, of the JVM and of the Python workers is looked at twenty times a
+second; the JVM may take --memory and takes what it may before it collects its garbage.
 
 The exponent is the slope of log seconds over log ratings, of all sizes and of those from 3 million.
 
