@@ -6,6 +6,8 @@ that were still unsure: algorithm.md, equations (12) and (13). Arrays in and out
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from typing import Final
 
 import numba as nb
@@ -15,9 +17,11 @@ import numpy.typing as npt
 from sparkml_sgdals.factors import FactorRows
 from sparkml_sgdals.implicit import concentration, moved_prior
 from sparkml_sgdals.kernels import FAST, check_rows
+from sparkml_sgdals.ordering import run_all
 from sparkml_sgdals.prefetch import AHEAD, prefetch_row
 from sparkml_sgdals.ratings import Layout, Ratings, layout_by
 from sparkml_sgdals.settings import Settings
+from sparkml_sgdals.solvers import id_ranges
 
 __all__ = ["smooth_batch", "smooth_ids"]
 
@@ -26,6 +30,9 @@ F32 = npt.NDArray[np.float32]
 _SWEEPS: Final = 2
 _CONCENTRATED: Final = 20.0
 """Ratings that an id has in a batch at which the filter and the sweeps count the same."""
+_LARGE: Final = 20_000
+"""Ratings of a batch from which on threads are worth their start; they change no result."""
+_THREADS: Final = 4
 
 
 def smooth_batch(
@@ -70,22 +77,30 @@ def _half(
     partner_var: F32, noise: float,
 ) -> None:  # fmt: skip
     check_rows(layout.partners, partner_mean.shape[0], "partner")
-    smooth_ids(
-        layout.starts, layout.partners, layout.values, layout.weights, mean,
-        prior_mean, prior_var, partner_mean, partner_var, np.float32(noise),
-    )  # fmt: skip
+
+    def smooth(first: int, last: int) -> None:
+        smooth_ids(
+            first, last, layout.starts, layout.partners, layout.values, layout.weights, mean,
+            prior_mean, prior_var, partner_mean, partner_var, np.float32(noise),
+        )  # fmt: skip
+
+    threads = min(os.cpu_count() or 1, _THREADS) if layout.partners.size >= _LARGE else 1
+    if threads == 1:
+        smooth(0, mean.shape[0])
+    else:
+        run_all([partial(smooth, *some) for some in id_ranges(layout, threads)], threads)
 
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST)
 def smooth_ids(  # type: ignore[no-untyped-def]
-    starts, partners, ratings, weights, mean, prior_mean, prior_var,
+    first, last, starts, partners, ratings, weights, mean, prior_mean, prior_var,
     partner_mean, partner_var, noise,
 ):  # fmt: skip
     """`sweep_ids` for means alone, a rating counting for less where its partner is unsure: (12).
 
     Parameters
     ----------
-    starts, partners, ratings, weights, partner_mean, noise : as in `sweep_ids`
+    first, last, starts, partners, ratings, weights, partner_mean, noise : as in `sweep_ids`
     mean : float32, shape (ids, rank + 1), changed in place; an id without ratings is left as it is
     prior_mean, prior_var : float32, shape (ids, rank + 1)
     partner_var : float32, shape (partners, rank + 1)
@@ -93,9 +108,8 @@ def smooth_ids(  # type: ignore[no-untyped-def]
     width = mean.shape[1]
     one = np.float32(1.0)
     weighted = weights.size > 0
-    num_ids = starts.size - 1
     longest = np.int64(0)
-    for x in range(num_ids):
+    for x in range(first, last):
         longest = max(longest, starts[x + 1] - starts[x])
     regressors = np.empty((longest, width), np.float32)
     errors = np.empty(longest, np.float32)
@@ -104,7 +118,7 @@ def smooth_ids(  # type: ignore[no-untyped-def]
     squares, partner_sums = np.empty(width, np.float32), np.empty(width, np.float32)
     gains, offsets = np.empty(width, np.float32), np.empty(width, np.float32)
     passed = np.empty(width, np.float32)
-    for x in range(num_ids):
+    for x in range(first, last):
         begin = starts[x]
         count = starts[x + 1] - begin
         if count == 0:

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
@@ -30,6 +31,7 @@ __all__ = [
     "Side",
     "check_mini_batch",
     "half_sweep",
+    "id_ranges",
     "run_filter",
     "run_minibatches",
     "run_sgd",
@@ -68,6 +70,14 @@ class Side:
         self.prior_var = spread.astype(np.float32)[None, :]
 
 
+def id_ranges(layout: Layout, threads: int) -> list[tuple[int, int]]:
+    """First and last + 1 of ranges of ids with about as many ratings each, some for each thread."""
+    num_ids = layout.starts.size - 1
+    shares = np.linspace(0, layout.partners.size, threads * _CHUNKS_PER_THREAD + 1)
+    bounds = np.minimum(np.searchsorted(layout.starts, shares[1:-1]), num_ids).tolist()
+    return list(pairwise([0, *bounds, num_ids]))
+
+
 def half_sweep(
     layout: Layout,
     side: Side,
@@ -93,11 +103,8 @@ def half_sweep(
     if threads <= 1:
         sweep(0, num_ids)
     else:
-        shares = np.linspace(0, layout.partners.size, threads * _CHUNKS_PER_THREAD + 1)
-        bounds = np.searchsorted(layout.starts, shares[1:-1])
-        bounds = np.concatenate([[0], np.minimum(bounds, num_ids), [num_ids]])
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(sweep, bounds[:-1], bounds[1:]))
+            list(pool.map(sweep, *zip(*id_ranges(layout, threads), strict=True)))
     return float(square_errors.sum()), float(variances.sum())
 
 
