@@ -43,6 +43,7 @@ from sparkml_sgdals.routing import (
     placed,
 )
 from sparkml_sgdals.settings import Settings
+from sparkml_sgdals.solvers import sweeps_settled
 from sparkml_sgdals.state import Counters, ModelState
 from sparkml_sgdals.training import Plan, Trained, TrainingReport, collect_payloads, phase
 
@@ -178,11 +179,31 @@ def _learn(
             if isinstance(step, Start)
             else blocks.run(step, messages, note)
         )
-        if plan.checkpoint_interval > 0 and number % plan.checkpoint_interval == 0:
+        # the earliest sweep after which learning may settle, and every later one
+        asked = bayes and job.settings.tol > 0 and stop is not None and 3 <= stop < stops[-1]
+        if plan.checkpoint_interval > 0 and (asked or number % plan.checkpoint_interval == 0):
             with phase(spark, name):
                 messages = messages.localCheckpoint()
+                settled = asked and _settled(messages, job)
+            if settled:
+                # what blocks would hand on to the last step is here
+                rest = [n for _, _, n in steps[number - 1 :] if n is not None and n in stops]
+                yield from ((later, messages) for later in rest)
+                return
         if stop in stops:
             yield stop, messages
+
+
+def _settled(messages: DataFrame, job: Job) -> bool:
+    """Whether the blocks have found, in the step before these messages, that sweeps may end."""
+    rows = collect_payloads(messages.where(F.col("kind").isin("learned", "sums")))
+    return sweeps_settled(_told(rows, job).expected, job.settings.tol)
+
+
+def _told(rows: pa.Table, job: Job) -> Learned:
+    """What the blocks know of the whole, from their last messages: all are told the same."""
+    first = pc.min(rows.column("target")).as_py()
+    return Learned.read(Inbox(first, rows.filter(pc.field("target") == first)), job)
 
 
 def _first_messages(spark: SparkSession, job: Job, prior: ModelState | None) -> DataFrame:
@@ -392,9 +413,7 @@ def _collect(
             counted += arrays_from_buffer(payload.as_buffer())["prequential"]
     history: list[float] = []
     if job.settings.solver == "bayes" and sweeps:
-        # all blocks are told the same
-        first = min(row[0] for row in found)
-        learned = Learned.read(Inbox(first, rows.filter(pc.field("target") == first)), job)
+        learned = _told(rows, job)
         history = [rmse * job.scale[1] for rmse in learned.history]
         if job.fresh:
             state.noise, state.noise_weight = learned.noise, job.total_weight

@@ -308,14 +308,20 @@ def test_sgd_divergence_in_blocks_is_named(ratings):
         estimator(solver="sgd", stepSize=30.0, maxIter=1, numBlocks=2).fit(ratings)
 
 
-def test_tol_ends_the_sweeps_of_blocks(ratings):
-    """With the bits of a fit of so many sweeps: settled blocks hand on what they have."""
-    stopped = estimator(numBlocks=2, maxIter=6, tol=0.05).fit(ratings)
+@pytest.mark.parametrize("interval", [-1, 3, 10])
+def test_tol_ends_the_sweeps_of_blocks(ratings, interval):
+    """With the bits of a fit of so many sweeps: settled blocks hand on what they have, until the
+    driver sees it at a checkpoint."""
+    als = estimator(numBlocks=2, checkpointInterval=interval)
+    stopped, early = als.fit(ratings, [{als.maxIter: 8, als.tol: 0.05}, {als.maxIter: 2}])
     sweeps = stopped.summary.totalIterations
     assert 3 <= sweeps < 6
     assert len(stopped.summary.rmse) == sweeps
-    full = estimator(numBlocks=2, maxIter=sweeps, tol=0.0).fit(ratings)
-    assert_same_bits(stopped, full)
+    assert_same_bits(stopped, als.copy({als.maxIter: sweeps, als.tol: 0.0}).fit(ratings))
+    assert early.summary.totalIterations == 2
+    twice = als.fit(ratings, [{als.tol: 0.05, als.maxIter: n} for n in (2, 7, 8)])
+    assert [model.summary.totalIterations for model in twice] == [2, sweeps, sweeps]
+    assert_same_bits(twice[0], early)
 
 
 def test_tol_of_sgd_in_blocks_is_named(ratings):
