@@ -136,3 +136,6 @@ def show_progress(path: str, description: str) -> Iterator[str]:
                 finished.set()
                 watcher.join()
                 refresh()
+            # fewer steps than announced where learning settled
+            bar.total = bar.n or None
+            bar.refresh()

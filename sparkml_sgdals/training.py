@@ -13,7 +13,7 @@ import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import pyarrow as pa
@@ -167,6 +167,11 @@ class _Train:
         kept = fit_stops(
             ratings, state, self.stops, threads, lambda number, rmse: note.write(1 + number, rmse)
         )
+        history = kept[-1][1]
+        if len(history) < max(self.stops) and not settings.positive:
+            # it settled: these were all the steps
+            note = replace(note, total=1 + len(history))
+            note.write(note.total, history[-1] if history else None)
         seconds = {"encode": encoded - clock, "learn": time.perf_counter() - encoded}
         for number, (learned, history) in enumerate(kept):
             for kind, payload in state_parts(learned, {"rmse": history, "seconds": seconds}):

@@ -62,7 +62,7 @@ def test_fit_saves_what_the_library_learns(spark, tables, fitted):
     assert loaded.state.fingerprint() == als.fit(table).state.fingerprint()
     assert (said["ratings"], said["evidence"], said["predicted"]) == (3000, "held-out", 1000)
     assert said["rmse"] < said["baselineRmse"]
-    assert len(said["trainingRmse"]) == 5
+    assert 3 <= len(said["trainingRmse"]) <= 10
 
 
 def test_fit_does_not_replace_a_model_unasked(tables, fitted):

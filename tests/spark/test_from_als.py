@@ -100,7 +100,7 @@ class TestLearning:
     def test_als_with_large_number_of_iterations(self, spark):
         """ALSSuite "als with large number of iterations": 50, in one task."""
         learned, held = explicit(4, 4, 1)
-        model = StreamingBiasedALS(rank=1, maxIter=50).fit(spark.createDataFrame(learned))
+        model = StreamingBiasedALS(rank=1, maxIter=50, tol=0.0).fit(spark.createDataFrame(learned))
         assert len(model.summary.rmse) == 50
         assert np.isfinite(rmse(model, held, spark))
 
@@ -445,7 +445,7 @@ class TestParams:
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             als = StreamingBiasedALS()
-        differs = {"rank": 16, "maxIter": 5, "coldStartStrategy": "bias", "blockSize": 10_000}
+        differs = {"rank": 16, "coldStartStrategy": "bias", "blockSize": 10_000}
         known = {
             "alpha", "blockSize", "checkpointInterval", "coldStartStrategy", "finalStorageLevel",
             "implicitPrefs", "intermediateStorageLevel", "itemCol", "maxIter", "nonnegative",

@@ -211,6 +211,15 @@ class TestProgress:
         als.copy({als.showProgress: True, als.maxIter: 2}).fit(ratings)
         assert "3/3" in capsys.readouterr().err
 
+    @pytest.mark.parametrize("blocks", [1, 2])
+    def test_a_bar_that_ends_early(self, als, ratings, capsys, blocks):
+        """Sweeps that settle before maxIter are all that there were."""
+        als = als.copy({als.showProgress: True, als.numBlocks: blocks})
+        sweeps = als.fit(ratings, {als.maxIter: 9, als.tol: 0.05}).summary.totalIterations
+        assert sweeps < 9
+        done = 1 + sweeps if blocks == 1 else 3 + 2 * sweeps
+        assert f"{done}/{done}" in capsys.readouterr().err
+
     def test_a_folder_that_cannot_be_written_to(self, als, ratings, tmp_path):
         (tmp_path / "file").write_text("")
         model = als.copy({als.progressPath: str(tmp_path / "file")}).fit(ratings)
