@@ -217,7 +217,7 @@ class TestProgress:
         als = als.copy({als.showProgress: True, als.numBlocks: blocks})
         sweeps = als.fit(ratings, {als.maxIter: 9, als.tol: 0.05}).summary.totalIterations
         assert sweeps < 9
-        done = 1 + sweeps if blocks == 1 else 3 + 2 * sweeps
+        done = 1 + sweeps if blocks == 1 else 2 * (3 + 2 * sweeps)
         assert f"{done}/{done}" in capsys.readouterr().err
 
     def test_a_folder_that_cannot_be_written_to(self, als, ratings, tmp_path):
