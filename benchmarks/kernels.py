@@ -33,6 +33,7 @@ from generate import ratings_count, write_ratings
 from harness import cores, row, write
 
 from sparkml_sgdals.kernels import filter_ratings, sweep_ids
+from sparkml_sgdals.lanes import padded_rows
 from sparkml_sgdals.ratings import encode_ratings
 
 EMPTY = np.empty(0, np.float32)
@@ -144,15 +145,16 @@ def main() -> None:
             # ranges of about as many ratings each
             at = np.searchsorted(starts, np.linspace(0, n, 8 * threads + 1)[1:-1])
             bounds = [0, *at.tolist(), sides[side]]
+            padded = padded_rows(mean[1 - side]), padded_rows(var[1 - side])
 
             def sweep(bounds: Any = bounds, starts: Any = starts, partners: Any = partners,
                       of_ids: Any = of_ids, side: int = side, sums: Any = sums,
-                      mean: Any = mean, var: Any = var, prior: Any = (prior_mean, prior_var)
-                      ) -> None:  # fmt: skip
+                      mean: Any = mean, var: Any = var, padded: Any = padded,
+                      prior: Any = (prior_mean, prior_var)) -> None:  # fmt: skip
                 def part(number: int) -> None:
                     sweep_ids(
                         bounds[number], bounds[number + 1], starts, partners, of_ids, EMPTY,
-                        mean[side], var[side], *prior, mean[1 - side], var[1 - side],
+                        mean[side], var[side], *prior, *padded,
                         F32(0.5), *sums,
                     )  # fmt: skip
 
@@ -161,7 +163,7 @@ def main() -> None:
 
             # a partner and a rating, and the partner's mean and variance
             add(f"sweep of {name}, rank {rank}", seconds_of(sweep, given.runs),
-                8 + 2 * 4 * width, threads)  # fmt: skip
+                8 + 2 * 4 * padded[0].shape[1], threads)  # fmt: skip
     write("kernels", rows, ratios, ratings=n, ids=list(sides))
 
 
