@@ -187,8 +187,8 @@ def _learn(
                 settled = asked and _settled(messages, job)
             if settled:
                 # what blocks would hand on to the last step is here
-                rest = [n for _, _, n in steps[number - 1 :] if n is not None and n in stops]
-                yield from ((later, messages) for later in rest)
+                later = [n for _, _, n in steps[number - 1 :] if n is not None and n in stops]
+                yield from ((same, messages) for same in later)
                 return
         if stop in stops:
             yield stop, messages
