@@ -43,7 +43,7 @@ from sparkml_sgdals.routing import (
     placed,
 )
 from sparkml_sgdals.settings import Settings
-from sparkml_sgdals.solvers import sweeps_settled
+from sparkml_sgdals.solvers import EARLIEST_STOP, sweeps_settled
 from sparkml_sgdals.state import Counters, ModelState
 from sparkml_sgdals.training import Plan, Trained, TrainingReport, collect_payloads, phase
 
@@ -179,8 +179,8 @@ def _learn(
             if isinstance(step, Start)
             else blocks.run(step, messages, note)
         )
-        # the earliest sweep after which learning may settle, and every later one
-        asked = bayes and job.settings.tol > 0 and stop is not None and 3 <= stop < stops[-1]
+        may_settle = bayes and job.settings.tol > 0 and stop is not None
+        asked = may_settle and stop in range(EARLIEST_STOP, stops[-1])
         if plan.checkpoint_interval > 0 and (asked or number % plan.checkpoint_interval == 0):
             with phase(spark, name):
                 messages = messages.localCheckpoint()

@@ -126,7 +126,9 @@ def pack_table(
             if options.handle_invalid == "error":
                 refuse_invalid(counts.problems, options.columns)
             if counts.ratings == 0 and not allow_empty:
-                faults = f" but for rows set aside: {dict(counts.problems)}" * bool(counts.problems)
+                faults = (
+                    f" but for rows set aside: {dict(counts.problems)}" if counts.problems else ""
+                )
                 raise ValueError(
                     f"There are no ratings to learn from: the table is empty{faults}. Start a "
                     "model without ratings with fitStream."

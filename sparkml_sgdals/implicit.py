@@ -158,10 +158,8 @@ def learn_influence(
         some = slice(first, min(first + LANES, width))
         count = some.stop - first
         held, given = padded_rows(apart[:, some]), padded_rows(influence[:, some])
-        precisions = np.zeros(LANES, np.float32)
-        precisions[:count] = precision[some]
         learn_influences(
-            layout.starts, layout.partners, root, shares, precisions,
+            layout.starts, layout.partners, root, shares, padded_rows(precision[None, some])[0],
             np.float32(1.0 / own_variance), np.float32(damping), held, given,
         )  # fmt: skip
         influence[:, some] = given[:, :count]

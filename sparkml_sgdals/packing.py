@@ -95,20 +95,20 @@ def batches_by_rows(spark: SparkSession) -> Iterator[None]:
     A limit that is not Spark's own default is the user's and stays. `persist` and the action have
     to be inside.
     """
-    found = None
+    replaced = None
     # where a session may not ask for it or change it, packing is slower and no less right
     with suppress(PySparkException):
-        found = spark.conf.get(_MAX_BYTES)
-        if found in _MAX_BYTES_BY_DEFAULT:
+        limit = spark.conf.get(_MAX_BYTES)
+        if limit in _MAX_BYTES_BY_DEFAULT:
             spark.conf.set(_MAX_BYTES, _NO_LIMIT)
-        else:
-            found = None
+            replaced = limit
     try:
         yield
     finally:
-        if found is not None:
+        if replaced is not None:
+            # a session that is gone must not hide why
             with suppress(PySparkException):
-                spark.conf.set(_MAX_BYTES, found)
+                spark.conf.set(_MAX_BYTES, replaced)
 
 
 def pack(ratings: DataFrame, keep: bool) -> DataFrame:

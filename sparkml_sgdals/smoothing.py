@@ -7,7 +7,6 @@ that were still unsure: algorithm.md, equations (12) and (13). Arrays in and out
 from __future__ import annotations
 
 import os
-from functools import partial
 from typing import Final
 
 import numba as nb
@@ -17,11 +16,10 @@ import numpy.typing as npt
 from sparkml_sgdals.factors import FactorRows
 from sparkml_sgdals.implicit import concentration, moved_prior
 from sparkml_sgdals.kernels import FAST, check_rows
-from sparkml_sgdals.ordering import run_all
 from sparkml_sgdals.prefetch import AHEAD, prefetch_row
 from sparkml_sgdals.ratings import Layout, Ratings, layout_by
 from sparkml_sgdals.settings import Settings
-from sparkml_sgdals.solvers import id_ranges
+from sparkml_sgdals.solvers import over_ids
 
 __all__ = ["smooth_batch", "smooth_ids"]
 
@@ -85,10 +83,7 @@ def _half(
         )  # fmt: skip
 
     threads = min(os.cpu_count() or 1, _THREADS) if layout.partners.size >= _LARGE else 1
-    if threads == 1:
-        smooth(0, mean.shape[0])
-    else:
-        run_all([partial(smooth, *some) for some in id_ranges(layout, threads)], threads)
+    over_ids(smooth, layout, threads)
 
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST)

@@ -6,9 +6,9 @@ Each arranges one kernel: types, threads, divergence. Runs on driver and executo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Final
 
@@ -23,15 +23,17 @@ from sparkml_sgdals.kernels import (
     sweep_ids,
 )
 from sparkml_sgdals.lanes import padded_rows
+from sparkml_sgdals.ordering import run_all
 from sparkml_sgdals.ratings import Layout
 from sparkml_sgdals.settings import Settings
 
 __all__ = [
+    "EARLIEST_STOP",
     "DivergenceError",
     "Side",
     "check_mini_batch",
     "half_sweep",
-    "id_ranges",
+    "over_ids",
     "run_filter",
     "run_minibatches",
     "run_sgd",
@@ -44,6 +46,8 @@ I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 Rows = I32 | I64
 
+EARLIEST_STOP: Final = 3
+"""The first sweep after which learning may have settled."""
 _CHUNKS_PER_THREAD: Final = 8
 _DIVERGED: Final = 100.0
 """a mini-batch whose squared error is this many times the variance of its ratings has diverged"""
@@ -70,12 +74,20 @@ class Side:
         self.prior_var = spread.astype(np.float32)[None, :]
 
 
-def id_ranges(layout: Layout, threads: int) -> list[tuple[int, int]]:
-    """First and last + 1 of ranges of ids with about as many ratings each, some for each thread."""
+def over_ids(sweep: Callable[[int, int], None], layout: Layout, threads: int) -> None:
+    """Call a sweep of ids first..last-1 for all ids, in ranges of about as many ratings each.
+
+    Parameters
+    ----------
+    sweep : of ids that do not depend on each other, so that threads change no result
+    """
     num_ids = layout.starts.size - 1
+    if threads <= 1:
+        sweep(0, num_ids)
+        return
     shares = np.linspace(0, layout.partners.size, threads * _CHUNKS_PER_THREAD + 1)
     bounds = np.minimum(np.searchsorted(layout.starts, shares[1:-1]), num_ids).tolist()
-    return list(pairwise([0, *bounds, num_ids]))
+    run_all([partial(sweep, *some) for some in pairwise([0, *bounds, num_ids])], threads)
 
 
 def half_sweep(
@@ -100,11 +112,7 @@ def half_sweep(
             np.float32(noise), square_errors, variances,
         )  # fmt: skip
 
-    if threads <= 1:
-        sweep(0, num_ids)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(sweep, *zip(*id_ranges(layout, threads), strict=True)))
+    over_ids(sweep, layout, threads)
     return float(square_errors.sum()), float(variances.sum())
 
 
@@ -121,7 +129,7 @@ def sweeps_settled(expected: Sequence[float], tol: float) -> bool:
     The first sweep still has the prior variances that it was given; what changes from it to the
     second says nothing of what is to come.
     """
-    return settled(expected[1:], tol)
+    return len(expected) >= EARLIEST_STOP and settled(expected, tol)
 
 
 def run_filter(

@@ -13,7 +13,7 @@ import pytest
 import reference
 from building import F32, contents, low_rank, ratings_of, rows_of, seen_state, table_of
 
-from sparkml_sgdals import smoothing, updating
+from sparkml_sgdals import smoothing, solvers, updating
 from sparkml_sgdals.factors import prior_variances
 from sparkml_sgdals.learning import fit_ratings, fit_stops
 from sparkml_sgdals.ratings import Ratings, encode_ratings
@@ -280,11 +280,11 @@ def test_threads_change_no_bit_of_a_large_batch(monkeypatch: pytest.MonkeyPatch)
     batch = mixed_batch()
     learn_batch(one, batch)
     used = []
-    run = smoothing.run_all
+    run = solvers.run_all
     monkeypatch.setattr(smoothing, "_LARGE", 10)
     monkeypatch.setattr("os.cpu_count", lambda: 3)
     monkeypatch.setattr(
-        smoothing, "run_all", lambda jobs, threads: (used.append(threads), run(jobs, threads))
+        solvers, "run_all", lambda jobs, threads: (used.append(threads), run(jobs, threads))
     )
     learn_batch(two, batch)
     assert used == [3] * 4
