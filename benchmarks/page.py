@@ -199,12 +199,14 @@ def moved(results: Results) -> str | None:
             number(one["shuffledPerRating"]), number(one["shuffledPerRatingAndSweep"]),
             number(one["shuffledPerIdAndSweep"]),
             number((one["sweep"]["toPython"] + one["sweep"]["fromPython"]) / one["learned"]),
+            number(one["writtenPerRating"]), number(one["readPerRatingAndSweep"]),
         ]
         for one in result["blocks"]
     ]  # fmt: skip
     return table(
         ["ratings learned", "ids", "blocks", "bytes shuffled a rating before the sweeps",
-         "a rating and sweep", "an id and sweep", "between JVM and Python, a rating and sweep"],
+         "a rating and sweep", "an id and sweep", "between JVM and Python, a rating and sweep",
+         "bytes written to files a rating", "read from them a rating and sweep"],
         rows,
     )  # fmt: skip
 
@@ -227,10 +229,14 @@ def cluster(results: Results) -> str | None:
     per_copy = one["shuffledPerIdAndSweep"] / copies_here
     routed = one["shuffledPerRating"] * FAR_RATINGS
     swept = per_copy * copies_there * FAR_IDS
+    written = one["writtenPerRating"] * FAR_RATINGS
+    read = one["readPerRatingAndSweep"] * FAR_RATINGS
     rows = [
         ["blocks, at 50 million a task (`maxRatingsPerTask`)", f"{blocks:,}"],
         ["ratings in memory or on the executors' disks, 28 bytes each",
          f"{FAR_RATINGS * BYTES_IN_MEMORY / 1e9:,.0f} GB"],
+        ["written to the blocks' files, before the sweeps", f"{written / 1e9:,.0f} GB"],
+        ["read from them a sweep", f"{read / 1e9:,.0f} GB"],
         ["shuffled once, before the sweeps", f"{routed / 1e9:,.0f} GB"],
         ["copies of an id's factors a sweep: here, there",
          f"{copies_here:.1f}, {copies_there:.0f}"],

@@ -13,6 +13,7 @@ The exponent is the slope of log seconds over log ratings, of all sizes and of t
 Bytes moved are those of Spark's own metrics (its event log): shuffle bytes written, which are
 compressed, and bytes to and from the Python workers, in a fit with --blocks blocks. The difference
 between fits of 1 and of 3 sweeps, halved, is one sweep; the rest is routing, layouts and filter.
+Ratings go to files of the blocks beside that: their bytes are looked at, by kind, while it learns.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,14 +42,18 @@ from harness import cores, cpu_seconds, row, session, write
 RANK = 10
 TO_PYTHON = "data sent to Python workers"
 FROM_PYTHON = "data returned from Python workers"
+EACH_SWEEP = ("layout", "rows")
+"""Files of blocks that every sweep reads; the others are read once or twice before the first."""
 
 
 class Peaks(threading.Thread):
     """Highest resident memory of this process, the JVM and all Python workers, in bytes."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: str = "") -> None:
         super().__init__(daemon=True)
         self.held = {"driver": 0, "jvm": 0, "workers": 0, "all": 0}
+        self.files: Counter[str] = Counter()
+        self._folder = folder
         self._over = threading.Event()
 
     def run(self) -> None:
@@ -63,24 +69,35 @@ class Peaks(threading.Thread):
                     now[kind] += used.rss - (used.shared if kind == "workers" else 0)
             now["all"] = sum(now.values())
             self.held = {name: max(self.held[name], value) for name, value in now.items()}
+            if self._folder:
+                self.files |= block_files(Path(self._folder))
 
-    def stop(self) -> dict[str, int]:
-        """The peaks."""
+    def stop(self) -> None:
+        """Look no more."""
         self._over.set()
         self.join()
-        return self.held
+
+
+def block_files(folder: Path) -> Counter[str]:
+    """Bytes of the files of a fit in blocks, by kind: pieces, cell, layout, ids, rows."""
+    found: Counter[str] = Counter()
+    for file in folder.glob("sparkml-sgdals-blocks-*/*"):
+        # a name with a dot is not whole yet; others may go while they are looked at
+        if "." not in file.name:
+            with contextlib.suppress(FileNotFoundError):
+                found[file.name.partition("-")[0]] += file.stat().st_size
+    return found
 
 
 @contextmanager
-def watched() -> Iterator[dict[str, int]]:
-    """Fill the dictionary with the peaks of what runs inside."""
-    found: dict[str, int] = {}
-    peaks = Peaks()
+def watched(folder: str = "") -> Iterator[Peaks]:
+    """Look at memory, and at the files of blocks below a folder, while what is inside runs."""
+    peaks = Peaks(folder)
     peaks.start()
     try:
-        yield found
+        yield peaks
     finally:
-        found.update(peaks.stop())
+        peaks.stop()
 
 
 def fit_once(
@@ -88,8 +105,10 @@ def fit_once(
 ) -> dict[str, Any]:
     """Seconds, peaks and summary of one fit of this process; events go to `log` if it is given."""
     conf: dict[str, Any] = {}
+    local = f"{log}-local" if log else ""
     if log:
         conf = {
+            "spark__local__dir": local,
             "spark__eventLog__enabled": "true",
             "spark__eventLog__dir": Path(log).as_uri(),
             "spark__eventLog__compress": "false",
@@ -103,13 +122,15 @@ def fit_once(
         maxRatingsPerTask=2_000_000_000,
     )  # fmt: skip
     if not log:
-        als.fit(spark.read.parquet(warm))
+        # each core's worker imports what it needs, and compiles it
+        als.fit(spark.read.parquet(warm).repartition(threads))
     table = spark.read.parquet(folder)
     clock, cpu = time.perf_counter(), cpu_seconds()
-    with watched() as peaks:
+    with watched(local) as peaks:
         model = als.fit(table)
     found = {
-        "seconds": time.perf_counter() - clock, "cpu": cpu_seconds() - cpu, "peaks": peaks,
+        "seconds": time.perf_counter() - clock, "cpu": cpu_seconds() - cpu, "peaks": peaks.held,
+        "files": dict(peaks.files),
         "learned": model.summary.ratings, "ids": [model.summary.users, model.summary.items],
         "phases": dict(model.summary.seconds),
     }  # fmt: skip
@@ -259,6 +280,9 @@ def in_blocks(folder: str, warm: str, given: argparse.Namespace, scratch: Path) 
         "shuffledPerRating": before["shuffled"] / learned,
         "shuffledPerRatingAndSweep": sweep["shuffled"] / learned,
         "shuffledPerIdAndSweep": sweep["shuffled"] / ids,
+        "files": one["files"],
+        "writtenPerRating": sum(one["files"].values()) / learned,
+        "readPerRatingAndSweep": sum(one["files"][kind] for kind in EACH_SWEEP) / learned,
         "peaks": one["peaks"],
     }  # fmt: skip
     print(json.dumps(found, indent=1), file=sys.stderr)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
@@ -15,13 +17,15 @@ from sparkml_sgdals.schema import RatingColumns, select_ratings
 
 __all__ = ["COLLECT_LIMIT", "Collected", "collect_ratings", "invalid_rows"]
 
+I64 = npt.NDArray[np.int64]
+
 COLLECT_LIMIT: Final = 1_000_000
 """Ratings that the driver learns from directly; a larger batch is learned as `fit` learns."""
 _FIRST_LOOK: Final = 20_000
 _KEPT_INVALID: Final = 10_000
-_PLACE: Final = "CAST(monotonically_increasing_id() & 2147483647L AS int) AS place"
-"""Number of a row in its partition."""
-_PART: Final = "CAST(shiftright(monotonically_increasing_id(), 33) AS int) AS part"
+_PLACE_BITS: Final = 33
+"""Low bits of monotonically_increasing_id(): the number of a row in its partition."""
+_PLACES: Final = (1 << _PLACE_BITS) - 1
 _NEAR: Final = 50
 _FAR_LOOK: Final = 1_000
 """Rows of each partition after the first _NEAR that are sent without being asked for."""
@@ -73,24 +77,25 @@ def collect_ratings(
     of their own: making their text ready costs each batch more than that job costs the few that
     have some.
     """
-    ratings = select_ratings(df, columns, kinds, also=(_PLACE, _PART))
+    # one column says both where a row lies and in which partition: each costs every row
+    ratings = select_ratings(df, columns, kinds, also=("monotonically_increasing_id() AS line",))
     known = _caps(expected, partitions)
-    cap = (
-        f"CASE WHEN part < {partitions} THEN {known} "
-        f"WHEN part < {_NEAR} THEN {_FIRST_LOOK} ELSE {_FAR_LOOK} END"
-    )
-    table = ratings.where(f"place <= {cap}").selectExpr("*", f"place = {cap} AS full").toArrow()
-    cut = pa.compute.any(table.column("full")).as_py()
-    table = table.drop_columns("full")
-    if cut:
+    number = f"shiftright(line, {_PLACE_BITS})"
+    table = ratings.where(
+        f"line & {_PLACES} <= CASE WHEN {number} < {partitions} THEN {known} "
+        f"WHEN {number} < {_NEAR} THEN {_FIRST_LOOK} ELSE {_FAR_LOOK} END"
+    ).toArrow()
+    part, place = _whereabouts(table)
+    caps = np.where(part < partitions, known, np.where(part < _NEAR, _FIRST_LOOK, _FAR_LOOK))
+    if np.any(place == caps):
         if ratings.count() > COLLECT_LIMIT:
             return None
         table = ratings.toArrow()
+        part, place = _whereabouts(table)
     elif table.num_rows > COLLECT_LIMIT:
         # many small partitions: what a batch is learned by must not depend on them
         return None
-    last, parts = (pa.compute.max(table.column(name)).as_py() for name in ("place", "part"))
-    good, bad, problems = screen(table.drop_columns(["place", "part"]), keep)
+    good, bad, problems = screen(table.drop_columns("line"), keep)
     invalid = invalid_rows(df, columns, kinds, keep) if bad.any() else []
     return Collected(
         good,
@@ -98,9 +103,15 @@ def collect_ratings(
         int(bad.sum()),
         problems,
         invalid,
-        largest=last or 0,
-        partitions=0 if parts is None else parts + 1,
+        largest=int(place.max(initial=0)),
+        partitions=int(part.max(initial=-1)) + 1,
     )
+
+
+def _whereabouts(table: pa.Table) -> tuple[I64, I64]:
+    """Partition of each row, and its number there."""
+    line = table.column("line").to_numpy()
+    return line >> _PLACE_BITS, line & _PLACES
 
 
 def _caps(expected: int, partitions: int) -> int:

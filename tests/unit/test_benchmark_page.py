@@ -86,9 +86,12 @@ def test_what_a_cluster_would_move_follows_from_the_bytes_measured(page):
     one = {
         "learned": 1_000_000, "ids": [10_000, 5_000], "blocks": 8, "shuffledPerRating": 20.0,
         "shuffledPerRatingAndSweep": 1.0, "shuffledPerIdAndSweep": 800.0,
+        "writtenPerRating": 60.0, "readPerRatingAndSweep": 20.0,
     }  # fmt: skip
     found = page.cluster({"scale": result("scale", {}, blocks=[one])})
     # 8 copies of 100 bytes here; there 100 copies, as many as a user has ratings
+    assert "| written to the blocks' files, before the sweeps | 600 GB |" in found
+    assert "| read from them a sweep | 200 GB |" in found
     assert "| shuffled once, before the sweeps | 200 GB |" in found
     assert "| shuffled a sweep | 1,000 GB |" in found
     assert "| shuffled in a fit of 5 sweeps | 5,200 GB |" in found
