@@ -85,7 +85,7 @@ class StreamingBiasedALS(
         drift: float = 0.0,
         implicitPrior: bool = True,
         numNegatives: int | None = None,
-        rankingSize: int = 10,
+        rankingSize: int | None = None,
         rankingSample: int = 0,
         numThreads: int = 0,
         numBlocks: int = 0,
@@ -121,8 +121,9 @@ class StreamingBiasedALS(
             raise ValueError("The DataFrame is a stream: call fitStream.")
         self.warnOfUnused()
         kinds, id_types = self._ids_of(dataset)
-        options = fit_options(self, kinds, self.getHandleInvalid(), self.getImplicitPrefs())
-        state, report, _ = learn_table(dataset, self.settings(), options)
+        settings = self.settings()
+        options = fit_options(self, kinds, self.getHandleInvalid(), settings)
+        state, report, _ = learn_table(dataset, settings, options)
         return self._model(state, id_types, report)
 
     def fitParquet(self, path: str) -> StreamingBiasedALSModel:
@@ -141,10 +142,11 @@ class StreamingBiasedALS(
         self.warnOfUnused()
         dataset = SparkSession.active().read.parquet(spark_path(path))
         kinds, id_types = self._ids_of(dataset)
-        options = fit_options(self, kinds, self.getHandleInvalid(), self.getImplicitPrefs())
+        settings = self.settings()
+        options = fit_options(self, kinds, self.getHandleInvalid(), settings)
         keep = options.handle_invalid == "keep"
         cells = pack_parquet(dataset, path, options.columns, kinds, keep)
-        state, report, _ = learn_table(dataset, self.settings(), options, cells=cells)
+        state, report, _ = learn_table(dataset, settings, options, cells=cells)
         return self._model(state, id_types, report)
 
     def fitMultiple(
@@ -162,8 +164,9 @@ class StreamingBiasedALS(
         for stage in stages:
             stage.warnOfUnused()
             kinds, types = stage._ids_of(dataset)
-            options = fit_options(stage, kinds, stage.getHandleInvalid(), stage.getImplicitPrefs())
-            points.append(GridPoint(stage.settings(), options))
+            settings = stage.settings()
+            options = fit_options(stage, kinds, stage.getHandleInvalid(), settings)
+            points.append(GridPoint(settings, options))
             id_types.append(types)
         grid = GridFit(dataset, points)
 
@@ -205,7 +208,7 @@ class StreamingBiasedALS(
             stream,
             modelPath,
             StreamStart(empty.state, NOTHING, None, empty._meta()),
-            fit_options(self, kinds, stream_invalid(self), self.getImplicitPrefs()),
+            fit_options(self, kinds, stream_invalid(self), empty.state.settings),
             empty._at_newest,
             trigger=trigger,
             validation=validation,

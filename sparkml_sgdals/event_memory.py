@@ -3,6 +3,7 @@
 Of a user: which items it has done, in their order, as 64-bit keys (`hashing.id_keys`), because
 rows of items differ from process to process. That is 8 bytes an event and some 100 a user in
 memory, and a user's whole list in each version that it has a part in: exact, not the smallest.
+A model of ratings that ranks remembers that as well: to rate an item is to have done it.
 Of an item: how it colours a user's next event, its popularity, and when it was last done.
 """
 
@@ -14,9 +15,17 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sparkml_sgdals.hashing import USER_SIDE
 from sparkml_sgdals.settings import Settings
 
-__all__ = ["CONTEXT_PRIOR", "HALF_LIVES", "EventMemory", "ItemMemory", "UserMemory"]
+__all__ = [
+    "CONTEXT_PRIOR",
+    "HALF_LIVES",
+    "EventMemory",
+    "ItemMemory",
+    "UserMemory",
+    "memory_for",
+]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -51,8 +60,8 @@ class UserMemory:
 
     Attributes
     ----------
-    done : one int64 array of item keys a user, the last done last, no key twice; an array is
-        replaced and never changed
+    done : one int64 array of item keys a user, no key twice; the last done last, but for what
+        a model of ratings has from tables; an array is replaced and never changed
     """
 
     def __init__(self) -> None:
@@ -160,6 +169,13 @@ class ItemMemory:
         for name in self.NAMES:
             setattr(twin, name, getattr(self, name).copy())
         return twin
+
+
+def memory_for(side: int, settings: Settings) -> EventMemory | None:
+    """What one side of a model with these settings remembers, of no ids yet; None for nothing."""
+    if side == USER_SIDE:
+        return UserMemory() if settings.positive or settings.ranks_ratings else None
+    return ItemMemory(settings) if settings.positive else None
 
 
 _NOTHING: Final[I64] = np.empty(0, np.int64)

@@ -1,9 +1,9 @@
-"""Test, then learn, for events: where each item stood among all others before it was learned.
+"""Test, then learn, for ranks: where each item stood among all others before it was learned.
 
 Every event of a user and an item that were known before the batch, and that the user had not done,
-is ranked among the known items that its user has not done. Ranked items, draws and ties do not
-depend on the order of rows in memory, nor on the candidate of a race that ranks. Compiled kernel;
-arrays, no Spark.
+is ranked among the known items that its user has not done. A rating is an event, whatever its
+value. Ranked items, draws and ties do not depend on the order of rows in memory, nor on the
+candidate of a race that ranks. Compiled kernel; arrays, no Spark.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from sparkml_sgdals.state import ModelState
 
 __all__ = ["EventsToRank", "judge_ranks", "rank_events"]
 
-F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
@@ -45,7 +44,7 @@ class EventsToRank:
     ----------
     users : int32, shape (n,), positions in `user_rows`, `starts` and `lengths`
     items : int32, shape (n,), rows of items
-    values : float32, shape (n,): a row of 0 or less is no event
+    does : bool, shape (n,): whether the row is an event; else its user does not want the item
     pairs : uint64, shape (n,), hashes of the pairs
     user_rows : int64, rows of the distinct users
     done : int32, rows of items: those that user x has done, the last one last, lie at
@@ -54,7 +53,7 @@ class EventsToRank:
 
     users: I32
     items: I32
-    values: F32
+    does: npt.NDArray[np.bool_]
     pairs: U64
     user_rows: I64
     starts: I64
@@ -89,7 +88,7 @@ def judge_ranks(
     known = slice(known_items)
     products = state.items.mean[known].copy()
     context = np.zeros((0, settings.rank), np.float32)
-    if settings.solver == "bayes":
+    if settings.positive and settings.solver == "bayes":
         memory = memories_of(state)[1]
         context = memory.context
         logs, _ = log_shares(memory, state.events, state.popularity_parts, known_items)
@@ -112,9 +111,9 @@ def _eligible(events: EventsToRank, known_users: int, known_items: int) -> tuple
     The latter is -1 where there is none.
     """
     first = np.zeros(events.users.size, np.bool_)
-    positive = np.flatnonzero(events.values > 0)
-    pairs = (events.users[positive].astype(np.int64) << 32) + events.items[positive]
-    first[positive[np.unique(pairs, return_index=True)[1]]] = True
+    done = np.flatnonzero(events.does)
+    pairs = (events.users[done].astype(np.int64) << 32) + events.items[done]
+    first[done[np.unique(pairs, return_index=True)[1]]] = True
     earlier = np.full(first.size, -1, np.int64)
     _chain(
         events.users, events.items, events.starts, events.lengths, events.done,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Final
 
@@ -9,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sparkml_sgdals.event_memory import EventMemory, ItemMemory, UserMemory
-from sparkml_sgdals.hashing import USER_SIDE, id_keys, start_factors
+from sparkml_sgdals.event_memory import EventMemory, memory_for
+from sparkml_sgdals.hashing import id_keys, start_factors
 from sparkml_sgdals.index import IdIndex, IdKind, id_array_type
 from sparkml_sgdals.settings import Settings
 
@@ -81,7 +82,8 @@ class FactorTable:
     evidence : float32, shape (size,), the share that the id has in its partners' prior means:
         sum of 1 / count of each
     noise_factor : float32, shape (size,), noise of the id's ratings in units of the model's
-    events : what a model of positive-only feedback remembers besides, else None
+    events : what is remembered besides where the model learns events, and of users where it ranks
+        ratings; else None
     """
 
     def __init__(self, side: int, kind: IdKind, settings: Settings) -> None:
@@ -99,9 +101,7 @@ class FactorTable:
         self._influence: F32 = np.empty((0, implicit), np.float32)
         self._evidence: F32 = np.empty(0, np.float32)
         self._noise_factor: F32 = np.empty(0, np.float32)
-        self.events: EventMemory | None = None
-        if settings.positive:
-            self.events = UserMemory() if side == USER_SIDE else ItemMemory(settings)
+        self.events: EventMemory | None = memory_for(side, settings)
 
     @property
     def size(self) -> int:
@@ -286,6 +286,18 @@ class FactorTable:
         if self.var.shape[1]:
             self.var[:, 1:] *= ratio
 
+    def under(self, settings: Settings) -> FactorTable:
+        """The same factors, shared, under settings that differ in ranking; nobody has done a thing.
+
+        For models of ratings.
+        """
+        twin = copy.copy(self)
+        twin.settings = settings
+        twin.events = memory_for(self.side, settings)
+        if twin.events is not None:
+            twin.events.resize(self.size)
+        return twin
+
     def copy(self) -> FactorTable:
         """An independent copy."""
         twin = FactorTable(self.side, self.index.kind, self.settings)
@@ -343,7 +355,7 @@ def drop_ids(table: pa.Table, column: str, ids: pa.Array) -> pa.Table:
 def arrow_schema(kind: IdKind) -> pa.Schema:
     """Schema of a factor table: a column for each attribute of `FactorTable`, lists bias first.
 
-    Models of events add the columns of `event_memory`.
+    Models that remember more add the columns of `event_memory`.
     """
     return pa.schema(
         [

@@ -21,6 +21,7 @@ from sparkml_sgdals.packing import (
     pack,
 )
 from sparkml_sgdals.progress import clear_progress, show_progress
+from sparkml_sgdals.rated_table import remember_table
 from sparkml_sgdals.ratings import ZERO_WEIGHT, Problems
 from sparkml_sgdals.schema import RatingColumns, select_ratings
 from sparkml_sgdals.settings import Settings
@@ -150,6 +151,9 @@ def learn_packed(
 ) -> list[Trained]:
     """Learn a packed table in the form that its size asks for.
 
+    Where the settings rank ratings, one more job then brings who has rated what: tasks neither
+    have to know it nor to learn otherwise for it.
+
     Parameters
     ----------
     stops : passes after which to keep a model, ascending; the settings' own `max_iter` is not used
@@ -162,6 +166,10 @@ def learn_packed(
     if packed.counts.ratings == 0:
         state = ModelState.empty(settings, *options.kinds) if prior is None else prior.copy()
         return [(state.copy(), TrainingReport("nothing", [], {}, 0)) for _ in stops]
+    if settings.ranks_ratings:
+        before = None if prior is None else prior.under(prior.settings.unranked())
+        plain = learn_packed(packed, settings.unranked(), options, stops, before)
+        return remember_table(packed.cells, options.kinds, plain, settings, prior)
     spark = packed.cells.sparkSession
     if settings.positive:
         _refuse_blocks(packed.counts.ratings, options)

@@ -58,11 +58,11 @@ class RaceJob(StreamJob[StreamingBiasedALSModel]):
 
         candidate is its place in estimatorParamMaps, params what that sets; ratings are those
         predicted since its entrance, loss is its RMSE with the fading factor and rmse that of the
-        batch, in rating units; of events loss is 1 - MRR@N with the fading factor, and mrr that of
-        the batch. lower and upper bound its mean squared error, or 1 - MRR@N, minus that of
-        `rival`; leads, entered, dropped say what it is after the batch, reason why it was dropped
-        ("worse", "equal": better by the tolerance at most, or "diverged"), dropped_at in which
-        batch that was, in all rows since its entrance.
+        batch, in rating units; of events loss is 1 - MRR@N with the fading factor. mrr is MRR@N of
+        the batch, where it ranks. lower and upper bound its mean squared error, or 1 - MRR@N,
+        minus that of `rival`; leads, entered, dropped say what it is after the batch, reason why it
+        was dropped ("worse", "equal": better by the tolerance at most, or "diverged"), dropped_at
+        in which batch that was, in all rows since its entrance.
         """
         store = VersionStore(self.path)
         names = (store.meta() or {})["race"]["params"]
@@ -224,7 +224,7 @@ class StreamingGridSearch(Params):
         settings = self._settings_of(stages)
         first = stages[0]
         kinds, id_types = first._ids_of(stream)
-        options = fit_options(first, kinds, stream_invalid(first), settings[0].positive)
+        options = fit_options(first, kinds, stream_invalid(first), settings[0])
         rules = RaceRules(
             self.getOrDefault(self.errorProbability),
             self.getOrDefault(self.keep),
@@ -292,6 +292,11 @@ class StreamingGridSearch(Params):
                 "Some candidates learn events and some ratings: set implicitPrefs on the "
                 "estimator, not in estimatorParamMaps."
             )
+        if len({(own.ranking_size, own.ranking_sample) for own in settings}) > 1:
+            raise ValueError(
+                "The candidates rank differently, so their ranks do not compare: set rankingSize "
+                "and rankingSample on the estimator, not in estimatorParamMaps."
+            )
         if settings[0].positive:
             self._check_events(settings)
         seen: dict[str, int] = {}
@@ -310,11 +315,6 @@ class StreamingGridSearch(Params):
 
     def _check_events(self, settings: tuple[Settings, ...]) -> None:
         """Refuse what leaves candidates of events without a loss in common."""
-        if len({(own.ranking_size, own.ranking_sample) for own in settings}) > 1:
-            raise ValueError(
-                "The candidates rank differently, so their losses do not compare: set rankingSize "
-                "and rankingSample on the estimator, not in estimatorParamMaps."
-            )
         if not settings[0].ranking_size:
             raise ValueError(
                 "rankingSize is 0, and a race of events is judged by MRR@rankingSize: set it to 1 "

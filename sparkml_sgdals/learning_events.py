@@ -123,7 +123,7 @@ class _Work:
     def ranks(self, known_users: int, known_items: int) -> BatchSums:
         """How the items stood among those known before, of users known before."""
         events = EventsToRank(
-            self.ratings.users, self.items, self.ratings.values, self.pairs, self.user_rows,
+            self.ratings.users, self.items, self.ratings.values > 0, self.pairs, self.user_rows,
             self.starts, self.lengths, self.done,
         )  # fmt: skip
         return judge_ranks(self.state, events, known_users, known_items)

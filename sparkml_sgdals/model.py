@@ -232,13 +232,13 @@ class StreamingBiasedALSModel(
         """
         if dataset.isStreaming:
             raise ValueError("The DataFrame is a stream: call updateStream.")
-        positive = self._state.settings.positive
-        options = fit_options(self, self._kinds(), self.getHandleInvalid(), positive)
+        settings = self._state.settings
+        options = fit_options(self, self._kinds(), self.getHandleInvalid(), settings)
         keep = options.handle_invalid == "keep"
         collected = collect_ratings(dataset, options.columns, options.kinds, keep)
         if collected is None:
             prior = None if self._state.blank else self._state
-            self._state, report, _ = learn_table(dataset, self._state.settings, options, prior)
+            self._state, report, _ = learn_table(dataset, settings, options, prior)
             self._summary = TrainingSummary.of(self._state, report)
         else:
             if options.handle_invalid == "error":
@@ -295,8 +295,8 @@ class StreamingBiasedALSModel(
 
         Raises
         ------
-        ValueError : not a stream, a missing column, or a path learned with other params or from
-            another start
+        ValueError : not a stream, a missing column, a path learned with other params or from
+            another start, or maxResidentIds set for a model of ratings that ranks (rankingSize)
         TypeError : a column of a wrong type
         LeaseError : another stream writes to the path
         StorageError : the path is damaged
@@ -305,7 +305,7 @@ class StreamingBiasedALSModel(
             stream,
             modelPath,
             StreamStart(self._state, self._state.fingerprint(), self._path_id, self._meta()),
-            fit_options(self, self._kinds(), stream_invalid(self), self._state.settings.positive),
+            fit_options(self, self._kinds(), stream_invalid(self), self._state.settings),
             self._at_newest,
             trigger=trigger,
             validation=validation,
@@ -334,7 +334,7 @@ class StreamingBiasedALSModel(
         Raises
         ------
         StorageError : there is no model, or it is damaged
-        ValueError : `maxResidentIds` for a model of events
+        ValueError : `maxResidentIds` for a model of events, or of ratings that ranks
         others : as `updateStream`
         """
         store = VersionStore(full_path(modelPath))
@@ -438,11 +438,11 @@ class StreamingBiasedALSModel(
 
 
 def fit_options(
-    params: ModelParams, kinds: tuple[Any, Any], invalid: str, positive: bool = False
+    params: ModelParams, kinds: tuple[Any, Any], invalid: str, settings: Settings
 ) -> FitOptions:
-    """How the Params say that tables are read and spread; `positive`: of events."""
+    """How the Params say that tables and streams are read and spread, for a model so set."""
     columns = params.ratingColumns()
-    optional = positive and (not columns.rating or not params.isSet("ratingCol"))
+    optional = settings.positive and (not columns.rating or not params.isSet("ratingCol"))
     return FitOptions(
         columns=replace(columns, rating_needed=not optional),
         kinds=kinds,
@@ -453,8 +453,10 @@ def fit_options(
         checkpoint_interval=params.getCheckpointInterval(),
         show_progress=params.getShowProgress(),
         progress_path=params.getProgressPath(),
-        # events draw their negatives from all items
-        max_resident_ids=0 if positive else params.getMaxResidentIds(),
+        # events draw their negatives from all items, and ratings are ranked among all of them
+        max_resident_ids=0
+        if settings.positive or (settings.ranks_ratings and not params.isSet("maxResidentIds"))
+        else params.getMaxResidentIds(),
     )
 
 

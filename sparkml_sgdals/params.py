@@ -34,7 +34,7 @@ from sparkml_sgdals.converters import (
     positive,
     text,
 )
-from sparkml_sgdals.param_use import EVENT_DEFAULTS, UNUSED, UNUSED_UNDER_IMPLICIT_PREFS
+from sparkml_sgdals.param_use import EVENT_DEFAULTS, refuse_unfit, unused_params
 from sparkml_sgdals.schema import RatingColumns
 from sparkml_sgdals.settings import Settings, Solver
 
@@ -320,12 +320,13 @@ class LearningParams(
     )
     rankingSize: Param[int] = param(
         "rankingSize",
-        "under implicitPrefs: N of the Recall@N and MRR@N of a stream; 0 = not ranked.",
+        "N of the Recall@N and MRR@N of a stream; 0 = not ranked: the default, under "
+        "implicitPrefs 10. For ratings the model then keeps what each user has rated.",
         at_least("rankingSize", 0),
     )
     rankingSample: Param[int] = param(
         "rankingSample",
-        "items drawn that the item of an event is ranked among; 0 = all.",
+        "items drawn that the item of an event or rating is ranked among; 0 = all.",
         at_least("rankingSample", 0),
     )
     parallelism: Param[int] = param(
@@ -350,7 +351,7 @@ class LearningParams(
             drift=0.0,
             implicitPrior=True,
             numNegatives=20,
-            rankingSize=10,
+            rankingSize=0,
             rankingSample=0,
             parallelism=1,
             seed=DEFAULT_SEED,
@@ -410,7 +411,7 @@ class LearningParams(
 
     def getRankingSize(self) -> int:
         """Value of rankingSize."""
-        return self.getOrDefault(self.rankingSize)
+        return self._value(self.rankingSize)
 
     def getRankingSample(self) -> int:
         """Value of rankingSample."""
@@ -447,6 +448,7 @@ class LearningParams(
             drift=self.getDrift(),
             implicit_prior=self.getImplicitPrior(),
             positive=self.getImplicitPrefs(),
+            **self._ranking_settings(),
             **self._event_settings(),
         )
 
@@ -457,22 +459,8 @@ class LearningParams(
         """
         self.refuseUnsupported()
         solver, events = self.getSolver(), self.getImplicitPrefs()
-        if events and solver not in UNUSED_UNDER_IMPLICIT_PREFS:
-            raise ValueError(
-                f"solver {solver!r} learns ratings, and implicitPrefs=True asks for events: set "
-                "solver to 'bayes' or 'isgd'."
-            )
-        if solver == "isgd" and not events:
-            raise ValueError(
-                "solver 'isgd' learns events, not ratings: set implicitPrefs=True, or solver to "
-                "'bayes' or 'sgd'."
-            )
-        if events and solver == "bayes" and not self.getNumNegatives():
-            raise ValueError(
-                "numNegatives must be at least 1 under solver 'bayes', got 0: without negatives "
-                "there is nothing to tell tastes apart by."
-            )
-        unused = (UNUSED_UNDER_IMPLICIT_PREFS if events else UNUSED)[solver]
+        refuse_unfit(solver, events, self.getNumNegatives())
+        unused = unused_params(solver, events, self.getRankingSize())
         ignored = [name for name in unused if self.isSet(name)]
         if ignored:
             warnings.warn(
@@ -492,12 +480,16 @@ class LearningParams(
             return value
         return self.getOrDefault(param)
 
+    def _ranking_settings(self) -> dict[str, Any]:
+        size = self.getRankingSize()
+        if not size and not self.getImplicitPrefs():
+            return {}
+        return {"ranking_size": size, "ranking_sample": self.getRankingSample()}
+
     def _event_settings(self) -> dict[str, Any]:
         if not self.getImplicitPrefs():
             return {}
         return {
             "alpha": self.getAlpha(),
             "num_negatives": self.getNumNegatives(),
-            "ranking_size": self.getRankingSize(),
-            "ranking_sample": self.getRankingSample(),
         }

@@ -160,7 +160,7 @@ def _read_state(spark: SparkSession, path: str, metadata: dict[str, Any]) -> Mod
 
 def _ddl(side: FactorTable) -> str:
     ddl = _DDL.format(id="bigint" if side.index.kind == "int" else "string")
-    return ddl + _EVENTS_DDL[side.side] if side.settings.positive else ddl
+    return ddl if side.events is None else ddl + _EVENTS_DDL[side.side]
 
 
 def _read_side(spark: SparkSession, path: str, side: FactorTable) -> None:

@@ -8,7 +8,7 @@ fading factors: Gama, Sebastiao and Rodrigues 2013. Formulas: docs/metrics.md. A
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -46,7 +46,7 @@ class BatchSums:
     stated : ratings whose prediction came with a deviation
     log_likelihood : sum of log N(rating; prediction, deviation^2) over them
     within_one, within_two : how many of them lie within one and two deviations
-    ranked : events whose item was ranked; 0 where rows are ratings
+    ranked : events or ratings whose item was ranked; 0 without a ranking size
     hits, reciprocals : of these, how many items were among the best N, and their sum of 1 / rank
     baseline_hits, baseline_reciprocals : the same for items ranked by popularity
     """
@@ -65,6 +65,17 @@ class BatchSums:
     reciprocals: float = 0.0
     baseline_hits: int = 0
     baseline_reciprocals: float = 0.0
+
+    def with_ranks(self, ranks: BatchSums) -> BatchSums:
+        """These sums of errors with the sums of ranks of another."""
+        return replace(
+            self,
+            ranked=ranks.ranked,
+            hits=ranks.hits,
+            reciprocals=ranks.reciprocals,
+            baseline_hits=ranks.baseline_hits,
+            baseline_reciprocals=ranks.baseline_reciprocals,
+        )
 
     def loss(self, positive: bool) -> tuple[float, int]:
         """What a race compares: the sum of the batch's losses, and how many are in it.
@@ -141,7 +152,7 @@ def judge_batch(
 
 
 def rank_sums(ranks: I64, baseline: I64, n: int) -> BatchSums:
-    """Sums of a batch of events whose items had these ranks, by the model and by popularity.
+    """Sums of a batch whose ranked items had these ranks, by the model and by popularity.
 
     An item beyond the best `n` is no hit, and its 1 / rank counts as 0.
     """

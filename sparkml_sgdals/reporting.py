@@ -59,7 +59,7 @@ _GAUGES: Final = {
     "logLikelihood": "Mean log-likelihood of a rating of the newest batch.",
     "within1": "Share of its ratings within one stated deviation.",
     "within2": "Share of its ratings within two stated deviations.",
-    "ranked": "Events of the newest batch whose item was ranked before it was learned.",
+    "ranked": "Events or ratings of the newest batch whose item was ranked before it was learned.",
     "recall": "Share of these whose item was among the best.",
     "mrr": "Mean of 1 / rank of these, 0 beyond the best.",
     "baselineRecall": "The same share for items ranked by popularity.",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 __all__ = ["Settings", "Solver"]
@@ -34,14 +34,23 @@ class Settings:
     alpha: float = 1.0
     num_negatives: int = 0
     ranking_size: int = 0
-    """N of Recall@N and MRR@N of a stream of events; 0 for none"""
+    """N of Recall@N and MRR@N of a stream; 0 for none"""
     ranking_sample: int = 0
-    """items that an event's item is ranked among; 0 for all"""
+    """items that the item of an event or rating is ranked among; 0 for all"""
 
     @property
     def implicit(self) -> bool:
         """Whether prior means are learned from which ids come together."""
         return self.solver == "bayes" and self.implicit_prior and not self.positive
+
+    @property
+    def ranks_ratings(self) -> bool:
+        """Whether rated items are ranked, for which the model remembers who has rated what."""
+        return bool(self.ranking_size) and not self.positive
+
+    def unranked(self) -> Settings:
+        """The same without ranking, which learning and serving do not depend on."""
+        return replace(self, ranking_size=0, ranking_sample=0)
 
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON types, the inverse of `from_json`."""

@@ -135,6 +135,11 @@ class ModelState:
         """An independent copy."""
         return replace(self, users=self.users.copy(), items=self.items.copy())
 
+    def under(self, settings: Settings) -> ModelState:
+        """The same model of ratings, factors shared, under settings that differ in ranking."""
+        sides = self.users.under(settings), self.items.under(settings)
+        return replace(self, settings=settings, users=sides[0], items=sides[1])
+
     def scalars(self) -> dict[str, Any]:
         """All but the factors and settings, as JSON types."""
         counters = asdict(self.counters)

@@ -214,6 +214,13 @@ def start_stream(
             "validation is scored by RMSE, and events (implicitPrefs=True) have no ratings: leave "
             "it out."
         )
+    if start.state.settings.ranks_ratings and options.max_resident_ids:
+        raise ValueError(
+            f"rankingSize is {start.state.settings.ranking_size} and maxResidentIds "
+            f"{options.max_resident_ids}, but a model of ratings that ranks is kept in memory as a "
+            "whole, with what each user has rated: set rankingSize to 0 before the model learns, "
+            "or do not set maxResidentIds (0 is no limit)."
+        )
     select_ratings(stream, options.columns, options.kinds, raw=True)
     if eventIdCol is not None:
         stream = drop_repeats(stream, eventIdCol, options.columns.time, watermark)

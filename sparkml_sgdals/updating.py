@@ -1,4 +1,4 @@
-"""Learning one batch onto a model in memory: predict, filter, smooth (driver; no Spark).
+"""Learning one batch onto a model in memory: rank, predict, filter, smooth (driver; no Spark).
 
 `update` and the streams call this; it only arranges calls of the kernels.
 """
@@ -18,6 +18,7 @@ from sparkml_sgdals.learning import not_finite, settle_scale
 from sparkml_sgdals.learning_events import learn_events
 from sparkml_sgdals.noise import expected_squares, learn_noise_factors
 from sparkml_sgdals.prequential import BatchSums, judge_batch
+from sparkml_sgdals.rated import lists_after, memory_of_users, rank_ratings
 from sparkml_sgdals.ratings import Ratings
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.smoothing import smooth_batch
@@ -45,7 +46,7 @@ class BatchReport:
 
 
 def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
-    """Predict a batch, then learn each of its ratings once, in place.
+    """Predict a batch, rank its items where the settings say so, then learn it once, in place.
 
     Raises
     ------
@@ -66,8 +67,12 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
     whole = None if state.scale.frozen else state.copy()
     sizes = state.users.size, state.items.size
     users, items = state.users, state.items
+    ranks = state.settings.ranks_ratings
     try:
+        # while the scale settles factors move as a whole, which may part or join equal scores
+        ranked = rank_ratings(state, ratings) if ranks else BatchSums()
         sums, surprises = _score_before(state, ratings)
+        sums = sums.with_ranks(ranked)
         first = min(SETTLING_RATINGS - state.scale.seen, len(ratings))
         settle_scale(state, ratings.moments(max(first, 0)), first)
         user_rows, new_users = state.users.ensure(ratings.user_ids)
@@ -85,6 +90,7 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
             learn_noise_factors(learned, rows, ratings, surprises)
         if not all(side.finite() for side in learned):
             raise not_finite(state.settings)
+        rated = lists_after(users, user_rows, ratings) if ranks else []
     except BaseException as failure:
         if whole is None:
             users.truncate(sizes[0])
@@ -102,6 +108,10 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
     learned[1].count += np.bincount(ratings.items, minlength=item_rows.size)
     users.put_rows(learned[0])
     items.put_rows(learned[1])
+    if ranks:
+        memory = memory_of_users(users)
+        for row, own in zip(user_rows.tolist(), rated, strict=True):
+            memory.done[row] = own
 
     squares, baseline_squares = sums.squares, sums.baseline_squares
     count = len(ratings)

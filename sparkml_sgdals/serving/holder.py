@@ -402,7 +402,7 @@ class ModelHolder:
                 f"The model at {self.store.path} has ids of kinds {meta['kinds']} now, those "
                 f"served are {self._meta['kinds']}: start the service again."
             )
-        settings = newest.settings(meta)
+        settings = newest.settings(meta).unranked()
         kinds: tuple[IdKind, IdKind] = (meta["kinds"][0], meta["kinds"][1])
         ids = _Ids(
             (IdIndex(kinds[0]), IdIndex(kinds[1])), ItemKeys() if settings.positive else None
@@ -483,7 +483,7 @@ class ModelHolder:
     def _show(self, newest: Commit, copy: _Copy, ids: _Ids, shown: int) -> None:
         meta = self._meta
         kinds: tuple[IdKind, IdKind] = (meta["kinds"][0], meta["kinds"][1])
-        shell = ModelState.empty(newest.settings(meta), *kinds)
+        shell = ModelState.empty(newest.settings(meta).unranked(), *kinds)
         shell.set_scalars(newest.scalars)
         copy.settle(shell)
         types = meta.get("idTypes", ["bigint", "bigint"])

@@ -14,6 +14,7 @@ from sparkml_sgdals.objects import GoneError
 from sparkml_sgdals.ratings import encode_ratings
 from sparkml_sgdals.serving import holder as holding
 from sparkml_sgdals.serving.holder import ModelHolder, NoModelError
+from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.storage import VersionStore
 from sparkml_sgdals.updating import learn_batch
 from sparkml_sgdals.versions import forget_users, roll_back
@@ -53,10 +54,13 @@ def assert_serves(holder, state):
         np.testing.assert_array_equal(variances[2 * rank, :size], items.var[:, 0])
 
 
-@pytest.mark.parametrize("kinds", [("int", "int"), ("str", "str"), ("int", "str")])
-def test_every_version_is_taken_up_whole(modeler, tmp_path, monkeypatch, kinds):
+@pytest.mark.parametrize(
+    ("kinds", "ranking"), [(("int", "int"), 0), (("str", "str"), 0), (("int", "str"), 5)]
+)
+def test_every_version_is_taken_up_whole(modeler, tmp_path, monkeypatch, kinds, ranking):
+    """What a stream remembers to rank by is left where it is."""
     monkeypatch.setattr(storage, "_MIN_ROWS_OF_BASE", 100)
-    made = modeler(kinds=kinds)
+    made = modeler(kinds=kinds, settings=Settings(rank=4, ranking_size=ranking))
     holder = followed(made, tmp_path)
     assert_serves(holder, made.state)
     bases = set()
