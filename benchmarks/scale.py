@@ -4,7 +4,8 @@
 
 90% of so many ratings of benchmarks/generate.py from Parquet, nothing cached, rank 10, in one task
 (maxRatingsPerTask above all of them), with sweeps until they settle. Each fit has a fresh process
-with a session of its own, and learns 100,000 ratings first, so that it is warm. While it learns,
+with a session of its own, and learns 100,000 ratings a few times first, so that the workers are
+warm; those in blocks, of which bytes are asked, do not. While it learns,
 the resident memory of the driver, of the JVM and of the Python workers is looked at twenty times a
 second; the JVM may take --memory and takes what it may before it collects its garbage.
 
@@ -122,8 +123,9 @@ def fit_once(
         maxRatingsPerTask=2_000_000_000,
     )  # fmt: skip
     if not log:
-        # each core's worker imports what it needs, and compiles it
-        als.fit(spark.read.parquet(warm).repartition(threads))
+        # packing goes to the worker of each core, and learning to any one of them
+        for _ in range(2 * threads):
+            als.fit(spark.read.parquet(warm).repartition(threads))
     table = spark.read.parquet(folder)
     clock, cpu = time.perf_counter(), cpu_seconds()
     with watched(local) as peaks:
