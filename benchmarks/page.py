@@ -203,12 +203,22 @@ def moved(results: Results) -> str | None:
         ]
         for one in result["blocks"]
     ]  # fmt: skip
-    return table(
+    bytes_moved = table(
         ["ratings learned", "ids", "blocks", "bytes shuffled a rating before the sweeps",
          "a rating and sweep", "an id and sweep", "between JVM and Python, a rating and sweep",
          "bytes written to files a rating", "read from them a rating and sweep"],
         rows,
     )  # fmt: skip
+    capped = "".join(
+        f"\n\nWith {one['megabytes']:,} MB of address space a worker, {one['ratings']:,} ratings: "
+        + ", ".join(
+            f"{form} {seconds(done) if isinstance(done, float) else f'ends with {done}'}"
+            for form, done in one.items() if form not in ("ratings", "megabytes")
+        )
+        + "."
+        for one in result.get("capped", [])
+    )  # fmt: skip
+    return bytes_moved + capped
 
 
 FAR_RATINGS, FAR_IDS = 10_000_000_000, 100_000_000

@@ -1,6 +1,7 @@
 """How `fit` grows with ratings and cores, and what it moves in blocks: python benchmarks/scale.py.
 
     python benchmarks/scale.py --ratings 1M 3M 10M 26M 78M --one-core 1M 3M 10M --moved 3M 10M
+        --capped 26M
 
 90% of so many ratings of benchmarks/generate.py from Parquet, nothing cached, rank 10, in one task
 (maxRatingsPerTask above all of them), with sweeps until they settle. Each fit has a fresh process
@@ -15,6 +16,10 @@ Bytes moved are those of Spark's own metrics (its event log): shuffle bytes writ
 compressed, and bytes to and from the Python workers, in a fit with --blocks blocks. The difference
 between fits of 1 and of 3 sweeps, halved, is one sweep; the rest is routing, layouts and filter.
 Ratings go to files of the blocks beside that: their bytes are looked at, by kind, while it learns.
+
+--capped learns in one task and in --blocks blocks where no Python worker may have more than --cap
+megabytes of address space, as on an executor with spark.executor.pyspark.memory; a worker that has
+imported what it needs has 1,900 of them.
 """
 
 from __future__ import annotations
@@ -24,6 +29,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -162,11 +168,11 @@ def moved(log: Path) -> dict[str, int]:
     return total
 
 
-def in_process(*asked: Any) -> dict[str, Any]:
-    """`fit_once` in a fresh process."""
+def in_process(*asked: Any, **environment: str) -> dict[str, Any]:
+    """`fit_once` in a fresh process; CalledProcessError, with its stderr, where it fails."""
     done = subprocess.run(
         [sys.executable, __file__, "--fit-once", json.dumps(asked)],
-        check=True, stdout=subprocess.PIPE, text=True,
+        check=True, capture_output=True, text=True, env=os.environ | environment,
     )  # fmt: skip
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     _, _, threads, blocks, sweeps, _, _ = asked
@@ -194,6 +200,8 @@ def main() -> None:
                                                        26_000_000, 78_000_000])  # fmt: skip
     parser.add_argument("--one-core", **sizes, default=[1_000_000, 3_000_000, 10_000_000])
     parser.add_argument("--moved", **sizes, default=[3_000_000, 10_000_000], help="in blocks")
+    parser.add_argument("--capped", **sizes, default=[26_000_000], help="with little memory")
+    parser.add_argument("--cap", type=int, default=2_700, help="megabytes of a worker then")
     parser.add_argument("--blocks", type=int, default=8, help="of the fits in blocks")
     parser.add_argument("--runs", type=int, default=3, help="of sizes below 20 million; else one")
     parser.add_argument("--memory", default="6g", help="of the driver's JVM")
@@ -263,7 +271,28 @@ def measure(given: argparse.Namespace, folder: Path, scratch: Path) -> None:
             last["learned"] - first["learned"]
         )
     blocks = [in_blocks(made(n), str(warm / "train"), given, scratch) for n in given.moved]
-    write("scale", rows, ratios, blocks=blocks, memory=given.memory, rank=RANK)
+    cap = [capped(n, made(n), str(warm / "train"), given) for n in given.capped]
+    write("scale", rows, ratios, blocks=blocks, capped=cap, memory=given.memory, rank=RANK)
+
+
+def capped(ratings: int, folder: str, warm: str, given: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of a fit with --cap megabytes a worker by its form, or what it ended with."""
+    found: dict[str, Any] = {"ratings": ratings, "megabytes": given.cap}
+    for blocks in (1, given.blocks):
+        asked = (folder, warm, cores(), blocks, 10, given.memory, "")
+        form = f"{blocks} blocks" if blocks > 1 else "one task"
+        try:
+            # what Spark tells its workers where spark.executor.pyspark.memory is set
+            one = in_process(*asked, PYSPARK_EXECUTOR_MEMORY_MB=str(given.cap))
+            found[form] = one["seconds"]
+        except subprocess.CalledProcessError as failure:
+            wanting = re.search(r"\w*MemoryError|Unable to allocate", failure.stderr)
+            if wanting is None:
+                print(failure.stderr, file=sys.stderr)
+                raise
+            found[form] = wanting[0]
+    print(json.dumps(found), file=sys.stderr)
+    return found
 
 
 def in_blocks(folder: str, warm: str, given: argparse.Namespace, scratch: Path) -> dict[str, Any]:
