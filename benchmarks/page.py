@@ -209,16 +209,19 @@ def moved(results: Results) -> str | None:
          "bytes written to files a rating", "read from them a rating and sweep"],
         rows,
     )  # fmt: skip
-    capped = "".join(
-        f"\n\nWith {one['megabytes']:,} MB of address space a worker, {one['ratings']:,} ratings: "
-        + ", ".join(
-            f"{form} {seconds(done) if isinstance(done, float) else f'ends with {done}'}"
-            for form, done in one.items() if form not in ("ratings", "megabytes")
-        )
-        + "."
+    capped = [
+        [
+            f"{one['ratings']:,}", f"{one['megabytes']:,} MB" if fit["capped"] else "no limit",
+            f"{fit['blocks']} blocks" if fit["blocks"] > 1 else "one task",
+            fit.get("ended") or seconds(fit["seconds"]), number(fit.get("rmse"), 4),
+        ]
         for one in result.get("capped", [])
-    )  # fmt: skip
-    return bytes_moved + capped
+        for fit in one["fits"]
+    ]  # fmt: skip
+    if not capped:
+        return bytes_moved
+    head = ["ratings", "address space of a worker", "form", "fit", "RMSE"]
+    return f"{bytes_moved}\n\n{table(head, capped)}"
 
 
 FAR_RATINGS, FAR_IDS = 10_000_000_000, 100_000_000

@@ -17,9 +17,9 @@ compressed, and bytes to and from the Python workers, in a fit with --blocks blo
 between fits of 1 and of 3 sweeps, halved, is one sweep; the rest is routing, layouts and filter.
 Ratings go to files of the blocks beside that: their bytes are looked at, by kind, while it learns.
 
---capped learns in one task and in --blocks blocks where no Python worker may have more than --cap
-megabytes of address space, as on an executor with spark.executor.pyspark.memory; a worker that has
-imported what it needs has 1,900 of them.
+--capped learns in one task, then again and in --blocks blocks where no Python worker may have more
+than --cap megabytes of address space, as on an executor with spark.executor.pyspark.memory; a
+worker that has imported what it needs has 1,900 of them.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ import numpy as np
 import psutil
 from generate import ratings_count, write_ratings
 from harness import cores, cpu_seconds, row, session, write
+from large_fit import rmse_of
 
 RANK = 10
 TO_PYTHON = "data sent to Python workers"
@@ -108,9 +109,13 @@ def watched(folder: str = "") -> Iterator[Peaks]:
 
 
 def fit_once(
-    folder: str, warm: str, threads: int, blocks: int, sweeps: int, memory: str, log: str
-) -> dict[str, Any]:
-    """Seconds, peaks and summary of one fit of this process; events go to `log` if it is given."""
+    folder: str, warm: str, threads: int, blocks: int, sweeps: int, memory: str, log: str,
+    judge: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Seconds, peaks and summary of one fit of this process, and its held-out RMSE where asked.
+
+    Events go to `log` if it is given.
+    """
     conf: dict[str, Any] = {}
     local = f"{log}-local" if log else ""
     if log:
@@ -142,6 +147,9 @@ def fit_once(
         "learned": model.summary.ratings, "ids": [model.summary.users, model.summary.items],
         "phases": dict(model.summary.seconds),
     }  # fmt: skip
+    if judge:
+        held_out = spark.read.parquet(str(Path(folder).parent / "test"))
+        found["rmse"] = rmse_of(model, held_out)
     spark.stop()
     return found
 
@@ -175,7 +183,7 @@ def in_process(*asked: Any, **environment: str) -> dict[str, Any]:
         check=True, capture_output=True, text=True, env=os.environ | environment,
     )  # fmt: skip
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    _, _, threads, blocks, sweeps, _, _ = asked
+    threads, blocks, sweeps = asked[2:5]
     print(
         f"  {found['learned']:,} ratings, {threads} cores, {blocks} blocks, {sweeps} sweeps: "
         f"{found['seconds']:.1f} s, {found['cpu']:.1f} s of CPU, "
@@ -276,21 +284,26 @@ def measure(given: argparse.Namespace, folder: Path, scratch: Path) -> None:
 
 
 def capped(ratings: int, folder: str, warm: str, given: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of a fit with --cap megabytes a worker by its form, or what it ended with."""
-    found: dict[str, Any] = {"ratings": ratings, "megabytes": given.cap}
-    for blocks in (1, given.blocks):
-        asked = (folder, warm, cores(), blocks, 10, given.memory, "")
-        form = f"{blocks} blocks" if blocks > 1 else "one task"
+    """Seconds and RMSE of fits with as much memory as there is and with --cap megabytes a worker.
+
+    Without them, what a fit ended with.
+    """
+    found: dict[str, Any] = {"ratings": ratings, "megabytes": given.cap, "fits": []}
+    # what Spark tells its workers where spark.executor.pyspark.memory is set
+    cap = {"PYSPARK_EXECUTOR_MEMORY_MB": str(given.cap)}
+    for blocks, environment in ((1, {}), (1, cap), (given.blocks, cap)):
+        asked = (folder, warm, cores(), blocks, 10, given.memory, "", True)
+        fit: dict[str, Any] = {"blocks": blocks, "capped": bool(environment)}
         try:
-            # what Spark tells its workers where spark.executor.pyspark.memory is set
-            one = in_process(*asked, PYSPARK_EXECUTOR_MEMORY_MB=str(given.cap))
-            found[form] = one["seconds"]
+            one = in_process(*asked, **environment)
+            fit |= {"seconds": one["seconds"], "rmse": one["rmse"]}
         except subprocess.CalledProcessError as failure:
             wanting = re.search(r"\w*MemoryError|Unable to allocate", failure.stderr)
             if wanting is None:
                 print(failure.stderr, file=sys.stderr)
                 raise
-            found[form] = wanting[0]
+            fit["ended"] = wanting[0]
+        found["fits"].append(fit)
     print(json.dumps(found), file=sys.stderr)
     return found
 
