@@ -154,14 +154,14 @@ PEERS = {
         tuple(
             {"lambda_": strength, "scale_lam": True, "niter": iterations}
             for strength in (0.03, 0.06, 0.12)
-            for iterations in (5, 10)
+            for iterations in (10, 20)
         ),
     ),
     "implicit": Peer(
         implicit,
         tuple(
             {"alpha": alpha, "regularization": strength, "iterations": 10}
-            for alpha in (1.0, 10.0, 40.0)
+            for alpha in (10.0, 40.0, 160.0)
             for strength in (0.1, 10.0)
         ),
     ),
