@@ -225,8 +225,6 @@ def moved(results: Results) -> str | None:
 
 
 FAR_RATINGS, FAR_IDS = 10_000_000_000, 100_000_000
-BYTES_IN_MEMORY = 28
-"""of a rating with both orders: README.md"""
 
 
 def cluster(results: Results) -> str | None:
@@ -246,8 +244,6 @@ def cluster(results: Results) -> str | None:
     read = one["readPerRatingAndSweep"] * FAR_RATINGS
     rows = [
         ["blocks, at 50 million a task (`maxRatingsPerTask`)", f"{blocks:,}"],
-        ["ratings in memory or on the executors' disks, 28 bytes each",
-         f"{FAR_RATINGS * BYTES_IN_MEMORY / 1e9:,.0f} GB"],
         ["written to the blocks' files, before the sweeps", f"{written / 1e9:,.0f} GB"],
         ["read from them a sweep", f"{read / 1e9:,.0f} GB"],
         ["shuffled once, before the sweeps", f"{routed / 1e9:,.0f} GB"],

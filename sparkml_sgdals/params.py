@@ -95,7 +95,7 @@ class ModelParams(
     )
     maxRatingsPerTask: Param[int] = param(
         "maxRatingsPerTask",
-        "ratings, about 28 bytes each, that one task may hold; more are learned in blocks.",
+        "ratings, about 57 bytes each at the peak, that one task may hold; more go in blocks.",
         at_least("maxRatingsPerTask", 1),
     )
     maxResidentIds: Param[int] = param(
