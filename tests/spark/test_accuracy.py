@@ -24,7 +24,7 @@ def in_time(train):
     [
         (ML, 0.80, 0.824, 1),
         (MT, 1.40, 1.427, 1),
-        (ML, 0.80, 0.824, 4),
+        pytest.param(ML, 0.80, 0.824, 4, marks=pytest.mark.long),
         pytest.param(MT, 1.40, 1.427, 4, marks=pytest.mark.slow),
     ],
 )
@@ -38,6 +38,7 @@ def test_fit(real, spark, name, low, high, blocks):
         assert rmse(model, held, spark) == pytest.approx(rmse(one, held, spark), rel=0.01)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "low", "high"),
     [(ML, 0.82, 0.846), pytest.param(MT, 1.42, 1.443, marks=pytest.mark.slow)],
@@ -85,6 +86,7 @@ def test_minibatch_is_level_with_sgd(real, spark):
     print(f"360 mini-batches took {time.monotonic() - start:.0f} s")
 
 
+@pytest.mark.long
 def test_spark_als_is_the_peer_that_it_is_said_to_be(real, spark):
     """The figure that the bars are compared with is Spark's own, taken here."""
     train, held = real(ML)

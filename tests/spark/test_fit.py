@@ -47,6 +47,7 @@ def test_one_task_equals_the_solver_without_spark(ratings, small, solver):
     assert len(model.summary.rmse) == 10
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("blocks", [1, 3])
 @pytest.mark.parametrize("solver", ["bayes", "sgd"])
 def test_partitions_row_order_and_threads_do_not_matter(ratings, small, spark, solver, blocks):
@@ -110,6 +111,7 @@ class TestStaticBlocks:
         monkeypatch.setattr(block_files, "_remove", note)
         return found
 
+    @pytest.mark.long
     @pytest.mark.parametrize("solver", ["bayes", "sgd"])
     def test_same_bits_from_files_and_rows(self, spark, small, monkeypatch, tmp_path, solver):
         weighted = small.assign(
@@ -128,6 +130,7 @@ class TestStaticBlocks:
         assert files.summary.rmse == rows.summary.rmse
         assert len(removed) == 1
 
+    @pytest.mark.long
     def test_same_bits_onto_a_model(self, spark, small, monkeypatch):
         monkeypatch.setattr("sparkml_sgdals.collecting.COLLECT_LIMIT", 1000)
         monkeypatch.setattr("sparkml_sgdals.collecting._FIRST_LOOK", 300)
@@ -186,6 +189,7 @@ def test_a_rating_seen_twice_counts_as_two(ratings, blocks):
     assert factors(doubled)["users"][2].mean() < factors(once)["users"][2].mean()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("solver", ["bayes", "sgd", "minibatch"])
 def test_weights(spark, small, solver):
     weighted = small.assign(weight=np.where(small.index % 3 == 0, 0.0, 2.0))
@@ -262,6 +266,7 @@ def test_tol_stops_early(ratings):
 
 
 class TestMinibatch:
+    @pytest.mark.long
     def test_agrees_with_numpy(self, ratings, small):
         als = estimator(solver="minibatch", blockSize=700, maxIter=2, stepSize=0.005)
         model = als.fit(ratings)
@@ -274,6 +279,7 @@ class TestMinibatch:
             flat = table.column("mean").combine_chunks().flatten().to_numpy()
             np.testing.assert_allclose(mean, flat.reshape(mean.shape), rtol=0, atol=1e-5)
 
+    @pytest.mark.long
     def test_partitions_do_not_matter(self, ratings, small, spark):
         als = estimator(solver="minibatch", blockSize=1500, maxIter=1, stepSize=0.005)
         shuffled = spark.createDataFrame(small.sample(frac=1.0, random_state=3)).repartition(4)
@@ -308,6 +314,7 @@ def test_sgd_divergence_in_blocks_is_named(ratings):
         estimator(solver="sgd", stepSize=30.0, maxIter=1, numBlocks=2).fit(ratings)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("interval", [-1, 3, 10])
 def test_tol_ends_the_sweeps_of_blocks(ratings, interval):
     """With the bits of a fit of so many sweeps: settled blocks hand on what they have, until the

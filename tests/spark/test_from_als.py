@@ -31,6 +31,8 @@ from sparkml_sgdals.factors import put_features
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import ModelState, Scale
 
+pytestmark = pytest.mark.long
+
 BIG, SMALL = 2**31, -(2**31) - 1
 """just beyond the range of an int, where ALS stops"""
 

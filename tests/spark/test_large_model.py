@@ -37,6 +37,7 @@ def commit_of(path):
     return VersionStore(str(path)).newest()
 
 
+@pytest.mark.long
 def test_the_same_as_all_in_memory(als, files, stream, small, spark, tmp_path):
     """In one go, with held-out ratings; and through restarts with other limits."""
     folder = files(small.iloc[:1500], 250)
@@ -79,6 +80,7 @@ def test_the_real_thing(files, stream, real, tmp_path):
     assert_same_metrics(found[0].metrics(), found[1].metrics())
 
 
+@pytest.mark.long
 def test_a_fitted_model_goes_on(als, files, stream, small, spark, tmp_path):
     """From its Parquet base, by updateStream and by resumeStream, which loads no model."""
     model = als.fit(spark.createDataFrame(small.iloc[:2000]))

@@ -40,6 +40,7 @@ def uri(tmp_path, monkeypatch):
     mlflow.set_tracking_uri(before)
 
 
+@pytest.mark.long
 def test_logged_loaded_and_served(uri, ratings, small, spark, tmp_path):
     model = StreamingBiasedALS(rank=4, timestampCol="time", predictionStdCol="std").fit(ratings)
     with mlflow.start_run():

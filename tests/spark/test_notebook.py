@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 NOTEBOOK = Path(__file__).resolve().parent.parent.parent / "examples" / "quickstart.ipynb"
 
 
+@pytest.mark.long
 def test_quickstart(small, tmp_path, monkeypatch):
     folder = tmp_path / "ml-latest-small"
     folder.mkdir()

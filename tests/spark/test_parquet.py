@@ -27,6 +27,7 @@ def read_by_tasks(spark, path, als):
     return pack_parquet(df, str(path), als.ratingColumns(), kinds, False) is not None
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_folder_of_files_and_row_groups(spark, small: pd.DataFrame, tmp_path: Path, blocks):
     for number, part in enumerate(np.array_split(np.arange(len(small)), 3)):
@@ -53,6 +54,7 @@ def test_what_spark_wrote_with_strings_and_weights(spark, ratings, tmp_path: Pat
     assert_same_bits(als.fit(table), als.fitParquet(str(tmp_path / "written")))
 
 
+@pytest.mark.long
 def test_what_has_to_be_converted_is_left_to_spark(spark, ratings, tmp_path: Path):
     table = ratings.withColumn("time", F.timestamp_micros("time"))
     table.withColumn("item", F.col("item").cast("decimal(9,0)")).write.parquet(str(tmp_path / "a"))

@@ -97,6 +97,7 @@ def test_a_pipeline_scores_a_stream(als, ratings, files, stream, small, spark, t
 class TestGrid:
     """Param maps learned together give what each gives alone."""
 
+    @pytest.mark.long
     @pytest.mark.parametrize(
         "params",
         [{"numBlocks": 1}, {"numBlocks": 2}, {"solver": "sgd"}, {"solver": "sgd", "numBlocks": 2}],
@@ -195,6 +196,7 @@ class TestSummary:
 
 
 class TestProgress:
+    @pytest.mark.long
     @pytest.mark.parametrize("blocks", [1, 2])
     def test_tasks_note_each_step(self, als, ratings, tmp_path, blocks):
         path = str(tmp_path / "progress")

@@ -37,6 +37,7 @@ def run(job):
 
 
 class TestFitStream:
+    @pytest.mark.long
     def test_leader_table_and_metrics(self, als, files, stream, small, spark, tmp_path):
         path = str(tmp_path / "race")
         job = run(search(als).fitStream(stream(files(small, 100)), path, trigger=ONCE))
@@ -70,6 +71,7 @@ class TestFitStream:
         pairs = spark.createDataFrame(small.iloc[:50])
         assert job.model.transform(pairs).count() == 50
 
+    @pytest.mark.long
     def test_stopped_and_started_again(self, als, files, stream, small, tmp_path):
         whole = run(
             search(als).fitStream(stream(files(small, 250)), str(tmp_path / "w"), trigger=ONCE)

@@ -132,6 +132,7 @@ def test_a_stream_ranks_ratings_and_a_restart_changes_nothing(
     assert "done" not in written
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("solver", "blocks"), [("bayes", 1), ("bayes", 3), ("sgd", 1), ("sgd", 2), ("minibatch", 0)]
 )
@@ -241,6 +242,7 @@ def test_a_limit_of_ids_in_memory_is_refused(als, timed, files, stream, spark, t
     run(StreamingBiasedALSModel.resumeStream(stream(folder), path, trigger=ONCE))
 
 
+@pytest.mark.long
 def test_candidates_that_rank(als, timed, files, stream, tmp_path):
     """They rank the same ratings, are judged by errors as ever, and go on to the bit."""
     maps = [{als.rank: 2}, {als.rank: 4}, {als.solver: "sgd", als.stepSize: 1e-6}]

@@ -311,6 +311,7 @@ class TestExactlyOnce:
         job = run(als.fitStream(stream(folder), path, trigger=ONCE))
         assert_same_bits(job.model, undisturbed[0])
 
+    @pytest.mark.long
     def test_the_process_killed_by_sigkill(self, als, files, stream, small, undisturbed, tmp_path):
         path, folder = tmp_path / "m", files(small, 500, "parts")
         program = tmp_path / "program.py"
@@ -373,6 +374,7 @@ class TestJob:
         assert 1 <= len(metrics) < 40
         assert metrics.batch.tolist() == list(range(len(metrics)))
 
+    @pytest.mark.long
     def test_old_versions_are_pruned(
         self, classic_only, als, files, stream, small, tmp_path, monkeypatch
     ):

@@ -168,6 +168,7 @@ class TestUpdate:
         assert model.version == 1
         np.testing.assert_array_equal(factors(model)["users"][1], mark)
 
+    @pytest.mark.long
     @pytest.mark.parametrize("blocks", [1, 3])
     def test_a_large_update_forgets_nothing(self, spark, small, monkeypatch, blocks):
         """A table above the limit is filtered and swept with the model as its prior."""
@@ -205,6 +206,7 @@ class TestUpdate:
         assert one.summary.form == other.summary.form == "one task"
         assert_same_bits(one, other)
 
+    @pytest.mark.long
     @pytest.mark.parametrize("blocks", [1, 2])
     def test_a_large_update_settles_the_scale(self, spark, small, monkeypatch, blocks):
         monkeypatch.setattr("sparkml_sgdals.collecting.COLLECT_LIMIT", 1000)

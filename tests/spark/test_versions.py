@@ -259,6 +259,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+@pytest.mark.long
 def test_a_full_disk(learn, files, small, small_disk, tmp_path):
     """Batches are committed until it is full; with more room the stream goes on, to the bit."""
     disk, enlarge = small_disk

@@ -124,6 +124,7 @@ class TestDropping:
         before = [s for rows in told for s in rows if s.candidate == 1][:-1]
         assert all(s.lower is None or s.lower <= 0 for s in before)
 
+    @pytest.mark.long
     def test_bounds_hold_the_truth_at_all_times(self):
         rng, missed, races, gap = np.random.default_rng(8), 0, 80, 2.0
         for _ in range(races):
@@ -203,6 +204,7 @@ class TestTolerance:
         assert len(gone) == 2
         assert race.alive.sum() == 2
 
+    @pytest.mark.long
     def test_one_that_is_better_by_more_is_seldom_dropped(self):
         rng, races, dropped = np.random.default_rng(12), 80, 0
         for _ in range(races):

@@ -316,6 +316,7 @@ def killed_after(path: Path, what: str, steps: int) -> bool:
     return process.exitcode != 0
 
 
+@pytest.mark.long
 def test_a_rollback_killed_at_every_step(learned: Writer) -> None:
     """It is as before or done, and can be called again."""
     (learned.path / "invalid").mkdir()
@@ -345,6 +346,7 @@ def test_a_rollback_killed_at_every_step(learned: Writer) -> None:
     assert learned.store.metrics() == learned.metrics
 
 
+@pytest.mark.long
 def test_a_forgetting_killed_at_every_step(learned: Writer) -> None:
     """Called again, nothing of the user is left; all versions load all the while."""
     steps = 0
@@ -415,6 +417,7 @@ print(json.dumps(seen))
 """
 
 
+@pytest.mark.long
 def test_readers_while_the_writer_goes_on(tmp_path: Path) -> None:
     """A process loads in a loop during 500 commits, of which only the last one is kept.
 
