@@ -193,6 +193,7 @@ def test_a_missing_column_and_a_missing_file(tables, fitted, tmp_path):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_in_a_session_of_its_own(classic_only, tables, tmp_path):
     """--master and --conf reach Spark, stdout holds JSON and nothing else."""
     program = "from sparkml_sgdals.cli import main; main()"

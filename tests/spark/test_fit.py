@@ -78,6 +78,7 @@ def test_blocks_learn_as_well_as_one_task(ratings, small, spark, blocks):
     assert model.state.noise == pytest.approx(one.state.noise, rel=0.05)
 
 
+@pytest.mark.long
 def test_more_blocks_than_ids(spark):
     few = spark.createDataFrame([(1, 1, 3.0, 1), (2, 1, 4.0, 2), (1, 2, 5.0, 3)], list("uirt"))
     als = StreamingBiasedALS(userCol="u", itemCol="i", ratingCol="r", timestampCol="t", numBlocks=6)
@@ -179,6 +180,7 @@ def test_checkpoints_do_not_change_the_result(ratings):
     assert_same_bits(often, never)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_a_rating_seen_twice_counts_as_two(ratings, blocks):
     doubled = estimator(numBlocks=blocks).fit(ratings.union(ratings))

@@ -116,6 +116,7 @@ class TestGrid:
             assert model.summary.rmse == alone.summary.rmse
             assert model.summary.totalIterations == maps[index][als.maxIter]
 
+    @pytest.mark.long
     def test_mini_batches(self, als, ratings):
         als = als.copy({als.solver: "minibatch", als.blockSize: 2500, als.stepSize: 0.005})
         one, two = als.fit(ratings, [{als.maxIter: 1}, {als.maxIter: 2}])

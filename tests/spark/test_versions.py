@@ -35,6 +35,7 @@ def learn(als, stream):
 
 
 class TestRollback:
+    @pytest.mark.long
     def test_bad_data_got_in(self, learn, files, small, tmp_path):
         """Back before it, the source cleaned: as if it had never been there."""
         path, folder = tmp_path / "m", files(small, 250)
@@ -232,6 +233,7 @@ class TestForget:
         assert (user in job.model.state.users.index) == (user in set(later.user))
 
 
+@pytest.mark.long
 def test_kept_by_age(classic_only, learn, files, small, tmp_path, monkeypatch):
     """Versions of the last day stay, however many; a negative age is refused."""
     monkeypatch.setattr("sparkml_sgdals.storage._MIN_ROWS_OF_BASE", 300)
