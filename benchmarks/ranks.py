@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import statistics
 import tempfile
 import time
@@ -24,7 +23,7 @@ from sparkml_sgdals.rated import note_lists
 from sparkml_sgdals.ratings import Ratings, encode_ratings
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.state import ModelState
-from sparkml_sgdals.storage import VersionStore
+from sparkml_sgdals.storage import Commit, VersionStore
 from sparkml_sgdals.updating import learn_batch
 
 SIZE = 1000
@@ -60,6 +59,11 @@ def made(settings: Settings, users: int, items: int, each: int) -> ModelState:
     return state
 
 
+def size_of(commit: Commit) -> int:
+    """Bytes of the files that a version wrote."""
+    return sum(file["bytes"] for file in commit.files.values())
+
+
 def stream(path: str, settings: Settings) -> None:
     """Learn and commit a file of ratings, and print what came of it."""
     frame = pd.read_csv(path, names=["user", "item", "rating", "time"], header=0)
@@ -78,8 +82,7 @@ def stream(path: str, settings: Settings) -> None:
             all_sums.append(report.sums)
             rows = report.user_rows, report.item_rows
             commit = store.commit(state, rows, number, commit, None)
-            files = commit.files.values()
-            written.append(sum(os.path.getsize(f"{folder}/{file['name']}") for file in files))
+            written.append(size_of(commit))
     ranked = sum(sums.ranked for sums in all_sums)
     means = [
         math.fsum(getattr(sums, name) for sums in all_sums) / max(ranked, 1)
@@ -129,7 +132,7 @@ def measure(
     store = VersionStore(folder)
     meta = {"settings": settings.to_json(), "kinds": ["int", "int"]}
     commit, rng = store.create(state, meta), np.random.default_rng(2)
-    base = sum(os.path.getsize(f"{folder}/{f['name']}") for f in commit.files.values())
+    base = size_of(commit)
     busy, wall, sizes, ranked = [], [], [], []
     for number in range(given.batches):
         ratings = batch(rng, given.users, items)
@@ -140,7 +143,7 @@ def measure(
         ranked.append(report.sums.ranked)
         rows = report.user_rows, report.item_rows
         commit = store.commit(state, rows, number, commit, None)
-        sizes.append(sum(os.path.getsize(f"{folder}/{f['name']}") for f in commit.files.values()))
+        sizes.append(size_of(commit))
     # the first batches compile
     numbers = [statistics.median(values[3:]) for values in (busy, wall, sizes, ranked)]
     print(

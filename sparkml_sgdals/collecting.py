@@ -80,14 +80,15 @@ def collect_ratings(
     # one column says both where a row lies and in which partition: each costs every row
     ratings = select_ratings(df, columns, kinds, also=("monotonically_increasing_id() AS line",))
     known = _caps(expected, partitions)
-    number = f"shiftright(line, {_PLACE_BITS})"
-    table = ratings.where(
-        f"line & {_PLACES} <= CASE WHEN {number} < {partitions} THEN {known} "
-        f"WHEN {number} < {_NEAR} THEN {_FIRST_LOOK} ELSE {_FAR_LOOK} END"
-    ).toArrow()
+    # partitions below a number, and the cap of each; those after them have the last one
+    caps = ((partitions, known), (_NEAR, _FIRST_LOOK))
+    whens = " ".join(
+        f"WHEN shiftright(line, {_PLACE_BITS}) < {last} THEN {cap}" for last, cap in caps
+    )
+    table = ratings.where(f"line & {_PLACES} <= CASE {whens} ELSE {_FAR_LOOK} END").toArrow()
     part, place = _whereabouts(table)
-    caps = np.where(part < partitions, known, np.where(part < _NEAR, _FIRST_LOOK, _FAR_LOOK))
-    if np.any(place == caps):
+    cap_of_row = np.select([part < last for last, _ in caps], [c for _, c in caps], _FAR_LOOK)
+    if np.any(place == cap_of_row):
         if ratings.count() > COLLECT_LIMIT:
             return None
         table = ratings.toArrow()

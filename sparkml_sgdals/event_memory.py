@@ -9,7 +9,8 @@ Of an item: how it colours a user's next event, its popularity, and when it was 
 
 from __future__ import annotations
 
-from typing import Final, Protocol
+from collections.abc import Iterable
+from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,7 @@ __all__ = [
     "ItemMemory",
     "UserMemory",
     "memory_for",
+    "with_room",
 ]
 
 F32 = npt.NDArray[np.float32]
@@ -79,6 +81,11 @@ class UserMemory:
         np.cumsum([keys.size for keys in held], out=starts[1:])
         return starts, np.concatenate([_NOTHING, *held])
 
+    def replace(self, rows: I64, lists: Iterable[I64]) -> None:
+        """Set what these rows have done; the arrays are kept, not copied."""
+        for row, done in zip(rows.tolist(), lists, strict=True):
+            self.done[row] = done
+
     def columns(self, rows: I64) -> dict[str, pa.Array]:
         """State of rows as Arrow columns."""
         starts, keys = self.ragged(rows)
@@ -93,8 +100,7 @@ class UserMemory:
         lengths = pa.compute.fill_null(pa.compute.list_value_length(lists), 0)
         ends = np.cumsum(lengths.to_numpy(zero_copy_only=False))
         keys = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
-        for row, own in zip(rows.tolist(), np.split(keys, ends[:-1]), strict=True):
-            self.done[row] = own.copy()
+        self.replace(rows, (own.copy() for own in np.split(keys, ends[:-1])))
 
     def finite(self, rows: I64) -> bool:
         """Whether all numbers in rows are finite."""
@@ -169,6 +175,26 @@ class ItemMemory:
         for name in self.NAMES:
             setattr(twin, name, getattr(self, name).copy())
         return twin
+
+
+def with_room(held: npt.NDArray[Any], lengths: I64, more: I64) -> tuple[I64, npt.NDArray[Any]]:
+    """Lists with room at their ends for so many more.
+
+    Parameters
+    ----------
+    held : lists one after another, of these lengths
+
+    Returns
+    -------
+    begins : int64, shape (lists,), where each list begins
+    lists : of the dtype of `held`, -1 where there is room
+    """
+    room = lengths + more
+    begins = np.cumsum(room) - room
+    lists = np.full(int(room.sum()), -1, held.dtype)
+    apart = begins - (np.cumsum(lengths) - lengths)
+    lists[np.arange(held.size) + np.repeat(apart, lengths)] = held
+    return begins, lists
 
 
 def memory_for(side: int, settings: Settings) -> EventMemory | None:

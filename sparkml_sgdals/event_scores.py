@@ -107,6 +107,22 @@ def rows_of_keys(held: I64, keys: npt.NDArray[np.uint64], order: I64) -> I64:
     return np.where(keys[rows] == wanted, rows, -1)
 
 
+def known_done(
+    users: UserMemory, rows: I64, keys: npt.NDArray[np.uint64], order: I64
+) -> tuple[I64, I64]:
+    """What users have done of the items that are known: how many each, and rows of these items.
+
+    Parameters
+    ----------
+    rows : int64, shape (n,), rows of users
+    keys, order : of the known items, and what sorts them
+    """
+    starts, held = users.ragged(rows)
+    found = rows_of_keys(held, keys, order)
+    owner = np.repeat(np.arange(rows.size), np.diff(starts))[found >= 0]
+    return np.bincount(owner, minlength=rows.size).astype(np.int64), found[found >= 0]
+
+
 def _recent_context(
     users: UserMemory, items: ItemMemory, rows: I64, keys: npt.NDArray[np.uint64]
 ) -> F32:

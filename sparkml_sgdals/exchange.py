@@ -22,6 +22,7 @@ __all__ = [
     "PART_SCHEMA",
     "from_bytes",
     "narrow",
+    "packed_tables",
     "part_batch",
     "state_from_parts",
     "state_parts",
@@ -55,6 +56,15 @@ def from_bytes(payload: bytes | pa.Buffer) -> pa.Table:
     """The table in an Arrow IPC stream."""
     with pa.ipc.open_stream(payload) as reader:
         return reader.read_all()
+
+
+def packed_tables(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The ratings of packed rows, a table a row that has any; column types are as `narrow` left."""
+    for batch in batches:
+        for payload in batch.column("payload"):
+            table = from_bytes(payload.as_buffer())
+            if table.num_rows:
+                yield table
 
 
 def narrow(table: pa.Table) -> pa.Table:

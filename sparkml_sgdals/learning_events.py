@@ -12,9 +12,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sparkml_sgdals.event_memory import HALF_LIVES
+from sparkml_sgdals.event_memory import HALF_LIVES, with_room
 from sparkml_sgdals.event_ranks import EventsToRank, judge_ranks
-from sparkml_sgdals.event_scores import even_parts, faded_popularity, memories_of, rows_of_keys
+from sparkml_sgdals.event_scores import even_parts, faded_popularity, known_done, memories_of
 from sparkml_sgdals.hashing import id_keys, pair_hash
 from sparkml_sgdals.isgd import descend_events
 from sparkml_sgdals.kernels import check_rows
@@ -181,25 +181,17 @@ class _Work:
         state.items.var[touched] = self.var[touched]
         state.items.events = self.memory
         signed = self.keys.view(np.int64)
-        places = zip(
-            self.user_rows.tolist(), self.starts.tolist(), self.lengths.tolist(), strict=True
+        places = zip(self.starts.tolist(), self.lengths.tolist(), strict=True)
+        self.user_memory.replace(
+            self.user_rows, (signed[self.done[begin : begin + length]] for begin, length in places)
         )
-        for row, begin, length in places:
-            self.user_memory.done[row] = signed[self.done[begin : begin + length]]
         state.users.count[self.user_rows] += np.bincount(r.users, minlength=self.user_rows.size)
         state.items.count[self.item_rows] += np.bincount(r.items, minlength=self.item_rows.size)
         state.popularity_parts = tuple(self.parts.tolist())
 
     def _done_rows(self) -> tuple[I64, I64, npt.NDArray[np.int32]]:
         """What the batch's users have done, as rows of items, with room for the batch's events."""
-        starts, held = self.user_memory.ragged(self.user_rows)
-        rows = rows_of_keys(held, self.keys, self.order)
-        owner = np.repeat(np.arange(self.user_rows.size), np.diff(starts))[rows >= 0]
-        rows = rows[rows >= 0]
-        lengths = np.bincount(owner, minlength=self.user_rows.size).astype(np.int64)
-        room = lengths + np.bincount(self.ratings.users, minlength=self.user_rows.size)
-        begins = np.concatenate([[0], np.cumsum(room)]).astype(np.int64)
-        done = np.full(begins[-1], -1, np.int32)
-        first = np.concatenate([[0], np.cumsum(lengths)])[:-1]
-        done[begins[owner] + np.arange(rows.size) - first[owner]] = rows
-        return begins[:-1].copy(), lengths, done
+        lengths, rows = known_done(self.user_memory, self.user_rows, self.keys, self.order)
+        events = np.bincount(self.ratings.users, minlength=self.user_rows.size)
+        begins, done = with_room(rows.astype(np.int32), lengths, events)
+        return begins, lengths, done

@@ -18,7 +18,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from sparkml_sgdals.exchange import from_bytes
+from sparkml_sgdals.exchange import packed_tables
 from sparkml_sgdals.factors import list_column
 from sparkml_sgdals.hashing import ITEM_SIDE, USER_SIDE, id_keys, pair_hash, start_factors
 from sparkml_sgdals.index import IdKind, id_array_type
@@ -108,11 +108,7 @@ class _Unpack:
     mean: float
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for payload in batch.column("payload"):
-                table = from_bytes(payload.as_buffer())
-                if table.num_rows:
-                    yield self._rows(table)
+        return map(self._rows, packed_tables(batches))
 
     def _rows(self, table: pa.Table) -> pa.RecordBatch:
         ids = [

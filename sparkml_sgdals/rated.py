@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sparkml_sgdals.event_memory import UserMemory
+from sparkml_sgdals.event_memory import UserMemory, with_room
 from sparkml_sgdals.event_ranks import EventsToRank, judge_ranks
-from sparkml_sgdals.event_scores import rows_of_keys
+from sparkml_sgdals.event_scores import known_done
 from sparkml_sgdals.factors import FactorTable
 from sparkml_sgdals.hashing import id_keys, pair_hash
 from sparkml_sgdals.positive import note_done
@@ -47,17 +47,14 @@ def rank_ratings(state: ModelState, ratings: Ratings) -> BatchSums:
         return BatchSums()
     user_rows, positions = np.unique(users[known], return_inverse=True)
     keys = id_keys(state.items.index.ids())
-    starts, held = memory_of_users(state.users).ragged(user_rows)
-    rows = rows_of_keys(held, keys, np.argsort(keys))
-    owner = np.repeat(np.arange(user_rows.size), np.diff(starts))[rows >= 0]
-    lengths = np.bincount(owner, minlength=user_rows.size).astype(np.int64)
+    lengths, rows = known_done(memory_of_users(state.users), user_rows, keys, np.argsort(keys))
     pairs = pair_hash(
         id_keys(ratings.user_ids), id_keys(ratings.item_ids), ratings.users, ratings.items
     )
     events = EventsToRank(
         positions.astype(np.int32), items[known].astype(np.int32), np.ones(known.size, np.bool_),
         pairs[known], user_rows, np.cumsum(lengths) - lengths, lengths,
-        rows[rows >= 0].astype(np.int32),
+        rows.astype(np.int32),
     )  # fmt: skip
     return judge_ranks(state, events, state.users.size, state.items.size)
 
@@ -75,10 +72,8 @@ def lists_after(users: FactorTable, user_rows: I64, ratings: Ratings) -> list[I6
     """
     starts, held = memory_of_users(users).ragged(user_rows)
     lengths = np.diff(starts)
-    room = lengths + np.bincount(ratings.users, minlength=user_rows.size)
-    begins = np.cumsum(room) - room
-    done = np.zeros(int(room.sum()), np.int64)
-    done[np.arange(held.size) + np.repeat(begins - starts[:-1], lengths)] = held
+    more = np.bincount(ratings.users, minlength=user_rows.size)
+    begins, done = with_room(held, lengths, more)
     keys = id_keys(ratings.item_ids).view(np.int64)[ratings.items]
     everything = np.ones(len(ratings), np.float32)
     note_done(ratings.users, keys, everything, done, begins, lengths)
@@ -90,9 +85,8 @@ def lists_after(users: FactorTable, user_rows: I64, ratings: Ratings) -> list[I6
 
 def copy_lists(source: FactorTable, target: FactorTable) -> None:
     """Let users of one table, which the other knows too, have rated there what they have here."""
-    rows, lists = target.index.find(source.index.ids()), memory_of_users(target).done
-    for row, done in zip(rows.tolist(), memory_of_users(source).done, strict=True):
-        lists[row] = done
+    rows = target.index.find(source.index.ids())
+    memory_of_users(target).replace(rows, memory_of_users(source).done)
 
 
 def note_lists(users: FactorTable, table: pa.Table) -> None:
@@ -113,14 +107,13 @@ def note_lists(users: FactorTable, table: pa.Table) -> None:
     old, held = memory.ragged(touched)
     known = np.diff(old)
     # twice, so that what all lists hold is there once besides the table itself
-    room = known.copy()
+    more = np.zeros_like(known)
     for own, batch in zip(rows, batches, strict=True):
         lengths = pa.compute.list_value_length(batch.column("done")).to_numpy()
-        np.add.at(room, np.searchsorted(touched, own), lengths)
-    starts = np.concatenate([[0], np.cumsum(room)])
-    keys = np.empty(int(starts[-1]), np.int64)
-    keys[np.arange(held.size) + np.repeat(starts[:-1] - old[:-1], known)] = held
-    ends = starts[:-1] + known
+        np.add.at(more, np.searchsorted(touched, own), lengths)
+    begins, keys = with_room(held, known, more)
+    starts = np.append(begins, keys.size)
+    ends = begins + known
     for own, batch in zip(rows, batches, strict=True):
         column = batch.column("done")
         lengths = pa.compute.list_value_length(column).to_numpy()
@@ -128,10 +121,8 @@ def note_lists(users: FactorTable, table: pa.Table) -> None:
         _append(np.searchsorted(touched, own), lengths.astype(np.int64), values, ends, keys)
     sizes = np.empty(touched.size, np.int64)
     _drop_repeats(starts, known, keys, sizes)
-    for row, begin, size in zip(
-        touched.tolist(), starts[:-1].tolist(), sizes.tolist(), strict=True
-    ):
-        memory.done[row] = keys[begin : begin + size].copy()
+    places = zip(begins.tolist(), sizes.tolist(), strict=True)
+    memory.replace(touched, (keys[begin : begin + size].copy() for begin, size in places))
 
 
 @nb.njit(cache=True, nogil=True)

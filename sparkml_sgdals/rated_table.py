@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from pyspark.sql import DataFrame
 
-from sparkml_sgdals.exchange import from_bytes
+from sparkml_sgdals.exchange import packed_tables
 from sparkml_sgdals.hashing import id_keys
 from sparkml_sgdals.index import IdKind, id_array_type
 from sparkml_sgdals.ordering import encode_ids
@@ -69,11 +69,7 @@ class _Lists:
     kind: IdKind
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for payload in batch.column("payload"):
-                table = from_bytes(payload.as_buffer())
-                if table.num_rows:
-                    yield self._lists(table)
+        return map(self._lists, packed_tables(batches))
 
     def _lists(self, table: pa.Table) -> pa.RecordBatch:
         user_ids, users = encode_ids(table.column("user"))

@@ -23,7 +23,7 @@ from pyspark.sql import functions as F
 
 from sparkml_sgdals.block_files import BlockFiles, Statics, static_name
 from sparkml_sgdals.blocks import arrays_to_buffer, build_layout, standardised
-from sparkml_sgdals.exchange import from_bytes, to_buffer
+from sparkml_sgdals.exchange import from_bytes, packed_tables, to_buffer
 from sparkml_sgdals.hashing import ITEM_SIDE, USER_SIDE, block_of, id_keys
 from sparkml_sgdals.index import IdKind
 from sparkml_sgdals.ordering import encode_ids
@@ -161,16 +161,12 @@ class Route:
     files: BlockFiles | None
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        for batch in batches:
-            for payload in batch.column("payload"):
-                table = from_bytes(payload.as_buffer())
-                if not self.timed and "time" in table.column_names:
-                    table = table.drop_columns("time")
-                yield from self._pieces(table)
+        for table in packed_tables(batches):
+            yield from self._pieces(table)
 
     def _pieces(self, table: pa.Table) -> Iterator[pa.RecordBatch]:
-        if not table.num_rows:
-            return
+        if not self.timed and "time" in table.column_names:
+            table = table.drop_columns("time")
         blocks, keys = self.job.num_blocks, self.job.keys
         sides = []
         for name in ("user", "item"):

@@ -109,9 +109,7 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
     users.put_rows(learned[0])
     items.put_rows(learned[1])
     if ranks:
-        memory = memory_of_users(users)
-        for row, own in zip(user_rows.tolist(), rated, strict=True):
-            memory.done[row] = own
+        memory_of_users(users).replace(user_rows, rated)
 
     squares, baseline_squares = sums.squares, sums.baseline_squares
     count = len(ratings)
