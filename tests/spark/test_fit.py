@@ -63,7 +63,7 @@ def test_another_seed_gives_another_start(ratings):
     assert not np.allclose(factors(one)["users"][1], factors(two)["users"][1])
 
 
-@pytest.mark.parametrize("blocks", [2, 4])
+@pytest.mark.parametrize("blocks", [2, pytest.param(4, marks=pytest.mark.long)])
 def test_blocks_learn_as_well_as_one_task(ratings, small, spark, blocks):
     one = estimator(maxIter=5).fit(ratings)
     model = estimator(maxIter=5, numBlocks=blocks).fit(ratings)
@@ -168,6 +168,7 @@ class TestStaticBlocks:
         assert not list(tmp_path.glob("sparkml*"))
 
 
+@pytest.mark.long
 def test_a_table_above_the_limit_of_a_task_is_learned_in_blocks(ratings):
     model = estimator(maxRatingsPerTask=2500, maxIter=1).fit(ratings)
     assert model.summary.form == "4 blocks"
@@ -310,6 +311,7 @@ def test_unused_params_are_named(ratings):
         estimator(regParam=0.2, stepSize=0.1, maxIter=0).fit(ratings)
 
 
+@pytest.mark.long
 def test_sgd_divergence_in_blocks_is_named(ratings):
     """Regression: it left NaN behind."""
     with pytest.raises(DivergenceError, match="stepSize"):

@@ -140,6 +140,7 @@ def test_update_with_another_type(table, model, kind):
     assert found.idTypes == ("int", "int")
 
 
+@pytest.mark.long
 def test_longs_learned_after_ints(spark, table, model, tmp_path):
     """Regression: an id beyond the first table's type could not be given back."""
     wide = spark.createDataFrame(

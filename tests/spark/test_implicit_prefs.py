@@ -95,6 +95,7 @@ def test_stream_update_and_files(als, files, stream, liked, spark, tmp_path):
     assert loaded.recommendForUserSubset(users, 3, coldCol="cold").first().cold
 
 
+@pytest.mark.long
 def test_ratings_are_confidence(liked, spark):
     """As ALS: used where the column is there or named, 1 where there is none."""
     als = StreamingBiasedALS(timestampCol="time", rank=4, implicitPrefs=True)

@@ -157,6 +157,7 @@ def test_stops_of_a_grid_know_it_too(als, timed, spark):
     assert models[2].state.users.events is None
 
 
+@pytest.mark.long
 def test_a_stream_goes_on_from_a_fitted_model(als, timed, files, stream, spark, tmp_path):
     """As text ids, saved and loaded on the way: ranks are right in the first batch already."""
     names = timed.assign(user=[f"u{n}" for n in timed.user])

@@ -115,6 +115,7 @@ def test_subset_with_a_cold_user(model, matrix, spark):
     assert model.recommendForItemSubset(spark.createDataFrame([(5,)], "item int"), 2).count() == 1
 
 
+@pytest.mark.long
 def test_parts_and_blocks_do_not_matter(model, ratings, monkeypatch):
     def table(frame):
         return {r.user: [(i.item, i.rating) for i in r.recommendations] for r in frame.collect()}

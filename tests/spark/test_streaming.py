@@ -436,6 +436,7 @@ class TestBadRows:
         clean = run(als.fitStream(stream(folder), other, trigger=ONCE))
         assert_same_bits(job.model, clean.model)
 
+    @pytest.mark.long
     def test_in_a_batch_too_large_to_collect(
         self, classic_only, als, files, stream, small, tmp_path, monkeypatch
     ):

@@ -48,6 +48,7 @@ def site(tmp_path: Path) -> Path:
     return tmp_path / "site"
 
 
+@pytest.mark.long
 def test_a_second_process_loads_what_the_first_compiled(site: Path) -> None:
     first, second = counts(site), counts(site)
     assert first[1] > 0
@@ -56,6 +57,7 @@ def test_a_second_process_loads_what_the_first_compiled(site: Path) -> None:
     assert list((site / "sparkml_sgdals" / "__pycache__").glob("*.nbc"))
 
 
+@pytest.mark.long
 def test_without_home_and_beside_read_only_modules_too(site: Path, tmp_path: Path) -> None:
     # files where folders are wanted: root, who runs containers, may write to read-only folders
     (site / "sparkml_sgdals" / "__pycache__").touch()
