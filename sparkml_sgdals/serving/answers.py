@@ -14,7 +14,7 @@ from sparkml_sgdals.index import IdKind
 from sparkml_sgdals.serving import schemas as out
 from sparkml_sgdals.serving.approximate import Approximate
 from sparkml_sgdals.serving.history import History, Known
-from sparkml_sgdals.serving.holder import ModelHolder, ServedModel
+from sparkml_sgdals.serving.holder import ModelHolder
 from sparkml_sgdals.serving.ids import Key, key_of
 from sparkml_sgdals.serving.people import Person, alone, fold_in, person_of
 from sparkml_sgdals.serving.ranked import (
@@ -31,6 +31,7 @@ from sparkml_sgdals.serving.reasons import (
     sentence,
     shares,
 )
+from sparkml_sgdals.serving.served import ServedModel
 from sparkml_sgdals.serving.titles import Titles
 
 __all__ = ["Answers"]

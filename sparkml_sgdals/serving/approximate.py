@@ -20,7 +20,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from sparkml_sgdals.serving.holder import ModelHolder, NoModelError, ServedModel
+from sparkml_sgdals.serving.holder import ModelHolder, NoModelError
+from sparkml_sgdals.serving.served import ServedModel
 from sparkml_sgdals.topn import top_n
 
 __all__ = ["Approximate", "Built", "build_index"]

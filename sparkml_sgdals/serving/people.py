@@ -12,8 +12,8 @@ import pyarrow as pa
 from sparkml_sgdals.factors import prior_variances
 from sparkml_sgdals.index import id_array_type
 from sparkml_sgdals.ratings import encode_ratings
-from sparkml_sgdals.serving.holder import ServedModel
 from sparkml_sgdals.serving.ids import Key, key_of
+from sparkml_sgdals.serving.served import ServedModel
 from sparkml_sgdals.state import ModelState
 from sparkml_sgdals.updating import learn_batch
 

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from sparkml_sgdals.factors import prior_variances
 from sparkml_sgdals.kernels import predict_rows
 from sparkml_sgdals.serving.approximate import Approximate
-from sparkml_sgdals.serving.holder import ServedModel
 from sparkml_sgdals.serving.ids import Key
 from sparkml_sgdals.serving.people import Person
+from sparkml_sgdals.serving.served import ServedModel
 from sparkml_sgdals.topn import top_n
 
 __all__ = ["RankBy", "Scored", "like_item", "most_rated", "predicted", "rank_items"]

@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sparkml_sgdals.explaining import Part
-from sparkml_sgdals.serving.holder import ServedModel
 from sparkml_sgdals.serving.people import Person
+from sparkml_sgdals.serving.served import ServedModel
 
 __all__ = ["Share", "event_parts", "event_sentence", "event_shares", "sentence", "shares"]
 
