@@ -210,6 +210,12 @@ class TestProgress:
         expected = model.summary.rmse[-1 if blocks == 1 else -2]
         assert noted == pytest.approx(expected, rel=1e-6)
 
+    def test_events_take_one_pass(self, als, ratings, tmp_path):
+        path = str(tmp_path / "progress")
+        als = als.copy({als.progressPath: path, als.implicitPrefs: True})
+        als.fit(ratings)
+        assert read_progress(path) == (2, 2, None)
+
     def test_a_bar(self, als, ratings, capsys):
         als.copy({als.showProgress: True, als.maxIter: 2}).fit(ratings)
         assert "3/3" in capsys.readouterr().err
