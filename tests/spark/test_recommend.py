@@ -173,11 +173,12 @@ def test_similar_items(model, spark, matrix):
     assert model.similarUsers(spark.createDataFrame([(1,)], "user long"), 3).count() == 1
 
 
-class TestFromALS:
-    @pytest.fixture(scope="class")
-    def als_model(self, ratings):
-        return ALS(userCol="user", itemCol="item", rank=5, maxIter=3, seed=1).fit(ratings)
+@pytest.fixture(scope="module")
+def als_model(ratings):
+    return ALS(userCol="user", itemCol="item", rank=5, maxIter=3, seed=1).fit(ratings)
 
+
+class TestFromALS:
     def test_predicts_as_als_until_it_learns(self, als_model, ratings):
         model = StreamingBiasedALSModel.fromALS(als_model)
         by = ["user", "item", "time", "rating"]

@@ -224,6 +224,18 @@ class TestDivergence:
             racing(tmp_path, grid=grid).feed(batches[:2])
 
 
+@pytest.fixture(scope="module")
+def events() -> list[pa.Table]:
+    """Two kinds of users, each of whom does items of its own kind, popular ones more often."""
+    rng = np.random.default_rng(3)
+    count = 4000
+    users = rng.integers(0, 80, count)
+    items = (60 * rng.random(count) ** 2).astype(np.int64) * 2 + users % 2
+    columns = {"user": users, "item": items, "rating": np.ones(count, np.float32)}
+    table = pa.table(columns | {"time": np.arange(count)})
+    return [table.slice(start, SIZE) for start in range(0, count, SIZE)]
+
+
 class TestEvents:
     GRID = (
         Settings(positive=True, rank=4, num_negatives=3, factor_prior=0.5, ranking_size=10),
@@ -233,17 +245,6 @@ class TestEvents:
     RULES = RaceRules(
         keep=1, min_ratings=300, challengers=1, error_probability=0.2, squares=False, fading=0.999
     )
-
-    @pytest.fixture(scope="class")
-    def events(self) -> list[pa.Table]:
-        """Two kinds of users, each of whom does items of its own kind, popular ones more often."""
-        rng = np.random.default_rng(3)
-        count = 4000
-        users = rng.integers(0, 80, count)
-        items = (60 * rng.random(count) ** 2).astype(np.int64) * 2 + users % 2
-        columns = {"user": users, "item": items, "rating": np.ones(count, np.float32)}
-        table = pa.table(columns | {"time": np.arange(count)})
-        return [table.slice(start, SIZE) for start in range(0, count, SIZE)]
 
     def test_a_race_by_ranks_breaks_off_and_goes_on_to_the_bit(
         self, racing, events, tmp_path, often
