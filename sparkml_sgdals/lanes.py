@@ -15,7 +15,15 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-__all__ = ["LANES", "add_lanes", "padded_rows", "padded_width", "transpose_lanes"]
+__all__ = [
+    "LANES",
+    "add_lanes",
+    "add_products",
+    "multiply_lanes",
+    "padded_rows",
+    "padded_width",
+    "transpose_lanes",
+]
 
 F32 = npt.NDArray[np.float32]
 
@@ -38,24 +46,26 @@ def padded_width(width: int) -> int:
     return -(-width // LANES) * LANES
 
 
-def padded_rows(matrix: F32) -> F32:
+def padded_rows(matrix: F32, spare: int = 0) -> F32:
     """A copy of a matrix with zeros up to a multiple of eight columns, aligned to a cache line.
 
     Parameters
     ----------
     matrix : float32, shape (rows, width)
+    spare : rows of zeros after the others
 
     Returns
     -------
-    float32, shape (rows, padded_width(width)), C-contiguous
+    float32, shape (rows + spare, padded_width(width)), C-contiguous
     """
     rows, width = matrix.shape
     wide = padded_width(width)
-    held = np.empty(rows * wide + _LINE // 4, np.float32)
+    held = np.empty((rows + spare) * wide + _LINE // 4, np.float32)
     first = -held.ctypes.data % _LINE // 4
-    padded = held[first : first + rows * wide].reshape(rows, wide)
-    padded[:, :width] = matrix
-    padded[:, width:] = 0.0
+    padded = held[first : first + (rows + spare) * wide].reshape(rows + spare, wide)
+    padded[:rows, :width] = matrix
+    padded[:rows, width:] = 0.0
+    padded[rows:] = 0.0
     return padded
 
 
@@ -94,6 +104,47 @@ def add_lanes(_typing, sums, at, source, start, factor):  # type: ignore[no-unty
         return context.get_dummy_value()
 
     return types.void(sums, at, source, start, factor), generate
+
+
+@intrinsic
+def add_products(_typing, sums, at, one, first, two, second):  # type: ignore[no-untyped-def]
+    """sums[at : at + 8] += one[first : first + 8] * two[second : second + 8], as if flat.
+
+    Nothing checks that the places lie inside.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        kinds = signature.args
+        target, *factors = (
+            _lanes_at(context, builder, given[n], kinds[n], given[n + 1], kinds[n + 1])
+            for n in (0, 2, 4)
+        )
+        product = builder.fmul(*(builder.load(f, align=4) for f in factors), flags=_SUMS)
+        total = builder.fadd(builder.load(target, align=4), product, flags=_SUMS)
+        builder.store(total, target, align=4)
+        return context.get_dummy_value()
+
+    return types.void(sums, at, one, first, two, second), generate
+
+
+@intrinsic
+def multiply_lanes(_typing, values, at, factors, first):  # type: ignore[no-untyped-def]
+    """values[at : at + 8] *= factors[first : first + 8], as if flat.
+
+    Nothing checks that the places lie inside.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        kinds = signature.args
+        target, factor = (
+            _lanes_at(context, builder, given[n], kinds[n], given[n + 1], kinds[n + 1])
+            for n in (0, 2)
+        )
+        product = builder.fmul(*(builder.load(f, align=4) for f in (target, factor)), flags=_SUMS)
+        builder.store(product, target, align=4)
+        return context.get_dummy_value()
+
+    return types.void(values, at, factors, first), generate
 
 
 @intrinsic

@@ -16,7 +16,14 @@ import numpy.typing as npt
 from sparkml_sgdals.factors import FactorRows
 from sparkml_sgdals.implicit import concentration, moved_prior
 from sparkml_sgdals.kernels import FAST, check_rows
-from sparkml_sgdals.prefetch import AHEAD, prefetch_row
+from sparkml_sgdals.lanes import (
+    LANES,
+    add_products,
+    multiply_lanes,
+    padded_rows,
+    transpose_lanes,
+)
+from sparkml_sgdals.prefetch import AHEAD, prefetch_lines
 from sparkml_sgdals.ratings import Layout, Ratings, layout_by
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.solvers import over_ids
@@ -31,6 +38,10 @@ _CONCENTRATED: Final = 20.0
 _LARGE: Final = 20_000
 """Ratings of a batch from which on threads are worth their start; they change no result."""
 _THREADS: Final = 4
+_FEW: Final = 64
+"""Ratings up to which an id is learned side by side with others."""
+_WIDE: Final = 32
+"""How many ids side by side, a multiple of `LANES`."""
 
 
 def smooth_batch(
@@ -48,137 +59,262 @@ def smooth_batch(
     filtered, before : the ids of the batch, users and items, after the filter and before the batch
     """
     users, items = filtered
-    swept_users, swept_items = users.mean.copy(), items.mean.copy()
-    priors = [_prior(*side, settings) for side in zip(filtered, before, strict=True)]
+    user_prior, item_prior = (
+        _prior(*side, settings) for side in zip(filtered, before, strict=True)
+    )
     counts = users.mean.shape[0], items.mean.shape[0]
     by_user = layout_by(ratings.users, ratings.items, values, ratings.weights, counts[0])
     by_item = layout_by(ratings.items, ratings.users, values, ratings.weights, counts[1])
+    swept_users, swept_items = padded_rows(users.mean, 1), padded_rows(items.mean, 1)
+    unsure_users, unsure_items = padded_rows(users.var, 1), padded_rows(items.var, 1)
     for _ in range(_SWEEPS):
-        _half(by_user, swept_users, *priors[0], swept_items, items.var, settings.noise)
-        _half(by_item, swept_items, *priors[1], swept_users, users.var, settings.noise)
+        _half(by_user, swept_users, user_prior, swept_items, unsure_items, settings)
+        _half(by_item, swept_items, item_prior, swept_users, unsure_users, settings)
     crowd = concentration(ratings.users, ratings.items)
     share = np.float32(crowd / (crowd + _CONCENTRATED))
-    users.mean += share * (swept_users - users.mean)
-    items.mean += share * (swept_items - items.mean)
+    for side, swept in ((users, swept_users), (items, swept_items)):
+        ids, width = side.mean.shape
+        side.mean += share * (swept[:ids, :width] - side.mean)
 
 
 def _prior(now: FactorRows, before: FactorRows, settings: Settings) -> tuple[F32, F32]:
-    """The posteriors from before the batch, moved with their priors, as prior of its ids."""
-    if not settings.implicit:
-        return before.mean, before.var
-    moved = moved_prior(before.mean, before.var, before.prior_mean, now.prior_mean, settings)
-    return moved, before.var
+    """The posteriors from before the batch, moved with their priors, as prior of its ids.
+
+    Returns
+    -------
+    means, and the noise over the variances; both as `padded_rows` with a spare one
+    """
+    mean = before.mean
+    if settings.implicit:
+        mean = moved_prior(mean, before.var, before.prior_mean, now.prior_mean, settings)
+    with np.errstate(divide="ignore"):
+        pull = np.float32(settings.noise) / before.var
+    return padded_rows(mean, 1), padded_rows(pull, 1)
 
 
 def _half(
-    layout: Layout, mean: F32, prior_mean: F32, prior_var: F32, partner_mean: F32,
-    partner_var: F32, noise: float,
+    layout: Layout, mean: F32, prior: tuple[F32, F32], partner_mean: F32, partner_var: F32,
+    settings: Settings,
 ) -> None:  # fmt: skip
-    check_rows(layout.partners, partner_mean.shape[0], "partner")
+    check_rows(layout.partners, partner_mean.shape[0] - 1, "partner")
 
     def smooth(first: int, last: int) -> None:
         smooth_ids(
             first, last, layout.starts, layout.partners, layout.values, layout.weights, mean,
-            prior_mean, prior_var, partner_mean, partner_var, np.float32(noise),
+            *prior, partner_mean, partner_var, settings.rank + 1, np.float32(settings.noise),
         )  # fmt: skip
 
     threads = min(os.cpu_count() or 1, _THREADS) if layout.partners.size >= _LARGE else 1
     over_ids(smooth, layout, threads)
 
 
-@nb.njit(cache=True, nogil=True, fastmath=FAST)
+@nb.njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
 def smooth_ids(  # type: ignore[no-untyped-def]
-    first, last, starts, partners, ratings, weights, mean, prior_mean, prior_var,
-    partner_mean, partner_var, noise,
+    first, last, starts, partners, ratings, weights, mean, prior_mean, pull, partner_mean,
+    partner_var, width, noise,
 ):  # fmt: skip
     """`sweep_ids` for means alone, a rating counting for less where its partner is unsure: (12).
 
     Parameters
     ----------
-    first, last, starts, partners, ratings, weights, partner_mean, noise : as in `sweep_ids`
-    mean : float32, shape (ids, rank + 1), changed in place; an id without ratings is left as it is
-    prior_mean, prior_var : float32, shape (ids, rank + 1)
-    partner_var : float32, shape (partners, rank + 1)
+    first, last, starts, partners, ratings, weights, noise : as in `sweep_ids`
+    mean : changed in place; an id without ratings is left as it is
+    prior_mean, pull : of the same ids; pull is the noise over the prior variance
+    partner_mean, partner_var : of the partners; all these as `padded_rows` with a spare one
+    width : rank + 1
+
+    Notes
+    -----
+    An id's result depends on its own ratings only, so ranges of ids may run on any threads.
     """
-    width = mean.shape[1]
+    places = np.zeros(_FEW + 2, np.int64)
+    for x in range(first, last):
+        count = starts[x + 1] - starts[x]
+        if 0 < count <= _FEW:
+            places[count + 1] += 1
+    places = np.cumsum(places)
+    few = np.empty(places[-1], np.int64)
+    for x in range(first, last):
+        count = starts[x + 1] - starts[x]
+        if 0 < count <= _FEW:
+            few[places[count]] = x
+            places[count] += 1
+        elif count > _FEW:
+            smooth_many(
+                x, starts, partners, ratings, weights, mean, prior_mean, pull, partner_mean,
+                partner_var, width, noise,
+            )  # fmt: skip
+    if few.size:
+        smooth_few(
+            few, starts, partners, ratings, weights, mean, prior_mean, pull, partner_mean,
+            partner_var, width, noise,
+        )  # fmt: skip
+
+
+@nb.njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+def smooth_few(  # type: ignore[no-untyped-def]
+    ids, starts, partners, ratings, weights, mean, prior_mean, pull, partner_mean, partner_var,
+    width, noise,
+):  # fmt: skip
+    """`smooth_ids` of ids with few ratings each, some at a time, a lane an id.
+
+    One coordinate waits for the other, so an id alone would leave most of a processor idle.
+
+    Parameters
+    ----------
+    ids : int64, in order of their numbers of ratings, each at least 1
+
+    Notes
+    -----
+    Where an id has fewer ratings than others beside it, it has the spare row, with weight 0.
+    """
+    one, zero = np.float32(1.0), np.float32(0.0)
+    wide = mean.shape[1]
+    weighted = weights.size > 0
+    longest = starts[ids[-1] + 1] - starts[ids[-1]]
+    rows = np.empty(_WIDE, np.int64)
+    truth, wt = np.empty(_WIDE, np.float32), np.empty(_WIDE, np.float32)
+    prediction, spread = np.empty(_WIDE, np.float32), np.empty(_WIDE, np.float32)
+    root, change = np.empty(_WIDE, np.float32), np.empty(_WIDE, np.float32)
+    taken = np.empty(_WIDE, np.int64)
+    # by rating, then by coordinate, then by id; times the root of the rating's weight
+    regressors = np.empty(longest * wide * _WIDE, np.float32)
+    errors = np.empty(longest * _WIDE, np.float32)
+    # by coordinate, then by id
+    own, own_squares = np.empty(wide * _WIDE, np.float32), np.empty(wide * _WIDE, np.float32)
+    unsure = np.empty(wide * _WIDE, np.float32)
+    squares, partner_sums = np.empty(wide * _WIDE, np.float32), np.empty(wide * _WIDE, np.float32)
+    gains, moments = np.empty(wide * _WIDE, np.float32), np.empty(wide * _WIDE, np.float32)
+    for begin in range(0, ids.size, _WIDE):
+        some = ids[begin : begin + _WIDE]
+        count = starts[some[-1] + 1] - starts[some[-1]]
+        for n in range(_WIDE):
+            taken[n] = some[n] if n < some.size else mean.shape[0] - 1
+        for f in range(0, wide, LANES):
+            for n in range(0, _WIDE, LANES):
+                to = f * _WIDE + n
+                transpose_lanes(own, to, _WIDE, mean, wide, f, taken, n)  # type: ignore[call-arg]
+                transpose_lanes(moments, to, _WIDE, prior_mean, wide, f, taken, n)
+                transpose_lanes(gains, to, _WIDE, pull, wide, f, taken, n)
+        for n in range(own.size):
+            own_squares[n] = own[n] * own[n]
+            squares[n] = zero
+            partner_sums[n] = zero
+        for t in range(count):
+            at = t * wide * _WIDE
+            for n in range(_WIDE):
+                rows[n] = partner_mean.shape[0] - 1
+                truth[n] = zero
+                wt[n] = zero
+                if n < some.size and starts[some[n]] + t < starts[some[n] + 1]:
+                    place = starts[some[n]] + t
+                    rows[n] = partners[place]
+                    prefetch_lines(partner_mean, partners[place])
+                    prefetch_lines(partner_var, partners[place])
+                    truth[n] = ratings[place]
+                    wt[n] = weights[place] if weighted else one
+            for f in range(0, wide, LANES):
+                for n in range(0, _WIDE, LANES):
+                    to = f * _WIDE + n
+                    transpose_lanes(regressors, at + to, _WIDE, partner_mean, wide, f, rows, n)  # type: ignore[call-arg]
+                    transpose_lanes(unsure, to, _WIDE, partner_var, wide, f, rows, n)
+            for n in range(_WIDE):
+                prediction[n] = own[n] + regressors[at + n]
+                spread[n] = unsure[n]
+            for f in range(1, width):
+                for n in range(0, _WIDE, LANES):
+                    to = f * _WIDE + n
+                    add_products(prediction, n, own, to, regressors, at + to)  # type: ignore[call-arg]
+                    add_products(spread, n, own_squares, to, unsure, to)
+            for n in range(_WIDE):
+                wt[n] = wt[n] * noise / (noise + wt[n] * spread[n])
+                root[n] = np.sqrt(wt[n])
+                errors[t * _WIDE + n] = root[n] * (truth[n] - prediction[n])
+                # the bias is a feature whose regressor is 1, with variance 0
+                regressors[at + n] = root[n]
+                squares[n] += wt[n]
+            for f in range(1, width):
+                for n in range(0, _WIDE, LANES):
+                    to = f * _WIDE + n
+                    multiply_lanes(regressors, at + to, root, n)  # type: ignore[call-arg]
+                    add_products(squares, to, regressors, at + to, regressors, at + to)
+                    add_products(partner_sums, to, unsure, to, wt, n)
+        for n in range(own.size):
+            moments[n] = gains[n] * (moments[n] - own[n]) - partner_sums[n] * own[n]
+            gains[n] = one / (gains[n] + squares[n] + partner_sums[n])
+        for f in range(width):
+            row = f * _WIDE
+            for t in range(count):
+                at = t * wide * _WIDE + row
+                for n in range(0, _WIDE, LANES):
+                    add_products(moments, row + n, regressors, at + n, errors, t * _WIDE + n)  # type: ignore[call-arg]
+            for n in range(_WIDE):
+                step = gains[row + n] * moments[row + n]
+                own[row + n] += step
+                change[n] = -step
+            for t in range(count):
+                at = t * wide * _WIDE + row
+                for n in range(0, _WIDE, LANES):
+                    add_products(errors, t * _WIDE + n, regressors, at + n, change, n)  # type: ignore[call-arg]
+        for n in range(some.size):
+            if squares[n] > zero:
+                for f in range(width):
+                    mean[some[n], f] = own[f * _WIDE + n]
+
+
+@nb.njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+def smooth_many(  # type: ignore[no-untyped-def]
+    x, starts, partners, ratings, weights, mean, prior_mean, pull, partner_mean, partner_var,
+    width, noise,
+):  # fmt: skip
+    """`smooth_ids` of one id."""
     one = np.float32(1.0)
     weighted = weights.size > 0
-    longest = np.int64(0)
-    for x in range(first, last):
-        longest = max(longest, starts[x + 1] - starts[x])
-    regressors = np.empty((longest, width), np.float32)
-    errors = np.empty(longest, np.float32)
-    wt = np.empty(longest, np.float32)
+    begin = starts[x]
+    count = starts[x + 1] - begin
+    regressors = np.empty((count, width), np.float32)
+    errors, wt = np.empty(count, np.float32), np.empty(count, np.float32)
     m, m2 = np.empty(width, np.float32), np.empty(width, np.float32)
-    squares, partner_sums = np.empty(width, np.float32), np.empty(width, np.float32)
-    gains, offsets = np.empty(width, np.float32), np.empty(width, np.float32)
-    passed = np.empty(width, np.float32)
-    for x in range(first, last):
-        begin = starts[x]
-        count = starts[x + 1] - begin
-        if count == 0:
-            continue
+    squares, partner_sums = np.zeros(width, np.float32), np.zeros(width, np.float32)
+    for f in range(width):
+        m[f] = mean[x, f]
+        m2[f] = m[f] * m[f]
+    bias = m[0]
+    # the bias is a feature whose regressor is 1, with variance 0
+    m2[0] = one
+    for t in range(count):
+        if begin + t + AHEAD < partners.size:
+            prefetch_lines(partner_mean, partners[begin + t + AHEAD])
+            prefetch_lines(partner_var, partners[begin + t + AHEAD])
+        y = partners[begin + t]
+        pm, pv, row = partner_mean[y], partner_var[y], regressors[t]
+        prediction = np.float32(0.0)
+        spread = np.float32(0.0)
         for f in range(width):
-            m[f] = mean[x, f]
-            m2[f] = m[f] * m[f]
-            squares[f] = np.float32(0.0)
-            partner_sums[f] = np.float32(0.0)
-        bias = m[0]
-        # the bias is a feature whose regressor is 1, with variance 0
-        m2[0] = one
+            prediction += m[f] * pm[f]
+            spread += m2[f] * pv[f]
+        partner_bias = pm[0]
+        prediction += bias + partner_bias - bias * partner_bias
+        w = one
+        if weighted:
+            w = weights[begin + t]
+        w = w * noise / (noise + w * spread)
+        wt[t] = w
+        errors[t] = ratings[begin + t] - prediction
+        for f in range(width):
+            row[f] = pm[f]
+            squares[f] += w * pm[f] * pm[f]
+            partner_sums[f] += w * pv[f]
+        row[0] = one
+        squares[0] += w - w * partner_bias * partner_bias
+    partner_sums[0] = np.float32(0.0)
+    if squares[0] <= np.float32(0.0):
+        return
+    for f in range(width):
+        moment = pull[x, f] * (prior_mean[x, f] - m[f]) - partner_sums[f] * m[f]
         for t in range(count):
-            if begin + t + AHEAD < partners.size:
-                prefetch_row(partner_mean, partners[begin + t + AHEAD])
-                prefetch_row(partner_var, partners[begin + t + AHEAD])
-            y = partners[begin + t]
-            pm, pv, row = partner_mean[y], partner_var[y], regressors[t]
-            prediction = np.float32(0.0)
-            spread = np.float32(0.0)
-            for f in range(width):
-                prediction += m[f] * pm[f]
-                spread += m2[f] * pv[f]
-            partner_bias = pm[0]
-            prediction += bias + partner_bias - bias * partner_bias
-            w = one
-            if weighted:
-                w = weights[begin + t]
-            w = w * noise / (noise + w * spread)
-            wt[t] = w
-            errors[t] = ratings[begin + t] - prediction
-            for f in range(width):
-                row[f] = pm[f]
-                squares[f] += w * pm[f] * pm[f]
-                partner_sums[f] += w * pv[f]
-            row[0] = one
-            squares[0] += w - w * partner_bias * partner_bias
-        partner_sums[0] = np.float32(0.0)
-        if squares[0] <= np.float32(0.0):
-            continue
-        for f in range(width):
-            pull = noise / prior_var[x, f]
-            gains[f] = one / (pull + squares[f] + partner_sums[f])
-            offsets[f] = pull * (prior_mean[x, f] - m[f]) - partner_sums[f] * m[f]
-        if count == 1:
-            # most ids: coordinate by coordinate the error is e <- e (1 - g w p^2) - g p offset,
-            # so all but that one chain can be computed side by side
-            w = wt[0]
-            row = regressors[0]
-            for f in range(width):
-                passed[f] = one - gains[f] * w * row[f] * row[f]
-                offsets[f] *= gains[f]
-                gains[f] *= w * row[f]
-            error = errors[0]
-            for f in range(width):
-                squares[f] = error
-                error = passed[f] * error - row[f] * offsets[f]
-            for f in range(width):
-                mean[x, f] = m[f] + gains[f] * squares[f] + offsets[f]
-        else:
-            for f in range(width):
-                moment = offsets[f]
-                for t in range(count):
-                    moment += wt[t] * regressors[t, f] * errors[t]
-                change = gains[f] * moment
-                for t in range(count):
-                    errors[t] -= change * regressors[t, f]
-                mean[x, f] = m[f] + change
+            moment += wt[t] * regressors[t, f] * errors[t]
+        change = moment / (pull[x, f] + squares[f] + partner_sums[f])
+        for t in range(count):
+            errors[t] -= change * regressors[t, f]
+        mean[x, f] = m[f] + change

@@ -6,7 +6,15 @@ import numba as nb
 import numpy as np
 import pytest
 
-from sparkml_sgdals.lanes import LANES, add_lanes, padded_rows, padded_width, transpose_lanes
+from sparkml_sgdals.lanes import (
+    LANES,
+    add_lanes,
+    add_products,
+    multiply_lanes,
+    padded_rows,
+    padded_width,
+    transpose_lanes,
+)
 
 F32 = np.float32
 
@@ -17,6 +25,14 @@ def add(sums, source, factors, wide):  # type: ignore[no-untyped-def]
     for row in range(factors.size):
         for f in range(0, wide, LANES):
             add_lanes(sums, f, source, row * wide + f, factors[row])
+
+
+@nb.njit
+def multiply(sums, one, two):  # type: ignore[no-untyped-def]
+    """sums += one * two, then one *= two, but for one value at either end."""
+    for n in range(1, sums.size - 1, LANES):
+        add_products(sums, n, one, n, two, n - 1)
+        multiply_lanes(one, n, two, n - 1)
 
 
 @nb.njit
@@ -42,6 +58,26 @@ def test_rows_are_padded_with_zeros_on_cache_lines(width: int) -> None:
     assert padded.ctypes.data % 64 == 0
     assert (padded[:, :width] == matrix).all()
     assert not padded[:, width:].any()
+
+
+def test_spare_rows_are_zeros() -> None:
+    """Below the others."""
+    padded = padded_rows(np.ones((3, 5), F32), spare=2)
+    assert padded.shape == (5, 8)
+    assert padded[:3, :5].all()
+    assert not padded[3:].any()
+
+
+def test_products() -> None:
+    """Value by value, and nothing written besides."""
+    sums, one = np.random.default_rng(3).normal(size=(2, 18)).astype(F32)
+    two = np.random.default_rng(4).normal(size=16).astype(F32)
+    expected, product = sums.copy(), one.copy()
+    expected[1:-1] += one[1:-1] * two
+    product[1:-1] *= two
+    multiply(sums, one, two)
+    np.testing.assert_allclose(sums, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(one, product)
 
 
 @pytest.mark.parametrize("width", [3, 8, 20])
