@@ -52,7 +52,7 @@ I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 Rows = I32 | I64
 Progress = Callable[[int, float], None]
-"""Called with the number of a pass and the training RMSE after it."""
+"""Called with the number of a pass and the training RMSE after it, NaN where it has none."""
 
 
 def fit_ratings(
@@ -104,6 +104,7 @@ def fit_stops(
     if state.settings.positive:
         # one pass, whatever max_iter: an event counts once
         learn_events(state, ratings)
+        progress(1, math.nan)
         return [(state, []) for _ in wanted]
     kept: dict[int, tuple[ModelState, list[float]]] = {}
     work = _Work.start(ratings, state, threads, progress)

@@ -162,7 +162,6 @@ class _Train:
         ratings = encode_ratings(table, threads)
         del tables, table
         encoded = time.perf_counter()
-        # events are learned in one pass, which has no RMSE
         passes = 1 if settings.positive else max(self.stops)
         note = TaskProgress(self.progress_path, 0, 1 + passes)
         note.write(1, None)
@@ -170,10 +169,10 @@ class _Train:
             ratings, state, self.stops, threads, lambda number, rmse: note.write(1 + number, rmse)
         )
         history = kept[-1][1]
-        taken = 1 if settings.positive else len(history)
-        if settings.positive or taken < passes:
-            # of a table that settled these were all the steps
-            replace(note, total=1 + taken).write(1 + taken, history[-1] if history else None)
+        if len(history) < passes and not settings.positive:
+            # it settled: these were all the steps
+            note = replace(note, total=1 + len(history))
+            note.write(note.total, history[-1] if history else None)
         seconds = {"encode": encoded - clock, "learn": time.perf_counter() - encoded}
         for number, (learned, history) in enumerate(kept):
             for kind, payload in state_parts(learned, {"rmse": history, "seconds": seconds}):
