@@ -1,7 +1,10 @@
 """Time a micro-batch against streams that learn nothing: `make bench`, or
-python benchmarks/streaming.py [RUNS].
 
-The same ratings, as Parquet files of 1,000 and of 100,000 ratings, one file a trigger, go to
+    python benchmarks/streaming.py [RUNS]
+    python scripts/kafka_broker.py python benchmarks/streaming.py [RUNS]
+
+The same ratings, as Parquet files of 1,000 and of 100,000 ratings, one file a trigger, and where
+KAFKA_BOOTSTRAP names a broker also as JSON on a topic of one partition, read by parseRatings, go to
 
     discard   a foreachBatch that writes each batch to Spark's noop sink: all rows are read
     collect   a foreachBatch that collects each batch as Arrow
@@ -21,22 +24,26 @@ import os
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from confluent_kafka import Producer
 from harness import row, session, write
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkml_sgdals import StreamingBiasedALS
+from sparkml_sgdals import StreamingBiasedALS, parseRatings
 
 SCHEMA = "userId long, movieId long, rating double, timestamp long"
 SIZES = {1_000: 25, 100_000: 12}
 """Ratings of a trigger, and how many triggers a run has."""
 WARM_UP = 5
 """Triggers at the start of a run that are not counted."""
+Source = Callable[[SparkSession], DataFrame]
+"""A stream of ratings, so many a trigger."""
 
 
 def made_ratings(count: int) -> pd.DataFrame:
@@ -63,6 +70,41 @@ def write_files(folder: Path, size: int, triggers: int) -> None:
         ratings.iloc[number * size : (number + 1) * size].to_parquet(file, index=False)
         # the file source goes by modification time
         os.utime(file, (1_000_000_000 + number, 1_000_000_000 + number))
+
+
+def from_files(folder: Path) -> Source:
+    """The files of a folder, one a trigger."""
+
+    def read(spark: SparkSession) -> DataFrame:
+        reader = spark.readStream.schema(SCHEMA).option("maxFilesPerTrigger", 1)
+        return reader.parquet(str(folder))
+
+    return read
+
+
+def from_kafka(spark: SparkSession, folder: Path, size: int) -> Source:
+    """The ratings of a folder on a new topic, in order."""
+    address = os.environ["KAFKA_BOOTSTRAP"]
+    topic = f"streaming-{size}-{time.time_ns()}"
+    producer = Producer({"bootstrap.servers": address, "linger.ms": 50})
+    for file in sorted(folder.iterdir()):
+        values = pd.read_parquet(file).to_json(orient="records", lines=True).splitlines()
+        for value in values:
+            producer.produce(topic, value)
+        producer.flush()
+
+    def read(spark: SparkSession) -> DataFrame:
+        messages = (
+            spark.readStream.format("kafka")
+            .option("kafka.bootstrap.servers", address)
+            .option("subscribe", topic)
+            .option("startingOffsets", "earliest")
+            .option("maxOffsetsPerTrigger", size)
+            .load()
+        )
+        return parseRatings(messages, "json", SCHEMA)
+
+    return read
 
 
 def nothing(batch: DataFrame, number: int) -> None:
@@ -107,11 +149,10 @@ WAYS: dict[str, Callable[[DataFrame, str], Any]] = {
 }
 
 
-def measure(spark: SparkSession, folder: Path, way: str) -> list[float]:
+def measure(spark: SparkSession, source: Source, way: str) -> list[float]:
     """Seconds of each trigger of one run but the first ones."""
-    reader = spark.readStream.schema(SCHEMA).option("maxFilesPerTrigger", 1)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        query = WAYS[way](reader.parquet(str(folder)), scratch)
+    with tempfile.TemporaryDirectory(prefix="streaming-") as scratch:
+        query = WAYS[way](source(spark), scratch)
         times = [p.durationMs["triggerExecution"] / 1000 for p in query.recentProgress
                  if "addBatch" in p.durationMs]  # fmt: skip
     return times[WARM_UP:]
@@ -121,49 +162,51 @@ def main() -> None:
     """Measure, print a table and write it as JSON."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     spark = session()
-    result: dict[str, Any] = {"sizes": {}}
+    rows, ratios = [], {}
     with tempfile.TemporaryDirectory(prefix="streaming-") as scratch:
+        sources: dict[str, tuple[int, Source]] = {}
         for size, triggers in SIZES.items():
             folder = Path(scratch, f"ratings-{size}")
             write_files(folder, size, triggers)
-            for way in WAYS:
-                measure(spark, folder, way)
-            times: dict[str, list[list[float]]] = {way: [] for way in WAYS}
-            for _ in range(runs):
-                for way, of_way in times.items():
-                    of_way.append(measure(spark, folder, way))
-            result["sizes"][size] = table(size, times)
+            sources[f"{size:,} ratings a trigger"] = size, from_files(folder)
+            if "KAFKA_BOOTSTRAP" in os.environ:
+                kafka = from_kafka(spark, folder, size)
+                sources[f"{size:,} ratings a trigger from Kafka"] = size, kafka
+        for label, (size, source) in sources.items():
+            found = table(label, size, in_turn(spark, source, runs))
+            rows += [row(f"{label}: {way}", **one) for way, one in found.items()]
+            ratios |= {f"ours to {way}, {label}": one["ours_takes"] for way, one in found.items()}
     spark.stop()
-    rows, ratios = [], {}
-    for size, ways in result["sizes"].items():
-        for way, found in ways.items():
-            label = f"{size:,} ratings a trigger: {way}"
-            middles = [statistics.median(run) for run in found["seconds"]]
-            rows.append(row(label, middles, ours_takes=found["ours_takes"]))
-            ratios[f"ours to {way}, {size}"] = found["ours_takes"]
-    write("streaming", rows, ratios, sizes=result["sizes"])
+    write("streaming", rows, ratios)
 
 
-def table(size: int, times: dict[str, list[list[float]]]) -> dict[str, Any]:
-    """Print what came out for a size; the same for the JSON."""
-    by_run = {way: [statistics.median(run) for run in of_way] for way, of_way in times.items()}
-    median = {way: statistics.median(of_way) for way, of_way in by_run.items()}
-    print(f"\n{size:,} ratings a trigger, {len(times['ours'][0])} triggers a run")
+def in_turn(spark: SparkSession, source: Source, runs: int) -> dict[str, list[float]]:
+    """Median seconds of a trigger, of each run of each way."""
+    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    for run in range(runs + 1):
+        for way, of_way in times.items():
+            median = statistics.median(measure(spark, source, way))
+            # the first run of each only warms up
+            if run:
+                of_way.append(median)
+    return times
+
+
+def table(label: str, size: int, times: dict[str, list[float]]) -> dict[str, dict[str, Any]]:
+    """Print what came out for a size of trigger; the same for the JSON."""
+    median = {way: statistics.median(of_way) for way, of_way in times.items()}
+    print(f"\n{label}, {len(times['ours'])} runs")
     print(f"{'':<10} {'median ms':>10} {'of runs':>14} {'ratings/s':>11} {'ours takes':>11}")
-    for way, of_runs in by_run.items():
+    for way, of_runs in times.items():
         spread = f"{1000 * min(of_runs):.0f} to {1000 * max(of_runs):.0f}"
         print(
             f"{way:<10} {1000 * median[way]:>10.0f} {spread:>14} {size / median[way]:>11,.0f} "
-            f"{median['ours'] / median[way]:>10.2f}x"
+            f"{median['ours'] / median[way]:>10.2f}x",
+            flush=True,
         )
     return {
-        way: {
-            "seconds": times[way],
-            "median": median[way],
-            "ratings_per_second": size / median[way],
-            "ours_takes": median["ours"] / median[way],
-        }
-        for way in times
+        way: {"seconds": of_runs, "ours_takes": median["ours"] / median[way]}
+        for way, of_runs in times.items()
     }
 
 

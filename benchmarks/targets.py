@@ -60,6 +60,12 @@ TARGETS: tuple[Target, ...] = (
            "recommendForUserSubset", 5, 10),
     Target("trigger: dearest model size to the cheapest", "model_size", "dearest to cheapest",
            1.15, at_most=True),
+    *(
+        Target(f"trigger of {size} ratings{source}: times a stream that discards them", "streaming",
+               f"ours to discard, {size} ratings a trigger{source}", must, goal, at_most=True)
+        for size, must, goal in (("1,000", 1.25, 1.10), ("100,000", 1.333, 1.111))
+        for source in ("", " from Kafka")
+    ),
     Target("grid: ALS takes so many times as long", "grid", "ALS", None),
     Target("fit time grows with ratings to the power of", "scale", "exponent", None, at_most=True),
     Target("2 cores: times as fast as 1", "scale", "1 core to 2", None),

@@ -19,6 +19,8 @@ __all__ = ["parseRatings"]
 _FORMATS: Final = ("json", "avro")
 _ORIGIN: Final = ("topic", "partition", "offset", "timestamp")
 _MESSAGE: Final = "message"
+_FLAT: Final = r"^[ \t\r\n]*[{][^{}\[\]]*[}][ \t\r\n]*\z"
+"""One pair of braces, around everything, and no bracket."""
 
 
 def parseRatings(
@@ -103,7 +105,9 @@ def _json(schema: Any) -> tuple[Column, Column, Column, Column]:
     legible = F.is_valid_utf8(text)
     wrapped = StructType([StructField("record", fields), StructField("corrupt", StringType())])
     # Spark ignores what follows an object at the top. As a field of an object, text can end that
-    # object early only by a brace too many, as the one element of an array only by a bracket
+    # object early only by a brace too many, as the one element of an array only by a bracket. Text
+    # with neither inside, as ratings are, need not be read a second time
+    flat = text.rlike(_FLAT)
     only = F.from_json(
         F.when(legible, F.concat(F.lit("["), text, F.lit("]"))), "array<struct<nothing: string>>"
     )
@@ -114,7 +118,7 @@ def _json(schema: Any) -> tuple[Column, Column, Column, Column]:
     )
     unread = F.concat(F.lit("base64:"), F.base64(F.col("value").cast("binary")))
     kept = F.when(legible, text).otherwise(unread)
-    alone = F.coalesce(F.size(only) == 1, F.lit(False))
+    alone = F.when(flat, F.lit(True)).otherwise(F.coalesce(F.size(only) == 1, F.lit(False)))
     return record.alias("record"), alone, F.col("record.corrupt").isNull(), kept
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import json
 
+import numpy as np
 import pandas as pd
 import pytest
 from helpers import ONCE, assert_same_bits
 from pyspark.sql.types import DoubleType, LongType, StructField, StructType
 
-from sparkml_sgdals import StreamingBiasedALS, parseRatings
+from sparkml_sgdals import StreamingBiasedALS, parseRatings, parsing
 
 DDL = "user long, item long, rating double, time long"
 GOOD = '{"user": 1, "item": 2, "rating": 4.5, "time": 9}'
@@ -81,6 +82,33 @@ class TestJson:
         for row, value in zip(bad, [*MALFORMED, None], strict=True):
             assert tuple(row)[:4] == (None,) * 4, value
             assert row.message.value == value
+
+    def test_whole_messages_of_all_shapes(self, spark):
+        values = [
+            f" \r\n\t{GOOD}\n",
+            GOOD.replace("}", ', "x": "}{"}'),
+            GOOD.replace("}", ', "x": "]["}'),
+            GOOD.replace("}", ', "x": {"y": [1, {}]}}'),
+            GOOD.replace('"', "'"),
+        ]
+        for row in parseRatings(table(spark, values), "json", DDL).collect():
+            assert tuple(row)[:4] == (1, 2, 4.5, 9), row.message.value
+
+    def test_a_short_look_finds_what_a_long_one_does(self, spark, monkeypatch):
+        """Messages put together at random, most of them no JSON."""
+        rng = np.random.default_rng(3)
+        parts = [
+            GOOD, GOOD[1:-1], "{", "}", "[", "]", ",", ":", '"', "'", "\\", " ", "\n", "\u2028",
+            '"user"', '"x"', "1", "4.5", "null", "record", '"record":', "//", "\0", "\x0b",
+        ]  # fmt: skip
+        some = ["".join(rng.choice(parts, rng.integers(1, 6))) for _ in range(3000)]
+        some += [GOOD[:cut] + part + GOOD[cut:] for part in parts for cut in range(len(GOOD) + 1)]
+        frame = table(spark, some)
+        short = parseRatings(frame, "json", DDL).orderBy("message.offset").toPandas()
+        monkeypatch.setattr(parsing, "_FLAT", "(?!)")
+        long = parseRatings(frame, "json", DDL).orderBy("message.offset").toPandas()
+        pd.testing.assert_frame_equal(short.iloc[:, :4], long.iloc[:, :4])
+        assert 200 < short["user"].notna().sum() < len(some) - 200
 
     def test_no_utf8(self, spark):
         value = b'{"user": "\xff", "rating": 4.5}'
