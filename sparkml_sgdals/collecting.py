@@ -22,6 +22,8 @@ I64 = npt.NDArray[np.int64]
 COLLECT_LIMIT: Final = 1_000_000
 """Ratings that the driver learns from directly; a larger batch is learned as `fit` learns."""
 _FIRST_LOOK: Final = 20_000
+_FIRST_STEPS: Final = ((1, 8), (2, 4), (4, 2))
+"""Partitions below a number may have so many times _FIRST_LOOK: small tables have few."""
 _KEPT_INVALID: Final = 10_000
 _PLACE_BITS: Final = 33
 """Low bits of monotonically_increasing_id(): the number of a row in its partition."""
@@ -79,9 +81,7 @@ def collect_ratings(
     """
     # one column says both where a row lies and in which partition: each costs every row
     ratings = select_ratings(df, columns, kinds, also=("monotonically_increasing_id() AS line",))
-    known = _caps(expected, partitions)
-    # partitions below a number, and the cap of each; those after them have the last one
-    caps = ((partitions, known), (_NEAR, _FIRST_LOOK))
+    caps = _caps(expected, partitions)
     whens = " ".join(
         f"WHEN shiftright(line, {_PLACE_BITS}) < {last} THEN {cap}" for last, cap in caps
     )
@@ -115,13 +115,19 @@ def _whereabouts(table: pa.Table) -> tuple[I64, I64]:
     return line >> _PLACE_BITS, line & _PLACES
 
 
-def _caps(expected: int, partitions: int) -> int:
-    """Rows of each of the partitions there were in the batch before that are sent unasked.
+def _caps(expected: int, partitions: int) -> list[tuple[int, int]]:
+    """Rows that partitions below a number send unasked; those after them send _FAR_LOOK.
 
-    Twice those that came, where that is not too many of all of them together.
+    Twice those that came in the batch before, where that is not too many of all of them together.
     """
     fair = 2 * COLLECT_LIMIT // max(partitions, 1)
-    return max(_FIRST_LOOK if partitions <= _NEAR else _FAR_LOOK, min(2 * expected, fair))
+    known = min(2 * expected, fair)
+    found = []
+    for last in sorted({*(step for step, _ in _FIRST_STEPS), _NEAR, partitions} - {0}):
+        times = next((times for step, times in _FIRST_STEPS if last <= step), 1)
+        first = times * _FIRST_LOOK if last <= _NEAR else _FAR_LOOK
+        found.append((last, max(first, known if last <= partitions else 0)))
+    return found
 
 
 def invalid_rows(
