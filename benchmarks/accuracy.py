@@ -278,8 +278,10 @@ def as_markdown(sets: dict[str, dict[str, Any]]) -> str:
         for method, rows in sorted(found["rows"].items(), key=lambda r: mean(r[1], "rmse")):
             chosen = ", ".join(f"{k}={v}" for k, v in rows[0]["params"].items())
             tuning = f"{mean(rows, 'tuning'):.0f}" if "tuning" in rows[0] else ""
+            rmse = [row["rmse"] for row in rows]
+            spread = f" ({min(rmse):.4f} to {max(rmse):.4f})" if len(rmse) > 1 else ""
             lines.append(
-                f"| {method} | {mean(rows, 'rmse'):.4f} | {mean(rows, 'mae'):.4f} "
+                f"| {method} | {np.mean(rmse):.4f}{spread} | {mean(rows, 'mae'):.4f} "
                 f"| {mean(rows, 'seconds'):.1f} | {tuning} | {chosen or 'defaults'} |"
             )
         for method, reason in found["missing"].items():

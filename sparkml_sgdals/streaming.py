@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
 
 import pandas as pd
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 
 from sparkml_sgdals.checkpoint import check_checkpoint, drop_unplanned_files
@@ -38,8 +40,16 @@ __all__ = [
     "NOTHING",
     "StreamJob",
     "StreamStart",
+    "start_query",
     "start_stream",
 ]
+
+
+logger = logging.getLogger(__name__)
+
+_STARTS: Final = 4
+"""How often a query is started whose worker Spark does not wait for long enough."""
+_WORKER_LATE: Final = "Python worker failed to connect back"
 
 
 class Versioned(Protocol):
@@ -259,12 +269,29 @@ def start_stream(
             writer = writer.queryName(queryName)
         if trigger is not None:
             writer = writer.trigger(**trigger)
-        query = writer.start()
+        query = start_query(writer)
     except BaseException:
         lease.release()
         raise
     lease.keep_while(lambda: bool(query.isActive), ended=lambda: forget_resident(path, lease.token))
     return StreamJob(query, path, lease, load)
+
+
+def start_query(writer: Any) -> Query:
+    """Start what a DataStreamWriter describes, again where its Python worker was late.
+
+    The server of Spark Connect gives the process that runs foreachBatch ten seconds to connect
+    (PythonWorkerFactory.createSimpleWorker), which a busy machine may need for its imports alone.
+    Nothing has begun by then.
+    """
+    for _ in range(_STARTS - 1):
+        try:
+            return cast("Query", writer.start())
+        except PySparkException as error:
+            if _WORKER_LATE not in str(error):
+                raise
+            logger.warning("Spark did not wait for the stream's Python worker; starting it again")
+    return cast("Query", writer.start())
 
 
 def _identity(start: StreamStart) -> dict[str, Any]:
