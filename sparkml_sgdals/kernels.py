@@ -39,7 +39,7 @@ I32 = npt.NDArray[np.int32]
 
 FAST: Final = {"reassoc", "contract", "arcp", "nsz"}
 """Sums may be reordered for vector units, but NaN and infinity keep their meaning: divergence must
-stay visible."""
+stay visible. Such a kernel calls no other that is not inlined: see tests/unit/test_compiling.py."""
 MIN_VARIANCE: Final = np.float32(1e-9)
 """Keeps a variance positive where float32 rounds c - c^2 P^2 / S to zero or just below."""
 

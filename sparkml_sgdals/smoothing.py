@@ -151,7 +151,8 @@ def smooth_ids(  # type: ignore[no-untyped-def]
         )  # fmt: skip
 
 
-@nb.njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+# inlined: a copy of its own, optimised by itself, would be run in the process that compiled it only
+@nb.njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy", inline="always")
 def smooth_few(  # type: ignore[no-untyped-def]
     ids, starts, partners, ratings, weights, mean, prior_mean, pull, partner_mean, partner_var,
     width, noise,
@@ -262,7 +263,7 @@ def smooth_few(  # type: ignore[no-untyped-def]
                     mean[some[n], f] = own[f * _WIDE + n]
 
 
-@nb.njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+@nb.njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy", inline="always")
 def smooth_many(  # type: ignore[no-untyped-def]
     x, starts, partners, ratings, weights, mean, prior_mean, pull, partner_mean, partner_var,
     width, noise,

@@ -1,5 +1,6 @@
 """Kernels are compiled once for an installation, also for one that is read-only."""
 
+import ast
 import os
 import shutil
 import subprocess
@@ -92,3 +93,55 @@ def test_a_folder_of_somebody_else_is_not_trusted(
     assert found is not None
     assert Path(found) != taken
     shutil.rmtree(found)
+
+
+LEARN = """
+import hashlib
+import numpy as np
+import pyarrow as pa
+from sparkml_sgdals import StreamingBiasedALS
+from sparkml_sgdals.ratings import encode_ratings
+from sparkml_sgdals.state import ModelState
+from sparkml_sgdals.updating import learn_batch
+rng = np.random.default_rng(1)
+state = ModelState.empty(StreamingBiasedALS().settings(), "int", "int")
+for size in (500, 500, 500, 30_000, 500):
+    columns = {"user": rng.integers(0, 120, size), "item": rng.integers(0, 90, size)}
+    columns["rating"] = rng.integers(1, 6, size).astype(np.float32)
+    learn_batch(state, encode_ratings(pa.table(columns)))
+held = [(t.mean, t.var, t.base_mean, t.prior_mean, t.noise_factor)
+        for t in (state.users, state.items)]
+print(hashlib.sha1(b"".join(a.tobytes() for side in held for a in side)).hexdigest())
+"""
+
+
+@pytest.mark.long
+def test_what_is_learned_does_not_depend_on_who_compiled(site: Path, tmp_path: Path) -> None:
+    env = {**os.environ, "PYTHONPATH": str(site), "NUMBA_CACHE_DIR": str(tmp_path / "kernels")}
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", LEARN], env=env, cwd="/", check=True, capture_output=True
+        ).stdout
+        for _ in range(2)
+    ]
+    assert len(found[0]) > 40
+    assert found[0] == found[1]
+
+
+def test_kernels_that_reorder_sums_call_no_kernel_that_is_compiled_by_itself() -> None:
+    """There would be two copies of it, optimised in two ways, and it depends on what was loaded
+    which one runs: sums would differ in their last bits."""
+    kernels = {}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef):
+                how = " ".join(ast.unparse(d) for d in node.decorator_list)
+                if "njit" in how:
+                    kernels[node.name] = how, node
+    reordering = {name: node for name, (how, node) in kernels.items() if "fastmath" in how}
+    assert {"smooth_ids", "sweep_ids"} <= reordering.keys()
+    for name, node in reordering.items():
+        for call in ast.walk(node):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Name):
+                how, _ = kernels.get(call.func.id, ("inline", None))
+                assert "inline" in how, f"{name} calls {call.func.id}"
