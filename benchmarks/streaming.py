@@ -24,18 +24,16 @@ import os
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from confluent_kafka import Producer
 from harness import row, session, write
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkml_sgdals import StreamingBiasedALS, parseRatings
+from sparkml_sgdals import StreamingBiasedALS
 
 SCHEMA = "userId long, movieId long, rating double, timestamp long"
 SIZES = {1_000: 25, 100_000: 12}
@@ -82,30 +80,22 @@ def from_files(folder: Path) -> Source:
     return read
 
 
-def from_kafka(spark: SparkSession, folder: Path, size: int) -> Source:
+def from_kafka(folder: Path, size: int) -> Source:
     """The ratings of a folder on a new topic, in order."""
+    sys.path.append(str(Path(__file__).resolve().parent.parent / "examples"))
+    from confluent_kafka import Producer
+    from kafka_stream import make_topic, read_topic
+
     address = os.environ["KAFKA_BOOTSTRAP"]
-    topic = f"streaming-{size}-{time.time_ns()}"
+    topic = make_topic(address)
     producer = Producer({"bootstrap.servers": address, "linger.ms": 50})
     for file in sorted(folder.iterdir()):
         values = pd.read_parquet(file).to_json(orient="records", lines=True).splitlines()
         for value in values:
             producer.produce(topic, value)
         producer.flush()
-
-    def read(spark: SparkSession) -> DataFrame:
-        messages = (
-            spark.readStream.format("kafka")
-            .option("kafka.bootstrap.servers", address)
-            .option("subscribe", topic)
-            .option("startingOffsets", "earliest")
-            .option("maxOffsetsPerTrigger", size)
-            .load()
-        )
-        # ours reads the message's origin only where it is set aside; the others would, each time
-        return parseRatings(messages, "json", SCHEMA).drop("message")
-
-    return read
+    # ours reads the message's origin only where it is set aside; the others would, each time
+    return lambda spark: read_topic(spark, address, topic, size).drop("message")
 
 
 def nothing(batch: DataFrame, number: int) -> None:
@@ -171,7 +161,7 @@ def main() -> None:
             write_files(folder, size, triggers)
             sources[f"{size:,} ratings a trigger"] = size, from_files(folder)
             if "KAFKA_BOOTSTRAP" in os.environ:
-                kafka = from_kafka(spark, folder, size)
+                kafka = from_kafka(folder, size)
                 sources[f"{size:,} ratings a trigger from Kafka"] = size, kafka
         for label, (size, source) in sources.items():
             found = table(label, size, in_turn(spark, source, runs))

@@ -22,15 +22,14 @@ I64 = npt.NDArray[np.int64]
 COLLECT_LIMIT: Final = 1_000_000
 """Ratings that the driver learns from directly; a larger batch is learned as `fit` learns."""
 _FIRST_LOOK: Final = 20_000
-_FIRST_STEPS: Final = ((1, 8), (2, 4), (4, 2))
+_FIRST_STEPS: Final = ((1, 8), (2, 4), (4, 2), (50, 1))
 """Partitions below a number may have so many times _FIRST_LOOK: small tables have few."""
 _KEPT_INVALID: Final = 10_000
 _PLACE_BITS: Final = 33
 """Low bits of monotonically_increasing_id(): the number of a row in its partition."""
 _PLACES: Final = (1 << _PLACE_BITS) - 1
-_NEAR: Final = 50
 _FAR_LOOK: Final = 1_000
-"""Rows of each partition after the first _NEAR that are sent without being asked for."""
+"""Rows of each partition beyond _FIRST_STEPS that are sent without being asked for."""
 
 
 @dataclass(frozen=True)
@@ -123,9 +122,9 @@ def _caps(expected: int, partitions: int) -> list[tuple[int, int]]:
     fair = 2 * COLLECT_LIMIT // max(partitions, 1)
     known = min(2 * expected, fair)
     found = []
-    for last in sorted({*(step for step, _ in _FIRST_STEPS), _NEAR, partitions} - {0}):
-        times = next((times for step, times in _FIRST_STEPS if last <= step), 1)
-        first = times * _FIRST_LOOK if last <= _NEAR else _FAR_LOOK
+    for last in sorted({*dict(_FIRST_STEPS), partitions} - {0}):
+        steps = (times * _FIRST_LOOK for step, times in _FIRST_STEPS if last <= step)
+        first = next(steps, _FAR_LOOK)
         found.append((last, max(first, known if last <= partitions else 0)))
     return found
 
