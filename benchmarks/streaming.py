@@ -42,6 +42,8 @@ WARM_UP = 5
 """Triggers at the start of a run that are not counted."""
 Source = Callable[[SparkSession], DataFrame]
 """A stream of ratings, so many a trigger."""
+Learn = Callable[[DataFrame, str], Any]
+"""Takes a stream to its end, with a folder to write to, and returns Spark's query."""
 
 
 def made_ratings(count: int) -> pd.DataFrame:
@@ -120,7 +122,7 @@ def ours(stream: DataFrame, folder: str) -> Any:
     return job.query
 
 
-def into(function: Callable[[DataFrame, int], None]) -> Callable[[DataFrame, str], Any]:
+def into(function: Callable[[DataFrame, int], None]) -> Learn:
     """A stream of foreachBatch."""
 
     def run(stream: DataFrame, folder: str) -> Any:
@@ -132,7 +134,7 @@ def into(function: Callable[[DataFrame, int], None]) -> Callable[[DataFrame, str
     return run
 
 
-WAYS: dict[str, Callable[[DataFrame, str], Any]] = {
+WAYS: dict[str, Learn] = {
     "nothing": into(nothing),
     "discard": into(discard),
     "collect": into(collect),
@@ -140,10 +142,10 @@ WAYS: dict[str, Callable[[DataFrame, str], Any]] = {
 }
 
 
-def measure(spark: SparkSession, source: Source, way: str) -> list[float]:
+def trigger_seconds(spark: SparkSession, source: Source, learn: Learn) -> list[float]:
     """Seconds of each trigger of one run but the first ones."""
     with tempfile.TemporaryDirectory(prefix="streaming-") as scratch:
-        query = WAYS[way](source(spark), scratch)
+        query = learn(source(spark), scratch)
         times = [p.durationMs["triggerExecution"] / 1000 for p in query.recentProgress
                  if "addBatch" in p.durationMs]  # fmt: skip
     return times[WARM_UP:]
@@ -176,7 +178,7 @@ def in_turn(spark: SparkSession, source: Source, runs: int) -> dict[str, list[fl
     times: dict[str, list[float]] = {way: [] for way in WAYS}
     for run in range(runs + 1):
         for way, of_way in times.items():
-            median = statistics.median(measure(spark, source, way))
+            median = statistics.median(trigger_seconds(spark, source, WAYS[way]))
             # the first run of each only warms up
             if run:
                 of_way.append(median)

@@ -1,12 +1,14 @@
 """What an update costs: learning batches of 1,000 to 100,000 ratings, with and without the prior
 that ids give each other and the second look at a batch (smoothing).
 
-    python benchmarks/updates.py [--rounds 15] [--spark]
+    python benchmarks/updates.py [--rounds 15] [--spark] [--streams]
+    python scripts/kafka_broker.py python benchmarks/updates.py --streams
 
 The ratings are those of streaming.py; a model of all its ids learns batch after batch, the four
 forms by turns. Times are medians in milliseconds: of the clock, and of this process's processors,
 which a busy machine disturbs less. With --spark also `model.update(df)`, from a DataFrame that is
-cached. Writes out/updates.json.
+cached; with --streams also the triggers of `fitStream`, filter alone and both by turns, from
+Parquet and, where KAFKA_BOOTSTRAP names a broker, from Kafka. Writes out/updates.json.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import argparse
 import json
 import os
 import statistics
-import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +27,9 @@ from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-from streaming import made_ratings
+from harness import session
+from pyspark.sql import DataFrame, SparkSession
+from streaming import Source, from_files, from_kafka, made_ratings, trigger_seconds, write_files
 
 from sparkml_sgdals import StreamingBiasedALS, updating
 from sparkml_sgdals.ratings import Ratings, encode_ratings
@@ -33,6 +37,9 @@ from sparkml_sgdals.state import ModelState
 
 OUT = Path(__file__).resolve().parent.parent / "out" / "updates.json"
 SIZES = (1_000, 10_000, 100_000)
+TRIGGERS = {1_000: 25, 10_000: 18, 100_000: 12}
+"""How many triggers of so many ratings a stream has."""
+COLUMNS = {"userCol": "userId", "itemCol": "movieId", "timestampCol": "timestamp"}
 FORMS = {
     "filter alone": (False, False),
     "implicit prior": (True, False),
@@ -101,15 +108,8 @@ def measure(size: int, rounds: int) -> dict[str, dict[str, float]]:
     return found
 
 
-def measure_on_spark(rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of `model.update(df)`, each form on a session of its own kind of model."""
-    from pyspark.sql import SparkSession
-
-    os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
-    builder = SparkSession.builder.master("local[2]").config("spark.ui.enabled", "false")
-    spark = builder.config("spark.ui.showConsoleProgress", "false").getOrCreate()
-    spark.sparkContext.setLogLevel("ERROR")
-    columns = {"userCol": "userId", "itemCol": "movieId", "timestampCol": "timestamp"}
+def measure_updates(spark: SparkSession, rounds: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of `model.update(df)`, each form on a model of its own."""
     found: dict[str, dict[str, float]] = {}
     for size in SIZES:
         ratings = made_ratings(100_000 + size)
@@ -117,7 +117,7 @@ def measure_on_spark(rounds: int) -> dict[str, dict[str, float]]:
         more = spark.createDataFrame(ratings.iloc[100_000:]).cache()
         more.count()
         models = {
-            form: StreamingBiasedALS(**columns, implicitPrior=implicit).fit(start)
+            form: StreamingBiasedALS(**COLUMNS, implicitPrior=implicit).fit(start)
             for form, (implicit, _) in FORMS.items()
         }
         times: dict[str, list[float]] = {form: [] for form in FORMS}
@@ -126,12 +126,54 @@ def measure_on_spark(rounds: int) -> dict[str, dict[str, float]]:
                 with smoothing(smooth):
                     took = timed(lambda: models[form].update(more))  # noqa: B023
                 times[form].append(took[0])
-        found[str(size)] = {form: statistics.median(of[2:]) for form, of in times.items()}
-        print(f"\nmodel.update of {size:,} ratings, ms")
-        for form, took in found[str(size)].items():
-            print(f"{form:26}{took:9.1f}{took / found[str(size)]['filter alone']:15.2f}x")
-    spark.stop()
+        medians = {form: statistics.median(of[2:]) for form, of in times.items()}
+        found[str(size)] = compared(f"model.update of {size:,} ratings, ms", medians)
     return found
+
+
+def measure_streams(spark: SparkSession, runs: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of a trigger, of the filter alone and of the default."""
+    found = {}
+    with tempfile.TemporaryDirectory(prefix="updates-") as scratch:
+        for size, triggers in TRIGGERS.items():
+            folder = Path(scratch, f"ratings-{size}")
+            write_files(folder, size, triggers)
+            sources = {"Parquet": from_files(folder)}
+            if "KAFKA_BOOTSTRAP" in os.environ:
+                sources["Kafka"] = from_kafka(folder, size)
+            for name, source in sources.items():
+                label = f"a trigger of {size:,} ratings from {name}"
+                found[label] = compared(f"{label}, ms", in_turn(spark, source, runs))
+    return found
+
+
+def in_turn(spark: SparkSession, source: Source, runs: int) -> dict[str, float]:
+    """Median over all triggers of the streams of each form, the first stream of each left out."""
+    times: dict[str, list[float]] = {"filter alone": [], "both (default)": []}
+    for run in range(runs + 1):
+        # who goes first changes: a machine that slows down favours neither
+        for form in sorted(times, reverse=run % 2 == 0):
+            implicit, smooth = FORMS[form]
+            als = StreamingBiasedALS(**COLUMNS, implicitPrior=implicit)
+
+            def learn(stream: DataFrame, folder: str) -> Any:
+                job = als.fitStream(stream, f"{folder}/model", trigger={"availableNow": True})  # noqa: B023
+                job.awaitTermination()
+                return job.query
+
+            with smoothing(smooth):
+                seconds = trigger_seconds(spark, source, learn)
+            if run:
+                times[form] += [1000 * second for second in seconds]
+    return {form: statistics.median(of_form) for form, of_form in times.items()}
+
+
+def compared(title: str, took: dict[str, float]) -> dict[str, float]:
+    """Print times beside that of the filter alone; the same for the JSON."""
+    print(f"\n{title}")
+    for form, time_of in took.items():
+        print(f"{form:26}{time_of:9.1f}{time_of / took['filter alone']:15.2f}x", flush=True)
+    return took
 
 
 def main() -> None:
@@ -139,10 +181,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--spark", action="store_true", help="model.update as well")
+    parser.add_argument("--streams", action="store_true", help="triggers of streams as well")
+    parser.add_argument("--runs", type=int, default=6, help="streams of each form")
     given = parser.parse_args()
     found: dict[str, Any] = {"learnBatch": {str(s): measure(s, given.rounds) for s in SIZES}}
-    if given.spark:
-        found["update"] = measure_on_spark(given.rounds)
+    if given.spark or given.streams:
+        spark = session()
+        if given.spark:
+            found["update"] = measure_updates(spark, given.rounds)
+        if given.streams:
+            found["trigger"] = measure_streams(spark, given.runs)
+        spark.stop()
     OUT.parent.mkdir(exist_ok=True)
     OUT.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 
