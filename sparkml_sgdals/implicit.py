@@ -15,13 +15,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sparkml_sgdals.factors import FactorRows, FactorTable, prior_variances
-from sparkml_sgdals.kernels import FAST, MIN_VARIANCE, check_rows
-from sparkml_sgdals.lanes import LANES, add_lanes, padded_rows
+from sparkml_sgdals.kernels import FAST, check_rows, compare_features, move_rows
+from sparkml_sgdals.lanes import padded_rows
 from sparkml_sgdals.ordering import run_all
 from sparkml_sgdals.prefetch import AHEAD, prefetch_lines, prefetch_row
 from sparkml_sgdals.ratings import Layout, Ratings
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.solvers import Side
+from sparkml_sgdals.vectors import LANES, fill, load, load_first, smaller, store, store_first
 
 __all__ = [
     "ITEM_INFLUENCE",
@@ -73,28 +74,27 @@ def learn_influences(  # type: ignore[no-untyped-def]
     Damping leaves the fixed point where it is. B blocks that learn at once from the same `apart`
     overshoot by up to B / damping, which shrinks as long as damping > B / 2.
     """
-    moment = np.empty(LANES, np.float32)
+    precisions, own_precisions = load(precision, 0), fill(own_precision)
     for y in range(starts.size - 1):
         first, last = starts[y], starts[y + 1]
         if first == last:
             continue
-        moment[:] = np.float32(0.0)
+        moment = fill(np.float32(0.0))
         share = damping * shares[y]
         for t in range(first, last):
             if t + AHEAD < partners.size:
                 prefetch_lines(apart, partners[t + AHEAD])
             x = np.int64(partners[t])
-            add_lanes(moment, 0, apart, x * LANES, roots[x])  # type: ignore[call-arg]
-        for f in range(LANES):
-            old = influence[y, f]
-            new = precision[f] * (moment[f] + share * old) / (own_precision + share * precision[f])
-            influence[y, f] = new
-            moment[f] = damping * (old - new)
+            moment += roots[x] * load(apart, x * LANES)
+        old = load(influence, y * LANES)
+        new = precisions * (moment + share * old) / (own_precisions + share * precisions)
+        store(influence, y * LANES, new)
+        change = damping * (old - new)
         for t in range(first, last):
             if t + AHEAD < partners.size:
                 prefetch_lines(apart, partners[t + AHEAD])
             x = np.int64(partners[t])
-            add_lanes(apart, x * LANES, moment, 0, roots[x])  # type: ignore[call-arg]
+            store(apart, x * LANES, load(apart, x * LANES) + roots[x] * change)
 
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST)
@@ -343,10 +343,7 @@ def filter_implicit(  # type: ignore[no-untyped-def]
     weighted = weights.size > 0
     one = np.float32(1.0)
     prior_precision = one / prior_var
-    # arrays of one row each: the compiler cannot know that the sides' arrays do not overlap
-    um, im = np.empty(width, np.float32), np.empty(width, np.float32)
-    uv, iv = np.empty(width, np.float32), np.empty(width, np.float32)
-    change, moved = np.empty(width, np.float32), np.empty(width, np.float32)
+    ones, own_precisions = fill(one), fill(own_precision)
     for n in range(users.size):
         if n + AHEAD < users.size:
             after, partner = users[n + AHEAD], items[n + AHEAD]
@@ -358,71 +355,66 @@ def filter_implicit(  # type: ignore[no-untyped-def]
             prefetch_row(item_var, partner)
             prefetch_row(item_prior, partner)
             prefetch_row(item_influence, partner)
-        x = users[n]
-        y = items[n]
+        x = np.int64(users[n])
+        y = np.int64(items[n])
         weight = one
         if weighted:
             weight = weights[n]
-        for f in range(width):
-            um[f] = user_mean[x, f]
-            im[f] = item_mean[y, f]
-            uv[f] = user_var[x, f]
-            iv[f] = item_var[y, f]
         if weight > np.float32(0.0):
-            seen = user_seen[x]
-            user_seen[x] = seen + one
-            kept = np.sqrt(seen)
-            root = one / np.sqrt(seen + one)
-            for f in range(width):
-                old = user_prior[x, f]
-                new = (kept * old + item_influence[y, f]) * root
-                um[f] += min(uv[f] * prior_precision[f], one) * (new - old)
-                user_prior[x, f] = new
-            seen = item_seen[y]
-            item_seen[y] = seen + one
-            kept = np.sqrt(seen)
-            share = one / (seen + one)
-            root = np.sqrt(share)
-            evidence = user_evidence[x] + share
-            user_evidence[x] = evidence
-            # from the item as it is before this rating, or the user's own error would come back
-            for f in range(width):
-                old = item_prior[y, f]
-                new = (kept * old + user_influence[x, f]) * root
-                precision = prior_precision[f]
-                im[f] += min(iv[f] * precision, one) * (new - old)
-                moved[f] = new
-                change[f] = (
-                    precision * root * (im[f] - new) / (own_precision + evidence * precision)
-                )
-            change[0] *= bias_share
-            for f in range(width):
-                user_influence[x, f] += change[f]
-                step = root * change[f]
-                item_prior[y, f] = moved[f] + step
-                im[f] += min(iv[f] * prior_precision[f], one) * step
+            user_kept = np.sqrt(user_seen[x])
+            user_seen[x] += one
+            user_root = one / np.sqrt(user_seen[x])
+            item_kept = np.sqrt(item_seen[y])
+            item_seen[y] += one
+            share = one / item_seen[y]
+            item_root = np.sqrt(share)
+            user_evidence[x] += share
+            evidence = user_evidence[x]
 
-        prediction = um[0] + im[0]
-        spread = uv[0] + iv[0]
-        for f in range(1, width):
-            prediction += um[f] * im[f]
-            spread += uv[f] * im[f] * im[f] + iv[f] * um[f] * um[f]
-        error = ratings[n] - prediction
+            precision = prior_precision[0]
+            old = user_prior[x, 0]
+            new = (user_kept * old + item_influence[y, 0]) * user_root
+            user_mean[x, 0] += min(user_var[x, 0] * precision, one) * (new - old)
+            user_prior[x, 0] = new
+            old = item_prior[y, 0]
+            new = (item_kept * old + user_influence[x, 0]) * item_root
+            taken = min(item_var[y, 0] * precision, one)
+            # from the item as it is before this rating, or the user's own error would come back
+            moved = item_mean[y, 0] + taken * (new - old)
+            change = precision * item_root * (moved - new) / (own_precision + evidence * precision)
+            change *= bias_share
+            user_influence[x, 0] += change
+            step = item_root * change
+            item_prior[y, 0] = new + step
+            item_mean[y, 0] = moved + taken * step
+
+            # the same for the features
+            for f in range(1, width, LANES):
+                user, item, count = x * width + f, y * width + f, width - f
+                precisions = load_first(prior_precision, f, count)
+                olds = load_first(user_prior, user, count)
+                news = (user_kept * olds + load_first(item_influence, item, count)) * user_root
+                gains = smaller(load_first(user_var, user, count) * precisions, ones)
+                means = load_first(user_mean, user, count)
+                store_first(user_mean, user, count, means + gains * (news - olds))
+                store_first(user_prior, user, count, news)
+                olds = load_first(item_prior, item, count)
+                own = load_first(user_influence, user, count)
+                news = (item_kept * olds + own) * item_root
+                gains = smaller(load_first(item_var, item, count) * precisions, ones)
+                means = load_first(item_mean, item, count) + gains * (news - olds)
+                changes = precisions * item_root * (means - news)
+                changes = changes / (own_precisions + evidence * precisions)
+                store_first(user_influence, user, count, own + changes)
+                changes *= item_root
+                store_first(item_prior, item, count, news + changes)
+                store_first(item_mean, item, count, means + gains * changes)
+
+        product, spread = compare_features(x, y, user_mean, user_var, item_mean, item_var)
+        error = ratings[n] - (user_mean[x, 0] + item_mean[y, 0] + product)
         errors[n] = error
         if weight <= np.float32(0.0):
             continue
+        spread += user_var[x, 0] + item_var[y, 0]
         inverse = one / (spread + noise / weight)
-        gain = error * inverse
-        c = uv[0]
-        user_mean[x, 0] = um[0] + c * gain
-        user_var[x, 0] = max(c - c * c * inverse, MIN_VARIANCE) + drift
-        c = iv[0]
-        item_mean[y, 0] = im[0] + c * gain
-        item_var[y, 0] = max(c - c * c * inverse, MIN_VARIANCE) + drift
-        for f in range(1, width):
-            a = uv[f] * im[f]
-            b = iv[f] * um[f]
-            user_mean[x, f] = um[f] + a * gain
-            item_mean[y, f] = im[f] + b * gain
-            user_var[x, f] = max(uv[f] - a * a * inverse, MIN_VARIANCE) + drift
-            item_var[y, f] = max(iv[f] - b * b * inverse, MIN_VARIANCE) + drift
+        move_rows(x, y, error, inverse, drift, user_mean, user_var, item_mean, item_var)

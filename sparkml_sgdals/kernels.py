@@ -17,15 +17,27 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from sparkml_sgdals.lanes import LANES, add_lanes, transpose_lanes
+from sparkml_sgdals.lanes import transpose_lanes
 from sparkml_sgdals.prefetch import AHEAD, prefetch_lines, prefetch_row
+from sparkml_sgdals.vectors import (
+    LANES,
+    fill,
+    larger,
+    load,
+    load_first,
+    store,
+    store_first,
+    summed,
+)
 
 __all__ = [
     "FAST",
     "MIN_VARIANCE",
     "check_rows",
     "clipped_squares",
+    "compare_features",
     "filter_ratings",
+    "move_rows",
     "predict_rows",
     "rating_gradients",
     "sgd_ratings",
@@ -78,6 +90,51 @@ def clipped_squares(ratings, errors, spread, low, high):  # type: ignore[no-unty
     return total
 
 
+@nb.njit(cache=True, nogil=True, fastmath=FAST, inline="always")
+def compare_features(x, y, user_mean, user_var, item_mean, item_var):  # type: ignore[no-untyped-def]
+    """U . P of user row x and item row y, int64, and its variance without the product of both.
+
+    Returns
+    -------
+    two float32: the sum over the features of um im, and that of uv im^2 + iv um^2
+    """
+    width = user_mean.shape[1]
+    products, spreads = fill(np.float32(0.0)), fill(np.float32(0.0))
+    for f in range(1, width, LANES):
+        user, item, count = x * width + f, y * width + f, width - f
+        um, uv = load_first(user_mean, user, count), load_first(user_var, user, count)
+        im, iv = load_first(item_mean, item, count), load_first(item_var, item, count)
+        products += um * im
+        spreads += uv * im * im + iv * um * um
+    return summed(products), summed(spreads)
+
+
+@nb.njit(cache=True, nogil=True, fastmath=FAST, inline="always")
+def move_rows(x, y, error, inverse, drift, user_mean, user_var, item_mean, item_var):  # type: ignore[no-untyped-def]
+    """Move the posteriors of user row x and item row y, int64, by one rating, in place: (4).
+
+    Parameters
+    ----------
+    error, inverse : float32, rating minus prediction, and 1 / (its variance, noise included)
+    """
+    width = user_mean.shape[1]
+    gain = error * inverse
+    for mean, var, row in ((user_mean, user_var, x), (item_mean, item_var, y)):
+        c = var[row, 0]
+        mean[row, 0] += c * gain
+        var[row, 0] = max(c - c * c * inverse, MIN_VARIANCE) + drift
+    least = fill(MIN_VARIANCE)
+    for f in range(1, width, LANES):
+        user, item, count = x * width + f, y * width + f, width - f
+        um, uv = load_first(user_mean, user, count), load_first(user_var, user, count)
+        im, iv = load_first(item_mean, item, count), load_first(item_var, item, count)
+        a, b = uv * im, iv * um
+        store_first(user_mean, user, count, um + a * gain)
+        store_first(item_mean, item, count, im + b * gain)
+        store_first(user_var, user, count, larger(uv - a * a * inverse, least) + drift)
+        store_first(item_var, item, count, larger(iv - b * b * inverse, least) + drift)
+
+
 @nb.njit(cache=True, nogil=True, fastmath=FAST)
 def filter_ratings(  # type: ignore[no-untyped-def]
     users, items, ratings, weights, user_mean, user_var, item_mean, item_var, noise, drift, errors
@@ -97,7 +154,6 @@ def filter_ratings(  # type: ignore[no-untyped-def]
     A rating of weight 0 is predicted and not learned. With S linearised in the posterior
     variances (no product c_x c_y): algorithm.md, equation (4).
     """
-    width = user_mean.shape[1]
     weighted = weights.size > 0
     for n in range(users.size):
         if n + AHEAD < users.size:
@@ -105,40 +161,19 @@ def filter_ratings(  # type: ignore[no-untyped-def]
             prefetch_row(item_mean, items[n + AHEAD])
             prefetch_row(user_var, users[n + AHEAD])
             prefetch_row(item_var, items[n + AHEAD])
-        x = users[n]
-        y = items[n]
-        prediction = user_mean[x, 0] + item_mean[y, 0]
-        spread = user_var[x, 0] + item_var[y, 0]
-        for f in range(1, width):
-            um = user_mean[x, f]
-            im = item_mean[y, f]
-            prediction += um * im
-            spread += user_var[x, f] * im * im + item_var[y, f] * um * um
-        error = ratings[n] - prediction
+        x = np.int64(users[n])
+        y = np.int64(items[n])
+        product, spread = compare_features(x, y, user_mean, user_var, item_mean, item_var)
+        error = ratings[n] - (user_mean[x, 0] + item_mean[y, 0] + product)
         errors[n] = error
         weight = np.float32(1.0)
         if weighted:
             weight = weights[n]
             if weight <= np.float32(0.0):
                 continue
+        spread += user_var[x, 0] + item_var[y, 0]
         inverse = np.float32(1.0) / (spread + noise / weight)
-        gain = error * inverse
-
-        c = user_var[x, 0]
-        user_mean[x, 0] += c * gain
-        user_var[x, 0] = max(c - c * c * inverse, MIN_VARIANCE) + drift
-        c = item_var[y, 0]
-        item_mean[y, 0] += c * gain
-        item_var[y, 0] = max(c - c * c * inverse, MIN_VARIANCE) + drift
-        for f in range(1, width):
-            um = user_mean[x, f]
-            im = item_mean[y, f]
-            a = user_var[x, f] * im
-            b = item_var[y, f] * um
-            user_mean[x, f] = um + a * gain
-            item_mean[y, f] = im + b * gain
-            user_var[x, f] = max(user_var[x, f] - a * a * inverse, MIN_VARIANCE) + drift
-            item_var[y, f] = max(item_var[y, f] - b * b * inverse, MIN_VARIANCE) + drift
+        move_rows(x, y, error, inverse, drift, user_mean, user_var, item_mean, item_var)
 
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST)
@@ -282,10 +317,11 @@ def sweep_ids(  # type: ignore[no-untyped-def]
                 wt[t] = w
             squares[0] += w
             for f in range(0, wide, LANES):
-                add_lanes(partner_sums, f, partner_var, np.int64(partners[begin + t]) * wide + f, w)  # type: ignore[call-arg]
+                unsure = load(partner_var, np.int64(partners[begin + t]) * wide + f)
+                store(partner_sums, f, load(partner_sums, f) + w * unsure)
             if t % LANES == LANES - 1:
                 for f in range(0, wide, LANES):
-                    transpose_lanes(  # type: ignore[call-arg]
+                    transpose_lanes(
                         columns, f * stride + t - (LANES - 1), stride, partner_mean, wide, f,
                         partners, begin + t - (LANES - 1),
                     )  # fmt: skip

@@ -1,8 +1,7 @@
-"""Eight float32 values of a row at a time, for kernels over short rows. No Spark.
+"""Rows of factors laid out for vectors of eight values: padded, or turned into columns. No Spark.
 
-A row of factors has rank + 1 values: too few for the loops that a compiler makes of a length it
-does not know, whose vectors start at 32 values. Rows padded with zeros to a multiple of eight, each
-at the start of a cache line or of half of one, are taken by whole vectors instead.
+Rows padded with zeros to a multiple of eight values, each at the start of a cache line or half-way
+of one, are taken by whole vectors, without a rest.
 """
 
 from __future__ import annotations
@@ -13,13 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba.core import types
-from numba.extending import intrinsic
+
+from sparkml_sgdals.vectors import LANES, code_of, lanes_at
 
 __all__ = [
-    "LANES",
-    "add_lanes",
-    "add_products",
-    "multiply_lanes",
     "padded_rows",
     "padded_width",
     "transpose_lanes",
@@ -27,10 +23,8 @@ __all__ = [
 
 F32 = npt.NDArray[np.float32]
 
-LANES: Final = 8
 _LINE: Final = 64
 """bytes of a cache line"""
-_SUMS: Final = ("reassoc", "contract", "nsz")
 _EXCHANGES: Final = (
     (1, (0, 8, 1, 9, 4, 12, 5, 13), (2, 10, 3, 11, 6, 14, 7, 15)),
     (2, (0, 1, 8, 9, 4, 5, 12, 13), (2, 3, 10, 11, 6, 7, 14, 15)),
@@ -69,85 +63,12 @@ def padded_rows(matrix: F32, spare: int = 0) -> F32:
     return padded
 
 
-def _lanes_at(
-    context: Any, builder: Any, array: Any, kind: Any, place: Any, place_kind: Any
-) -> Any:
-    """Pointer to eight values of an array as if flat."""
-    held = context.make_array(kind)(context, builder, array)
-    index = context.cast(builder, place, place_kind, types.int64)
-    address = builder.gep(held.data, [index])
-    return builder.bitcast(address, ir.VectorType(ir.FloatType(), LANES).as_pointer())
-
-
 def _shuffled(builder: Any, one: Any, two: Any, places: tuple[int, ...]) -> Any:
     mask = ir.Constant(ir.VectorType(ir.IntType(32), LANES), list(places))
     return builder.shuffle_vector(one, two, mask)
 
 
-@intrinsic
-def add_lanes(_typing, sums, at, source, start, factor):  # type: ignore[no-untyped-def]
-    """sums[at : at + 8] += factor * source[start : start + 8], of C-contiguous arrays as if flat.
-
-    Nothing checks that the places lie inside.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        kinds = signature.args
-        nothing = ir.Constant(ir.VectorType(ir.FloatType(), LANES), ir.Undefined)
-        first = builder.insert_element(nothing, given[4], ir.IntType(32)(0))
-        scale = _shuffled(builder, first, nothing, (0,) * LANES)
-        target = _lanes_at(context, builder, given[0], kinds[0], given[1], kinds[1])
-        added = _lanes_at(context, builder, given[2], kinds[2], given[3], kinds[3])
-        product = builder.fmul(scale, builder.load(added, align=4), flags=_SUMS)
-        total = builder.fadd(builder.load(target, align=4), product, flags=_SUMS)
-        builder.store(total, target, align=4)
-        return context.get_dummy_value()
-
-    return types.void(sums, at, source, start, factor), generate
-
-
-@intrinsic
-def add_products(_typing, sums, at, one, first, two, second):  # type: ignore[no-untyped-def]
-    """sums[at : at + 8] += one[first : first + 8] * two[second : second + 8], as if flat.
-
-    Nothing checks that the places lie inside.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        kinds = signature.args
-        target, *factors = (
-            _lanes_at(context, builder, given[n], kinds[n], given[n + 1], kinds[n + 1])
-            for n in (0, 2, 4)
-        )
-        product = builder.fmul(*(builder.load(f, align=4) for f in factors), flags=_SUMS)
-        total = builder.fadd(builder.load(target, align=4), product, flags=_SUMS)
-        builder.store(total, target, align=4)
-        return context.get_dummy_value()
-
-    return types.void(sums, at, one, first, two, second), generate
-
-
-@intrinsic
-def multiply_lanes(_typing, values, at, factors, first):  # type: ignore[no-untyped-def]
-    """values[at : at + 8] *= factors[first : first + 8], as if flat.
-
-    Nothing checks that the places lie inside.
-    """
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        kinds = signature.args
-        target, factor = (
-            _lanes_at(context, builder, given[n], kinds[n], given[n + 1], kinds[n + 1])
-            for n in (0, 2)
-        )
-        product = builder.fmul(*(builder.load(f, align=4) for f in (target, factor)), flags=_SUMS)
-        builder.store(product, target, align=4)
-        return context.get_dummy_value()
-
-    return types.void(values, at, factors, first), generate
-
-
-@intrinsic
+@code_of
 def transpose_lanes(_typing, columns, at, stride, source, width, column, rows, first):  # type: ignore[no-untyped-def]
     """columns[at + k stride + n] = source[rows[first + n] width + column + k], as if flat, for
     n and k in 0..7.
@@ -166,7 +87,7 @@ def transpose_lanes(_typing, columns, at, stride, source, width, column, rows, f
             row = builder.load(builder.gep(named.data, [builder.add(start, word(n))]))
             row = context.cast(builder, row, kinds[6].dtype, types.int64)
             place = builder.add(builder.mul(row, wide), offset)
-            pointer = _lanes_at(context, builder, given[3], kinds[3], place, types.int64)
+            pointer = lanes_at(context, builder, given[3], kinds[3], place, types.int64)
             vectors.append(builder.load(pointer, align=4))
         for apart, low, high in _EXCHANGES:
             for n in range(LANES):
@@ -176,7 +97,7 @@ def transpose_lanes(_typing, columns, at, stride, source, width, column, rows, f
                     vectors[n + apart] = _shuffled(builder, *pair, high)
         for k, vector in enumerate(_COLUMNS):
             place = builder.add(begin, builder.mul(step, word(k)))
-            target = _lanes_at(context, builder, given[0], kinds[0], place, types.int64)
+            target = lanes_at(context, builder, given[0], kinds[0], place, types.int64)
             builder.store(vectors[vector], target, align=4)
         return context.get_dummy_value()
 

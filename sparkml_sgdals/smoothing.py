@@ -16,17 +16,12 @@ import numpy.typing as npt
 from sparkml_sgdals.factors import FactorRows
 from sparkml_sgdals.implicit import concentration, moved_prior
 from sparkml_sgdals.kernels import FAST, check_rows
-from sparkml_sgdals.lanes import (
-    LANES,
-    add_products,
-    multiply_lanes,
-    padded_rows,
-    transpose_lanes,
-)
+from sparkml_sgdals.lanes import padded_rows, transpose_lanes
 from sparkml_sgdals.prefetch import AHEAD, prefetch_lines
 from sparkml_sgdals.ratings import Layout, Ratings, layout_by
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.solvers import over_ids
+from sparkml_sgdals.vectors import LANES, fill, load, square_root, store
 
 __all__ = ["smooth_batch", "smooth_ids"]
 
@@ -175,15 +170,13 @@ def smooth_few(  # type: ignore[no-untyped-def]
     longest = starts[ids[-1] + 1] - starts[ids[-1]]
     rows = np.empty(_WIDE, np.int64)
     truth, wt = np.empty(_WIDE, np.float32), np.empty(_WIDE, np.float32)
-    prediction, spread = np.empty(_WIDE, np.float32), np.empty(_WIDE, np.float32)
-    root, change = np.empty(_WIDE, np.float32), np.empty(_WIDE, np.float32)
+    ones, noises = fill(one), fill(noise)
     taken = np.empty(_WIDE, np.int64)
     # by rating, then by coordinate, then by id; times the root of the rating's weight
     regressors = np.empty(longest * wide * _WIDE, np.float32)
     errors = np.empty(longest * _WIDE, np.float32)
     # by coordinate, then by id
-    own, own_squares = np.empty(wide * _WIDE, np.float32), np.empty(wide * _WIDE, np.float32)
-    unsure = np.empty(wide * _WIDE, np.float32)
+    own, unsure = np.empty(wide * _WIDE, np.float32), np.empty(wide * _WIDE, np.float32)
     squares, partner_sums = np.empty(wide * _WIDE, np.float32), np.empty(wide * _WIDE, np.float32)
     gains, moments = np.empty(wide * _WIDE, np.float32), np.empty(wide * _WIDE, np.float32)
     for begin in range(0, ids.size, _WIDE):
@@ -194,11 +187,10 @@ def smooth_few(  # type: ignore[no-untyped-def]
         for f in range(0, wide, LANES):
             for n in range(0, _WIDE, LANES):
                 to = f * _WIDE + n
-                transpose_lanes(own, to, _WIDE, mean, wide, f, taken, n)  # type: ignore[call-arg]
+                transpose_lanes(own, to, _WIDE, mean, wide, f, taken, n)
                 transpose_lanes(moments, to, _WIDE, prior_mean, wide, f, taken, n)
                 transpose_lanes(gains, to, _WIDE, pull, wide, f, taken, n)
         for n in range(own.size):
-            own_squares[n] = own[n] * own[n]
             squares[n] = zero
             partner_sums[n] = zero
         for t in range(count):
@@ -217,46 +209,45 @@ def smooth_few(  # type: ignore[no-untyped-def]
             for f in range(0, wide, LANES):
                 for n in range(0, _WIDE, LANES):
                     to = f * _WIDE + n
-                    transpose_lanes(regressors, at + to, _WIDE, partner_mean, wide, f, rows, n)  # type: ignore[call-arg]
+                    transpose_lanes(regressors, at + to, _WIDE, partner_mean, wide, f, rows, n)
                     transpose_lanes(unsure, to, _WIDE, partner_var, wide, f, rows, n)
-            for n in range(_WIDE):
-                prediction[n] = own[n] + regressors[at + n]
-                spread[n] = unsure[n]
-            for f in range(1, width):
-                for n in range(0, _WIDE, LANES):
+            for n in range(0, _WIDE, LANES):
+                prediction = load(own, n) + load(regressors, at + n)
+                spread = load(unsure, n)
+                for f in range(1, width):
                     to = f * _WIDE + n
-                    add_products(prediction, n, own, to, regressors, at + to)  # type: ignore[call-arg]
-                    add_products(spread, n, own_squares, to, unsure, to)
-            for n in range(_WIDE):
-                wt[n] = wt[n] * noise / (noise + wt[n] * spread[n])
-                root[n] = np.sqrt(wt[n])
-                errors[t * _WIDE + n] = root[n] * (truth[n] - prediction[n])
+                    mine = load(own, to)
+                    prediction += mine * load(regressors, at + to)
+                    spread += mine * mine * load(unsure, to)
+                weight = load(wt, n)
+                weight = noise * weight / (noises + weight * spread)
+                root = square_root(weight)
+                store(errors, t * _WIDE + n, root * (load(truth, n) - prediction))
                 # the bias is a feature whose regressor is 1, with variance 0
-                regressors[at + n] = root[n]
-                squares[n] += wt[n]
-            for f in range(1, width):
-                for n in range(0, _WIDE, LANES):
+                store(regressors, at + n, root)
+                store(squares, n, load(squares, n) + weight)
+                for f in range(1, width):
                     to = f * _WIDE + n
-                    multiply_lanes(regressors, at + to, root, n)  # type: ignore[call-arg]
-                    add_products(squares, to, regressors, at + to, regressors, at + to)
-                    add_products(partner_sums, to, unsure, to, wt, n)
-        for n in range(own.size):
-            moments[n] = gains[n] * (moments[n] - own[n]) - partner_sums[n] * own[n]
-            gains[n] = one / (gains[n] + squares[n] + partner_sums[n])
+                    regressor = root * load(regressors, at + to)
+                    store(regressors, at + to, regressor)
+                    store(squares, to, load(squares, to) + regressor * regressor)
+                    store(partner_sums, to, load(partner_sums, to) + load(unsure, to) * weight)
+        for n in range(0, own.size, LANES):
+            gain, spread, mine = load(gains, n), load(partner_sums, n), load(own, n)
+            store(moments, n, gain * (load(moments, n) - mine) - spread * mine)
+            store(gains, n, ones / (gain + load(squares, n) + spread))
         for f in range(width):
-            row = f * _WIDE
-            for t in range(count):
-                at = t * wide * _WIDE + row
-                for n in range(0, _WIDE, LANES):
-                    add_products(moments, row + n, regressors, at + n, errors, t * _WIDE + n)  # type: ignore[call-arg]
-            for n in range(_WIDE):
-                step = gains[row + n] * moments[row + n]
-                own[row + n] += step
-                change[n] = -step
-            for t in range(count):
-                at = t * wide * _WIDE + row
-                for n in range(0, _WIDE, LANES):
-                    add_products(errors, t * _WIDE + n, regressors, at + n, change, n)  # type: ignore[call-arg]
+            for n in range(0, _WIDE, LANES):
+                to = f * _WIDE + n
+                moment = load(moments, to)
+                for t in range(count):
+                    regressor = load(regressors, t * wide * _WIDE + to)
+                    moment += regressor * load(errors, t * _WIDE + n)
+                step = load(gains, to) * moment
+                store(own, to, load(own, to) + step)
+                for t in range(count):
+                    change = load(regressors, t * wide * _WIDE + to) * step
+                    store(errors, t * _WIDE + n, load(errors, t * _WIDE + n) - change)
         for n in range(some.size):
             if squares[n] > zero:
                 for f in range(width):

@@ -1,4 +1,4 @@
-"""Rows of eight values at a time against NumPy."""
+"""Rows padded and turned into columns, against NumPy."""
 
 from __future__ import annotations
 
@@ -6,33 +6,10 @@ import numba as nb
 import numpy as np
 import pytest
 
-from sparkml_sgdals.lanes import (
-    LANES,
-    add_lanes,
-    add_products,
-    multiply_lanes,
-    padded_rows,
-    padded_width,
-    transpose_lanes,
-)
+from sparkml_sgdals.lanes import padded_rows, padded_width, transpose_lanes
+from sparkml_sgdals.vectors import LANES
 
 F32 = np.float32
-
-
-@nb.njit
-def add(sums, source, factors, wide):  # type: ignore[no-untyped-def]
-    """sums += factors @ source, whatever the number of whole lanes."""
-    for row in range(factors.size):
-        for f in range(0, wide, LANES):
-            add_lanes(sums, f, source, row * wide + f, factors[row])
-
-
-@nb.njit
-def multiply(sums, one, two):  # type: ignore[no-untyped-def]
-    """sums += one * two, then one *= two, but for one value at either end."""
-    for n in range(1, sums.size - 1, LANES):
-        add_products(sums, n, one, n, two, n - 1)
-        multiply_lanes(one, n, two, n - 1)
 
 
 @nb.njit
@@ -66,29 +43,6 @@ def test_spare_rows_are_zeros() -> None:
     assert padded.shape == (5, 8)
     assert padded[:3, :5].all()
     assert not padded[3:].any()
-
-
-def test_products() -> None:
-    """Value by value, and nothing written besides."""
-    sums, one = np.random.default_rng(3).normal(size=(2, 18)).astype(F32)
-    two = np.random.default_rng(4).normal(size=16).astype(F32)
-    expected, product = sums.copy(), one.copy()
-    expected[1:-1] += one[1:-1] * two
-    product[1:-1] *= two
-    multiply(sums, one, two)
-    np.testing.assert_allclose(sums, expected, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(one, product)
-
-
-@pytest.mark.parametrize("width", [3, 8, 20])
-def test_lanes_are_added(width: int) -> None:
-    """A weighted sum of rows."""
-    rng = np.random.default_rng(2)
-    source = padded_rows(rng.normal(size=(6, width)).astype(F32))
-    factors = rng.normal(size=6).astype(F32)
-    sums = np.ones(source.shape[1], F32)
-    add(sums, source, factors, source.shape[1])
-    np.testing.assert_allclose(sums, 1.0 + factors @ source, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.int64])
