@@ -153,7 +153,8 @@ class Tree:
         self.kill()
         if code:
             log = Path(self.log.name).read_text(errors="replace")
-            if _SLOW in log:
+            # what ended it, not a slow start before that was tried again
+            if _SLOW in log[log.rfind("Traceback") :]:
                 raise TooSlowError
             raise AssertionError(f"the program failed with {code}:\n{log[-6000:]}")
         return True
