@@ -284,17 +284,21 @@ def sweep_ids(  # type: ignore[no-untyped-def]
     weighted = weights.size > 0
     own_mean = prior_mean.shape[0] > 1
     own_var = prior_var.shape[0] > 1
+    zero, one = np.float32(0.0), np.float32(1.0)
     longest = np.int64(0)
     for x in range(first, last):
         longest = max(longest, starts[x + 1] - starts[x])
-    # the partners' means by column, each contiguous over the ratings of one id
+    # the partners' means by column, each contiguous over the ratings of one id, then zeros up to a
+    # whole vector; like the errors times the root of the rating's weight
     columns = np.empty(wide * (longest + 2 * LANES), np.float32)
-    errors = np.empty(longest, np.float32)
-    wt = np.ones(longest, np.float32)
-    squares = np.empty(width, np.float32)
+    errors = np.empty(longest + LANES, np.float32)
+    roots = np.empty(longest + LANES, np.float32)
+    some = np.empty(LANES, np.int64)
+    squares = np.zeros(wide, np.float32)
     partner_sums = np.empty(wide, np.float32)
-    gains = np.empty(width, np.float32)
-    offsets = np.empty(width, np.float32)
+    gains = np.empty(wide, np.float32)
+    offsets = np.empty(wide, np.float32)
+    least, ones, noises = fill(MIN_VARIANCE), fill(one), fill(noise)
 
     for x in range(first, last):
         begin = starts[x]
@@ -305,86 +309,105 @@ def sweep_ids(  # type: ignore[no-untyped-def]
             continue
         # columns a power of two apart would share the same few lines of the cache
         stride = (count // LANES + 2) * LANES
-        partner_sums[:] = np.float32(0.0)
-        squares[0] = np.float32(0.0)
+        partner_sums[:] = zero
+        weight_sum = np.float32(count)
+        if weighted:
+            weight_sum = zero
+            for t in range(count):
+                weight_sum += weights[begin + t]
+                roots[t] = np.sqrt(weights[begin + t])
+            if weight_sum <= zero:
+                continue
+        else:
+            for t in range(count):
+                roots[t] = one
+        for t in range(count, (count + LANES - 1) // LANES * LANES):
+            roots[t] = zero
         for t in range(count):
             if begin + t + AHEAD < partners.size:
                 prefetch_lines(partner_mean, partners[begin + t + AHEAD])
                 prefetch_lines(partner_var, partners[begin + t + AHEAD])
-            w = np.float32(1.0)
+            weight = one
             if weighted:
-                w = weights[begin + t]
-                wt[t] = w
-            squares[0] += w
+                weight = weights[begin + t]
+            row = np.int64(partners[begin + t]) * wide
             for f in range(0, wide, LANES):
-                unsure = load(partner_var, np.int64(partners[begin + t]) * wide + f)
-                store(partner_sums, f, load(partner_sums, f) + w * unsure)
+                unsure = load(partner_sums, f) + weight * load(partner_var, row + f)
+                store(partner_sums, f, unsure)
             if t % LANES == LANES - 1:
                 for f in range(0, wide, LANES):
                     transpose_lanes(
                         columns, f * stride + t - (LANES - 1), stride, partner_mean, wide, f,
                         partners, begin + t - (LANES - 1),
                     )  # fmt: skip
-        if squares[0] <= np.float32(0.0):
-            continue
-        for t in range(count // LANES * LANES, count):
+        rest = count % LANES
+        if rest:
+            for n in range(LANES):
+                some[n] = partners[begin + count - rest + (n if n < rest else 0)]
+            for f in range(0, wide, LANES):
+                transpose_lanes(
+                    columns, f * stride + count - rest, stride, partner_mean, wide, f, some, 0
+                )
+        if weighted or rest:
             for f in range(width):
-                columns[f * stride + t] = partner_mean[partners[begin + t], f]
-        for t in range(count):
-            errors[t] = ratings[begin + t] - (mean[x, 0] + columns[t])
-        for f in range(1, width):
-            column = columns[f * stride : f * stride + count]
-            own = mean[x, f]
-            total = np.float32(0.0)
-            if weighted:
-                for t in range(count):
-                    errors[t] -= own * column[t]
-                    total += wt[t] * column[t] * column[t]
-            else:
-                for t in range(count):
-                    errors[t] -= own * column[t]
-                    total += column[t] * column[t]
-            squares[f] = total
+                for t in range(0 if weighted else count - rest, count, LANES):
+                    place = f * stride + t
+                    store(columns, place, load(roots, t) * load(columns, place))
 
-        p = x if own_mean else 0
-        q = x if own_var else 0
+        bias = mean[x, 0]
+        for t in range(0, count, LANES):
+            root = load(roots, t)
+            rated = load_first(ratings, begin + t, count - t)
+            store(errors, t, root * (rated - bias) - load(columns, t))
+            # the bias is a feature whose regressor is 1
+            store(columns, t, root)
+        squares[0] = weight_sum
+        for f in range(1, width):
+            m = mean[x, f]
+            sums = fill(zero)
+            for t in range(0, count, LANES):
+                column = load(columns, f * stride + t)
+                store(errors, t, load(errors, t) - m * column)
+                sums += column * column
+            squares[f] = summed(sums)
+
+        p = x * width if own_mean else 0
+        q = x * width if own_var else 0
+        bias_spread = partner_sums[0]
+        partner_sums[0] = zero
+        for f in range(0, width, LANES):
+            own, left = x * width + f, width - f
+            pull, square = noises / load_first(prior_var, q + f, left), load(squares, f)
+            inverse = ones / (pull + square + load(partner_sums, f))
+            prior = load_first(prior_mean, p + f, left)
+            store(gains, f, inverse)
+            store(offsets, f, square * load_first(mean, own, left) + pull * prior)
+            store_first(var, own, left, larger(noise * inverse, least))
+        change, last_column = zero, np.int64(0)
         for f in range(width):
-            pull = noise / prior_var[q, f]
-            precision = pull + squares[f]
-            if f > 0:
-                precision += partner_sums[f]
-            inverse = np.float32(1.0) / precision
-            gains[f] = inverse
-            offsets[f] = squares[f] * mean[x, f] + pull * prior_mean[p, f]
-            var[x, f] = max(noise * inverse, MIN_VARIANCE)
-        # a bias is a feature whose regressor is 1
-        columns[:count] = np.float32(1.0)
-        for f in range(width):
-            column = columns[f * stride : f * stride + count]
-            moment = np.float32(0.0)
-            if weighted:
-                for t in range(count):
-                    moment += wt[t] * column[t] * errors[t]
-            else:
-                for t in range(count):
-                    moment += column[t] * errors[t]
-            new = (moment + offsets[f]) * gains[f]
+            column = f * stride
+            moments = fill(zero)
+            for t in range(0, count, LANES):
+                error = load(errors, t) - change * load(columns, last_column + t)
+                store(errors, t, error)
+                moments += load(columns, column + t) * error
+            new = (summed(moments) + offsets[f]) * gains[f]
             change = new - mean[x, f]
-            for t in range(count):
-                errors[t] -= change * column[t]
+            last_column = column
             mean[x, f] = new
 
-        total_error = np.float64(0.0)
-        for t in range(count):
-            total_error += np.float64(wt[t] * errors[t] * errors[t])
-        square_errors[x] = total_error
-        total_variance = np.float64(var[x, 0] * squares[0] + partner_sums[0])
-        for f in range(1, width):
-            total_variance += np.float64(
-                var[x, f] * (squares[f] + partner_sums[f])
-                + mean[x, f] * mean[x, f] * partner_sums[f]
-            )
-        variances[x] = total_variance
+        sums = fill(zero)
+        for t in range(0, count, LANES):
+            error = load(errors, t) - change * load(columns, last_column + t)
+            sums += error * error
+        square_errors[x] = np.float64(summed(sums))
+        sums = fill(zero)
+        for f in range(0, width, LANES):
+            left = width - f
+            own, unsure = x * width + f, load(partner_sums, f)
+            m, c = load_first(mean, own, left), load_first(var, own, left)
+            sums += c * (load(squares, f) + unsure) + m * m * unsure
+        variances[x] = np.float64(summed(sums) + bias_spread)
 
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST)
