@@ -39,12 +39,12 @@ __all__ = [
 ]
 
 LANES: Final = 8
-FLAGS: Final = ("reassoc", "contract", "arcp", "nsz")
+"""values of a vector"""
+_FLAGS: Final = ("reassoc", "contract", "arcp", "nsz")
 """Those of kernels.FAST: NaN and infinity keep their meaning."""
 
 _WORD: Final = ir.IntType(64)
 _VALUES: Final = ir.VectorType(ir.FloatType(), LANES)
-_CHOICE: Final = ir.VectorType(ir.IntType(1), LANES)
 _ALIGNED: Final = 4
 """bytes: a row may start anywhere"""
 
@@ -185,7 +185,7 @@ def summed(_typing, vector):  # type: ignore[no-untyped-def]
         function = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
             builder.module, kind, f"llvm.vector.reduce.fadd.v{LANES}f32"
         )
-        return builder.call(function, [ir.FloatType()(0.0), given[0]], fastmath=FLAGS)
+        return builder.call(function, [ir.FloatType()(0.0), given[0]], fastmath=_FLAGS)
 
     return types.float32(vector), generate
 
@@ -198,7 +198,7 @@ def square_root(_typing, vector):  # type: ignore[no-untyped-def]
         function = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
             builder.module, ir.FunctionType(_VALUES, [_VALUES]), f"llvm.sqrt.v{LANES}f32"
         )
-        return builder.call(function, given, fastmath=FLAGS)
+        return builder.call(function, given, fastmath=_FLAGS)
 
     return VECTOR(vector), generate
 
@@ -238,7 +238,7 @@ def _arithmetic(operation: Callable[..., Any], instruction: str) -> None:
             value if kind == VECTOR else _repeated(builder, value)
             for value, kind in zip(given, signature.args, strict=True)
         )
-        return getattr(builder, instruction)(*both, flags=FLAGS)
+        return getattr(builder, instruction)(*both, flags=_FLAGS)
 
     type_callable(operation)(typing)
     for one, two in ((VECTOR, VECTOR), (VECTOR, types.float32), (types.float32, VECTOR)):
