@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.core.errors import NumbaTypeError
 from numba.extending import (
     intrinsic,
     lower_builtin,
@@ -71,7 +72,14 @@ class _VectorModel(models.PrimitiveModel):
 
 
 def lanes_at(context: Any, builder: Any, array: Any, kind: Any, place: Any, place_kind: Any) -> Any:
-    """Pointer to eight values of an array as if flat, for code generation."""
+    """Pointer to eight values of an array as if flat, for code generation.
+
+    Raises
+    ------
+    NumbaTypeError : an array that need not be C-contiguous: its places would be others
+    """
+    if kind.layout != "C":
+        raise NumbaTypeError(f"vectors are of C-contiguous arrays, not of {kind}")
     held = context.make_array(kind)(context, builder, array)
     index = context.cast(builder, place, place_kind, types.int64)
     return builder.bitcast(builder.gep(held.data, [index]), _VALUES.as_pointer())

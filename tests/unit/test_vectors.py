@@ -106,6 +106,17 @@ def test_a_float64_is_refused() -> None:
         add(arrays()[0], 1.7)
 
 
+def test_strided_arrays_are_refused() -> None:
+    """Their eight values lie elsewhere."""
+
+    @nb.njit
+    def add(one):  # type: ignore[no-untyped-def]
+        return summed(load(one, 0))
+
+    with pytest.raises(nb.core.errors.NumbaError, match="C-contiguous"):
+        add(arrays()[0][::2])
+
+
 @nb.njit
 def part(source, at, count, out):  # type: ignore[no-untyped-def]
     """The first values of a vector, and the sum of all eight."""
