@@ -36,6 +36,7 @@ from pyspark.sql import DataFrame, SparkSession
 from sparkml_sgdals import StreamingBiasedALS
 
 SCHEMA = "userId long, movieId long, rating double, timestamp long"
+COLUMNS = {"userCol": "userId", "itemCol": "movieId", "timestampCol": "timestamp"}
 SIZES = {1_000: 25, 100_000: 12}
 """Ratings of a trigger, and how many triggers a run has."""
 WARM_UP = 5
@@ -114,9 +115,9 @@ def collect(batch: DataFrame, number: int) -> None:
     batch.toArrow()
 
 
-def ours(stream: DataFrame, folder: str) -> Any:
+def ours(stream: DataFrame, folder: str, **params: Any) -> Any:
     """Learn each batch."""
-    als = StreamingBiasedALS(userCol="userId", itemCol="movieId", timestampCol="timestamp")
+    als = StreamingBiasedALS(**COLUMNS, **params)
     job = als.fitStream(stream, f"{folder}/model", trigger={"availableNow": True})
     job.awaitTermination()
     return job.query

@@ -22,14 +22,24 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
 from harness import session
-from pyspark.sql import DataFrame, SparkSession
-from streaming import Source, from_files, from_kafka, made_ratings, trigger_seconds, write_files
+from pyspark.sql import SparkSession
+from streaming import (
+    COLUMNS,
+    Source,
+    from_files,
+    from_kafka,
+    made_ratings,
+    ours,
+    trigger_seconds,
+    write_files,
+)
 
 from sparkml_sgdals import StreamingBiasedALS, updating
 from sparkml_sgdals.ratings import Ratings, encode_ratings
@@ -39,7 +49,6 @@ OUT = Path(__file__).resolve().parent.parent / "out" / "updates.json"
 SIZES = (1_000, 10_000, 100_000)
 TRIGGERS = {1_000: 25, 10_000: 18, 100_000: 12}
 """How many triggers of so many ratings a stream has."""
-COLUMNS = {"userCol": "userId", "itemCol": "movieId", "timestampCol": "timestamp"}
 FORMS = {
     "filter alone": (False, False),
     "implicit prior": (True, False),
@@ -154,15 +163,8 @@ def in_turn(spark: SparkSession, source: Source, runs: int) -> dict[str, float]:
         # who goes first changes: a machine that slows down favours neither
         for form in sorted(times, reverse=run % 2 == 0):
             implicit, smooth = FORMS[form]
-            als = StreamingBiasedALS(**COLUMNS, implicitPrior=implicit)
-
-            def learn(stream: DataFrame, folder: str) -> Any:
-                job = als.fitStream(stream, f"{folder}/model", trigger={"availableNow": True})  # noqa: B023
-                job.awaitTermination()
-                return job.query
-
             with smoothing(smooth):
-                seconds = trigger_seconds(spark, source, learn)
+                seconds = trigger_seconds(spark, source, partial(ours, implicitPrior=implicit))
             if run:
                 times[form] += [1000 * second for second in seconds]
     return {form: statistics.median(of_form) for form, of_form in times.items()}

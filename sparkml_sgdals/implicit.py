@@ -74,7 +74,7 @@ def learn_influences(  # type: ignore[no-untyped-def]
     Damping leaves the fixed point where it is. B blocks that learn at once from the same `apart`
     overshoot by up to B / damping, which shrinks as long as damping > B / 2.
     """
-    precisions, own_precisions = load(precision, 0), fill(own_precision)
+    precisions = load(precision, 0)
     for y in range(starts.size - 1):
         first, last = starts[y], starts[y + 1]
         if first == last:
@@ -87,7 +87,7 @@ def learn_influences(  # type: ignore[no-untyped-def]
             x = np.int64(partners[t])
             moment += roots[x] * load(apart, x * LANES)
         old = load(influence, y * LANES)
-        new = precisions * (moment + share * old) / (own_precisions + share * precisions)
+        new = precisions * (moment + share * old) / (own_precision + share * precisions)
         store(influence, y * LANES, new)
         change = damping * (old - new)
         for t in range(first, last):
@@ -343,7 +343,7 @@ def filter_implicit(  # type: ignore[no-untyped-def]
     weighted = weights.size > 0
     one = np.float32(1.0)
     prior_precision = one / prior_var
-    ones, own_precisions = fill(one), fill(own_precision)
+    ones = fill(one)
     for n in range(users.size):
         if n + AHEAD < users.size:
             after, partner = users[n + AHEAD], items[n + AHEAD]
@@ -388,7 +388,8 @@ def filter_implicit(  # type: ignore[no-untyped-def]
             item_prior[y, 0] = new + step
             item_mean[y, 0] = moved + taken * step
 
-            # the same for the features
+            # the same for the features: at rank 16 the bias among them would be a third vector, of
+            # one value, and take half as long again
             for f in range(1, width, LANES):
                 user, item, count = x * width + f, y * width + f, width - f
                 precisions = load_first(prior_precision, f, count)
@@ -404,7 +405,7 @@ def filter_implicit(  # type: ignore[no-untyped-def]
                 gains = smaller(load_first(item_var, item, count) * precisions, ones)
                 means = load_first(item_mean, item, count) + gains * (news - olds)
                 changes = precisions * item_root * (means - news)
-                changes = changes / (own_precisions + evidence * precisions)
+                changes = changes / (own_precision + evidence * precisions)
                 store_first(user_influence, user, count, own + changes)
                 changes *= item_root
                 store_first(item_prior, item, count, news + changes)

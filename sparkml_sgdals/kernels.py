@@ -298,7 +298,7 @@ def sweep_ids(  # type: ignore[no-untyped-def]
     partner_sums = np.empty(wide, np.float32)
     gains = np.empty(wide, np.float32)
     offsets = np.empty(wide, np.float32)
-    least, ones, noises = fill(MIN_VARIANCE), fill(one), fill(noise)
+    least = fill(MIN_VARIANCE)
 
     for x in range(first, last):
         begin = starts[x]
@@ -377,8 +377,8 @@ def sweep_ids(  # type: ignore[no-untyped-def]
         partner_sums[0] = zero
         for f in range(0, width, LANES):
             own, left = x * width + f, width - f
-            pull, square = noises / load_first(prior_var, q + f, left), load(squares, f)
-            inverse = ones / (pull + square + load(partner_sums, f))
+            pull, square = noise / load_first(prior_var, q + f, left), load(squares, f)
+            inverse = one / (pull + square + load(partner_sums, f))
             prior = load_first(prior_mean, p + f, left)
             store(gains, f, inverse)
             store(offsets, f, square * load_first(mean, own, left) + pull * prior)

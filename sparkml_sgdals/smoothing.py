@@ -21,7 +21,7 @@ from sparkml_sgdals.prefetch import AHEAD, prefetch_lines
 from sparkml_sgdals.ratings import Layout, Ratings, layout_by
 from sparkml_sgdals.settings import Settings
 from sparkml_sgdals.solvers import over_ids
-from sparkml_sgdals.vectors import LANES, fill, load, square_root, store
+from sparkml_sgdals.vectors import LANES, load, square_root, store
 
 __all__ = ["smooth_batch", "smooth_ids"]
 
@@ -170,7 +170,6 @@ def smooth_few(  # type: ignore[no-untyped-def]
     longest = starts[ids[-1] + 1] - starts[ids[-1]]
     rows = np.empty(_WIDE, np.int64)
     truth, wt = np.empty(_WIDE, np.float32), np.empty(_WIDE, np.float32)
-    ones, noises = fill(one), fill(noise)
     taken = np.empty(_WIDE, np.int64)
     # by rating, then by coordinate, then by id; times the root of the rating's weight
     regressors = np.empty(longest * wide * _WIDE, np.float32)
@@ -220,7 +219,7 @@ def smooth_few(  # type: ignore[no-untyped-def]
                     prediction += mine * load(regressors, at + to)
                     spread += mine * mine * load(unsure, to)
                 weight = load(wt, n)
-                weight = noise * weight / (noises + weight * spread)
+                weight = noise * weight / (noise + weight * spread)
                 root = square_root(weight)
                 store(errors, t * _WIDE + n, root * (load(truth, n) - prediction))
                 # the bias is a feature whose regressor is 1, with variance 0
@@ -235,7 +234,7 @@ def smooth_few(  # type: ignore[no-untyped-def]
         for n in range(0, own.size, LANES):
             gain, spread, mine = load(gains, n), load(partner_sums, n), load(own, n)
             store(moments, n, gain * (load(moments, n) - mine) - spread * mine)
-            store(gains, n, ones / (gain + load(squares, n) + spread))
+            store(gains, n, one / (gain + load(squares, n) + spread))
         for f in range(width):
             for n in range(0, _WIDE, LANES):
                 to = f * _WIDE + n
