@@ -35,9 +35,9 @@ from pyspark.ml.recommendation import ALS
 from pyspark.sql import SparkSession
 
 from sparkml_sgdals import StreamingBiasedALS
-from sparkml_sgdals.ratings import encode_ratings
-from sparkml_sgdals.state import ModelState
-from sparkml_sgdals.updating import learn_batch
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.state.model_state import ModelState
 
 OUT = Path(__file__).resolve().parent.parent / "out"
 NAMES = {

@@ -26,10 +26,10 @@ import pyarrow as pa
 from accuracy import OUT, find_sets, outer_splits, split
 
 from sparkml_sgdals import StreamingBiasedALS
-from sparkml_sgdals.learning import fit_ratings
-from sparkml_sgdals.ratings import Ratings, encode_ratings
-from sparkml_sgdals.state import ModelState
-from sparkml_sgdals.updating import learn_batch
+from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
+from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.learn.whole_table import fit_ratings
+from sparkml_sgdals.state.model_state import ModelState
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

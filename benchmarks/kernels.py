@@ -32,9 +32,9 @@ import pyarrow.parquet as pq
 from generate import ratings_count, write_ratings
 from harness import cores, row, write
 
-from sparkml_sgdals.kernels import filter_ratings, sweep_ids
-from sparkml_sgdals.lanes import padded_rows
-from sparkml_sgdals.ratings import encode_ratings
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.kernels.lanes import padded_rows
+from sparkml_sgdals.kernels.ratings import filter_ratings, sweep_ids
 
 EMPTY = np.empty(0, np.float32)
 F32 = np.float32

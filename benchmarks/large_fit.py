@@ -29,11 +29,11 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from sparkml_sgdals import StreamingBiasedALS
-from sparkml_sgdals.learning import fit_ratings
-from sparkml_sgdals.packing import batches_by_rows
-from sparkml_sgdals.ratings import encode_ratings
-from sparkml_sgdals.settings import Settings
-from sparkml_sgdals.state import ModelState
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.ingest.packing import batches_by_rows
+from sparkml_sgdals.learn.whole_table import fit_ratings
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
 
 OUT = Path(__file__).resolve().parent.parent / "out"
 COLUMNS = {"userCol": "userId", "itemCol": "movieId"}

@@ -29,15 +29,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sparkml_sgdals.factors import FactorTable, arrow_schema
-from sparkml_sgdals.overlay import Overlay
-from sparkml_sgdals.ratings import encode_ratings
-from sparkml_sgdals.rows import RowShape
-from sparkml_sgdals.runs import Run, RunWriter, merge_runs
-from sparkml_sgdals.settings import Settings
-from sparkml_sgdals.state import SETTLING_RATINGS, Counters, ModelState, Scale
-from sparkml_sgdals.storage import VersionStore
-from sparkml_sgdals.updating import learn_batch
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.state.factors import FactorTable, arrow_schema
+from sparkml_sgdals.state.model_state import SETTLING_RATINGS, Counters, ModelState, Scale
+from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.overlay import Overlay
+from sparkml_sgdals.store.packed_rows import RowShape
+from sparkml_sgdals.store.sorted_runs import Run, RunWriter, merge_runs
+from sparkml_sgdals.store.version_store import VersionStore
 
 SCHEMA = "user long, item long, rating double, time long"
 _CHUNK = 200_000

@@ -36,10 +36,10 @@ import pyarrow.parquet as pq
 from generate import ratings_count, write_ratings
 from harness import cores, cpu_seconds, row, write
 
-from sparkml_sgdals.learning import fit_ratings
-from sparkml_sgdals.ratings import encode_ratings
-from sparkml_sgdals.settings import Settings
-from sparkml_sgdals.state import ModelState
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.learn.whole_table import fit_ratings
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
 
 RANK = 10
 F64 = npt.NDArray[np.float64]

@@ -30,7 +30,7 @@ from harness import row, session, write
 from large_model import SCHEMA, make_model
 
 from sparkml_sgdals import StreamingBiasedALSModel
-from sparkml_sgdals.settings import Settings
+from sparkml_sgdals.state.settings import Settings
 
 COLLECT = "no-op that collects"
 WARM_UP = 3

@@ -20,11 +20,11 @@ import pandas as pd
 import pyarrow as pa
 from accuracy import OUT, find_sets, outer_splits, split
 
-from sparkml_sgdals.learning import fit_ratings
-from sparkml_sgdals.ratings import encode_ratings
-from sparkml_sgdals.settings import Settings
-from sparkml_sgdals.state import ModelState
-from sparkml_sgdals.updating import learn_batch
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.learn.whole_table import fit_ratings
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
 
 BATCH = 1000
 MANY = 20

@@ -31,12 +31,12 @@ import pandas as pd
 import pyarrow as pa
 
 from sparkml_sgdals import StreamingBiasedALS
-from sparkml_sgdals.event_scores import serving_state
-from sparkml_sgdals.hashing import ITEM_SIDE, USER_SIDE, id_keys, start_factors
-from sparkml_sgdals.isgd import descend_events
-from sparkml_sgdals.ratings import encode_ratings
-from sparkml_sgdals.state import ModelState
-from sparkml_sgdals.updating import learn_batch
+from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE, id_keys, start_factors
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.kernels.isgd import descend_events
+from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.state.event_scores import serving_state
+from sparkml_sgdals.state.model_state import ModelState
 
 OUT = Path(__file__).resolve().parent.parent / "out"
 F64 = npt.NDArray[np.float64]

@@ -32,18 +32,18 @@ import pyarrow.parquet
 from accuracy import OUT, find_sets, outer_splits, split
 
 from sparkml_sgdals import StreamingBiasedALS
-from sparkml_sgdals.collecting import Collected
-from sparkml_sgdals.fitting import FitOptions
-from sparkml_sgdals.lease import Lease
-from sparkml_sgdals.race_path import RaceUpdater, forget_race, leader_of
-from sparkml_sgdals.racing import RaceRules
-from sparkml_sgdals.ratings import encode_ratings
-from sparkml_sgdals.reporting import Report
-from sparkml_sgdals.schema import RatingColumns
-from sparkml_sgdals.settings import Settings
-from sparkml_sgdals.state import ModelState
-from sparkml_sgdals.storage import VersionStore
-from sparkml_sgdals.updating import learn_batch
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.fit.fitting import FitOptions
+from sparkml_sgdals.ingest.collecting import Collected
+from sparkml_sgdals.ingest.columns import RatingColumns
+from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.race.standings import RaceRules
+from sparkml_sgdals.race.updater import RaceUpdater, forget_race, leader_of
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.lease import Lease
+from sparkml_sgdals.store.version_store import VersionStore
+from sparkml_sgdals.stream.report import Report
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

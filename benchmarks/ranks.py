@@ -18,13 +18,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from sparkml_sgdals.hashing import id_keys
-from sparkml_sgdals.rated import note_lists
-from sparkml_sgdals.ratings import Ratings, encode_ratings
-from sparkml_sgdals.settings import Settings
-from sparkml_sgdals.state import ModelState
-from sparkml_sgdals.storage import Commit, VersionStore
-from sparkml_sgdals.updating import learn_batch
+from sparkml_sgdals.arrays.hashing import id_keys
+from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
+from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.learn.rated_lists import note_lists
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.version_store import Commit, VersionStore
 
 SIZE = 1000
 

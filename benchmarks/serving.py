@@ -33,14 +33,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sparkml_sgdals.factors import FactorTable
-from sparkml_sgdals.ratings import encode_ratings
-from sparkml_sgdals.serving.approximate import build_index
-from sparkml_sgdals.settings import Settings
-from sparkml_sgdals.state import Counters, ModelState, Scale
-from sparkml_sgdals.storage import VersionStore
-from sparkml_sgdals.topn import top_n
-from sparkml_sgdals.updating import learn_batch
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.kernels.topn import top_n
+from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.serving.model.approximate import build_index
+from sparkml_sgdals.state.factors import FactorTable
+from sparkml_sgdals.state.model_state import Counters, ModelState, Scale
+from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.version_store import VersionStore
 
 _CONNECTIONS: Final = 16
 _GAUGES: Final = (

@@ -42,8 +42,8 @@ from streaming import (
 )
 
 from sparkml_sgdals import StreamingBiasedALS, updating
-from sparkml_sgdals.ratings import Ratings, encode_ratings
-from sparkml_sgdals.state import ModelState
+from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
+from sparkml_sgdals.state.model_state import ModelState
 
 OUT = Path(__file__).resolve().parent.parent / "out" / "updates.json"
 SIZES = (1_000, 10_000, 100_000)

@@ -6,16 +6,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sparkml_sgdals.compiling import keep_kernels
+from sparkml_sgdals._compiling import keep_kernels
 
 if TYPE_CHECKING:
-    from sparkml_sgdals.estimator import StreamingBiasedALS
-    from sparkml_sgdals.grid_search import RaceJob, StreamingGridSearch
-    from sparkml_sgdals.model import StreamingBiasedALSModel
-    from sparkml_sgdals.parsing import parseRatings
+    from sparkml_sgdals.ingest.messages import parseRatings
+    from sparkml_sgdals.learn.solvers import DivergenceError
+    from sparkml_sgdals.ml.estimator import StreamingBiasedALS
+    from sparkml_sgdals.ml.model import StreamingBiasedALSModel
     from sparkml_sgdals.predictor import Predictor
-    from sparkml_sgdals.solvers import DivergenceError
-    from sparkml_sgdals.streaming import StreamJob
+    from sparkml_sgdals.race.grid_search import RaceJob, StreamingGridSearch
+    from sparkml_sgdals.stream.start import StreamJob
 
 __all__ = [
     "DivergenceError",
@@ -30,14 +30,14 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOME = {
-    "DivergenceError": "solvers",
+    "DivergenceError": "learn.solvers",
     "Predictor": "predictor",
-    "RaceJob": "grid_search",
-    "StreamJob": "streaming",
-    "StreamingBiasedALS": "estimator",
-    "StreamingBiasedALSModel": "model",
-    "StreamingGridSearch": "grid_search",
-    "parseRatings": "parsing",
+    "RaceJob": "race.grid_search",
+    "StreamJob": "stream.start",
+    "StreamingBiasedALS": "ml.estimator",
+    "StreamingBiasedALSModel": "ml.model",
+    "StreamingGridSearch": "race.grid_search",
+    "parseRatings": "ingest.messages",
 }
 
 

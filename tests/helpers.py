@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 from pyspark.sql import functions as F
 
+from sparkml_sgdals.state.model_state import ModelState
+
 ONCE = {"availableNow": True}
 
 
@@ -59,3 +61,12 @@ def rmse(model: Any, held: pd.DataFrame, spark: Any) -> float:
     found = float(np.sqrt(np.mean((scored.prediction.to_numpy() - scored.rating.to_numpy()) ** 2)))
     assert np.isfinite(found), "a prediction or a rating is NaN"
     return found
+
+
+def in_order(state: ModelState, user_row: int, sign: int) -> list:
+    """All items with their scores, best first, equal ones by id: the definition, in float64."""
+    items = np.arange(state.items.size)
+    scores, variances = state.predict(np.full(items.size, user_row), items)
+    scores = scores.astype(np.float64) + sign * np.sqrt(variances.astype(np.float64))
+    ids = state.items.index.ids().to_pylist()
+    return sorted(zip(scores.tolist(), ids, strict=True), key=lambda pair: (-pair[0], pair[1]))

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sparkml_sgdals.cli.arguments import Time
-from sparkml_sgdals.cli.running import Run, command
+from sparkml_sgdals.cli.command import Run, command
 from sparkml_sgdals.datasets import movielens as ml
 from sparkml_sgdals.datasets import replay as rp
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from sparkml_sgdals.cli.arguments import Format, Item, Option, Rating, Schema, Time, User
-from sparkml_sgdals.cli.running import Run, command, pairs
+from sparkml_sgdals.cli.command import Run, command, pairs
 
 if TYPE_CHECKING:
-    from sparkml_sgdals.streaming import StreamJob
+    from sparkml_sgdals.stream.start import StreamJob
 
 __all__ = ["register"]
 
@@ -117,8 +117,8 @@ def stream(
         read_kafka_stream,
         read_table,
     )
-    from sparkml_sgdals.objects import full_path
-    from sparkml_sgdals.storage import VersionStore
+    from sparkml_sgdals.store.objects import full_path
+    from sparkml_sgdals.store.version_store import VersionStore
 
     if bool(source) == bool(kafka):
         raise typer.BadParameter("Name a folder, or --kafka with --topic: one of the two.")

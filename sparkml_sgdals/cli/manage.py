@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sparkml_sgdals.cli.running import Run, command
+from sparkml_sgdals.cli.command import Run, command
 
 __all__ = ["register"]
 

@@ -10,7 +10,7 @@ from typing import Final
 import typer
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkml_sgdals.parsing import parseRatings
+from sparkml_sgdals.ingest.messages import parseRatings
 
 __all__ = ["Columns", "read_files_stream", "read_kafka_stream", "read_table"]
 

@@ -14,7 +14,7 @@ import typer
 
 import sparkml_sgdals
 from sparkml_sgdals.cli.arguments import Item, Rating, Time, User
-from sparkml_sgdals.cli.running import Run, command
+from sparkml_sgdals.cli.command import Run, command
 
 __all__ = ["register"]
 
@@ -69,7 +69,9 @@ def serve(
         # not by name: the service is an extra
         serving = import_module("sparkml_sgdals.serving")
         run_service = serving.serve
-        columns = import_module("sparkml_sgdals.serving.history").Columns(user, item, rating, time)
+        columns = import_module("sparkml_sgdals.serving.intake.history").Columns(
+            user, item, rating, time
+        )
     except ModuleNotFoundError as missing:
         raise ImportError(
             f"serve needs {missing.name}: pip install 'sparkml-sgdals[serve]'."

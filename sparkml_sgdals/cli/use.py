@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparkml_sgdals.cli.arguments import Format, Model, Option
-from sparkml_sgdals.cli.running import NOT_READY, Run, command, pairs
+from sparkml_sgdals.cli.command import NOT_READY, Run, command, pairs
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession

@@ -6,9 +6,9 @@ import argparse
 import logging
 import sys
 
-from sparkml_sgdals.serving.history import Columns
-from sparkml_sgdals.serving.running import serve
-from sparkml_sgdals.storage import StorageError
+from sparkml_sgdals.serving.intake.history import Columns
+from sparkml_sgdals.serving.server import serve
+from sparkml_sgdals.store.version_store import StorageError
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from sparkml_sgdals import __version__
 from sparkml_sgdals.cli.app import app
+from sparkml_sgdals.cli.command import command, one_sentence, pairs
 from sparkml_sgdals.cli.output import plain
-from sparkml_sgdals.cli.running import command, one_sentence, pairs
 
 COMMANDS = ["fit", "stream", "recommend", "evaluate", "diagnose", "versions", "rollback", "serve",
             "demo", "data movielens", "data replay"]  # fmt: skip

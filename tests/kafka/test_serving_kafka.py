@@ -8,9 +8,9 @@ import confluent_kafka as confluent
 import pytest
 from kafka_broker import Broker
 
-from sparkml_sgdals.serving.history import Columns
-from sparkml_sgdals.serving.intake import KeyTakenError, Posted
-from sparkml_sgdals.serving.kafka_intake import KafkaIntake
+from sparkml_sgdals.serving.intake.folder import KeyTakenError, Posted
+from sparkml_sgdals.serving.intake.history import Columns
+from sparkml_sgdals.serving.intake.kafka import KafkaIntake
 
 pytestmark = pytest.mark.kafka
 

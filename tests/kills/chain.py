@@ -37,8 +37,8 @@ import httpx  # noqa: E402
 from harness import TooSlowError, Tree, report  # noqa: E402
 from sources import COLUMNS, Topic, made_ratings  # noqa: E402
 
-from sparkml_sgdals.reporting import CLOCK_METRICS  # noqa: E402
-from sparkml_sgdals.storage import VersionStore  # noqa: E402
+from sparkml_sgdals.store.version_store import VersionStore  # noqa: E402
+from sparkml_sgdals.stream.report import CLOCK_METRICS  # noqa: E402
 
 SEEDS = 200
 """ratings that the stream finds at its first start: the service needs a model"""

@@ -27,8 +27,8 @@ if __name__ == "__main__":
 
 from sources import SOURCES  # noqa: E402
 
-from sparkml_sgdals.reporting import CLOCK_METRICS  # noqa: E402
-from sparkml_sgdals.storage import VersionStore  # noqa: E402
+from sparkml_sgdals.store.version_store import VersionStore  # noqa: E402
+from sparkml_sgdals.stream.report import CLOCK_METRICS  # noqa: E402
 
 POINTS = (
     "before the files",

@@ -11,8 +11,8 @@ from helpers import ONCE, assert_same_bits
 from s3_server import BUCKET
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
-from sparkml_sgdals.lease import Lease, LeaseError
-from sparkml_sgdals.storage import StorageError, VersionStore
+from sparkml_sgdals.store.lease import Lease, LeaseError
+from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
 pytestmark = pytest.mark.s3
 
@@ -60,8 +60,8 @@ class TestStreams:
         assert_same_bits(job.model, by_hand)
 
     def test_bad_rows_and_pruning(self, als, small, files, stream, place, monkeypatch):
-        monkeypatch.setattr("sparkml_sgdals.storage._MIN_ROWS_OF_BASE", 100)
-        monkeypatch.setattr("sparkml_sgdals.micro_batch._READERS_SECONDS", 0.0)
+        monkeypatch.setattr("sparkml_sgdals.store.version_store._MIN_ROWS_OF_BASE", 100)
+        monkeypatch.setattr("sparkml_sgdals.stream.micro_batch._READERS_SECONDS", 0.0)
         frame = small[:2000].astype({"rating": object})
         frame.iloc[[3, 700], 2] = "bad"
         learn(als, stream(files(frame, 250)), place, keepVersions=1)

@@ -18,16 +18,16 @@ pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
 from fastapi.testclient import TestClient
 
-from sparkml_sgdals.ratings import encode_ratings
-from sparkml_sgdals.serving.guard import Buckets
-from sparkml_sgdals.serving.history import Columns
-from sparkml_sgdals.serving.intake import FolderIntake
-from sparkml_sgdals.serving.routes import Service, make_app
-from sparkml_sgdals.serving.running import build_service
-from sparkml_sgdals.settings import Settings
-from sparkml_sgdals.state import ModelState
-from sparkml_sgdals.storage import Commit, VersionStore
-from sparkml_sgdals.updating import learn_batch
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.serving.http.guard import Buckets
+from sparkml_sgdals.serving.http.routes import Service, make_app
+from sparkml_sgdals.serving.intake.folder import FolderIntake
+from sparkml_sgdals.serving.intake.history import Columns
+from sparkml_sgdals.serving.server import build_service
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.version_store import Commit, VersionStore
 
 
 @dataclass

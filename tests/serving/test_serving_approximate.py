@@ -9,11 +9,11 @@ import pytest
 
 pytest.importorskip("faiss")
 
-from sparkml_sgdals.serving import approximate as module
-from sparkml_sgdals.serving.approximate import Approximate, build_index
-from sparkml_sgdals.serving.people import person_of
-from sparkml_sgdals.serving.ranked import rank_items
-from sparkml_sgdals.topn import top_n
+from sparkml_sgdals.kernels.topn import top_n
+from sparkml_sgdals.serving.model import approximate as module
+from sparkml_sgdals.serving.model.approximate import Approximate, build_index
+from sparkml_sgdals.serving.model.person import person_of
+from sparkml_sgdals.serving.model.ranking import rank_items
 
 ITEMS = 2_000
 
@@ -27,7 +27,7 @@ def made(modeler):
 
 @pytest.fixture
 def followed(made, tmp_path):
-    from sparkml_sgdals.serving.holder import ModelHolder
+    from sparkml_sgdals.serving.model.holder import ModelHolder
 
     holder = ModelHolder(str(made.path), str(tmp_path), poll_seconds=3600.0)
     holder.poll()

@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sparkml_sgdals.event_scores import serving_state
-from sparkml_sgdals.hashing import id_keys
-from sparkml_sgdals.ratings import encode_ratings
-from sparkml_sgdals.settings import Settings
-from sparkml_sgdals.updating import learn_batch
+from sparkml_sgdals.arrays.hashing import id_keys
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.state.event_scores import serving_state
+from sparkml_sgdals.state.settings import Settings
 
 
 def settings_of(solver):

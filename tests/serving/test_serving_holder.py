@@ -9,15 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sparkml_sgdals import overlay, storage
-from sparkml_sgdals.objects import GoneError
-from sparkml_sgdals.ratings import encode_ratings
-from sparkml_sgdals.serving import holder as holding
-from sparkml_sgdals.serving.holder import ModelHolder, NoModelError
-from sparkml_sgdals.settings import Settings
-from sparkml_sgdals.storage import VersionStore
-from sparkml_sgdals.updating import learn_batch
-from sparkml_sgdals.versions import forget_users, roll_back
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.serving.model import holder as holding
+from sparkml_sgdals.serving.model.holder import ModelHolder, NoModelError
+from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store import overlay, version_store
+from sparkml_sgdals.store.maintenance import forget_users, roll_back
+from sparkml_sgdals.store.objects import GoneError
+from sparkml_sgdals.store.version_store import VersionStore
 
 PREDICTING = ["id", "mean", "variance", "count", "noise_factor"]
 
@@ -59,7 +59,7 @@ def assert_serves(holder, state):
 )
 def test_every_version_is_taken_up_whole(modeler, tmp_path, monkeypatch, kinds, ranking):
     """What a stream remembers to rank by is left where it is."""
-    monkeypatch.setattr(storage, "_MIN_ROWS_OF_BASE", 100)
+    monkeypatch.setattr(version_store, "_MIN_ROWS_OF_BASE", 100)
     made = modeler(kinds=kinds, settings=Settings(rank=4, ranking_size=ranking))
     holder = followed(made, tmp_path)
     assert_serves(holder, made.state)

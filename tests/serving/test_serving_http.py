@@ -10,9 +10,9 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 import pytest
-from test_serving_ranked import in_order
+from helpers import in_order
 
-from sparkml_sgdals.explaining import explain_pair
+from sparkml_sgdals.state.explaining import explain_pair
 
 
 @pytest.fixture(params=[("int", "int"), ("str", "str")], ids=["int", "str"])
@@ -257,9 +257,9 @@ def test_openapi_has_examples_and_the_page_is_there(made, serving):
 NO_SPARK = """
 import sys, tempfile
 from fastapi.testclient import TestClient
-from sparkml_sgdals.serving.routes import make_app
-from sparkml_sgdals.serving.running import build_service
-from sparkml_sgdals.serving.intake import FolderIntake
+from sparkml_sgdals.serving.http.routes import make_app
+from sparkml_sgdals.serving.server import build_service
+from sparkml_sgdals.serving.intake.folder import FolderIntake
 with tempfile.TemporaryDirectory() as folder:
     service = build_service(sys.argv[1], folder, intake=lambda n: FolderIntake(sys.argv[2], n))
     with TestClient(make_app(service)) as client:

@@ -14,8 +14,8 @@ from collections import Counter
 import httpx
 import pytest
 
-from sparkml_sgdals.serving.guard import Buckets, TokenCheck
-from sparkml_sgdals.serving.intake import FolderIntake, KeyTakenError, Posted
+from sparkml_sgdals.serving.http.guard import Buckets, TokenCheck
+from sparkml_sgdals.serving.intake.folder import FolderIntake, KeyTakenError, Posted
 
 
 def rows(folder):

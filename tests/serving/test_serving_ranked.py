@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
+from helpers import in_order
 
-from sparkml_sgdals.ratings import encode_ratings
-from sparkml_sgdals.serving.holder import ModelHolder
-from sparkml_sgdals.serving.people import fold_in, person_of
-from sparkml_sgdals.serving.ranked import like_item, most_rated, predicted, rank_items
-from sparkml_sgdals.serving.reasons import sentence, shares
-from sparkml_sgdals.settings import Settings
-from sparkml_sgdals.state import ModelState
-from sparkml_sgdals.updating import learn_batch
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.serving.model.holder import ModelHolder
+from sparkml_sgdals.serving.model.person import fold_in, person_of
+from sparkml_sgdals.serving.model.ranking import like_item, most_rated, predicted, rank_items
+from sparkml_sgdals.serving.model.reasons import sentence, shares
+from sparkml_sgdals.state.settings import Settings
 
 
 @pytest.fixture(params=["bayes", "sgd"])
@@ -27,15 +27,6 @@ def model(made, tmp_path):
     holder.poll()
     with holder.reading() as served:
         yield served
-
-
-def in_order(state: ModelState, user_row: int, sign: int) -> list:
-    """All items with their scores, best first, equal ones by id: the definition, in float64."""
-    items = np.arange(state.items.size)
-    scores, variances = state.predict(np.full(items.size, user_row), items)
-    scores = scores.astype(np.float64) + sign * np.sqrt(variances.astype(np.float64))
-    ids = state.items.index.ids().to_pylist()
-    return sorted(zip(scores.tolist(), ids, strict=True), key=lambda pair: (-pair[0], pair[1]))
 
 
 @pytest.mark.parametrize("rank_by", ["prediction", "upper", "lower"])

@@ -8,8 +8,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from sparkml_sgdals import Predictor
-from sparkml_sgdals.serving.routes import make_app
-from sparkml_sgdals.serving.running import build_service, serve
+from sparkml_sgdals.serving.http.routes import make_app
+from sparkml_sgdals.serving.server import build_service, serve
 
 SAVED = str(Path(__file__).resolve().parent.parent / "golden" / "format-3" / "model")
 

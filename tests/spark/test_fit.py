@@ -12,11 +12,11 @@ import pytest
 from helpers import assert_same_bits, factors, rmse
 
 from sparkml_sgdals import DivergenceError, StreamingBiasedALS, block_files, blocked
-from sparkml_sgdals.learning import fit_ratings
-from sparkml_sgdals.objects import StorageError
-from sparkml_sgdals.packing import batches_by_rows
-from sparkml_sgdals.ratings import encode_ratings
-from sparkml_sgdals.state import ModelState
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.ingest.packing import batches_by_rows
+from sparkml_sgdals.learn.whole_table import fit_ratings
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.store.objects import StorageError
 
 
 def estimator(**params):
@@ -94,7 +94,8 @@ class TestStaticBlocks:
     @staticmethod
     def in_rows(monkeypatch):
         monkeypatch.setattr(
-            "sparkml_sgdals.blocked.block_folder", lambda spark: contextlib.nullcontext(None)
+            "sparkml_sgdals.fit.blocks.driver.block_folder",
+            lambda spark: contextlib.nullcontext(None),
         )
 
     @staticmethod
@@ -133,8 +134,8 @@ class TestStaticBlocks:
 
     @pytest.mark.long
     def test_same_bits_onto_a_model(self, spark, small, monkeypatch):
-        monkeypatch.setattr("sparkml_sgdals.collecting.COLLECT_LIMIT", 1000)
-        monkeypatch.setattr("sparkml_sgdals.collecting._FIRST_LOOK", 300)
+        monkeypatch.setattr("sparkml_sgdals.ingest.collecting.COLLECT_LIMIT", 1000)
+        monkeypatch.setattr("sparkml_sgdals.ingest.collecting._FIRST_LOOK", 300)
         first, second = (spark.createDataFrame(small.iloc[n::2]) for n in (0, 1))
         model = estimator(numBlocks=2, maxIter=1).fit(first)
         files = model.copy().update(second)

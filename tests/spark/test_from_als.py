@@ -27,9 +27,9 @@ from pyspark.ml.tuning import (
 from pyspark.sql import functions as F
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
-from sparkml_sgdals.factors import put_features
-from sparkml_sgdals.settings import Settings
-from sparkml_sgdals.state import ModelState, Scale
+from sparkml_sgdals.state.factors import put_features
+from sparkml_sgdals.state.model_state import ModelState, Scale
+from sparkml_sgdals.state.settings import Settings
 
 pytestmark = pytest.mark.long
 

@@ -10,7 +10,7 @@ from helpers import ONCE, assert_same_bits, predictions
 from pyspark.sql import functions as F
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
-from sparkml_sgdals.storage import VersionStore
+from sparkml_sgdals.store.version_store import VersionStore
 
 
 @pytest.fixture(scope="module")

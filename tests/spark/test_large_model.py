@@ -13,9 +13,9 @@ import pytest
 from helpers import ONCE, assert_same_bits
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
-from sparkml_sgdals.micro_batch import forget_resident
-from sparkml_sgdals.reporting import CLOCK_METRICS
-from sparkml_sgdals.storage import StorageError, VersionStore
+from sparkml_sgdals.store.version_store import StorageError, VersionStore
+from sparkml_sgdals.stream.micro_batch import forget_resident
+from sparkml_sgdals.stream.report import CLOCK_METRICS
 
 
 def run(job):
@@ -104,8 +104,8 @@ def test_a_batch_too_large_to_collect(
     classic_only, als, files, stream, small, tmp_path, monkeypatch
 ):
     """It is learned by the whole model, which is then a base; the next batch goes on in part."""
-    monkeypatch.setattr("sparkml_sgdals.collecting.COLLECT_LIMIT", 1200)
-    monkeypatch.setattr("sparkml_sgdals.collecting._FIRST_LOOK", 100)
+    monkeypatch.setattr("sparkml_sgdals.ingest.collecting.COLLECT_LIMIT", 1200)
+    monkeypatch.setattr("sparkml_sgdals.ingest.collecting._FIRST_LOOK", 100)
     folder = files(small.iloc[:1000], 500)
     files(small.iloc[1000:3000], 2000, first=2)
     files(small.iloc[3000:], 500, first=3)
@@ -192,7 +192,7 @@ def test_a_path_of_format_2_goes_on(files, stream, small, tmp_path):
     """Its bases and deltas become sorted runs."""
     golden = Path(__file__).resolve().parent.parent / "golden" / "format-2" / "path"
     store = VersionStore(str(shutil.copytree(golden, tmp_path / "m")))
-    from sparkml_sgdals.overlay import Overlay
+    from sparkml_sgdals.store.overlay import Overlay
 
     commit = store.newest()
     assert commit.ids is None

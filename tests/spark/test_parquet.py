@@ -13,7 +13,7 @@ from helpers import assert_same_bits
 from pyspark.sql import functions as F
 
 from sparkml_sgdals import StreamingBiasedALS
-from sparkml_sgdals.parquet import pack_parquet
+from sparkml_sgdals.ingest.parquet import pack_parquet
 
 
 def estimator(**params):

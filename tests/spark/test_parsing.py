@@ -157,8 +157,8 @@ class TestStream:
     @pytest.mark.parametrize("large", [False, True])
     def test_malformed_lines_are_set_aside(self, spark, small, tmp_path, monkeypatch, large):
         if large:
-            monkeypatch.setattr("sparkml_sgdals.collecting.COLLECT_LIMIT", 100)
-            monkeypatch.setattr("sparkml_sgdals.collecting._FIRST_LOOK", 50)
+            monkeypatch.setattr("sparkml_sgdals.ingest.collecting.COLLECT_LIMIT", 100)
+            monkeypatch.setattr("sparkml_sgdals.ingest.collecting._FIRST_LOOK", 50)
         self.lines(tmp_path / "in", small)
         als = StreamingBiasedALS(timestampCol="time", rank=2)
         stream = spark.readStream.text(str(tmp_path / "in"))

@@ -16,8 +16,8 @@ from pyspark.ml.tuning import (
 from pyspark.sql import functions as F
 
 from sparkml_sgdals import DivergenceError, StreamingBiasedALS
-from sparkml_sgdals.fitting import pack_table
-from sparkml_sgdals.progress import read_progress
+from sparkml_sgdals.fit.fitting import pack_table
+from sparkml_sgdals.fit.progress import read_progress
 
 BY = ["user", "item", "time", "rating"]
 
@@ -143,7 +143,7 @@ class TestGrid:
             packed.append(pack_table(*args))
             return packed[-1]
 
-        monkeypatch.setattr("sparkml_sgdals.grid.pack_table", count)
+        monkeypatch.setattr("sparkml_sgdals.fit.grid_fit.pack_table", count)
         models = als.fitMultiple(ratings, grid)
         next(models)
         assert packed[0].cells.storageLevel.useMemory

@@ -11,8 +11,8 @@ from helpers import ONCE, assert_same_bits
 from pyspark.ml.tuning import ParamGridBuilder
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel, StreamingGridSearch
-from sparkml_sgdals.grid_search import RACE
-from sparkml_sgdals.streaming import METRICS
+from sparkml_sgdals.race.grid_search import RACE
+from sparkml_sgdals.stream.start import METRICS
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from sparkml_sgdals import (
     StreamingBiasedALSModel,
     StreamingGridSearch,
 )
-from sparkml_sgdals.hashing import id_keys
-from sparkml_sgdals.micro_batch import forget_resident
-from sparkml_sgdals.storage import VersionStore
+from sparkml_sgdals.arrays.hashing import id_keys
+from sparkml_sgdals.store.version_store import VersionStore
+from sparkml_sgdals.stream.micro_batch import forget_resident
 
 RANKS = ["ranked", "recall", "mrr", "baselineRecall", "baselineMrr"]
 
@@ -206,8 +206,8 @@ def test_batches_too_large_to_collect(
     classic_only, als, timed, files, stream, spark, tmp_path, monkeypatch
 ):
     """They are learned as tables, not ranked, and known to the batches after them."""
-    monkeypatch.setattr("sparkml_sgdals.collecting.COLLECT_LIMIT", 1200)
-    monkeypatch.setattr("sparkml_sgdals.collecting._FIRST_LOOK", 100)
+    monkeypatch.setattr("sparkml_sgdals.ingest.collecting.COLLECT_LIMIT", 1200)
+    monkeypatch.setattr("sparkml_sgdals.ingest.collecting._FIRST_LOOK", 100)
     folder = files(timed[:500], 500)
     files(timed[500:2500], 2000, first=1)
     files(timed[2500:3000], 500, first=2)

@@ -215,8 +215,8 @@ class TestFromALS:
         assert apart.max() < 0.05
 
     def test_a_large_update_has_als_as_its_prior(self, als_model, spark, small, monkeypatch):
-        monkeypatch.setattr("sparkml_sgdals.collecting.COLLECT_LIMIT", 500)
-        monkeypatch.setattr("sparkml_sgdals.collecting._FIRST_LOOK", 100)
+        monkeypatch.setattr("sparkml_sgdals.ingest.collecting.COLLECT_LIMIT", 500)
+        monkeypatch.setattr("sparkml_sgdals.ingest.collecting._FIRST_LOOK", 100)
         model = StreamingBiasedALSModel.fromALS(als_model)
         known = model.state.users.size
         model.update(spark.createDataFrame(small.iloc[:1000]))

@@ -18,10 +18,10 @@ import pytest
 from helpers import ONCE, assert_same_bits, rmse
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
-from sparkml_sgdals.lease import LeaseError
-from sparkml_sgdals.micro_batch import forget_resident
-from sparkml_sgdals.storage import StorageError, VersionStore
-from sparkml_sgdals.streaming import METRICS
+from sparkml_sgdals.store.lease import LeaseError
+from sparkml_sgdals.store.version_store import StorageError, VersionStore
+from sparkml_sgdals.stream.micro_batch import forget_resident
+from sparkml_sgdals.stream.start import METRICS
 
 
 @pytest.fixture
@@ -177,8 +177,8 @@ class TestFitStream:
     def test_a_batch_too_large_to_collect(
         self, classic_only, als, files, stream, small, tmp_path, monkeypatch
     ):
-        monkeypatch.setattr("sparkml_sgdals.collecting.COLLECT_LIMIT", 1500)
-        monkeypatch.setattr("sparkml_sgdals.collecting._FIRST_LOOK", 100)
+        monkeypatch.setattr("sparkml_sgdals.ingest.collecting.COLLECT_LIMIT", 1500)
+        monkeypatch.setattr("sparkml_sgdals.ingest.collecting._FIRST_LOOK", 100)
         folder = files(small, 2000)
         job = run(als.fitStream(stream(folder), str(tmp_path / "m"), trigger=ONCE))
         metrics = job.metrics()
@@ -378,8 +378,8 @@ class TestJob:
     def test_old_versions_are_pruned(
         self, classic_only, als, files, stream, small, tmp_path, monkeypatch
     ):
-        monkeypatch.setattr("sparkml_sgdals.storage._MIN_ROWS_OF_BASE", 300)
-        monkeypatch.setattr("sparkml_sgdals.micro_batch._READERS_SECONDS", 0.0)
+        monkeypatch.setattr("sparkml_sgdals.store.version_store._MIN_ROWS_OF_BASE", 300)
+        monkeypatch.setattr("sparkml_sgdals.stream.micro_batch._READERS_SECONDS", 0.0)
         path = str(tmp_path / "m")
         folder = files(small, 100)
         job = run(als.fitStream(stream(folder), path, trigger=ONCE, keepVersions=3))
@@ -441,8 +441,8 @@ class TestBadRows:
         self, classic_only, als, files, stream, small, tmp_path, monkeypatch
     ):
         """Rows with two faults count once; a batch of nothing but bad rows passes."""
-        monkeypatch.setattr("sparkml_sgdals.collecting.COLLECT_LIMIT", 100)
-        monkeypatch.setattr("sparkml_sgdals.collecting._FIRST_LOOK", 50)
+        monkeypatch.setattr("sparkml_sgdals.ingest.collecting.COLLECT_LIMIT", 100)
+        monkeypatch.setattr("sparkml_sgdals.ingest.collecting._FIRST_LOOK", 50)
         bad, _ = self.spoilt(small)
         bad.iloc[3, 2] = None
         hopeless = bad.iloc[:200].assign(user=pd.NA)

@@ -16,8 +16,8 @@ from pyspark.ml import Pipeline, PipelineModel
 from pyspark.sql import functions as F
 
 from sparkml_sgdals import DivergenceError, StreamingBiasedALS, StreamingBiasedALSModel
-from sparkml_sgdals.collecting import COLLECT_LIMIT
-from sparkml_sgdals.storage import StorageError
+from sparkml_sgdals.ingest.collecting import COLLECT_LIMIT
+from sparkml_sgdals.store.version_store import StorageError
 
 
 @pytest.fixture(scope="module")
@@ -172,8 +172,8 @@ class TestUpdate:
     @pytest.mark.parametrize("blocks", [1, 3])
     def test_a_large_update_forgets_nothing(self, spark, small, monkeypatch, blocks):
         """A table above the limit is filtered and swept with the model as its prior."""
-        monkeypatch.setattr("sparkml_sgdals.collecting.COLLECT_LIMIT", 1000)
-        monkeypatch.setattr("sparkml_sgdals.collecting._FIRST_LOOK", 300)
+        monkeypatch.setattr("sparkml_sgdals.ingest.collecting.COLLECT_LIMIT", 1000)
+        monkeypatch.setattr("sparkml_sgdals.ingest.collecting._FIRST_LOOK", 300)
         half = len(small) // 2
         als = StreamingBiasedALS(timestampCol="time", rank=4, numBlocks=blocks)
         first = spark.createDataFrame(small.iloc[:half])
@@ -196,8 +196,8 @@ class TestUpdate:
 
     def test_the_limit_is_one_of_rows_not_of_partitions(self, spark, small, monkeypatch):
         """Regression: many small partitions were collected, however many rows they had."""
-        monkeypatch.setattr("sparkml_sgdals.collecting.COLLECT_LIMIT", 1000)
-        monkeypatch.setattr("sparkml_sgdals.collecting._FIRST_LOOK", 600)
+        monkeypatch.setattr("sparkml_sgdals.ingest.collecting.COLLECT_LIMIT", 1000)
+        monkeypatch.setattr("sparkml_sgdals.ingest.collecting._FIRST_LOOK", 600)
         als = StreamingBiasedALS(timestampCol="time", rank=2, maxIter=1)
         base = als.fit(spark.createDataFrame(small.iloc[:2000]))
         batch = spark.createDataFrame(small.iloc[2000:])
@@ -209,8 +209,8 @@ class TestUpdate:
     @pytest.mark.long
     @pytest.mark.parametrize("blocks", [1, 2])
     def test_a_large_update_settles_the_scale(self, spark, small, monkeypatch, blocks):
-        monkeypatch.setattr("sparkml_sgdals.collecting.COLLECT_LIMIT", 1000)
-        monkeypatch.setattr("sparkml_sgdals.collecting._FIRST_LOOK", 600)
+        monkeypatch.setattr("sparkml_sgdals.ingest.collecting.COLLECT_LIMIT", 1000)
+        monkeypatch.setattr("sparkml_sgdals.ingest.collecting._FIRST_LOOK", 600)
         als = StreamingBiasedALS(timestampCol="time", rank=2, numBlocks=blocks)
         model = als.fit(spark.createDataFrame(small.iloc[:1]))
         model.state.scale = replace(model.state.scale, frozen=False)

@@ -13,8 +13,8 @@ import pytest
 from helpers import ONCE, assert_same_bits
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
-from sparkml_sgdals.lease import LeaseError
-from sparkml_sgdals.storage import StorageError
+from sparkml_sgdals.store.lease import LeaseError
+from sparkml_sgdals.store.version_store import StorageError
 
 
 @pytest.fixture
@@ -236,8 +236,8 @@ class TestForget:
 @pytest.mark.long
 def test_kept_by_age(classic_only, learn, files, small, tmp_path, monkeypatch):
     """Versions of the last day stay, however many; a negative age is refused."""
-    monkeypatch.setattr("sparkml_sgdals.storage._MIN_ROWS_OF_BASE", 300)
-    monkeypatch.setattr("sparkml_sgdals.micro_batch._READERS_SECONDS", 0.0)
+    monkeypatch.setattr("sparkml_sgdals.store.version_store._MIN_ROWS_OF_BASE", 300)
+    monkeypatch.setattr("sparkml_sgdals.stream.micro_batch._READERS_SECONDS", 0.0)
     path, folder = tmp_path / "m", files(small.iloc[:1500], 100)
     learn(folder, path, keepVersions=1, keepDays=1.0)
     assert len(StreamingBiasedALSModel.versions(str(path))) == 16

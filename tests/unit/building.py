@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 from hypothesis import strategies as st
 
-from sparkml_sgdals.factors import FactorTable
-from sparkml_sgdals.ratings import Ratings, encode_ratings
-from sparkml_sgdals.settings import Settings
-from sparkml_sgdals.state import ModelState
-from sparkml_sgdals.updating import learn_batch
+from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
+from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.state.factors import FactorTable
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
 
 F32 = np.float32
 

@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 
 import sparkml_sgdals
-from sparkml_sgdals.compiling import keep_kernels
+from sparkml_sgdals._compiling import keep_kernels
 
 PACKAGE = Path(sparkml_sgdals.__file__).parent
 # numbers of overloads that were loaded and that were compiled
 COUNT = """
 import pyarrow as pa
-from sparkml_sgdals import hashing, compiling
+from sparkml_sgdals import _compiling as compiling
+from sparkml_sgdals.arrays import hashing
 import sparkml_sgdals
 hashing.id_keys(pa.array([1, 2, 3]))
 found = [f for f in vars(hashing).values() if hasattr(f, "stats")]
@@ -88,7 +89,7 @@ def test_a_folder_of_somebody_else_is_not_trusted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr("sparkml_sgdals.compiling._writable", lambda folder: False)
+    monkeypatch.setattr("sparkml_sgdals._compiling._writable", lambda folder: False)
     # so that what is set here is taken back
     monkeypatch.setenv("NUMBA_CACHE_DIR", "")
     taken = tmp_path / f"sparkml_sgdals-kernels-{os.getuid()}"
@@ -105,9 +106,9 @@ import hashlib
 import numpy as np
 import pyarrow as pa
 from sparkml_sgdals import StreamingBiasedALS
-from sparkml_sgdals.ratings import encode_ratings
-from sparkml_sgdals.state import ModelState
-from sparkml_sgdals.updating import learn_batch
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.learn.one_batch import learn_batch
 rng = np.random.default_rng(1)
 state = ModelState.empty(StreamingBiasedALS().settings(), "int", "int")
 for size in (500, 500, 500, 30_000, 500):

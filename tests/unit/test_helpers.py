@@ -14,8 +14,8 @@ from chispa.schema_comparer import SchemasNotEqualError
 from helpers import assert_same_bits, factors, predictions, rmse
 
 from sparkml_sgdals import StreamingBiasedALSModel
-from sparkml_sgdals.settings import Settings
-from sparkml_sgdals.state import ModelState
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
 
 NAN = float("nan")
 

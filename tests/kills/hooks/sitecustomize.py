@@ -18,7 +18,7 @@ class _Finder(importlib.abc.MetaPathFinder):
     """Wraps the package's `micro_batch` when it is imported."""
 
     def find_spec(self, fullname, path, target=None):
-        if fullname != "sparkml_sgdals.micro_batch":
+        if fullname != "sparkml_sgdals.stream.micro_batch":
             return None
         sys.meta_path.remove(self)
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
@@ -33,12 +33,12 @@ class _Finder(importlib.abc.MetaPathFinder):
 
 
 def _wrap(micro_batch):
-    from sparkml_sgdals import compacting, objects, overlay, storage
+    from sparkml_sgdals.store import compaction, objects, overlay, version_store
 
     # bases and pruning as often as in hours of a stream
-    storage._MIN_ROWS_OF_BASE = 300
+    version_store._MIN_ROWS_OF_BASE = 300
     micro_batch._READERS_SECONDS = 0.0
-    store, updater = storage.VersionStore, micro_batch.StreamUpdater
+    store, updater = version_store.VersionStore, micro_batch.StreamUpdater
     point, at = os.environ.get("KILLS_POINT", ""), int(os.environ.get("KILLS_BATCH", "-1"))
     trace = os.open(TRACE, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     now = {"batch": -1, "base": False, "runs": None}
@@ -117,7 +117,7 @@ def _wrap(micro_batch):
             reach("between commits and files of pruned versions")
         delete(self, name)
 
-    compact, merge = compacting.compact, compacting.merge_runs
+    compact, merge = compaction.compact, compaction.merge_runs
 
     def traced_compact(*args, **kwargs):
         reach("before a compaction")
@@ -139,7 +139,7 @@ def _wrap(micro_batch):
         writer.add = add_half
         merge(sources, writer, **kwargs)
 
-    overlay.compact, compacting.merge_runs = traced_compact, traced_merge
+    overlay.compact, compaction.merge_runs = traced_compact, traced_merge
     updater.__call__ = traced_call
     store.commit, store.put_commit = traced_commit, traced_put_commit
     objects.ObjectStore._put = traced_write

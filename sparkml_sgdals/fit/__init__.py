@@ -1,0 +1,1 @@
+"""Learn a table: in one task, in blocks, by mini-batches, or many Params at once."""

@@ -1,0 +1,1 @@
+"""Learn a table larger than one task: blocks of ids exchange factors by files and messages."""

@@ -1,0 +1,399 @@
+"""One block of a table too large for one task: its layout and what a task does with it (executor).
+
+Users and items are hashed to B blocks each; a *cell* holds the ratings of one user block and one
+item block. A *layout* is all that one block of one side needs to know of its ratings. Arrays in,
+arrays out: `blocked` moves them. Sources: Gemulla et al. 2011 (strata), Spark ALS (in- and
+out-blocks).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sparkml_sgdals.arrays.ratings import Layout, Ratings, layout_by
+from sparkml_sgdals.kernels.ratings import standardise
+from sparkml_sgdals.learn.implicit_prior import (
+    ITEM_INFLUENCE,
+    USER_INFLUENCE,
+    FilterSide,
+    drawn_means,
+    influence_shares,
+    learn_influence,
+    moved_prior,
+    roots,
+    run_implicit_filter,
+)
+from sparkml_sgdals.learn.solvers import Side, half_sweep, run_filter, run_sgd
+from sparkml_sgdals.state.exchange import from_bytes, to_buffer
+from sparkml_sgdals.state.factors import FactorTable, prior_variances
+from sparkml_sgdals.state.settings import Settings
+
+__all__ = [
+    "BlockLayout",
+    "BlockState",
+    "Cell",
+    "Sums",
+    "build_layout",
+    "draw",
+    "learn_cell",
+    "named_rows",
+    "sweep_block",
+]
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+Array = npt.NDArray[Any]
+
+
+def arrays_to_buffer(arrays: Mapping[str, Array | pa.Array]) -> pa.Buffer:
+    """Named arrays as one Arrow IPC stream of one row.
+
+    Parameters
+    ----------
+    arrays : NumPy arrays of one dimension or two; Arrow arrays of strings
+    """
+    fields, columns = [], []
+    for name, array in arrays.items():
+        if isinstance(array, pa.Array):
+            flat, shape = array, str(len(array))
+        else:
+            flat = pa.array(np.ascontiguousarray(array).reshape(-1))
+            shape = ",".join(map(str, array.shape))
+        offsets = pa.array([0, len(flat)], pa.int64())
+        columns.append(pa.LargeListArray.from_arrays(offsets, flat))
+        fields.append(pa.field(name, columns[-1].type, metadata={"shape": shape}))
+    return to_buffer(pa.Table.from_arrays(columns, schema=pa.schema(fields)))
+
+
+def arrays_from_buffer(payload: bytes | pa.Buffer, copy: bool = True) -> dict[str, Any]:
+    """What `arrays_to_buffer` was given.
+
+    Parameters
+    ----------
+    copy : whether the arrays can be written; else they are views of the payload, perhaps not
+        aligned, that can be read only
+    """
+    arrays: dict[str, Any] = {}
+    for name, values, shape in _columns(payload):
+        if pa.types.is_string(values.type):
+            arrays[name] = values
+        else:
+            flat = values.to_numpy(zero_copy_only=False)
+            arrays[name] = (flat.copy() if copy else flat).reshape(shape)
+    return arrays
+
+
+def arrays_in(memory: npt.NDArray[np.uint8]) -> dict[str, Any]:
+    """What `arrays_to_buffer` was given, as views of the memory, aligned and written to like it."""
+    payload = pa.py_buffer(memory)
+    arrays: dict[str, Any] = {}
+    for name, values, shape in _columns(payload):
+        if pa.types.is_string(values.type):
+            arrays[name] = values
+            continue
+        dtype = np.dtype(values.type.to_pandas_dtype())
+        first = values.buffers()[1].address - payload.address if len(values) else 0
+        flat = memory[first : first + len(values) * dtype.itemsize].view(dtype)
+        arrays[name] = flat.reshape(shape)
+    return arrays
+
+
+def _columns(payload: bytes | pa.Buffer) -> Iterator[tuple[str, pa.Array, list[int]]]:
+    table = from_bytes(payload)
+    for field, column in zip(table.schema, table.columns, strict=True):
+        shape = field.metadata[b"shape"].decode().split(",")
+        yield field.name, column.chunk(0).flatten(), [int(length) for length in shape]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Ratings of one cell in the order of learning: int32 positions among the ids of each block."""
+
+    users: I32
+    items: I32
+    values: F32
+    weights: F32
+
+
+@dataclass(frozen=True)
+class BlockLayout:
+    """What a block knows of its ratings.
+
+    Attributes
+    ----------
+    layout : ratings by own id; a partner is a position in the concatenation, over the partner
+        blocks in order, of the partners named in that cell
+    sends : for each partner block, int32 positions of the own ids that it names
+    """
+
+    layout: Layout
+    sends: list[I32]
+
+    def to_arrays(self) -> dict[str, Array]:
+        """The layout as named arrays."""
+        return {
+            "starts": self.layout.starts,
+            "partners": self.layout.partners,
+            "values": self.layout.values,
+            "weights": self.layout.weights,
+            "bounds": np.cumsum([0] + [s.size for s in self.sends]),
+            "sends": np.concatenate(self.sends),
+        }
+
+    @staticmethod
+    def from_arrays(a: Mapping[str, Array]) -> BlockLayout:
+        """The inverse of `to_arrays`.
+
+        Raises ValueError where the arrays do not fit together.
+        """
+        starts, ratings = a["starts"], a["partners"].size
+        if (
+            starts[0] != 0
+            or starts[-1] != ratings
+            or a["values"].size != ratings
+            or a["weights"].size not in (0, ratings)
+            or (np.diff(starts) < 0).any()
+        ):
+            raise ValueError("the arrays of a layout do not fit together")
+        layout = Layout(starts, a["partners"], a["values"], a["weights"])
+        return BlockLayout(layout, np.split(a["sends"], a["bounds"][1:-1]))
+
+
+def build_layout(cells: Sequence[Ratings | None], own_side: str) -> tuple[pa.Array, BlockLayout]:
+    """The sorted ids of one block, as an Arrow array, and the layout of its ratings.
+
+    Parameters
+    ----------
+    cells : the ratings of the block by partner block, each encoded for itself; None where empty
+    own_side : "users" or "items"
+    """
+    parts: list[tuple[pa.Array, I32, I32, int] | None] = []
+    for ratings in cells:
+        if ratings is None:
+            parts.append(None)
+        elif own_side == "users":
+            parts.append((ratings.user_ids, ratings.users, ratings.items, len(ratings.item_ids)))
+        else:
+            parts.append((ratings.item_ids, ratings.items, ratings.users, len(ratings.user_ids)))
+    present = [part for part in parts if part is not None]
+    every = pa.chunked_array([part[0] for part in present]).combine_chunks().unique()
+    ids = every.take(pa.compute.array_sort_indices(every))
+    own, partners, sends = [], [], []
+    offset = 0
+    for part in parts:
+        if part is None:
+            sends.append(np.empty(0, np.int32))
+            continue
+        named, own_codes, partner_codes, num_partners = part
+        positions = pa.compute.index_in(named, ids).to_numpy(zero_copy_only=False)
+        sends.append(positions.astype(np.int32))
+        own.append(positions[own_codes].astype(np.int32))
+        partners.append(partner_codes + np.int32(offset))
+        offset += num_partners
+    given = [ratings for ratings in cells if ratings is not None]
+    layout = layout_by(
+        np.concatenate(own),
+        np.concatenate(partners).astype(np.int32),
+        np.concatenate([r.values for r in given]),
+        np.concatenate([r.weights for r in given]),
+        len(ids),
+    )
+    return ids, BlockLayout(layout, sends)
+
+
+@dataclass
+class BlockState:
+    """Factors of one block; the priors are there only where a table is added to a model.
+
+    Attributes
+    ----------
+    arrays : those of `FactorTable`, its prior_mean as `drawn`; perhaps the prior of a table that
+        is added to a model: prior_mean, prior_var, drawn_before, seen
+    """
+
+    arrays: dict[str, Array]
+
+    @classmethod
+    def start(
+        cls, side: int, ids: pa.Array, counts: npt.NDArray[np.int64], settings: Settings,
+        known: pa.Table | None,
+    ) -> BlockState:  # fmt: skip
+        """The state of a block before it learns; `known` are rows of a model that is added to."""
+        table = FactorTable(side, "str" if pa.types.is_string(ids.type) else "int", settings)
+        if known is not None:
+            table.put_arrow(known)
+        size = table.size
+        rows, _ = table.ensure(ids)
+        arrays: dict[str, Array] = {
+            "mean": table.mean[rows],
+            "var": table.var[rows],
+            "base_mean": table.base_mean[rows],
+            "base_var": table.base_var[rows],
+            "count": table.count[rows] + counts,
+            "drawn": table.prior_mean[rows],
+            "influence": table.influence[rows],
+            "evidence": table.evidence[rows],
+            "noise_factor": table.noise_factor[rows],
+        }
+        if known is not None:
+            learned = (rows < size)[:, None]
+            arrays["prior_mean"] = np.where(learned, arrays["mean"], np.float32(0.0))
+            arrays["prior_var"] = arrays["var"].copy()
+            arrays["drawn_before"] = arrays["drawn"].copy()
+            arrays["seen"] = table.count[rows].astype(np.float32)
+        return cls(arrays)
+
+    def table(self, side: int, ids: pa.Array, settings: Settings) -> pa.Table:
+        """The block's rows in the Arrow form of a `FactorTable`."""
+        table = FactorTable(side, "str" if pa.types.is_string(ids.type) else "int", settings)
+        a = self.arrays
+        table.put(
+            ids, a["mean"], a["var"], a["base_mean"], a["base_var"], a["count"], a["drawn"],
+            a["influence"], a["evidence"], a["noise_factor"],
+        )  # fmt: skip
+        return table.to_arrow()
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over blocks from which priors and noise are learned, in standardised units.
+
+    Attributes
+    ----------
+    ids : number of rated ids
+    spread : float64, shape (rank + 1,), sum over ids of (m - a)^2 + c
+    squares, variances : weighted sums of e^2 and V over ratings
+    """
+
+    ids: int
+    spread: npt.NDArray[np.float64]
+    squares: float
+    variances: float
+
+    def to_array(self) -> npt.NDArray[np.float64]:
+        """One row of numbers, the inverse of `total` over one row."""
+        return np.concatenate([[self.ids, self.squares, self.variances], self.spread])
+
+    @classmethod
+    def total(cls, rows: Sequence[npt.NDArray[np.float64]]) -> Sums:
+        """The sum of rows in the order given."""
+        sums = np.sum(np.stack(rows), axis=0)
+        return cls(int(sums[0]), sums[3:], float(sums[1]), float(sums[2]))
+
+    def prior(self) -> F32:
+        """Prior variances that follow, float32, shape (1, rank + 1)."""
+        return (self.spread / self.ids).astype(np.float32)[None, :]
+
+
+def learn_cell(
+    cell: Cell, users: BlockState, items: BlockState, settings: Settings, baseline: bool
+) -> tuple[F32, F32]:
+    """Filter (or descend through) one cell in place; errors of the model and of its baseline.
+
+    Parameters
+    ----------
+    baseline : whether the baseline learns the cell too; it counts each rating once, so in the
+        first of several passes. Its errors are empty where it does not.
+    """
+    u, i = users.arrays, items.arrays
+    where = (cell.users, cell.items, cell.values, cell.weights, settings)
+    apart = np.empty(0, np.float32)
+    if baseline:
+        apart = run_filter(*where, u["base_mean"], u["base_var"], i["base_mean"], i["base_var"])
+    if settings.implicit and "seen" in u:
+        sides = (
+            FilterSide(a["mean"], a["var"], a["drawn"], a["influence"], a["evidence"], a["seen"])
+            for a in (u, i)
+        )
+        return run_implicit_filter(*where, *sides), apart
+    if settings.solver == "bayes":
+        return run_filter(*where, u["mean"], u["var"], i["mean"], i["var"]), apart
+    return run_sgd(*where, u["mean"], i["mean"]), apart
+
+
+def sweep_block(
+    block: BlockLayout, state: BlockState, partners: tuple[F32, F32], prior: F32 | None,
+    noise: float, settings: Settings, threads: int,
+) -> Sums:  # fmt: skip
+    """Sweep one block in place with its partners fixed.
+
+    Parameters
+    ----------
+    partners : mean and variance of the partners in the layout's order
+    prior : prior variances learned so far, shape (1, rank + 1); None for the defaults. Ignored
+        where the state has priors of its own.
+    """
+    a = state.arrays
+    own = "prior_mean" in a
+    if prior is None:
+        prior = prior_variances(settings)[None, :]
+    mean = a["prior_mean"] if own else np.zeros_like(prior)
+    if settings.implicit:
+        mean = a["drawn"]
+        if own:
+            moves = a["drawn_before"], a["drawn"]
+            mean = moved_prior(a["prior_mean"], a["prior_var"], *moves, settings)
+    side = Side(a["mean"], a["var"], mean, a["prior_var"] if own else prior)
+    squares, variances = half_sweep(block.layout, side, *partners, noise, threads)
+    spread = (side.mean.astype(np.float64) - side.prior_mean) ** 2 + side.var
+    return Sums(side.mean.shape[0], spread.sum(axis=0), squares, variances)
+
+
+def named_rows(state: BlockState, rows: I32, settings: Settings, fresh: bool) -> dict[str, Array]:
+    """What another block has to know of these ids, to sweep and, in a fresh fit, to `draw`."""
+    a = state.arrays
+    names = ["mean", "var"]
+    if settings.implicit and fresh:
+        names += ["drawn", "influence"]
+    named: dict[str, Array] = {name: a[name][rows] for name in names}
+    if settings.implicit and fresh:
+        named["root"] = roots(a["count"][rows])
+    return named
+
+
+def draw(
+    block: BlockLayout, state: BlockState, partners: dict[str, Array],
+    priors: tuple[F32 | None, F32 | None], own: str, settings: Settings, threads: int,
+) -> None:  # fmt: skip
+    """Bring a block's prior means up to date, and learn its influences, in place.
+
+    Parameters
+    ----------
+    partners : `named_rows` of the partners, in the layout's order
+    priors : prior variances learned so far, shape (1, rank + 1), of the block's own side and of
+        its partners'; None before the first sweep of that side
+    own : "users" or "items"
+    """
+    a = state.arrays
+    root = roots(a["count"])
+    drawn = drawn_means(block.layout, partners["influence"], root)
+    own_prior, partner_prior = priors
+    if own_prior is not None:
+        a["mean"] += a["var"] / own_prior * (drawn - a["drawn"])
+    a["drawn"] = drawn
+    if partner_prior is None:
+        return
+    if not a["evidence"].any():
+        # counts stay, and with them the shares
+        a["evidence"] = influence_shares(block.layout, partners["root"])
+    side = Side(partners["mean"], partners["var"], partners["drawn"], partner_prior)
+    variance = USER_INFLUENCE if own == "users" else ITEM_INFLUENCE
+    # the partners' own blocks move their means, by what all blocks say: keep what was sent
+    sent = side.mean.copy()
+    learn_influence(
+        block.layout, a["influence"], variance, side, partners["root"], a["evidence"], threads,
+        (len(block.sends) + 1) / 2,
+    )  # fmt: skip
+    side.mean[:] = sent
+
+
+def standardised(block: BlockLayout, mean: float, spread: float) -> BlockLayout:
+    """The layout with its ratings in standardised units."""
+    values = standardise(block.layout.values, mean, spread)
+    return replace(block, layout=replace(block.layout, values=values))

@@ -1,0 +1,435 @@
+"""The blocked form of training, for tables too large for one task (driver; closures on executors).
+
+Each step hands *messages* to blocks, which meet there what is laid out once: `route` and `lay out`,
+the filter over B strata, then half-sweeps of users and items in turn. Between steps only factors
+move; the driver takes no part until the last one is collected.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from sparkml_sgdals.arrays.hashing import block_of, id_keys
+from sparkml_sgdals.arrays.id_index import IdKind
+from sparkml_sgdals.fit.blocks.block import arrays_from_buffer, arrays_to_buffer
+from sparkml_sgdals.fit.blocks.files import (
+    BlockFiles,
+    BlockRows,
+    Statics,
+    block_folder,
+    static_name,
+)
+from sparkml_sgdals.fit.blocks.layout import (
+    MESSAGE_DDL,
+    MESSAGE_SCHEMA,
+    PIECE_DDL,
+    Encode,
+    Job,
+    Message,
+    Moments,
+    Route,
+    binary,
+    lay_out,
+    measured,
+    partition_keys,
+    placed,
+)
+from sparkml_sgdals.fit.blocks.steps import Half, Inbox, Learned, NameRows, Start, Stratum
+from sparkml_sgdals.fit.one_task import Plan, Trained, TrainingReport, collect_payloads, phase
+from sparkml_sgdals.fit.progress import TaskProgress
+from sparkml_sgdals.learn.solvers import EARLIEST_STOP, sweeps_settled
+from sparkml_sgdals.learn.whole_table import check_finite, settle_scale
+from sparkml_sgdals.state.exchange import from_bytes, to_buffer
+from sparkml_sgdals.state.model_state import Counters, ModelState
+from sparkml_sgdals.state.settings import Settings
+
+__all__ = ["train_in_blocks"]
+
+
+def train_in_blocks(
+    packed: DataFrame,
+    settings: Settings,
+    kinds: tuple[IdKind, IdKind],
+    plan: Plan,
+    prior: ModelState | None = None,
+) -> list[Trained]:
+    """Learn packed ratings in `plan.num_blocks` blocks of users and of items.
+
+    Parameters
+    ----------
+    prior : the model that they are added to; None for a fresh fit
+
+    Returns
+    -------
+    one state and report for each of the plan's stops
+
+    Raises
+    ------
+    StorageError : where a file of the blocks cannot be written, or is lost
+    DivergenceError : where factors are not finite
+    """
+    clock = time.perf_counter()
+    spark = packed.sparkSession
+    keys = partition_keys(spark, plan.num_blocks)
+    job = Job(settings, kinds, keys, plan.threads, fresh=prior is None)
+    trained: list[Trained] = []
+    with ExitStack() as stack:
+        folder = stack.enter_context(block_folder(spark))
+        held = _Held(stack)
+        files = None if folder is None else BlockFiles(folder)
+        timed = settings.solver == "bayes"
+        pieces = placed(packed.mapInArrow(Route(job, timed, files), PIECE_DDL), job)
+        cells = pieces.mapInArrow(Encode(job, files), MESSAGE_DDL)
+        if files is None:
+            cells = held.keep(placed(cells, job))
+        with phase(spark, "route"):
+            job, moments = measured(cells, job)
+        routed = time.perf_counter()
+        if prior is None:
+            scale = replace(moments.scale, frozen=True)
+        else:
+            prior = prior.copy()
+            weight = moments.scale.weight, moments.scale.mean, moments.scale.squares
+            settle_scale(prior, weight, moments.ratings, freeze=True)
+            scale = prior.scale
+        job = replace(job, scale=(scale.mean, scale.spread))
+        blocks = _OnRows(cells, job, held) if files is None else _OnFiles(files, job)
+        for stop, messages in _learn(blocks, spark, job, plan, prior):
+            if stop != plan.stops[-1]:
+                held.keep(messages)
+            with phase(spark, f"sweep {stop}" if stop else "filter"):
+                state, history = _collect(blocks, messages, job, moments, prior, stop)
+            state.settings = settings if prior else replace(settings, max_iter=stop)
+            state.scale = scale
+            check_finite(state, np.arange(state.users.size), np.arange(state.items.size))
+            now = time.perf_counter()
+            seconds = {"route": routed - clock, "learn": now - routed}
+            # fewer sweeps than the stop where learning settled before it
+            passes = min(stop, len(history)) if timed else stop
+            report = TrainingReport(f"{plan.num_blocks} blocks", history, seconds, passes)
+            trained.append((state, report))
+    return trained
+
+
+@dataclass
+class _Held:
+    """Persisted frames, until Spark may forget them."""
+
+    stack: ExitStack
+
+    def keep(self, frame: DataFrame) -> DataFrame:
+        """Persist a frame for the rest of the fit."""
+        self.stack.callback(frame.persist().unpersist)
+        return frame
+
+
+# ---- learn ----------------------------------------------------------------------------------
+
+
+_Step = Start | Stratum | Half | NameRows
+
+
+class _Blocks(Protocol):
+    """Runs steps on all blocks: messages in, messages out."""
+
+    def start(
+        self, step: Start, messages: DataFrame, note: TaskProgress | None = None
+    ) -> DataFrame:
+        """Lay the blocks out, and run their first step."""
+
+    def run(self, step: _Step, messages: DataFrame, note: TaskProgress | None = None) -> DataFrame:
+        """Run a step; `note` says how far it is, the number of its block left open."""
+
+    def name(self, step: NameRows, messages: DataFrame) -> DataFrame:
+        """Run the last step, which needs no message from another block."""
+
+
+def _learn(
+    blocks: _Blocks, spark: SparkSession, job: Job, plan: Plan, prior: ModelState | None
+) -> Iterator[tuple[int, DataFrame]]:
+    """The chain of steps from the start of all blocks: their states at each stop of the plan."""
+    bayes = job.settings.solver == "bayes"
+    stops = plan.stops if job.fresh or bayes else (1,)
+    untouched = not bayes and 0 in stops
+    # name of the phase, step, and the stop that is reached by it; the start learns a stratum too
+    steps: list[tuple[str, _Step, int | None]] = []
+    for stratum in range((1 if bayes else stops[-1]) * job.num_blocks):
+        passes, rest = divmod(stratum + 1, job.num_blocks)
+        stop = None if rest else (0 if bayes else passes)
+        learned = stratum == 0 and not untouched
+        steps.append(("filter", Start(job, True) if learned else Stratum(job, stratum), stop))
+    if bayes and stops[-1]:
+        steps.append(("sweep 1", Half(job, "items", learn=False, check=True), None))
+        for sweep in range(1, stops[-1] + 1):
+            name, again = f"sweep {sweep}", sweep < stops[-1]
+            steps.append((name, Half(job, "users", check=sweep == 1), None))
+            steps.append((name, Half(job, "items", send=again), sweep))
+    messages = _first_messages(spark, job, prior)
+    if untouched:
+        messages = blocks.start(Start(job, False), messages)
+        yield 0, messages
+    for number, (name, step, stop) in enumerate(steps, 1):
+        note = TaskProgress(plan.progress_path, number, len(steps))
+        messages = (
+            blocks.start(step, messages, note)
+            if isinstance(step, Start)
+            else blocks.run(step, messages, note)
+        )
+        may_settle = bayes and job.settings.tol > 0 and stop is not None
+        asked = may_settle and stop in range(EARLIEST_STOP, stops[-1])
+        if plan.checkpoint_interval > 0 and (asked or number % plan.checkpoint_interval == 0):
+            with phase(spark, name):
+                messages = messages.localCheckpoint()
+                settled = asked and _settled(messages, job)
+            if settled:
+                # what blocks would hand on to the last step is here
+                later = [n for _, _, n in steps[number - 1 :] if n is not None and n in stops]
+                yield from ((same, messages) for same in later)
+                return
+        if stop in stops:
+            yield stop, messages
+
+
+def _settled(messages: DataFrame, job: Job) -> bool:
+    """Whether the blocks have found, in the step before these messages, that sweeps may end."""
+    rows = collect_payloads(messages.where(F.col("kind").isin("learned", "sums")))
+    return sweeps_settled(_told(rows, job).expected, job.settings.tol)
+
+
+def _told(rows: pa.Table, job: Job) -> Learned:
+    """What the blocks know of the whole, from their last messages: all are told the same."""
+    first = pc.min(rows.column("target")).as_py()
+    return Learned.read(Inbox(first, rows.filter(pc.field("target") == first)), job)
+
+
+def _first_messages(spark: SparkSession, job: Job, prior: ModelState | None) -> DataFrame:
+    """A word to each block, and what a model knows of its ids."""
+    nothing = pa.py_buffer(b"")
+    messages: list[Message] = [
+        (block, "users", block, "start", nothing) for block in range(job.num_blocks)
+    ]
+    if prior is not None:
+        for side, table in (("users", prior.users), ("items", prior.items)):
+            if table.size:
+                of_ids = block_of(id_keys(table.index.ids()), job.num_blocks)
+                for block in range(job.num_blocks):
+                    rows = np.flatnonzero(of_ids == block)
+                    payload = to_buffer(table.to_arrow(rows))
+                    messages.append((block, side, block, "known", payload))  # type: ignore[arg-type]
+    batches = [job.batch(message) for message in messages]
+    return spark.createDataFrame(pa.Table.from_batches(batches), MESSAGE_DDL)
+
+
+@dataclass(frozen=True)
+class _Noted:
+    """A step that its block notes once it is done."""
+
+    step: _Step
+    note: TaskProgress | None
+
+    def __call__(self, statics: Statics, inbox: Inbox) -> Iterator[pa.RecordBatch]:
+        job = self.step.job
+        for message in self.step(statics, inbox):
+            yield job.batch(message)
+        if self.note is not None:
+            history = Learned.read(inbox, job).history
+            rmse = history[-1] * job.scale[1] if history else None
+            place = replace(self.note, task=inbox.block)
+            place.write(self.note.task, rmse)
+
+
+# ---- statics in files -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _TaskOnFiles:
+    """Run a step on the blocks whose messages come to a task."""
+
+    work: _Noted
+    files: BlockFiles
+    first: bool = False
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        table = pa.Table.from_batches(list(batches), MESSAGE_SCHEMA)
+        # one block, but where Spark's hash or some plan puts two together
+        for block in sorted(pc.unique(table.column("target")).to_pylist()):
+            if self.first:
+                job = self.work.step.job
+                for kind, side, own, partner, arrays in lay_out(self.files, block, job):
+                    self.files.put(static_name(kind, side, own, partner), arrays)
+            yield from self.work(
+                self.files, Inbox(block, table.filter(pc.field("target") == block))
+            )
+
+
+@dataclass(frozen=True)
+class _OnFiles:
+    """Steps whose statics lie in files: only messages go through Spark."""
+
+    files: BlockFiles
+    job: Job
+
+    def start(
+        self, step: Start, messages: DataFrame, note: TaskProgress | None = None
+    ) -> DataFrame:
+        task = _TaskOnFiles(_Noted(step, note), self.files, first=True)
+        return placed(messages, self.job).mapInArrow(task, MESSAGE_DDL)
+
+    def run(self, step: _Step, messages: DataFrame, note: TaskProgress | None = None) -> DataFrame:
+        task = _TaskOnFiles(_Noted(step, note), self.files)
+        return placed(messages, self.job).mapInArrow(task, MESSAGE_DDL)
+
+    def name(self, step: NameRows, messages: DataFrame) -> DataFrame:
+        task = _TaskOnFiles(_Noted(step, None), self.files)
+        return messages.mapInArrow(task, MESSAGE_DDL)
+
+
+# ---- statics in rows ------------------------------------------------------------------------
+
+
+_STATIC_SCHEMA: Final = pa.schema(
+    [("key", pa.int32()), ("kind", pa.string()), ("stratum", pa.int32()), ("name", pa.string()),
+     ("payload", pa.binary())]
+)  # fmt: skip
+_STATIC_DDL: Final = "key int, kind string, stratum int, name string, payload binary"
+
+
+def _run_on_rows(work: _Noted, statics: pa.Table, messages: pa.Table) -> pa.Table:
+    """Run a step on a block and the statics that came with it."""
+    if not messages.num_rows:
+        return MESSAGE_SCHEMA.empty_table()
+    block = messages.column("target")[0].as_py()
+    given = work(_rows(statics), Inbox(block, messages))
+    return pa.Table.from_batches(list(given), MESSAGE_SCHEMA)
+
+
+def _rows(table: pa.Table) -> BlockRows:
+    names, payloads = table.column("name").to_pylist(), table.column("payload")
+    return BlockRows({n: p.as_buffer() for n, p in zip(names, payloads, strict=True)})
+
+
+def _lay_out_rows(job: Job, cells: pa.Table) -> pa.Table:
+    """Lay out the two blocks of a number, as rows."""
+    own = job.keys.index(cells.column("key")[0].as_py())
+    batches = []
+    for kind, side, block, partner, arrays in lay_out(_rows(cells), own, job):
+        target, stratum = own, None
+        if kind == "rows":
+            # a block of users learns its cells, and needs the places of both sides there
+            u, i = (block, partner) if side == "users" else (partner, block)
+            target, stratum = u, (i - u) % job.num_blocks
+        values = [job.keys[target], kind, stratum, static_name(kind, side, block, partner)]
+        columns = [pa.array([v], f.type) for v, f in zip(values, _STATIC_SCHEMA, strict=False)]
+        columns.append(binary(arrays_to_buffer(arrays)))
+        batches.append(pa.RecordBatch.from_arrays(columns, schema=_STATIC_SCHEMA))
+    return pa.Table.from_batches(batches, _STATIC_SCHEMA)
+
+
+class _OnRows:
+    """Steps whose statics are persisted rows, cogrouped with the messages of each step."""
+
+    def __init__(self, cells: DataFrame, job: Job, held: _Held) -> None:
+        self.job = job
+        cells = cells.where(F.col("kind") == "cell").select(
+            "key",
+            "kind",
+            F.pmod(F.col("source") - F.col("target"), F.lit(job.num_blocks)).alias("stratum"),
+            F.format_string("cell-users-%05d-%05d", "target", "source").alias("name"),
+            "payload",
+            "source",
+        )
+        keys = F.array(*[F.lit(key) for key in job.keys])
+        by_item = cells.withColumn("key", F.get(keys, F.col("source")).cast("int"))
+        both = placed(cells.unionByName(by_item), job).drop("source")
+
+        def task(cells: pa.Table) -> pa.Table:
+            return _lay_out_rows(job, cells)
+
+        laid_out = both.groupBy("key").applyInArrow(task, _STATIC_DDL)
+        self.cells = cells.drop("source")
+        self.laid_out = held.keep(placed(laid_out, job))
+
+    def start(
+        self, step: Start, messages: DataFrame, note: TaskProgress | None = None
+    ) -> DataFrame:
+        return self.run(step, messages, note)
+
+    def run(self, step: _Step, messages: DataFrame, note: TaskProgress | None = None) -> DataFrame:
+        statics = self._wanted(self.laid_out, step)
+        if "cell" in step.kinds:
+            statics = statics.unionByName(self._wanted(self.cells, step))
+        work = _Noted(step, note)
+
+        # Spark counts the arguments, and takes an object's own self for one
+        def task(statics: pa.Table, messages: pa.Table) -> pa.Table:
+            return _run_on_rows(work, statics, messages)
+
+        return (
+            placed(statics, self.job)
+            .groupBy("key")
+            .cogroup(placed(messages, self.job).groupBy("key"))
+            .applyInArrow(task, MESSAGE_DDL)
+        )
+
+    def name(self, step: NameRows, messages: DataFrame) -> DataFrame:
+        return self.run(step, messages)
+
+    @staticmethod
+    def _wanted(statics: DataFrame, step: _Step) -> DataFrame:
+        of_kind = statics.where(F.col("kind").isin(*step.kinds))
+        if step.stratum is None:
+            return of_kind
+        return of_kind.where(F.col("stratum").isNull() | (F.col("stratum") == step.stratum))
+
+
+# ---- collect --------------------------------------------------------------------------------
+
+
+def _collect(
+    blocks: _Blocks, messages: DataFrame, job: Job, moments: Moments, prior: ModelState | None,
+    sweeps: int,
+) -> tuple[ModelState, list[float]]:  # fmt: skip
+    """The model that the final states make, and the training RMSE of each sweep."""
+    state = ModelState.empty(job.settings, *job.kinds) if prior is None else prior.copy()
+    final = messages.where(F.col("kind").isin("state", "learned", "sums"))
+    rows = collect_payloads(blocks.name(NameRows(job), final))
+    found = list(
+        zip(
+            *(rows.column(name).to_pylist() for name in ("target", "source", "side", "kind")),
+            rows.column("payload"),
+            strict=True,
+        )
+    )
+    counted = np.zeros(3)
+    for _, _, side, kind, payload in sorted(found, key=lambda row: (row[2], row[0])):
+        if kind == "rows":
+            table = state.users if side == "users" else state.items
+            table.put_arrow(from_bytes(payload.as_buffer()))
+        elif kind == "prequential":
+            counted += arrays_from_buffer(payload.as_buffer())["prequential"]
+    history: list[float] = []
+    if job.settings.solver == "bayes" and sweeps:
+        learned = _told(rows, job)
+        history = [rmse * job.scale[1] for rmse in learned.history]
+        if job.fresh:
+            state.noise, state.noise_weight = learned.noise, job.total_weight
+    before = state.counters
+    state.counters = Counters(
+        ratings=before.ratings + moments.ratings,
+        low=min(before.low, moments.low),
+        high=max(before.high, moments.high),
+        prequential_ratings=before.prequential_ratings + int(counted[0]),
+        prequential_squares=before.prequential_squares + float(counted[1]),
+        baseline_squares=before.baseline_squares + float(counted[2]),
+    )
+    return state, history

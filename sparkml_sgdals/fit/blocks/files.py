@@ -1,0 +1,231 @@
+"""What never changes while a table is learned in blocks: where it lies, and how a task comes by it.
+
+Written once as immutable files under a folder that driver and executors share, and memory-mapped
+by the tasks of each step; or, where there is no such folder, handed to each task as binary rows.
+Either way a *static* is a set of named arrays, in the same bytes.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import struct
+import tempfile
+import uuid
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pyspark.sql import SparkSession
+from pyspark.sql.utils import is_remote
+
+from sparkml_sgdals.fit.blocks.block import arrays_from_buffer, arrays_in, arrays_to_buffer
+from sparkml_sgdals.fit.one_task import local_threads
+from sparkml_sgdals.state.exchange import from_bytes, to_buffer
+from sparkml_sgdals.store.objects import ObjectStore, StorageError
+
+__all__ = [
+    "BlockFiles",
+    "BlockRows",
+    "Statics",
+    "block_folder",
+    "local_parent",
+    "shared_parent",
+    "static_name",
+]
+
+logger = logging.getLogger(__name__)
+
+_TRAILER: Final = struct.Struct("<8sQI4x")
+"""After the arrays: a mark, how many bytes they take, and their CRC-32."""
+_MARK: Final = b"sgdals-1"
+_UNREACHABLE: Final = (OSError, ValueError, StorageError, pa.ArrowException)
+
+
+def static_name(kind: str, side: str, block: int, partner: int) -> str:
+    """The name of a static, of its file too: "cell", "layout", "ids" or "rows" of a block."""
+    return f"{kind}-{side}-{block:05d}-{partner:05d}"
+
+
+class Statics(Protocol):
+    """The static arrays that a task can read; it may write to them, and nobody else sees it."""
+
+    def arrays(self, name: str, check: bool = False) -> dict[str, Any]:
+        """Arrays by name; raises StorageError where there is no such static."""
+
+
+@dataclass(frozen=True)
+class BlockRows:
+    """Statics that came with the rows of a task."""
+
+    payloads: Mapping[str, pa.Buffer]
+
+    def arrays(self, name: str, check: bool = False) -> dict[str, Any]:
+        """As `Statics` says; Spark has checked what it moved."""
+        if name not in self.payloads:
+            raise StorageError(f"{name} of the blocks is not among the rows of its task.")
+        return arrays_from_buffer(self.payloads[name])
+
+
+@dataclass(frozen=True)
+class BlockFiles:
+    """Statics in files under a folder; plain values only, so that it travels.
+
+    Attributes
+    ----------
+    folder : path or URI, the same on driver and executors
+    """
+
+    folder: str
+
+    def put(self, name: str, arrays: Mapping[str, Any]) -> None:
+        """Write a static; one that a task writes again is the same to the last bit."""
+        self._write(name, arrays_to_buffer(arrays))
+
+    def arrays(self, name: str, check: bool = False) -> dict[str, Any]:
+        """As `Statics` says, mapped on local disks, else read.
+
+        Parameters
+        ----------
+        check : whether the checksum is computed; the size is compared always
+
+        Raises
+        ------
+        StorageError : where the file is missing, cannot be read, or is not as it was written
+        """
+        return arrays_in(self._read(name, check))
+
+    def put_table(self, name: str, table: pa.Table) -> None:
+        """Write a table of ratings."""
+        self._write(name, to_buffer(table))
+
+    def table(self, name: str) -> pa.Table:
+        """A table of ratings, mapped on local disks; raises as `arrays`."""
+        return from_bytes(pa.py_buffer(self._read(name, check=True)))
+
+    def _write(self, name: str, payload: pa.Buffer) -> None:
+        trailer = _TRAILER.pack(_MARK, payload.size, zlib.crc32(payload))
+        store = ObjectStore(self.folder)
+        target = f"{store.root}/{name}"
+        try:
+            if not store.local:
+                with store.fs.open_output_stream(target) as stream:
+                    stream.write(payload)
+                    stream.write(trailer)
+                return
+            os.makedirs(store.root, exist_ok=True)
+            # whole from the moment that it has its name, also where two attempts of a task write
+            # it. Not synced to the disk: nobody reads it after a power cut
+            beside = f"{target}.{uuid.uuid4().hex[:8]}"
+            with open(beside, "wb", buffering=0) as file:
+                for part in (payload, trailer):
+                    rest = memoryview(part)
+                    while rest:
+                        rest = rest[file.write(rest) :]
+            os.replace(beside, target)
+        except OSError as failure:
+            raise StorageError(
+                f"{self.folder}/{name} of a fit in blocks cannot be written: {failure}. It needs "
+                "40 to 64 bytes a rating under spark.local.dir (local master) or "
+                "spark.checkpoint.dir (cluster)."
+            ) from failure
+
+    def _read(self, name: str, check: bool) -> npt.NDArray[np.uint8]:
+        store = ObjectStore(self.folder)
+        path = f"{store.root}/{name}"
+        try:
+            if store.local:
+                # pages are read when they are used; what is written to stays with this task
+                memory = np.asarray(np.memmap(path, np.uint8, mode="c"))
+            else:
+                with store.fs.open_input_stream(path) as stream:
+                    memory = np.frombuffer(bytearray(stream.read()), np.uint8)
+        except (OSError, ValueError) as failure:
+            state = "missing" if isinstance(failure, FileNotFoundError) else f"lost: {failure}"
+            raise StorageError(
+                f"{self.folder}/{name} of a fit in blocks is {state}. Every executor and the "
+                "driver have to see this folder, and nothing may clear it while a fit runs: "
+                "spark.checkpoint.dir (on a cluster) or spark.local.dir says where it is."
+            ) from failure
+        size = memory.size - _TRAILER.size
+        mark, expected, crc = (
+            _TRAILER.unpack(memory[size:].tobytes()) if size >= 0 else (b"", -1, 0)
+        )
+        payload = memory[: max(size, 0)]
+        if mark != _MARK or expected != size or (check and zlib.crc32(payload.data) != crc):
+            raise StorageError(
+                f"{self.folder}/{name} of a fit in blocks is damaged: it is not what was written. "
+                "Fit again."
+            )
+        return payload
+
+
+@contextmanager
+def block_folder(spark: SparkSession) -> Iterator[str | None]:
+    """A folder for the files of one fit, gone afterwards; None where executors share none.
+
+    With a local master under spark.local.dir, or where temporary files go; on a cluster under
+    spark.checkpoint.dir, where that is a full URI that this process can write to.
+    """
+    name = f"sparkml-sgdals-blocks-{uuid.uuid4().hex}"
+    local = local_threads(spark) > 0
+    given = spark.conf.get("spark.local.dir" if local else "spark.checkpoint.dir", None)
+    parent = local_parent(given) if local else shared_parent(given)
+    if parent is None:
+        yield None
+        return
+    folder = f"{parent}/{name}"
+    try:
+        yield folder
+    finally:
+        _remove(folder)
+        if local and is_remote():
+            # the tasks' machine need not be this one
+            spark.range(1, numPartitions=1).mapInArrow(_Remove(folder), "id long").collect()
+
+
+def local_parent(local_dir: str | None) -> str:
+    """Where Spark puts its own files on this machine, given its conf."""
+    given = os.environ.get("SPARK_LOCAL_DIRS") or local_dir or tempfile.gettempdir()
+    return os.path.abspath(given.split(",")[0])
+
+
+def shared_parent(checkpoint_dir: str | None) -> str | None:
+    """The folder that all executors see, given Spark's conf; None where it is of no use here."""
+    parent = (checkpoint_dir or "").rstrip("/")
+    if not (parent.startswith("file:") or "://" in parent):
+        # without a scheme it is in Spark's default file system, which is not known here
+        logger.info("blocks are moved by Spark: spark.checkpoint.dir is no full URI: %s", parent)
+        return None
+    probe = f"sparkml-sgdals-{uuid.uuid4().hex}"
+    try:
+        store = ObjectStore(parent)
+        store.write(probe, b"")
+        store.delete(probe)
+    except _UNREACHABLE as failure:
+        logger.warning("blocks are moved by Spark, as %s cannot be used: %s", parent, failure)
+        return None
+    return parent
+
+
+@dataclass(frozen=True)
+class _Remove:
+    """Remove a folder where tasks run."""
+
+    folder: str
+
+    def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        _remove(self.folder)
+        yield from batches
+
+
+def _remove(folder: str) -> None:
+    try:
+        ObjectStore(folder).delete_folder("")
+    except _UNREACHABLE as failure:
+        logger.warning("%s is left behind, as it cannot be removed: %s", folder, failure)

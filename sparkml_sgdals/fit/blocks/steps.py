@@ -1,0 +1,305 @@
+"""What a block does in each step of a fit in blocks (executor).
+
+A step takes the static arrays of a block and the messages addressed to it, and gives messages.
+`blocked` arranges the steps; the arithmetic is in `blocks`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sparkml_sgdals.fit.blocks.block import (
+    BlockLayout,
+    BlockState,
+    Cell,
+    Sums,
+    arrays_from_buffer,
+    arrays_to_buffer,
+    draw,
+    learn_cell,
+    named_rows,
+    sweep_block,
+)
+from sparkml_sgdals.fit.blocks.files import Statics, static_name
+from sparkml_sgdals.fit.blocks.layout import OTHER, SIDES, Job, Message, SideName, as_ids
+from sparkml_sgdals.kernels.ratings import check_rows, clipped_squares, standardise
+from sparkml_sgdals.learn.solvers import sweeps_settled
+from sparkml_sgdals.state.exchange import from_bytes, to_buffer
+from sparkml_sgdals.state.model_state import ModelState
+
+__all__ = ["Half", "Inbox", "Learned", "NameRows", "Start", "Step", "Stratum"]
+
+
+class Inbox:
+    """Messages of one block by side and kind."""
+
+    def __init__(self, block: int, messages: pa.Table) -> None:
+        self.block = block
+        self._rows: dict[tuple[str, str], dict[int, pa.Scalar]] = {}
+        for side, source, kind, payload in zip(
+            messages.column("side").to_pylist(), messages.column("source").to_pylist(),
+            messages.column("kind").to_pylist(), messages.column("payload"), strict=True,
+        ):  # fmt: skip
+            self._rows.setdefault((side, kind), {})[source] = payload
+
+    def all(self, side: SideName, kind: str) -> dict[int, pa.Buffer]:
+        """Payloads by source block, in its order."""
+        found = self._rows.get((side, kind), {})
+        return {source: found[source].as_buffer() for source in sorted(found)}
+
+    def state(self, side: SideName, source: int) -> BlockState | None:
+        payload = self.all(side, "state").get(source)
+        return None if payload is None else BlockState(arrays_from_buffer(payload))
+
+
+Step = Callable[[Statics, Inbox], Iterator[Message]]
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What every block knows of the whole: noise, prior variances by side, training RMSE.
+
+    Attributes
+    ----------
+    expected : expected square error of a rating after each sweep, which tells when to stop
+    """
+
+    noise: float
+    priors: dict[SideName, npt.NDArray[np.float32]]
+    history: tuple[float, ...]
+    expected: tuple[float, ...]
+
+    @classmethod
+    def read(cls, inbox: Inbox, job: Job) -> Learned:
+        """What the block knew, brought up to date by the sums that have come in."""
+        noise = job.settings.noise
+        priors: dict[SideName, npt.NDArray[np.float32]] = {}
+        history: tuple[float, ...] = ()
+        expected: tuple[float, ...] = ()
+        for side in SIDES:
+            for payload in inbox.all(side, "learned").values():
+                held = arrays_from_buffer(payload)
+                noise = float(held["noise"][0])
+                history, expected = (tuple(held[n].tolist()) for n in ("history", "expected"))
+                priors = {name: held[name] for name in SIDES if name in held}
+        for side in SIDES:
+            rows = [arrays_from_buffer(b)["sums"] for b in inbox.all(side, "sums").values()]
+            if rows:
+                total = Sums.total(rows)
+                if job.fresh:
+                    priors[side] = total.prior()
+                if side == "items":
+                    expected = (*expected, (total.squares + total.variances) / job.total_weight)
+                    if job.fresh:
+                        noise = expected[-1]
+                    history = (*history, math.sqrt(total.squares / job.total_weight))
+        return cls(noise, priors, history, expected)
+
+    def to_buffer(self) -> pa.Buffer:
+        arrays: dict[str, npt.NDArray[Any]] = {
+            "noise": np.array([self.noise]),
+            "history": np.array(self.history, np.float64),
+            "expected": np.array(self.expected, np.float64),
+        }
+        return arrays_to_buffer(arrays | dict(self.priors))
+
+
+def _state_message(target: int, side: SideName, source: int, state: BlockState) -> Message:
+    return (target, side, source, "state", arrays_to_buffer(state.arrays))
+
+
+@dataclass(frozen=True)
+class Start:
+    """States of the blocks of one number; then, where told, the stratum that they make."""
+
+    job: Job
+    learn: bool
+    kinds: ClassVar[tuple[str, ...]] = ("ids", "cell", "rows")
+    stratum: ClassVar[int] = 0
+
+    def __call__(self, statics: Statics, inbox: Inbox) -> Iterator[Message]:
+        own = inbox.block
+        states = {side: self._state(statics, inbox, side) for side in SIDES}
+        users, items = states["users"], states["items"]
+        if self.learn:
+            yield from Stratum(self.job, 0).learned(statics, own, users, items)
+            return
+        for side, state in states.items():
+            if state is not None:
+                yield _state_message(own, side, own, state)
+
+    def _state(self, statics: Statics, inbox: Inbox, side: SideName) -> BlockState | None:
+        job, own = self.job, inbox.block
+        if not job.has_block(side, own):
+            return None
+        a = statics.arrays(static_name("ids", side, own, own))
+        known = inbox.all(side, "known").get(own)
+        rows = None
+        if not job.fresh:
+            rows = self._no_rows(side) if known is None else from_bytes(known)
+        state = BlockState.start(SIDES[side], as_ids(a["id"]), a["count"], job.settings, rows)
+        if side == "users":
+            state.arrays["prequential"] = np.zeros(3)
+        return state
+
+    def _no_rows(self, side: SideName) -> pa.Table:
+        empty = ModelState.empty(self.job.settings, *self.job.kinds)
+        return (empty.users if side == "users" else empty.items).to_arrow()
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """Learn a stratum rating by rating: block u of users with block u + `stratum` of items."""
+
+    job: Job
+    number: int
+    kinds: ClassVar[tuple[str, ...]] = ("cell", "rows")
+
+    @property
+    def stratum(self) -> int:
+        return self.number % self.job.num_blocks
+
+    def __call__(self, statics: Statics, inbox: Inbox) -> Iterator[Message]:
+        own = inbox.block
+        partner = (own + self.number) % self.job.num_blocks
+        yield from self.learned(
+            statics, own, inbox.state("users", own), inbox.state("items", partner)
+        )
+
+    def learned(
+        self, statics: Statics, own: int, users: BlockState | None, items: BlockState | None
+    ) -> Iterator[Message]:
+        """Messages of a block of users that holds these states."""
+        job, number = self.job, self.number
+        blocks = job.num_blocks
+        partner = (own + number) % blocks
+        if users is not None and items is not None and job.has_cell("users", own, partner):
+            a = statics.arrays(static_name("cell", "users", own, partner), check=True)
+            rows = {
+                "users": statics.arrays(static_name("rows", "users", own, partner)),
+                "items": statics.arrays(static_name("rows", "items", partner, own)),
+            }
+            for side, state in (("users", users), ("items", items)):
+                check_rows(rows[side]["rows"], state.arrays["mean"].shape[0], side)
+            # positions in the cell are checked by NumPy, as they are looked up
+            cell = Cell(
+                rows["users"]["rows"][a["users"]],
+                rows["items"]["rows"][a["items"]],
+                standardise(a["values"], *job.scale),
+                a["weights"],
+            )
+            errors, baseline = learn_cell(cell, users, items, job.settings, number < blocks)
+            # the later half of the first pass: what a model has learned so far is judged
+            if blocks // 2 <= number < blocks:
+                counted = users.arrays["prequential"]
+                counted += _clipped_squares(a["values"], errors, baseline, job)
+        if users is not None:
+            yield _state_message(own, "users", own, users)
+        if items is not None:
+            # where the next stratum wants it; after a whole pass that is at home
+            yield _state_message((partner - number - 1) % blocks, "items", partner, items)
+
+
+def _clipped_squares(
+    values: npt.NDArray[np.float32],
+    errors: npt.NDArray[np.float32],
+    baseline: npt.NDArray[np.float32],
+    job: Job,
+) -> npt.NDArray[np.float64]:
+    sums = [float(values.size)]
+    for apart in (errors, baseline):
+        sums.append(clipped_squares(values, apart, job.scale[1], *job.value_range))
+    return np.array(sums)
+
+
+@dataclass(frozen=True)
+class Half:
+    """A half-sweep: the ids of one side of a block, with the factors of their partners fixed.
+
+    Attributes
+    ----------
+    learn : False: only send factors to where the other side's half-sweep wants them
+    send : whether another half-sweep follows
+    check : whether this reads the layout for the first time
+    """
+
+    job: Job
+    side: SideName
+    learn: bool = True
+    send: bool = True
+    check: bool = False
+    kinds: ClassVar[tuple[str, ...]] = ("layout",)
+    stratum: ClassVar[None] = None
+
+    def __call__(self, statics: Statics, inbox: Inbox) -> Iterator[Message]:
+        job, side, own = self.job, self.side, inbox.block
+        partner_side = OTHER[side]
+        learned = Learned.read(inbox, job)
+        yield own, side, own, "learned", learned.to_buffer()
+        passenger = inbox.all(partner_side, "state").get(own)
+        if passenger is not None:
+            yield own, partner_side, own, "state", passenger
+        state = inbox.state(side, own)
+        if state is None:
+            return
+        if sweeps_settled(learned.expected, job.settings.tol):
+            # all blocks see the same sums, and hand on what they have from here on
+            yield _state_message(own, side, own, state)
+            return
+        arrays = statics.arrays(static_name("layout", side, own, own), self.check)
+        block = BlockLayout.from_arrays(arrays)
+        if self.learn:
+            sums = self._sweep(block, state, inbox, learned)
+            payload = arrays_to_buffer({"sums": sums.to_array()})
+            for target in range(job.num_blocks):
+                yield target, side, own, "sums", payload
+        yield _state_message(own, side, own, state)
+        if self.send:
+            for target, rows in enumerate(block.sends):
+                if rows.size:
+                    named = named_rows(state, rows, job.settings, job.fresh)
+                    yield target, side, own, "send", arrays_to_buffer(named)
+
+    def _sweep(self, block: BlockLayout, state: BlockState, inbox: Inbox, learned: Learned) -> Sums:
+        job, side, partner_side = self.job, self.side, OTHER[self.side]
+        sent = [arrays_from_buffer(b, copy=False) for b in inbox.all(partner_side, "send").values()]
+        partners = {name: np.concatenate([s[name] for s in sent]) for name in sent[0]}
+        prior, threads = learned.priors.get(side), job.task_threads()
+        if job.fresh and job.settings.implicit:
+            priors = prior, learned.priors.get(partner_side)
+            draw(block, state, partners, priors, side, job.settings, threads)
+        return sweep_block(
+            block, state, (partners["mean"], partners["var"]), prior, learned.noise,
+            job.settings, threads,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NameRows:
+    """Put the ids back to the states: rows of a factor table; what else the driver has to know."""
+
+    job: Job
+    kinds: ClassVar[tuple[str, ...]] = ("ids",)
+    stratum: ClassVar[None] = None
+
+    def __call__(self, statics: Statics, inbox: Inbox) -> Iterator[Message]:
+        own = inbox.block
+        for side, number in SIDES.items():
+            state = inbox.state(side, own)
+            if state is not None:
+                ids = as_ids(statics.arrays(static_name("ids", side, own, own))["id"])
+                rows = to_buffer(state.table(number, ids, self.job.settings))
+                yield own, side, own, "rows", rows
+                if side == "users":
+                    counted = {"prequential": state.arrays["prequential"]}
+                    yield own, side, own, "prequential", arrays_to_buffer(counted)
+            for kind in ("learned", "sums"):
+                for source, payload in inbox.all(side, kind).items():
+                    yield own, side, source, kind, payload

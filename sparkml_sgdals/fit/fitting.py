@@ -1,0 +1,254 @@
+"""From a user's table to a model state: select, pack, count, train as its size asks (driver)."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from pyspark.sql import DataFrame, SparkSession
+
+from sparkml_sgdals.arrays.id_index import IdKind
+from sparkml_sgdals.arrays.ratings import ZERO_WEIGHT, Problems
+from sparkml_sgdals.fit.blocks.driver import train_in_blocks
+from sparkml_sgdals.fit.mini_batches import train_in_mini_batches
+from sparkml_sgdals.fit.one_task import (
+    Plan,
+    Trained,
+    TrainingReport,
+    blocks_for,
+    local_threads,
+    phase,
+    train_in_one_task,
+)
+from sparkml_sgdals.fit.progress import clear_progress, show_progress
+from sparkml_sgdals.fit.who_rated import remember_table
+from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
+from sparkml_sgdals.ingest.packing import (
+    PackedCounts,
+    batches_by_rows,
+    count_packed,
+    explain_problems,
+    pack,
+)
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
+
+__all__ = [
+    "FitOptions",
+    "PackedTable",
+    "column_names",
+    "learn_packed",
+    "learn_table",
+    "pack_table",
+    "refuse_invalid",
+]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """How a table is read and spread, as the Params say."""
+
+    columns: RatingColumns
+    kinds: tuple[IdKind, IdKind]
+    handle_invalid: str
+    num_blocks: int
+    num_threads: int
+    max_ratings_per_task: int
+    checkpoint_interval: int
+    show_progress: bool = False
+    progress_path: str = ""
+    max_resident_ids: int = 0
+    """of a stream: users and items that its process keeps in memory; 0 = all"""
+
+
+@dataclass(frozen=True)
+class PackedTable:
+    """A table packed and persisted, to be learned from as often as wanted, then released."""
+
+    cells: DataFrame
+    counts: PackedCounts
+    seconds: float
+
+    def release(self) -> None:
+        """Let Spark forget it."""
+        self.cells.unpersist()
+
+
+def learn_table(
+    df: DataFrame,
+    settings: Settings,
+    options: FitOptions,
+    prior: ModelState | None = None,
+    allow_empty: bool = False,
+    cells: DataFrame | None = None,
+) -> tuple[ModelState, TrainingReport, PackedCounts]:
+    """Learn a table of any size, fresh or onto a model; the state given is left as it is.
+
+    Parameters
+    ----------
+    cells : the table as packed already, not persisted
+
+    Raises
+    ------
+    ValueError : where a column is missing, where there is nothing to learn, or where rows cannot
+        be learned and `handle_invalid` is "error"
+    TypeError : where a column has a wrong type
+    DivergenceError : where the solver ran away
+    """
+    packed = pack_table(df, options, allow_empty or prior is not None, cells)
+    try:
+        ((state, report),) = learn_packed(packed, settings, options, (settings.max_iter,), prior)
+    finally:
+        packed.release()
+    return state, report, packed.counts
+
+
+def pack_table(
+    df: DataFrame,
+    options: FitOptions,
+    allow_empty: bool = False,
+    cells: DataFrame | None = None,
+) -> PackedTable:
+    """Select, check, pack and count a table; raises as `learn_table` says."""
+    clock = time.perf_counter()
+    ratings = select_ratings(df, options.columns, options.kinds)
+    if cells is None:
+        cells = pack(ratings, keep=options.handle_invalid == "keep")
+    with batches_by_rows(df.sparkSession):
+        cells = cells.persist()
+        try:
+            with phase(df.sparkSession, "pack"):
+                counts = count_packed(cells)
+            if options.handle_invalid == "error":
+                refuse_invalid(counts.problems, options.columns)
+            if counts.ratings == 0 and not allow_empty:
+                faults = (
+                    f" but for rows set aside: {dict(counts.problems)}" if counts.problems else ""
+                )
+                raise ValueError(
+                    f"There are no ratings to learn from: the table is empty{faults}. Start a "
+                    "model without ratings with fitStream."
+                )
+        except BaseException:
+            cells.unpersist()
+            raise
+    if counts.problems:
+        logger.warning("rows not learned: %s", counts.problems)
+    return PackedTable(cells, counts, time.perf_counter() - clock)
+
+
+def learn_packed(
+    packed: PackedTable,
+    settings: Settings,
+    options: FitOptions,
+    stops: tuple[int, ...],
+    prior: ModelState | None = None,
+) -> list[Trained]:
+    """Learn a packed table in the form that its size asks for.
+
+    Where the settings rank ratings, one more job then brings who has rated what: tasks neither
+    have to know it nor to learn otherwise for it.
+
+    Parameters
+    ----------
+    stops : passes after which to keep a model, ascending; the settings' own `max_iter` is not used
+
+    Returns
+    -------
+    one state and report for each stop, each as a fit with that `max_iter` gives it
+    """
+    settings = replace(settings, max_iter=stops[-1])
+    if packed.counts.ratings == 0:
+        state = ModelState.empty(settings, *options.kinds) if prior is None else prior.copy()
+        return [(state.copy(), TrainingReport("nothing", [], {}, 0)) for _ in stops]
+    if settings.ranks_ratings:
+        before = None if prior is None else prior.under(prior.settings.unranked())
+        plain = learn_packed(packed, settings.unranked(), options, stops, before)
+        return remember_table(packed.cells, options.kinds, plain, settings, prior)
+    spark = packed.cells.sparkSession
+    if settings.positive:
+        _refuse_blocks(packed.counts.ratings, options)
+    plan = Plan(
+        options.num_blocks or blocks_for(packed.counts.ratings, options.max_ratings_per_task),
+        options.num_threads or local_threads(spark),
+        options.checkpoint_interval,
+        stops,
+        options.progress_path,
+    )
+    with ExitStack() as stack:
+        if options.show_progress:
+            folder = stack.enter_context(show_progress(plan.progress_path, "fit"))
+            plan = replace(plan, progress_path=folder)
+            _warn_of_unseen(spark, options)
+        if plan.progress_path:
+            clear_progress(plan.progress_path)
+        trained = _train(packed.cells, settings, options, plan, prior)
+    return [
+        (state, replace(report, seconds={"pack": packed.seconds} | report.seconds))
+        for state, report in trained
+    ]
+
+
+def _train(
+    cells: DataFrame, settings: Settings, options: FitOptions, plan: Plan, prior: ModelState | None
+) -> list[Trained]:
+    if settings.solver == "minibatch":
+        if prior is None:
+            return train_in_mini_batches(cells, settings, options.kinds, plan)
+        # onto a model one pass, which a task does without a join a mini-batch
+        plan = replace(plan, num_blocks=1)
+    if plan.num_blocks == 1:
+        with phase(cells.sparkSession, "learn in one task"):
+            return train_in_one_task(cells, settings, options.kinds, plan, prior)
+    if settings.tol > 0 and settings.solver != "bayes":
+        warnings.warn("tol is not used in a fit in blocks.", UserWarning, stacklevel=2)
+    return train_in_blocks(cells, settings, options.kinds, plan, prior)
+
+
+def _refuse_blocks(events: int, options: FitOptions) -> None:
+    if options.num_blocks > 1:
+        raise ValueError(
+            f"numBlocks is {options.num_blocks}, and events (implicitPrefs=True) are learned in "
+            "one task: set numBlocks to 1."
+        )
+    if events > options.max_ratings_per_task:
+        raise ValueError(
+            f"The table has {events} events, maxRatingsPerTask is {options.max_ratings_per_task}, "
+            "and events (implicitPrefs=True) are learned in one task: raise it, or learn the "
+            "table in parts with update or a stream."
+        )
+
+
+def _warn_of_unseen(spark: SparkSession, options: FitOptions) -> None:
+    if not options.progress_path and not local_threads(spark):
+        warnings.warn(
+            "showProgress shows nothing on a cluster without progressPath: set it to a folder that "
+            "driver and executors share.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def column_names(columns: RatingColumns) -> dict[str, str]:
+    """The user's columns by our names, each with its Param, for messages."""
+    return {
+        "user": f"userCol {columns.user!r}",
+        "item": f"itemCol {columns.item!r}",
+        "rating": f"ratingCol {columns.rating!r}",
+        "time": f"timestampCol {columns.time!r}",
+        "weight": f"weightCol {columns.weight!r}",
+    }
+
+
+def refuse_invalid(problems: Problems, columns: RatingColumns) -> None:
+    """Raise ValueError where rows cannot be learned."""
+    if any(fault != ZERO_WEIGHT for fault in problems):
+        raise ValueError(
+            f"{explain_problems(problems, column_names(columns))}. Repair or remove these rows, "
+            "or set handleInvalid='skip' to learn the others."
+        )

@@ -1,0 +1,1 @@
+"""From the user's DataFrame to checked, packed or collected ratings."""

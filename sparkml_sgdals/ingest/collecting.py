@@ -1,0 +1,141 @@
+"""A micro-batch or small table on the driver, as Arrow, unless it is too large (driver)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from sparkml_sgdals.arrays.id_index import IdKind
+from sparkml_sgdals.arrays.ratings import Problems, screen
+from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
+
+__all__ = ["COLLECT_LIMIT", "Collected", "collect_ratings", "invalid_rows"]
+
+I64 = npt.NDArray[np.int64]
+
+COLLECT_LIMIT: Final = 1_000_000
+"""Ratings that the driver learns from directly; a larger batch is learned as `fit` learns."""
+_FIRST_LOOK: Final = 20_000
+_FIRST_STEPS: Final = ((1, 8), (2, 4), (4, 2), (50, 1))
+"""Partitions below a number may have so many times _FIRST_LOOK: small tables have few."""
+_KEPT_INVALID: Final = 10_000
+_PLACE_BITS: Final = 33
+"""Low bits of monotonically_increasing_id(): the number of a row in its partition."""
+_PLACES: Final = (1 << _PLACE_BITS) - 1
+_FAR_LOOK: Final = 1_000
+"""Rows of each partition beyond _FIRST_STEPS that are sent without being asked for."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """Ratings of a batch.
+
+    Attributes
+    ----------
+    table : the rows to learn: user, item, rating and perhaps time, weight
+    rows : rows of the batch, bad ones included
+    bad_rows : how many of them were set aside
+    problems : the same by fault; a row may have several
+    invalid : the rows set aside, each as JSON
+    largest : number of the last row in its largest partition
+    partitions : partitions up to the last one that has rows
+    """
+
+    table: pa.Table
+    rows: int
+    bad_rows: int
+    problems: Problems
+    invalid: list[str]
+    largest: int = 0
+    partitions: int = 0
+
+
+def collect_ratings(
+    df: DataFrame,
+    columns: RatingColumns,
+    kinds: tuple[IdKind, IdKind],
+    keep: bool,
+    expected: int = 0,
+    partitions: int = 0,
+) -> Collected | None:
+    """The ratings of a batch on the driver, or None where it has more than COLLECT_LIMIT rows.
+
+    Parameters
+    ----------
+    keep : rows whose time or weight alone is bad are learned
+    expected, partitions : `largest` and `partitions` of the batch before
+
+    Notes
+    -----
+    One job, without a count before it, unless a partition has more rows than `_caps` says: what
+    is sent without being asked for is bounded as a whole. Rows set aside are asked for in a job
+    of their own: making their text ready costs each batch more than that job costs the few that
+    have some.
+    """
+    # one column says both where a row lies and in which partition: each costs every row
+    ratings = select_ratings(df, columns, kinds, also=("monotonically_increasing_id() AS line",))
+    caps = _caps(expected, partitions)
+    whens = " ".join(
+        f"WHEN shiftright(line, {_PLACE_BITS}) < {last} THEN {cap}" for last, cap in caps
+    )
+    table = ratings.where(f"line & {_PLACES} <= CASE {whens} ELSE {_FAR_LOOK} END").toArrow()
+    part, place = _whereabouts(table)
+    cap_of_row = np.select([part < last for last, _ in caps], [c for _, c in caps], _FAR_LOOK)
+    if np.any(place == cap_of_row):
+        if ratings.count() > COLLECT_LIMIT:
+            return None
+        table = ratings.toArrow()
+        part, place = _whereabouts(table)
+    elif table.num_rows > COLLECT_LIMIT:
+        # many small partitions: what a batch is learned by must not depend on them
+        return None
+    good, bad, problems = screen(table.drop_columns("line"), keep)
+    invalid = invalid_rows(df, columns, kinds, keep) if bad.any() else []
+    return Collected(
+        good,
+        table.num_rows,
+        int(bad.sum()),
+        problems,
+        invalid,
+        largest=int(place.max(initial=0)),
+        partitions=int(part.max(initial=-1)) + 1,
+    )
+
+
+def _whereabouts(table: pa.Table) -> tuple[I64, I64]:
+    """Partition of each row, and its number there."""
+    line = table.column("line").to_numpy()
+    return line >> _PLACE_BITS, line & _PLACES
+
+
+def _caps(expected: int, partitions: int) -> list[tuple[int, int]]:
+    """Rows that partitions below a number send unasked; those after them send _FAR_LOOK.
+
+    Twice those that came in the batch before, where that is not too many of all of them together.
+    """
+    fair = 2 * COLLECT_LIMIT // max(partitions, 1)
+    known = min(2 * expected, fair)
+    found = []
+    for last in sorted({*dict(_FIRST_STEPS), partitions} - {0}):
+        steps = (times * _FIRST_LOOK for step, times in _FIRST_STEPS if last <= step)
+        first = next(steps, _FAR_LOOK)
+        found.append((last, max(first, known if last <= partitions else 0)))
+    return found
+
+
+def invalid_rows(
+    df: DataFrame, columns: RatingColumns, kinds: tuple[IdKind, IdKind], keep: bool
+) -> list[str]:
+    """Some of the rows that cannot be learned, as JSON, for a batch too large to collect."""
+    if keep:
+        # a bad time or weight alone does not set a row aside
+        columns = replace(columns, time=None, weight=None)
+    raw = select_ratings(df, columns, kinds, raw=True).select("raw")
+    found = raw.where(F.col("raw").isNotNull()).limit(_KEPT_INVALID).toArrow()
+    return [str(row) for row in found.column("raw").to_pylist()]

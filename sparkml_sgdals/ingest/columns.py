@@ -1,0 +1,222 @@
+"""Columns of the user's DataFrames: found, checked, and selected in the form that learning reads.
+
+Runs on the driver; builds expressions only and starts no job.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import (
+    ByteType,
+    DataType,
+    DateType,
+    DecimalType,
+    DoubleType,
+    FloatType,
+    IntegerType,
+    LongType,
+    NumericType,
+    ShortType,
+    StringType,
+    StructField,
+    StructType,
+    TimestampNTZType,
+    TimestampType,
+)
+
+from sparkml_sgdals.arrays.id_index import IdKind
+
+__all__ = [
+    "RatingColumns",
+    "column",
+    "column_type",
+    "id_column",
+    "id_kind",
+    "id_type_name",
+    "quoted",
+    "select_ratings",
+]
+
+_INTEGERS = (ByteType, ShortType, IntegerType, LongType)
+_MOMENTS = (TimestampType, TimestampNTZType, DateType)
+
+
+@dataclass(frozen=True)
+class RatingColumns:
+    """Names of the columns of ratings in the user's table; None where there is none.
+
+    Without `rating_needed` every rating is 1 where the table has no such column.
+    """
+
+    user: str
+    item: str
+    rating: str
+    time: str | None = None
+    weight: str | None = None
+    rating_needed: bool = True
+
+
+def column_type(schema: StructType, param: str, name: str) -> DataType:
+    """Type of a column, found as Spark finds it (case does not count, dots reach into structs).
+
+    Raises ValueError that names the Param, the column and the columns there are.
+    """
+    field = _find(schema, name)
+    if field is None and "." in name:
+        inner: DataType = schema
+        for part in name.split("."):
+            step = _find(inner, part) if isinstance(inner, StructType) else None
+            if step is None:
+                break
+            inner = step.dataType
+        else:
+            return inner
+    if field is None:
+        raise ValueError(
+            f"{param} {name!r} is not a column of the DataFrame, which has "
+            f"{', '.join(schema.names) or 'none'}. Set {param} to one of them."
+        )
+    return field.dataType
+
+
+def id_kind(schema: StructType, param: str, name: str) -> IdKind:
+    """Whether ids of a column are integers or strings; TypeError for anything else."""
+    found = column_type(schema, param, name)
+    if isinstance(found, StringType):
+        return "str"
+    if isinstance(found, NumericType):
+        return "int"
+    raise TypeError(
+        f"{param} {name!r} must hold integers or strings, got {found.simpleString()}. "
+        f"Cast it first, e.g. to 'string'."
+    )
+
+
+def id_type_name(schema: StructType, param: str, name: str) -> str:
+    """Spark's name of the type in which a model gives the ids of this column back."""
+    found = column_type(schema, param, name)
+    if id_kind(schema, param, name) == "str":
+        return "string"
+    return found.simpleString() if isinstance(found, _INTEGERS) else "bigint"
+
+
+def column(schema: StructType, name: str) -> Column:
+    """A column by its name, or a field in one by a dotted name, as `column_type` finds it."""
+    return F.col(_column(schema, name))
+
+
+def id_column(schema: StructType, param: str, name: str, kind: IdKind) -> Column:
+    """Expression of an id as bigint or string; null where it is null or has a fraction.
+
+    Raises TypeError where integers meet a model of strings or the other way round.
+    """
+    return F.expr(_id(schema, param, name, kind))
+
+
+def select_ratings(
+    df: DataFrame,
+    columns: RatingColumns,
+    kinds: tuple[IdKind, IdKind],
+    raw: bool = False,
+    also: tuple[str, ...] = (),
+) -> DataFrame:
+    """The ratings as user, item, rating and, where named, time and weight.
+
+    Values that no conversion can give are null, for `ratings.screen` to find. With `raw` there is
+    one more column of that name: the whole row as JSON where something in it is not valid. `also`
+    are more columns, as SQL.
+
+    Raises ValueError for a missing column, TypeError for one of a wrong type.
+
+    Notes
+    -----
+    SQL, because every call of a Column costs a round trip to the JVM, in each micro-batch.
+    """
+    schema = df.schema
+    if columns.rating_needed or _find(schema, columns.rating) is not None:
+        rating = _number(schema, "ratingCol", columns.rating)
+    else:
+        rating = "CAST(1.0 AS float)"
+    chosen = {
+        "user": _id(schema, "userCol", columns.user, kinds[0]),
+        "item": _id(schema, "itemCol", columns.item, kinds[1]),
+        "rating": rating,
+    }
+    if columns.time is not None:
+        chosen["time"] = _time(schema, columns.time)
+    if columns.weight is not None:
+        chosen["weight"] = _number(schema, "weightCol", columns.weight)
+    if raw:
+        faults = [f"({value}) IS NULL" for value in chosen.values()]
+        for name in [name for name in ("rating", "weight") if name in chosen]:
+            value = chosen[name]
+            faults.append(f"isnan({value})")
+            faults.append(f"abs({value}) = double('Infinity')")
+            if name == "weight":
+                faults.append(f"{value} < 0")
+        whole_row = ", ".join(quoted(c) for c in schema.names)
+        bad = f"coalesce({' OR '.join(faults)}, true)"
+        chosen["raw"] = f"CASE WHEN {bad} THEN to_json(struct({whole_row})) END"
+    return df.selectExpr(*[f"{value} AS {quoted(name)}" for name, value in chosen.items()], *also)
+
+
+def _id(schema: StructType, param: str, name: str, kind: IdKind) -> str:
+    if id_kind(schema, param, name) != kind:
+        other = column_type(schema, param, name).simpleString()
+        learned = "integers" if kind == "int" else "strings"
+        raise TypeError(
+            f"{param} {name!r} has type {other}, the model was learned from {learned}. "
+            f"Cast it to {'bigint' if kind == 'int' else 'string'} first."
+        )
+    column = _column(schema, name)
+    found = column_type(schema, param, name)
+    if kind == "str" or isinstance(found, _INTEGERS):
+        return f"CAST({column} AS {'string' if kind == 'str' else 'bigint'})"
+    whole = f"TRY_CAST({column} AS bigint)"
+    return f"CASE WHEN CAST({whole} AS {found.simpleString()}) = {column} THEN {whole} END"
+
+
+def _number(schema: StructType, param: str, name: str) -> str:
+    found = column_type(schema, param, name)
+    if not isinstance(found, NumericType):
+        raise TypeError(
+            f"{param} {name!r} must be numeric, got {found.simpleString()}. Cast it first, e.g. "
+            f"df.withColumn({name!r}, F.col({name!r}).cast('float'))."
+        )
+    return f"CAST({_column(schema, name)} AS float)"
+
+
+def _time(schema: StructType, name: str) -> str:
+    found = column_type(schema, "timestampCol", name)
+    column = _column(schema, name)
+    if isinstance(found, _INTEGERS):
+        return f"CAST({column} AS bigint)"
+    if isinstance(found, _MOMENTS):
+        return f"unix_micros(CAST({column} AS timestamp))"
+    if isinstance(found, FloatType | DoubleType | DecimalType):
+        return f"TRY_CAST(round(CAST({column} AS double) * 1e6) AS bigint)"
+    raise TypeError(
+        f"timestampCol {name!r} must be a number, a date or a timestamp, got "
+        f"{found.simpleString()}. Convert it first, e.g. with F.to_timestamp."
+    )
+
+
+def _column(schema: StructType, name: str) -> str:
+    """A column in SQL; a dotted name that is no column's own reaches into structs."""
+    if _find(schema, name) is not None:
+        return quoted(name)
+    return name if "`" in name else ".".join(quoted(step) for step in name.split("."))
+
+
+def quoted(name: str) -> str:
+    """A name in SQL, whatever is in it and whatever is reserved."""
+    return "`" + name.replace("`", "``") + "`"
+
+
+def _find(schema: StructType, name: str) -> StructField | None:
+    exact = [field for field in schema.fields if field.name == name]
+    loose = [field for field in schema.fields if field.name.lower() == name.lower()]
+    return next(iter(exact or loose), None)

@@ -1,0 +1,79 @@
+"""Events of a stream that are delivered again, or too late to tell, are dropped (driver)."""
+
+from __future__ import annotations
+
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import TimestampNTZType, TimestampType
+
+from sparkml_sgdals.ingest.columns import column, column_type, quoted
+
+__all__ = ["drop_repeats"]
+
+_KEY = "_event_key"
+_TIME = "_event_time"
+
+
+def drop_repeats(stream: DataFrame, event_id: str, time: str | None, watermark: str) -> DataFrame:
+    """The stream without events whose id came before, as far back as `watermark` reaches.
+
+    Spark's dropDuplicatesWithinWatermark, which keeps the ids in the checkpoint. A row without
+    an id counts as repeated only by one that is the same in all columns.
+
+    Parameters
+    ----------
+    event_id : column of an id that is the same in each delivery of an event
+    time : column of the event's time, a timestamp
+    watermark : an interval such as "1 hour": repeats may come so much later than the first
+        delivery, by their times; events older than the latest time seen less this are dropped
+
+    Raises
+    ------
+    ValueError : no time column, a column that is not there, or no interval
+    TypeError : a time that is no timestamp
+    """
+    schema = stream.schema
+    column_type(schema, "eventIdCol", event_id)
+    if time is None:
+        raise ValueError(
+            f"eventIdCol {event_id!r} needs the times of events, to know how long to keep ids: set "
+            "timestampCol to a column of type timestamp."
+        )
+    found = column_type(schema, "timestampCol", time)
+    if not isinstance(found, TimestampType | TimestampNTZType):
+        raise TypeError(
+            f"timestampCol {time!r} must be a timestamp where eventIdCol is set, got "
+            f"{found.simpleString()}. Convert it first, e.g. with F.timestamp_seconds or "
+            "F.timestamp_millis."
+        )
+    row = F.expr(_whole_row(stream.columns))
+    own = column(schema, event_id).cast("string")
+    # hashed: what is kept in the checkpoint is not to tell who rated what
+    key = F.when(own.isNotNull(), F.concat(F.lit("i"), own)).otherwise(
+        F.concat(F.lit("r"), F.sha2(row, 256))
+    )
+    try:
+        marked = stream.withColumn(_KEY, key)
+        if "." in time:
+            # a watermark is of a column, not of a field in one
+            marked = marked.withColumn(_TIME, column(schema, time))
+        marked = marked.withWatermark(_TIME if "." in time else time, watermark)
+        unique = marked.dropDuplicatesWithinWatermark([_KEY]).drop(_KEY, _TIME)
+        # Spark Connect looks at the interval only now
+        unique.schema  # noqa: B018
+    except Exception as failure:
+        if "interval" not in str(failure).lower():
+            raise
+        raise ValueError(
+            f"watermark {watermark!r} is not an interval: write e.g. '1 hour'."
+        ) from failure
+    return unique
+
+
+def _whole_row(names: list[str]) -> str:
+    """A row as JSON, as SQL; without a format, times would lack what is below a millisecond."""
+    moment = "yyyy-MM-dd''T''HH:mm:ss.SSSSSS".replace("''", "\\'")
+    return (
+        f"to_json(struct({', '.join(map(quoted, names))}), "
+        f"map('timestampFormat', '{moment}XXX', 'timestampNTZFormat', '{moment}'))"
+    )

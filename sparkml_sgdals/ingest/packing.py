@@ -1,0 +1,142 @@
+"""Pack: rows of ratings become a few binary columns, checked on the way (executor).
+
+One pass over the user's table. What comes out is small in rows, so that caching it, counting it
+and moving it to the training tasks costs next to nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Final
+
+import pyarrow as pa
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame, SparkSession
+
+from sparkml_sgdals.arrays.ratings import ZERO_WEIGHT, Problems, screen
+from sparkml_sgdals.state.exchange import narrow, to_bytes
+
+__all__ = [
+    "PACK_DDL",
+    "ROWS_PER_CELL",
+    "PackedCounts",
+    "batches_by_rows",
+    "count_packed",
+    "explain_problems",
+    "pack",
+    "pack_cell",
+]
+
+PACK_DDL: Final = "count bigint, bad bigint, payload binary, problems string"
+_PACK_SCHEMA: Final = pa.schema(
+    [
+        ("count", pa.int64()),
+        ("bad", pa.int64()),
+        ("payload", pa.binary()),
+        ("problems", pa.string()),
+    ]
+)
+ROWS_PER_CELL: Final = 500_000
+_MAX_BYTES: Final = "spark.sql.execution.arrow.maxBytesPerBatch"
+_MAX_BYTES_BY_DEFAULT: Final = ("67108864b", "268435456b")
+_NO_LIMIT: Final = str(2**31 - 1)
+
+
+@dataclass(frozen=True)
+class PackedCounts:
+    """How many ratings were packed, how many rows were set aside, and for what: a row may have
+    several faults."""
+
+    ratings: int
+    bad_rows: int
+    problems: Problems
+
+
+@dataclass(frozen=True)
+class _Pack:
+    """The function of the packing tasks; plain values only, so that it pickles by reference."""
+
+    keep: bool
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        held: list[pa.RecordBatch] = []
+        rows = 0
+        for batch in batches:
+            held.append(batch)
+            rows += batch.num_rows
+            if rows >= ROWS_PER_CELL:
+                yield pack_cell(pa.Table.from_batches(held), self.keep)
+                held, rows = [], 0
+        if rows:
+            yield pack_cell(pa.Table.from_batches(held), self.keep)
+
+
+def pack_cell(table: pa.Table, keep: bool) -> pa.RecordBatch:
+    """One row of packed ratings, from a table as `ratings.screen` takes it."""
+    table, bad, problems = screen(table, keep)
+    payload = to_bytes(narrow(table).combine_chunks())
+    values = [[table.num_rows], [int(bad.sum())], [payload], [json.dumps(problems)]]
+    return pa.RecordBatch.from_arrays(
+        [pa.array(v, f.type) for v, f in zip(values, _PACK_SCHEMA, strict=True)],
+        schema=_PACK_SCHEMA,
+    )
+
+
+@contextmanager
+def batches_by_rows(spark: SparkSession) -> Iterator[None]:
+    """Let Spark fill Arrow batches by rows alone while narrow rows are packed.
+
+    Below any limit in bytes Spark adds up the sizes of all buffers of a batch for every row that it
+    writes into it, which takes twice as long as everything else that it does to hand a rating over.
+    A limit that is not Spark's own default is the user's and stays. `persist` and the action have
+    to be inside.
+    """
+    replaced = None
+    # where a session may not ask for it or change it, packing is slower and no less right
+    with suppress(PySparkException):
+        limit = spark.conf.get(_MAX_BYTES)
+        if limit in _MAX_BYTES_BY_DEFAULT:
+            spark.conf.set(_MAX_BYTES, _NO_LIMIT)
+            replaced = limit
+    try:
+        yield
+    finally:
+        if replaced is not None:
+            # a session that is gone must not hide why
+            with suppress(PySparkException):
+                spark.conf.set(_MAX_BYTES, replaced)
+
+
+def pack(ratings: DataFrame, keep: bool) -> DataFrame:
+    """Pack ratings, as `schema.select_ratings` gives them, into rows (count, payload, problems)."""
+    return ratings.mapInArrow(_Pack(keep), PACK_DDL)
+
+
+def count_packed(packed: DataFrame) -> PackedCounts:
+    """Count what was packed; the one action that computes a persisted `packed`."""
+    problems: Counter[str] = Counter()
+    ratings, bad_rows = 0, 0
+    for cell in packed.select("count", "bad", "problems").collect():
+        ratings += cell[0]
+        bad_rows += cell.bad
+        problems.update(json.loads(cell.problems))
+    return PackedCounts(ratings, bad_rows, dict(problems))
+
+
+def explain_problems(problems: Problems, names: dict[str, str]) -> str:
+    """One sentence on the rows that cannot be learned.
+
+    Parameters
+    ----------
+    names : the user's column by our name for it, "user" and so on, each as "userCol 'userId'"
+    """
+    found = []
+    for fault, count in sorted(problems.items()):
+        column, _, what = fault.partition(": ")
+        if fault != ZERO_WEIGHT:
+            found.append(f"{names[column]} is {what} in {count} row{'s' if count > 1 else ''}")
+    return "; ".join(found)

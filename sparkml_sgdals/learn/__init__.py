@@ -1,0 +1,1 @@
+"""How a table or a micro-batch in memory changes a model (no Spark)."""

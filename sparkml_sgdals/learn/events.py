@@ -1,0 +1,197 @@
+"""Learning events onto a model in memory (driver, executor; no Spark).
+
+A table and a micro-batch are learned alike: each event once, in its order. It only arranges calls
+of the kernels in `positive` and `isgd`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sparkml_sgdals.arrays.hashing import id_keys, pair_hash
+from sparkml_sgdals.arrays.ratings import Ratings
+from sparkml_sgdals.kernels.events import filter_events, note_done
+from sparkml_sgdals.kernels.isgd import descend_events
+from sparkml_sgdals.kernels.ratings import check_rows
+from sparkml_sgdals.learn.event_ranks import EventsToRank, judge_ranks
+from sparkml_sgdals.learn.prequential import BatchSums
+from sparkml_sgdals.learn.solvers import DivergenceError
+from sparkml_sgdals.state.event_memory import HALF_LIVES, with_room
+from sparkml_sgdals.state.event_scores import even_parts, faded_popularity, known_done, memories_of
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
+
+__all__ = ["Learned", "learn_events"]
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+
+_EVENT: Final = np.uint64(0xA0761D6478BD642F)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Rows of users and items whose state has changed, how many ids are new, and ranks before."""
+
+    user_rows: I64
+    item_rows: I64
+    new_users: int
+    new_items: int
+    sums: BatchSums
+
+
+def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> Learned:
+    """Learn each row of a table of events once, in place.
+
+    A rating r counts as (1 + alpha r) / (1 + alpha) events; one of 0 or less says that the user
+    does not like the item, as in ALS. With `judge`, and a ranking size in the settings, the items
+    are ranked before any row is learned: `event_ranks`.
+
+    Raises
+    ------
+    DivergenceError : the state is then as it was before, as after any other error
+    """
+    sizes = state.users.size, state.items.size
+    try:
+        user_rows, new_users = state.users.ensure(ratings.user_ids)
+        item_rows, new_items = state.items.ensure(ratings.item_ids)
+        check_rows(ratings.users, user_rows.size, "user")
+        check_rows(ratings.items, item_rows.size, "item")
+        work = _Work(state, ratings, user_rows, item_rows)
+        sums = work.ranks(*sizes) if judge and state.settings.ranking_size else BatchSums()
+        learn = work.filter if state.settings.solver == "bayes" else work.descend
+        touched, counted = learn()
+        if not work.finite(touched):
+            raise _diverged(state.settings)
+    except BaseException as failure:
+        state.users.truncate(sizes[0])
+        state.items.truncate(sizes[1])
+        if isinstance(failure, ZeroDivisionError):
+            # a weight or variance fell below what a float32 holds
+            raise _diverged(state.settings) from failure
+        raise
+    work.put(touched)
+    low, high = ratings.value_range()
+    before = state.counters
+    state.counters = replace(
+        before,
+        ratings=before.ratings + len(ratings),
+        low=min(low, before.low),
+        high=max(high, before.high),
+    )
+    state.events += counted
+    return Learned(user_rows, np.flatnonzero(touched), new_users, new_items, sums)
+
+
+def _diverged(settings: Settings) -> DivergenceError:
+    return DivergenceError(
+        f"{settings.solver} left factors that are not finite. Lower stepSize (now "
+        f"{settings.step_size}), or look for ratings or weights of an absurd size."
+    )
+
+
+class _Work:
+    """A batch on copies: users compact, items whole because draws may reach any of them."""
+
+    def __init__(self, state: ModelState, ratings: Ratings, user_rows: I64, item_rows: I64) -> None:
+        self.state, self.ratings, self.user_rows = state, ratings, user_rows
+        self.item_rows = item_rows
+        self.users = state.users.take(user_rows)
+        self.items = item_rows[ratings.items].astype(np.int32)
+        self.user_memory, self.item_memory = memories_of(state)
+        alpha = np.float32(state.settings.alpha)
+        confidence = (1.0 + alpha * np.abs(ratings.values)) / (1.0 + alpha)
+        self.weights = (
+            confidence * ratings.weights if ratings.weights.size else confidence
+        ).astype(np.float32)
+        self.mean = state.items.mean.copy()
+        self.var = state.items.var.copy()
+        self.memory = self.item_memory.copy()
+        self.parts = np.array(state.popularity_parts or even_parts())
+        self.keys = id_keys(state.items.index.ids())
+        self.order = np.argsort(self.keys)
+        self.starts, self.lengths, self.done = self._done_rows()
+        self.pairs = pair_hash(
+            id_keys(ratings.user_ids), id_keys(ratings.item_ids), ratings.users, ratings.items
+        )
+
+    def ranks(self, known_users: int, known_items: int) -> BatchSums:
+        """How the items stood among those known before, of users known before."""
+        events = EventsToRank(
+            self.ratings.users, self.items, self.ratings.values > 0, self.pairs, self.user_rows,
+            self.starts, self.lengths, self.done,
+        )  # fmt: skip
+        return judge_ranks(self.state, events, known_users, known_items)
+
+    def filter(self) -> tuple[npt.NDArray[np.bool_], int]:
+        """Learn by the logistic filter; which items have changed, and how many events there are."""
+        state, r, settings = self.state, self.ratings, self.state.settings
+        order = self.order
+        fades = 0.5 ** (1.0 / np.array(HALF_LIVES))
+        popularity = faded_popularity(self.memory, state.events, fades)
+        cumulative = np.cumsum(popularity[order], axis=0).T.copy()
+        seed = np.uint64(settings.seed & 0xFFFFFFFFFFFFFFFF)
+        numbers = np.arange(len(r), dtype=np.uint64) + np.uint64(state.counters.ratings)
+        touched = np.zeros(state.items.size, bool)
+        counted = filter_events(
+            r.users, self.items, r.values, self.weights, self.pairs ^ ((numbers + seed) * _EVENT),
+            state.events, settings.num_negatives, np.float32(settings.drift),
+            settings.implicit_prior, self.users.mean, self.users.var, self.mean, self.var,
+            self.memory.context, self.memory.context_var, self.done, self.starts, self.lengths,
+            order.astype(np.int32), cumulative, fades, self.memory.popularity, self.memory.last,
+            self.parts, np.zeros(state.items.size, np.int64), touched,
+        )  # fmt: skip
+        return touched, int(counted)
+
+    def descend(self) -> tuple[npt.NDArray[np.bool_], int]:
+        """Learn by ISGD; as `filter`."""
+        state, r, settings = self.state, self.ratings, self.state.settings
+        last = self.memory.last
+        known = np.flatnonzero(last > 0)
+        touched = np.zeros(state.items.size, bool)
+        counted = descend_events(
+            r.users, self.items, r.values, self.weights, state.events, settings.num_negatives,
+            np.float32(settings.step_size), np.float32(settings.regs[2]),
+            np.float32(settings.regs[3]), self.users.mean, self.mean,
+            known[np.argsort(last[known])].astype(np.int32), last, touched,
+        )  # fmt: skip
+        note_done(r.users, self.items, r.values, self.done, self.starts, self.lengths)
+        return touched, int(counted)
+
+    def finite(self, touched: npt.NDArray[np.bool_]) -> bool:
+        """Whether what was learned is finite."""
+        rows = np.flatnonzero(touched)
+        held = (self.mean[rows], self.var[rows])
+        return (
+            self.users.finite()
+            and all(bool(np.isfinite(array).all()) for array in held)
+            and self.memory.finite(rows)
+        )
+
+    def put(self, touched: npt.NDArray[np.bool_]) -> None:
+        """Give the state what was learned."""
+        state, r = self.state, self.ratings
+        state.users.put_rows(self.users)
+        state.items.mean[touched] = self.mean[touched]
+        state.items.var[touched] = self.var[touched]
+        state.items.events = self.memory
+        signed = self.keys.view(np.int64)
+        places = zip(self.starts.tolist(), self.lengths.tolist(), strict=True)
+        self.user_memory.replace(
+            self.user_rows, (signed[self.done[begin : begin + length]] for begin, length in places)
+        )
+        state.users.count[self.user_rows] += np.bincount(r.users, minlength=self.user_rows.size)
+        state.items.count[self.item_rows] += np.bincount(r.items, minlength=self.item_rows.size)
+        state.popularity_parts = tuple(self.parts.tolist())
+
+    def _done_rows(self) -> tuple[I64, I64, npt.NDArray[np.int32]]:
+        """What the batch's users have done, as rows of items, with room for the batch's events."""
+        lengths, rows = known_done(self.user_memory, self.user_rows, self.keys, self.order)
+        events = np.bincount(self.ratings.users, minlength=self.user_rows.size)
+        begins, done = with_room(rows.astype(np.int32), lengths, events)
+        return begins, lengths, done

@@ -1,0 +1,429 @@
+"""The implicit prior: which ids come together says something before the ratings do.
+
+The prior mean of an id is n^(-1/2) times the sum of its partners' *influences*, bias and features,
+for users and for items alike: algorithm.md, equations (8) to (11). Arrays in and out, no Spark.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+
+from sparkml_sgdals.arrays.ratings import Layout, Ratings
+from sparkml_sgdals.arrays.sorting import run_all
+from sparkml_sgdals.kernels.lanes import padded_rows
+from sparkml_sgdals.kernels.prefetch import AHEAD, prefetch_lines, prefetch_row
+from sparkml_sgdals.kernels.ratings import FAST, check_rows, compare_features, move_rows
+from sparkml_sgdals.kernels.vectors import (
+    LANES,
+    fill,
+    load,
+    load_first,
+    smaller,
+    store,
+    store_first,
+)
+from sparkml_sgdals.learn.solvers import Side
+from sparkml_sgdals.state.factors import FactorRows, FactorTable, prior_variances
+from sparkml_sgdals.state.settings import Settings
+
+__all__ = [
+    "ITEM_INFLUENCE",
+    "USER_INFLUENCE",
+    "FilterSide",
+    "ImplicitPrior",
+    "concentration",
+    "drawn_means",
+    "influence_shares",
+    "learn_influence",
+    "moved_prior",
+    "roots",
+    "run_implicit_filter",
+]
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+
+USER_INFLUENCE: Final = 0.05
+"""prior variance of what a user adds to the prior means of its items"""
+ITEM_INFLUENCE: Final = 0.02
+"""prior variance of what an item adds to the prior means of its users"""
+_CONCENTRATED: Final = 10.0
+"""Ratings that an id has in a batch, from which on biases are not learned from who rated what."""
+
+
+@nb.njit(cache=True, nogil=True, fastmath=FAST)
+def learn_influences(  # type: ignore[no-untyped-def]
+    starts, partners, roots, shares, precision, own_precision, damping, apart, influence
+):
+    """Coordinate ascent for the influences of all ids of one side, one id after another: (9).
+
+    Parameters
+    ----------
+    starts, partners : the layout by the side that gives, as in `sweep_ids`
+    roots : float32, shape (partners,), n^(-1/2) of each partner
+    shares : float32, shape (ids,), `influence_shares`
+    precision : float32, shape (8,), 1 / v of the partners' prior, 0 where there is no coordinate
+    own_precision : float32, 1 / prior variance of an influence
+    damping : float32, at least 1: the curvature of `apart` by so much, 1 for one block
+    apart : float32, shape (partners, 8), posterior minus prior mean of each partner; changed in
+        place, as prior means move with the influences
+    influence : float32, shape (ids, 8), changed in place
+
+    Notes
+    -----
+    Damping leaves the fixed point where it is. B blocks that learn at once from the same `apart`
+    overshoot by up to B / damping, which shrinks as long as damping > B / 2.
+    """
+    precisions = load(precision, 0)
+    for y in range(starts.size - 1):
+        first, last = starts[y], starts[y + 1]
+        if first == last:
+            continue
+        moment = fill(np.float32(0.0))
+        share = damping * shares[y]
+        for t in range(first, last):
+            if t + AHEAD < partners.size:
+                prefetch_lines(apart, partners[t + AHEAD])
+            x = np.int64(partners[t])
+            moment += roots[x] * load(apart, x * LANES)
+        old = load(influence, y * LANES)
+        new = precisions * (moment + share * old) / (own_precision + share * precisions)
+        store(influence, y * LANES, new)
+        change = damping * (old - new)
+        for t in range(first, last):
+            if t + AHEAD < partners.size:
+                prefetch_lines(apart, partners[t + AHEAD])
+            x = np.int64(partners[t])
+            store(apart, x * LANES, load(apart, x * LANES) + roots[x] * change)
+
+
+@nb.njit(cache=True, nogil=True, fastmath=FAST)
+def add_shares(starts, partners, roots, taken, shares):  # type: ignore[no-untyped-def]
+    """`influence_shares` into `shares`; `taken` is scratch, float32, zeros, shape (partners,)."""
+    for y in range(starts.size - 1):
+        for t in range(starts[y], starts[y + 1]):
+            taken[partners[t]] += roots[partners[t]]
+        total = np.float32(0.0)
+        for t in range(starts[y], starts[y + 1]):
+            total += roots[partners[t]] * taken[partners[t]]
+        shares[y] = total
+        for t in range(starts[y], starts[y + 1]):
+            taken[partners[t]] = np.float32(0.0)
+
+
+def influence_shares(layout: Layout, root: F32) -> F32:
+    """How much of its partners' prior means each id gives: sum over partners of (k n^(-1/2))^2.
+
+    Parameters
+    ----------
+    layout : ratings by the side that gives; a partner that it names k times counts k squared
+    root : float32, n^(-1/2) of the partners
+
+    Returns
+    -------
+    float32, shape (ids,)
+    """
+    check_rows(layout.partners, root.size, "partner")
+    shares = np.zeros(layout.starts.size - 1, np.float32)
+    add_shares(layout.starts, layout.partners, root, np.zeros(root.size, np.float32), shares)
+    return shares
+
+
+def learn_influence(
+    layout: Layout, influence: F32, own_variance: float, side: Side, root: F32, shares: F32,
+    threads: int, damping: float = 1.0,
+) -> None:  # fmt: skip
+    """Learn one side's influences from the posteriors of the other, in place.
+
+    Prior means of `side` move along, and its posterior means by c / v of that: (9) and (10).
+
+    Parameters
+    ----------
+    layout : ratings by the side that gives
+    influence : float32, shape (ids of that side, rank + 1)
+    own_variance : prior variance of an influence
+    side : the side that takes; its prior_mean has a row an id, its prior_var one row
+    root : float32, n^(-1/2) of its ids
+    shares : `influence_shares` of the layout
+    damping : (B + 1) / 2 where B blocks of the side that gives learn at once
+    """
+    check_rows(layout.partners, side.mean.shape[0], "partner")
+    precision = (np.float32(1.0) / side.prior_var[0]).astype(np.float32)
+    apart = side.mean - side.prior_mean
+    moved = np.empty_like(apart)
+    width = apart.shape[1]
+
+    # coordinates do not depend on each other: the result is the same for any number of threads
+    def learn(first: int) -> None:
+        some = slice(first, min(first + LANES, width))
+        count = some.stop - first
+        held, given = padded_rows(apart[:, some]), padded_rows(influence[:, some])
+        learn_influences(
+            layout.starts, layout.partners, root, shares, padded_rows(precision[None, some])[0],
+            np.float32(1.0 / own_variance), np.float32(damping), held, given,
+        )  # fmt: skip
+        influence[:, some] = given[:, :count]
+        moved[:, some] = (apart[:, some] - held[:, :count]) / np.float32(damping)
+
+    run_all([partial(learn, first) for first in range(0, width, LANES)], threads)
+    side.prior_mean += moved
+    side.mean += side.var / side.prior_var * moved
+
+
+def drawn_means(layout: Layout, influence: F32, root: F32) -> F32:
+    """Prior means of a side from the influences of its partners: (8).
+
+    Parameters
+    ----------
+    layout : ratings by the side that takes
+    influence : float32, shape (partners, rank + 1)
+    root : float32, n^(-1/2) of its ids
+    """
+    check_rows(layout.partners, influence.shape[0], "partner")
+    drawn = np.zeros((root.size, influence.shape[1]), np.float32)
+    sum_influences(layout.starts, layout.partners, influence, drawn)
+    drawn *= root[:, None]
+    return drawn
+
+
+@nb.njit(cache=True, nogil=True, fastmath=FAST)
+def sum_influences(starts, partners, influence, sums):  # type: ignore[no-untyped-def]
+    """Add up the influences of each id's partners into `sums`, float32, (ids, rank + 1)."""
+    for x in range(starts.size - 1):
+        for t in range(starts[x], starts[x + 1]):
+            y = partners[t]
+            for f in range(influence.shape[1]):
+                sums[x, f] += influence[y, f]
+
+
+def roots(counts: npt.NDArray[np.integer]) -> F32:
+    """n^(-1/2) of each id, float32; no partner asks for that of an id without ratings."""
+    root: F32 = (np.maximum(counts, 1) ** -0.5).astype(np.float32)
+    return root
+
+
+@dataclass
+class FilterSide:
+    """One side while a batch is filtered: what `FactorTable` holds, changed in place.
+
+    Attributes
+    ----------
+    seen : float32, shape (ids,), ratings before each id's next one
+    """
+
+    mean: F32
+    var: F32
+    prior_mean: F32
+    influence: F32
+    evidence: F32
+    seen: F32
+
+    @classmethod
+    def of(cls, taken: FactorRows) -> FilterSide:
+        """These very arrays, with the count as it stands."""
+        seen = taken.count.astype(np.float32)
+        return cls(
+            taken.mean, taken.var, taken.prior_mean, taken.influence, taken.evidence, seen
+        )  # fmt: skip
+
+
+def run_implicit_filter(
+    users: I32 | I64, items: I32 | I64, values: F32, weights: F32, settings: Settings,
+    user: FilterSide, item: FilterSide,
+) -> F32:  # fmt: skip
+    """Filter ratings as `run_filter` does, with prior means that move; errors from before each."""
+    errors = np.empty(values.size, np.float32)
+    crowd = concentration(users, items)
+    filter_implicit(
+        users.astype(np.int32, copy=False), items.astype(np.int32, copy=False), values, weights,
+        user.mean, user.var, user.prior_mean, user.influence, user.evidence, user.seen,
+        item.mean, item.var, item.prior_mean, item.influence, item.seen,
+        prior_variances(settings), np.float32(1.0 / USER_INFLUENCE),
+        np.float32(1.0 / (1.0 + (crowd / _CONCENTRATED) ** 2)),
+        np.float32(settings.noise), np.float32(settings.drift), errors,
+    )  # fmt: skip
+    return errors
+
+
+def concentration(users: npt.NDArray[np.integer], items: npt.NDArray[np.integer]) -> float:
+    """How many ratings the id of an average rating has in a batch, on the side that has more.
+
+    About 1 in a stream in random order, hundreds where users send all their ratings together.
+    """
+    sides = (np.bincount(rows) for rows in (users, items))
+    # not by BLAS, which would wake threads for it
+    return max(int(np.square(counts).sum()) for counts in sides) / users.size
+
+
+def moved_prior(mean: F32, var: F32, before: F32, after: F32, settings: Settings) -> F32:
+    """Means of a posterior whose prior mean went from `before` to `after`: (10)."""
+    gain = np.minimum(var / prior_variances(settings), np.float32(1.0))
+    moved: F32 = mean + gain * (after - before)
+    return moved
+
+
+class ImplicitPrior:
+    """The implicit prior of a table while it is learned, in the table's own order of ids."""
+
+    def __init__(
+        self, ratings: Ratings, tables: tuple[FactorTable, FactorTable], rows: tuple[I64, I64]
+    ) -> None:
+        self.ratings = ratings
+        self.user, self.item = (
+            FilterSide.of(table.take(some)) for table, some in zip(tables, rows, strict=True)
+        )
+
+    def start(
+        self, by_user: Layout, by_item: Layout, users: Side, items: Side, threads: int
+    ) -> None:
+        """Give both sides of a fresh fit the prior means that sweeps will move."""
+        self._user_root, self._item_root = roots(by_user.counts()), roots(by_item.counts())
+        self.user.evidence, self.item.evidence = run_all(
+            [
+                partial(influence_shares, by_user, self._item_root),
+                partial(influence_shares, by_item, self._user_root),
+            ],
+            threads,
+        )
+        users.prior_mean, items.prior_mean = self.user.prior_mean, self.item.prior_mean
+
+    def learn_items(self, by_item: Layout, users: Side, threads: int) -> None:
+        """What items say of their users, after the users' half-sweep."""
+        given, root, shares = self.item.influence, self._user_root, self.item.evidence
+        learn_influence(by_item, given, ITEM_INFLUENCE, users, root, shares, threads)
+
+    def learn_users(self, by_user: Layout, items: Side, threads: int) -> None:
+        """What users say of their items, after the items' half-sweep."""
+        given, root, shares = self.user.influence, self._item_root, self.user.evidence
+        learn_influence(by_user, given, USER_INFLUENCE, items, root, shares, threads)
+
+    def filter(self, values: F32, settings: Settings, users: Side, items: Side) -> F32:
+        """Filter a table that is added to a model; the sides' prior means move with it."""
+        r = self.ratings
+        before = self.user.prior_mean.copy(), self.item.prior_mean.copy()
+        for drawn, side in ((self.user, users), (self.item, items)):
+            drawn.mean, drawn.var = side.mean, side.var
+        errors = run_implicit_filter(
+            r.users, r.items, values, r.weights, settings, self.user, self.item
+        )
+        for drawn, side, old in zip((self.user, self.item), (users, items), before, strict=True):
+            side.prior_mean = moved_prior(
+                side.prior_mean, side.prior_var, old, drawn.prior_mean, settings
+            )
+        return errors
+
+    def put(self, tables: tuple[FactorTable, FactorTable], rows: tuple[I64, I64]) -> None:
+        """Put what was learned into the tables."""
+        for table, some, drawn in zip(tables, rows, (self.user, self.item), strict=True):
+            table.prior_mean[some] = drawn.prior_mean
+            table.influence[some] = drawn.influence
+            table.evidence[some] = drawn.evidence
+
+
+@nb.njit(cache=True, nogil=True, fastmath=FAST)
+def filter_implicit(  # type: ignore[no-untyped-def]
+    users, items, ratings, weights,
+    user_mean, user_var, user_prior, user_influence, user_evidence, user_seen,
+    item_mean, item_var, item_prior, item_influence, item_seen,
+    prior_var, own_precision, bias_share, noise, drift, errors,
+):  # fmt: skip
+    """`filter_ratings` with prior means that move, and users' influences learned: (4), (10), (11).
+
+    Parameters
+    ----------
+    *_mean, *_var, *_prior, *_influence : float32, shape (ids, rank + 1), changed in place, but
+        for the items' influence
+    *_seen, user_evidence : float32, shape (ids,), changed in place
+    prior_var : float32, shape (rank + 1,), prior variance of each coordinate
+    own_precision : float32, 1 / prior variance of a user's influence
+    bias_share : float32, 0 to 1, by how much influences on biases are learned
+    ratings, weights, noise, drift, errors : as in `filter_ratings`
+    """
+    width = user_mean.shape[1]
+    weighted = weights.size > 0
+    one = np.float32(1.0)
+    prior_precision = one / prior_var
+    ones = fill(one)
+    for n in range(users.size):
+        if n + AHEAD < users.size:
+            after, partner = users[n + AHEAD], items[n + AHEAD]
+            prefetch_row(user_mean, after)
+            prefetch_row(user_var, after)
+            prefetch_row(user_prior, after)
+            prefetch_row(user_influence, after)
+            prefetch_row(item_mean, partner)
+            prefetch_row(item_var, partner)
+            prefetch_row(item_prior, partner)
+            prefetch_row(item_influence, partner)
+        x = np.int64(users[n])
+        y = np.int64(items[n])
+        weight = one
+        if weighted:
+            weight = weights[n]
+        if weight > np.float32(0.0):
+            user_kept = np.sqrt(user_seen[x])
+            user_seen[x] += one
+            user_root = one / np.sqrt(user_seen[x])
+            item_kept = np.sqrt(item_seen[y])
+            item_seen[y] += one
+            share = one / item_seen[y]
+            item_root = np.sqrt(share)
+            user_evidence[x] += share
+            evidence = user_evidence[x]
+
+            precision = prior_precision[0]
+            old = user_prior[x, 0]
+            new = (user_kept * old + item_influence[y, 0]) * user_root
+            user_mean[x, 0] += min(user_var[x, 0] * precision, one) * (new - old)
+            user_prior[x, 0] = new
+            old = item_prior[y, 0]
+            new = (item_kept * old + user_influence[x, 0]) * item_root
+            taken = min(item_var[y, 0] * precision, one)
+            # from the item as it is before this rating, or the user's own error would come back
+            moved = item_mean[y, 0] + taken * (new - old)
+            change = precision * item_root * (moved - new) / (own_precision + evidence * precision)
+            change *= bias_share
+            user_influence[x, 0] += change
+            step = item_root * change
+            item_prior[y, 0] = new + step
+            item_mean[y, 0] = moved + taken * step
+
+            # the same for the features: at rank 16 the bias among them would be a third vector, of
+            # one value, and take half as long again
+            for f in range(1, width, LANES):
+                user, item, count = x * width + f, y * width + f, width - f
+                precisions = load_first(prior_precision, f, count)
+                olds = load_first(user_prior, user, count)
+                news = (user_kept * olds + load_first(item_influence, item, count)) * user_root
+                gains = smaller(load_first(user_var, user, count) * precisions, ones)
+                means = load_first(user_mean, user, count)
+                store_first(user_mean, user, count, means + gains * (news - olds))
+                store_first(user_prior, user, count, news)
+                olds = load_first(item_prior, item, count)
+                own = load_first(user_influence, user, count)
+                news = (item_kept * olds + own) * item_root
+                gains = smaller(load_first(item_var, item, count) * precisions, ones)
+                means = load_first(item_mean, item, count) + gains * (news - olds)
+                changes = precisions * item_root * (means - news)
+                changes = changes / (own_precision + evidence * precisions)
+                store_first(user_influence, user, count, own + changes)
+                changes *= item_root
+                store_first(item_prior, item, count, news + changes)
+                store_first(item_mean, item, count, means + gains * changes)
+
+        product, spread = compare_features(x, y, user_mean, user_var, item_mean, item_var)
+        error = ratings[n] - (user_mean[x, 0] + item_mean[y, 0] + product)
+        errors[n] = error
+        if weight <= np.float32(0.0):
+            continue
+        spread += user_var[x, 0] + item_var[y, 0]
+        inverse = one / (spread + noise / weight)
+        move_rows(x, y, error, inverse, drift, user_mean, user_var, item_mean, item_var)

@@ -1,0 +1,187 @@
+"""Learning one batch onto a model in memory: rank, predict, filter, smooth (driver; no Spark).
+
+`update` and the streams call this; it only arranges calls of the kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from sparkml_sgdals.arrays.ratings import Ratings
+from sparkml_sgdals.kernels.ratings import check_rows
+from sparkml_sgdals.learn.events import learn_events
+from sparkml_sgdals.learn.implicit_prior import FilterSide, run_implicit_filter
+from sparkml_sgdals.learn.noise import expected_squares, learn_noise_factors
+from sparkml_sgdals.learn.prequential import BatchSums, judge_batch
+from sparkml_sgdals.learn.rated_lists import lists_after, memory_of_users, rank_ratings
+from sparkml_sgdals.learn.smoothing import smooth_batch
+from sparkml_sgdals.learn.solvers import DivergenceError, run_filter, run_minibatches, run_sgd
+from sparkml_sgdals.learn.whole_table import not_finite, settle_scale
+from sparkml_sgdals.state.factors import FactorRows
+from sparkml_sgdals.state.model_state import SETTLING_RATINGS, Counters, ModelState
+from sparkml_sgdals.state.settings import Settings
+
+__all__ = ["BatchReport", "learn_batch"]
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class BatchReport:
+    """What one batch did, errors being from before it was learned; NaN where unknown."""
+
+    ratings: int
+    new_users: int
+    new_items: int
+    user_rows: I64
+    item_rows: I64
+    rmse: float
+    baseline_rmse: float
+    sums: BatchSums = field(default_factory=BatchSums)
+
+
+def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
+    """Predict a batch, rank its items where the settings say so, then learn it once, in place.
+
+    Raises
+    ------
+    DivergenceError : what was known stands again as it was before the batch
+    """
+    if not len(ratings):
+        nothing = np.empty(0, np.int64)
+        return BatchReport(0, 0, 0, nothing, nothing, math.nan, math.nan)
+    if state.settings.positive:
+        done = learn_events(state, ratings, judge=True)
+        return BatchReport(
+            len(ratings), done.new_users, done.new_items, done.user_rows, done.item_rows,
+            math.nan, math.nan, done.sums,
+        )  # fmt: skip
+    noise = state.noise, state.noise_weight
+    predicted = not state.blank
+    # while the scale settles every row may change, and there are few
+    whole = None if state.scale.frozen else state.copy()
+    sizes = state.users.size, state.items.size
+    users, items = state.users, state.items
+    ranks = state.settings.ranks_ratings
+    try:
+        # while the scale settles factors move as a whole, which may part or join equal scores
+        ranked = rank_ratings(state, ratings) if ranks else BatchSums()
+        sums, surprises = _score_before(state, ratings)
+        sums = sums.with_ranks(ranked)
+        first = min(SETTLING_RATINGS - state.scale.seen, len(ratings))
+        settle_scale(state, ratings.moments(max(first, 0)), first)
+        user_rows, new_users = state.users.ensure(ratings.user_ids)
+        item_rows, new_items = state.items.ensure(ratings.item_ids)
+        values = state.scale.standardise(ratings.values)
+        check_rows(ratings.users, user_rows.size, "user")
+        check_rows(ratings.items, item_rows.size, "item")
+        learned = users.take(user_rows), items.take(item_rows)
+        before = learned[0].copy(), learned[1].copy()
+        _learn_rows(state.settings, ratings, values, learned)
+        if state.settings.solver == "bayes":
+            smooth_batch(ratings, values, state.settings, learned, before)
+        if surprises is not None:
+            rows = np.arange(user_rows.size), np.arange(item_rows.size)
+            learn_noise_factors(learned, rows, ratings, surprises)
+        if not all(side.finite() for side in learned):
+            raise not_finite(state.settings)
+        rated = lists_after(users, user_rows, ratings) if ranks else []
+    except BaseException as failure:
+        if whole is None:
+            users.truncate(sizes[0])
+            items.truncate(sizes[1])
+            state.noise, state.noise_weight = noise
+        else:
+            vars(state).update(vars(whole))
+        if isinstance(failure, ZeroDivisionError):
+            # a variance fell below what a float32 holds
+            raise DivergenceError(
+                "The variances left the range of numbers: look for ratings of an absurd size."
+            ) from failure
+        raise
+    learned[0].count += np.bincount(ratings.users, minlength=user_rows.size)
+    learned[1].count += np.bincount(ratings.items, minlength=item_rows.size)
+    users.put_rows(learned[0])
+    items.put_rows(learned[1])
+    if ranks:
+        memory_of_users(users).replace(user_rows, rated)
+
+    squares, baseline_squares = sums.squares, sums.baseline_squares
+    count = len(ratings)
+    counted = state.counters
+    low, high = ratings.value_range()
+    state.counters = Counters(
+        ratings=counted.ratings + count,
+        low=min(low, counted.low),
+        high=max(high, counted.high),
+        prequential_ratings=counted.prequential_ratings + (count if predicted else 0),
+        prequential_squares=counted.prequential_squares + (squares if predicted else 0.0),
+        baseline_squares=counted.baseline_squares + (baseline_squares if predicted else 0.0),
+    )
+    if whole is not None:
+        # new units changed the ids that the batch does not name as well
+        user_rows, item_rows = np.arange(users.size), np.arange(items.size)
+    return BatchReport(
+        count,
+        new_users,
+        new_items,
+        user_rows,
+        item_rows,
+        math.sqrt(squares / count) if predicted else math.nan,
+        math.sqrt(baseline_squares / count) if predicted else math.nan,
+        sums if predicted else BatchSums(),
+    )
+
+
+def _learn_rows(
+    settings: Settings, ratings: Ratings, values: F32, sides: tuple[FactorRows, FactorRows]
+) -> None:
+    """Learn standardised ratings by the solver, and the baseline, in place."""
+    u, i = sides
+    what = (ratings.users, ratings.items, values, ratings.weights, settings)
+    run_filter(*what, u.base_mean, u.base_var, i.base_mean, i.base_var)
+    if settings.implicit:
+        run_implicit_filter(*what, FilterSide.of(u), FilterSide.of(i))
+    elif settings.solver == "bayes":
+        run_filter(*what, u.mean, u.var, i.mean, i.var)
+    elif settings.solver == "sgd":
+        run_sgd(*what, u.mean, i.mean)
+    else:
+        run_minibatches(*what, u.mean, i.mean)
+
+
+def _score_before(
+    state: ModelState, ratings: Ratings
+) -> tuple[BatchSums, npt.NDArray[np.float64] | None]:
+    """What the model and its baseline say of ratings not yet learned, against what they are.
+
+    Under `bayes` the noise variance, which only stated deviations use, learns from them too; and
+    the squared noise expected behind each, in its units, is the second, None where unknown.
+    """
+    users = state.users.index.find(ratings.user_ids)[ratings.users]
+    items = state.items.index.find(ratings.item_ids)[ratings.items]
+    predictions, variances = state.predict(users, items)
+    truth = ratings.values.astype(np.float64)
+    clipped = state.clip(predictions)
+    baseline = state.clip(state.predict_baseline(users, items))
+    if state.settings.solver != "bayes" or state.blank:
+        return judge_batch(truth, clipped, baseline, None), None
+    noise = state.noise * state.noise_factors(users, items)
+    units = state.scale.spread**2
+    known = variances.astype(np.float64)
+    sums = judge_batch(truth, clipped, baseline, known + noise * units)
+    expected = expected_squares(truth - predictions, known, noise * units)
+    surprises = expected / (state.noise * units)
+    surplus = (truth - predictions) ** 2 - variances
+    weights = ratings.weights if ratings.weights.size else np.ones(truth.size, np.float32)
+    weight = float(weights.sum(dtype=np.float64))
+    total = state.noise_weight + weight
+    seen = float(np.sum(surplus * weights)) / state.scale.spread**2
+    state.noise = max((state.noise * state.noise_weight + seen) / total, 0.01)
+    state.noise_weight = total
+    return sums, surprises

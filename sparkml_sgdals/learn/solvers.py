@@ -1,0 +1,209 @@
+"""The steps of learning over arrays: a filter pass, a descent, a half-sweep, with their checks.
+
+Each arranges one kernel: types, threads, divergence. Runs on driver and executors, no Spark.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sparkml_sgdals.arrays.ratings import Layout
+from sparkml_sgdals.arrays.sorting import run_all
+from sparkml_sgdals.kernels.lanes import padded_rows
+from sparkml_sgdals.kernels.ratings import (
+    check_rows,
+    filter_ratings,
+    rating_gradients,
+    sgd_ratings,
+    sweep_ids,
+)
+from sparkml_sgdals.state.settings import Settings
+
+__all__ = [
+    "EARLIEST_STOP",
+    "DivergenceError",
+    "Side",
+    "check_mini_batch",
+    "half_sweep",
+    "over_ids",
+    "run_filter",
+    "run_minibatches",
+    "run_sgd",
+    "settled",
+    "sweeps_settled",
+]
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+Rows = I32 | I64
+
+EARLIEST_STOP: Final = 3
+"""The first sweep after which learning may have settled."""
+_CHUNKS_PER_THREAD: Final = 8
+_DIVERGED: Final = 100.0
+"""a mini-batch whose squared error is this many times the variance of its ratings has diverged"""
+
+
+class DivergenceError(RuntimeError):
+    """Learning ran away: the factors are no use, and the message says what to change."""
+
+
+@dataclass
+class Side:
+    """Posteriors of one side during sweeps, and their priors: `sweep_ids` says the shapes."""
+
+    mean: F32
+    var: F32
+    prior_mean: F32
+    prior_var: F32
+
+    def learn_prior(self, rated: npt.NDArray[np.bool_]) -> None:
+        """Set the prior variance of each coordinate from the rated ids: algorithm.md (6)."""
+        centre = self.prior_mean[rated] if self.prior_mean.shape[0] > 1 else self.prior_mean
+        apart = self.mean[rated].astype(np.float64) - centre
+        spread = np.mean(apart**2 + self.var[rated], axis=0)
+        self.prior_var = spread.astype(np.float32)[None, :]
+
+
+def over_ids(sweep: Callable[[int, int], None], layout: Layout, threads: int) -> None:
+    """Call a sweep of ids first..last-1 for all ids, in ranges of about as many ratings each.
+
+    Parameters
+    ----------
+    sweep : of ids that do not depend on each other, so that threads change no result
+    """
+    num_ids = layout.starts.size - 1
+    if threads <= 1:
+        sweep(0, num_ids)
+        return
+    shares = np.linspace(0, layout.partners.size, threads * _CHUNKS_PER_THREAD + 1)
+    bounds = np.minimum(np.searchsorted(layout.starts, shares[1:-1]), num_ids).tolist()
+    run_all([partial(sweep, *some) for some in pairwise([0, *bounds, num_ids])], threads)
+
+
+def half_sweep(
+    layout: Layout,
+    side: Side,
+    partner_mean: F32,
+    partner_var: F32,
+    noise: float,
+    threads: int,
+) -> tuple[float, float]:
+    """Sweep one side in place; the weighted sums of e^2 and of V over its ratings afterwards."""
+    check_rows(layout.partners, partner_mean.shape[0], "partner")
+    num_ids = side.mean.shape[0]
+    partners = padded_rows(partner_mean), padded_rows(partner_var)
+    square_errors = np.zeros(num_ids)
+    variances = np.zeros(num_ids)
+
+    def sweep(first: int, last: int) -> None:
+        sweep_ids(
+            first, last, layout.starts, layout.partners, layout.values, layout.weights,
+            side.mean, side.var, side.prior_mean, side.prior_var, *partners,
+            np.float32(noise), square_errors, variances,
+        )  # fmt: skip
+
+    over_ids(sweep, layout, threads)
+    return float(square_errors.sum()), float(variances.sum())
+
+
+def settled(history: Sequence[float], tol: float) -> bool:
+    """Whether the last pass changed a measure of the error by less than `tol` of it."""
+    if tol <= 0.0 or len(history) < 2:
+        return False
+    return abs(history[-2] - history[-1]) < tol * history[-2]
+
+
+def sweeps_settled(expected: Sequence[float], tol: float) -> bool:
+    """Whether sweeps may end, by the expected square error of a rating after each: (16).
+
+    The first sweep still has the prior variances that it was given; what changes from it to the
+    second says nothing of what is to come.
+    """
+    return len(expected) >= EARLIEST_STOP and settled(expected, tol)
+
+
+def run_filter(
+    users: Rows, items: Rows, values: F32, weights: F32, settings: Settings,
+    user_mean: F32, user_var: F32, item_mean: F32, item_var: F32,
+) -> F32:  # fmt: skip
+    errors = np.empty(values.size, np.float32)
+    filter_ratings(
+        users.astype(np.int32, copy=False), items.astype(np.int32, copy=False), values, weights,
+        user_mean, user_var, item_mean, item_var,
+        np.float32(settings.noise), np.float32(settings.drift), errors,
+    )  # fmt: skip
+    return errors
+
+
+def run_sgd(
+    users: Rows, items: Rows, values: F32, weights: F32, settings: Settings,
+    user_mean: F32, item_mean: F32,
+) -> F32:  # fmt: skip
+    errors = np.empty(values.size, np.float32)
+    sgd_ratings(
+        users.astype(np.int32, copy=False), items.astype(np.int32, copy=False), values, weights,
+        user_mean, item_mean,
+        np.float32(settings.step_size), np.array(settings.regs, np.float32), errors,
+    )  # fmt: skip
+    return errors
+
+
+def run_minibatches(
+    users: Rows, items: Rows, values: F32, weights: F32, settings: Settings,
+    user_mean: F32, item_mean: F32,
+) -> F32:  # fmt: skip
+    """Mini-batches of `block_size` ratings, gradients summed by id and added once each."""
+    errors = np.empty(values.size, np.float32)
+    regs = np.array(settings.regs, np.float32)
+    for start in range(0, values.size, settings.block_size):
+        part = slice(start, start + settings.block_size)
+        batch_users, batch_items = users[part], items[part]
+        user_gradients, item_gradients, batch_errors = rating_gradients(
+            values[part], weights[part], user_mean[batch_users], item_mean[batch_items], regs
+        )
+        errors[part] = batch_errors
+        for rows, gradients, mean in (
+            (batch_users, user_gradients, user_mean),
+            (batch_items, item_gradients, item_mean),
+        ):
+            touched, position = np.unique(rows, return_inverse=True)
+            sums = np.zeros((touched.size, mean.shape[1]))
+            np.add.at(sums, position, gradients)
+            mean[touched] += (settings.step_size * sums).astype(np.float32)
+        # from after the step: where a stream's micro-batch is the only mini-batch, no next one
+        # would see that this one overshot
+        _, _, after = rating_gradients(
+            values[part], weights[part], user_mean[batch_users], item_mean[batch_items], regs
+        )
+        square_ratings = float(np.sum(values[part].astype(np.float64) ** 2))
+        check_mini_batch(float(after @ after), square_ratings, len(after), settings)
+    return errors
+
+
+def check_mini_batch(
+    square_errors: float, square_ratings: float, count: int, settings: Settings
+) -> None:
+    """Raise DivergenceError where a mini-batch is predicted absurdly worse than by the mean.
+
+    Parameters
+    ----------
+    square_errors, square_ratings : sums over the mini-batch, ratings about their mean
+    """
+    if not square_errors <= _DIVERGED * (square_ratings + count):
+        raise DivergenceError(
+            f"minibatch diverged: the root of the mean squared error of {count} ratings is "
+            f"{math.sqrt(square_errors / count) if square_errors >= 0 else square_errors:.3g}. "
+            "Summed gradients of a user or item with many ratings in one mini-batch overshoot: "
+            f"lower stepSize (now {settings.step_size}) or blockSize (now {settings.block_size}), "
+            "or take solver='sgd' or 'bayes'."
+        )

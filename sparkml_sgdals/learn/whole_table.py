@@ -1,0 +1,404 @@
+"""Learning a table in memory: filter and sweeps, or descent (executor; no Spark).
+
+The one-task form of `fit` calls this inside its task. It only arranges calls of the kernels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from sparkml_sgdals.arrays.ratings import Layout, Ratings, layout_by
+from sparkml_sgdals.arrays.sorting import run_all
+from sparkml_sgdals.kernels.ratings import check_rows, clipped_squares
+from sparkml_sgdals.learn.events import learn_events
+from sparkml_sgdals.learn.implicit_prior import (
+    ImplicitPrior,
+)
+from sparkml_sgdals.learn.noise import (
+    expected_after_learning,
+    learn_noise_factors,
+)
+from sparkml_sgdals.learn.solvers import (
+    DivergenceError,
+    Side,
+    half_sweep,
+    run_filter,
+    run_minibatches,
+    run_sgd,
+    settled,
+    sweeps_settled,
+)
+from sparkml_sgdals.state.factors import FactorTable, prior_variances
+from sparkml_sgdals.state.model_state import SETTLING_RATINGS, ModelState, Scale
+from sparkml_sgdals.state.settings import Settings
+
+__all__ = [
+    "Progress",
+    "check_finite",
+    "fit_ratings",
+    "fit_stops",
+    "not_finite",
+    "settle_scale",
+]
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+Rows = I32 | I64
+Progress = Callable[[int, float], None]
+"""Called with the number of a pass and the training RMSE after it, NaN where it has none."""
+
+
+def fit_ratings(
+    ratings: Ratings,
+    state: ModelState,
+    threads: int = 1,
+    progress: Progress = lambda sweep, rmse: None,
+) -> list[float]:
+    """Learn a whole table onto `state`, in place, and return the training RMSE of each pass.
+
+    A state that has seen nothing gets its scale from the table and learns prior and noise
+    variances; for one that has learned these stay as set, its scale is kept, and what it knows of
+    an id is that id's prior.
+
+    Raises
+    ------
+    DivergenceError : where a pass leaves factors that are not finite, or predictions far worse
+        than the mean
+    """
+    work = _Work.start(ratings, state, threads, progress)
+    for _ in work.passes():
+        pass
+    work.put_into(state)
+    return work.history
+
+
+def fit_stops(
+    ratings: Ratings,
+    state: ModelState,
+    stops: Iterable[int],
+    threads: int = 1,
+    progress: Progress = lambda sweep, rmse: None,
+) -> list[tuple[ModelState, list[float]]]:
+    """Learn a table once, up to the settings' `max_iter`, and keep the states on the way.
+
+    Parameters
+    ----------
+    stops : passes after which to keep the state, each at most `max_iter`
+
+    Returns
+    -------
+    for each stop what a `fit_ratings` of so many passes gives: state and training RMSE by pass
+
+    Raises
+    ------
+    DivergenceError : as `fit_ratings`
+    """
+    wanted = sorted(stops)
+    if state.settings.positive:
+        # one pass, whatever max_iter: an event counts once
+        learn_events(state, ratings)
+        progress(1, math.nan)
+        return [(state, []) for _ in wanted]
+    kept: dict[int, tuple[ModelState, list[float]]] = {}
+    work = _Work.start(ratings, state, threads, progress)
+
+    def keep(stop: int) -> None:
+        own = state.copy()
+        work.put_into(own)
+        if work.fresh:
+            own.settings = replace(own.settings, max_iter=stop)
+        kept[stop] = (own, list(work.history))
+
+    for done in work.passes():
+        # onto a model descent takes its one pass, whatever max_iter
+        if done in wanted and (work.fresh or state.settings.solver == "bayes"):
+            keep(done)
+    for stop in wanted:
+        if stop not in kept:
+            # learning settled before it
+            keep(stop)
+    return [kept[stop] for stop in wanted]
+
+
+class _Work:
+    """A table being learned, with the factors of its ids gathered in the table's own order.
+
+    The state that it was made for gets the table's ids, scale and prequential errors; what is
+    learned goes where `put_into` is told.
+    """
+
+    def __init__(
+        self,
+        ratings: Ratings,
+        values: F32,
+        state: ModelState,
+        rows: tuple[I64, I64],
+        known: tuple[int, int],
+        fresh: bool,
+        threads: int,
+        progress: Progress,
+    ) -> None:
+        self.ratings = ratings
+        self.values = values
+        self.state = state
+        self.rows = rows
+        # rows up to there were known before this table
+        self.known = known
+        self.fresh = fresh
+        self.threads = threads
+        self.progress = progress
+        self.history: list[float] = []
+        self.settings = state.settings
+        self.noise = state.settings.noise
+        self.implicit: ImplicitPrior | None = None
+        tables = (state.users, state.items)
+        self.sides = [self._gather(t, r, k) for t, r, k in zip(tables, rows, known, strict=True)]
+        self.total_weight = (
+            float(ratings.weights.astype(np.float64).sum())
+            if ratings.weights.size
+            else float(len(ratings))
+        )
+        check_rows(ratings.users, rows[0].size, "user")
+        check_rows(ratings.items, rows[1].size, "item")
+
+    @classmethod
+    def start(cls, ratings: Ratings, state: ModelState, threads: int, progress: Progress) -> _Work:
+        """Settle the scale and make room for the table's ids."""
+        fresh = state.blank
+        known = state.users.size, state.items.size
+        if fresh:
+            scale = Scale.of(ratings.moments(), len(ratings), state.settings.solver == "bayes")
+            state.scale = replace(scale, frozen=True)
+        else:
+            settle_scale(state, ratings.moments(), len(ratings), freeze=True)
+        values = state.scale.standardise(ratings.values)
+        rows = state.users.ensure(ratings.user_ids)[0], state.items.ensure(ratings.item_ids)[0]
+        return cls(ratings, values, state, rows, known, fresh, threads, progress)
+
+    def passes(self) -> Iterator[int]:
+        """The number of passes done: before the first one, and after each."""
+        if self.settings.solver == "bayes":
+            return self._filter_and_sweep()
+        return self._descend(self.settings.max_iter if self.fresh else 1)
+
+    def put_into(self, target: ModelState) -> None:
+        """Give a state, the one that this was started with or a copy of it, what is learned.
+
+        Raises DivergenceError where it is not finite.
+        """
+        r = self.ratings
+        tables = (target.users, target.items)
+        for table, rows, side in zip(tables, self.rows, self.sides, strict=True):
+            table.mean[rows] = side.mean
+            if table.var.shape[1]:
+                table.var[rows] = side.var
+        if self.implicit is not None:
+            self.implicit.put(tables, self.rows)
+        if self.settings.solver == "bayes" and self.fresh and self.history:
+            target.noise, target.noise_weight = self.noise, self.total_weight
+            users, items = self.sides
+            surprises = expected_after_learning(
+                r, self.values, (users.mean, users.var), (items.mean, items.var),
+                prior_variances(self.settings), self.noise, self.threads,
+            )  # fmt: skip
+            learn_noise_factors(tables, self.rows, r, surprises, rounds=2)
+        check_finite(target, *self.rows)
+        for table, rows, positions in zip(tables, self.rows, (r.users, r.items), strict=True):
+            table.count[rows] += np.bincount(positions, minlength=rows.size)
+        low, high = r.value_range()
+        before = target.counters
+        target.counters = replace(
+            before,
+            ratings=before.ratings + len(r),
+            low=min(low, before.low),
+            high=max(high, before.high),
+        )
+
+    def _gather(self, table: FactorTable, rows: I64, known: int) -> Side:
+        mean = table.mean[rows]
+        if self.settings.solver != "bayes":
+            return Side(mean, _zero_row(0), _zero_row(0), _zero_row(0))
+        var = table.var[rows]
+        if self.fresh:
+            prior = prior_variances(self.settings)[None, :]
+            return Side(mean, var, _zero_row(prior.shape[1]), prior)
+        own = (rows < known)[:, None]
+        return Side(mean, var, np.where(own, mean, np.float32(0.0)), var.copy())
+
+    def learn_baseline(self) -> None:
+        """Filter, then sweep once, a model of rank 0: what features have to beat."""
+        tables = (self.state.users, self.state.items)
+        users, items = (
+            Side(
+                table.base_mean[rows],
+                table.base_var[rows],
+                _zero_row(1) if self.fresh else table.base_mean[rows],
+                _bias_row(self.settings) if self.fresh else table.base_var[rows],
+            )
+            for table, rows in zip(tables, self.rows, strict=True)
+        )
+        r = self.ratings
+        self.baseline_errors = run_filter(
+            r.users, r.items, self.values, r.weights, self.settings,
+            users.mean, users.var, items.mean, items.var,
+        )  # fmt: skip
+        for table, rows, side in zip(tables, self.rows, (users, items), strict=True):
+            table.base_mean[rows] = side.mean
+            table.base_var[rows] = side.var
+
+    def _filter_and_sweep(self) -> Iterator[int]:
+        settings, r, threads = self.settings, self.ratings, self.threads
+        users, items = self.sides
+        if settings.implicit:
+            self.implicit = ImplicitPrior(r, (self.state.users, self.state.items), self.rows)
+        # a filter is one rating after another: other threads prepare the sweeps meanwhile
+        errors, _, *layouts = run_all(
+            [self._filter, self.learn_baseline, *(self._layouts() if settings.max_iter else [])],
+            threads,
+        )
+        self._count_prequential(errors)
+        yield 0
+        if not layouts:
+            return
+        by_user, by_item = layouts
+        rated_users, rated_items = by_user.counts() > 0, by_item.counts() > 0
+        implicit = self.implicit if self.fresh else None
+        if implicit is not None:
+            implicit.start(by_user, by_item, users, items, threads)
+        expected: list[float] = []
+        for sweep in range(settings.max_iter):
+            half_sweep(by_user, users, items.mean, items.var, self.noise, threads)
+            if implicit is not None:
+                implicit.learn_items(by_item, users, threads)
+            squares, variances = half_sweep(
+                by_item, items, users.mean, users.var, self.noise, threads
+            )
+            if implicit is not None:
+                implicit.learn_users(by_user, items, threads)
+            expected.append((squares + variances) / self.total_weight)
+            if self.fresh:
+                self.noise = expected[-1]
+                users.learn_prior(rated_users)
+                items.learn_prior(rated_items)
+            rmse = math.sqrt(squares / self.total_weight) * self.state.scale.spread
+            self.history.append(rmse)
+            self.progress(sweep + 1, rmse)
+            yield sweep + 1
+            if sweeps_settled(expected, settings.tol):
+                break
+
+    def _filter(self) -> F32:
+        """One pass; errors from before each rating was learned."""
+        r, (users, items) = self.ratings, self.sides
+        if self.implicit is not None and not self.fresh:
+            return self.implicit.filter(self.values, self.settings, users, items)
+        return run_filter(
+            r.users, r.items, self.values, r.weights, self.settings,
+            users.mean, users.var, items.mean, items.var,
+        )  # fmt: skip
+
+    def _layouts(self) -> list[Callable[[], Layout]]:
+        r, (users, items) = self.ratings, self.sides
+        values, weights = self.values, r.weights
+        return [
+            partial(layout_by, r.users, r.items, values, weights, users.mean.shape[0]),
+            partial(layout_by, r.items, r.users, values, weights, items.mean.shape[0]),
+        ]
+
+    def _descend(self, passes: int) -> Iterator[int]:
+        r = self.ratings
+        solve = run_sgd if self.settings.solver == "sgd" else run_minibatches
+        means = [side.mean for side in self.sides]
+        self.learn_baseline()
+        yield 0
+        for number in range(passes):
+            errors = solve(r.users, r.items, self.values, r.weights, self.settings, *means)
+            if number == 0:
+                self._count_prequential(errors)
+            self.history.append(self._rmse_of(errors))
+            if not math.isfinite(self.history[-1]):
+                raise DivergenceError(
+                    f"{self.settings.solver} diverged in pass {number + 1}: the errors are no "
+                    f"longer finite. Lower stepSize (now {self.settings.step_size})."
+                )
+            self.progress(number + 1, self.history[-1])
+            yield number + 1
+            if settled(self.history, self.settings.tol):
+                break
+
+    def _rmse_of(self, errors: F32) -> float:
+        squares = errors.astype(np.float64) ** 2
+        if self.ratings.weights.size:
+            squares *= self.ratings.weights
+        return math.sqrt(float(squares.sum()) / self.total_weight) * self.state.scale.spread
+
+    def _count_prequential(self, errors: F32) -> None:
+        """Errors of the first pass, each from before its rating was learned: its later half."""
+        half = slice(len(self.ratings) // 2, None)
+        truth, spread = self.ratings.values[half], self.state.scale.spread
+        bounds = self.ratings.value_range()
+        judged = [
+            partial(clipped_squares, truth, some[half], spread, *bounds)
+            for some in (errors, self.baseline_errors)
+        ]
+        own, baseline = run_all(judged, self.threads)
+        counters = self.state.counters
+        self.state.counters = replace(
+            counters,
+            prequential_ratings=counters.prequential_ratings + truth.size,
+            prequential_squares=counters.prequential_squares + own,
+            baseline_squares=counters.baseline_squares + baseline,
+        )
+
+
+def settle_scale(
+    state: ModelState, moments: tuple[float, float, float], seen: int, freeze: bool = False
+) -> None:
+    """Let the first ratings of a stream move mean and spread, in place, with predictions kept.
+
+    Parameters
+    ----------
+    moments, seen : weight, mean and squares of the ratings, and how many they are
+    freeze : whether these settle it for good; else it freezes after SETTLING_RATINGS
+    """
+    old = state.scale
+    if old.frozen:
+        return
+    new = old.merged(moments, seen, state.settings.solver == "bayes")
+    if old.weight > 0.0:
+        # the mean moves by a shift that the two biases of a pair take back, half each
+        shift = (old.mean - new.mean) / old.spread / 2.0
+        for side in (state.users, state.items):
+            side.rescale(shift, old.spread / new.spread)
+        ratio = (old.spread / new.spread) ** 2
+        state.noise = max(state.noise * ratio, 0.01)
+    state.scale = replace(new, frozen=freeze or new.seen >= SETTLING_RATINGS)
+
+
+def check_finite(state: ModelState, user_rows: I64, item_rows: I64) -> None:
+    """Raise DivergenceError where factors in these rows are not finite."""
+    if not (state.users.finite(user_rows) and state.items.finite(item_rows)):
+        raise not_finite(state.settings)
+
+
+def not_finite(settings: Settings) -> DivergenceError:
+    """What to raise where factors are not finite."""
+    return DivergenceError(
+        f"{settings.solver} left factors that are not finite. Lower stepSize (now "
+        f"{settings.step_size}), or look for ratings of an absurd size."
+    )
+
+
+def _zero_row(width: int) -> F32:
+    return np.zeros((1, width), np.float32)
+
+
+def _bias_row(settings: Settings) -> F32:
+    return np.full((1, 1), settings.bias_prior, np.float32)

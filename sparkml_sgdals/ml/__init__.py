@@ -1,0 +1,1 @@
+"""The Estimator, the Model and their Params, as pyspark.ml has them."""

@@ -1,0 +1,129 @@
+"""Params of Spark's ALS that learning here does not know: code that sets them runs unchanged.
+
+One that has no effect is named in a warning, one whose neglect would change the meaning of the
+result is refused when learning starts.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from pyspark.ml.param import Param, Params
+
+from sparkml_sgdals.ml.converters import at_least, flag, non_negative, one_of, param
+
+__all__ = ["UNUSED_OF_ALS", "ALSParams"]
+
+UNUSED_OF_ALS: Final = (
+    "numUserBlocks",
+    "numItemBlocks",
+    "intermediateStorageLevel",
+    "finalStorageLevel",
+)
+"""Params that no solver uses."""
+
+_REFUSED: Final = {
+    "nonnegative": "Features here may be negative, and biases are added to them. Set "
+    "nonnegative=False, or keep Spark's ALS where features must not be negative.",
+}
+"""Params that must not be true, and what to do."""
+
+_STORAGE_LEVELS: Final = (
+    "DISK_ONLY",
+    "DISK_ONLY_2",
+    "DISK_ONLY_3",
+    "MEMORY_ONLY",
+    "MEMORY_ONLY_2",
+    "MEMORY_ONLY_SER",
+    "MEMORY_ONLY_SER_2",
+    "MEMORY_AND_DISK",
+    "MEMORY_AND_DISK_2",
+    "MEMORY_AND_DISK_SER",
+    "MEMORY_AND_DISK_SER_2",
+    "OFF_HEAP",
+)
+
+
+class ALSParams(Params):
+    """Params of ALS, most without an effect here, with ALS's own defaults and ranges."""
+
+    implicitPrefs: Param[bool] = param(
+        "implicitPrefs",
+        "whether rows are events (positive-only feedback), not ratings; needs solver 'bayes' or "
+        "'isgd'.",
+        flag,
+    )
+    nonnegative: Param[bool] = param(
+        "nonnegative", "whether features must not be negative; true is refused.", flag
+    )
+    alpha: Param[float] = param(
+        "alpha",
+        "under implicitPrefs an event of rating r counts (1 + alpha r) / (1 + alpha) times.",
+        non_negative("alpha"),
+    )
+    numUserBlocks: Param[int] = param(
+        "numUserBlocks",
+        "as in ALS: blocks of users; no effect, see numBlocks.",
+        at_least("numUserBlocks", 1),
+    )
+    numItemBlocks: Param[int] = param(
+        "numItemBlocks",
+        "as in ALS: blocks of items; no effect, see numBlocks.",
+        at_least("numItemBlocks", 1),
+    )
+    intermediateStorageLevel: Param[str] = param(
+        "intermediateStorageLevel",
+        "as in ALS: where Spark keeps intermediate data; no effect.",
+        one_of("intermediateStorageLevel", _STORAGE_LEVELS),
+    )
+    finalStorageLevel: Param[str] = param(
+        "finalStorageLevel",
+        "as in ALS: where Spark keeps factors; no effect, the driver has them.",
+        one_of("finalStorageLevel", ("NONE", *_STORAGE_LEVELS)),
+    )
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._setDefault(
+            implicitPrefs=False,
+            nonnegative=False,
+            alpha=1.0,
+            numUserBlocks=10,
+            numItemBlocks=10,
+            intermediateStorageLevel="MEMORY_AND_DISK",
+            finalStorageLevel="MEMORY_AND_DISK",
+        )
+
+    def getImplicitPrefs(self) -> bool:
+        """Value of implicitPrefs."""
+        return self.getOrDefault(self.implicitPrefs)
+
+    def getNonnegative(self) -> bool:
+        """Value of nonnegative."""
+        return self.getOrDefault(self.nonnegative)
+
+    def getAlpha(self) -> float:
+        """Value of alpha."""
+        return self.getOrDefault(self.alpha)
+
+    def getNumUserBlocks(self) -> int:
+        """Value of numUserBlocks."""
+        return self.getOrDefault(self.numUserBlocks)
+
+    def getNumItemBlocks(self) -> int:
+        """Value of numItemBlocks."""
+        return self.getOrDefault(self.numItemBlocks)
+
+    def getIntermediateStorageLevel(self) -> str:
+        """Value of intermediateStorageLevel."""
+        return self.getOrDefault(self.intermediateStorageLevel)
+
+    def getFinalStorageLevel(self) -> str:
+        """Value of finalStorageLevel."""
+        return self.getOrDefault(self.finalStorageLevel)
+
+    def refuseUnsupported(self) -> None:
+        """Raise ValueError for what would change the meaning of the result if it were ignored."""
+        for name, remedy in _REFUSED.items():
+            if self.getOrDefault(name):
+                raise ValueError(f"{name}=True is not supported. {remedy}")

@@ -1,0 +1,243 @@
+"""The estimator: Params in, a model out (driver; arithmetic is elsewhere)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from pyspark import keyword_only
+from pyspark.ml import Estimator
+from pyspark.ml.base import _FitMultipleIterator
+from pyspark.ml.param import Param
+from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable, MLWriter
+from pyspark.sql import DataFrame, SparkSession
+
+from sparkml_sgdals.fit.fitting import learn_table
+from sparkml_sgdals.fit.grid_fit import GridFit, GridPoint
+from sparkml_sgdals.fit.one_task import TrainingReport
+from sparkml_sgdals.ingest.columns import id_kind, id_type_name
+from sparkml_sgdals.ingest.parquet import pack_parquet
+from sparkml_sgdals.ml.model import StreamingBiasedALSModel, fit_options, stream_invalid
+from sparkml_sgdals.ml.persistence import EstimatorWriter
+from sparkml_sgdals.ml.setters import LearningSetters
+from sparkml_sgdals.ml.summary import TrainingSummary
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.store.objects import spark_path
+from sparkml_sgdals.stream.report import OnBatch
+from sparkml_sgdals.stream.start import NOTHING, StreamJob, StreamStart, start_stream
+
+__all__ = ["StreamingBiasedALS"]
+
+
+class StreamingBiasedALS(
+    Estimator[StreamingBiasedALSModel],
+    LearningSetters,
+    DefaultParamsReadable["StreamingBiasedALS"],
+    DefaultParamsWritable,
+):
+    """Biased matrix factorisation that learns from a table and goes on from a stream.
+
+    prediction = mean + user bias + item bias + user features . item features, learned by
+    variational Bayes (solver 'bayes', nothing to tune), by stochastic gradient descent ('sgd') or
+    by mini-batches of summed gradients ('minibatch'): docs/algorithm.md. With implicitPrefs=True
+    rows are events, without ratings: docs/positive-only.md.
+
+    Examples
+    --------
+    >>> als = StreamingBiasedALS(userCol="userId", itemCol="movieId", timestampCol="timestamp")
+    >>> model = als.fit(ratings)
+    >>> model.transform(pairs)
+    >>> job = model.updateStream(stream, "/models/films", trigger={"availableNow": True})
+    """
+
+    _input_kwargs: dict[str, Any]
+
+    @keyword_only
+    def __init__(
+        self,
+        *,
+        userCol: str = "user",
+        itemCol: str = "item",
+        ratingCol: str = "rating",
+        timestampCol: str = "",
+        weightCol: str = "",
+        predictionCol: str = "prediction",
+        predictionStdCol: str = "",
+        solver: str = "bayes",
+        rank: int = 16,
+        maxIter: int = 10,
+        tol: float = 0.005,
+        seed: int | None = None,
+        coldStartStrategy: str = "bias",
+        clipPredictions: bool = True,
+        handleInvalid: str = "error",
+        regParam: float = 0.1,
+        userBiasRegParam: float | None = None,
+        itemBiasRegParam: float | None = None,
+        userFactorRegParam: float | None = None,
+        itemFactorRegParam: float | None = None,
+        stepSize: float = 0.01,
+        blockSize: int = 10_000,
+        biasPriorVariance: float = 0.2,
+        factorPriorVariance: float = 0.1,
+        noiseVariance: float = 0.5,
+        initStd: float = 0.05,
+        drift: float = 0.0,
+        implicitPrior: bool = True,
+        numNegatives: int | None = None,
+        rankingSize: int | None = None,
+        rankingSample: int = 0,
+        numThreads: int = 0,
+        numBlocks: int = 0,
+        maxRatingsPerTask: int = 50_000_000,
+        maxResidentIds: int = 5_000_000,
+        checkpointInterval: int = 10,
+        parallelism: int = 1,
+        showProgress: bool = False,
+        progressPath: str = "",
+        implicitPrefs: bool = False,
+        nonnegative: bool = False,
+        alpha: float = 1.0,
+        numUserBlocks: int = 10,
+        numItemBlocks: int = 10,
+        intermediateStorageLevel: str = "MEMORY_AND_DISK",
+        finalStorageLevel: str = "MEMORY_AND_DISK",
+    ) -> None:
+        super().__init__()
+        given = self._input_kwargs
+        self._set(**{name: value for name, value in given.items() if value is not None})
+
+    @keyword_only
+    def setParams(self, **kwargs: Any) -> StreamingBiasedALS:
+        """Set Params by name, as in the constructor."""
+        return self._set(**{name: value for name, value in kwargs.items() if value is not None})
+
+    def write(self) -> MLWriter:
+        """A writer: als.write().overwrite().save(path)."""
+        return EstimatorWriter(self)
+
+    def _fit(self, dataset: DataFrame) -> StreamingBiasedALSModel:
+        if dataset.isStreaming:
+            raise ValueError("The DataFrame is a stream: call fitStream.")
+        self.warnOfUnused()
+        kinds, id_types = self._ids_of(dataset)
+        settings = self.settings()
+        options = fit_options(self, kinds, self.getHandleInvalid(), settings)
+        state, report, _ = learn_table(dataset, settings, options)
+        return self._model(state, id_types, report)
+
+    def fitParquet(self, path: str) -> StreamingBiasedALSModel:
+        """`fit(spark.read.parquet(path))`, to the same bits and faster: tasks read the columns.
+
+        Parameters
+        ----------
+        path : folder or file, local or a URI that pyarrow.fs reads, the same on driver and
+            executors; without a scheme it is local
+
+        Notes
+        -----
+        Integer and string ids and numbers are read so; where a column has to be converted, or
+        stands in the names of folders, this is `fit`.
+        """
+        self.warnOfUnused()
+        dataset = SparkSession.active().read.parquet(spark_path(path))
+        kinds, id_types = self._ids_of(dataset)
+        settings = self.settings()
+        options = fit_options(self, kinds, self.getHandleInvalid(), settings)
+        keep = options.handle_invalid == "keep"
+        cells = pack_parquet(dataset, path, options.columns, kinds, keep)
+        state, report, _ = learn_table(dataset, settings, options, cells=cells)
+        return self._model(state, id_types, report)
+
+    def fitMultiple(
+        self, dataset: DataFrame, paramMaps: Sequence[dict[Param[Any], Any]]
+    ) -> Iterator[tuple[int, StreamingBiasedALSModel]]:
+        """Models of a grid, one by one as (index, model), from any number of threads.
+
+        The ratings are packed once for all param maps; maps that differ in `maxIter` alone are
+        learned once, with the models of fewer passes taken on the way.
+        """
+        if dataset.isStreaming:
+            raise ValueError("The DataFrame is a stream: call fitStream.")
+        stages = [self.copy(params) for params in paramMaps]
+        points, id_types = [], []
+        for stage in stages:
+            stage.warnOfUnused()
+            kinds, types = stage._ids_of(dataset)
+            settings = stage.settings()
+            options = fit_options(stage, kinds, stage.getHandleInvalid(), settings)
+            points.append(GridPoint(settings, options))
+            id_types.append(types)
+        grid = GridFit(dataset, points)
+
+        def model(index: int) -> StreamingBiasedALSModel:
+            state, report = grid.take(index)
+            return stages[index]._model(state, id_types[index], report)
+
+        return _FitMultipleIterator(model, len(stages))
+
+    def fitStream(
+        self,
+        stream: DataFrame,
+        modelPath: str,
+        trigger: dict[str, Any] | None = None,
+        validation: DataFrame | None = None,
+        queryName: str | None = None,
+        keepVersions: int = 5,
+        keepDays: float = 0.0,
+        leaseSeconds: float = 60.0,
+        eventIdCol: str | None = None,
+        watermark: str = "1 hour",
+        onBatch: OnBatch | None = None,
+        prometheusPath: str = "",
+        metricsTable: bool = False,
+    ) -> StreamJob[StreamingBiasedALSModel]:
+        """Learn from a stream, from nothing; `StreamingBiasedALSModel.updateStream` says the rest.
+
+        A path with versions resumes from its newest one.
+        """
+        self.warnOfUnused()
+        if not stream.isStreaming:
+            raise ValueError(
+                "The DataFrame is a table, not a stream: read it with spark.readStream, or call "
+                "fit."
+            )
+        kinds, id_types = self._ids_of(stream)
+        empty = self._model(ModelState.empty(self.settings(), *kinds), id_types, None)
+        return start_stream(
+            stream,
+            modelPath,
+            StreamStart(empty.state, NOTHING, None, empty._meta()),
+            fit_options(self, kinds, stream_invalid(self), empty.state.settings),
+            empty._at_newest,
+            trigger=trigger,
+            validation=validation,
+            queryName=queryName,
+            keepVersions=keepVersions,
+            keepDays=keepDays,
+            leaseSeconds=leaseSeconds,
+            eventIdCol=eventIdCol,
+            watermark=watermark,
+            onBatch=onBatch,
+            prometheusPath=prometheusPath,
+            metricsTable=metricsTable,
+        )
+
+    def _ids_of(self, dataset: DataFrame) -> tuple[tuple[Any, Any], tuple[str, str]]:
+        schema = dataset.schema
+        named = (("userCol", self.getUserCol()), ("itemCol", self.getItemCol()))
+        user, item = (id_kind(schema, param, name) for param, name in named)
+        user_type, item_type = (id_type_name(schema, param, name) for param, name in named)
+        return (user, item), (user_type, item_type)
+
+    def _model(
+        self, state: ModelState, id_types: tuple[str, str], report: TrainingReport | None
+    ) -> StreamingBiasedALSModel:
+        # pyspark.ml's contract: a model carries its estimator's uid, or grids lose their params
+        summary = None if report is None else TrainingSummary.of(state, report)
+        model = StreamingBiasedALSModel(state, id_types, 0, summary)._resetUid(self.uid)
+        return self._copyValues(model)
+
+
+# the name that saved pipelines carry stays, wherever the class may move
+StreamingBiasedALS.__module__ = "sparkml_sgdals"

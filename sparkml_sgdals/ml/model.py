@@ -1,0 +1,475 @@
+"""The model: transform, update, learn from a stream, save (driver; arithmetic is elsewhere)."""
+
+from __future__ import annotations
+
+from dataclasses import astuple, replace
+from typing import Any
+
+from pyspark.ml import Model
+from pyspark.ml.recommendation import ALSModel
+from pyspark.ml.util import MLReadable, MLWritable, MLWriter
+from pyspark.sql import DataFrame, SparkSession
+
+from sparkml_sgdals.arrays.ratings import encode_ratings, screen
+from sparkml_sgdals.fit.fitting import FitOptions, learn_table, refuse_invalid
+from sparkml_sgdals.ingest.collecting import COLLECT_LIMIT, collect_ratings
+from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
+from sparkml_sgdals.ml.params import ModelParams
+from sparkml_sgdals.ml.persistence import ModelReader, ModelWriter
+from sparkml_sgdals.ml.recommend_methods import RankingMethods
+from sparkml_sgdals.ml.setters import ModelSetters
+from sparkml_sgdals.ml.summary import TrainingSummary
+from sparkml_sgdals.ml.version_methods import VersionMethods
+from sparkml_sgdals.predict.scoring import (
+    FactorFrames,
+    ScoreColumns,
+    factor_frame,
+    public_factors,
+    score,
+)
+from sparkml_sgdals.state.diagnosis import Diagnosis, diagnose_state
+from sparkml_sgdals.state.event_scores import serving_state
+from sparkml_sgdals.state.explaining import EXPLANATION_DDL, explain_pair
+from sparkml_sgdals.state.factors import FactorTable, put_features
+from sparkml_sgdals.state.model_state import ModelState, Scale
+from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.version_store import StorageError, VersionStore, full_path
+from sparkml_sgdals.stream.micro_batch import learn_collected
+from sparkml_sgdals.stream.report import OnBatch
+from sparkml_sgdals.stream.start import StreamJob, StreamStart, start_stream
+
+__all__ = ["StreamingBiasedALSModel", "fit_options"]
+
+
+class StreamingBiasedALSModel(
+    RankingMethods,
+    VersionMethods,
+    Model,
+    ModelSetters,
+    MLWritable,
+    MLReadable["StreamingBiasedALSModel"],
+):
+    """A fitted model, which predicts and goes on learning.
+
+    prediction = globalMean + user bias + item bias + user features . item features
+
+    Attributes
+    ----------
+    version : int, grows by one with every update or micro-batch
+    """
+
+    def __init__(
+        self,
+        state: ModelState | None = None,
+        id_types: tuple[str, str] = ("bigint", "bigint"),
+        version: int = 0,
+        summary: TrainingSummary | None = None,
+    ) -> None:
+        super().__init__()
+        self._state = state if state is not None else ModelState.empty(Settings(), "int", "int")
+        self._id_types = id_types
+        self.version = version
+        self._summary = summary
+        # copies share a state until one of them learns
+        self._shared = False
+        self._path_id: str | None = None
+        self._frames: tuple[tuple[SparkSession, bool], FactorFrames] | None = None
+        self._serving: tuple[ModelState, int, ModelState] | None = None
+
+    @property
+    def state(self) -> ModelState:
+        """Everything that predictions depend on; not part of the public interface."""
+        return self._state
+
+    @property
+    def idTypes(self) -> tuple[str, str]:
+        """Spark's names of the types of user and item ids."""
+        return self._id_types
+
+    # ---- what it knows ----------------------------------------------------------------------
+
+    @property
+    def rank(self) -> int:
+        """Number of features."""
+        return self._state.settings.rank
+
+    @property
+    def globalMean(self) -> float:
+        """Mean of the ratings."""
+        return self._scoring_state().scale.mean
+
+    @property
+    def userFactors(self) -> DataFrame:
+        """Users: id, features array<float> of length rank, bias float, in units of the ratings."""
+        return self._public(self._scoring_state().users, self._id_types[0])
+
+    @property
+    def itemFactors(self) -> DataFrame:
+        """Items: id, features array<float> of length rank, bias float, in units of the ratings."""
+        return self._public(self._scoring_state().items, self._id_types[1])
+
+    @property
+    def hasSummary(self) -> bool:
+        """Whether there is a `summary`: not where the model was loaded or comes from a stream."""
+        return self._summary is not None
+
+    @property
+    def summary(self) -> TrainingSummary:
+        """What the last fit did: ratings, ids, training RMSE by sweep, noise, seconds by phase.
+
+        Raises RuntimeError where there is none (hasSummary), as pyspark.ml's models do.
+        """
+        if self._summary is None:
+            raise RuntimeError(
+                "There is no training summary: this model was loaded, or comes from a stream. "
+                "diagnose() says what any model has learned."
+            )
+        return self._summary
+
+    def diagnose(self, validation: DataFrame | None = None, minRatings: int = 5) -> Diagnosis:
+        """Say what the model has learned from and whether it beats mean and biases.
+
+        Parameters
+        ----------
+        validation : held-out ratings, of which at most a million are used; by default those that
+            the model predicted before it learned them (later half of the filter pass of a fit,
+            every micro-batch and update after it)
+        minRatings : ids with fewer ratings count as thin
+        """
+        self._refuse_of_events("diagnose compares ratings with predictions")
+        held_out = None
+        if validation is not None:
+            columns = RatingColumns(self.getUserCol(), self.getItemCol(), self.getRatingCol())
+            rows = select_ratings(validation, columns, self._kinds()).limit(COLLECT_LIMIT)
+            table, _, problems = screen(rows.toArrow())
+            if self.getHandleInvalid() == "error":
+                refuse_invalid(problems, columns)
+            held_out = encode_ratings(table)
+        return diagnose_state(self._state, held_out, minRatings)
+
+    # ---- predict ----------------------------------------------------------------------------
+
+    def _transform(self, dataset: DataFrame) -> DataFrame:
+        columns = ScoreColumns(
+            user=self.getUserCol(),
+            item=self.getItemCol(),
+            prediction=self.getPredictionCol(),
+            std=self.getPredictionStdCol(),
+            cold_start=self.getColdStartStrategy(),
+            clip=self.getClipPredictions(),
+        )
+        if columns.std and self._state.settings.solver != "bayes":
+            raise ValueError(
+                f"predictionStdCol needs a model of solver 'bayes', this one was learned by "
+                f"{self._state.settings.solver!r}: set predictionStdCol to ''."
+            )
+        if columns.std:
+            self._refuse_of_events("predictionStdCol states the deviation of a rating")
+        spark, state = dataset.sparkSession, self._scoring_state()
+        key = (spark, bool(columns.std))
+        if self._frames is None or self._frames[0] != key:
+            sides = (state.users, state.items)
+            frames = (factor_frame(spark, side, bool(columns.std)) for side in sides)
+            self._frames = (key, FactorFrames(*frames))
+        return score(dataset, state, self._frames[1], columns)
+
+    # ---- explain, start from ALS ------------------------------------------------------------
+
+    def explain(self, user: int | str, item: int | str) -> DataFrame:
+        """Why the model predicts what it does for a pair, in rows that a person can read.
+
+        Parameters
+        ----------
+        user, item : ids, known or not
+
+        Returns
+        -------
+        DataFrame of part, value, std (both in units of the ratings), ratings, note: the mean, both
+        biases, the features' share, the noise, and the prediction, which is their sum; std is null
+        but under solver 'bayes', ratings is how many ratings are behind the part
+
+        Raises
+        ------
+        TypeError : an id is a string where the model learned integers, or the other way round
+        """
+        self._refuse_of_events("explain takes the prediction of a rating apart")
+        parts = explain_pair(self._state, user, item, self.getClipPredictions())
+        rows = [astuple(part) for part in parts]
+        return self._session().createDataFrame(rows, EXPLANATION_DDL)
+
+    @classmethod
+    def fromALS(cls, als_model: ALSModel) -> StreamingBiasedALSModel:
+        """A model that starts from the factors of Spark's own ALSModel and learns on from there.
+
+        Its predictions for known pairs are ALS's, until its first update; they are clipped only
+        once a rating has been seen. Variances start at the defaults' priors.
+        """
+        # ALS's features are far from their prior: partners would take all of that for news
+        settings = Settings(rank=als_model.rank, implicit_prior=False)
+        state = ModelState.empty(settings, "int", "int")
+        for table, factors in (
+            (state.users, als_model.userFactors),
+            (state.items, als_model.itemFactors),
+        ):
+            put_features(table, factors.select("id", "features").toArrow())
+        state.scale = Scale(frozen=True)
+        model = cls(state, ("int", "int"))
+        model._set(
+            userCol=als_model.getUserCol(),
+            itemCol=als_model.getItemCol(),
+            predictionCol=als_model.getPredictionCol(),
+            coldStartStrategy=als_model.getColdStartStrategy(),
+        )
+        return model
+
+    # ---- go on learning ---------------------------------------------------------------------
+
+    def update(self, dataset: DataFrame) -> StreamingBiasedALSModel:
+        """Learn more ratings, each once, in place, and return the model; `version` grows by one.
+
+        Up to a million ratings are filtered on the driver; more are learned the way of `fit`,
+        with what the model knows as the prior.
+
+        Raises
+        ------
+        ValueError : a missing column, a stream, or rows that cannot be learned (handleInvalid)
+        TypeError : a column of a wrong type
+        DivergenceError : the model is then as it was before
+        """
+        if dataset.isStreaming:
+            raise ValueError("The DataFrame is a stream: call updateStream.")
+        settings = self._state.settings
+        options = fit_options(self, self._kinds(), self.getHandleInvalid(), settings)
+        keep = options.handle_invalid == "keep"
+        collected = collect_ratings(dataset, options.columns, options.kinds, keep)
+        if collected is None:
+            prior = None if self._state.blank else self._state
+            self._state, report, _ = learn_table(dataset, settings, options, prior)
+            self._summary = TrainingSummary.of(self._state, report)
+        else:
+            if options.handle_invalid == "error":
+                refuse_invalid(collected.problems, options.columns)
+            if self._shared:
+                self._state = self._state.copy()
+            learn_collected(self._state, collected)
+        self._shared = False
+        self._frames = None
+        self._path_id = None
+        self.version += 1
+        return self
+
+    def updateStream(
+        self,
+        stream: DataFrame,
+        modelPath: str,
+        trigger: dict[str, Any] | None = None,
+        validation: DataFrame | None = None,
+        queryName: str | None = None,
+        keepVersions: int = 5,
+        keepDays: float = 0.0,
+        leaseSeconds: float = 60.0,
+        eventIdCol: str | None = None,
+        watermark: str = "1 hour",
+        onBatch: OnBatch | None = None,
+        prometheusPath: str = "",
+        metricsTable: bool = False,
+    ) -> StreamJob[StreamingBiasedALSModel]:
+        """Learn from a stream, exactly once, one committed version a micro-batch.
+
+        This model is the start of an empty `modelPath` and is itself left as it is; a path with
+        versions resumes from its newest one.
+
+        Parameters
+        ----------
+        stream : a streaming DataFrame with the columns of ratings
+        modelPath : folder or URI for versions and Spark's checkpoint; without a scheme local
+        trigger : as DataStreamWriter.trigger takes it, e.g. {"availableNow": True}
+        validation : held-out ratings, scored after each batch and kept under the path
+        queryName : name of Spark's query
+        keepVersions : how many of the newest versions stay loadable
+        keepDays : younger versions than so many days stay as well
+        leaseSeconds : a writer on another host counts as gone when silent for so long
+        eventIdCol : column of ids of events; an event delivered again is dropped (Spark's
+            dropDuplicatesWithinWatermark), as are those later than `watermark`
+        watermark : how late by timestampCol, a timestamp, an event or its repeat may come
+        onBatch : called with the metrics of each batch, a dict, once it is committed, in the
+            process that learns (on Spark Connect beside the server, so it must be picklable);
+            what it raises is logged
+        prometheusPath : folder or URI in which metrics.prom is replaced after each batch
+        metricsTable : whether each batch adds a Parquet file to metrics/ under the path, a row
+            with the columns of `job.metrics` that need no other batch
+
+        Raises
+        ------
+        ValueError : not a stream, a missing column, a path learned with other params or from
+            another start, or maxResidentIds set for a model of ratings that ranks (rankingSize)
+        TypeError : a column of a wrong type
+        LeaseError : another stream writes to the path
+        StorageError : the path is damaged
+        """
+        return start_stream(
+            stream,
+            modelPath,
+            StreamStart(self._state, self._state.fingerprint(), self._path_id, self._meta()),
+            fit_options(self, self._kinds(), stream_invalid(self), self._state.settings),
+            self._at_newest,
+            trigger=trigger,
+            validation=validation,
+            queryName=queryName,
+            keepVersions=keepVersions,
+            keepDays=keepDays,
+            leaseSeconds=leaseSeconds,
+            eventIdCol=eventIdCol,
+            watermark=watermark,
+            onBatch=onBatch,
+            prometheusPath=prometheusPath,
+            metricsTable=metricsTable,
+        )
+
+    @classmethod
+    def resumeStream(
+        cls, stream: DataFrame, modelPath: str, maxResidentIds: int | None = None, **options: Any
+    ) -> StreamJob[StreamingBiasedALSModel]:
+        """Go on with the stream of a model path without loading its model into memory first.
+
+        Parameters
+        ----------
+        maxResidentIds : the Param, by default as it was set for the path
+        options : as `updateStream` takes them
+
+        Raises
+        ------
+        StorageError : there is no model, or it is damaged
+        ValueError : `maxResidentIds` for a model of events, or of ratings that ranks
+        others : as `updateStream`
+        """
+        store = VersionStore(full_path(modelPath))
+        meta, newest = store.meta(), store.newest()
+        if meta is None or newest is None:
+            raise StorageError(f"{modelPath} does not hold a model: start with updateStream.")
+        settings = Settings.from_json(meta["settings"])
+        if maxResidentIds and settings.positive:
+            raise ValueError(
+                f"maxResidentIds is {maxResidentIds}, but a model of events (implicitPrefs) is "
+                "kept in memory as a whole: leave it out."
+            )
+        empty = ModelState.empty(settings, *meta["kinds"])
+        model = cls._described(meta, empty, newest.version)
+        if maxResidentIds is not None:
+            model.setMaxResidentIds(maxResidentIds)
+        return model.updateStream(stream, modelPath, **options)
+
+    # ---- copy, save, load -------------------------------------------------------------------
+
+    def copy(self, extra: dict[Any, Any] | None = None) -> StreamingBiasedALSModel:
+        """An independent snapshot: what this model learns later, the copy does not."""
+        self._shared = True
+        return super().copy(extra)
+
+    def write(self) -> MLWriter:
+        """A writer: model.write().overwrite().save(path)."""
+        return ModelWriter(self)
+
+    @classmethod
+    def read(cls) -> ModelReader[StreamingBiasedALSModel]:
+        """A reader of saved models and of model paths."""
+        return ModelReader(cls, cls._from_store)
+
+    @classmethod
+    def load(cls, path: str, version: int | None = None) -> StreamingBiasedALSModel:
+        """Load a saved model, or a version (the newest by default) under a model path.
+
+        Raises StorageError where nothing readable is there, it is damaged or of a newer format.
+        """
+        return cls.read().load(path, version)
+
+    def __repr__(self) -> str:
+        state = self._state
+        return (
+            f"StreamingBiasedALSModel: uid={self.uid}, rank={self.rank}, version={self.version}, "
+            f"users={state.users.size}, items={state.items.size}, "
+            f"ratings={state.counters.ratings}"
+        )
+
+    @classmethod
+    def _from_store(cls, store: VersionStore, version: int | None) -> StreamingBiasedALSModel:
+        state, commit = store.load(version)
+        return cls._described(store.meta() or {}, state, commit.version)
+
+    @classmethod
+    def _described(
+        cls, meta: dict[str, Any], state: ModelState, version: int
+    ) -> StreamingBiasedALSModel:
+        model = cls(state, tuple(meta["idTypes"]), version)
+        model._path_id = meta["pathId"]
+        model._resetUid(meta["uid"])
+        for name, value in meta["params"].items():
+            model._set(**{name: value})
+        return model
+
+    def _at_newest(self, store: VersionStore) -> StreamingBiasedALSModel:
+        newest = self._from_store(store, None)
+        return self._copyValues(newest)
+
+    def _meta(self) -> dict[str, Any]:
+        params = {param.name: value for param, value in self._paramMap.items()}
+        return {"uid": self.uid, "params": params, "idTypes": list(self._id_types)}
+
+    def _scoring_state(self) -> ModelState:
+        """The state that pairs are scored by: of events with their popularity and context."""
+        if not self._state.settings.positive:
+            return self._state
+        held = self._serving
+        if held is None or held[0] is not self._state or held[1] != self.version:
+            held = (self._state, self.version, serving_state(self._state))
+            self._serving = held
+        return held[2]
+
+    def _refuse_of_events(self, what: str) -> None:
+        if self._state.settings.positive:
+            raise ValueError(
+                f"{what}, and this model was learned from events (implicitPrefs=True). Judge it "
+                "by the rank of what users did next: docs/positive-only.md."
+            )
+
+    def _kinds(self) -> tuple[Any, Any]:
+        return self._state.users.index.kind, self._state.items.index.kind
+
+    @staticmethod
+    def _session() -> SparkSession:
+        return SparkSession.getActiveSession() or SparkSession.builder.getOrCreate()
+
+    def _public(self, table: FactorTable, id_type: str) -> DataFrame:
+        return public_factors(self._session(), table, self._scoring_state().scale.spread, id_type)
+
+
+def fit_options(
+    params: ModelParams, kinds: tuple[Any, Any], invalid: str, settings: Settings
+) -> FitOptions:
+    """How the Params say that tables and streams are read and spread, for a model so set."""
+    columns = params.ratingColumns()
+    optional = settings.positive and (not columns.rating or not params.isSet("ratingCol"))
+    return FitOptions(
+        columns=replace(columns, rating_needed=not optional),
+        kinds=kinds,
+        handle_invalid=invalid,
+        num_blocks=params.getNumBlocks(),
+        num_threads=params.getNumThreads(),
+        max_ratings_per_task=params.getMaxRatingsPerTask(),
+        checkpoint_interval=params.getCheckpointInterval(),
+        show_progress=params.getShowProgress(),
+        progress_path=params.getProgressPath(),
+        # events draw their negatives from all items, and ratings are ranked among all of them
+        max_resident_ids=0
+        if settings.positive or (settings.ranks_ratings and not params.isSet("maxResidentIds"))
+        else params.getMaxResidentIds(),
+    )
+
+
+def stream_invalid(params: ModelParams) -> str:
+    """handleInvalid of a stream: 'skip' unless it was set."""
+    return params.getHandleInvalid() if params.isSet("handleInvalid") else "skip"
+
+
+# the name that saved pipelines carry stays, wherever the class may move
+StreamingBiasedALSModel.__module__ = "sparkml_sgdals"

@@ -1,0 +1,60 @@
+"""What a fit did, for its user (driver)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sparkml_sgdals.fit.one_task import TrainingReport
+from sparkml_sgdals.state.model_state import ModelState
+
+__all__ = ["TrainingSummary"]
+
+
+@dataclass(frozen=True)
+class TrainingSummary:
+    """What a fit, or an update as large as one, did.
+
+    Attributes
+    ----------
+    form : "one task", "4 blocks", "mini-batches", or "nothing" where there was nothing to learn
+    ratings, users, items : how many the model has learned, and of how many ids
+    totalIterations : sweeps or passes done, fewer than maxIter where `tol` ended them
+    rmse : training RMSE by sweep or pass, in units of the ratings; empty for 'minibatch'
+    noiseVariance : variance of a rating about its prediction, in units of the ratings squared;
+        as set, not as learned, where there was no sweep
+    seconds : time by phase, in seconds
+    """
+
+    form: str
+    ratings: int
+    users: int
+    items: int
+    totalIterations: int
+    rmse: list[float]
+    noiseVariance: float
+    seconds: dict[str, float]
+
+    @classmethod
+    def of(cls, state: ModelState, report: TrainingReport) -> TrainingSummary:
+        """The summary of a state that has just been learned."""
+        return cls(
+            form=report.form,
+            ratings=state.counters.ratings,
+            users=state.users.size,
+            items=state.items.size,
+            totalIterations=report.passes,
+            rmse=list(report.rmse),
+            noiseVariance=state.noise * state.scale.spread**2,
+            seconds=dict(report.seconds),
+        )
+
+    def __str__(self) -> str:
+        """A few lines to read."""
+        sweeps = ", ".join(f"{value:.4f}" for value in self.rmse) or "not taken"
+        phases = ", ".join(f"{name} {value:.2f} s" for name, value in self.seconds.items())
+        return (
+            f"{self.ratings} ratings of {self.users} users and {self.items} items, {self.form}\n"
+            f"training RMSE by pass: {sweeps}\n"
+            f"noise variance: {self.noiseVariance:.4f}\n"
+            f"time: {phases}"
+        )

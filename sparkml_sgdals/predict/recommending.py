@@ -1,0 +1,347 @@
+"""Rank: the best candidates for many ids, by blocked products in Arrow UDFs (driver, executors).
+
+Queries (users, say) are cut into blocks of factors, one binary row each; candidates (items) travel
+with the function. No row is ever a pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+
+from sparkml_sgdals.arrays.hashing import block_of, id_keys
+from sparkml_sgdals.arrays.id_index import IdKind, id_array_type
+from sparkml_sgdals.kernels.topn import candidate_products, query_products, top_n
+from sparkml_sgdals.state.exchange import from_bytes, to_bytes
+from sparkml_sgdals.state.factors import FactorTable, list_column, prior_variances
+from sparkml_sgdals.state.model_state import ModelState
+
+__all__ = ["RankBy", "Ranking", "recommend", "similar"]
+
+F32 = npt.NDArray[np.float32]
+RankBy = Literal["prediction", "upper", "lower"]
+
+_SIGNS: Final = {"prediction": 0, "upper": 1, "lower": -1}
+_QUERIES_PER_BLOCK: Final = 4096
+_CANDIDATES_PER_PART: Final = 200_000
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """What to rank by, and how scores become ratings.
+
+    Attributes
+    ----------
+    count : candidates a query
+    sign : 1, 0 or -1 standard deviations of the mean added to the prediction
+    mean, spread : of the scale; score = mean + spread (query part + candidate part)
+    low, high : predictions are clipped to these after ranking
+    """
+
+    count: int
+    sign: int
+    mean: float
+    spread: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, state: ModelState, count: int, rank_by: str, clip: bool) -> Ranking:
+        """The ranking that a model's predictions give. Raises ValueError for bad arguments."""
+        if count < 1:
+            raise ValueError(f"The number of recommendations must be at least 1, got {count}.")
+        if rank_by not in _SIGNS:
+            raise ValueError(f"rankBy must be one of {', '.join(_SIGNS)}, got {rank_by!r}.")
+        if rank_by != "prediction" and state.settings.solver != "bayes":
+            raise ValueError(
+                f"rankBy={rank_by!r} needs a model of solver 'bayes', this one was learned by "
+                f"{state.settings.solver!r}: rank by 'prediction'."
+            )
+        clips = clip and state.counters.ratings > 0
+        low = state.counters.low if clips else -np.inf
+        high = state.counters.high if clips else np.inf
+        return cls(count, _SIGNS[rank_by], state.scale.mean, state.scale.spread, low, high)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some of the candidates, as the tasks get them."""
+
+    ids: pa.Array
+    mean: F32
+    var: F32
+
+
+def recommend(
+    spark: SparkSession,
+    state: ModelState,
+    queries: FactorTable,
+    candidates: FactorTable,
+    ranking: Ranking,
+    subset: pa.Array | None,
+    seen: DataFrame | None,
+) -> DataFrame:
+    """The best candidates for all queries, or for the distinct ids in `subset`.
+
+    Parameters
+    ----------
+    subset : ids of the queries' kind; one that is not known is served by the candidates' biases
+    seen : columns query and candidate, pairs not to recommend, as bigint or string
+
+    Returns
+    -------
+    DataFrame of query (bigint or string), cold (boolean) and recommendations, an array of structs
+    of candidate and rating, best first
+    """
+    rows = np.arange(queries.size) if subset is None else queries.index.find(subset)
+    ids = queries.index.ids() if subset is None else subset
+    variances = ranking.sign != 0
+    prior = prior_variances(state.settings)
+    width = queries.mean.shape[1]
+    # the row after the last stands for ids that are not known: mean 0, prior variance
+    mean = np.vstack([queries.mean, np.zeros((1, width), np.float32)])[rows]
+    var = (
+        np.vstack([queries.var, prior[None, :]])[rows]
+        if variances
+        else np.empty((rows.size, 0), np.float32)
+    )
+    order = pa.compute.array_sort_indices(candidates.index.ids()).to_numpy(zero_copy_only=False)
+    parts = []
+    for first in range(0, order.size, _CANDIDATES_PER_PART):
+        some = order[first : first + _CANDIDATES_PER_PART]
+        held = candidates.var[some] if variances else np.empty((some.size, 0), np.float32)
+        parts.append(_Part(candidates.index.ids(some), candidates.mean[some], held))
+    kinds = (queries.index.kind, candidates.index.kind)
+    return _ranked(spark, ids, (mean, var, rows < 0), parts, ranking, kinds, seen)
+
+
+def similar(spark: SparkSession, table: FactorTable, count: int, subset: pa.Array) -> DataFrame:
+    """The ids whose features point the same way as those of each id in `subset`: cosine.
+
+    Returns query, cold and recommendations as `recommend`, the rating being the cosine; ids that
+    are not known have none.
+    """
+    if count < 1:
+        raise ValueError(f"The number of similar ids must be at least 1, got {count}.")
+    rows = table.index.find(subset)
+    subset, rows = subset.filter(pa.array(rows >= 0)), rows[rows >= 0]
+    features = table.mean.copy()
+    features[:, 0] = 0.0
+    norms = np.linalg.norm(features, axis=1, keepdims=True)
+    features /= np.where(norms > 0, norms, np.float32(1.0))
+    nothing = np.empty((table.size, 0), np.float32)
+    order = pa.compute.array_sort_indices(table.index.ids()).to_numpy(zero_copy_only=False)
+    parts = []
+    for first in range(0, order.size, _CANDIDATES_PER_PART):
+        some = order[first : first + _CANDIDATES_PER_PART]
+        parts.append(_Part(table.index.ids(some), features[some], nothing[some]))
+    kinds = (table.index.kind, table.index.kind)
+    itself = _pairs(spark, subset, table.index.kind)
+    ranking = Ranking(count, 0, 0.0, 1.0, -1.0, 1.0)
+    cold = np.zeros(rows.size, bool)
+    return _ranked(
+        spark, subset, (features[rows], nothing[rows], cold), parts, ranking, kinds, itself
+    )
+
+
+def _pairs(spark: SparkSession, ids: pa.Array, kind: IdKind) -> DataFrame:
+    ddl = "bigint" if kind == "int" else "string"
+    if not len(ids):
+        return spark.createDataFrame([], f"query {ddl}, candidate {ddl}")
+    return spark.createDataFrame(pa.table({"query": ids, "candidate": ids}))
+
+
+def _ranked(
+    spark: SparkSession,
+    ids: pa.Array,
+    factors: tuple[F32, F32, npt.NDArray[np.bool_]],
+    parts: list[_Part],
+    ranking: Ranking,
+    kinds: tuple[IdKind, IdKind],
+    seen: DataFrame | None,
+) -> DataFrame:
+    names = [("bigint" if kind == "int" else "string") for kind in kinds]
+    ddl = (
+        f"query {names[0]}, cold boolean, "
+        f"recommendations array<struct<candidate:{names[1]},rating:float>>"
+    )
+    if not len(ids) or not parts:
+        return spark.createDataFrame([], ddl)
+    num_blocks = -(-len(ids) // _QUERIES_PER_BLOCK)
+    blocks = _query_blocks(spark, ids, factors, num_blocks)
+    routed = None
+    if seen is not None:
+        cells = seen.where(F.col("query").isNotNull() & F.col("candidate").isNotNull())
+        cells = cells.select("query", "candidate").mapInArrow(
+            _RouteSeen(num_blocks), "block int, payload binary"
+        )
+        routed = cells.groupBy("block")
+    results = []
+    for part in parts:
+        rank = _Rank(part, ranking, kinds)
+        if routed is None:
+            results.append(blocks.mapInArrow(rank.blocks, ddl))
+        else:
+            results.append(blocks.groupBy("block").cogroup(routed).applyInArrow(_unseen(rank), ddl))
+    if len(results) == 1:
+        return results[0]
+    merged = results[0]
+    for other in results[1:]:
+        merged = merged.unionByName(other)
+    every = F.flatten(F.collect_list("recommendations"))
+    best = F.array_sort(
+        F.transform(every, lambda r: F.struct(-r.rating, r.candidate, r.rating.alias("rating")))
+    )
+    top = F.transform(
+        F.slice(best, 1, ranking.count),
+        lambda r: F.struct(r.candidate.alias("candidate"), r.rating.alias("rating")),
+    )
+    return merged.groupBy("query", "cold").agg(top.alias("recommendations"))
+
+
+def _query_blocks(
+    spark: SparkSession,
+    ids: pa.Array,
+    factors: tuple[F32, F32, npt.NDArray[np.bool_]],
+    num_blocks: int,
+) -> DataFrame:
+    block = block_of(id_keys(ids), num_blocks)
+    numbers, payloads = [], []
+    for number in range(num_blocks):
+        rows = np.flatnonzero(block == number)
+        if rows.size:
+            mean, var, cold = factors[0][rows], factors[1][rows], factors[2][rows]
+            columns = {
+                "id": ids.take(pa.array(rows)),
+                "mean": list_column(mean),
+                "var": list_column(var),
+                "cold": pa.array(cold),
+            }
+            numbers.append(number)
+            payloads.append(to_bytes(pa.table(columns)))
+    table = pa.table(
+        {"block": pa.array(numbers, pa.int32()), "payload": pa.array(payloads, pa.binary())}
+    )
+    # a block a task: they are few, and each is a good piece of work
+    return spark.createDataFrame(table).repartition(len(numbers))
+
+
+@dataclass(frozen=True)
+class _RouteSeen:
+    """Seen pairs, cut by the block of their query."""
+
+    num_blocks: int
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            if not batch.num_rows:
+                continue
+            table = pa.Table.from_batches([batch])
+            block = block_of(id_keys(batch.column("query")), self.num_blocks)
+            order = np.argsort(block, kind="stable")
+            found, first = np.unique(block[order], return_index=True)
+            ordered = table.take(pa.array(order))
+            ends = [*first[1:].tolist(), table.num_rows]
+            pieces = [
+                to_bytes(ordered.slice(begin, end - begin).combine_chunks())
+                for begin, end in zip(first.tolist(), ends, strict=True)
+            ]
+            yield pa.RecordBatch.from_arrays(
+                [pa.array(found, pa.int32()), pa.array(pieces, pa.binary())],
+                names=["block", "payload"],
+            )
+
+
+@dataclass(frozen=True)
+class _Rank:
+    """Rank blocks of queries against one part of the candidates."""
+
+    part: _Part
+    ranking: Ranking
+    kinds: tuple[IdKind, IdKind]
+
+    def blocks(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """The function of mapInArrow, where nothing is excluded."""
+        for batch in batches:
+            for payload in batch.column("payload"):
+                yield self.rank(from_bytes(payload.as_buffer()), None)
+
+    def rank(self, queries: pa.Table, seen: pa.Table | None) -> pa.RecordBatch:
+        """The best candidates of one block of queries, as one batch of results."""
+        mean, var = _matrix(queries, "mean"), _matrix(queries, "var")
+        part, ranking = self.part, self.ranking
+        ids = queries.column("id").combine_chunks()
+        bounded = ranking.sign != 0
+        left, own = query_products(mean, var if bounded else None)
+        right, other = candidate_products(part.mean, part.var if bounded else None)
+        variances = None if own is None or other is None else (own, other)
+        best, scores = top_n(
+            left,
+            right,
+            ranking.count,
+            None if seen is None else self._excluded(ids, seen),
+            variances,
+            ranking.sign,
+        )
+        return self._result(ids, queries.column("cold").combine_chunks(), best, scores)
+
+    def _excluded(
+        self, ids: pa.Array, seen: pa.Table
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
+        query = pa.compute.index_in(seen.column("query").combine_chunks(), ids)
+        candidate = pa.compute.index_in(seen.column("candidate").combine_chunks(), self.part.ids)
+        known = pa.compute.and_(query.is_valid(), candidate.is_valid())
+        rows = query.filter(known).to_numpy(zero_copy_only=False).astype(np.int64)
+        positions = candidate.filter(known).to_numpy(zero_copy_only=False).astype(np.int64)
+        pairs = np.unique(rows * len(self.part.ids) + positions)
+        rows, positions = np.divmod(pairs, len(self.part.ids))
+        starts = np.searchsorted(rows, np.arange(len(ids) + 1))
+        return starts.astype(np.int64), positions.astype(np.int32)
+
+    def _result(
+        self, ids: pa.Array, cold: pa.Array, best: npt.NDArray[np.int32], scores: F32
+    ) -> pa.RecordBatch:
+        ranking = self.ranking
+        found = best >= 0
+        offsets = np.concatenate([[0], np.cumsum(found.sum(axis=1))]).astype(np.int32)
+        in_units = scores[found].astype(np.float64) * ranking.spread + ranking.mean
+        ratings = np.clip(in_units, ranking.low, ranking.high).astype(np.float32)
+        candidates = self.part.ids.take(pa.array(best[found]))
+        structs = pa.StructArray.from_arrays(
+            [candidates, pa.array(ratings)], names=["candidate", "rating"]
+        )
+        lists = pa.ListArray.from_arrays(pa.array(offsets), structs)
+        query_ids = ids.cast(id_array_type(self.kinds[0]))
+        return pa.RecordBatch.from_arrays(
+            [query_ids, cold, lists], names=["query", "cold", "recommendations"]
+        )
+
+
+def _unseen(rank: _Rank):  # type: ignore[no-untyped-def]
+    # without type hints: by them Spark would choose another form of the function
+    def run(blocks, cells):  # type: ignore[no-untyped-def]
+        results = []
+        pieces = [from_bytes(payload.as_buffer()) for payload in cells.column("payload")]
+        seen = pa.concat_tables(pieces) if pieces else None
+        for payload in blocks.column("payload"):
+            results.append(rank.rank(from_bytes(payload.as_buffer()), seen))
+        if not results:
+            empty = pa.array([], id_array_type(rank.kinds[0]))
+            nothing = np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
+            results.append(rank._result(empty, pa.array([], pa.bool_()), *nothing))
+        return pa.Table.from_batches(results)
+
+    return run
+
+
+def _matrix(table: pa.Table, name: str) -> F32:
+    flat = table.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    values: F32 = flat.reshape(table.num_rows, -1).astype(np.float32)
+    return values

@@ -1,0 +1,177 @@
+"""Score: pairs joined with factors by id, predictions as plain Spark expressions (driver).
+
+No Python runs in the tasks: a dot product of K terms compiles into the join's own stage, for
+static and for streaming tables alike.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from pyspark.sql import Column, DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import StructType
+
+from sparkml_sgdals.fit.one_task import BROADCAST_IDS
+from sparkml_sgdals.ingest.columns import id_column
+from sparkml_sgdals.state.factors import FactorTable, list_column, prior_variances
+from sparkml_sgdals.state.model_state import ModelState
+
+__all__ = ["FactorFrames", "ScoreColumns", "factor_frame", "public_factors", "score"]
+
+
+@dataclass(frozen=True)
+class ScoreColumns:
+    """Columns that scoring reads and adds, and how it treats ids that are not known."""
+
+    user: str
+    item: str
+    prediction: str
+    std: str
+    cold_start: str
+    clip: bool
+
+
+@dataclass(frozen=True)
+class FactorFrames:
+    """Internal factor tables as DataFrames: see `factor_frame`; arrays have the bias first."""
+
+    users: DataFrame
+    items: DataFrame
+
+    def __iter__(self) -> Iterator[DataFrame]:
+        return iter((self.users, self.items))
+
+
+def factor_frame(spark: SparkSession, table: FactorTable, deviations: bool) -> DataFrame:
+    """The factors of one side as a DataFrame of id and mean, with what deviations need if asked."""
+    types = {
+        "id": "bigint" if table.index.kind == "int" else "string",
+        "mean": "array<float>",
+        **({"variance": "array<float>", "noise_factor": "float"} if deviations else {}),
+    }
+    if not table.size:
+        ddl = ", ".join(f"{name} {kind}" for name, kind in types.items())
+        return spark.createDataFrame([], ddl)
+    return spark.createDataFrame(table.to_arrow().select(list(types)))
+
+
+def public_factors(
+    spark: SparkSession, table: FactorTable, spread: float, id_type: str
+) -> DataFrame:
+    """Factors in rating units: id, features array<float>, bias float, so that a prediction is
+    mean + user bias + item bias + U . P."""
+    ids = table.index.ids()
+    order = pa.compute.array_sort_indices(ids).to_numpy(zero_copy_only=False)
+    mean = table.mean[order]
+    features = np.ascontiguousarray(mean[:, 1:] * np.float32(np.sqrt(spread)))
+    biases = pa.array(mean[:, 0] * np.float32(spread))
+    arrow = pa.table(
+        {"id": ids.take(pa.array(order)), "features": list_column(features), "bias": biases}
+    )
+    id_type = table.index.type_name(id_type)
+    ddl = f"id {id_type}, features array<float>, bias float"
+    if not table.size:
+        return spark.createDataFrame([], ddl)
+    return spark.createDataFrame(arrow).withColumn("id", F.col("id").cast(id_type))
+
+
+def score(
+    df: DataFrame, state: ModelState, frames: FactorFrames, columns: ScoreColumns
+) -> DataFrame:
+    """Add predictions to pairs, keeping every column and, but for 'drop', every row.
+
+    Raises
+    ------
+    ValueError : a column is missing, or a column to add is there already
+    TypeError : ids of another kind than the model's
+    """
+    for added in filter(None, (columns.prediction, columns.std)):
+        if added.lower() in (name.lower() for name in df.columns):
+            raise ValueError(
+                f"The column {added!r} is in the DataFrame already: drop it, or set predictionCol "
+                "or predictionStdCol to another name."
+            )
+    # fresh names, so that tables derived from the model's own factors join without ambiguity
+    tag = uuid.uuid4().hex[:12]
+    schema: StructType = df.schema
+    joined = df
+    for side, param, name, frame, table in (
+        ("user", "userCol", columns.user, frames.users, state.users),
+        ("item", "itemCol", columns.item, frames.items, state.items),
+    ):
+        key, known = f"__{side}_{tag}", f"__{side}_id_{tag}"
+        names = {
+            "id": known,
+            "mean": f"__{side}_mean_{tag}",
+            "variance": f"__{side}_var_{tag}",
+            "noise_factor": f"__{side}_noise_{tag}",
+        }
+        factors = frame.toDF(*[names[name] for name in frame.columns])
+        if table.size <= BROADCAST_IDS:
+            factors = F.broadcast(factors)
+        joined = joined.withColumn(key, id_column(schema, param, name, table.index.kind))
+        joined = joined.join(factors, F.col(key) == F.col(known), "left")
+    user_known = F.col(f"__user_id_{tag}").isNotNull()
+    item_known = F.col(f"__item_id_{tag}").isNotNull()
+    if columns.cold_start == "drop":
+        joined = joined.where(user_known & item_known)
+    added_columns = [_prediction(state, tag, columns, user_known & item_known)]
+    if columns.std:
+        added_columns.append(_deviation(state, tag, columns, user_known & item_known))
+    return joined.select(*[F.col(f"`{name}`") for name in df.columns], *added_columns)
+
+
+def _prediction(state: ModelState, tag: str, columns: ScoreColumns, known: Column) -> Column:
+    # one SQL text: thousands of Column objects would cost more than scoring a small table
+    user, item = f"__user_mean_{tag}", f"__item_mean_{tag}"
+    terms = [f"coalesce(get({user}, 0), 0D) + coalesce(get({item}, 0), 0D)"]
+    terms += [
+        f"coalesce(double(get({user}, {f})) * get({item}, {f}), 0D)"
+        for f in range(1, state.settings.rank + 1)
+    ]
+    value = F.expr(_sum(terms)) * F.lit(state.scale.spread) + F.lit(state.scale.mean)
+    if columns.clip and state.counters.ratings:
+        low, high = F.lit(float(state.counters.low)), F.lit(float(state.counters.high))
+        value = F.least(F.greatest(value, low), high)
+    if state.blank:
+        value = F.lit(float("nan"))
+    if columns.cold_start == "nan":
+        value = F.when(known, value).otherwise(F.lit(float("nan")))
+    return value.cast("float").alias(columns.prediction)
+
+
+def _sum(terms: list[str]) -> str:
+    """A sum as SQL, by halves: Spark goes down into it as deep as it is nested."""
+    if len(terms) == 1:
+        return terms[0]
+    half = len(terms) // 2
+    return f"({_sum(terms[:half])} + {_sum(terms[half:])})"
+
+
+def _deviation(state: ModelState, tag: str, columns: ScoreColumns, known: Column) -> Column:
+    """Standard deviation of a new rating: docs/algorithm.md, equation (7)."""
+    prior = prior_variances(state.settings)
+
+    def mean(side: str, f: int) -> str:
+        return f"coalesce(double(get(__{side}_mean_{tag}, {f})), 0D)"
+
+    def var(side: str, f: int) -> str:
+        return f"coalesce(double(get(__{side}_var_{tag}, {f})), {float(prior[f])!r}D)"
+
+    def factor(side: str) -> str:
+        return f"coalesce(double(__{side}_noise_{tag}), 1D)"
+
+    noise = f"{float(state.noise)!r}D * {factor('user')} * {factor('item')}"
+    terms = [f"{var('user', 0)} + {var('item', 0)} + {noise}"]
+    for f in range(1, state.settings.rank + 1):
+        um, im, uv, iv = mean("user", f), mean("item", f), var("user", f), var("item", f)
+        terms.append(f"({uv} * {im} * {im} + {iv} * {um} * {um} + {uv} * {iv})")
+    value = F.sqrt(F.expr(_sum(terms))) * F.lit(state.scale.spread)
+    if columns.cold_start == "nan" or state.blank:
+        value = F.when(known, value).otherwise(F.lit(float("nan")))
+    return value.cast("float").alias(columns.std)

@@ -1,0 +1,1 @@
+"""Candidates of a grid learn from one stream, and the worst are dropped."""

@@ -1,0 +1,94 @@
+"""The models of a race: learning one batch with all of them, and starting one from another.
+
+Arrays in and out, no Spark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Executor
+from dataclasses import replace
+
+import numpy as np
+
+from sparkml_sgdals.arrays.ratings import Ratings
+from sparkml_sgdals.learn.one_batch import BatchReport, learn_batch
+from sparkml_sgdals.learn.solvers import DivergenceError
+from sparkml_sgdals.state.event_memory import ItemMemory, UserMemory
+from sparkml_sgdals.state.factors import FactorTable
+from sparkml_sgdals.state.model_state import ModelState, Scale
+from sparkml_sgdals.state.settings import Settings
+
+__all__ = ["learn_with_all", "warm_start"]
+
+
+def learn_with_all(
+    pool: Executor, states: Mapping[int, ModelState], ratings: Ratings
+) -> dict[int, BatchReport | None]:
+    """Learn a batch onto each state, in place, side by side.
+
+    Returns
+    -------
+    the report of each; None for one that diverged, which is then as it was before
+    """
+
+    def learn(state: ModelState) -> BatchReport | None:
+        try:
+            return learn_batch(state, ratings)
+        except DivergenceError:
+            return None
+
+    return dict(zip(states, pool.map(learn, states.values()), strict=True))
+
+
+def warm_start(leader: ModelState, settings: Settings) -> ModelState:
+    """A model of other settings that starts from what the leader knows.
+
+    Features beyond the leader's rank start as those of new ids do; of more than `settings.rank`
+    the first ones are taken. The leader is left as it is. Models of events have one solver both.
+    """
+    kinds = leader.users.index.kind, leader.items.index.kind
+    state = ModelState.empty(settings, *kinds)
+    old = leader.scale
+    moments = (old.weight, old.mean, old.squares)
+    scale = Scale.of(moments, old.seen, settings.solver == "bayes")
+    if settings.solver == leader.settings.solver:
+        # after a fit or a load the moments need not give it again
+        scale = old
+    state.scale = replace(scale, frozen=old.frozen)
+    state.counters = leader.counters
+    ratio = old.spread / state.scale.spread
+    if settings.positive:
+        state.events, state.popularity_parts = leader.events, leader.popularity_parts
+    for own, other in ((state.users, leader.users), (state.items, leader.items)):
+        _take_over(own, other, ratio)
+    if settings.solver == "bayes" and leader.settings.solver == "bayes":
+        state.noise, state.noise_weight = leader.noise * ratio**2, leader.noise_weight
+    return state
+
+
+def _take_over(own: FactorTable, other: FactorTable, ratio: float) -> None:
+    rows, _ = own.ensure(other.index.ids(None))
+    width = min(own.mean.shape[1], other.mean.shape[1])
+    scaled = other.copy()
+    scaled.rescale(0.0, ratio)
+    own.mean[rows, :width] = scaled.mean[:, :width]
+    if own.var.shape[1] and other.var.shape[1]:
+        own.var[rows, :width] = scaled.var[:, :width]
+    if own.prior_mean.shape[1] and other.prior_mean.shape[1]:
+        own.prior_mean[rows, :width] = scaled.prior_mean[:, :width]
+        own.influence[rows, :width] = scaled.influence[:, :width]
+        own.evidence[rows] = other.evidence
+    own.base_mean[rows] = scaled.base_mean
+    own.base_var[rows] = scaled.base_var
+    own.count[rows] = other.count
+    own.noise_factor[rows] = np.asarray(other.noise_factor)
+    if isinstance(own.events, UserMemory) and isinstance(other.events, UserMemory):
+        for row, done in zip(rows.tolist(), other.events.done, strict=True):
+            own.events.done[row] = done
+    if isinstance(own.events, ItemMemory) and isinstance(other.events, ItemMemory):
+        mine, theirs = own.events, other.events
+        mine.popularity[rows], mine.last[rows] = theirs.popularity, theirs.last
+        width = min(mine.context.shape[1], theirs.context.shape[1])
+        mine.context[rows, :width] = theirs.context[:, :width]
+        mine.context_var[rows, :width] = theirs.context_var[:, :width]

@@ -1,0 +1,331 @@
+"""StreamingGridSearch: candidates of a grid race on one stream, the best one serves (driver)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from typing import Any, Final
+
+import pandas as pd
+from pyspark import keyword_only
+from pyspark.ml.param import Param, Params, TypeConverters
+from pyspark.sql import DataFrame
+
+from sparkml_sgdals.ml.converters import at_least, param
+from sparkml_sgdals.ml.estimator import StreamingBiasedALS
+from sparkml_sgdals.ml.model import StreamingBiasedALSModel, fit_options, stream_invalid
+from sparkml_sgdals.race.standings import RaceRules
+from sparkml_sgdals.race.updater import RaceUpdater, forget_race, leader_of
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.version_store import VersionStore, full_path
+from sparkml_sgdals.stream.report import OnBatch, Report
+from sparkml_sgdals.stream.start import StreamJob, StreamStart, start_stream
+
+__all__ = ["RACE", "RaceJob", "StreamingGridSearch"]
+
+RACE: Final = (
+    "candidate", "params", "batch", "ratings", "loss", "rmse", "mrr", "rival", "lower", "upper",
+    "leads", "entered", "dropped", "reason", "dropped_at",
+)  # fmt: skip
+"""Columns of `RaceJob.race`."""
+
+
+def _share(name: str) -> Any:
+    def convert(value: Any) -> float:
+        number = TypeConverters.toFloat(value)
+        if not 0.0 < number < 1.0:
+            raise ValueError(f"{name} must be above 0 and below 1, got {value!r}.")
+        return number
+
+    return convert
+
+
+def _tolerance(value: Any) -> float:
+    number = TypeConverters.toFloat(value)
+    if not 0.0 <= number < 1.0:
+        raise ValueError(f"tolerance must be at least 0 and below 1, got {value!r}.")
+    return number
+
+
+class RaceJob(StreamJob[StreamingBiasedALSModel]):
+    """A race on a stream; `model` is the leader's newest version, `metrics` are the leaders'."""
+
+    def race(self) -> pd.DataFrame:
+        """How each candidate stood after each batch that it ran in, columns RACE.
+
+        candidate is its place in estimatorParamMaps, params what that sets; ratings are those
+        predicted since its entrance, loss is its RMSE with the fading factor and rmse that of the
+        batch, in rating units; of events loss is 1 - MRR@N with the fading factor. mrr is MRR@N of
+        the batch, where it ranks. lower and upper bound its mean squared error, or 1 - MRR@N,
+        minus that of `rival`; leads, entered, dropped say what it is after the batch, reason why it
+        was dropped ("worse", "equal": better by the tolerance at most, or "diverged"), dropped_at
+        in which batch that was, in all rows since its entrance.
+        """
+        store = VersionStore(self.path)
+        names = (store.meta() or {})["race"]["params"]
+        rows: list[dict[str, Any]] = []
+        for batch in store.metrics():
+            for row in batch["race"]:
+                told = (
+                    {"mrr": None}
+                    | row
+                    | {
+                        "params": names[row["candidate"]],
+                        "batch": batch["batch"],
+                        "reason": row["dropped"],
+                        "dropped": bool(row["dropped"]),
+                    }
+                )
+                rows.append(told)
+        frame = pd.DataFrame(rows, columns=list(RACE))
+        numbers = ["loss", "rmse", "mrr", "lower", "upper", "dropped_at"]
+        frame[numbers] = frame[numbers].astype(float)
+        run = frame.groupby("candidate").entered.cumsum()
+        ends = frame.batch.where(frame.dropped.astype(bool))
+        frame["dropped_at"] = ends.groupby([frame.candidate, run]).transform("max")
+        return frame
+
+    def _end(self) -> None:
+        super()._end()
+        forget_race(self.path)
+
+
+class StreamingGridSearch(Params):
+    """Hyperparameters without the past: candidates learn from one stream, the worst are dropped.
+
+    Every micro-batch is collected and encoded once and learned by all candidates in the race, side
+    by side on the driver's cores. Each is judged by its errors on ratings that it has not learned
+    yet; `sparkml_sgdals.race.standings` says by which test one is dropped and what is assumed.
+
+    Parameters
+    ----------
+    estimator : a StreamingBiasedALS
+    estimatorParamMaps : a grid, as ParamGridBuilder makes it; maps may set what is learned by, not
+        which columns are read
+    errorProbability : that a candidate that is better than all others by more than the tolerance is
+        ever dropped, at most
+    keep : candidates that stay in the race whatever the evidence, so that the order can turn round
+    minRatings : ratings predicted before a candidate can be dropped
+    challengers : dropped candidates that may be back at a time, started from the leader's factors
+    fadingFactor : what a rating counts in the loss that the leader is chosen by when the next comes
+    tolerance : a candidate goes as well where it is shown not to be better than the leader by more
+        than this share of its RMSE (of events, of its 1 - MRR@N); 0 keeps those that are equal
+    parallelism : threads; 0 for as many as the driver has cores
+
+    Examples
+    --------
+    >>> grid = ParamGridBuilder().addGrid(als.rank, [4, 16]).addGrid(als.drift, [0.0, 1e-4]).build()
+    >>> search = StreamingGridSearch(estimator=als, estimatorParamMaps=grid, keep=2)
+    >>> job = search.fitStream(stream, "/models/race", trigger={"availableNow": True})
+    >>> job.model, job.race()
+    """
+
+    errorProbability: Param[float] = param(
+        "errorProbability",
+        "probability that the best candidate is ever dropped, at most.",
+        _share("errorProbability"),
+    )
+    keep: Param[int] = param(
+        "keep", "candidates that stay whatever the evidence.", at_least("keep", 1)
+    )
+    minRatings: Param[int] = param(
+        "minRatings",
+        "ratings predicted before a candidate can be dropped.",
+        at_least("minRatings", 0),
+    )
+    challengers: Param[int] = param(
+        "challengers", "dropped candidates that may be back at a time.", at_least("challengers", 0)
+    )
+    fadingFactor: Param[float] = param(
+        "fadingFactor",
+        "what a rating counts in a candidate's loss when the next one comes.",
+        _share("fadingFactor"),
+    )
+    tolerance: Param[float] = param(
+        "tolerance",
+        "share of the leader's loss that a candidate has to be better by to stay; 0 = any.",
+        _tolerance,
+    )
+    parallelism: Param[int] = param(
+        "parallelism",
+        "threads that learn side by side; 0 = the driver's cores.",
+        at_least("parallelism", 0),
+    )
+
+    _input_kwargs: dict[str, Any]
+
+    @keyword_only
+    def __init__(
+        self,
+        *,
+        estimator: StreamingBiasedALS,
+        estimatorParamMaps: Sequence[dict[Param[Any], Any]],
+        errorProbability: float = 0.05,
+        keep: int = 2,
+        minRatings: int = 5_000,
+        challengers: int = 0,
+        fadingFactor: float = 0.9999,
+        tolerance: float = 0.002,
+        parallelism: int = 0,
+    ) -> None:
+        super().__init__()
+        defaults = RaceRules()
+        self._setDefault(
+            errorProbability=defaults.error_probability,
+            keep=defaults.keep,
+            minRatings=defaults.min_ratings,
+            challengers=defaults.challengers,
+            fadingFactor=defaults.fading,
+            tolerance=defaults.tolerance,
+            parallelism=0,
+        )
+        given = dict(self._input_kwargs)
+        self._estimator: StreamingBiasedALS = given.pop("estimator")
+        self._maps: list[dict[Param[Any], Any]] = list(given.pop("estimatorParamMaps"))
+        self._set(**given)
+
+    def fitStream(
+        self,
+        stream: DataFrame,
+        modelPath: str,
+        trigger: dict[str, Any] | None = None,
+        queryName: str | None = None,
+        keepVersions: int = 5,
+        keepDays: float = 0.0,
+        leaseSeconds: float = 60.0,
+        eventIdCol: str | None = None,
+        watermark: str = "1 hour",
+        onBatch: OnBatch | None = None,
+        prometheusPath: str = "",
+        metricsTable: bool = False,
+    ) -> RaceJob:
+        """Start the race on a stream, or resume it where the path holds it: same winner, same bits.
+
+        Parameters are those of `StreamingBiasedALSModel.updateStream`. A micro-batch may hold up
+        to a million ratings.
+
+        Raises
+        ------
+        ValueError : not a stream, a missing column, no candidates, two that learn the same, maps
+            that set columns, or a path with another race or with a model without one
+        TypeError : a column of a wrong type
+        LeaseError : another stream writes to the path
+        StorageError : the path is damaged, or was rolled back
+        """
+        if not stream.isStreaming:
+            raise ValueError(
+                "The DataFrame is a table, not a stream: use CrossValidator, or read it with "
+                "spark.readStream."
+            )
+        stages = [self._estimator.copy(params) for params in self._maps]
+        settings = self._settings_of(stages)
+        first = stages[0]
+        kinds, id_types = first._ids_of(stream)
+        options = fit_options(first, kinds, stream_invalid(first), settings[0])
+        rules = RaceRules(
+            self.getOrDefault(self.errorProbability),
+            self.getOrDefault(self.keep),
+            self.getOrDefault(self.minRatings),
+            self.getOrDefault(self.challengers),
+            self.getOrDefault(self.fadingFactor),
+            self.getOrDefault(self.tolerance),
+            squares=not settings[0].positive,
+        )
+        named = {
+            "candidates": [s.to_json() for s in settings],
+            "params": [json.dumps(_named(params)) for params in self._maps],
+            "rules": rules.__dict__,
+        }
+        identity = json.dumps([named["candidates"], named["rules"]], sort_keys=True)
+        origin = f"race {hashlib.sha256(identity.encode()).hexdigest()}"
+        empty = first._model(ModelState.empty(settings[0], *kinds), id_types, None)
+        threads = self.getOrDefault(self.parallelism) or os.cpu_count() or 1
+
+        def load(store: VersionStore) -> StreamingBiasedALSModel:
+            model = StreamingBiasedALSModel._from_store(store, None)
+            commit = store.read_commit(model.version)
+            winner = stages[0 if commit is None else leader_of(commit)]
+            return winner._copyValues(model)
+
+        def make_updater(path: str, token: str) -> RaceUpdater:
+            return RaceUpdater(
+                path, token, options, settings, rules, min(threads, len(settings)), keepVersions,
+                keepDays * 86400.0,
+                Report(onBatch, prometheusPath and full_path(prometheusPath), metricsTable),
+            )  # fmt: skip
+
+        job = start_stream(
+            stream,
+            modelPath,
+            StreamStart(empty.state, origin, None, empty._meta() | {"race": named}),
+            options,
+            load,
+            trigger=trigger,
+            validation=None,
+            queryName=queryName,
+            keepVersions=keepVersions,
+            keepDays=keepDays,
+            leaseSeconds=leaseSeconds,
+            eventIdCol=eventIdCol,
+            watermark=watermark,
+            makeUpdater=make_updater,
+        )
+        return RaceJob(job.query, job.path, job._lease, load)
+
+    def _settings_of(self, stages: list[StreamingBiasedALS]) -> tuple[Settings, ...]:
+        if not stages:
+            raise ValueError("estimatorParamMaps is empty: give one map a candidate.")
+        columns = {stage.ratingColumns() for stage in stages}
+        if len(columns) > 1:
+            raise ValueError(
+                "The candidates read different columns: set userCol, itemCol, ratingCol, "
+                "timestampCol and weightCol on the estimator, not in estimatorParamMaps."
+            )
+        for stage in stages:
+            stage.warnOfUnused()
+        settings = tuple(stage.settings() for stage in stages)
+        if len({own.positive for own in settings}) > 1:
+            raise ValueError(
+                "Some candidates learn events and some ratings: set implicitPrefs on the "
+                "estimator, not in estimatorParamMaps."
+            )
+        if len({(own.ranking_size, own.ranking_sample) for own in settings}) > 1:
+            raise ValueError(
+                "The candidates rank differently, so their ranks do not compare: set rankingSize "
+                "and rankingSample on the estimator, not in estimatorParamMaps."
+            )
+        if settings[0].positive:
+            self._check_events(settings)
+        seen: dict[str, int] = {}
+        for number, own in enumerate(settings):
+            # a stream is learned in one pass, whatever these
+            same = {"max_iter": 0, "tol": 0.0}
+            learned_by = json.dumps(own.to_json() | same, sort_keys=True)
+            if learned_by in seen:
+                raise ValueError(
+                    f"Candidates {seen[learned_by]} and {number} learn a stream in the same way "
+                    f"({_named(self._maps[number])}): leave one out. maxIter and tol have no "
+                    "effect on a stream."
+                )
+            seen[learned_by] = number
+        return settings
+
+    def _check_events(self, settings: tuple[Settings, ...]) -> None:
+        """Refuse what leaves candidates of events without a loss in common."""
+        if not settings[0].ranking_size:
+            raise ValueError(
+                "rankingSize is 0, and a race of events is judged by MRR@rankingSize: set it to 1 "
+                "or more."
+            )
+        if self.getOrDefault(self.challengers) and len({own.solver for own in settings}) > 1:
+            raise ValueError(
+                "challengers cannot start from the leader where candidates of events differ in "
+                "solver: set challengers to 0, or one solver on the estimator."
+            )
+
+
+def _named(params: dict[Param[Any], Any]) -> dict[str, Any]:
+    return {key.name: value for key, value in params.items()}

@@ -1,0 +1,361 @@
+"""The race under a model path: learn a batch with all candidates, commit it once (driver).
+
+The versions of the path are those of the leader, so the path loads as any model path. Beside them:
+
+    candidates/NN/            versions of candidate NN, one every few batches: its snapshots
+    race/NNN-token.parquet    the ratings of the batches since the last snapshots
+
+A batch exists from the moment that the leader's commit object is there: it holds the race's
+standings, and names the snapshots and the batches since. A candidate is what its snapshot becomes
+when it learns those batches, in that order: to the same bits, as learning is a function of a state
+and a batch. What a batch wrote before a kill, and no commit names, is used again or left behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+from pyspark.sql import DataFrame
+
+from sparkml_sgdals.arrays.ratings import ZERO_WEIGHT, encode_ratings
+from sparkml_sgdals.fit.fitting import FitOptions, refuse_invalid
+from sparkml_sgdals.ingest.collecting import COLLECT_LIMIT, Collected, collect_ratings
+from sparkml_sgdals.learn.one_batch import BatchReport
+from sparkml_sgdals.learn.solvers import DivergenceError
+from sparkml_sgdals.race.candidates import learn_with_all, warm_start
+from sparkml_sgdals.race.standings import Race, RaceRules, Standing
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.lease import check_holder
+from sparkml_sgdals.store.version_store import Commit, StorageError, VersionStore
+from sparkml_sgdals.stream.report import Report
+
+__all__ = ["RaceUpdater", "forget_race", "leader_of"]
+
+logger = logging.getLogger(__name__)
+
+I64 = npt.NDArray[np.int64]
+
+_READERS_SECONDS: Final = 60.0
+_SNAPSHOT_BATCHES: Final = 20
+"""Batches after which every candidate is written: a restart learns at most so many again."""
+_SNAPSHOT_RATINGS: Final = 200_000
+
+
+@dataclass
+class _Runner:
+    """A candidate in memory."""
+
+    state: ModelState
+    snapshot: int | None
+    """version under candidates/NN that it was last written as; None: it started from nothing"""
+    changed: list[tuple[I64, I64]] | None = field(default_factory=list)
+    """rows changed by each batch since; None for all"""
+
+
+@dataclass
+class _Resident:
+    """A race in memory between batches."""
+
+    race: Race
+    runners: dict[int, _Runner]
+    log: list[dict[str, Any]]
+    """files of the batches since the snapshots"""
+    commit: Commit
+    token: str
+    largest: int = 0
+    """rows of the largest partition of the last batch"""
+
+
+_residents: dict[str, _Resident] = {}
+_locks: dict[str, threading.Lock] = {}
+_locks_guard = threading.Lock()
+
+
+@dataclass(frozen=True)
+class RaceUpdater:
+    """Learns a micro-batch with every candidate and commits it: the function of foreachBatch."""
+
+    path: str
+    token: str
+    options: FitOptions
+    settings: tuple[Settings, ...]
+    rules: RaceRules
+    threads: int
+    keep_versions: int
+    keep_seconds: float
+    report: Report
+
+    def __call__(self, batch: DataFrame, batch_id: int) -> None:
+        self.learn(lambda expected: self._collect(batch, batch_id, expected), batch_id)
+
+    def learn(self, collect: Callable[[int], Collected], batch_id: int) -> None:
+        """Learn and commit what `collect` gives, unless the batch is committed already.
+
+        It is called with the rows that its largest partition may have, as `collect_ratings` is.
+        """
+        with _locks_guard:
+            lock = _locks.setdefault(self.path, threading.Lock())
+        # a stopped query may leave its last call running while the next query starts
+        with lock:
+            resident = self._resident()
+            if batch_id <= resident.commit.batch:
+                logger.info("batch %d of %s is committed already", batch_id, self.path)
+                return
+            try:
+                clock = time.perf_counter()
+                collected = collect(resident.largest)
+                resident.largest = collected.largest
+                self._learn(resident, collected, batch_id, clock)
+            except BaseException:
+                # what is in memory may be half learned; the files are not
+                forget_race(self.path)
+                raise
+
+    def _collect(self, batch: DataFrame, batch_id: int, expected: int) -> Collected:
+        options = self.options
+        keep = options.handle_invalid == "keep"
+        collected = collect_ratings(batch, options.columns, options.kinds, keep, expected)
+        if collected is None:
+            raise ValueError(
+                f"Batch {batch_id} has more than {COLLECT_LIMIT:,} ratings, a race takes smaller "
+                "ones: limit a batch by the source's option (maxFilesPerTrigger, "
+                "maxOffsetsPerTrigger)."
+            )
+        if options.handle_invalid == "error":
+            refuse_invalid(collected.problems, options.columns)
+        return collected
+
+    # ---- a race in memory -------------------------------------------------------------------
+
+    def _resident(self) -> _Resident:
+        newest = VersionStore(self.path).newest()
+        resident = _residents.get(self.path)
+        if resident is None or resident.commit != newest or resident.token != self.token:
+            resident = self._open()
+            _residents[self.path] = resident
+        return resident
+
+    def _open(self) -> _Resident:
+        """The race as it was after the newest commit."""
+        store = VersionStore(self.path)
+        committed, commit = store.load()
+        if commit.batch < 0:
+            kinds = self.options.kinds
+            runners = {
+                number: _Runner(ModelState.empty(settings, *kinds), None)
+                for number, settings in enumerate(self.settings)
+            }
+            race = Race(len(self.settings), self.rules)
+            return _Resident(race, runners, [], commit, self.token)
+        if "race" not in commit.scalars:
+            raise StorageError(
+                f"Version {commit.version} at {self.path} does not say how the race stood, it was "
+                "rolled back. Start the race on a new path; the model can be loaded from this one."
+            )
+        held = commit.scalars["race"]
+        race = Race.from_json(held["standings"])
+        runners = {}
+        for name, version in held["snapshots"].items():
+            number = int(name)
+            if version is None:
+                state = ModelState.empty(self.settings[number], *self.options.kinds)
+            else:
+                state, _ = self._store_of(number).load(version)
+            runners[number] = _Runner(state, version)
+        states = {number: runner.state for number, runner in runners.items()}
+        with ThreadPoolExecutor(self.threads) as pool:
+            for file in held["log"]:
+                reports = learn_with_all(pool, states, encode_ratings(store.read_checked(file)))
+                for number, told in reports.items():
+                    if told is None:
+                        raise StorageError(
+                            f"Candidate {number} at {self.path} diverged on ratings that it had "
+                            f"learned: {file['name']}. Start the race on a new path."
+                        )
+                    _note(runners[number], told)
+        leader = runners[race.leader]
+        if leader.state.fingerprint() != committed.fingerprint():
+            logger.warning(
+                "the candidates at %s learn to other bits than before, on another machine or "
+                "release: the leader goes on from its commit",
+                self.path,
+            )
+            leader.state, leader.changed = committed, None
+        return _Resident(race, runners, list(held["log"]), commit, self.token)
+
+    # ---- a batch ----------------------------------------------------------------------------
+
+    def _learn(
+        self, resident: _Resident, collected: Collected, batch_id: int, clock: float
+    ) -> None:
+        collect_seconds = time.perf_counter() - clock
+        store = VersionStore(self.path)
+        race, runners = resident.race, resident.runners
+        ratings = encode_ratings(collected.table)
+        led = race.leader
+        with ThreadPoolExecutor(self.threads) as pool:
+            states = {number: runner.state for number, runner in runners.items()}
+            reports = learn_with_all(pool, states, ratings)
+            standings = self._step(race, reports)
+            shown = reports.get(led) or reports[race.leader]
+            assert shown is not None
+            for number, told in reports.items():
+                if told is not None:
+                    _note(runners[number], told)
+            due = self._bring_in(race, runners, standings)
+            learn_seconds = time.perf_counter() - clock - collect_seconds
+            invalid = pa.table({"row": pa.array(collected.invalid, pa.string())})
+            if collected.invalid:
+                store.replace_table(f"invalid/batch-{batch_id:012d}.parquet", invalid)
+            log = resident.log
+            due = due or len(log) + 1 >= _SNAPSHOT_BATCHES
+            due = due or sum(f["rows"] for f in log) + len(ratings) >= _SNAPSHOT_RATINGS
+            if due:
+                list(pool.map(lambda c: self._snapshot(c, runners[c], batch_id), runners))
+                log = []
+            else:
+                version = resident.commit.version + 1
+                name = f"race/{version:012d}-{uuid.uuid4().hex[:8]}.parquet"
+                log = [*log, store.write_table(name, collected.table)]
+                store.sync("race")
+        metrics: dict[str, Any] = {
+            "batch": batch_id,
+            "version": resident.commit.version + 1,
+            "committed": pd.Timestamp.now("UTC").isoformat(timespec="milliseconds"),
+            "ratings": shown.ratings,
+            "invalid": collected.bad_rows,
+            "zeroWeight": collected.problems.get(ZERO_WEIGHT, 0),
+            "newUsers": shown.new_users,
+            "newItems": shown.new_items,
+            "users": len(ratings.user_ids),
+            "items": len(ratings.item_ids),
+            **shown.sums.metrics(),
+            "validationRmse": None,
+            "collectSeconds": collect_seconds,
+            "learnSeconds": learn_seconds,
+            "seconds": time.perf_counter() - clock,
+            "race": [_row(standing, reports) for standing in standings],
+        }
+        self.report.before_commit(store, metrics)
+        told = reports.get(race.leader)
+        same = led == race.leader and told is not None
+        resident.commit = store.commit(
+            runners[race.leader].state,
+            (told.user_rows, told.item_rows) if same and told is not None else None,
+            batch_id,
+            resident.commit,
+            metrics,
+            check=lambda: check_holder(store, self.token),
+            extra={
+                "race": {
+                    "standings": race.to_json(),
+                    "snapshots": {str(c): runner.snapshot for c, runner in runners.items()},
+                    "log": log,
+                }
+            },
+        )
+        resident.log = log
+        store.prune(self.keep_versions, max(self.keep_seconds, _READERS_SECONDS))
+        if due:
+            self._tidy(store, runners)
+        self.report.after_commit(metrics, runners[race.leader].state.counters.ratings)
+
+    def _step(self, race: Race, reports: dict[int, BatchReport | None]) -> list[Standing]:
+        alive = [told for told in reports.values() if told is not None]
+        if not alive:
+            raise DivergenceError(
+                "Every candidate of the race diverged: lower stepSize, or look for ratings of an "
+                "absurd size."
+            )
+        positive = self.settings[0].positive
+        losses = {
+            c: None if told is None else told.sums.loss(positive)[0] for c, told in reports.items()
+        }
+        return race.step(losses, alive[0].sums.loss(positive)[1])
+
+    def _bring_in(self, race: Race, runners: dict[int, _Runner], standings: list[Standing]) -> bool:
+        """Let go of who was dropped, start who entered; whether somebody did."""
+        for standing in standings:
+            if standing.dropped:
+                del runners[standing.candidate]
+        entered = [standing.candidate for standing in standings if standing.entered]
+        for candidate in entered:
+            state = warm_start(runners[race.leader].state, self.settings[candidate])
+            runners[candidate] = _Runner(state, None, None)
+        return bool(entered)
+
+    def _snapshot(self, number: int, runner: _Runner, batch_id: int) -> None:
+        """Write a candidate as it is after a batch, unless a run that was killed did."""
+        store = self._store_of(number)
+        newest = store.newest()
+        if newest is None:
+            meta = {
+                "settings": runner.state.settings.to_json(),
+                "kinds": list(self.options.kinds),
+            }
+            newest = store.create(
+                ModelState.empty(runner.state.settings, *self.options.kinds), meta
+            )
+            whole = True
+        else:
+            # the rows that changed are counted from the version that the race's commit names
+            whole = runner.changed is None or runner.snapshot != newest.version
+        if newest.batch != batch_id:
+            rows = None if whole or runner.changed is None else _union(runner.changed)
+            newest = store.commit(runner.state, rows, batch_id, newest, None)
+        runner.snapshot, runner.changed = newest.version, []
+
+    def _tidy(self, store: VersionStore, runners: dict[int, _Runner]) -> None:
+        """Delete what the newest commit does not need; a kill on the way leaves it for later."""
+        for name in store.names("race"):
+            store.delete(f"race/{name}")
+        for number in range(len(self.settings)):
+            if number in runners:
+                self._store_of(number).prune(2)
+            else:
+                store.delete_folder(f"candidates/{number:02d}")
+
+    def _store_of(self, number: int) -> VersionStore:
+        return VersionStore(f"{self.path}/candidates/{number:02d}")
+
+
+def forget_race(path: str) -> None:
+    """Drop the race of a path from this process's memory, if it is there."""
+    _residents.pop(path, None)
+
+
+def leader_of(commit: Commit) -> int:
+    """The candidate whose factors a version of a race holds; 0 before the first batch."""
+    held = commit.scalars.get("race")
+    return 0 if held is None else int(held["standings"]["leader"])
+
+
+def _note(runner: _Runner, told: BatchReport) -> None:
+    if runner.changed is not None:
+        runner.changed.append((told.user_rows, told.item_rows))
+
+
+def _union(changed: list[tuple[I64, I64]]) -> tuple[I64, I64]:
+    users, items = zip(*changed, strict=True) if changed else ((), ())
+    nothing = np.empty(0, np.int64)
+    return np.unique(np.concatenate([nothing, *users])), np.unique(
+        np.concatenate([nothing, *items])
+    )
+
+
+def _row(standing: Standing, reports: dict[int, BatchReport | None]) -> dict[str, Any]:
+    told = reports.get(standing.candidate)
+    own = {} if told is None or standing.entered else told.sums.metrics()
+    return asdict(standing) | {name: own.get(name) for name in ("rmse", "mrr")}

@@ -1,0 +1,376 @@
+"""The answers of the service, put together from one version each (no HTTP)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sparkml_sgdals.arrays.id_index import IdKind
+from sparkml_sgdals.serving.http import schemas as out
+from sparkml_sgdals.serving.intake.history import History, Known
+from sparkml_sgdals.serving.model.approximate import Approximate
+from sparkml_sgdals.serving.model.holder import ModelHolder
+from sparkml_sgdals.serving.model.ids import Key, key_of
+from sparkml_sgdals.serving.model.person import Person, alone, fold_in, person_of
+from sparkml_sgdals.serving.model.ranking import (
+    RankBy,
+    like_item,
+    most_rated,
+    predicted,
+    rank_items,
+)
+from sparkml_sgdals.serving.model.reasons import (
+    event_parts,
+    event_sentence,
+    event_shares,
+    sentence,
+    shares,
+)
+from sparkml_sgdals.serving.model.served_model import ServedModel
+from sparkml_sgdals.serving.model.titles import Titles
+from sparkml_sgdals.state.explaining import explain_pair
+
+__all__ = ["Answers"]
+
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass
+class Answers:
+    """Answers questions by the newest version; each takes its version once and keeps to it."""
+
+    holder: ModelHolder
+    titles: Titles = field(default_factory=Titles)
+    history: History = field(default_factory=lambda: History(("int", "int")))
+    approximate: Approximate | None = None
+
+    # ---- recommend --------------------------------------------------------------------------
+
+    def recommendations(
+        self,
+        user: Key,
+        n: int,
+        exclude_seen: bool,
+        rank_by: RankBy,
+        items: list[Key] | None,
+        exclude: list[Key] | None,
+        reasons: bool,
+    ) -> out.Recommendations:
+        """The best items for a user. Raises ValueError for a bound that the model has not."""
+        with self.holder.reading() as model:
+            person = person_of(model, user)
+            known = self.history.of(user)
+            left_out = [one.item for one in known] if exclude_seen else []
+            gone = model.item_rows(left_out + (exclude or []))
+            if exclude_seen and person.done is not None:
+                gone = np.concatenate([gone, person.done])
+            return self._recommended(
+                model, person, user, n, rank_by, items, gone, known if reasons else None
+            )
+
+    def anonymous(self, asked: out.AnonymousIn) -> out.Recommendations:
+        """The best items for somebody with these ratings; one that is missing is 1.
+
+        Raises DivergenceError for absurd ratings.
+        """
+        with self.holder.reading() as model:
+            given = [one.item for one in asked.ratings]
+            values = [1.0 if one.rating is None else one.rating for one in asked.ratings]
+            person = fold_in(model, given, values)
+            gone = model.item_rows(list(given) if asked.exclude_seen else [])
+            return self._recommended(
+                model, person, None, asked.n, "prediction", asked.items, gone, None
+            )
+
+    def _recommended(
+        self,
+        model: ServedModel,
+        person: Person,
+        user: Key | None,
+        n: int,
+        rank_by: RankBy,
+        items: list[Key] | None,
+        gone: I64,
+        known: list[Known] | None,
+    ) -> out.Recommendations:
+        only = None if items is None else model.item_rows(items)
+        best = rank_items(model, person, n, rank_by, gone, only, self.approximate)
+        _, deviations = predicted(model, person, best.rows)
+        counts = model.items.count[best.rows].tolist()
+        rated = None if known is None else self._rated(model, known)
+        found = []
+        for place, item in enumerate(best.ids):
+            one = out.Recommendation(
+                item=item,
+                title=self.titles.of(item),
+                prediction=float(best.values[place]),
+                std=None if deviations is None else float(deviations[place]),
+                ratings=counts[place],
+            )
+            if rated is not None:
+                because = self._because(model, person, rated, int(best.rows[place]))
+                one.because = because[:3]
+                one.reason = self._reason(model, int(best.rows[place]), because)
+            found.append(one)
+        whose = None if user is None else _own(model.kinds[0], user)
+        return out.Recommendations(
+            user=whose, version=model.version, cold=person.cold, learned=person.count, items=found
+        )
+
+    # ---- predict, explain -------------------------------------------------------------------
+
+    def prediction(self, user: Key, item: Key) -> out.Prediction:
+        """What a user would give an item."""
+        with self.holder.reading() as model:
+            return self._prediction(model, user, item)
+
+    def _prediction(self, model: ServedModel, user: Key, item: Key) -> out.Prediction:
+        person, rows = person_of(model, user), model.item_rows([item])
+        values, deviations = predicted(model, person, rows)
+        return out.Prediction(
+            user=_own(model.kinds[0], user),
+            item=_own(model.kinds[1], item),
+            title=self._title(model, item),
+            version=model.version,
+            cold=person.cold or int(rows[0]) < 0,
+            prediction=float(values[0]),
+            std=None if deviations is None else float(deviations[0]),
+        )
+
+    def explanation(self, user: Key, item: Key) -> out.Explanation:
+        """Why that is predicted: the library's own parts, and the ratings that speak for it."""
+        with self.holder.reading() as model:
+            found = self._prediction(model, user, item)
+            row = int(model.item_rows([item])[0])
+            person = person_of(model, user)
+            if model.events is not None:
+                parts = event_parts(model, person, row)
+            else:
+                keys = [
+                    _or_unknown(key_of(one, kind))
+                    for one, kind in zip((user, item), model.kinds, strict=True)
+                ]
+                parts = explain_pair(alone(model, user, item), keys[0], keys[1], model.clip)
+            because: list[out.Because] = []
+            reason = "Nothing is known of this item yet"
+            if row >= 0:
+                rated = self._rated(model, self.history.of(user))
+                because = self._because(model, person, rated, row)
+                reason = self._reason(model, row, because)
+            return out.Explanation(
+                **dict(found),
+                parts=[out.PartOut(**asdict(part)) for part in parts],
+                because=because,
+                reason=reason,
+            )
+
+    def _rated(self, model: ServedModel, known: list[Known]) -> tuple[list[Known], I64]:
+        rows = model.item_rows([one.item for one in known])
+        held = np.flatnonzero(rows >= 0)
+        return [known[n] for n in held], rows[held]
+
+    def _because(
+        self, model: ServedModel, person: Person, rated: tuple[list[Known], I64], row: int
+    ) -> list[out.Because]:
+        if person.cold:
+            return []
+        if model.events is not None:
+            found = event_shares(model, person, row)
+            ids = model.item_ids(np.array([one.row for one in found], np.int64))
+            return [
+                out.Because(item=i, title=self.titles.of(i), rating=one.rating, share=one.share)
+                for i, one in zip(ids, found, strict=True)
+            ]
+        known, rows = rated
+        by_row = dict(zip(rows.tolist(), known, strict=True))
+        values = np.array([one.rating for one in known], np.float64)
+        return [
+            out.Because(
+                item=by_row[one.row].item,
+                title=self.titles.of(by_row[one.row].item),
+                rating=one.rating,
+                share=one.share,
+            )
+            for one in shares(model, person, rows, values, row)[:10]
+        ]
+
+    def _reason(self, model: ServedModel, row: int, because: list[out.Because]) -> str:
+        if model.events is not None:
+            parts = {one.part: one.value for one in event_parts(model, _nobody(model), row)}
+            share = math.exp(parts["popularity"] or 0.0) if "popularity" in parts else 0.0
+            return event_sentence(share, [(b.title or str(b.item), b.share) for b in because])
+        bias = float(model.items.mean[row, 0]) * model.shell.scale.spread
+        named = [(b.title or str(b.item), b.rating, b.share) for b in because]
+        return sentence(bias, int(model.items.count[row]), named)
+
+    def _title(self, model: ServedModel, item: Key) -> str | None:
+        key = key_of(item, model.kinds[1])
+        return None if key is None else self.titles.of(key)
+
+    # ---- items ------------------------------------------------------------------------------
+
+    def similar(self, item: Key, n: int) -> out.Similar:
+        """The items most like one."""
+        with self.holder.reading() as model:
+            row = int(model.item_rows([item])[0])
+            best = like_item(model, row, n) if row >= 0 else None
+            found = [] if best is None else zip(best.ids, best.values.tolist(), strict=True)
+            return out.Similar(
+                item=_own(model.kinds[1], item),
+                title=self._title(model, item),
+                version=model.version,
+                cold=row < 0,
+                items=[
+                    out.SimilarItem(item=i, title=self.titles.of(i), similarity=v) for i, v in found
+                ],
+            )
+
+    def popular(self, n: int) -> out.Popular:
+        """The items with the most ratings."""
+        with self.holder.reading() as model:
+            best = most_rated(model, n)
+            values, _ = predicted(model, _nobody(model), best.rows)
+            return out.Popular(
+                version=model.version,
+                items=[
+                    out.PopularItem(
+                        item=i, title=self.titles.of(i), ratings=int(c), prediction=float(v)
+                    )
+                    for i, c, v in zip(best.ids, best.values, values, strict=True)
+                ],
+            )
+
+    def found(self, query: str, n: int) -> out.Found:
+        """Items by title, or by their very id."""
+        with self.holder.reading() as model:
+            keys = list(self.titles.search(query))
+            itself = key_of(query.strip(), model.kinds[1])
+            if itself is not None and model.item_rows([itself])[0] >= 0 and itself not in keys:
+                keys.insert(0, itself)
+            rows = model.item_rows(keys)
+            counts = np.zeros(len(keys), np.int64)
+            counts[rows >= 0] = model.items.count[rows[rows >= 0]]
+            order = np.argsort(-counts, kind="stable")[:n]
+            return out.Found(
+                items=[
+                    out.FoundItem(
+                        item=keys[k], title=self.titles.of(keys[k]), ratings=int(counts[k])
+                    )
+                    for k in order.tolist()
+                ]
+            )
+
+    # ---- users, versions --------------------------------------------------------------------
+
+    def user_ratings(self, user: Key) -> out.UserRatings:
+        """What is known of a user's ratings."""
+        with self.holder.reading() as model:
+            person = person_of(model, user)
+            learned, known = person.count, self.history.of(user)
+            if person.done is not None:
+                # a model of events knows itself what was done
+                there = {one.item for one in known}
+                ids = model.item_ids(person.done.astype(np.int64))
+                known = [Known(i, 1.0, None) for i in ids if i not in there] + known
+        return out.UserRatings(
+            user=_own(model.kinds[0], user),
+            version=model.version,
+            learned=learned,
+            ratings=[
+                out.UserRating(
+                    item=one.item,
+                    title=self.titles.of(one.item),
+                    rating=one.rating,
+                    timestamp=one.time,
+                )
+                for one in known
+            ],
+        )
+
+    def versions(self, n: int) -> out.Versions:
+        """The newest `n` versions kept, newest first."""
+        store = self.holder.store
+        with self.holder.reading() as model:
+            serving = model.version
+        found = []
+        for number in reversed(store.numbers()[-n:]):
+            commit = store.read_commit(number)
+            if commit is None:
+                continue
+            numbers = commit.metrics or {}
+            found.append(
+                out.VersionOut(
+                    version=commit.version,
+                    batch=commit.batch,
+                    committed=commit.committed,
+                    ratings=commit.scalars["counters"]["ratings"],
+                    rmse=numbers.get("rmse"),
+                    baseline_rmse=numbers.get("baselineRmse"),
+                    validation_rmse=numbers.get("validationRmse"),
+                    restored=commit.restored,
+                    serving=number == serving,
+                )
+            )
+        return out.Versions(serving=serving, versions=found)
+
+    def curve(self, most: int) -> out.Curve:
+        """Errors of the micro-batches so far, at most `most` of them, the newest among them."""
+        with self.holder.reading() as model:
+            learned = model.shell.counters.ratings
+        metrics = self.holder.metrics()
+        learned -= sum(row["ratings"] for row in metrics)
+        points = []
+        for row in metrics:
+            learned += row["ratings"]
+            points.append(
+                out.CurvePoint(
+                    version=row["version"],
+                    committed=row["committed"],
+                    ratings=learned,
+                    batch_ratings=row["ratings"],
+                    rmse=row.get("rmse"),
+                    baseline_rmse=row.get("baselineRmse"),
+                    validation_rmse=row.get("validationRmse"),
+                )
+            )
+        step = max(1, -(-len(points) // most))
+        return out.Curve(points=points[::-1][::step][::-1])
+
+    def news(self) -> dict[str, Any] | None:
+        """What pages are told of the version that serves."""
+        commit = self.holder.commit
+        if commit is None:
+            return None
+        numbers = commit.metrics or {}
+        return {
+            "version": commit.version,
+            "committed": commit.committed,
+            "learned": commit.scalars["counters"]["ratings"],
+            "ratings": numbers.get("ratings", 0),
+            "rmse": numbers.get("rmse"),
+            "baseline_rmse": numbers.get("baselineRmse"),
+            "validation_rmse": numbers.get("validationRmse"),
+        }
+
+
+def _own(kind: IdKind, given: Key) -> Key:
+    """An id as the model knows it, as it was given where it cannot be one."""
+    key = key_of(given, kind)
+    return given if key is None else key
+
+
+def _or_unknown(key: Key | None) -> Key:
+    # the state it is looked up in knows nothing of what cannot be an id
+    return -(2**63) if key is None else key
+
+
+def _nobody(model: ServedModel) -> Person:
+    rank = model.settings.rank + 1
+    varies = model.settings.solver == "bayes"
+    return Person(
+        np.zeros(rank, np.float32), np.zeros(rank if varies else 0, np.float32), 1.0, 0, True
+    )

@@ -1,0 +1,448 @@
+"""The endpoints."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Final, TypeVar
+from urllib.parse import unquote
+
+import anyio.to_thread
+from fastapi import APIRouter, FastAPI, Header, HTTPException, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from pydantic import Field
+from pydantic.json_schema import SkipJsonSchema
+
+from sparkml_sgdals.learn.solvers import DivergenceError
+from sparkml_sgdals.serving.http import schemas as out
+from sparkml_sgdals.serving.http.answers import Answers
+from sparkml_sgdals.serving.http.gauges import Gauges
+from sparkml_sgdals.serving.http.guard import App, Buckets, Guard, TokenCheck
+from sparkml_sgdals.serving.http.news import News, TooManyError
+from sparkml_sgdals.serving.intake.folder import Intake, KeyTakenError, Posted
+from sparkml_sgdals.serving.model.holder import NoModelError
+from sparkml_sgdals.serving.model.ids import Key, storable
+from sparkml_sgdals.serving.model.ranking import RankBy
+
+__all__ = ["Service", "make_app"]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_PAGE: Final = Path(__file__).parent / "page"
+_INLINE_ITEMS: Final = 200_000
+"""up to so many items a ranking takes less than what a thread of its own costs"""
+
+Count = Annotated[int, Query(ge=1, le=1000, description="how many items")]
+# what fits into a request line, also where every letter is encoded as twelve
+Ids = Annotated[
+    # in a query nothing stands for None
+    list[Annotated[str, Field(max_length=100)]] | SkipJsonSchema[None], Query(max_length=200)
+]
+
+
+@dataclass
+class Service:
+    """What the endpoints work with.
+
+    Attributes
+    ----------
+    intake : where ratings go; None where none are taken
+    token : None where writing needs none
+    buckets : limits of posting by client, in ratings a second
+    rating_range : lowest and highest rating taken; None for those the model has seen
+    force : ready whatever the diagnosis
+    origins : of other sites that may ask from a browser
+    """
+
+    answers: Answers
+    news: News
+    gauges: Gauges
+    intake: Intake | None = None
+    token: TokenCheck | None = None
+    buckets: Buckets | None = None
+    rating_range: tuple[float, float] | None = None
+    force: bool = False
+    origins: tuple[str, ...] = ()
+    max_body: int = 1 << 20
+
+
+def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    said = {
+        400: "The body cannot be read",
+        401: "No token, or not the right one",
+        403: "No ratings are taken here",
+        409: "An id or a rating does not fit the model, or the key stands for other ratings",
+        413: "The body is too long",
+        422: "It is not what this document asks for",
+        429: "Too fast",
+        503: "There is no model to serve, or the ratings cannot be stored now",
+    }
+    return {s: {"description": said[s], "model": out.Problem} for s in (422, *statuses)}
+
+
+def make_app(service: Service) -> App:
+    """The application: endpoints, the page, and what guards them."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.news.bind()
+        yield
+
+    app = FastAPI(
+        title="sparkml_sgdals",
+        version="1",
+        description="Recommendations of a model that goes on learning.",
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        # ids are taken apart before they are decoded, and a slash more is another id
+        redirect_slashes=False,
+    )
+    app.include_router(_read_router(service))
+    app.include_router(_write_router(service))
+    app.include_router(_watch_router(service))
+    app.include_router(_page_router())
+
+    async def no_model(_: Request, failure: Exception) -> Response:
+        return JSONResponse({"detail": str(failure)}, 503, {"Retry-After": "1"})
+
+    async def absurd(_: Request, failure: Exception) -> Response:
+        return JSONResponse({"detail": str(failure)}, 422)
+
+    async def broken(request: Request, failure: Exception) -> Response:
+        incident = request.scope["incident"] = uuid.uuid4().hex[:12]
+        place = f"{request.method} {request.url.path}"
+        logger.error("incident %s: %s", incident, place, exc_info=failure)
+        detail = f"Something failed here; the log has it as {incident}."
+        return JSONResponse({"detail": detail}, 500)
+
+    async def invalid(_: Request, failure: Exception) -> Response:
+        faults = failure.errors() if isinstance(failure, RequestValidationError) else []
+        # what was sent is not sent back: it need not even be JSON, as NaN is not
+        said = [{name: fault[name] for name in ("type", "loc", "msg")} for fault in faults]
+        return JSONResponse({"detail": said}, 422)
+
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(Exception, broken)
+    app.add_exception_handler(NoModelError, no_model)
+    app.add_exception_handler(DivergenceError, absurd)
+    inner: App = app
+    if service.origins:
+        inner = CORSMiddleware(
+            app,
+            allow_origins=list(service.origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key"],
+        )
+    return Guard(inner, service.max_body, service.gauges.observed)
+
+
+def _read_router(service: Service) -> APIRouter:
+    answers = service.answers
+    router = APIRouter(responses=_refusals(503), tags=["read"])
+
+    async def work(answer: Callable[[], T]) -> T:
+        if answers.holder.num_items <= _INLINE_ITEMS:
+            return answer()
+        return await anyio.to_thread.run_sync(answer)
+
+    # before the next, whose path fits this one too
+    @router.post("/recommendations/anonymous", responses=_refusals(400, 409, 413, 429))
+    async def anonymous(asked: out.AnonymousIn, request: Request) -> out.Recommendations:
+        """The best items for somebody with these ratings, which are not kept."""
+        _limit(service, request, 1.0)
+        for one in asked.ratings:
+            _checked_rating(service, one.rating)
+        return await work(lambda: answers.anonymous(asked))
+
+    @router.get("/recommendations/{user}")
+    async def recommendations(
+        user: str,
+        n: Count = 10,
+        exclude_seen: Annotated[
+            bool, Query(description="leave out what the service knows the user to have rated")
+        ] = True,
+        rank_by: Annotated[
+            RankBy, Query(description="upper and lower: a standard deviation of the mean away")
+        ] = "prediction",
+        items: Annotated[Ids, Query(description="choose from these only")] = None,
+        exclude: Annotated[Ids, Query(description="never these")] = None,
+        reasons: Annotated[bool, Query(description="say why, item by item")] = False,
+    ) -> out.Recommendations:
+        """The best items for a user; for one not known by mean and bias, marked cold."""
+        # pydantic has seen that they are strings; keys may be either
+        only: list[Key] | None = None if items is None else list(items)
+        never: list[Key] | None = None if exclude is None else list(exclude)
+        try:
+            return await work(
+                lambda: answers.recommendations(
+                    unquote(user), n, exclude_seen, rank_by, only, never, reasons
+                )
+            )
+        except ValueError as fault:
+            raise HTTPException(422, str(fault)) from fault
+
+    @router.get("/predictions/{user}/{item}")
+    async def predictions(user: str, item: str) -> out.Prediction:
+        """What a user would give an item, known or not."""
+        return answers.prediction(unquote(user), unquote(item))
+
+    @router.get("/explain/{user}/{item}")
+    async def explain(user: str, item: str) -> out.Explanation:
+        """Why that is predicted: mean, biases, features, and the user's ratings behind it."""
+        return answers.explanation(unquote(user), unquote(item))
+
+    @router.get("/similar/{item}")
+    async def similar(item: str, n: Count = 10) -> out.Similar:
+        """The items most like one, by the cosine of their features."""
+        return await work(lambda: answers.similar(unquote(item), n))
+
+    @router.get("/popular")
+    async def popular(n: Count = 10) -> out.Popular:
+        """The items with the most ratings."""
+        return await work(lambda: answers.popular(n))
+
+    @router.get("/users/{user}/ratings")
+    async def user_ratings(user: str) -> out.UserRatings:
+        """The ratings of a user that the service was started with or was sent."""
+        return answers.user_ratings(unquote(user))
+
+    @router.get("/items")
+    async def items(
+        query: Annotated[str, Query(max_length=200, examples=["toy story"])], n: Count = 10
+    ) -> out.Found:
+        """Items whose titles hold every word of a query."""
+        return await work(lambda: answers.found(query, n))
+
+    return router
+
+
+def _write_router(service: Service) -> APIRouter:
+    router = APIRouter(tags=["write"])
+    answers = service.answers
+
+    @router.post(
+        "/ratings", status_code=202, responses=_refusals(400, 401, 403, 409, 413, 429, 503)
+    )
+    async def ratings(
+        request: Request,
+        body: out.RatingsIn,
+        idempotency_key: Annotated[
+            str | None,
+            Header(
+                min_length=1, max_length=128, pattern=r"^[!-~]+$",
+                description="the same in each attempt to post these ratings",
+            ),
+        ] = None,
+        authorization: Annotated[str | None, Header(description="Bearer TOKEN")] = None,
+    ) -> out.ReceiptOut:  # fmt: skip
+        """Take one rating or up to 1,000: they are durable when this answers."""
+        if service.intake is None:
+            service.gauges.refused.labels("closed").inc()
+            raise HTTPException(403, "This service takes no ratings: start it with an inbox.")
+        if service.token is not None and not service.token.fits(authorization):
+            service.gauges.refused.labels("token").inc()
+            raise HTTPException(
+                401, "Send the header Authorization: Bearer TOKEN.", {"WWW-Authenticate": "Bearer"}
+            )
+        given = body if isinstance(body, list) else [body]
+        _limit(service, request, float(len(given)))
+        posts = _posts(service, given, idempotency_key)
+        # one that is refused must not leave others taken
+        waiting = [service.intake.put(key, posted) for key, posted in posts]
+        done = await asyncio.gather(
+            *(asyncio.wrap_future(one) for one in waiting), return_exceptions=True
+        )
+        repeated = 0
+        for (_, posted), receipt in zip(posts, done, strict=True):
+            if isinstance(receipt, KeyTakenError):
+                service.gauges.refused.labels("key").inc()
+                raise HTTPException(
+                    409, f"The key {str(receipt)!r} was used for other ratings: send a new one."
+                )
+            if isinstance(receipt, BaseException):
+                service.gauges.refused.labels("storage").inc()
+                raise HTTPException(503, "The ratings cannot be stored now.", {"Retry-After": "5"})
+            repeated += len(posted) if receipt.repeated else 0
+            if not receipt.repeated:
+                service.gauges.taken.inc(len(posted))
+                for one in posted:
+                    answers.history.add(one.user, [one.known()])
+        if repeated:
+            service.gauges.repeated.inc()
+        return out.ReceiptOut(accepted=len(given), repeated=repeated)
+
+    return router
+
+
+def _posts(
+    service: Service, given: list[out.RatingIn], header: str | None
+) -> list[tuple[str, list[Posted]]]:
+    """What goes to the stream under each key: all under the header's, or each under its own."""
+    with service.answers.holder.reading() as model:
+        kinds, types = model.kinds, model.id_types
+    now = int(time.time())
+    posted = []
+    for one in given:
+        user = storable(one.user, kinds[0], types[0])
+        item = storable(one.item, kinds[1], types[1])
+        for name, key, said, id_type in (
+            ("user", user, one.user, types[0]), ("item", item, one.item, types[1])
+        ):  # fmt: skip
+            if key is None:
+                raise HTTPException(
+                    409, f"The {name} {said!r} is no {id_type}, as the model's are."
+                )
+        rating = _checked_rating(service, one.rating)
+        assert user is not None
+        assert item is not None
+        time_ = now if one.timestamp is None else one.timestamp
+        posted.append(Posted(user, item, rating, time_))
+    if header is not None:
+        return [(f"k:{header}", posted)]
+    return [
+        (f"e:{one.eventId}" if one.eventId else f"u:{uuid.uuid4().hex}", [p])
+        for one, p in zip(given, posted, strict=True)
+    ]
+
+
+def _checked_rating(service: Service, rating: float | None) -> float:
+    """A rating that the model can learn; 1 where it learns events and none is given."""
+    limits = service.rating_range
+    with service.answers.holder.reading() as model:
+        counters, events = model.shell.counters, model.events is not None
+    if rating is None:
+        if not events:
+            raise HTTPException(409, "This model learns ratings: give one.")
+        return 1.0
+    if limits is None:
+        limits = (counters.low, counters.high) if counters.ratings else (-1e9, 1e9)
+    if not limits[0] <= rating <= limits[1]:
+        raise HTTPException(
+            409, f"The rating {rating:g} is outside {limits[0]:g} to {limits[1]:g}."
+        )
+    return float(rating)
+
+
+def _limit(service: Service, request: Request, amount: float) -> None:
+    if service.buckets is None:
+        return
+    client = request.client.host if request.client else ""
+    wait = service.buckets.take(client, amount)
+    if wait:
+        service.gauges.refused.labels("rate").inc()
+        raise HTTPException(
+            429, f"Too fast: wait {wait:.1f} seconds.", {"Retry-After": str(int(wait) + 1)}
+        )
+
+
+def _watch_router(service: Service) -> APIRouter:
+    answers = service.answers
+    router = APIRouter(tags=["watch"])
+
+    @router.get("/versions", responses=_refusals(503))
+    async def versions(n: Count = 20) -> out.Versions:
+        """The version that serves, and the newest ones kept."""
+        return await anyio.to_thread.run_sync(lambda: answers.versions(n))
+
+    @router.get("/curve", responses=_refusals(503))
+    async def curve(points: Annotated[int, Query(ge=2, le=5000)] = 300) -> out.Curve:
+        """RMSE of the micro-batches."""
+        return answers.curve(points)
+
+    @router.get("/model", responses=_refusals(503))
+    async def model_info() -> out.ModelInfo:
+        """The version that serves, its sizes, and which ratings are taken."""
+        with answers.holder.reading() as model:
+            counters = model.shell.counters
+            limits = service.rating_range or (counters.low, counters.high)
+            known = bool(service.rating_range) or counters.ratings > 0
+            return out.ModelInfo(
+                version=model.version,
+                committed=model.commit.committed,
+                users=model.users.size,
+                items=model.items.size,
+                ratings=counters.ratings,
+                user_id=model.id_types[0],
+                item_id=model.id_types[1],
+                lowest=limits[0] if known else None,
+                highest=limits[1] if known else None,
+                events=model.events is not None,
+                titles=len(answers.titles),
+                writes=service.intake is not None,
+                token=service.token is not None,
+            )
+
+    @router.get("/health/live")
+    async def live() -> out.Status:
+        """Whether the process answers."""
+        return out.Status(ready=True, detail="The service answers.")
+
+    @router.get("/health/ready", responses={503: {"model": out.Status}})
+    async def ready(response: Response) -> out.Status:
+        """Whether the model's predictions beat mean and biases, or the service is forced.
+
+        A model of events predicts no ratings: it is ready once it has learned 1,000 events.
+        """
+        try:
+            with answers.holder.reading() as model:
+                good, detail = model.verdict()
+        except NoModelError as nothing:
+            response.status_code = 503
+            return out.Status(ready=False, detail=str(nothing))
+        ready = service.force or good
+        response.status_code = 200 if ready else 503
+        return out.Status(ready=ready, detail="Forced. " + detail if ready and not good else detail)
+
+    @router.get(
+        "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}
+    )
+    async def metrics() -> Response:
+        """Counters and gauges for Prometheus."""
+        return Response(service.gauges.text(), media_type="text/plain; version=0.0.4")
+
+    @router.get(
+        "/events",
+        response_class=StreamingResponse,
+        responses=_refusals(503) | {200: {"content": {"text/event-stream": {}}}},
+    )
+    async def events() -> StreamingResponse:
+        """A server-sent event `version` for every version that is taken up, the current first."""
+        try:
+            news = service.news.listen(answers.news())
+        except TooManyError as full:
+            raise HTTPException(503, str(full), {"Retry-After": "10"}) from full
+        return StreamingResponse(
+            news, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
+        )
+
+    return router
+
+
+def _page_router() -> APIRouter:
+    router = APIRouter(include_in_schema=False)
+    kinds = {"page.css": "text/css", "page.js": "text/javascript", "icon.svg": "image/svg+xml"}
+
+    @router.get("/")
+    async def page() -> FileResponse:
+        return FileResponse(_PAGE / "index.html", headers={"Cache-Control": "no-cache"})
+
+    @router.get("/page/{name}")
+    async def part(name: str) -> FileResponse:
+        if name not in kinds:
+            raise HTTPException(404)
+        return FileResponse(
+            _PAGE / name, media_type=kinds[name], headers={"Cache-Control": "no-cache"}
+        )
+
+    return router

@@ -1,0 +1,1 @@
+"""Ratings posted to the service, durable before they are acknowledged."""

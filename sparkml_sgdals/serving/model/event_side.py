@@ -1,0 +1,128 @@
+"""What a served model of events has besides factors: who did what last, and popularity (no Spark).
+
+Scores are those of `learning_events.serving_state`, made a user at a time: that of an item is the
+logarithm of its share of events, its bias, and the product of its features with the user's, to
+which the items that the user did last add.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sparkml_sgdals.arrays.hashing import id_keys
+from sparkml_sgdals.arrays.id_index import IdIndex
+from sparkml_sgdals.kernels.events import CONTEXT_DECAY, CONTEXT_ITEMS
+from sparkml_sgdals.serving.model.mapped import map_array
+from sparkml_sgdals.state.event_memory import ItemMemory, UserMemory
+from sparkml_sgdals.state.event_scores import log_shares
+from sparkml_sgdals.state.factors import FactorTable
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
+
+__all__ = ["EventSide", "ItemKeys"]
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+
+_NOTHING: Final[I32] = np.empty(0, np.int32)
+
+
+class ItemKeys:
+    """Rows of items by the 64-bit keys that models keep of what users did."""
+
+    def __init__(self) -> None:
+        self._index = IdIndex("int")
+
+    def add(self, ids: pa.Array) -> None:
+        """Take further items, in the order of their rows."""
+        self._index.add(pa.array(id_keys(ids).view(np.int64)))
+
+    def rows(self, keys: I64) -> I32:
+        """Rows of the items of these keys; those not known any more are left out."""
+        found = self._index.find(pa.array(keys))
+        return found[found >= 0].astype(np.int32)
+
+    def done(self, users: FactorTable) -> list[I32]:
+        """What each user of a table has done, as rows, the last done last."""
+        memory = users.events
+        assert isinstance(memory, UserMemory)
+        return [self.rows(keys) if keys.size else _NOTHING for keys in memory.done[: users.size]]
+
+
+class EventSide:
+    """One copy of it.
+
+    Attributes
+    ----------
+    done : int32 rows of items for each user, the last done last; an array is never changed
+    """
+
+    def __init__(self, folder: str, settings: Settings) -> None:
+        self._folder = folder
+        self._settings = settings
+        self.size = 0
+        self.done: list[I32] = []
+        empty = ItemMemory(settings)
+        self._arrays = {name: getattr(empty, name) for name in ItemMemory.NAMES}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes mapped, room for growth included."""
+        return sum(array.nbytes for array in self._arrays.values())
+
+    def put(
+        self, user_rows: I64, done: list[I32], item_rows: I64, items: FactorTable,
+        sizes: tuple[int, int],
+    ) -> None:  # fmt: skip
+        """Set rows of users and of items; there are `sizes` of them from now on."""
+        self.done.extend([_NOTHING] * (sizes[0] - len(self.done)))
+        for row, own in zip(user_rows.tolist(), done, strict=True):
+            self.done[row] = own
+        memory, size = items.events, sizes[1]
+        assert isinstance(memory, ItemMemory)
+        for name, old in self._arrays.items():
+            if size > old.shape[0]:
+                room = max(size, 2 * old.shape[0] if old.size else size + size // 8, 256)
+                grown = map_array(self._folder, (room, *old.shape[1:]), old.dtype)
+                grown[: self.size] = old[: self.size]
+                self._arrays[name] = grown
+            self._arrays[name][item_rows] = getattr(memory, name)
+        self.size = size
+
+    def memory(self, rows: I64 | None = None) -> ItemMemory:
+        """What is remembered of items: a copy of `rows`, or all, as views of what is in use."""
+        found = ItemMemory(self._settings)
+        for name, array in self._arrays.items():
+            setattr(found, name, array[: self.size] if rows is None else array[rows])
+        return found
+
+    def biases(self, shell: ModelState, own: F32) -> tuple[F32, float]:
+        """What items have whoever asks, and what is added to all: as `serving_state`.
+
+        Parameters
+        ----------
+        shell : of the version: events learned, shares of the parts of popularity
+        own : float32, shape (items,), the items' own biases
+        """
+        if self._settings.solver != "bayes" or not self.size:
+            return own, 0.0
+        logs, least = log_shares(self.memory(), shell.events, shell.popularity_parts, self.size)
+        return own + logs, least
+
+    def context(self, done: I32) -> tuple[I32, F32]:
+        """The items done last, newest first, and what each adds to a user's features.
+
+        Returns rows, and float32 of shape (rows, rank); nothing where the solver has none.
+        """
+        held = self._arrays["context"]
+        if not held.shape[1]:
+            return _NOTHING, np.empty((0, self._settings.rank), np.float32)
+        last = done[: -CONTEXT_ITEMS - 1 : -1]
+        weights = CONTEXT_DECAY ** np.arange(last.size)
+        norm = float(np.sqrt(np.sum(weights**2))) or 1.0
+        return last, ((weights / norm)[:, None] * held[last]).astype(np.float32)

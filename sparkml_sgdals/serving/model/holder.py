@@ -1,0 +1,408 @@
+"""The version that is served: opened, followed as new ones are committed, swapped whole.
+
+Two copies of the factors are kept. Requests read one; what a new version changed is written to the
+other, then they change places in one assignment, and the first is brought up when its last reader
+has left. So a request sees one version throughout, and none waits for another's learning.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
+from sparkml_sgdals.arrays.id_index import IdIndex, IdKind
+from sparkml_sgdals.serving.model.changed_items import Changes
+from sparkml_sgdals.serving.model.event_side import EventSide, ItemKeys
+from sparkml_sgdals.serving.model.mapped import Candidates, MappedSide
+from sparkml_sgdals.serving.model.served_model import ServedModel
+from sparkml_sgdals.state.factors import FactorTable
+from sparkml_sgdals.state.model_state import ModelState, Scale
+from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.packed_rows import RowShape, unpack
+from sparkml_sgdals.store.sorted_runs import Run
+from sparkml_sgdals.store.version_store import Commit, StorageError, VersionStore
+
+__all__ = ["ModelHolder", "NoModelError"]
+
+logger = logging.getLogger(__name__)
+
+I64 = npt.NDArray[np.int64]
+
+_HISTORY: Final = 20_000
+"""batches whose metrics are kept"""
+_PIECE: Final = 250_000
+"""rows that are in memory twice while a version is loaded"""
+_PATIENCE: Final = 30.0
+"""Seconds that a new version waits for the readers of the last but one."""
+
+
+class NoModelError(RuntimeError):
+    """There is no version to serve yet."""
+
+
+@dataclass
+class _Copy:
+    """One of the two copies of the factors."""
+
+    users: MappedSide
+    items: MappedSide
+    candidates: Candidates
+    events: EventSide | None = None
+    readers: int = 0
+
+    def settle(self, shell: ModelState) -> None:
+        """Bring up what a version changes in all rows: popularity, which fades."""
+        if self.events is not None:
+            biases, least = self.events.biases(shell, self.items.mean[:, 0])
+            self.candidates.set_biases(biases)
+            shell.scale = Scale(mean=least, frozen=True)
+
+
+@dataclass(frozen=True)
+class _Ids:
+    """What stays from one whole load to the next: ids by row."""
+
+    indexes: tuple[IdIndex, IdIndex]
+    item_keys: ItemKeys | None
+    changes: Changes = field(default_factory=Changes)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True)
+class _Change:
+    """Rows that a version wrote, of users and of items, with the sizes after it."""
+
+    rows: tuple[I64, I64]
+    parts: tuple[FactorTable, FactorTable]
+    sizes: tuple[int, int]
+    done: list[npt.NDArray[np.int32]]
+
+    def write(self, to: _Copy) -> None:
+        to.users.put(self.rows[0], self.parts[0], self.sizes[0])
+        to.items.put(self.rows[1], self.parts[1], self.sizes[1])
+        to.candidates.put(self.rows[1], self.parts[1].mean, self.parts[1].var, self.sizes[1])
+        if to.events is not None:
+            to.events.put(self.rows[0], self.done, self.rows[1], self.parts[1], self.sizes)
+
+
+class ModelHolder:
+    """Follows a model path and lends out its newest version.
+
+    Parameters
+    ----------
+    path : a model path, local or a URI
+    folder : where the factors are mapped from; private to this process
+    poll_seconds : how often to look for a new version
+    on_version : called after each swap, in the thread that polls
+    """
+
+    def __init__(
+        self,
+        path: str,
+        folder: str,
+        poll_seconds: float = 0.25,
+        on_version: Callable[[Commit], None] = lambda commit: None,
+    ) -> None:
+        self.store = VersionStore(path)
+        self.poll_seconds = poll_seconds
+        self.on_version = on_version
+        self.swaps = 0
+        self.load_seconds = 0.0
+        self.failure: str | None = None
+        self.keeps_changes = False
+        """whether versions note the items that they change, for an index of an earlier one"""
+        self._folder = folder
+        self._changed = threading.Condition()
+        self._model: ServedModel | None = None
+        self._copies: tuple[_Copy, _Copy] | None = None
+        self._shown = 0
+        self._ids: _Ids | None = None
+        self._apart = False
+        self._meta: dict[str, Any] = {}
+        self._metrics: list[dict[str, Any]] = []
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    # ---- for requests -----------------------------------------------------------------------
+
+    @contextmanager
+    def reading(self) -> Iterator[ServedModel]:
+        """The newest version, which does not change until the block ends.
+
+        Raises NoModelError where there is none yet.
+        """
+        with self._changed:
+            model = self._model
+            if model is None or self._copies is None:
+                raise NoModelError(self.failure or f"There is no model at {self.store.path} yet.")
+            copy = self._copies[self._shown]
+            copy.readers += 1
+        try:
+            yield model
+        finally:
+            with self._changed:
+                copy.readers -= 1
+                if not copy.readers:
+                    self._changed.notify_all()
+
+    @property
+    def num_items(self) -> int:
+        """Items of the version that is served."""
+        model = self._model
+        return 0 if model is None else model.items.size
+
+    @property
+    def commit(self) -> Commit | None:
+        """The version that is served, None where there is none."""
+        model = self._model
+        return None if model is None else model.commit
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """Metrics of the batches up to the served version, as in `StreamJob.metrics`."""
+        return self._metrics[-_HISTORY:]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the mapped arrays."""
+        copies = self._copies or ()
+        sides = [side for c in copies for side in (c.users, c.items, c.candidates, c.events)]
+        return sum(side.nbytes for side in sides if side is not None)
+
+    # ---- following --------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Take up what there is, then follow it in a thread."""
+        self._look()
+        self._thread = threading.Thread(target=self._follow, name="versions", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Follow no more; the version in hand stays."""
+        self._ended.set()
+        if self._thread is not None:
+            self._thread.join(5.0)
+
+    def _follow(self) -> None:
+        while not self._ended.wait(self.poll_seconds):
+            self._look()
+
+    def _look(self) -> None:
+        try:
+            self.poll()
+            self.failure = None
+        except Exception as failure:
+            # whatever is wrong over there, what is in hand is whole and goes on being served
+            if str(failure) != self.failure:
+                logger.warning("cannot take up a new version: %s", failure)
+            self.failure = str(failure)
+
+    def poll(self) -> bool:
+        """Take up the newest version where it is not the one in hand; whether it was not.
+
+        Raises StorageError where it cannot be read; the version in hand is then served on.
+        """
+        newest = self.store.newest()
+        held = self.commit
+        if newest is None or newest == held:
+            return False
+        clock = time.perf_counter()
+        parts = None if held is None else self._since(held, newest)
+        if parts is None or not self._apply(newest, parts):
+            self._load(newest)
+        self.load_seconds = time.perf_counter() - clock
+        self.swaps += 1
+        self.on_version(newest)
+        return True
+
+    def _since(self, held: Commit, newest: Commit) -> list[Commit] | None:
+        """The commits that lead from one version to another, None where they do not."""
+        if self._apart or newest.version <= held.version or self.store.meta() != self._meta:
+            return None
+        again = self.store.read_commit(held.version)
+        if again != held and (again is not None or newest.base <= held.version):
+            # written anew, as when users are forgotten
+            return None
+        # what sorted runs hold, the commits since have written row by row as well
+        first = held.version + 1
+        if newest.runs is None:
+            first = max(first, newest.base)
+        parts = [self.store.read_commit(n) for n in range(first, newest.version)]
+        whole = [part for part in parts if part is not None and part.restored is None]
+        if len(whole) < len(parts) or newest.restored is not None:
+            return None
+        settings = held.settings(self._meta)
+        if any(part.settings(self._meta) != settings for part in [*whole, newest]):
+            # another leader of a race
+            return None
+        return [*whole, newest]
+
+    def _apply(self, newest: Commit, parts: list[Commit]) -> bool:
+        """Write what the commits changed, and show it; False where a whole load is needed."""
+        model, copies, ids = self._model, self._copies, self._ids
+        assert model is not None
+        assert copies is not None
+        assert ids is not None
+        try:
+            tables = [self._tables(part, model.settings, model.kinds) for part in parts]
+        except StorageError:
+            # pruned meanwhile, or damaged: a whole load finds out
+            return False
+        changes = []
+        for part, (users, items) in zip(parts, tables, strict=True):
+            change = self._change(ids, users, items)
+            changes.append(change)
+            if part.base == part.version and change.sizes != (users.size, items.size):
+                # a base without some ids that are known here
+                return False
+        if newest.ids is not None and changes[-1].sizes != tuple(newest.ids):
+            return False
+        shown = self._shown
+        spare = copies[1 - shown]
+        if not self._left(spare):
+            return False
+        for change in changes:
+            change.write(spare)
+            if self.keeps_changes:
+                ids.changes.add(newest.version, change.rows[1])
+        self._show(newest, spare, ids, 1 - shown)
+        self._metrics.extend(part.metrics for part in parts if part.metrics is not None)
+        del self._metrics[: -2 * _HISTORY]
+        # until the other copy has the changes too, the next version has to be loaded whole
+        self._apart = True
+        if self._left(copies[shown]):
+            for change in changes:
+                change.write(copies[shown])
+            self._apart = False
+        return True
+
+    def _load(self, newest: Commit) -> None:
+        """Take up a whole version into new copies."""
+        meta = self.store.meta()
+        if meta is None:
+            raise StorageError(f"{self.store.path}/model.json is not there: restore it.")
+        if self._meta and meta["kinds"] != self._meta["kinds"]:
+            raise StorageError(
+                f"The model at {self.store.path} has ids of kinds {meta['kinds']} now, those "
+                f"served are {self._meta['kinds']}: start the service again."
+            )
+        settings = newest.settings(meta).unranked()
+        kinds: tuple[IdKind, IdKind] = (meta["kinds"][0], meta["kinds"][1])
+        ids = _Ids(
+            (IdIndex(kinds[0]), IdIndex(kinds[1])), ItemKeys() if settings.positive else None
+        )
+        copies = self._copy(settings), self._copy(settings)
+        for part in self.store.parts(newest):
+            for users, items in self._whole(part, settings, kinds):
+                change = self._change(ids, users, items)
+                for copy in copies:
+                    change.write(copy)
+        metrics = self.store.metrics(newest)
+        self._meta, self._ids = meta, ids
+        with self._changed:
+            self._copies = copies
+        self._show(newest, copies[0], ids, 0)
+        self._apart = False
+        self._metrics = metrics
+
+    def _copy(self, settings: Settings) -> _Copy:
+        return _Copy(
+            MappedSide(self._folder, settings, learns=False),
+            MappedSide(self._folder, settings, learns=True),
+            Candidates(self._folder, settings),
+            EventSide(self._folder, settings) if settings.positive else None,
+        )
+
+    def _tables(
+        self, part: Commit, settings: Settings, kinds: tuple[IdKind, IdKind]
+    ) -> tuple[FactorTable, FactorTable]:
+        """The rows of users and of items that a commit wrote."""
+        tables = _empty(settings, kinds)
+        for name, table in zip(("users", "items"), tables, strict=True):
+            if name in part.files:
+                table.put_arrow(self.store.read_checked(part.files[name]))
+        return tables
+
+    def _whole(
+        self, part: Commit, settings: Settings, kinds: tuple[IdKind, IdKind]
+    ) -> Iterator[tuple[FactorTable, FactorTable]]:
+        """What a part of a version holds, a piece at a time."""
+        if part.runs is None:
+            # of events, what users did names items, which have to be there first
+            for place, name in ((1, "items"), (0, "users")):
+                if name not in part.files:
+                    continue
+                for piece in self.store.read_pieces(part.files[name], _PIECE):
+                    tables = _empty(settings, kinds)
+                    tables[place].put_arrow(piece)
+                    yield tables
+            return
+        for place, name in enumerate(("users", "items")):
+            shape = RowShape.of(kinds[place], settings)
+            for entry in part.runs[name]:
+                run = Run(self.store, shape, entry)
+                for rows in run.parts():
+                    tables = _empty(settings, kinds)
+                    unpack(rows, tables[place])
+                    yield tables
+                run.close()
+
+    def _change(self, ids: _Ids, *parts: FactorTable) -> _Change:
+        found, item_keys = [], ids.item_keys
+        for index, part in zip(ids.indexes, parts, strict=True):
+            given = part.index.ids()
+            with ids.lock:
+                rows = index.find(given)
+                missing = np.flatnonzero(rows < 0)
+                if missing.size:
+                    new = given.take(pa.array(missing))
+                    rows[missing] = index.add(new)
+                    if item_keys is not None and index is ids.indexes[1]:
+                        item_keys.add(new)
+                found.append((rows, part, index.size))
+        (user_rows, users, num_users), (item_rows, items, num_items) = found
+        done = [] if item_keys is None else item_keys.done(users)
+        return _Change((user_rows, item_rows), (users, items), (num_users, num_items), done)
+
+    def _show(self, newest: Commit, copy: _Copy, ids: _Ids, shown: int) -> None:
+        meta = self._meta
+        kinds: tuple[IdKind, IdKind] = (meta["kinds"][0], meta["kinds"][1])
+        shell = ModelState.empty(newest.settings(meta).unranked(), *kinds)
+        shell.set_scalars(newest.scalars)
+        copy.settle(shell)
+        types = meta.get("idTypes", ["bigint", "bigint"])
+        model = ServedModel(
+            newest,
+            shell,
+            copy.users,
+            copy.items,
+            copy.candidates,
+            ids.indexes,
+            kinds,
+            (types[0], types[1]),
+            bool(meta.get("params", {}).get("clipPredictions", True)) and copy.events is None,
+            ids.lock,
+            ids.changes,
+            copy.events,
+            ids.item_keys,
+        )
+        with self._changed:
+            self._model, self._shown = model, shown
+
+    def _left(self, copy: _Copy) -> bool:
+        """Wait until nobody reads a copy; False where one stays too long."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not copy.readers, _PATIENCE)
+
+
+def _empty(settings: Settings, kinds: tuple[IdKind, IdKind]) -> tuple[FactorTable, FactorTable]:
+    return FactorTable(USER_SIDE, kinds[0], settings), FactorTable(ITEM_SIDE, kinds[1], settings)

@@ -1,0 +1,198 @@
+"""Factors as memory-mapped arrays that grow: one side of a served model, and items to rank.
+
+The files have no name in any folder once they are mapped, so nothing is left behind, whatever ends
+the process; the system may write pages of them to the disk where memory is short.
+"""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+from typing import Any, Final
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sparkml_sgdals.arrays.id_index import IdKind
+from sparkml_sgdals.state.factors import FactorTable
+from sparkml_sgdals.state.settings import Settings
+
+__all__ = ["Candidates", "MappedSide", "map_array"]
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+
+_PREDICTING: Final = ("mean", "variance", "count", "noise_factor")
+_LEARNING: Final = ("base_mean", "base_variance", "prior_mean", "influence", "evidence")
+_LEAST_ROOM: Final = 256
+
+
+# Without the interpreter's lock: a page that the system is writing out may hold up who writes to
+# it for as long as a disk takes, and no request must wait for that.
+@nb.njit(cache=True, nogil=True)
+def _put_rows(to, rows, values):  # type: ignore[no-untyped-def]
+    for n in range(rows.size):
+        for f in range(to.shape[1]):
+            to[rows[n], f] = values[n, f]
+
+
+@nb.njit(cache=True, nogil=True)
+def _put_columns(to, columns, values):  # type: ignore[no-untyped-def]
+    for f in range(values.shape[1]):
+        for n in range(columns.size):
+            to[f, columns[n]] = values[n, f]
+
+
+def map_array(folder: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """An array of zeros in a nameless file in `folder`, which the system fills as it is written."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    if not size:
+        return np.zeros(shape, dtype)
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.truncate(size)
+        held = mmap.mmap(file.fileno(), size)
+    return np.frombuffer(held, dtype).reshape(shape)
+
+
+class MappedSide:
+    """What a service has to know of users, or of items: arrays with a row an id.
+
+    Attributes
+    ----------
+    size : ids; rows beyond it are not of this version
+    mean, var : float32, shape (size, rank + 1), bias first; var (size, 0) but under `bayes`
+    count : int64, shape (size,), ratings learned
+    noise_factor : float32, shape (size,)
+    """
+
+    def __init__(self, folder: str, settings: Settings, learns: bool) -> None:
+        self._folder = folder
+        self._settings = settings
+        self.size = 0
+        width = settings.rank + 1
+        implicit = width if settings.implicit else 0
+        widths = {
+            "mean": width, "variance": width if settings.solver == "bayes" else 0,
+            "count": 1, "noise_factor": 1, "base_mean": 1, "base_variance": 1,
+            "prior_mean": implicit, "influence": implicit, "evidence": 1,
+        }  # fmt: skip
+        names = _PREDICTING + (_LEARNING if learns else ())
+        self._arrays: dict[str, npt.NDArray[Any]] = {
+            name: np.zeros((0, widths[name]), np.int64 if name == "count" else np.float32)
+            for name in names
+        }
+
+    @property
+    def mean(self) -> F32:
+        return self._arrays["mean"][: self.size]
+
+    @property
+    def var(self) -> F32:
+        return self._arrays["variance"][: self.size]
+
+    @property
+    def count(self) -> I64:
+        return self._arrays["count"][: self.size, 0]
+
+    @property
+    def noise_factor(self) -> F32:
+        return self._arrays["noise_factor"][: self.size, 0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes mapped, room for growth included."""
+        return sum(array.nbytes for array in self._arrays.values())
+
+    def put(self, rows: I64, part: FactorTable, size: int) -> None:
+        """Set `rows` to the state in `part`, row by row; there are `size` ids from now on."""
+        room = self._arrays["mean"].shape[0]
+        if size > room:
+            # a first load is told the size; what comes later comes a few at a time
+            room = max(size, 2 * room if room else size + size // 8, _LEAST_ROOM)
+            for name, old in self._arrays.items():
+                grown = map_array(self._folder, (room, old.shape[1]), old.dtype)
+                grown[: self.size] = old[: self.size]
+                self._arrays[name] = grown
+        self.size = size
+        for name, array in self._arrays.items():
+            source = getattr(part, {"variance": "var", "base_variance": "base_var"}.get(name, name))
+            values = source.reshape(rows.size, array.shape[1]).astype(array.dtype, copy=False)
+            _put_rows(array, rows, np.ascontiguousarray(values))
+
+    def table(self, side: int, kind: IdKind, ids: pa.Array, rows: I64) -> FactorTable:
+        """A factor table of its own that holds the state of `rows`, by distinct `ids`."""
+        found = {name: array[rows] for name, array in self._arrays.items()}
+        nothing = np.zeros((rows.size, 1), np.float32)
+        table = FactorTable(side, kind, self._settings)
+        later = {
+            name: found[name][:, 0] if name == "evidence" else found[name]
+            for name in ("prior_mean", "influence", "evidence")
+            if name in found
+        }
+        table.put(
+            ids,
+            found["mean"],
+            found["variance"],
+            found.get("base_mean", nothing),
+            found.get("base_variance", nothing),
+            found["count"][:, 0],
+            noise_factor=found["noise_factor"][:, 0],
+            **later,
+        )
+        return table
+
+
+class Candidates:
+    """Items laid out for `topn.top_n`: a column an item, padded with columns that never win.
+
+    Attributes
+    ----------
+    factors : float32, shape (rank + 2, room): features, bias, 1
+    variances : float32, shape (2 rank + 2, room): P^2 + c_P, c_P, c_b, 1; docs/algorithm.md (7);
+        (0, room) but under `bayes`
+    """
+
+    def __init__(self, folder: str, settings: Settings) -> None:
+        self._folder = folder
+        self._rank = settings.rank
+        self._varies = settings.solver == "bayes"
+        self.factors: F32 = np.zeros((self._rank + 2, 0), np.float32)
+        self.variances: F32 = np.zeros((2 * self._rank + 2 if self._varies else 0, 0), np.float32)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes mapped, room for growth included."""
+        return self.factors.nbytes + self.variances.nbytes
+
+    def put(self, rows: I64, mean: F32, var: F32, size: int) -> None:
+        """Set the columns `rows`; there are `size` items from now on."""
+        rank, room = self._rank, self.factors.shape[1]
+        if size > room:
+            grown_room = max(size, 2 * room if room else size + size // 8, _LEAST_ROOM)
+            for name in ("factors", "variances"):
+                old = getattr(self, name)
+                grown = map_array(self._folder, (old.shape[0], grown_room), np.float32)
+                grown[:, :room] = old
+                setattr(self, name, grown)
+            # a bias that no score reaches, whatever is multiplied with the zeros beside it
+            self.factors[rank, room:] = -np.inf
+        ones = np.ones((rows.size, 1), np.float32)
+        _put_columns(self.factors, rows, np.hstack([mean[:, 1:], mean[:, :1], ones]))
+        if self._varies:
+            parts = [mean[:, 1:] ** 2 + var[:, 1:], var[:, 1:], var[:, :1], ones]
+            _put_columns(self.variances, rows, np.hstack(parts))
+
+    def set_biases(self, biases: F32) -> None:
+        """Rank by other biases than the items' own; float32, shape (items,)."""
+        self.factors[self._rank, : biases.size] = biases
+
+    def query(self, means: F32, variances: F32) -> tuple[F32, F32]:
+        """Rows to multiply with `factors` and `variances`, of users' means and variances."""
+        ones = np.ones((means.shape[0], 1), np.float32)
+        left = np.hstack([means[:, 1:], ones, means[:, :1]])
+        if not self._varies:
+            return left, np.empty((means.shape[0], 0), np.float32)
+        own = np.hstack([variances[:, 1:], means[:, 1:] ** 2, ones, variances[:, :1]])
+        return left, own

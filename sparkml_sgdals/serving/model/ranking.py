@@ -1,0 +1,178 @@
+"""Rank items for a person, find what is like an item or much rated, predict (arrays, no Spark)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from sparkml_sgdals.kernels.ratings import predict_rows
+from sparkml_sgdals.kernels.topn import top_n
+from sparkml_sgdals.serving.model.approximate import Approximate
+from sparkml_sgdals.serving.model.ids import Key
+from sparkml_sgdals.serving.model.person import Person
+from sparkml_sgdals.serving.model.served_model import ServedModel
+from sparkml_sgdals.state.factors import prior_variances
+
+__all__ = ["RankBy", "Scored", "like_item", "most_rated", "predicted", "rank_items"]
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+RankBy = Literal["prediction", "upper", "lower"]
+
+_SIGNS: Final = {"prediction": 0, "upper": 1, "lower": -1}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Items in order: rows, ids and a value each."""
+
+    rows: I64
+    ids: list[Key]
+    values: F64
+
+
+def rank_items(
+    model: ServedModel,
+    person: Person,
+    count: int,
+    rank_by: RankBy = "prediction",
+    excluded: I64 | None = None,
+    only: I64 | None = None,
+    approximate: Approximate | None = None,
+) -> Scored:
+    """The best items for a person, equal ones by id, as `recommendForUserSubset` ranks them.
+
+    Parameters
+    ----------
+    excluded : rows of items not to give; -1 counts for nothing
+    only : rows of items to choose from; all by default
+    approximate : what to ask for candidates first, where all items are ranked by prediction
+
+    Returns rows, ids and predictions in rating units, clipped as the model does.
+
+    Raises ValueError for bounds of a model without variances.
+    """
+    sign = _SIGNS[rank_by]
+    if sign and (model.settings.solver != "bayes" or model.events is not None):
+        learned = "from events" if model.events is not None else f"by {model.settings.solver!r}"
+        raise ValueError(
+            f"rank_by={rank_by!r} needs a model of solver 'bayes' of ratings, this one was learned "
+            f"{learned}: rank by 'prediction'."
+        )
+    candidates = model.candidates
+    left, own = candidates.query(person.mean[None, :], person.var[None, :])
+    gone = np.unique(excluded[excluded >= 0]) if excluded is not None else np.empty(0, np.int64)
+    if approximate is not None and only is None and not sign:
+        near = approximate.candidates(model, left, count, gone.size)
+        # too few are left of what it found: all are looked at
+        if near is not None and np.setdiff1d(near, gone).size >= count:
+            only = near
+    if only is not None:
+        # all columns but these are padding
+        only = np.setdiff1d(only[only >= 0], gone)
+        factors = np.ascontiguousarray(candidates.factors[:, only])
+        variances = np.ascontiguousarray(candidates.variances[:, only]) if sign else None
+        gone, total = np.empty(0, np.int64), only.size
+    else:
+        factors, total = candidates.factors, model.items.size
+        variances = candidates.variances if sign else None
+    count = min(count, total - gone.size)
+    starts = np.array([0, gone.size], np.int64)
+    bounds = None if variances is None else (own, variances)
+    best, scores = np.empty(0, np.int64), np.empty(0, np.float32)
+    wanted = count + 1
+    while count:
+        found, valued = top_n(left, factors, wanted, (starts, gone.astype(np.int32)), bounds, sign)
+        best, scores = found[0][found[0] >= 0].astype(np.int64), valued[0][found[0] >= 0]
+        # rows come in the order of arrival: of items equal to the last one, all have to be seen
+        if best.size < wanted or scores[-1] < scores[count - 1]:
+            break
+        wanted *= 2
+    if only is not None:
+        best = only[best]
+    ids = model.item_ids(best)
+    order = sorted(range(best.size), key=lambda n: (-scores[n], ids[n]))[:count]
+    rows = best[order]
+    return Scored(rows, [ids[n] for n in order], predicted(model, person, rows)[0])
+
+
+def predicted(model: ServedModel, person: Person, rows: I64) -> tuple[F64, F64 | None]:
+    """Predictions and deviations of new ratings of a person for items, in rating units.
+
+    Parameters
+    ----------
+    rows : rows of items, -1 where not known
+
+    Returns
+    -------
+    predictions : float64, shape (n,), clipped as the model does
+    deviations : as the model's predictionStdCol; None where the model knows none
+    """
+    shell, items = model.shell, model.items
+    if model.events is not None:
+        return _event_scores(model, person, rows), None
+    predictions = np.empty(rows.size, np.float32)
+    variances = np.empty(rows.size, np.float32)
+    whose = np.full(rows.size, -1 if person.cold else 0, np.int64)
+    predict_rows(
+        whose,
+        rows,
+        person.mean[None, :],
+        person.var[None, :],
+        items.mean,
+        items.var,
+        prior_variances(shell.settings),
+        predictions,
+        variances,
+    )
+    spread = shell.scale.spread
+    in_units = predictions.astype(np.float64) * spread + shell.scale.mean
+    if model.clip:
+        in_units = shell.clip(in_units.astype(np.float32)).astype(np.float64)
+    if shell.settings.solver != "bayes":
+        return in_units, None
+    noise = np.full(rows.size, shell.noise * person.noise_factor)
+    noise[rows >= 0] *= items.noise_factor[rows[rows >= 0]]
+    return in_units, spread * np.sqrt(variances.astype(np.float64) + noise)
+
+
+def _event_scores(model: ServedModel, person: Person, rows: I64) -> F64:
+    """Scores as `transform` gives them for events; of items not known, that of none."""
+    left, _ = model.candidates.query(person.mean[None, :], person.var[None, :])
+    scores = np.zeros(rows.size, np.float32)
+    known = rows >= 0
+    scores[known] = left[0] @ model.candidates.factors[:, rows[known]]
+    return scores.astype(np.float64) + model.shell.scale.mean
+
+
+def like_item(model: ServedModel, row: int, count: int) -> Scored:
+    """The items whose features point the same way as an item's, by cosine, without itself."""
+    size, rank = model.items.size, model.settings.rank
+    features = model.candidates.factors[:rank, :size]
+    own = features[:, row].copy()
+    norms = np.sqrt(np.einsum("fn,fn->n", features, features))
+    scale = norms * (float(np.linalg.norm(own)) or 1.0)
+    cosine = np.divide(own @ features, scale, out=np.zeros(size, np.float32), where=scale > 0)
+    cosine[row] = -np.inf
+    return _highest(model, cosine, min(count, size - 1), lambda v: np.clip(v, -1.0, 1.0))
+
+
+def most_rated(model: ServedModel, count: int) -> Scored:
+    """The items with the most ratings, and how many each has."""
+    return _highest(model, model.items.count, min(count, model.items.size), lambda v: v)
+
+
+def _highest(model: ServedModel, values, count: int, shown) -> Scored:  # type: ignore[no-untyped-def]
+    """The `count` items of the highest values, equal ones by id."""
+    if count <= 0:
+        return Scored(np.empty(0, np.int64), [], np.empty(0))
+    least = np.partition(values, values.size - count)[values.size - count]
+    rows = np.flatnonzero(values >= least)
+    ids = model.item_ids(rows)
+    order = sorted(range(rows.size), key=lambda n: (-values[rows[n]], ids[n]))[:count]
+    rows = rows[order]
+    return Scored(rows, [ids[n] for n in order], shown(values[rows].astype(np.float64)))

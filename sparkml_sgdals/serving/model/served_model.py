@@ -1,0 +1,133 @@
+"""One version of a model as requests see it: ids to rows, rows to factors, how well it does."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
+from sparkml_sgdals.arrays.id_index import IdIndex, IdKind
+from sparkml_sgdals.serving.model.changed_items import Changes
+from sparkml_sgdals.serving.model.event_side import EventSide, ItemKeys
+from sparkml_sgdals.serving.model.ids import Key, find_rows
+from sparkml_sgdals.serving.model.mapped import Candidates, MappedSide
+from sparkml_sgdals.state.diagnosis import ENOUGH, Diagnosis
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.version_store import Commit
+
+__all__ = ["ServedModel"]
+
+I64 = npt.NDArray[np.int64]
+
+_THIN: Final = 5
+"""An id with fewer ratings is thin, as by default in `StreamingBiasedALSModel.diagnose`."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """One version, as requests see it.
+
+    Attributes
+    ----------
+    commit : the version's number, time and metrics
+    shell : a ModelState of no ids with the version's scale, counters and noise
+    users, items : their factors
+    candidates : the items, laid out to be ranked
+    changes : items that versions wrote since all were loaded
+    events : what a model of events remembers besides; None for models of ratings
+    kinds, id_types : kinds of ids of users and items, and Spark's names of their types
+    clip : whether predictions are kept within the range of ratings seen
+    """
+
+    commit: Commit
+    shell: ModelState
+    users: MappedSide
+    items: MappedSide
+    candidates: Candidates
+    indexes: tuple[IdIndex, IdIndex]
+    kinds: tuple[IdKind, IdKind]
+    id_types: tuple[str, str]
+    clip: bool
+    lock: threading.Lock
+    changes: Changes
+    events: EventSide | None = None
+    item_keys: ItemKeys | None = None
+
+    @property
+    def version(self) -> int:
+        return self.commit.version
+
+    @property
+    def settings(self) -> Settings:
+        return self.shell.settings
+
+    def user_rows(self, ids: list[Key]) -> I64:
+        """Rows of users, -1 where not known."""
+        with self.lock:
+            return find_rows(self.indexes[0], ids, self.users.size)
+
+    def item_rows(self, ids: list[Key]) -> I64:
+        """Rows of items, -1 where not known."""
+        with self.lock:
+            return find_rows(self.indexes[1], ids, self.items.size)
+
+    def item_ids(self, rows: I64) -> list[Key]:
+        """Ids of rows of items."""
+        with self.lock:
+            found: list[Key] = self.indexes[1].ids(rows).to_pylist()
+        return found
+
+    def scratch(self, user_rows: I64, item_rows: I64) -> ModelState:
+        """A small ModelState of its own, with the state of some users and items."""
+        with self.lock:
+            ids = self.indexes[0].ids(user_rows), self.indexes[1].ids(item_rows)
+        shell, kinds = self.shell, self.kinds
+        items = self.items.table(ITEM_SIDE, kinds[1], ids[1], item_rows)
+        if self.events is not None:
+            items.events = self.events.memory(item_rows)
+        return ModelState(
+            shell.settings,
+            self.users.table(USER_SIDE, kinds[0], ids[0], user_rows),
+            items,
+            shell.scale,
+            shell.counters,
+            shell.noise,
+            shell.noise_weight,
+            events=shell.events,
+            popularity_parts=shell.popularity_parts,
+        )
+
+    def verdict(self) -> tuple[bool, str]:
+        """Whether it may be served, and why: see `diagnose`, or for events how many it learned."""
+        if self.events is None:
+            diagnosis = self.diagnose()
+            return diagnosis.beatsBaseline, diagnosis.verdict
+        learned = self.shell.events
+        if learned < ENOUGH:
+            return False, f"Not yet: {learned} events are learned, {ENOUGH:,} are needed."
+        return True, f"Yes: {learned:,} events are learned. How well it ranks is not known here."
+
+    def diagnose(self) -> Diagnosis:
+        """`StreamingBiasedALSModel.diagnose` on the ratings predicted before they were learned."""
+        counters = self.shell.counters
+        thin = [
+            float(np.mean(side.count < _THIN)) if side.size else float("nan")
+            for side in (self.users, self.items)
+        ]
+        return Diagnosis(
+            ratings=counters.ratings,
+            users=self.users.size,
+            items=self.items.size,
+            minRatings=_THIN,
+            thinUsers=thin[0],
+            thinItems=thin[1],
+            evidence="prequential",
+            predicted=counters.prequential_ratings,
+            rmse=counters.prequential_rmse(),
+            baselineRmse=counters.baseline_rmse(),
+        )

@@ -1,0 +1,99 @@
+"""Titles of items, read from a file, and the search for them."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+from typing import Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as pacsv
+import pyarrow.json as pajson
+import pyarrow.parquet as pq
+
+from sparkml_sgdals.arrays.id_index import IdKind
+from sparkml_sgdals.serving.model.ids import Key, key_of
+
+__all__ = ["Titles", "read_file"]
+
+_ID_NAMES: Final = ("movieid", "itemid", "item", "id")
+_TITLE_NAMES: Final = ("title", "name")
+
+
+class Titles:
+    """Titles by item id; empty by default, so that an item is known by its id alone."""
+
+    def __init__(self, kind: IdKind = "int", pairs: list[tuple[Key, str]] | None = None) -> None:
+        self._by_id: dict[Key, str] = {}
+        for given, title in pairs or []:
+            key = key_of(given, kind)
+            if key is not None:
+                self._by_id[key] = title
+        self._keys = list(self._by_id)
+        self._folded = pa.array([fold(title) for title in self._by_id.values()], pa.string())
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def of(self, item: Key) -> str | None:
+        """The title of an item, None where there is none."""
+        return self._by_id.get(item)
+
+    def search(self, query: str) -> list[Key]:
+        """Items whose titles hold every word of a query, whatever case and accents."""
+        words = fold(query).split()
+        if not words or not self._keys:
+            return []
+        held = pc.match_substring(self._folded, words[0])
+        for word in words[1:]:
+            held = pc.and_(held, pc.match_substring(self._folded, word))
+        return [self._keys[n] for n in pc.indices_nonzero(held).to_pylist()]
+
+    @classmethod
+    def read(cls, path: str, kind: IdKind) -> Titles:
+        """Titles of a CSV, JSON-lines or Parquet file with columns of ids and titles.
+
+        Raises ValueError where such columns cannot be told.
+        """
+        table = read_file(path)
+        names = {name.casefold(): name for name in table.column_names}
+        id_name = next((names[n] for n in _ID_NAMES if n in names), None)
+        title = next((names[n] for n in _TITLE_NAMES if n in names), None)
+        if id_name is None or title is None:
+            raise ValueError(
+                f"{path} has the columns {', '.join(table.column_names)}: name that of ids one of "
+                f"{', '.join(_ID_NAMES)}, and that of titles one of {', '.join(_TITLE_NAMES)}."
+            )
+        ids, texts = table.column(id_name).to_pylist(), table.column(title).to_pylist()
+        pairs = [
+            (one if isinstance(one, int) else str(one), str(text))
+            for one, text in zip(ids, texts, strict=True)
+            if one is not None and text is not None
+        ]
+        return cls(kind, pairs)
+
+
+def fold(text: str) -> str:
+    """A text without case and accents."""
+    apart = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(letter for letter in apart if not unicodedata.combining(letter))
+
+
+def read_file(path: str) -> pa.Table:
+    """A table from a file whose name ends in .csv, .json, .jsonl or .parquet.
+
+    Raises ValueError for other names, and where the file cannot be read as what it is called.
+    """
+    ending = Path(path).suffix.casefold()
+    readers = {
+        ".csv": pacsv.read_csv, ".json": pajson.read_json, ".jsonl": pajson.read_json,
+        ".parquet": pq.read_table,
+    }  # fmt: skip
+    if ending not in readers:
+        raise ValueError(f"{path} must be a file .csv, .json, .jsonl or .parquet.")
+    try:
+        table: pa.Table = readers[ending](path)
+    except pa.ArrowInvalid as failure:
+        raise ValueError(f"{path} cannot be read: {failure}") from failure
+    return table

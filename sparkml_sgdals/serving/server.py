@@ -1,0 +1,284 @@
+"""Put a service together and run it until it is told to end."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Final
+
+import uvicorn
+
+from sparkml_sgdals.serving.http.answers import Answers
+from sparkml_sgdals.serving.http.gauges import Gauges
+from sparkml_sgdals.serving.http.guard import Buckets, TokenCheck
+from sparkml_sgdals.serving.http.news import News
+from sparkml_sgdals.serving.http.routes import Service, make_app
+from sparkml_sgdals.serving.http.schemas import AnonymousIn, ItemRating
+from sparkml_sgdals.serving.intake.folder import FolderIntake, Intake
+from sparkml_sgdals.serving.intake.history import Columns, History, read_ratings
+from sparkml_sgdals.serving.model.approximate import Approximate
+from sparkml_sgdals.serving.model.holder import ModelHolder
+from sparkml_sgdals.serving.model.titles import Titles
+from sparkml_sgdals.store.objects import GoneError
+from sparkml_sgdals.store.saved_model import is_saved, read_saved
+from sparkml_sgdals.store.version_store import Commit, StorageError, VersionStore
+
+__all__ = ["build_service", "serve"]
+
+logger = logging.getLogger(__name__)
+
+_HERE: Final = {"127.0.0.1", "::1", "localhost"}
+
+
+def serve(
+    model: str,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    inbox: str | None = None,
+    kafka: str | None = None,
+    topic: str = "ratings",
+    columns: Columns | None = None,
+    titles: str | None = None,
+    ratings: str | None = None,
+    token_file: str | None = None,
+    open_writes: bool = False,
+    rate: float = 20.0,
+    rating_range: tuple[float, float] | None = None,
+    max_body: int = 1 << 20,
+    origins: tuple[str, ...] = (),
+    force: bool = False,
+    cache: str | None = None,
+    poll_seconds: float = 0.25,
+    wait_seconds: float = 0.0,
+    trust_proxy: str | None = None,
+    ann: bool = False,
+    ann_recall: float = 0.95,
+    log_level: str = "warning",
+    started: Callable[[str], None] = lambda address: None,
+) -> None:
+    """Serve a model path, or a saved model, over HTTP until SIGINT or SIGTERM.
+
+    Parameters
+    ----------
+    model : a model path, as `fitStream` and `updateStream` write it, or what `model.save` wrote,
+        which never changes; local or a URI
+    host, port : where to listen; port 0 for one that is free
+    inbox : folder that the stream reads: ratings posted are appended to it as JSON lines
+    kafka, topic : host:port of a broker, where ratings posted go instead of an inbox
+    columns : names of the columns of ratings, sent and read; those of `Columns` by default
+    titles : a file .csv, .json, .jsonl or .parquet with ids and titles of items
+    ratings : a file, or folder of files, of ratings that users are known to have given
+    token_file : file with the token that posting needs
+    open_writes : take ratings without a token from other machines too
+    rate : ratings a second that one client may post, ten seconds' worth at once; 0 for no limit
+    rating_range : lowest and highest rating taken; by default those that the model has seen
+    max_body : bytes of a request's body
+    origins : origins of other sites that may ask from a browser (CORS); none by default
+    force : ready whatever the diagnosis says
+    cache : folder to map factors in, by default a temporary one; about 0.3 kB an id and copy at
+        rank 16 for users, 1 kB for items, on a disk
+    poll_seconds : how often to look for a new version
+    wait_seconds : how long to wait for the first version
+    trust_proxy : address of a proxy whose X-Forwarded-For is believed
+    ann : rank by an approximate index, for catalogues of millions; needs the extra `ann`
+    ann_recall : share of the exact best ten that it has to find, measured at each build
+    log_level : of uvicorn
+    started : called with the address when it is listened at
+
+    Raises
+    ------
+    StorageError : there is no model, or it is damaged
+    ValueError : options that do not go together, or a file that cannot be used
+    """
+    if inbox is not None and kafka is not None:
+        raise ValueError("Ratings go to an inbox or to Kafka, not to both: leave one out.")
+    writes = inbox is not None or kafka is not None
+    if writes and host not in _HERE and token_file is None and not open_writes:
+        raise ValueError(
+            f"Anybody who reaches {host} could post ratings: give token_file, or say open_writes."
+        )
+    if writes and is_saved(model):
+        raise ValueError(
+            f"{model} is a saved model, which learns nothing: name the model path that a stream "
+            "writes, or leave out where ratings posted go."
+        )
+    # a thread that takes up a version must not keep requests waiting for 5 ms at a time
+    sys.setswitchinterval(0.0005)
+    with tempfile.TemporaryDirectory(prefix="sparkml-sgdals-", dir=cache) as folder:
+        service = build_service(
+            model,
+            folder,
+            columns=columns or Columns(),
+            titles=titles,
+            ratings=ratings,
+            intake=None if inbox is None else (lambda names: FolderIntake(inbox, names)),
+            poll_seconds=poll_seconds,
+            wait_seconds=wait_seconds,
+            ann_recall=ann_recall if ann else None,
+        )
+        holder, approximate = service.answers.holder, service.answers.approximate
+        try:
+            if kafka is not None:
+                from sparkml_sgdals.serving.intake.kafka import KafkaIntake
+
+                service.intake = KafkaIntake(kafka, topic, columns or Columns())
+            service.token = None if token_file is None else TokenCheck(token_file)
+            service.buckets = Buckets(rate, 10 * rate)
+            service.rating_range = rating_range
+            service.force, service.origins, service.max_body = force, origins, max_body
+            config = uvicorn.Config(
+                make_app(service),
+                host=host,
+                port=port,
+                log_level=log_level,
+                access_log=False,
+                server_header=False,
+                proxy_headers=trust_proxy is not None,
+                forwarded_allow_ips=trust_proxy,
+                limit_concurrency=1_000,
+                timeout_graceful_shutdown=5,
+                # two lists of ids in a request line: see routes.Ids
+                h11_max_incomplete_event_size=1 << 19,
+            )
+            # what is there now stays: a full collection over it would hold up requests
+            gc.collect()
+            gc.freeze()
+            _Server(config, service, started).run()
+        finally:
+            holder.stop()
+            if approximate is not None:
+                approximate.stop()
+            if service.intake is not None:
+                service.intake.close()
+
+
+def build_service(
+    model: str,
+    folder: str,
+    *,
+    columns: Columns | None = None,
+    titles: str | None = None,
+    ratings: str | None = None,
+    intake: Callable[[Columns], FolderIntake] | None = None,
+    poll_seconds: float = 0.25,
+    wait_seconds: float = 0.0,
+    ann_recall: float | None = None,
+) -> Service:
+    """A service that has taken up a model and follows it; the options are those of `serve`.
+
+    Raises StorageError where there is no model after `wait_seconds`.
+    """
+    names = columns or Columns()
+    news = News()
+    if is_saved(model):
+        model = _as_path(model, f"{folder}/saved")
+    holder = ModelHolder(model, folder, poll_seconds)
+    until = time.monotonic() + wait_seconds
+    missing = ""
+    while True:
+        try:
+            if holder.poll():
+                break
+        except GoneError as gone:
+            # pruned while it was read: the next look finds a newer version, or asks for the same
+            if str(gone) == missing:
+                raise
+            missing = str(gone)
+            continue
+        if time.monotonic() >= until:
+            raise StorageError(f"There is no model at {model}: look whether the path is right.")
+        time.sleep(0.1)
+    with holder.reading() as first:
+        kinds = first.kinds
+    known = None if ratings is None else read_ratings(ratings, names, kinds)
+    history = History(kinds, known)
+    answers = Answers(holder, Titles(kinds[1]), history)
+    if titles is not None:
+        answers.titles = Titles.read(titles, kinds[1])
+    taken: Intake | None = None
+    if intake is not None:
+        inbox = intake(names)
+        for one in inbox.found:
+            history.add(one.user, [one.known()])
+        inbox.found.clear()
+        taken = inbox
+    if ann_recall is not None:
+        answers.approximate = _approximate(holder, ann_recall)
+    _warm_up(answers)
+
+    def told(commit: Commit) -> None:
+        news.tell("version", answers.news() or {})
+        if answers.approximate is not None:
+            answers.approximate.look()
+
+    holder.on_version = told
+    holder.start()
+    return Service(answers, news, Gauges(holder, answers.approximate), taken)
+
+
+def _approximate(holder: ModelHolder, recall: float) -> Approximate:
+    if not 0.0 < recall <= 1.0:
+        raise ValueError(f"ann_recall must be above 0 and at most 1, got {recall}.")
+    try:
+        found = Approximate(holder, recall)
+    except ModuleNotFoundError as missing:
+        raise ValueError(
+            "An approximate index needs faiss: pip install 'sparkml-sgdals[ann]'."
+        ) from missing
+    found.start()
+    return found
+
+
+def _as_path(model: str, path: str) -> str:
+    """Write a saved model as the first version of a model path."""
+    saved = read_saved(model)
+    state = saved.state
+    meta = {name: saved.metadata[name] for name in ("uid", "kinds", "settings", "idTypes")}
+    VersionStore(path).create(state, meta | {"params": saved.params})
+    return path
+
+
+def _warm_up(answers: Answers) -> None:
+    """Compile what the first requests would wait for."""
+    best = answers.popular(1).items
+    if not best:
+        return
+    item, rating = best[0].item, best[0].prediction
+    asked = AnonymousIn(ratings=[ItemRating(item=item, rating=rating)], n=1)
+    answers.anonymous(asked)
+    answers.explanation("", item)
+    answers.similar(item, 1)
+    with answers.holder.reading() as model:
+        bounded = model.settings.solver == "bayes" and model.events is None
+    answers.recommendations("", 1, True, "upper" if bounded else "prediction", None, None, True)
+
+
+class _Server(uvicorn.Server):
+    """Says when it listens, and ends the streams of events before it waits for connections."""
+
+    def __init__(
+        self, config: uvicorn.Config, service: Service, started: Callable[[str], None]
+    ) -> None:
+        super().__init__(config)
+        self._service = service
+        self._told = started
+
+    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        await super().startup(sockets)  # type: ignore[arg-type]
+        if self.started:
+            name = self.servers[0].sockets[0].getsockname()
+            host = f"[{name[0]}]" if ":" in name[0] else name[0]
+            self._told(f"http://{host}:{name[1]}/")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._service.news.close()
+        # uvicorn's own would raise the signal again when it has ended, and cut short what follows
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True

@@ -1,0 +1,122 @@
+"""Ratings and model states as binary rows: what travels between driver and tasks, and how.
+
+A *part* is one row (kind, payload) whose payload is an Arrow IPC stream or JSON; a whole model
+state is a list of parts, small enough each for one row. Runs on driver and executors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from sparkml_sgdals.arrays.id_index import IdKind, id_array_type
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
+
+__all__ = [
+    "PART_DDL",
+    "PART_SCHEMA",
+    "from_bytes",
+    "narrow",
+    "packed_tables",
+    "part_batch",
+    "state_from_parts",
+    "state_parts",
+    "to_buffer",
+    "to_bytes",
+    "widen",
+]
+
+PART_DDL: Final = "kind string, payload binary"
+PART_SCHEMA: Final = pa.schema([("kind", pa.string()), ("payload", pa.binary())])
+_ROWS_PER_PART: Final = 250_000
+_BYTES_PER_PART: Final = 1 << 29
+
+Part = tuple[str, bytes]
+
+
+def to_buffer(table: pa.Table) -> pa.Buffer:
+    """A table as one Arrow IPC stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def to_bytes(table: pa.Table) -> bytes:
+    """A table as one Arrow IPC stream, copied into a value of Python's."""
+    return bytes(to_buffer(table).to_pybytes())
+
+
+def from_bytes(payload: bytes | pa.Buffer) -> pa.Table:
+    """The table in an Arrow IPC stream."""
+    with pa.ipc.open_stream(payload) as reader:
+        return reader.read_all()
+
+
+def packed_tables(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The ratings of packed rows, a table a row that has any; column types are as `narrow` left."""
+    for batch in batches:
+        for payload in batch.column("payload"):
+            table = from_bytes(payload.as_buffer())
+            if table.num_rows:
+                yield table
+
+
+def narrow(table: pa.Table) -> pa.Table:
+    """The table with bigint columns as int32 where all values fit: half the bytes to move."""
+    for number, field in enumerate(table.schema):
+        if field.type == pa.int64() and table.num_rows:
+            bounds = pa.compute.min_max(table.column(number)).as_py()
+            if bounds["min"] >= -(2**31) and bounds["max"] < 2**31:
+                smaller = table.column(number).cast(pa.int32())
+                table = table.set_column(number, field.name, smaller)
+    return table
+
+
+def widen(table: pa.Table, kinds: tuple[IdKind, IdKind]) -> pa.Table:
+    """Packed ratings with the types that learning expects, whatever `narrow` made of them."""
+    types = {"user": id_array_type(kinds[0]), "item": id_array_type(kinds[1])}
+    types |= {"rating": pa.float32(), "weight": pa.float32(), "time": pa.int64()}
+    return table.cast(pa.schema([(name, types[name]) for name in table.column_names]))
+
+
+def part_batch(kind: str, payload: bytes) -> pa.RecordBatch:
+    """One part as a record batch of one row."""
+    return pa.RecordBatch.from_arrays(
+        [pa.array([kind], pa.string()), pa.array([payload], pa.binary())], schema=PART_SCHEMA
+    )
+
+
+def state_parts(state: ModelState, extra: dict[str, Any] | None = None) -> Iterator[Part]:
+    """Parts of a whole state: its scalars (with `extra` beside them), its users, its items."""
+    header = {
+        "settings": state.settings.to_json(),
+        "kinds": [state.users.index.kind, state.items.index.kind],
+        "scalars": state.scalars(),
+        "extra": extra or {},
+    }
+    yield "state", json.dumps(header).encode()
+    for kind, side in (("users", state.users), ("items", state.items)):
+        step = max(1, min(_ROWS_PER_PART, _BYTES_PER_PART // (16 * (state.settings.rank + 1))))
+        for first in range(0, side.size, step):
+            rows = np.arange(first, min(first + step, side.size))
+            yield kind, to_bytes(side.to_arrow(rows))
+
+
+def state_from_parts(parts: Iterable[Part]) -> tuple[ModelState, dict[str, Any]]:
+    """The state and the extra values that `state_parts` gave, in any order of the parts."""
+    held = list(parts)
+    header = json.loads(next(payload for kind, payload in held if kind == "state"))
+    state = ModelState.empty(Settings.from_json(header["settings"]), *header["kinds"])
+    state.set_scalars(header["scalars"])
+    for kind, payload in held:
+        if kind == "users":
+            state.users.put_arrow(from_bytes(payload))
+        elif kind == "items":
+            state.items.put_arrow(from_bytes(payload))
+    return state, header["extra"]

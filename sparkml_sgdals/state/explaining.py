@@ -1,0 +1,117 @@
+"""Why a prediction is what it is: its parts, each with its deviation and evidence (no Spark)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sparkml_sgdals.arrays.id_index import id_array_type
+from sparkml_sgdals.state.factors import FactorTable, prior_variances
+from sparkml_sgdals.state.model_state import ModelState
+
+__all__ = ["EXPLANATION_DDL", "Part", "explain_pair"]
+
+F64 = npt.NDArray[np.float64]
+
+EXPLANATION_DDL: Final = "part string, value double, std double, ratings bigint, note string"
+
+
+@dataclass(frozen=True)
+class Part:
+    """One row of an explanation.
+
+    Attributes
+    ----------
+    value, std : in units of the ratings; std is None where the solver knows no variances
+    ratings : how many ratings are behind it
+    """
+
+    part: str
+    value: float | None
+    std: float | None
+    ratings: int | None
+    note: str
+
+
+def explain_pair(state: ModelState, user: int | str, item: int | str, clip: bool) -> list[Part]:
+    """The parts of a prediction: mean, both biases, features, noise, and the prediction itself.
+
+    Parameters
+    ----------
+    user, item : ids of the model's own kind; one that is not known counts with its prior
+    clip : whether the prediction is clipped to the range of ratings seen
+
+    Raises
+    ------
+    TypeError : an id is of the other kind
+
+    Notes
+    -----
+    value of prediction = mean + user bias + item bias + features, before it is clipped, and
+    std of prediction = root of the sum of the squared stds: the variance V of docs/algorithm.md.
+    """
+    spread = state.scale.spread
+    known_variance = state.settings.solver == "bayes"
+    (u_mean, u_var, u_count, u_noise), (i_mean, i_var, i_count, i_noise) = (
+        _row(table, key, state) for table, key in ((state.users, user), (state.items, item))
+    )
+    share = float(u_mean[1:] @ i_mean[1:]) * spread
+    variance = float(
+        u_var[1:] @ i_mean[1:] ** 2 + i_var[1:] @ u_mean[1:] ** 2 + u_var[1:] @ i_var[1:]
+    )
+    user_bias, item_bias = float(u_mean[0]) * spread, float(i_mean[0]) * spread
+    variances = [float(u_var[0]), float(i_var[0]), variance, state.noise * u_noise * i_noise]
+
+    def std(*parts: float) -> float | None:
+        return spread * math.sqrt(sum(parts)) if known_variance else None
+
+    total = state.scale.mean + user_bias + item_bias + share
+    prediction = float(state.clip(np.array([total], np.float64))[0]) if clip else total
+    seen = state.counters.ratings
+    clipped = "" if prediction == total else f", clipped from {total:.2f} to the ratings seen"
+    both = min(u_count, i_count)
+    user_note = _bias_note("the user rates", user_bias, u_count)
+    item_note = _bias_note("the item is rated", item_bias, i_count)
+    noise_note = "how far such ratings lie from their prediction"
+    return [
+        Part("mean", state.scale.mean, None, seen, "of all ratings learned"),
+        Part("user bias", user_bias, std(variances[0]), u_count, user_note),
+        Part("item bias", item_bias, std(variances[1]), i_count, item_note),
+        Part("features", share, std(variances[2]), both, _taste_note(share, both)),
+        Part("noise", None, std(variances[3]), None, noise_note),
+        Part("prediction", prediction, std(*variances), both, f"the sum{clipped}"),
+    ]
+
+
+def _row(table: FactorTable, key: int | str, state: ModelState) -> tuple[F64, F64, int, float]:
+    """Means, variances, number of ratings and noise factor of an id; its prior if not known."""
+    kind = table.index.kind
+    if not isinstance(key, str if kind == "str" else Integral):
+        learned = "integers" if kind == "int" else "strings"
+        raise TypeError(f"The id {key!r} is no {kind}, the model was learned from {learned}.")
+    fits = kind == "str" or -(2**63) <= int(key) < 2**63
+    row = table.index.find(pa.array([key], id_array_type(kind)))[0] if fits else -1
+    if row < 0:
+        prior = prior_variances(state.settings).astype(np.float64)
+        return np.zeros(prior.size), prior, 0, 1.0
+    variances = table.var[row] if table.var.shape[1] else np.zeros(table.mean.shape[1])
+    mean, noise = table.mean[row].astype(np.float64), float(table.noise_factor[row])
+    return mean, variances.astype(np.float64), int(table.count[row]), noise
+
+
+def _bias_note(subject: str, bias: float, count: int) -> str:
+    if not count:
+        return "not known: no bias yet"
+    return f"{subject} {abs(bias):.2f} {'above' if bias >= 0 else 'below'} the mean"
+
+
+def _taste_note(share: float, count: int) -> str:
+    if not count:
+        return "not known: no taste yet"
+    return f"the item {'suits' if share >= 0 else 'does not suit'} the user's taste"

@@ -1,0 +1,239 @@
+"""The whole state of a model: two factor tables, the scale of the ratings, what was seen of them.
+
+Runs on driver and executors; knows nothing of Spark.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
+from sparkml_sgdals.arrays.id_index import IdKind
+from sparkml_sgdals.kernels.ratings import predict_rows, standardise
+from sparkml_sgdals.state.factors import FactorTable, arrow_schema, prior_variances
+from sparkml_sgdals.state.settings import Settings
+
+__all__ = ["SETTLING_RATINGS", "Counters", "ModelState", "Scale"]
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+
+SETTLING_RATINGS: Final = 1000
+"""Ratings of a stream from nothing after which mean and spread are frozen."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Mean and spread of the ratings: the unit in which factors are kept.
+
+    `weight` and `squares` (sum of weighted squares about the mean) let a stream go on with them
+    until `seen` reaches SETTLING_RATINGS; after that, and after a fit, they are frozen.
+    """
+
+    mean: float = 0.0
+    spread: float = 1.0
+    weight: float = 0.0
+    squares: float = 0.0
+    seen: int = 0
+    frozen: bool = False
+
+    @classmethod
+    def of(cls, moments: tuple[float, float, float], seen: int, standardise: bool) -> Scale:
+        """The scale of ratings with these moments (weight, mean, squares about it)."""
+        weight, mean, squares = moments
+        deviation = math.sqrt(squares / weight) if weight > 0 else 0.0
+        # equal ratings leave a spread of nothing but rounding; float32 has seven digits
+        spreads = standardise and deviation > 1e-7 * abs(mean)
+        return cls(mean, deviation if spreads else 1.0, weight, squares, seen)
+
+    def merged(self, moments: tuple[float, float, float], seen: int, standardise: bool) -> Scale:
+        """The scale after more ratings (Chan, Golub and LeVeque 1979, equation 2.1)."""
+        weight, mean, squares = moments
+        total = self.weight + weight
+        if total <= 0.0:
+            return self
+        apart = mean - self.mean
+        merged = (
+            total,
+            self.mean + apart * weight / total,
+            self.squares + squares + apart * apart * self.weight * weight / total,
+        )
+        return Scale.of(merged, self.seen + seen, standardise)
+
+    def standardise(self, values: F32) -> F32:
+        """Ratings in units of the spread about the mean, float32."""
+        return standardise(values, self.mean, self.spread)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Counters:
+    """What a model has seen, and how well it predicted ratings before it learned them.
+
+    `low` and `high` are the range of ratings; the prequential sums are of squared errors of the
+    clipped predictions in rating units, for the model and for its mean-and-bias baseline.
+    """
+
+    ratings: int = 0
+    low: float = math.inf
+    high: float = -math.inf
+    prequential_ratings: int = 0
+    prequential_squares: float = 0.0
+    baseline_squares: float = 0.0
+
+    def prequential_rmse(self) -> float:
+        """RMSE before learning, NaN where nothing was predicted first."""
+        return _root_mean(self.prequential_squares, self.prequential_ratings)
+
+    def baseline_rmse(self) -> float:
+        """The same for the mean-and-bias baseline."""
+        return _root_mean(self.baseline_squares, self.prequential_ratings)
+
+
+@dataclass
+class ModelState:
+    """Everything that predictions and further learning depend on."""
+
+    settings: Settings
+    users: FactorTable
+    items: FactorTable
+    scale: Scale = field(default_factory=Scale)
+    counters: Counters = field(default_factory=Counters)
+    noise: float = 0.5
+    """learned noise variance s2 in standardised units, for deviations of predictions"""
+    noise_weight: float = 0.0
+    """observations behind `noise`"""
+    partial: bool = False
+    """whether there are ids beside those in memory: see `overlay`"""
+    events: int = 0
+    """of positive-only feedback: how many have been learned"""
+    popularity_parts: tuple[float, ...] = ()
+    """share of each part of popularity; empty before the first event"""
+
+    @classmethod
+    def empty(cls, settings: Settings, user_kind: IdKind, item_kind: IdKind) -> ModelState:
+        """A model that has seen nothing."""
+        return cls(
+            settings,
+            FactorTable(USER_SIDE, user_kind, settings),
+            FactorTable(ITEM_SIDE, item_kind, settings),
+            noise=settings.noise,
+        )
+
+    @property
+    def blank(self) -> bool:
+        """Whether it knows no ids at all."""
+        return not (self.partial or self.users.size or self.items.size)
+
+    def copy(self) -> ModelState:
+        """An independent copy."""
+        return replace(self, users=self.users.copy(), items=self.items.copy())
+
+    def under(self, settings: Settings) -> ModelState:
+        """The same model of ratings, factors shared, under settings that differ in ranking."""
+        sides = self.users.under(settings), self.items.under(settings)
+        return replace(self, settings=settings, users=sides[0], items=sides[1])
+
+    def scalars(self) -> dict[str, Any]:
+        """All but the factors and settings, as JSON types."""
+        counters = asdict(self.counters)
+        if not self.counters.ratings:
+            counters |= {"low": None, "high": None}
+        events = {"events": self.events, "popularityParts": list(self.popularity_parts)}
+        return {
+            "scale": asdict(self.scale),
+            "counters": counters,
+            "noise": self.noise,
+            "noiseWeight": self.noise_weight,
+        } | (events if self.settings.positive else {})
+
+    def set_scalars(self, values: dict[str, Any]) -> None:
+        """Take over what `scalars` gave."""
+        counters = dict(values["counters"])
+        if counters["low"] is None:
+            counters |= {"low": math.inf, "high": -math.inf}
+        self.scale = Scale(**values["scale"])
+        self.counters = Counters(**counters)
+        self.noise = float(values["noise"])
+        self.noise_weight = float(values["noiseWeight"])
+        self.events = int(values.get("events", 0))
+        self.popularity_parts = tuple(values.get("popularityParts", ()))
+
+    def fingerprint(self) -> str:
+        """A hash of the whole state, the same whatever the order of rows in memory."""
+        digest = hashlib.sha256(repr(sorted(self.scalars().items())).encode())
+        for side in (self.users, self.items):
+            table = side.to_arrow()
+            names = ["id", "mean", "variance", "base_mean", "base_variance", "count"]
+            # a model of a release before these columns keeps its fingerprint
+            if self.settings.implicit:
+                names += ["prior_mean", "influence", "evidence"]
+            if np.any(side.noise_factor != 1.0):
+                names.append("noise_factor")
+            names += [name for name in table.column_names if name not in arrow_schema("int").names]
+            for name in names:
+                column = table.column(name).combine_chunks()
+                if pa.types.is_list(column.type):
+                    column = column.flatten()
+                if pa.types.is_string(column.type):
+                    digest.update("\0".join(column.to_pylist()).encode())
+                else:
+                    digest.update(column.to_numpy(zero_copy_only=False).tobytes())
+        return digest.hexdigest()
+
+    def predict(self, users: I64, items: I64) -> tuple[F32, F32]:
+        """Predictions in rating units, not clipped, and variances of the predicted mean.
+
+        Parameters
+        ----------
+        users, items : rows, shape (n,); -1 for an unknown id
+
+        Returns
+        -------
+        predictions, variances : float32, shape (n,); variances in squared rating units, without
+            the noise of a new rating
+        """
+        predictions = np.empty(users.size, np.float32)
+        variances = np.empty(users.size, np.float32)
+        predict_rows(
+            users,
+            items,
+            self.users.mean,
+            self.users.var,
+            self.items.mean,
+            self.items.var,
+            prior_variances(self.settings),
+            predictions,
+            variances,
+        )
+        spread = self.scale.spread
+        in_units = predictions.astype(np.float64) * spread + self.scale.mean
+        return in_units.astype(np.float32), variances * np.float32(spread * spread)
+
+    def noise_factors(self, users: I64, items: I64) -> npt.NDArray[np.float64]:
+        """Noise of a rating of each pair in units of `noise`: rows as in `predict`."""
+        user = np.append(self.users.noise_factor, np.float32(1.0))[users].astype(np.float64)
+        return user * np.append(self.items.noise_factor, np.float32(1.0))[items]
+
+    def predict_baseline(self, users: I64, items: I64) -> F32:
+        """Predictions of the mean-and-bias baseline in rating units, not clipped."""
+        user = np.append(self.users.base_mean[:, 0], np.float32(0.0))[users]
+        item = np.append(self.items.base_mean[:, 0], np.float32(0.0))[items]
+        in_units = (user.astype(np.float64) + item) * self.scale.spread + self.scale.mean
+        return in_units.astype(np.float32)
+
+    def clip(self, predictions: F32) -> F32:
+        """Predictions within the range of ratings seen."""
+        if not self.counters.ratings:
+            return predictions
+        return np.clip(predictions, self.counters.low, self.counters.high)
+
+
+def _root_mean(squares: float, count: int) -> float:
+    return math.sqrt(squares / count) if count else math.nan

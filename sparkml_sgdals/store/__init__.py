@@ -1,0 +1,1 @@
+"""A model on shared storage: versions, commits, leases, saved models (no Spark)."""

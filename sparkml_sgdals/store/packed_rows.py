@@ -1,0 +1,198 @@
+"""Factor rows as fixed-width words, sorted by a 64-bit key: what sorted runs hold (no Spark).
+
+A row is `width` little-endian 64-bit words: key, count, floats two a word, checksum; for string
+ids also where the name lies. The key of an integer is its value with the sign bit flipped, so
+that keys sort as ids do; that of a string is its hash, and the name decides between equal ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numba as nb
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sparkml_sgdals.arrays.hashing import id_keys
+from sparkml_sgdals.arrays.id_index import IdKind
+from sparkml_sgdals.state.factors import FactorTable
+from sparkml_sgdals.state.settings import Settings
+
+__all__ = ["Packed", "RowShape", "drop_older", "pack", "search_keys", "unpack"]
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
+
+_SIGN: Final = np.uint64(1 << 63)
+_SEED: Final = np.uint64(0x9E3779B97F4A7C15)
+_ODD: Final = np.uint64(0xD6E8FEB86659FD93)
+
+
+@nb.njit(cache=True, nogil=True)
+def _row_checks(words, covered):  # type: ignore[no-untyped-def]
+    """A checksum of the first words of each row; every step is a bijection of what it changes."""
+    out = np.empty(words.shape[0], np.uint64)
+    for n in range(words.shape[0]):
+        h = _SEED
+        for j in range(covered):
+            h = (h ^ words[n, j]) * _ODD
+            h ^= h >> np.uint64(29)
+        out[n] = h
+    return out
+
+
+@dataclass(frozen=True)
+class RowShape:
+    """Where what lies in a row, from the settings of a model and the kind of its ids."""
+
+    kind: IdKind
+    widths: tuple[int, ...]
+    """floats of mean, var, base_mean, base_var, prior_mean, influence, evidence, noise_factor"""
+
+    @classmethod
+    def of(cls, kind: IdKind, settings: Settings) -> RowShape:
+        """The shape of the rows of one side."""
+        wide = settings.rank + 1
+        variances = wide if settings.solver == "bayes" else 0
+        implicit = wide if settings.implicit else 0
+        return cls(kind, (wide, variances, 1, 1, implicit, implicit, 1, 1))
+
+    @property
+    def check(self) -> int:
+        """The word that holds the checksum of those before it."""
+        return 2 + (sum(self.widths) + 1) // 2
+
+    @property
+    def width(self) -> int:
+        """Words of a row."""
+        return self.check + (3 if self.kind == "str" else 1)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """Rows sorted by key.
+
+    Attributes
+    ----------
+    words : uint64, shape (n, width)
+    names : LargeBinaryArray of the ids, shape (n,), None for integers
+    """
+
+    shape: RowShape
+    words: U64
+    names: pa.Array | None
+
+    def __len__(self) -> int:
+        return int(self.words.shape[0])
+
+    @property
+    def keys(self) -> U64:
+        """uint64, shape (n,), rising."""
+        return self.words[:, 0]
+
+    def ids(self) -> pa.Array:
+        """The ids, int64 or string."""
+        if self.names is None:
+            return pa.array((self.keys ^ _SIGN).view(np.int64))
+        return self.names.cast(pa.string())
+
+    def take(self, rows: I64 | npt.NDArray[np.bool_]) -> Packed:
+        """Some rows, by place or by a mask."""
+        places = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
+        names = None if self.names is None else self.names.take(pa.array(places))
+        return Packed(self.shape, self.words[places], names)
+
+    def part(self, first: int, last: int) -> Packed:
+        """Rows from `first` to before `last`."""
+        names = None if self.names is None else self.names.slice(first, last - first)
+        return Packed(self.shape, self.words[first:last], names)
+
+    def whole(self) -> bool:
+        """Whether every row is as it was packed: checksums, and names against their keys."""
+        shape = self.shape
+        checks = _row_checks(np.ascontiguousarray(self.words), shape.check)
+        if not np.array_equal(checks, self.words[:, shape.check]):
+            return False
+        return self.names is None or np.array_equal(id_keys(self.names), self.keys)
+
+    @classmethod
+    def together(cls, parts: list[Packed]) -> Packed:
+        """One after the other, not sorted."""
+        first = parts[0]
+        words = np.concatenate([part.words for part in parts])
+        if first.names is None:
+            return cls(first.shape, words, None)
+        return cls(first.shape, words, pa.concat_arrays([part.names for part in parts]))
+
+
+def search_keys(ids: pa.Array) -> U64:
+    """Keys of ids, int64 or string, as rows are sorted by; uint64, shape (n,)."""
+    if not pa.types.is_integer(ids.type):
+        return id_keys(ids)
+    values = ids.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    return np.asarray(values.astype(np.int64).view(np.uint64) ^ _SIGN)
+
+
+def pack(table: FactorTable, rows: I64 | None = None) -> Packed:
+    """The state of some rows of a table (all by default)."""
+    shape = RowShape.of(table.index.kind, table.settings)
+    if rows is None:
+        rows = np.arange(table.size)
+    ids = table.index.ids(rows)
+    words = np.zeros((rows.size, shape.width), np.uint64)
+    words[:, 0] = search_keys(ids)
+    words[:, 1] = table.count[rows].view(np.uint64)
+    # a view of the room for floats, two a word
+    floats = words.view(np.float32)[:, 4:]
+    place = 0
+    for array, width in zip(_arrays(table), shape.widths, strict=True):
+        floats[:, place : place + width] = array[rows].reshape(rows.size, width)
+        place += width
+    words[:, shape.check] = _row_checks(words, shape.check)
+    names = None if shape.kind == "int" else ids.cast(pa.large_binary())
+    return drop_older(Packed(shape, words, names))
+
+
+def unpack(packed: Packed, table: FactorTable) -> None:
+    """Set the state of the packed ids in a table of the same settings and kind."""
+    shape = packed.shape
+    floats = np.ascontiguousarray(packed.words[:, 2 : shape.check]).view(np.float32)
+    parts: list[F32] = []
+    place = 0
+    for width in shape.widths:
+        parts.append(floats[:, place : place + width])
+        place += width
+    mean, var, base_mean, base_var, prior_mean, influence, evidence, noise_factor = parts
+    table.put(
+        packed.ids(), mean, var, base_mean, base_var, packed.words[:, 1].view(np.int64),
+        prior_mean, influence, evidence[:, 0], noise_factor[:, 0],
+    )  # fmt: skip
+
+
+def drop_older(packed: Packed) -> Packed:
+    """Sort by key, and of several rows of an id keep the last one."""
+    order = np.argsort(packed.keys, kind="stable")
+    keys = packed.keys[order]
+    codes = np.zeros(order.size, np.int64)
+    equal = keys[1:] == keys[:-1]
+    if packed.names is not None and equal.any():
+        # names tell hashes that collide from ids that come twice
+        tied = np.zeros(order.size, bool)
+        tied[1:] |= equal
+        tied[:-1] |= equal
+        found = packed.names.take(pa.array(order[tied])).dictionary_encode()
+        codes[tied] = found.indices.to_numpy(zero_copy_only=False)
+        again = np.lexsort((codes, keys))
+        order, codes = order[again], codes[again]
+        equal &= codes[1:] == codes[:-1]
+    return packed.take(order[np.append(~equal, True)] if order.size else order)
+
+
+def _arrays(table: FactorTable) -> tuple[F32, ...]:
+    return (
+        table.mean, table.var, table.base_mean, table.base_var, table.prior_mean, table.influence,
+        table.evidence, table.noise_factor,
+    )  # fmt: skip

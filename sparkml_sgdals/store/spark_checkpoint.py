@@ -1,0 +1,234 @@
+"""Spark's checkpoint under a model path: does it fit the model, and where does it read on (driver).
+
+Of a checkpoint (Spark's "Recovering from Failures with Checkpointing") this module knows
+
+    offsets/N       planned end of batch N: a version, a line of JSON, one line a source
+    commits/N       batch N is done
+    sources/I/N     files of batch N of a file source, N.compact those of all batches up to N
+    state/O/P/N.*   state of operator O, partition P, before batch N
+
+and beside them owner.json, which names the model path that the checkpoint was made for.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, Final
+
+from sparkml_sgdals.store.objects import ObjectStore, StorageError
+from sparkml_sgdals.store.version_store import Commit, VersionStore
+
+__all__ = ["check_checkpoint", "copy_until", "drop_unplanned_files", "end_of_batch", "last_done"]
+
+_OWNER: Final = "owner.json"
+_INTERVAL: Final = 10
+"""batches between Spark's compactions of a file source's log"""
+_ROLL_BACK: Final = "StreamingBiasedALSModel.rollback(path, {version})"
+
+
+def check_checkpoint(store: VersionStore, newest: Commit, path_id: str) -> None:
+    """See that the checkpoint is of this model and of its newest version; claim a new one.
+
+    Raises StorageError that says what is wrong and what to do.
+    """
+    folder = newest.checkpoint
+    planned, done = _last(store, f"{folder}/offsets"), last_done(store, folder)
+    place, batch = f"{store.path}/{folder}", newest.batch
+    owner = store.read(f"{folder}/{_OWNER}")
+    if owner is None and planned < 0:
+        if batch >= 0:
+            raise StorageError(
+                f"{store.path} has learned up to batch {batch}, but Spark's checkpoint under it "
+                "is gone: the source would be read from its start and its batches taken for "
+                "replays. Restore the checkpoint, or go on under a new path: "
+                "StreamingBiasedALSModel.load(path).updateStream(stream, new_path)."
+            )
+        store.replace(f"{folder}/{_OWNER}", json.dumps({"pathId": path_id}).encode())
+        return
+    if owner is None and planned >= batch >= done and _of_format_1(store):
+        # that release did not name the owner
+        store.replace(f"{folder}/{_OWNER}", json.dumps({"pathId": path_id}).encode())
+        return
+    if owner is None or json.loads(owner).get("pathId") != path_id:
+        raise StorageError(
+            f"{place} belongs to another model: {_OWNER} in it does not name this one. Its offsets "
+            "are not those that this model has learned up to. Put this model's own checkpoint "
+            "back, or go on under a new path: "
+            "StreamingBiasedALSModel.load(path).updateStream(stream, new_path)."
+        )
+    if planned < batch:
+        raise StorageError(
+            f"{place} ends at batch {planned}, the model has learned up to batch {batch}: it is an "
+            "older copy, and batches up to there would be taken for replays. Put the newer one "
+            "back, or go back to a version of that batch (StreamingBiasedALSModel.versions(path)): "
+            f"{_ROLL_BACK.format(version='n')}."
+        )
+    if done > batch:
+        raise StorageError(
+            f"{place} says that batch {done} is done, the newest whole version is {newest.version} "
+            f"of batch {batch}: later versions are lost or damaged. Put their files back, or read "
+            f"the batches since again: {_ROLL_BACK.format(version=newest.version)}."
+        )
+
+
+def _of_format_1(store: VersionStore) -> bool:
+    return (store.meta() or {}).get("format") == 1
+
+
+def drop_unplanned_files(store: ObjectStore, folder: str) -> None:
+    """Take files from a file source's log that are in no planned batch.
+
+    Spark notes the files of a batch before it plans the batch. Killed in between, it would put
+    them together with the next ones, and the batches would not be those of an undisturbed stream.
+    """
+    planned = _last(store, f"{folder}/offsets")
+    if planned < 0:
+        for source in store.names(f"{folder}/sources"):
+            log = _FileLog.read(store, f"{folder}/sources/{source}")
+            if log is not None:
+                for name in log.names:
+                    _delete(store, f"{log.folder}/{name}")
+        return
+    for source, last in _log_offsets(store, folder, planned).items():
+        log = _FileLog.read(store, f"{folder}/sources/{source}")
+        # without the single files of before, what was compacted beyond the plan has to stay
+        if log is not None and log.whole_until(last):
+            for name in log.names:
+                if _number(name) > last:
+                    _delete(store, f"{log.folder}/{name}")
+
+
+def end_of_batch(store: ObjectStore, folder: str, batch: int) -> list[str] | None:
+    """Where each source stands after a batch, as Spark writes it; None where it is not kept."""
+    payload = store.read(f"{folder}/offsets/{batch}")
+    if payload is None:
+        return None
+    return payload.decode().splitlines()[2:]
+
+
+def last_done(store: ObjectStore, folder: str) -> int:
+    """The last batch that Spark has finished, -1 for none."""
+    return _last(store, f"{folder}/commits")
+
+
+def copy_until(store: ObjectStore, folder: str, target: str, batch: int) -> None:
+    """Copy a checkpoint as it was after a batch (-1: before the first one).
+
+    Raises StorageError where Spark no longer keeps the offsets of that batch.
+    """
+    planned = _last(store, f"{folder}/offsets")
+    if batch >= 0 and end_of_batch(store, folder, batch) is None:
+        kept = [n for n in map(_number, store.names(f"{folder}/offsets")) if n >= 0]
+        raise StorageError(
+            f"{store.path}/{folder}/offsets no longer holds batch {batch} (kept: "
+            f"{f'{min(kept)} to {max(kept)}' if kept else 'none'}): the source cannot be read on "
+            "from there. Choose a later version, or reread=False to go on from now."
+        )
+    logs = {} if planned < 0 else _log_offsets(store, folder, planned)
+    last = {} if batch < 0 else _log_offsets(store, folder, batch)
+    for name in store.walk(folder):
+        top, _, rest = name.partition("/")
+        source = rest.partition("/")[0]
+        number = _number(name.rpartition("/")[2])
+        late = (
+            (top in ("offsets", "commits") and number > batch)
+            # the state before the next batch is that after this one
+            or (top == "state" and number > batch + 1)
+            or (top == "sources" and source in logs)
+        )
+        if not late:
+            store.write(f"{target}/{name}", store.read(f"{folder}/{name}") or b"")
+    for source in logs:
+        log = _FileLog.read(store, f"{folder}/sources/{source}")
+        if log is not None:
+            log.write_until(f"{target}/sources/{source}", last.get(source, -1))
+
+
+class _FileLog:
+    """The log of a file source: which files were read in which batch."""
+
+    def __init__(self, store: ObjectStore, folder: str, names: list[str]) -> None:
+        self.store = store
+        self.folder = folder
+        self.names = names
+
+    @classmethod
+    def read(cls, store: ObjectStore, folder: str) -> _FileLog | None:
+        """The log in a folder, None where the source there keeps something else."""
+        names = [n for n in store.names(folder) if re.fullmatch(r"\d+(\.compact)?", n)]
+        log = cls(store, folder, names)
+        return log if any(log._entries(name) for name in names) else None
+
+    def whole_until(self, last: int) -> bool:
+        """Whether what there is up to a batch does without anything later."""
+        compacts = [_number(n) for n in self.names if n.endswith(".compact") and _number(n) <= last]
+        first = max(compacts, default=-1) + 1
+        return all(str(number) in self.names for number in range(first, last + 1))
+
+    def write_until(self, target: str, last: int) -> None:
+        """Write the log as it was after batch `last` of this source."""
+        batches: dict[int, list[str]] = {}
+        for name in self.names:
+            for batch, line in self._entries(name):
+                lines = batches.setdefault(batch, [])
+                if line not in lines:
+                    lines.append(line)
+        # Spark takes the last compacted batch for a multiple of its interval, whatever that is
+        compact = (last + 1) // _INTERVAL * _INTERVAL - 1
+        if compact >= 0:
+            merged = [
+                line for batch in sorted(batches) if batch <= compact for line in batches[batch]
+            ]
+            self._write(f"{target}/{compact}.compact", merged)
+        for batch in range(compact + 1, last + 1):
+            self._write(f"{target}/{batch}", batches.get(batch, []))
+
+    def _write(self, name: str, lines: list[str]) -> None:
+        self.store.write(name, "\n".join(["v1", *lines]).encode())
+
+    def _lines(self, name: str) -> list[str]:
+        # other sources keep here what they like
+        payload = self.store.read(f"{self.folder}/{name}") or b""
+        return payload.decode(errors="replace").splitlines()
+
+    def _entries(self, name: str) -> list[tuple[int, str]]:
+        found = []
+        for line in self._lines(name)[1:]:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                return []
+            if isinstance(entry, dict) and "path" in entry and "batchId" in entry:
+                found.append((int(entry["batchId"]), line))
+        return found
+
+
+def _log_offsets(store: ObjectStore, folder: str, batch: int) -> dict[str, int]:
+    """The place in its log of each file source after a batch."""
+    found = {}
+    for source, line in enumerate(end_of_batch(store, folder, batch) or []):
+        try:
+            offset: Any = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(offset, dict) and set(offset) == {"logOffset"}:
+            found[str(source)] = int(offset["logOffset"])
+    return found
+
+
+def _delete(store: ObjectStore, name: str) -> None:
+    folder, _, base = name.rpartition("/")
+    # without its sums first: sums without their file would be taken for those of the next one
+    store.delete(f"{folder}/.{base}.crc")
+    store.delete(name)
+
+
+def _number(name: str) -> int:
+    """The batch that a file of a checkpoint is of, -1 where it is of none."""
+    found = re.match(r"\.?(\d+)(?=[._]|$)", name)
+    return int(found.group(1)) if found else -1
+
+
+def _last(store: ObjectStore, folder: str) -> int:
+    return max((int(n) for n in store.names(folder) if n.isdigit()), default=-1)

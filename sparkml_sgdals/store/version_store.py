@@ -1,0 +1,498 @@
+"""Versions of a model on storage: immutable files, one commit object each, no rename (driver).
+
+A *model path* holds
+
+    model.json                what never changes: settings, params, kinds of ids, origin
+    files/NNN-token-*.parquet factors: all of them (a *base*) or the rows a batch touched
+    files/NNN-token-*.rows    the same of a model larger than memory: sorted runs, see `runs`
+    commits/NNN.json          version NNN exists from the moment that this object is there, whole
+    invalid/batch-NNN.parquet rows set aside, as JSON
+    validation.parquet        held-out ratings that a stream is scored on
+    checkpoint/               Spark's own; checkpoint-NNN/ since the rollback that made version NNN
+    lease.json                who writes
+
+A version is its base and the rows of every version since, in order; a base is the files of its
+version, or the runs that a later commit names for it. A commit object carries its
+own checksum, so one broken off while it was written does not count. On a local disk the files of a
+version are synced before its commit object is written, and that before it counts.
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import json
+import logging
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta, timezone
+from typing import Any, Final, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from sparkml_sgdals.arrays.id_index import IdKind
+from sparkml_sgdals.state.factors import FactorTable
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.objects import (
+    DamagedError,
+    GoneError,
+    ObjectStore,
+    StorageError,
+    bad_file,
+    full_path,
+    spark_path,
+)
+from sparkml_sgdals.store.packed_rows import RowShape, unpack
+from sparkml_sgdals.store.sorted_runs import Run
+
+__all__ = ["FORMAT_VERSION", "MAX_DELTAS", "Base", "Commit", "StorageError", "VersionStore",
+           "full_path", "spark_path"]  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+FORMAT_VERSION: Final = 3
+_MIN_ROWS_OF_BASE: Final = 20_000
+MAX_DELTAS: Final = 500
+_READ_AGAIN: Final = 20
+_PART: Final = 1 << 22
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Commit:
+    """One version: its number, its batch (-1 for none), its base, files and numbers."""
+
+    version: int
+    batch: int
+    base: int
+    files: dict[str, dict[str, Any]]
+    scalars: dict[str, Any]
+    metrics: dict[str, Any] | None
+    committed: str
+    delta_rows: int
+    """rows written since the base"""
+    checkpoint: str = "checkpoint"
+    """folder of Spark's checkpoint that goes with it"""
+    restored: int | None = None
+    """the version that it holds again, after a rollback"""
+    runs: dict[str, Any] | None = None
+    """sorted runs that hold the version `base`: a list each of users and items, oldest first, and
+    the metrics up to the batch before it; None where the files of that version do"""
+    ids: list[int] | None = None
+    """number of users and of items; None in versions of format 2"""
+
+    def settings(self, meta: dict[str, Any]) -> Settings:
+        """Settings of the version, which in a race may differ from version to version.
+
+        Parameters
+        ----------
+        meta : of the path, which says them where the commit is of an older release
+        """
+        return Settings.from_json(self.scalars.get("settings") or meta["settings"])
+
+    def run_files(self) -> list[dict[str, Any]]:
+        """The files of its runs: name, bytes and checksum of each."""
+        if self.runs is None:
+            return []
+        entries = [*self.runs["users"], *self.runs["items"]]
+        files = [e[part] for e in entries for part in ("rows", "keys", "names") if part in e]
+        return [*files, *([self.runs["metrics"]] if self.runs["metrics"] else [])]
+
+    def to_bytes(self) -> bytes:
+        """One JSON object with a checksum of all its other fields."""
+        body = json.dumps(self.__dict__, sort_keys=True, allow_nan=False)
+        check = hashlib.sha256(body.encode()).hexdigest()
+        return json.dumps({"format": FORMAT_VERSION, "sha256": check, "commit": body}).encode()
+
+    @classmethod
+    def from_bytes(cls, payload: bytes) -> Commit | None:
+        """The commit, None where the object is not whole; StorageError for a newer format."""
+        try:
+            outer = json.loads(payload)
+            body = outer["commit"]
+            whole = hashlib.sha256(body.encode()).hexdigest() == outer["sha256"]
+            newer = outer["format"] > FORMAT_VERSION
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+        if newer:
+            raise StorageError(
+                f"The commit has format {outer['format']}, this release reads up to "
+                f"{FORMAT_VERSION}: upgrade sparkml_sgdals."
+            )
+        return cls(**json.loads(body)) if whole else None
+
+
+@dataclass(frozen=True)
+class Base:
+    """What versions of a model larger than memory add to: see `Commit.runs`."""
+
+    version: int
+    delta_rows: int
+    """rows written since that version, before the one to commit"""
+    runs: dict[str, Any]
+    ids: list[int]
+    """of the version to commit"""
+
+
+class VersionStore(ObjectStore):
+    """Reads and writes the versions under one model path; holds no state but the path."""
+
+    # ---- what never changes -----------------------------------------------------------------
+
+    def meta(self) -> dict[str, Any] | None:
+        """What was written when the path was made; None where there is no model.
+
+        Raises StorageError where it is damaged or of a newer format.
+        """
+        payload = self.read("model.json")
+        if payload is None:
+            return None
+        try:
+            meta: dict[str, Any] = json.loads(payload)
+            newer = meta["format"] > FORMAT_VERSION
+        except (ValueError, KeyError, TypeError) as damage:
+            raise StorageError(
+                f"{self.path}/model.json is damaged ({damage}): restore it, or choose another path."
+            ) from damage
+        if newer:
+            raise StorageError(
+                f"The model at {self.path} has format {meta['format']}, this release reads up to "
+                f"{FORMAT_VERSION}: upgrade sparkml_sgdals."
+            )
+        return meta
+
+    def create(self, state: ModelState, meta: dict[str, Any]) -> Commit:
+        """Make the path with `state` as its version 0."""
+        self.replace("model.json", json.dumps(meta | {"format": FORMAT_VERSION}, indent=1).encode())
+        return self.commit(state, None, batch=-1, previous=None, metrics=None)
+
+    # ---- versions ---------------------------------------------------------------------------
+
+    def numbers(self) -> list[int]:
+        """Numbers of the commit objects there are, rising; the last may not be whole."""
+        names = self.names("commits")
+        return [int(n[:-5]) for n in names if n.endswith(".json") and n[:-5].isdigit()]
+
+    def read_commit(self, version: int) -> Commit | None:
+        """A commit, None where there is none or it is not whole."""
+        payload = self.read(_commit_name(version))
+        return None if payload is None else Commit.from_bytes(payload)
+
+    def newest(self) -> Commit | None:
+        """The newest version, None where there is none.
+
+        Raises StorageError where a commit object that is not the last one is damaged.
+        """
+        return self._steadily(self._newest)
+
+    def _newest(self) -> Commit | None:
+        numbers = self.numbers()
+        for place, number in enumerate(reversed(numbers)):
+            payload = self.read(_commit_name(number))
+            commit = None if payload is None else Commit.from_bytes(payload)
+            if commit is not None:
+                return commit
+            if payload is None or place > 0:
+                kind = GoneError if payload is None else StorageError
+                raise kind(
+                    f"{self.path}/{_commit_name(number)} is damaged. Older versions may be whole: "
+                    "StreamingBiasedALSModel.versions(path) lists them, rollback(path, n) goes "
+                    "back to one."
+                )
+            logger.warning("commit %d at %s is not whole and does not count", number, self.path)
+        return None
+
+    def commit(
+        self,
+        state: ModelState,
+        rows: tuple[Any, Any] | None,
+        batch: int,
+        previous: Commit | None,
+        metrics: dict[str, Any] | None,
+        restored: Commit | None = None,
+        checkpoint: str | None = None,
+        check: Callable[[], None] = lambda: None,
+        extra: dict[str, Any] | None = None,
+        onto: Base | None = None,
+    ) -> Commit:
+        """Write the next version.
+
+        Parameters
+        ----------
+        rows : rows of users and items that changed since `previous`; None to write all
+        restored : the version that `state` is of, where it is not the one after `previous`: the
+            history of metrics is then that one's
+        checkpoint : folder of Spark's checkpoint from now on, by default that of `previous`
+        check : called when all files stand, before the commit object; raises where another holds
+            the lease by then
+        extra : more to keep among the commit's `scalars`, of JSON types
+        onto : runs to which `rows` are added, where `state` holds a part of the model alone
+
+        Raises
+        ------
+        StorageError : it cannot be written, or another process has committed this version
+        ValueError : all is to be written, of a state that holds a part of the model
+        """
+        version = 0 if previous is None else previous.version + 1
+        delta_rows = 0
+        ids = [state.users.size, state.items.size] if onto is None else onto.ids
+        if rows is not None and previous is not None:
+            delta_rows = previous.delta_rows + rows[0].size + rows[1].size
+            if onto is not None:
+                delta_rows += onto.delta_rows - previous.delta_rows
+            elif delta_rows > max(_MIN_ROWS_OF_BASE, sum(ids)) or (
+                version - previous.base > MAX_DELTAS
+            ):
+                rows = None
+        is_base = rows is None or previous is None
+        if state.partial and (is_base or onto is None):
+            raise ValueError("The state holds a part of the model: it cannot be a base.")
+        base = version if is_base or previous is None else previous.base
+        runs = None if is_base or previous is None else previous.runs
+        if onto is not None:
+            base, runs = onto.version, onto.runs
+        token = uuid.uuid4().hex[:8]
+        files = {}
+        for number, (name, side) in enumerate((("users", state.users), ("items", state.items))):
+            part = side.to_arrow(None if rows is None else rows[number])
+            files[name] = self.write_table(f"files/{version:012d}-{token}-{name}.parquet", part)
+        if is_base and previous is not None:
+            history = self.metrics(restored or previous, lenient=restored is not None)
+            files |= self.write_history(f"{version:012d}-{token}", history)
+        commit = Commit(
+            version=version,
+            batch=batch,
+            base=base,
+            files=files,
+            scalars=state.scalars() | {"settings": state.settings.to_json()} | (extra or {}),
+            metrics=metrics,
+            committed=datetime.now(timezone.utc).isoformat(timespec="milliseconds"),
+            delta_rows=0 if is_base else delta_rows,
+            checkpoint=checkpoint or (previous.checkpoint if previous else "checkpoint"),
+            restored=None if restored is None else restored.version,
+            runs=runs,
+            ids=ids,
+        )
+        self.sync("files")
+        check()
+        self.put_commit(commit, new=True)
+        if previous is None:
+            # the path itself and its folders are new
+            self.sync("")
+            self.sync("..")
+        return commit
+
+    def write_history(self, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """Write metrics of many batches as the file `metrics`; nothing where there are none."""
+        history = _table_of(rows)
+        if not history.num_columns:
+            return {}
+        return {"metrics": self.write_table(f"files/{name}-metrics.parquet", history)}
+
+    def put_commit(self, commit: Commit, new: bool = False) -> None:
+        """Put a commit object: its version counts from now on.
+
+        Raises StorageError where it is to be new and another process has put one.
+        """
+        name, payload = _commit_name(commit.version), commit.to_bytes()
+        if not new:
+            self.replace(name, payload)
+            return
+        for _ in range(_READ_AGAIN):
+            if self.put_new(name, payload):
+                return
+            found = self.read(name)
+            if found is None:
+                # it went since: only what is there and not whole may be written over
+                continue
+            if Commit.from_bytes(found) is not None:
+                break
+            # half of one, of a process that was killed
+            self.replace(name, payload)
+            return
+        raise StorageError(
+            f"{self.path} has a version {commit.version} already, which another process "
+            "committed meanwhile. Nothing was changed: start again from the newest version."
+        )
+
+    def load(self, version: int | None = None) -> tuple[ModelState, Commit]:
+        """A version's state, the newest by default; a writer may go on and prune meanwhile.
+
+        Raises StorageError where there is none, or a file of it is missing or damaged.
+        """
+        return self._steadily(lambda: self._load(version))
+
+    def _load(self, version: int | None) -> tuple[ModelState, Commit]:
+        meta = self.meta()
+        commit = self.newest() if version is None else self.read_commit(version)
+        if meta is None or commit is None:
+            which = "a version" if version is None else f"version {version}"
+            kept = ", ".join(map(str, self.numbers())) or "none"
+            raise StorageError(f"{self.path} does not hold {which} of a model (kept: {kept}).")
+        kinds: tuple[IdKind, IdKind] = (meta["kinds"][0], meta["kinds"][1])
+        state = ModelState.empty(commit.settings(meta), *kinds)
+        for part in self.parts(commit):
+            for name, side in (("users", state.users), ("items", state.items)):
+                if part.runs is not None:
+                    self._put_runs(part.runs[name], side)
+                if name in part.files:
+                    side.put_arrow(self.read_checked(part.files[name]))
+        state.set_scalars(commit.scalars)
+        return state, commit
+
+    def _put_runs(self, entries: list[dict[str, Any]], side: FactorTable) -> None:
+        shape = RowShape.of(side.index.kind, side.settings)
+        for entry in entries:
+            run = Run(self, shape, entry)
+            for rows in run.parts():
+                unpack(rows, side)
+            run.close()
+
+    def parts(self, commit: Commit) -> list[Commit]:
+        """The commits that make a version, from its base to itself; only the first may have runs.
+
+        Raises StorageError where one is missing or damaged.
+        """
+        parts = []
+        for number in range(commit.base, commit.version):
+            payload = self.read(_commit_name(number))
+            part = None if payload is None else Commit.from_bytes(payload)
+            if part is None:
+                kind = GoneError if payload is None else StorageError
+                raise kind(
+                    f"Version {commit.version} at {self.path} needs commit {number}, which is "
+                    f"{'missing' if payload is None else 'damaged'}: {_commit_name(number)}. "
+                    "Older versions may be whole: StreamingBiasedALSModel.versions(path)."
+                )
+            parts.append(replace(part, runs=None))
+        if commit.runs is not None:
+            metrics = commit.runs["metrics"]
+            files = {"metrics": metrics} if metrics else {}
+            parts[0] = replace(parts[0], files=files, runs=commit.runs)
+        return [*parts, replace(commit, runs=None)]
+
+    def count_ids(self, commit: Commit) -> int:
+        """Users and items of a version; for one of format 2 the most that it may have."""
+        if commit.ids is not None:
+            return sum(commit.ids)
+        files = [part.files[side] for part in self.parts(commit) for side in ("users", "items")]
+        return sum(file["rows"] for file in files)
+
+    def metrics(self, commit: Commit | None = None, lenient: bool = False) -> list[dict[str, Any]]:
+        """The metrics of every batch up to a version, the newest by default, in order.
+
+        With `lenient`, a damaged file of them is left out with a warning.
+        """
+        return self._steadily(lambda: self._metrics(commit, lenient))
+
+    def _metrics(self, commit: Commit | None, lenient: bool) -> list[dict[str, Any]]:
+        last = commit or self.newest()
+        rows: list[dict[str, Any]] = []
+        for part in [] if last is None else self.parts(last):
+            if "metrics" in part.files:
+                try:
+                    rows.extend(self.read_checked(part.files["metrics"]).to_pylist())
+                except StorageError as damage:
+                    if not lenient:
+                        raise
+                    logger.warning("metrics of older batches are lost: %s", damage)
+            if part.metrics is not None:
+                rows.append(part.metrics)
+        return rows
+
+    def prune(self, keep: int, seconds: float = 0.0) -> None:
+        """Delete what no version needs but the newest `keep` and those of the last `seconds`.
+
+        A version's time ends when the next one is committed: whoever began to load it while it
+        was the newest has `seconds` to finish.
+        """
+        numbers = self.numbers()
+        if len(numbers) <= keep:
+            return
+        first = len(numbers) - keep
+        if seconds > 0:
+            since = (datetime.now(timezone.utc) - timedelta(seconds=seconds)).isoformat()
+
+            def ended(number: int) -> str:
+                after = self.read_commit(number + 1)
+                return "" if after is None else after.committed
+
+            first = bisect.bisect_left(numbers, since, 0, first, key=ended)
+        oldest = self.read_commit(numbers[first])
+        if oldest is None or not any(number < oldest.base for number in numbers):
+            return
+        # commit objects go first: a version is never there without its files
+        for number in numbers:
+            if number < oldest.base:
+                self.delete(_commit_name(number))
+        kept = (self.read_commit(number) for number in numbers if number >= oldest.base)
+        used = {
+            file["name"] for commit in kept if commit is not None for file in commit.run_files()
+        }
+        for folder in ("files", "commits"):
+            for name in self.names(folder):
+                old = name[:12].isdigit() and int(name[:12]) < oldest.base
+                if old and f"{folder}/{name}" not in used:
+                    self.delete(f"{folder}/{name}")
+
+    def _steadily(self, read: Callable[[], T]) -> T:
+        """`read`, and again where a file went while it read because the writer went on."""
+        missing = ""
+        for _ in range(_READ_AGAIN):
+            try:
+                return read()
+            except GoneError as gone:
+                if str(gone) == missing:
+                    # what is there now still asks for it
+                    raise
+                missing = str(gone)
+        return read()
+
+    def check_file(self, file: dict[str, Any]) -> None:
+        """Compare the checksum of a committed file, part by part.
+
+        Raises StorageError where it is missing, cannot be read or its checksum does not fit.
+        """
+        check = hashlib.sha256()
+        name = file["name"]
+        with self.reading(name), self.fs.open_input_stream(f"{self.root}/{name}") as stream:
+            while part := stream.read(_PART):
+                check.update(part)
+        if check.hexdigest() != file["sha256"]:
+            raise self._bad(file, missing=False)
+
+    def read_checked(self, file: dict[str, Any]) -> pa.Table:
+        """A committed file as Arrow.
+
+        Raises StorageError where it is missing or its checksum does not fit.
+        """
+        return pq.read_table(self._checked(file))
+
+    def read_pieces(self, file: dict[str, Any], rows: int) -> Iterator[pa.Table]:
+        """A committed file as Arrow, at most `rows` at a time; raises as `read_checked`."""
+        for batch in pq.ParquetFile(self._checked(file)).iter_batches(rows):
+            yield pa.Table.from_batches([batch])
+
+    def _checked(self, file: dict[str, Any]) -> pa.BufferReader:
+        payload = self.read(file["name"])
+        if payload is None or hashlib.sha256(payload).hexdigest() != file["sha256"]:
+            raise self._bad(file, missing=payload is None)
+        return pa.BufferReader(payload)
+
+    def _bad(self, file: dict[str, Any], missing: bool) -> StorageError:
+        kind = GoneError if missing else DamagedError
+        return kind(bad_file(self.path, file["name"], missing))
+
+
+def _table_of(rows: list[dict[str, Any]]) -> pa.Table:
+    """Rows as Arrow; a release may have added columns that the first ones lack."""
+    names = {name: None for row in rows for name in row}
+    return pa.Table.from_pylist([names | row for row in rows])
+
+
+def _commit_name(version: int) -> str:
+    return f"commits/{version:012d}.json"

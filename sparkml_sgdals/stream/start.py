@@ -1,0 +1,349 @@
+"""Start a stream that learns under a model path, and the job that a caller holds (driver)."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar, cast
+
+import pandas as pd
+from pyspark.errors import PySparkException
+from pyspark.sql import DataFrame
+
+from sparkml_sgdals.arrays.ratings import screen
+from sparkml_sgdals.fit.fitting import FitOptions, column_names
+from sparkml_sgdals.ingest.collecting import COLLECT_LIMIT
+from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
+from sparkml_sgdals.ingest.deduplication import drop_repeats
+from sparkml_sgdals.ingest.packing import explain_problems
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.lease import Lease
+from sparkml_sgdals.store.maintenance import drop_later_invalid, drop_old_checkpoints
+from sparkml_sgdals.store.spark_checkpoint import check_checkpoint, drop_unplanned_files
+from sparkml_sgdals.store.version_store import VersionStore, full_path, spark_path
+from sparkml_sgdals.stream.micro_batch import StreamUpdater, forget_resident
+from sparkml_sgdals.stream.report import METRICS, OnBatch, Report, metrics_frame
+
+if TYPE_CHECKING:
+    from pyspark.sql.connect.streaming.query import StreamingQuery as ConnectQuery
+    from pyspark.sql.streaming.query import StreamingQuery
+
+    Query = StreamingQuery | ConnectQuery
+
+__all__ = [
+    "METRICS",
+    "NOTHING",
+    "StreamJob",
+    "StreamStart",
+    "start_query",
+    "start_stream",
+]
+
+
+logger = logging.getLogger(__name__)
+
+_STARTS: Final = 4
+"""How often a query is started whose worker Spark does not wait for long enough."""
+_WORKER_LATE: Final = "Python worker failed to connect back"
+
+
+class Versioned(Protocol):
+    """What a stream has to know of the model that it gives back."""
+
+    version: int
+
+    def copy(self) -> Any: ...
+
+
+M = TypeVar("M", bound=Versioned)
+
+NOTHING: Final = "nothing"
+"""Origin of a model that a stream starts from nothing."""
+
+
+class StreamJob(Generic[M]):
+    """A model that is learning from a stream.
+
+    Attributes
+    ----------
+    query : Spark's StreamingQuery
+    path : the model path
+    """
+
+    def __init__(
+        self,
+        query: Query,
+        path: str,
+        lease: Lease,
+        load: Callable[[VersionStore], M],
+    ) -> None:
+        self.query = query
+        self.path = path
+        self._lease = lease
+        self._load = load
+        self._model: M | None = None
+
+    @property
+    def model(self) -> M:
+        """The newest committed version, a model of its own that does not move on."""
+        store = VersionStore(self.path)
+        newest = store.newest()
+        if self._model is None or newest is None or self._model.version != newest.version:
+            self._model = self._load(store)
+        snapshot: M = self._model.copy()
+        return snapshot
+
+    def metrics(self, window: int = 10_000, fading: float = 0.9999) -> pd.DataFrame:
+        """All batches so far, one row each, columns METRICS: docs/metrics.md defines each.
+
+        Parameters
+        ----------
+        window : ratings that the sliding window of the columns window* holds at least
+        fading : what a rating counts in the columns fading* when the next one comes, (0, 1]
+
+        Raises
+        ------
+        ValueError : window or fading out of range
+        """
+        return metrics_frame(VersionStore(self.path).metrics(), window, fading)
+
+    def awaitTermination(self, timeout: float | None = None) -> bool:
+        """Wait until the stream ends, or `timeout` seconds; whether it has ended.
+
+        Raises what Spark raises where the stream failed.
+        """
+        try:
+            ended = (
+                self.query.awaitTermination()
+                if timeout is None
+                else (self.query.awaitTermination(math.ceil(timeout)))
+            )
+            finished = True if timeout is None else bool(ended)
+        except BaseException:
+            if not self.query.isActive:
+                self._end()
+            raise
+        if finished:
+            self._end()
+        return finished
+
+    def stop(self, drain: bool = True, timeout: float = 60.0) -> None:
+        """Stop the stream.
+
+        Parameters
+        ----------
+        drain : wait (at most `timeout` seconds) until a running batch has been committed; else
+            it may be broken off, and is learned after the next start
+        """
+        if drain:
+            store = VersionStore(self.path)
+            first = store.newest()
+            until = time.monotonic() + timeout
+            while self.query.isActive and time.monotonic() < until:
+                if not self.query.status["isTriggerActive"]:
+                    break
+                newest = store.newest()
+                if newest is not None and first is not None and newest.version > first.version:
+                    break
+                time.sleep(0.05)
+        self.query.stop()
+        self._end()
+
+    def _end(self) -> None:
+        # the state in memory is of no use without its stream, and what that writes in the
+        # background is to end before another may write
+        forget_resident(self.path, self._lease.token)
+        self._lease.release()
+
+
+@dataclass(frozen=True)
+class StreamStart:
+    """What a stream starts from, and what has to agree with the path where it resumes.
+
+    Attributes
+    ----------
+    origin : "nothing", or the fingerprint of the model that an empty path starts from
+    path_id : the id of the path that this model was loaded from, None where from none
+    meta : what else is kept in model.json of a new path
+    """
+
+    state: ModelState
+    origin: str
+    path_id: str | None
+    meta: dict[str, Any]
+
+
+def start_stream(
+    stream: DataFrame,
+    path: str,
+    start: StreamStart,
+    options: FitOptions,
+    load: Callable[[VersionStore], M],
+    *,
+    trigger: dict[str, Any] | None,
+    validation: DataFrame | None,
+    queryName: str | None,
+    keepVersions: int,
+    keepDays: float,
+    leaseSeconds: float,
+    eventIdCol: str | None,
+    watermark: str,
+    onBatch: OnBatch | None = None,
+    prometheusPath: str = "",
+    metricsTable: bool = False,
+    makeUpdater: Callable[[str, str], Callable[[DataFrame, int], None]] | None = None,
+) -> StreamJob[M]:
+    """Start or resume learning from `stream` under the model path `path`.
+
+    `makeUpdater` makes the function of foreachBatch from the path and the lease's token, by default
+    a `StreamUpdater`.
+
+    Raises
+    ------
+    ValueError : `stream` is a table, lacks a column, or the path was learned otherwise
+    TypeError : a column has a wrong type
+    LeaseError : another stream writes to the path
+    StorageError : the path is damaged
+    """
+    if not stream.isStreaming:
+        raise ValueError(
+            "The DataFrame is a table, not a stream: read it with spark.readStream, or call "
+            "update or fit."
+        )
+    if keepVersions < 1:
+        raise ValueError(f"keepVersions must be at least 1, got {keepVersions}.")
+    if not keepDays >= 0:
+        raise ValueError(f"keepDays must be at least 0, got {keepDays}.")
+    if validation is not None and start.state.settings.positive:
+        raise ValueError(
+            "validation is scored by RMSE, and events (implicitPrefs=True) have no ratings: leave "
+            "it out."
+        )
+    if start.state.settings.ranks_ratings and options.max_resident_ids:
+        raise ValueError(
+            f"rankingSize is {start.state.settings.ranking_size} and maxResidentIds "
+            f"{options.max_resident_ids}, but a model of ratings that ranks is kept in memory as a "
+            "whole, with what each user has rated: set rankingSize to 0 before the model learns, "
+            "or do not set maxResidentIds (0 is no limit)."
+        )
+    select_ratings(stream, options.columns, options.kinds, raw=True)
+    if eventIdCol is not None:
+        stream = drop_repeats(stream, eventIdCol, options.columns.time, watermark)
+    path = full_path(path)
+    store = VersionStore(path)
+    lease = Lease.acquire(store, leaseSeconds)
+    try:
+        meta = store.meta()
+        if meta is not None:
+            _check_same(meta, start, path)
+        newest = store.newest()
+        if meta is None or newest is None:
+            meta = start.meta | _identity(start)
+            newest = store.create(start.state, meta)
+        check_checkpoint(store, newest, meta["pathId"])
+        drop_unplanned_files(store, newest.checkpoint)
+        drop_old_checkpoints(store)
+        drop_later_invalid(store, newest.batch)
+        store.drop_broken_writes()
+        if validation is not None:
+            _keep_validation(store, validation, options)
+        updater: Callable[[DataFrame, int], None] = StreamUpdater(
+            path,
+            lease.token,
+            options,
+            keepVersions,
+            keep_seconds=keepDays * 86400.0,
+            report=Report(onBatch, prometheusPath and full_path(prometheusPath), metricsTable),
+        )
+        if makeUpdater is not None:
+            updater = makeUpdater(path, lease.token)
+        writer = stream.writeStream.foreachBatch(updater).option(
+            "checkpointLocation", f"{spark_path(path)}/{newest.checkpoint}"
+        )
+        if queryName is not None:
+            writer = writer.queryName(queryName)
+        if trigger is not None:
+            writer = writer.trigger(**trigger)
+        query = start_query(writer)
+    except BaseException:
+        lease.release()
+        raise
+    lease.keep_while(lambda: bool(query.isActive), ended=lambda: forget_resident(path, lease.token))
+    return StreamJob(query, path, lease, load)
+
+
+def start_query(writer: Any) -> Query:
+    """Start what a DataStreamWriter describes, again where its Python worker was late.
+
+    The server of Spark Connect gives the process that runs foreachBatch ten seconds to connect
+    (PythonWorkerFactory.createSimpleWorker), which a busy machine may need for its imports alone.
+    Nothing has begun by then.
+    """
+    for _ in range(_STARTS - 1):
+        try:
+            return cast("Query", writer.start())
+        except PySparkException as error:
+            if _WORKER_LATE not in str(error):
+                raise
+            logger.warning("Spark did not wait for the stream's Python worker; starting it again")
+    return cast("Query", writer.start())
+
+
+def _identity(start: StreamStart) -> dict[str, Any]:
+    state = start.state
+    return {
+        "settings": state.settings.to_json(),
+        "kinds": [state.users.index.kind, state.items.index.kind],
+        "origin": start.origin,
+        "pathId": uuid.uuid4().hex,
+    }
+
+
+def _check_same(meta: dict[str, Any], start: StreamStart, path: str) -> None:
+    """Refuse a path that was learned with other params, ids or from another start."""
+    wanted = _identity(start)
+    remedy = "Use the params of the path, or another path."
+    if meta.get("race") != start.meta.get("race"):
+        held = "a race" if "race" in meta else "one model"
+        raise ValueError(
+            f"The path {path} holds {held}, learned with other candidates or Params. Start "
+            "StreamingGridSearch with those of the path, or use another path: a model loaded from "
+            "here can go on there by updateStream."
+        )
+    learned_with = Settings.from_json(meta["settings"]).to_json()
+    for name, value in wanted["settings"].items():
+        held = learned_with[name]
+        if held != value:
+            raise ValueError(
+                f"The model at {path} was learned with {name} = {held}, now it is {value}. {remedy}"
+            )
+    if meta["kinds"] != wanted["kinds"]:
+        raise ValueError(
+            f"The model at {path} has ids of kinds {meta['kinds']} (user, item), the stream has "
+            f"{wanted['kinds']}. {remedy}"
+        )
+    if meta["origin"] != start.origin and meta["pathId"] != start.path_id:
+        held = "nothing" if meta["origin"] == NOTHING else f"model {meta['origin'][:12]}"
+        given = "nothing" if start.origin == NOTHING else f"model {start.origin[:12]}"
+        raise ValueError(
+            f"The model at {path} started from {held}, this stream would start from {given}. Call "
+            "fitStream for the first and updateStream for the second, with the same start, or "
+            "use another path."
+        )
+
+
+def _keep_validation(store: VersionStore, validation: DataFrame, options: FitOptions) -> None:
+    columns = RatingColumns(options.columns.user, options.columns.item, options.columns.rating)
+    rows = select_ratings(validation, columns, options.kinds).limit(COLLECT_LIMIT).toArrow()
+    table, _, problems = screen(rows)
+    if problems:
+        faults = explain_problems(problems, column_names(columns))
+        raise ValueError(f"validation cannot be scored: {faults}. Remove these rows.")
+    if not table.num_rows:
+        raise ValueError("validation holds no ratings: leave it out, or give some.")
+    store.replace_table("validation.parquet", table)

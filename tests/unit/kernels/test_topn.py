@@ -1,0 +1,46 @@
+"""The N best of many candidates, against sorting all of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparkml_sgdals.kernels.topn import top_n
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 5),
+    st.integers(0, 2500),
+    st.integers(1, 4),
+    st.integers(1, 30),
+    st.sampled_from([-1, 0, 1]),
+    st.booleans(),
+)
+def test_equals_a_full_sort(seed, queries, total, width, count, sign, exclude):
+    """Scores are of few distinct values, so that many are equal and ids have to decide."""
+    rng = np.random.default_rng(seed)
+    left = rng.integers(-2, 3, (queries, width)).astype(np.float32)
+    right = rng.integers(-2, 3, (width, total)).astype(np.float32)
+    left_var = rng.integers(0, 3, (queries, 2)).astype(np.float32)
+    right_var = rng.integers(0, 3, (2, total)).astype(np.float32)
+    gone = rng.random((queries, total)) < (0.4 if exclude else 0.0)
+    starts = np.concatenate([[0], np.cumsum(gone.sum(axis=1))]).astype(np.int64)
+    excluded = (starts, np.nonzero(gone)[1].astype(np.int32))
+    best, scores = top_n(left, right, count, excluded, (left_var, right_var), sign)
+
+    expected = left @ right + sign * np.sqrt(left_var @ right_var)
+    for q in range(queries):
+        order = [j for j in np.argsort(-expected[q], kind="stable") if not gone[q, j]]
+        found = best[q][best[q] >= 0]
+        assert found.tolist() == order[: min(count, total)]
+        np.testing.assert_allclose(scores[q, : found.size], expected[q, found], rtol=1e-6)
+        assert np.isneginf(scores[q, found.size :]).all()
+
+
+def test_positions_outside_the_candidates_are_refused():
+    excluded = (np.array([0, 1]), np.array([3], np.int32))
+    with pytest.raises(IndexError, match="outside the 3 candidates"):
+        top_n(np.ones((1, 1), np.float32), np.ones((1, 3), np.float32), 1, excluded)

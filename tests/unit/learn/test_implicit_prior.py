@@ -1,0 +1,151 @@
+"""The implicit prior's kernels against the plain loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+from building import F32, Problem, id_array, problems, ratings_of
+from hypothesis import given
+
+from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
+from sparkml_sgdals.arrays.ratings import layout_by
+from sparkml_sgdals.learn.implicit_prior import (
+    FilterSide,
+    concentration,
+    influence_shares,
+    learn_influence,
+    roots,
+    run_implicit_filter,
+)
+from sparkml_sgdals.learn.solvers import Side
+from sparkml_sgdals.learn.whole_table import fit_ratings
+from sparkml_sgdals.state.factors import FactorTable, prior_variances
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
+
+CLOSE = {"rtol": 2e-3, "atol": 2e-4}
+ARRAYS = ("mean", "var", "prior_mean", "influence", "evidence", "seen")
+
+
+def taking_side(users: int, rank: int, seed: int) -> Side:
+    """A side with a prior mean an id and one prior variance for all."""
+    rng = np.random.default_rng(seed)
+    shape = users, rank + 1
+    prior_var = rng.uniform(0.2, 0.5, (1, rank + 1)).astype(F32)
+    return Side(
+        rng.normal(0, 0.5, shape).astype(F32), rng.uniform(0.01, 0.1, shape).astype(F32),
+        rng.normal(0, 0.3, shape).astype(F32), prior_var,
+    )  # fmt: skip
+
+
+# from one group of coordinates to three; the last group may be narrower
+@pytest.mark.parametrize("rank", [0, 3, 8, 9, 20])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_influences_are_those_of_the_loops(rank: int, threads: int) -> None:
+    """Influences, and the prior means and means that move with them; a pair may repeat."""
+    rng = np.random.default_rng(rank)
+    users, items = rng.integers(0, 7, 40).astype(np.int32), rng.integers(0, 5, 40).astype(np.int32)
+    side, influence = taking_side(7, rank, 3), rng.normal(0, 0.1, (5, rank + 1)).astype(F32)
+    expected = [
+        array.astype(float)
+        for array in (influence, side.mean, side.var, side.prior_mean, side.prior_var)
+    ]
+    reference.learn_influence(items, users, expected[0], 0.02, *expected[1:])
+    layout = layout_by(items, users, np.zeros(40, F32), np.empty(0, F32), 5)
+    root = roots(np.bincount(users))
+    shares = influence_shares(layout, root)
+    before = influence.copy(), side.prior_mean.copy()
+    learn_influence(layout, influence, 0.02, side, root, shares, threads)
+    np.testing.assert_allclose(influence, expected[0], **CLOSE)
+    np.testing.assert_allclose(side.mean, expected[1], **CLOSE)
+    np.testing.assert_allclose(side.prior_mean, expected[3], **CLOSE)
+    assert not np.allclose(influence, before[0])
+    # the prior mean is what it was, and n^(-1/2) times the sum of the changes
+    moved = np.zeros_like(side.prior_mean)
+    np.add.at(moved, users, (influence - before[0])[items])
+    moved *= root[:, None]
+    np.testing.assert_allclose(side.prior_mean, before[1] + moved, **CLOSE)
+
+
+def test_an_id_without_ratings_keeps_its_influence() -> None:
+    side, influence = taking_side(2, 2, 1), np.ones((3, 3), F32)
+    own = np.array([0, 2], np.int32)
+    layout = layout_by(own, np.array([0, 1], np.int32), np.zeros(2, F32), np.empty(0, F32), 3)
+    root = np.ones(2, F32)
+    learn_influence(layout, influence, 0.05, side, root, influence_shares(layout, root), 1)
+    assert influence[1].tolist() == [1.0, 1.0, 1.0]
+    assert not np.allclose(influence[0], 1.0)
+
+
+def filter_side(mean: np.ndarray, var: np.ndarray, seed: int) -> FilterSide:
+    rng = np.random.default_rng(seed)
+    ids = len(mean)
+    return FilterSide(
+        mean.astype(F32), var.astype(F32), rng.normal(0, 0.3, mean.shape).astype(F32),
+        rng.normal(0, 0.2, mean.shape).astype(F32), rng.uniform(0, 3, ids).astype(F32),
+        rng.integers(0, 9, ids).astype(F32),
+    )  # fmt: skip
+
+
+@given(problems())
+def test_filter_is_that_of_the_loops(problem: Problem) -> None:
+    """Means, variances, prior means, influences, evidence, counts and errors."""
+    settings = Settings(rank=problem.user_mean.shape[1] - 1, noise=0.6, drift=0.001)
+    user = filter_side(problem.user_mean, problem.user_var, 1)
+    item = filter_side(problem.item_mean, problem.item_var, 2)
+    expected = [
+        {name: getattr(side, name).astype(float) for name in ARRAYS} for side in (user, item)
+    ]
+    what = problem.users, problem.items, problem.ratings
+    wanted = reference.learn_implicit(
+        *what, problem.all_weights(), *expected, prior_variances(settings).astype(float), 0.6, 0.001
+    )
+    errors = run_implicit_filter(*what, problem.weights, settings, user, item)
+    np.testing.assert_allclose(errors, wanted, **CLOSE)
+    for side, arrays in zip((user, item), expected, strict=True):
+        for name in ARRAYS:
+            np.testing.assert_allclose(getattr(side, name), arrays[name], err_msg=name, **CLOSE)
+
+
+def test_concentration_by_hand() -> None:
+    """Three ratings of one user and one of another: (3 * 3 + 1) / 4, more than the items have."""
+    assert concentration(np.array([5, 5, 5, 7]), np.array([1, 2, 3, 4])) == 2.5
+    assert concentration(np.array([1, 2, 3, 4]), np.array([5, 5, 5, 7])) == 2.5
+
+
+def test_shares_by_hand() -> None:
+    """A user's share in an item with n ratings, k of them its own: k^2 / n."""
+    users, items = np.array([0, 0, 1, 1, 0], np.int32), np.array([0, 1, 1, 1, 0], np.int32)
+    layout = layout_by(users, items, np.zeros(5, F32), np.empty(0, F32), 3)
+    shares = influence_shares(layout, roots(np.bincount(items)))
+    np.testing.assert_allclose(shares, [4 / 2 + 1 / 3, 4 / 3, 0.0], rtol=1e-6)
+
+
+def test_ratings_that_repeat_do_not_run_away() -> None:
+    """Where every user rates every item many times the sweeps settle."""
+    rng = np.random.default_rng(3)
+    users, items = rng.integers(0, 40, 6000), rng.integers(0, 30, 6000)
+    bias = rng.normal(0, 0.5, 30)
+    values = 3.5 + bias[items] + rng.normal(0, 1, 6000)
+    state = ModelState.empty(Settings(rank=2, max_iter=30), "int", "int")
+    history = fit_ratings(ratings_of(users, items, values), state)
+    assert max(history) < 1.1
+    assert np.abs(state.users.influence).max() < 1.0
+
+
+def test_new_user_follows_the_items() -> None:
+    """After a fit a new user stands, before its rating counts, where its items' influences say."""
+    settings = Settings(rank=2, noise=1e9)
+    tables = [FactorTable(side, "int", settings) for side in (USER_SIDE, ITEM_SIDE)]
+    for table in tables:
+        table.ensure(id_array([1, 2, 3, 4]))
+    users, items = (FilterSide.of(table.take(np.arange(4))) for table in tables)
+    items.influence[:] = np.arange(12).reshape(4, 3) / 10
+    start = users.mean[0].copy()
+    rows = np.zeros(4, np.int32), np.arange(4, dtype=np.int32)
+    run_implicit_filter(*rows, np.zeros(4, F32), np.empty(0, F32), settings, users, items)
+    np.testing.assert_allclose(users.prior_mean[0], items.influence.sum(axis=0) / 2, rtol=1e-5)
+    # the noise is so large that the ratings say nothing: the variance stays that of the prior
+    np.testing.assert_allclose(users.mean[0], start + users.prior_mean[0], rtol=1e-3, atol=1e-5)
+    assert users.seen.tolist() == [4.0, 0.0, 0.0, 0.0]

@@ -1,0 +1,82 @@
+"""Noise by user and by item against sums by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from building import ratings_of, rows_of, table_of
+
+from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
+from sparkml_sgdals.learn.noise import expected_squares, learn_noise_factors
+from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.learn.whole_table import fit_ratings
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
+
+
+def two_kinds(count: int = 6000, seed: int = 3) -> Ratings:
+    """Ratings of 40 users, the odd ones four times as noisy, and 30 items."""
+    rng = np.random.default_rng(seed)
+    users, items = rng.integers(0, 40, count), rng.integers(0, 30, count)
+    bias = rng.normal(0, 0.5, 30)
+    noise = np.where(users % 2, 1.2, 0.3) * rng.normal(0, 1, count)
+    return ratings_of(users, items, 3.5 + bias[items] + noise, times=range(count))
+
+
+def test_factors_by_hand() -> None:
+    """A gamma posterior of shape 2 and mean 1; items see the users' new factors."""
+    state = ModelState.empty(Settings(rank=1), "int", "int")
+    ratings = ratings_of([1, 1, 2], [5, 6, 6], [1.0, 2.0, 3.0], times=[0, 1, 2])
+    rows = state.users.ensure(ratings.user_ids)[0], state.items.ensure(ratings.item_ids)[0]
+    state.users.count[0], state.users.noise_factor[0] = 4, 0.5
+    learn_noise_factors((state.users, state.items), rows, ratings, np.array([4.0, 2.0, 1.0]))
+    first = (0.5 * (2 + 2) + (4 + 2) / 2) / (2 + 2 + 1)
+    second = (2 + 1 / 2) / (2 + 1 / 2)
+    assert state.users.noise_factor.tolist() == pytest.approx([first, second])
+    assert state.items.noise_factor.tolist() == pytest.approx(
+        [(2 + 4 / first / 2) / 2.5, (2 + (2 / first + 1 / second) / 2) / 3]
+    )
+
+
+def test_expected_square_is_that_of_a_normal() -> None:
+    """Of noise given noise + error of the prediction, both normal: by a million draws."""
+    rng = np.random.default_rng(0)
+    noise, apart = rng.normal(0, 0.8, 10**6), rng.normal(0, 0.5, 10**6)
+    near = np.abs(noise + apart - 0.9) < 0.02
+    expected = expected_squares(np.array([0.9]), np.array([0.25]), np.array([0.64]))
+    assert float(np.mean(noise[near] ** 2)) == pytest.approx(float(expected[0]), rel=0.03)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_noisy_users_are_told_from_steady_ones(streamed: bool) -> None:
+    """Stated deviations follow each user's own noise, learned from a table or a stream."""
+    state, ratings = ModelState.empty(Settings(rank=2), "int", "int"), two_kinds()
+    if streamed:
+        for start in range(0, len(ratings), 500):
+            part = slice(start, start + 500)
+            batch = ratings_of(
+                ratings.users[part], ratings.items[part], ratings.values[part], times=range(500)
+            )
+            learn_batch(state, batch)
+    else:
+        fit_ratings(ratings, state)
+    held = two_kinds(2000, seed=3)
+    users, items = rows_of(state, held)
+    _, variances = state.predict(users, items)
+    noise = state.noise * state.scale.spread**2 * state.noise_factors(users, items)
+    stated = np.sqrt(noise + variances)
+    ids = held.user_ids.to_numpy()[held.users]
+    even, odd = (math.sqrt(np.mean(stated[ids % 2 == kind] ** 2)) for kind in (0, 1))
+    # one noise for all would state 0.87 for both; the steady ones are approached from there
+    assert 0.3 < even < 0.45
+    assert odd == pytest.approx(1.2, rel=0.1)
+
+
+def test_unknown_ids_have_the_common_noise() -> None:
+    state = ModelState.empty(Settings(rank=1), "int", "int")
+    learn_batch(state, encode_ratings(table_of([1, 2], [3, 4], [1.0, 2.0])))
+    state.users.noise_factor[0] = 3.0
+    found = state.noise_factors(np.array([0, -1]), np.array([-1, -1]))
+    assert found.tolist() == [3.0, 1.0]

@@ -1,0 +1,47 @@
+"""Which Params are said to have no effect."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import pytest
+
+from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.version_store import VersionStore
+
+SOLVERS_OF_EVENTS = pytest.mark.parametrize("solver", ["bayes", "isgd"])
+
+
+@SOLVERS_OF_EVENTS
+@pytest.mark.parametrize("name", ["maxResidentIds", "checkpointInterval", "maxIter"])
+def test_params_without_effect_on_events_are_named(solver: str, name: str) -> None:
+    with pytest.warns(UserWarning, match=f"does not use {name}:"):
+        StreamingBiasedALS(implicitPrefs=True, solver=solver, **{name: 7}).warnOfUnused()
+
+
+@SOLVERS_OF_EVENTS
+def test_threads_have_an_effect_on_events(solver: str) -> None:
+    """They encode ids and sort rows."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        StreamingBiasedALS(implicitPrefs=True, solver=solver, numThreads=2).warnOfUnused()
+
+
+def test_a_limit_of_ids_in_memory_is_refused_for_events(tmp_path: Path) -> None:
+    settings = Settings(positive=True, num_negatives=3, rank=2)
+    meta = {"settings": settings.to_json(), "kinds": ["int", "int"], "origin": "nothing"}
+    VersionStore(str(tmp_path)).create(ModelState.empty(settings, "int", "int"), meta)
+    with pytest.raises(ValueError, match=r"maxResidentIds is 9, .*events.*leave it out"):
+        StreamingBiasedALSModel.resumeStream(None, str(tmp_path), maxResidentIds=9)
+
+
+def test_ratings_are_ranked_only_where_it_is_asked() -> None:
+    """A default of 10 that an older release saved was one of events."""
+    als = StreamingBiasedALS()
+    als._setDefault(rankingSize=10)
+    assert als.settings().ranking_size == 0
+    assert als.copy({als.implicitPrefs: True}).settings().ranking_size == 10
+    assert als.copy({als.rankingSize: 5}).settings().ranking_size == 5

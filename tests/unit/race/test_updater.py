@@ -1,0 +1,266 @@
+"""A race under a model path: one commit a batch, the same bits whatever breaks it off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from building import low_rank
+
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.fit.fitting import FitOptions
+from sparkml_sgdals.ingest.collecting import Collected
+from sparkml_sgdals.ingest.columns import RatingColumns
+from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.learn.solvers import DivergenceError
+from sparkml_sgdals.race import updater
+from sparkml_sgdals.race.standings import RaceRules
+from sparkml_sgdals.race.updater import RaceUpdater, forget_race, leader_of
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.lease import Lease
+from sparkml_sgdals.store.version_store import StorageError, VersionStore
+from sparkml_sgdals.stream.report import Report
+
+SIZE = 200
+GRID = (
+    Settings(rank=3), Settings(rank=8), Settings(rank=3, factor_prior=0.001, bias_prior=0.001),
+    Settings(rank=2, drift=0.5),
+)  # fmt: skip
+OPTIONS = FitOptions(RatingColumns("user", "item", "rating"), ("int", "int"), "skip", 0, 1, 10, 10)
+RULES = RaceRules(keep=2, min_ratings=1000, challengers=1, error_probability=0.2)
+
+
+@pytest.fixture(scope="module")
+def batches() -> list[pa.Table]:
+    table, _ = low_rank(8000, noise=0.5)
+    return [table.slice(start, SIZE) for start in range(0, table.num_rows, SIZE)]
+
+
+class Racing:
+    """A race at a path, fed without a stream."""
+
+    def __init__(self, path, grid=GRID, rules=RULES):
+        self.path, self.grid, self.rules = str(path), grid, rules
+        self.store = VersionStore(self.path)
+        if self.store.newest() is None:
+            empty = ModelState.empty(grid[0], "int", "int")
+            meta = {"settings": grid[0].to_json(), "kinds": ["int", "int"], "race": {}}
+            self.store.create(empty, meta)
+        self.lease = Lease.acquire(self.store, 60.0)
+        self.updater = RaceUpdater(
+            self.path, self.lease.token, OPTIONS, grid, rules, 2, 3, 0.0, Report()
+        )
+
+    def feed(self, batches, first=0):
+        for number, table in enumerate(batches, first):
+            collected = Collected(table, table.num_rows, 0, {}, [])
+            self.updater.learn(lambda _, collected=collected: collected, number)
+        return self
+
+    def end(self):
+        self.lease.release()
+        forget_race(self.path)
+
+    def result(self):
+        """Leader, bits of the leader, and all that was told."""
+        state, commit = self.store.load()
+        told = [row["race"] for row in self.store.metrics()]
+        return leader_of(commit), state.fingerprint(), commit.scalars["race"]["standings"], told
+
+
+@pytest.fixture
+def racing() -> Iterator[type[Racing]]:
+    started: list[Racing] = []
+
+    class Kept(Racing):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    yield Kept
+    for one in started:
+        one.end()
+
+
+@pytest.fixture
+def often(monkeypatch):
+    """Snapshots every few batches."""
+    monkeypatch.setattr(updater, "_SNAPSHOT_BATCHES", 4)
+
+
+class TestCandidates:
+    def test_the_leader_is_what_it_is_alone(self, racing, batches, tmp_path):
+        leader, bits, *_ = racing(tmp_path).feed(batches).result()
+        alone = ModelState.empty(GRID[leader], "int", "int")
+        for table in batches:
+            learn_batch(alone, encode_ratings(table))
+        assert bits == alone.fingerprint()
+
+    def test_the_bad_ones_go_and_one_comes_back(self, racing, batches, tmp_path):
+        *_, told = racing(tmp_path).feed(batches).result()
+        rows = [row for batch in told for row in batch]
+        dropped = [row["candidate"] for row in rows if row["dropped"]]
+        assert {2, 3} <= set(dropped)
+        assert any(row["entered"] for row in rows)
+        assert all(row["lower"] > 0 for row in rows if row["dropped"] == "worse")
+
+    def test_the_path_loads_as_any_model_path(self, racing, batches, tmp_path):
+        race = racing(tmp_path, grid=(GRID[2], GRID[1], GRID[0])).feed(batches)
+        state, commit = race.store.load()
+        assert state.settings == (GRID[2], GRID[1], GRID[0])[leader_of(commit)]
+        assert state.settings != GRID[2]
+
+    def test_a_service_follows_the_leader(self, racing, batches, tmp_path):
+        holder = pytest.importorskip("sparkml_sgdals.serving.model.holder")
+        race = racing(tmp_path, grid=(GRID[2], GRID[1], GRID[0])).feed(batches[:1])
+        (tmp_path / "served").mkdir()
+        served = holder.ModelHolder(race.path, str(tmp_path / "served"))
+        ranks = set()
+        for number, table in enumerate(batches[1:20], 1):
+            race.feed([table], number)
+            served.poll()
+            state, _ = race.store.load()
+            with served.reading() as model:
+                ranks.add(model.settings.rank)
+                assert model.settings == state.settings
+                assert model.diagnose().ratings == state.counters.ratings
+                ids = [side.index.ids(None).to_pylist()[:9] for side in (state.users, state.items)]
+                rows = model.user_rows(ids[0]), model.item_rows(ids[1])
+                nine = np.arange(9)
+                expected = state.predict(nine, nine)[0]
+                assert np.array_equal(model.scratch(*rows).predict(nine, nine)[0], expected)
+        assert len(ranks) > 1
+
+
+class TestRestarts:
+    @pytest.mark.parametrize("pieces", [2, 7])
+    def test_same_winner_same_bits(self, racing, batches, tmp_path, often, pieces):
+        whole = racing(tmp_path / "whole").feed(batches).result()
+        for part in np.array_split(np.arange(len(batches)), pieces):
+            again = racing(tmp_path / "pieces")
+            again.feed([batches[n] for n in part], int(part[0]))
+            again.end()
+        assert again.result() == whole
+
+    def test_a_replayed_batch_is_skipped(self, racing, batches, tmp_path):
+        race = racing(tmp_path).feed(batches[:6])
+        before = race.result()
+        race.feed(batches[4:6], 4)
+        assert race.result() == before
+
+    @pytest.mark.parametrize("at", [3, 4, 16])
+    @pytest.mark.parametrize("stage", ["commit", "second snapshot", "put_commit"])
+    def test_broken_off_before_the_commit(
+        self, racing, batches, tmp_path, often, monkeypatch, at, stage
+    ):
+        """Snapshots and files of a batch that was never committed are used again, or left."""
+        whole = racing(tmp_path / "whole").feed(batches[:24]).result()
+        race = racing(tmp_path / "broken").feed(batches[:at])
+        calls = {"left": 1 if stage == "second snapshot" else 0}
+        name = "put_commit" if stage == "put_commit" else "commit"
+        real = getattr(VersionStore, name)
+
+        def fail(self, *args, **kwargs):
+            main = self.path == race.path
+            if main and stage != "second snapshot":
+                raise OSError("killed")
+            if not main and stage == "second snapshot":
+                calls["left"] -= 1
+                if calls["left"] < 0:
+                    raise OSError("killed")
+            return real(self, *args, **kwargs)
+
+        monkeypatch.setattr(VersionStore, name, fail)
+        if stage != "second snapshot" or (at + 1) % 4 == 0:
+            with pytest.raises(OSError, match="killed"):
+                race.feed(batches[at : at + 1], at)
+        monkeypatch.setattr(VersionStore, name, real)
+        race.end()
+        again = racing(tmp_path / "broken").feed(batches[:24])
+        assert again.result() == whole
+
+    def test_what_is_not_needed_is_deleted(self, racing, batches, tmp_path, often):
+        race = racing(tmp_path).feed(batches)
+        held = race.store.newest().scalars["race"]
+        assert race.store.names("race") == sorted(
+            file["name"].partition("/")[2] for file in held["log"]
+        )
+        for number in held["snapshots"]:
+            store = VersionStore(f"{race.path}/candidates/{int(number):02d}")
+            assert len(store.numbers()) < 25
+
+    def test_a_damaged_batch_is_named(self, racing, batches, tmp_path):
+        race = racing(tmp_path).feed(batches[:3])
+        name = race.store.newest().scalars["race"]["log"][1]["name"]
+        (tmp_path / name).write_bytes(b"no Parquet")
+        race.end()
+        with pytest.raises(StorageError, match=name):
+            racing(tmp_path).feed(batches[3:4], 3)
+
+    def test_a_race_that_was_rolled_back_does_not_go_on(self, racing, batches, tmp_path):
+        race = racing(tmp_path).feed(batches[:3])
+        state, commit = race.store.load(1)
+        race.store.commit(state, None, 2, race.store.newest(), None, restored=commit)
+        race.end()
+        with pytest.raises(StorageError, match="rolled back"):
+            racing(tmp_path).feed(batches[3:4], 3)
+
+
+class TestDivergence:
+    def test_one_that_diverges_is_dropped(self, racing, batches, tmp_path):
+        grid = (Settings(solver="sgd", step_size=1e9), Settings(rank=3), Settings(rank=4))
+        race = racing(tmp_path, grid=grid, rules=RaceRules(keep=3)).feed(batches[:4])
+        leader, *_, told = race.result()
+        assert leader in (1, 2)
+        assert [row["dropped"] for row in told[0]] == ["diverged", "", ""]
+        assert [row["candidate"] for row in told[1]] == [1, 2]
+
+    def test_all_that_diverge_are_an_error(self, racing, batches, tmp_path):
+        grid = (Settings(solver="sgd", step_size=1e9), Settings(solver="sgd", step_size=1e8))
+        with pytest.raises(DivergenceError, match="Every candidate"):
+            racing(tmp_path, grid=grid).feed(batches[:2])
+
+
+@pytest.fixture(scope="module")
+def events() -> list[pa.Table]:
+    """Two kinds of users, each of whom does items of its own kind, popular ones more often."""
+    rng = np.random.default_rng(3)
+    count = 4000
+    users = rng.integers(0, 80, count)
+    items = (60 * rng.random(count) ** 2).astype(np.int64) * 2 + users % 2
+    columns = {"user": users, "item": items, "rating": np.ones(count, np.float32)}
+    table = pa.table(columns | {"time": np.arange(count)})
+    return [table.slice(start, SIZE) for start in range(0, count, SIZE)]
+
+
+class TestEvents:
+    GRID = (
+        Settings(positive=True, rank=4, num_negatives=3, factor_prior=0.5, ranking_size=10),
+        Settings(positive=True, rank=2, num_negatives=3, factor_prior=0.5, ranking_size=10),
+        Settings(positive=True, rank=4, num_negatives=3, factor_prior=50.0, ranking_size=10),
+    )
+    RULES = RaceRules(
+        keep=1, min_ratings=300, challengers=1, error_probability=0.2, squares=False, fading=0.999
+    )
+
+    def test_a_race_by_ranks_breaks_off_and_goes_on_to_the_bit(
+        self, racing, events, tmp_path, often
+    ):
+        whole = racing(tmp_path / "whole", self.GRID, self.RULES).feed(events)
+        leader, *_, told = whole.result()
+        assert leader in (0, 1)
+        rows = [row for batch in told for row in batch]
+        assert {row["candidate"] for row in rows if row["dropped"]} >= {2}
+        # a challenger ranks what the others rank
+        assert any(row["entered"] for row in rows)
+        for batch in told:
+            judged = {row["candidate"] for row in batch if row["mrr"] is not None}
+            assert judged in (set(), {row["candidate"] for row in batch if not row["entered"]})
+        for part in (slice(0, 7), slice(7, 13), slice(13, None)):
+            broken = racing(tmp_path / "broken", self.GRID, self.RULES)
+            broken.feed(events[part], part.start)
+            broken.end()
+        assert broken.result() == whole.result()

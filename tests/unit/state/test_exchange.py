@@ -1,0 +1,144 @@
+"""States and tables as bytes: what comes back is what was sent."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from building import contents, filled_table, seen_state
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparkml_sgdals.state.exchange import (
+    PART_SCHEMA,
+    from_bytes,
+    narrow,
+    part_batch,
+    state_from_parts,
+    state_parts,
+    to_bytes,
+)
+from sparkml_sgdals.state.model_state import Counters, ModelState, Scale
+from sparkml_sgdals.state.settings import Settings
+
+SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string()), ("values", pa.list_(pa.float32()))])
+
+
+@pytest.mark.parametrize("rows", [0, 1, 1000])
+def test_table_through_bytes(rows: int) -> None:
+    """Types, nulls, lists and chunks survive, from bytes and from a buffer."""
+    table = pa.table(
+        [
+            pa.array(range(rows), pa.int64()),
+            pa.array([None if n % 3 else f"é{n}" for n in range(rows)], pa.string()),
+            pa.array([[1.5] * (n % 4) for n in range(rows)], pa.list_(pa.float32())),
+        ],
+        schema=SCHEMA,
+    )
+    payload = to_bytes(table)
+    assert isinstance(payload, bytes)
+    assert from_bytes(payload).equals(table)
+    assert from_bytes(pa.py_buffer(payload)).equals(table)
+    chunked = pa.concat_tables([table[: rows // 2], table[rows // 2 :]])
+    assert from_bytes(to_bytes(chunked)).equals(table)
+
+
+def assert_same_state(one: ModelState, other: ModelState) -> None:
+    """Both hold the same settings, ids and bits."""
+    assert one.settings == other.settings
+    assert one.scalars() == other.scalars()
+    for left, right in ((one.users, other.users), (one.items, other.items)):
+        assert (left.side, left.index.kind) == (right.side, right.index.kind)
+        assert contents(left) == contents(right)
+    assert one.fingerprint() == other.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "settings", [Settings(rank=3), Settings("sgd", rank=0, regs=(1.0, 2.0, 3.0, 4.0), drift=0.1)]
+)
+@pytest.mark.parametrize("users", [[5, -(2**63), 7], ["a", "", "é"]])
+@pytest.mark.parametrize("items", [[1], ["x", "y"]])
+def test_state_through_parts(settings: Settings, users: list[Any], items: list[Any]) -> None:
+    """A whole state, with both kinds of ids and both widths of variances, in any order of parts."""
+    state = ModelState(
+        settings, filled_table(settings, users, 1), filled_table(settings, items, 2),
+        Scale(1 / 3, 0.1, 5.0, 6.0, 7, True), Counters(9, 0.1, 5.0, 3, 1 / 7, 2.0), 0.3, 4.0,
+    )  # fmt: skip
+    parts = list(state_parts(state, {"rmse": [0.1, 1 / 3]}))
+    assert [kind for kind, _ in parts] == ["state", "users", "items"]
+    for order in (parts, parts[::-1]):
+        back, extra = state_from_parts(iter(order))
+        assert_same_state(back, state)
+        assert extra == {"rmse": [0.1, 1 / 3]}
+
+
+def test_a_large_side_is_several_parts() -> None:
+    """A part is small enough for one row; together they are the side."""
+    state = seen_state(Settings(rank=0))
+    state.users.ensure(pa.array(np.arange(10**9, 10**9 + 600_000)))
+    parts = list(state_parts(state))
+    assert [kind for kind, _ in parts] == ["state", "users", "users", "users", "items"]
+    assert max(len(payload) for _, payload in parts) < 2**24
+    back, extra = state_from_parts(parts[::-1])
+    assert back.users.size == state.users.size
+    assert back.fingerprint() == state.fingerprint()
+    assert extra == {}
+
+
+def test_empty_state_through_parts() -> None:
+    """A state that has seen nothing is its header only."""
+    state = ModelState.empty(Settings(rank=4), "str", "int")
+    parts = list(state_parts(state))
+    assert [kind for kind, _ in parts] == ["state"]
+    # other readers than Python's know no Infinity
+    json.loads(parts[0][1], parse_constant=pytest.fail)
+    assert_same_state(state_from_parts(parts)[0], state)
+
+
+def test_part_batch() -> None:
+    """One row of the promised schema."""
+    batch = part_batch("users", b"\x00\xff")
+    assert batch.schema.equals(PART_SCHEMA)
+    assert batch.to_pylist() == [{"kind": "users", "payload": b"\x00\xff"}]
+
+
+@pytest.mark.parametrize(
+    ("values", "narrowed"),
+    [
+        ([0, 5], True),
+        ([-(2**31), 2**31 - 1], True),
+        ([0, 2**31], False),
+        ([-(2**31) - 1, 0], False),
+        ([None, 7], True),
+        ([], False),
+    ],
+)
+def test_narrow_where_all_values_fit(values: list[Any], narrowed: bool) -> None:
+    """bigint becomes int where every value fits; other columns and all values stay."""
+    table = pa.table(
+        {
+            "n": pa.array(values, pa.int64()),
+            "s": pa.array(["a"] * len(values), pa.string()),
+            "x": pa.array([1.0] * len(values), pa.float32()),
+        }
+    )
+    found = narrow(table)
+    assert found.to_pylist() == table.to_pylist()
+    assert found.schema.names == table.schema.names
+    assert found.schema.field("n").type == (pa.int32() if narrowed else pa.int64())
+    assert found.drop_columns("n").schema.equals(table.drop_columns("n").schema)
+
+
+@given(st.lists(st.tuples(*[st.integers(-(2**33), 2**33)] * 2), min_size=1))
+def test_narrow_decides_by_column(rows: list[tuple[int, int]]) -> None:
+    """Each column by its own values."""
+    columns = dict(zip("ab", zip(*rows, strict=True), strict=True))
+    table = pa.table({name: pa.array(values, pa.int64()) for name, values in columns.items()})
+    found = narrow(table)
+    assert found.to_pylist() == table.to_pylist()
+    for name, values in columns.items():
+        fits = all(-(2**31) <= value < 2**31 for value in values)
+        assert found.schema.field(name).type == (pa.int32() if fits else pa.int64())

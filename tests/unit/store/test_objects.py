@@ -1,0 +1,233 @@
+"""What a storage that fails does to a model path: real full disks, rights, limits, read-only."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from writing import Writer
+
+from sparkml_sgdals.store.lease import Lease
+from sparkml_sgdals.store.objects import full_path
+from sparkml_sgdals.store.version_store import StorageError, VersionStore
+
+NOBODY = 65534
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Iterator[Writer]:
+    """A store with three versions, in a folder that everyone may enter."""
+    folder = tempfile.mkdtemp()
+    os.chmod(folder, 0o755)
+    writer = Writer(Path(folder) / "model")
+    for _ in range(2):
+        writer.learn()
+    yield writer
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def somebody_else() -> Iterator[None]:
+    """Without the rights of root, whom no folder keeps out."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """No file may grow beyond so many bytes."""
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+@contextmanager
+def mounted(folder: Path, *options: str) -> Iterator[None]:
+    """A file system of its own on a folder, where this may be done."""
+    done = subprocess.run(["mount", *options, str(folder)], capture_output=True, check=False)
+    if done.returncode:
+        pytest.skip("mount is not permitted here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def go_on(model: Writer) -> None:
+    """The last version still loads, is the newest, and the batch is learned again from there."""
+    model.fingerprints.pop()
+    model.metrics.pop()
+    last = len(model.fingerprints) - 1
+    model.assert_loads(last)
+    model.state, model.commit = model.store.load()
+    assert model.commit.version == last
+    model.learn()
+    model.assert_loads(last + 1)
+    assert model.store.metrics() == model.metrics
+
+
+def learn_and_fail(model: Writer, message: str) -> None:
+    """A batch cannot be committed; what was learned of it in memory is thrown away."""
+    model.fingerprints.append("")
+    with pytest.raises(StorageError, match=message) as raised:
+        Writer.learn(model)
+    if len(model.metrics) < len(model.fingerprints) - 1:
+        model.metrics.append({})
+    assert str(model.path) in str(raised.value)
+    assert "start again: the versions committed so far are whole" in str(raised.value)
+
+
+def test_a_limit_on_files(model: Writer) -> None:
+    """The file that did not fit is named and not left behind."""
+    before = sorted(os.listdir(model.path / "files"))
+    with files_of_at_most(500):
+        learn_and_fail(model, r"-users\.parquet could not be written: File too large\. Free space")
+    assert sorted(os.listdir(model.path / "files")) == before
+    go_on(model)
+
+
+def test_a_full_disk(tmp_path: Path) -> None:
+    """On a disk of 200 KB versions are committed until it is full; more room, and it goes on."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    with mounted(folder, "-t", "tmpfs", "-o", "size=200k", "tmpfs"):
+        model = Writer(folder / "model")
+
+        def learn_on() -> None:
+            for _ in range(100):
+                model.learn()
+
+        with pytest.raises(StorageError, match=r"No space left on device\. Free space") as raised:
+            learn_on()
+        assert str(folder / "model/") in str(raised.value)
+        assert len(model.fingerprints) > 5
+        model.fingerprints.append("")
+        subprocess.run(["mount", "-o", "remount,size=2m", str(folder)], check=True)
+        go_on(model)
+
+
+def test_a_full_disk_does_not_cost_the_lease(tmp_path: Path) -> None:
+    """It cannot be renewed meanwhile, but is still there and can be given back."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    with mounted(folder, "-t", "tmpfs", "-o", "size=100k", "tmpfs"):
+        lease = Lease.acquire(VersionStore(str(folder)), 30.0)
+        with (folder / "filler").open("wb", buffering=0) as filler:
+            try:
+                while True:
+                    filler.write(b"0" * 4096)
+            except OSError:
+                pass
+        with pytest.raises(StorageError, match=r"lease\.json.* could not be written: No space"):
+            lease.renew()
+        assert [name for name in os.listdir(folder) if name.startswith("lease")] == ["lease.json"]
+        lease.release()
+        assert not (folder / "lease.json").exists()
+
+
+def test_a_read_only_disk(model: Writer, tmp_path: Path) -> None:
+    """It can be read, not learned onto."""
+    with mounted(model.path, "--bind", str(model.path)):
+        subprocess.run(["mount", "-o", "remount,bind,ro", str(model.path)], check=True)
+        learn_and_fail(model, r"Read-only file system\. Let user .* write there")
+        model.assert_loads(2)
+    go_on(model)
+
+
+def test_a_folder_without_the_right_to_write(model: Writer) -> None:
+    """The message says who may not."""
+    os.chmod(model.path / "files", 0o555)
+    with somebody_else():
+        learn_and_fail(model, r"-users\.parquet could not be written: Permission denied\. Let user")
+    os.chmod(model.path / "files", 0o755)
+    go_on(model)
+
+
+def test_a_file_without_the_right_to_read(model: Writer) -> None:
+    """The file and the user are named; version and model are not taken for missing."""
+    path = model.path / "model.json"
+    os.chmod(path, 0)
+    with somebody_else(), pytest.raises(
+        StorageError, match=r"model\.json could not be read: Permission denied\. Let user .* read"
+    ):  # fmt: skip
+        VersionStore(str(model.path)).load()
+    os.chmod(path, 0o644)
+    model.assert_loads(2)
+
+
+def test_a_place_that_cannot_be_made(tmp_path: Path) -> None:
+    """A file where a folder should be."""
+    (tmp_path / "file").write_text("")
+    store = VersionStore(str(tmp_path / "file"))
+    with pytest.raises(StorageError, match=r"file/files/x could not be written: Not a directory"):
+        store.write("files/x", b"1")
+
+
+def test_what_is_committed_is_synced(model: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files before the commit object, each with its folder, and that before it counts."""
+    calls: list[str] = []
+    sync, link = os.fsync, os.link
+
+    def noted_sync(handle: int) -> None:
+        calls.append(os.path.relpath(os.readlink(f"/proc/self/fd/{handle}"), model.path))
+        sync(handle)
+
+    def noted_link(old: str, new: str) -> None:
+        calls.append(f"-> {os.path.relpath(new, model.path)}")
+        link(old, new)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "link", noted_link)
+    model.learn()
+    *files, folder, beside, named, last = calls
+    assert [name.rpartition("-")[2] for name in files] == ["users.parquet", "items.parquet"]
+    assert (folder, last) == ("files", "commits")
+    assert beside.startswith("commits/000000000003.json.")
+    assert named == "-> commits/000000000003.json"
+
+
+def test_a_version_is_committed_once(model: Writer) -> None:
+    """Two writers that both hold the version before: one of them is told, and changes nothing."""
+    store = VersionStore(str(model.path))
+    state, newest = store.load()
+    made = store.commit(state, None, newest.batch + 1, newest, {"batch": 1})
+    with pytest.raises(StorageError, match=r"has a version \d+ already, which another process"):
+        store.commit(state, None, newest.batch + 2, newest, {"batch": 2})
+    assert store.newest() == made
+
+
+def test_a_writer_that_lost_its_lease_commits_nothing(model: Writer) -> None:
+    store = VersionStore(str(model.path))
+    state, newest = store.load()
+
+    def lost() -> None:
+        raise RuntimeError("the lease is another's")
+
+    with pytest.raises(RuntimeError, match="another's"):
+        store.commit(state, None, newest.batch + 1, newest, None, check=lost)
+    assert store.newest() == newest
+
+
+@pytest.mark.parametrize("path", ["s3:/bucket/m", "file:models/m"])
+def test_half_a_uri_is_refused(path: str) -> None:
+    with pytest.raises(ValueError, match="two slashes"):
+        full_path(path)
