@@ -33,8 +33,9 @@ from generate import ratings_count, write_ratings
 from harness import cores, row, write
 
 from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.kernels.filter import filter_ratings
 from sparkml_sgdals.kernels.lanes import padded_rows
-from sparkml_sgdals.kernels.ratings import filter_ratings, sweep_ids
+from sparkml_sgdals.kernels.sweep import sweep_ids
 
 EMPTY = np.empty(0, np.float32)
 F32 = np.float32

@@ -113,7 +113,9 @@ def stream(path: str, folder: str, resident: int) -> dict[str, Any]:
     """Learn a folder's files onto the model of a path; what each batch took."""
     from pyspark.sql import SparkSession
 
-    from sparkml_sgdals import StreamingBiasedALSModel, micro_batch, overlay
+    from sparkml_sgdals import StreamingBiasedALSModel
+    from sparkml_sgdals.store import overlay
+    from sparkml_sgdals.stream import micro_batch
 
     spark = (
         SparkSession.builder.master("local[2]")

@@ -33,7 +33,7 @@ from accuracy import OUT, find_sets, outer_splits, split
 
 from sparkml_sgdals import StreamingBiasedALS
 from sparkml_sgdals.arrays.ratings import encode_ratings
-from sparkml_sgdals.fit.fitting import FitOptions
+from sparkml_sgdals.fit.plan import FitOptions
 from sparkml_sgdals.ingest.collecting import Collected
 from sparkml_sgdals.ingest.columns import RatingColumns
 from sparkml_sgdals.learn.one_batch import learn_batch

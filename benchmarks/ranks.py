@@ -24,7 +24,8 @@ from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.learn.rated_lists import note_lists
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
-from sparkml_sgdals.store.version_store import Commit, VersionStore
+from sparkml_sgdals.store.commit import Commit
+from sparkml_sgdals.store.version_store import VersionStore
 
 SIZE = 1000
 

@@ -41,8 +41,9 @@ from streaming import (
     write_files,
 )
 
-from sparkml_sgdals import StreamingBiasedALS, updating
+from sparkml_sgdals import StreamingBiasedALS
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
+from sparkml_sgdals.learn import one_batch
 from sparkml_sgdals.state.model_state import ModelState
 
 OUT = Path(__file__).resolve().parent.parent / "out" / "updates.json"
@@ -61,13 +62,13 @@ FORMS = {
 @contextmanager
 def smoothing(on: bool) -> Iterator[None]:
     """Learn with or without it inside."""
-    smooth = updating.smooth_batch
+    smooth = one_batch.smooth_batch
     if not on:
-        updating.smooth_batch = lambda *_: None  # type: ignore[assignment]
+        one_batch.smooth_batch = lambda *_: None  # type: ignore[assignment]
     try:
         yield
     finally:
-        updating.smooth_batch = smooth
+        one_batch.smooth_batch = smooth
 
 
 def encoded(ratings: pd.DataFrame) -> Ratings:
@@ -88,7 +89,7 @@ def learned(first: Ratings, implicit: bool) -> ModelState:
     """A model of the first ratings."""
     settings = StreamingBiasedALS(timestampCol="time").settings()
     state = ModelState.empty(replace(settings, implicit_prior=implicit), "int", "int")
-    updating.learn_batch(state, first)
+    one_batch.learn_batch(state, first)
     return state
 
 
@@ -102,7 +103,7 @@ def measure(size: int, rounds: int) -> dict[str, dict[str, float]]:
     for batch in batches:
         for form, (_, smooth) in FORMS.items():
             with smoothing(smooth):
-                took = timed(lambda: updating.learn_batch(states[form], batch))  # noqa: B023
+                took = timed(lambda: one_batch.learn_batch(states[form], batch))  # noqa: B023
             times[form].append(took)
     found = {}
     for form, both in times.items():

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 from sparkml_sgdals._compiling import keep_kernels
 
 if TYPE_CHECKING:
+    from sparkml_sgdals.errors import DivergenceError
     from sparkml_sgdals.ingest.messages import parseRatings
-    from sparkml_sgdals.learn.solvers import DivergenceError
     from sparkml_sgdals.ml.estimator import StreamingBiasedALS
     from sparkml_sgdals.ml.model import StreamingBiasedALSModel
     from sparkml_sgdals.predictor import Predictor
     from sparkml_sgdals.race.grid_search import RaceJob, StreamingGridSearch
-    from sparkml_sgdals.stream.start import StreamJob
+    from sparkml_sgdals.stream.job import StreamJob
 
 __all__ = [
     "DivergenceError",

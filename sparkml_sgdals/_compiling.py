@@ -12,8 +12,12 @@ import stat
 import sys
 import tempfile
 from pathlib import Path
+from typing import Final
 
-__all__ = ["keep_kernels"]
+__all__ = ["ROOMS", "keep_kernels"]
+
+ROOMS: Final = ("arrays", "kernels", "store")
+"""packages that hold compiled functions"""
 
 
 def keep_kernels(package: Path) -> str | None:
@@ -21,14 +25,16 @@ def keep_kernels(package: Path) -> str | None:
 
     Parameters
     ----------
-    package : folder of the modules that hold the kernels
+    package : folder of the package, whose ROOMS hold the kernels
 
     Returns
     -------
     the folder, which NUMBA_CACHE_DIR then names as well; None where Numba's own choice works, or
     somebody made it
     """
-    if os.environ.get("NUMBA_CACHE_DIR") or _writable(package / "__pycache__"):
+    if os.environ.get("NUMBA_CACHE_DIR"):
+        return None
+    if all(_writable(package / room / "__pycache__") for room in ROOMS):
         return None
     if _writable(_user_cache()):
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numba as nb
 import numpy as np
@@ -10,18 +10,13 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sparkml_sgdals.arrays.hashing import id_keys
+from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 
-__all__ = ["IdIndex", "IdKind", "id_array_type"]
+__all__ = ["IdIndex"]
 
-IdKind = Literal["int", "str"]
 I64 = npt.NDArray[np.int64]
 _EMPTY: Final = -1
 _BITS: Final = {"tinyint": 8, "smallint": 16, "int": 32}
-
-
-def id_array_type(kind: IdKind) -> pa.DataType:
-    """The Arrow type of ids of a kind: int64 or string."""
-    return pa.int64() if kind == "int" else pa.string()
 
 
 @nb.njit(cache=True, nogil=True)

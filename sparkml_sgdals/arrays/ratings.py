@@ -17,19 +17,15 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sparkml_sgdals.arrays.hashing import id_keys, pair_hash
-from sparkml_sgdals.arrays.sorting import encode_ids, run_all, sort_by_key
+from sparkml_sgdals.arrays.sorting import encode_ids, sort_by_key
+from sparkml_sgdals.arrays.threads import run_all
 
-__all__ = ["ZERO_WEIGHT", "Layout", "Problems", "Ratings", "encode_ratings", "layout_by", "screen"]
+__all__ = ["Layout", "Ratings", "encode_ratings", "layout_by"]
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 _SIGN: Final = np.uint64(1 << 63)
-
-Problems = dict[str, int]
-"""Rows not learned, counted by fault; a key is "column: fault"."""
-ZERO_WEIGHT: Final = "weight: zero"
-"""Not a fault: rows of weight 0 are counted and not learned."""
 
 
 @dataclass(frozen=True)
@@ -189,69 +185,3 @@ def layout_by(own: I32, other: I32, values: F32, weights: F32, num_ids: int) -> 
 def _numpy(column: pa.ChunkedArray, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     values: npt.NDArray[Any] = column.to_numpy()
     return values.astype(dtype, copy=not values.flags.writeable)
-
-
-def screen(table: pa.Table, keep: bool = False) -> tuple[pa.Table, npt.NDArray[np.bool_], Problems]:
-    """Find the rows that can be learned.
-
-    Parameters
-    ----------
-    table : columns user, item, rating and perhaps time, weight; nulls and NaN allowed
-    keep : keep rows whose only fault is the time (then it counts as the earliest) or the weight
-        (then it counts as 1)
-
-    Returns
-    -------
-    table : the rows to learn, without nulls
-    bad : bool, shape (rows of the table given,): rows with a fault; a weight of 0 is none
-    problems : how many rows have which fault, zero weights included
-    """
-    names = table.column_names
-    bad = np.zeros(table.num_rows, bool)
-    problems: Problems = {}
-
-    def found(fault: str, rows: npt.NDArray[np.bool_]) -> None:
-        count = int(rows.sum())
-        if count:
-            problems[fault] = count
-            np.logical_or(bad, rows, out=bad)
-
-    for name in ("user", "item"):
-        column = table.column(name)
-        if column.null_count:
-            found(f"{name}: null or no whole number", column.is_null().to_numpy())
-    rating = _floats(table.column("rating"))
-    finite = np.isfinite(rating)
-    if not finite.all():
-        found("rating: null, NaN or infinite", ~finite)
-    learn = None
-    if "time" in names and table.column("time").null_count:
-        if keep:
-            # earliest of all, not of this part of the table: parts are screened by themselves
-            filled = table.column("time").fill_null(-(2**63))
-            table = table.set_column(names.index("time"), "time", filled)
-        else:
-            found("time: null", table.column("time").is_null().to_numpy())
-    if "weight" in names:
-        weight = _floats(table.column("weight"))
-        valid = np.isfinite(weight) & (weight >= 0)
-        if keep:
-            weight = np.where(valid, weight, np.float32(1.0))
-            table = table.set_column(names.index("weight"), "weight", pa.array(weight))
-        elif not valid.all():
-            found("weight: null, NaN, infinite or negative", ~valid)
-        zero = (weight == 0) & ~bad
-        if zero.any():
-            problems[ZERO_WEIGHT] = int(zero.sum())
-            learn = ~bad & ~zero
-    if learn is None and bad.any():
-        learn = ~bad
-    return (table if learn is None else table.filter(pa.array(learn))), bad, problems
-
-
-def _floats(column: pa.ChunkedArray) -> F32:
-    """Values as float32, null as NaN."""
-    if column.null_count:
-        column = column.fill_null(float("nan"))
-    values: F32 = column.to_numpy().astype(np.float32, copy=False)
-    return values

@@ -6,11 +6,9 @@ learning them. What comes out is the same for any number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import pairwise
-from typing import Any, Final
+from typing import Final
 
 import numba as nb
 import numpy as np
@@ -18,7 +16,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-__all__ = ["encode_ids", "run_all", "sort_by_key"]
+from sparkml_sgdals.arrays.threads import run_all
+
+__all__ = ["encode_ids", "sort_by_key"]
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -33,14 +33,6 @@ _LARGE: Final = 50_000
 _MAX_BUCKETS: Final = 4096
 _CROWD: Final = 64
 """Rows that share a counting bucket, from which on a comparison sort is faster than insertion."""
-
-
-def run_all(jobs: Iterable[Callable[[], Any]], threads: int) -> list[Any]:
-    """Run functions that share nothing on up to `threads` threads; their results in order."""
-    if threads <= 1:
-        return [job() for job in jobs]
-    with ThreadPoolExecutor(threads) as pool:
-        return [found.result() for found in [pool.submit(job) for job in jobs]]
 
 
 @nb.njit(cache=True, nogil=True)

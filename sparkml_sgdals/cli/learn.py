@@ -13,7 +13,7 @@ from sparkml_sgdals.cli.arguments import Format, Item, Option, Rating, Schema, T
 from sparkml_sgdals.cli.command import Run, command, pairs
 
 if TYPE_CHECKING:
-    from sparkml_sgdals.stream.start import StreamJob
+    from sparkml_sgdals.stream.job import StreamJob
 
 __all__ = ["register"]
 

@@ -10,60 +10,22 @@ from dataclasses import dataclass, replace
 
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkml_sgdals.arrays.id_index import IdKind
-from sparkml_sgdals.arrays.ratings import ZERO_WEIGHT, Problems
 from sparkml_sgdals.fit.blocks.driver import train_in_blocks
 from sparkml_sgdals.fit.mini_batches import train_in_mini_batches
-from sparkml_sgdals.fit.one_task import (
-    Plan,
-    Trained,
-    TrainingReport,
-    blocks_for,
-    local_threads,
-    phase,
-    train_in_one_task,
-)
+from sparkml_sgdals.fit.one_task import train_in_one_task
+from sparkml_sgdals.fit.plan import FitOptions, Plan, Trained, TrainingReport, blocks_for
 from sparkml_sgdals.fit.progress import clear_progress, show_progress
 from sparkml_sgdals.fit.who_rated import remember_table
-from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
-from sparkml_sgdals.ingest.packing import (
-    PackedCounts,
-    batches_by_rows,
-    count_packed,
-    explain_problems,
-    pack,
-)
+from sparkml_sgdals.ingest.columns import select_ratings
+from sparkml_sgdals.ingest.packing import PackedCounts, batches_by_rows, count_packed, pack
+from sparkml_sgdals.ingest.problems import refuse_invalid
+from sparkml_sgdals.spark_jobs import local_threads, phase
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 
-__all__ = [
-    "FitOptions",
-    "PackedTable",
-    "column_names",
-    "learn_packed",
-    "learn_table",
-    "pack_table",
-    "refuse_invalid",
-]
+__all__ = ["PackedTable", "learn_packed", "learn_table", "pack_table"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """How a table is read and spread, as the Params say."""
-
-    columns: RatingColumns
-    kinds: tuple[IdKind, IdKind]
-    handle_invalid: str
-    num_blocks: int
-    num_threads: int
-    max_ratings_per_task: int
-    checkpoint_interval: int
-    show_progress: bool = False
-    progress_path: str = ""
-    max_resident_ids: int = 0
-    """of a stream: users and items that its process keeps in memory; 0 = all"""
 
 
 @dataclass(frozen=True)
@@ -231,24 +193,4 @@ def _warn_of_unseen(spark: SparkSession, options: FitOptions) -> None:
             "driver and executors share.",
             UserWarning,
             stacklevel=2,
-        )
-
-
-def column_names(columns: RatingColumns) -> dict[str, str]:
-    """The user's columns by our names, each with its Param, for messages."""
-    return {
-        "user": f"userCol {columns.user!r}",
-        "item": f"itemCol {columns.item!r}",
-        "rating": f"ratingCol {columns.rating!r}",
-        "time": f"timestampCol {columns.time!r}",
-        "weight": f"weightCol {columns.weight!r}",
-    }
-
-
-def refuse_invalid(problems: Problems, columns: RatingColumns) -> None:
-    """Raise ValueError where rows cannot be learned."""
-    if any(fault != ZERO_WEIGHT for fault in problems):
-        raise ValueError(
-            f"{explain_problems(problems, column_names(columns))}. Repair or remove these rows, "
-            "or set handleInvalid='skip' to learn the others."
         )

@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 
 from pyspark.sql import DataFrame
 
-from sparkml_sgdals.arrays.id_index import IdKind
-from sparkml_sgdals.fit.fitting import FitOptions, PackedTable, learn_packed, pack_table
-from sparkml_sgdals.fit.one_task import Trained
+from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.errors import DivergenceError
+from sparkml_sgdals.fit.fitting import PackedTable, learn_packed, pack_table
+from sparkml_sgdals.fit.plan import FitOptions, Trained
 from sparkml_sgdals.ingest.columns import RatingColumns
-from sparkml_sgdals.learn.solvers import DivergenceError
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = ["GridFit", "GridPoint"]

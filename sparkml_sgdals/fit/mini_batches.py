@@ -19,19 +19,14 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE, id_keys, pair_hash, start_factors
-from sparkml_sgdals.arrays.id_index import IdKind, id_array_type
-from sparkml_sgdals.fit.one_task import (
-    BROADCAST_IDS,
-    Plan,
-    Trained,
-    TrainingReport,
-    explained,
-    train_in_one_task,
-)
+from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
+from sparkml_sgdals.arrays.ipc import packed_tables
+from sparkml_sgdals.fit.one_task import train_in_one_task
+from sparkml_sgdals.fit.plan import Plan, Trained, TrainingReport
 from sparkml_sgdals.fit.progress import TaskProgress
-from sparkml_sgdals.kernels.ratings import rating_gradients
+from sparkml_sgdals.kernels.sgd import rating_gradients
 from sparkml_sgdals.learn.solvers import check_mini_batch
-from sparkml_sgdals.state.exchange import packed_tables
+from sparkml_sgdals.spark_jobs import BROADCAST_IDS, explained
 from sparkml_sgdals.state.factors import list_column
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings

@@ -8,118 +8,36 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any
 
 import pyarrow as pa
 from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from sparkml_sgdals.arrays.id_index import IdKind
+from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.arrays.ipc import from_bytes
 from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.fit.plan import Plan, Trained, TrainingReport
 from sparkml_sgdals.fit.progress import TaskProgress
-from sparkml_sgdals.learn.solvers import DivergenceError
 from sparkml_sgdals.learn.whole_table import fit_stops
-from sparkml_sgdals.state.exchange import (
+from sparkml_sgdals.spark_jobs import collect_payloads
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.parts import (
     PART_DDL,
     PART_SCHEMA,
-    from_bytes,
     part_batch,
     state_from_parts,
     state_parts,
 )
-from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
-from sparkml_sgdals.store.objects import StorageError
 
-__all__ = [
-    "BROADCAST_IDS",
-    "Plan",
-    "Trained",
-    "TrainingReport",
-    "blocks_for",
-    "collect_payloads",
-    "explained",
-    "local_threads",
-    "parts_frame",
-    "phase",
-    "train_in_one_task",
-]
+__all__ = ["parts_frame", "train_in_one_task"]
 
 logger = logging.getLogger(__name__)
-
-BROADCAST_IDS: Final = 500_000
-"""Factors of up to that many ids, some 100 MB at rank 16, are broadcast instead of shuffled."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How a table is learned: its form follows from Params and its size alone.
-
-    Attributes
-    ----------
-    stops : passes after which to keep a model, ascending; the last one ends the learning
-    progress_path : where tasks note how far they are, empty for nowhere
-    """
-
-    num_blocks: int
-    threads: int
-    checkpoint_interval: int
-    stops: tuple[int, ...]
-    progress_path: str = ""
-
-
-@dataclass(frozen=True)
-class TrainingReport:
-    """What a fit did.
-
-    Attributes
-    ----------
-    rmse : training RMSE after each sweep or pass, in rating units
-    seconds : time by phase, in seconds
-    passes : sweeps or passes done
-    """
-
-    form: str
-    rmse: list[float]
-    seconds: dict[str, float]
-    passes: int
-
-
-Trained = tuple[ModelState, TrainingReport]
-
-
-def blocks_for(ratings: int, max_per_task: int) -> int:
-    """One block up to `max_per_task` ratings, else blocks of at most half of that."""
-    return 1 if ratings <= max_per_task else 2 * -(-ratings // max_per_task)
-
-
-def local_threads(spark: SparkSession) -> int:
-    """Threads of a task under local[N], 0 where the master is no local one."""
-    master = spark.conf.get("spark.master", "") or ""
-    if master == "local":
-        return 1
-    match = re.match(r"local\[(\d+|\*)", master)
-    if match is None:
-        return 0
-    return (os.cpu_count() or 1) if match[1] == "*" else int(match[1])
-
-
-@contextmanager
-def phase(spark: SparkSession, name: str) -> Iterator[None]:
-    """Tag the jobs of a phase of a fit, for Spark's pages and for `spark.interruptTag`."""
-    tag = f"sparkml_sgdals: {name}"
-    spark.addTag(tag)
-    try:
-        yield
-    finally:
-        spark.removeTag(tag)
 
 
 def parts_frame(spark: SparkSession, state: ModelState) -> DataFrame:
@@ -217,24 +135,3 @@ def train_in_one_task(
             (state, TrainingReport("one task", extra["rmse"], seconds, len(extra["rmse"])))
         )
     return trained
-
-
-def explained(failure: Exception) -> Exception:
-    """What a task reported of divergence or storage, without Spark's wrapping; else the failure."""
-    found = re.search(r"(DivergenceError|StorageError): ([^\n]+)", str(failure))
-    if found is None:
-        return failure
-    return {"DivergenceError": DivergenceError, "StorageError": StorageError}[found[1]](
-        found[2].strip()
-    )
-
-
-def collect_payloads(frame: DataFrame) -> pa.Table:
-    """Collect a small frame of binary payloads.
-
-    Raises DivergenceError or StorageError where a task raised it, else what Spark raises.
-    """
-    try:
-        return frame.toArrow()
-    except Exception as failure:
-        raise explained(failure) from failure

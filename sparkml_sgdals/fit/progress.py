@@ -19,7 +19,8 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from sparkml_sgdals.store.objects import ObjectStore, StorageError, full_path
+from sparkml_sgdals.errors import StorageError
+from sparkml_sgdals.store.objects import ObjectStore, full_path
 
 __all__ = ["TaskProgress", "clear_progress", "read_progress", "show_progress"]
 

@@ -11,11 +11,12 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 
 from sparkml_sgdals.arrays.hashing import id_keys
-from sparkml_sgdals.arrays.id_index import IdKind, id_array_type
+from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
+from sparkml_sgdals.arrays.ipc import packed_tables
 from sparkml_sgdals.arrays.sorting import encode_ids
-from sparkml_sgdals.fit.one_task import Trained, phase
+from sparkml_sgdals.fit.plan import Trained
 from sparkml_sgdals.learn.rated_lists import copy_lists, note_lists
-from sparkml_sgdals.state.exchange import packed_tables
+from sparkml_sgdals.spark_jobs import phase
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 

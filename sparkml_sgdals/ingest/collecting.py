@@ -11,8 +11,8 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from sparkml_sgdals.arrays.id_index import IdKind
-from sparkml_sgdals.arrays.ratings import Problems, screen
+from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.arrays.screening import Problems, screen
 from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
 
 __all__ = ["COLLECT_LIMIT", "Collected", "collect_ratings", "invalid_rows"]

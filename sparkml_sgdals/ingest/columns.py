@@ -27,7 +27,7 @@ from pyspark.sql.types import (
     TimestampType,
 )
 
-from sparkml_sgdals.arrays.id_index import IdKind
+from sparkml_sgdals.arrays.id_kinds import IdKind
 
 __all__ = [
     "RatingColumns",

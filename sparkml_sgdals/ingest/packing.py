@@ -17,8 +17,8 @@ import pyarrow as pa
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkml_sgdals.arrays.ratings import ZERO_WEIGHT, Problems, screen
-from sparkml_sgdals.state.exchange import narrow, to_bytes
+from sparkml_sgdals.arrays.ipc import narrow, to_bytes
+from sparkml_sgdals.arrays.screening import Problems, screen
 
 __all__ = [
     "PACK_DDL",
@@ -26,7 +26,6 @@ __all__ = [
     "PackedCounts",
     "batches_by_rows",
     "count_packed",
-    "explain_problems",
     "pack",
     "pack_cell",
 ]
@@ -125,18 +124,3 @@ def count_packed(packed: DataFrame) -> PackedCounts:
         bad_rows += cell.bad
         problems.update(json.loads(cell.problems))
     return PackedCounts(ratings, bad_rows, dict(problems))
-
-
-def explain_problems(problems: Problems, names: dict[str, str]) -> str:
-    """One sentence on the rows that cannot be learned.
-
-    Parameters
-    ----------
-    names : the user's column by our name for it, "user" and so on, each as "userCol 'userId'"
-    """
-    found = []
-    for fault, count in sorted(problems.items()):
-        column, _, what = fault.partition(": ")
-        if fault != ZERO_WEIGHT:
-            found.append(f"{names[column]} is {what} in {count} row{'s' if count > 1 else ''}")
-    return "; ".join(found)

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from pyspark.sql import DataFrame
 from pyspark.sql import types as T
 
-from sparkml_sgdals.arrays.id_index import IdKind, id_array_type
+from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 from sparkml_sgdals.ingest.columns import RatingColumns
 from sparkml_sgdals.ingest.packing import PACK_DDL, ROWS_PER_CELL, pack_cell
 from sparkml_sgdals.store.objects import ObjectStore, full_path

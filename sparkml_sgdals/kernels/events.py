@@ -14,7 +14,7 @@ import numba as nb
 import numpy as np
 
 from sparkml_sgdals.arrays.hashing import mix64
-from sparkml_sgdals.kernels.ratings import MIN_VARIANCE
+from sparkml_sgdals.kernels.checks import MIN_VARIANCE
 
 __all__ = [
     "CONTEXT_DECAY",

@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 from sparkml_sgdals.arrays.hashing import id_keys, pair_hash
 from sparkml_sgdals.arrays.ratings import Ratings
+from sparkml_sgdals.errors import DivergenceError
+from sparkml_sgdals.kernels.checks import check_rows
 from sparkml_sgdals.kernels.events import filter_events, note_done
 from sparkml_sgdals.kernels.isgd import descend_events
-from sparkml_sgdals.kernels.ratings import check_rows
 from sparkml_sgdals.learn.event_ranks import EventsToRank, judge_ranks
 from sparkml_sgdals.learn.prequential import BatchSums
-from sparkml_sgdals.learn.solvers import DivergenceError
 from sparkml_sgdals.state.event_memory import HALF_LIVES, with_room
 from sparkml_sgdals.state.event_scores import even_parts, faded_popularity, known_done, memories_of
 from sparkml_sgdals.state.model_state import ModelState

@@ -10,23 +10,17 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
 from sparkml_sgdals.arrays.ratings import Layout, Ratings
-from sparkml_sgdals.arrays.sorting import run_all
+from sparkml_sgdals.arrays.threads import run_all
+from sparkml_sgdals.kernels.checks import check_rows
+from sparkml_sgdals.kernels.filter import filter_implicit
+from sparkml_sgdals.kernels.influences import add_shares, learn_influences, sum_influences
 from sparkml_sgdals.kernels.lanes import padded_rows
-from sparkml_sgdals.kernels.prefetch import AHEAD, prefetch_lines, prefetch_row
-from sparkml_sgdals.kernels.ratings import FAST, check_rows, compare_features, move_rows
 from sparkml_sgdals.kernels.vectors import (
     LANES,
-    fill,
-    load,
-    load_first,
-    smaller,
-    store,
-    store_first,
 )
 from sparkml_sgdals.learn.solvers import Side
 from sparkml_sgdals.state.factors import FactorRows, FactorTable, prior_variances
@@ -57,66 +51,6 @@ ITEM_INFLUENCE: Final = 0.02
 """prior variance of what an item adds to the prior means of its users"""
 _CONCENTRATED: Final = 10.0
 """Ratings that an id has in a batch, from which on biases are not learned from who rated what."""
-
-
-@nb.njit(cache=True, nogil=True, fastmath=FAST)
-def learn_influences(  # type: ignore[no-untyped-def]
-    starts, partners, roots, shares, precision, own_precision, damping, apart, influence
-):
-    """Coordinate ascent for the influences of all ids of one side, one id after another: (9).
-
-    Parameters
-    ----------
-    starts, partners : the layout by the side that gives, as in `sweep_ids`
-    roots : float32, shape (partners,), n^(-1/2) of each partner
-    shares : float32, shape (ids,), `influence_shares`
-    precision : float32, shape (8,), 1 / v of the partners' prior, 0 where there is no coordinate
-    own_precision : float32, 1 / prior variance of an influence
-    damping : float32, at least 1: the curvature of `apart` by so much, 1 for one block
-    apart : float32, shape (partners, 8), posterior minus prior mean of each partner; changed in
-        place, as prior means move with the influences
-    influence : float32, shape (ids, 8), changed in place
-
-    Notes
-    -----
-    Damping leaves the fixed point where it is. B blocks that learn at once from the same `apart`
-    overshoot by up to B / damping, which shrinks as long as damping > B / 2.
-    """
-    precisions = load(precision, 0)
-    for y in range(starts.size - 1):
-        first, last = starts[y], starts[y + 1]
-        if first == last:
-            continue
-        moment = fill(np.float32(0.0))
-        share = damping * shares[y]
-        for t in range(first, last):
-            if t + AHEAD < partners.size:
-                prefetch_lines(apart, partners[t + AHEAD])
-            x = np.int64(partners[t])
-            moment += roots[x] * load(apart, x * LANES)
-        old = load(influence, y * LANES)
-        new = precisions * (moment + share * old) / (own_precision + share * precisions)
-        store(influence, y * LANES, new)
-        change = damping * (old - new)
-        for t in range(first, last):
-            if t + AHEAD < partners.size:
-                prefetch_lines(apart, partners[t + AHEAD])
-            x = np.int64(partners[t])
-            store(apart, x * LANES, load(apart, x * LANES) + roots[x] * change)
-
-
-@nb.njit(cache=True, nogil=True, fastmath=FAST)
-def add_shares(starts, partners, roots, taken, shares):  # type: ignore[no-untyped-def]
-    """`influence_shares` into `shares`; `taken` is scratch, float32, zeros, shape (partners,)."""
-    for y in range(starts.size - 1):
-        for t in range(starts[y], starts[y + 1]):
-            taken[partners[t]] += roots[partners[t]]
-        total = np.float32(0.0)
-        for t in range(starts[y], starts[y + 1]):
-            total += roots[partners[t]] * taken[partners[t]]
-        shares[y] = total
-        for t in range(starts[y], starts[y + 1]):
-            taken[partners[t]] = np.float32(0.0)
 
 
 def influence_shares(layout: Layout, root: F32) -> F32:
@@ -192,16 +126,6 @@ def drawn_means(layout: Layout, influence: F32, root: F32) -> F32:
     sum_influences(layout.starts, layout.partners, influence, drawn)
     drawn *= root[:, None]
     return drawn
-
-
-@nb.njit(cache=True, nogil=True, fastmath=FAST)
-def sum_influences(starts, partners, influence, sums):  # type: ignore[no-untyped-def]
-    """Add up the influences of each id's partners into `sums`, float32, (ids, rank + 1)."""
-    for x in range(starts.size - 1):
-        for t in range(starts[x], starts[x + 1]):
-            y = partners[t]
-            for f in range(influence.shape[1]):
-                sums[x, f] += influence[y, f]
 
 
 def roots(counts: npt.NDArray[np.integer]) -> F32:
@@ -326,104 +250,3 @@ class ImplicitPrior:
             table.prior_mean[some] = drawn.prior_mean
             table.influence[some] = drawn.influence
             table.evidence[some] = drawn.evidence
-
-
-@nb.njit(cache=True, nogil=True, fastmath=FAST)
-def filter_implicit(  # type: ignore[no-untyped-def]
-    users, items, ratings, weights,
-    user_mean, user_var, user_prior, user_influence, user_evidence, user_seen,
-    item_mean, item_var, item_prior, item_influence, item_seen,
-    prior_var, own_precision, bias_share, noise, drift, errors,
-):  # fmt: skip
-    """`filter_ratings` with prior means that move, and users' influences learned: (4), (10), (11).
-
-    Parameters
-    ----------
-    *_mean, *_var, *_prior, *_influence : float32, shape (ids, rank + 1), changed in place, but
-        for the items' influence
-    *_seen, user_evidence : float32, shape (ids,), changed in place
-    prior_var : float32, shape (rank + 1,), prior variance of each coordinate
-    own_precision : float32, 1 / prior variance of a user's influence
-    bias_share : float32, 0 to 1, by how much influences on biases are learned
-    ratings, weights, noise, drift, errors : as in `filter_ratings`
-    """
-    width = user_mean.shape[1]
-    weighted = weights.size > 0
-    one = np.float32(1.0)
-    prior_precision = one / prior_var
-    ones = fill(one)
-    for n in range(users.size):
-        if n + AHEAD < users.size:
-            after, partner = users[n + AHEAD], items[n + AHEAD]
-            prefetch_row(user_mean, after)
-            prefetch_row(user_var, after)
-            prefetch_row(user_prior, after)
-            prefetch_row(user_influence, after)
-            prefetch_row(item_mean, partner)
-            prefetch_row(item_var, partner)
-            prefetch_row(item_prior, partner)
-            prefetch_row(item_influence, partner)
-        x = np.int64(users[n])
-        y = np.int64(items[n])
-        weight = one
-        if weighted:
-            weight = weights[n]
-        if weight > np.float32(0.0):
-            user_kept = np.sqrt(user_seen[x])
-            user_seen[x] += one
-            user_root = one / np.sqrt(user_seen[x])
-            item_kept = np.sqrt(item_seen[y])
-            item_seen[y] += one
-            share = one / item_seen[y]
-            item_root = np.sqrt(share)
-            user_evidence[x] += share
-            evidence = user_evidence[x]
-
-            precision = prior_precision[0]
-            old = user_prior[x, 0]
-            new = (user_kept * old + item_influence[y, 0]) * user_root
-            user_mean[x, 0] += min(user_var[x, 0] * precision, one) * (new - old)
-            user_prior[x, 0] = new
-            old = item_prior[y, 0]
-            new = (item_kept * old + user_influence[x, 0]) * item_root
-            taken = min(item_var[y, 0] * precision, one)
-            # from the item as it is before this rating, or the user's own error would come back
-            moved = item_mean[y, 0] + taken * (new - old)
-            change = precision * item_root * (moved - new) / (own_precision + evidence * precision)
-            change *= bias_share
-            user_influence[x, 0] += change
-            step = item_root * change
-            item_prior[y, 0] = new + step
-            item_mean[y, 0] = moved + taken * step
-
-            # the same for the features: at rank 16 the bias among them would be a third vector, of
-            # one value, and take half as long again
-            for f in range(1, width, LANES):
-                user, item, count = x * width + f, y * width + f, width - f
-                precisions = load_first(prior_precision, f, count)
-                olds = load_first(user_prior, user, count)
-                news = (user_kept * olds + load_first(item_influence, item, count)) * user_root
-                gains = smaller(load_first(user_var, user, count) * precisions, ones)
-                means = load_first(user_mean, user, count)
-                store_first(user_mean, user, count, means + gains * (news - olds))
-                store_first(user_prior, user, count, news)
-                olds = load_first(item_prior, item, count)
-                own = load_first(user_influence, user, count)
-                news = (item_kept * olds + own) * item_root
-                gains = smaller(load_first(item_var, item, count) * precisions, ones)
-                means = load_first(item_mean, item, count) + gains * (news - olds)
-                changes = precisions * item_root * (means - news)
-                changes = changes / (own_precision + evidence * precisions)
-                store_first(user_influence, user, count, own + changes)
-                changes *= item_root
-                store_first(item_prior, item, count, news + changes)
-                store_first(item_mean, item, count, means + gains * changes)
-
-        product, spread = compare_features(x, y, user_mean, user_var, item_mean, item_var)
-        error = ratings[n] - (user_mean[x, 0] + item_mean[y, 0] + product)
-        errors[n] = error
-        if weight <= np.float32(0.0):
-            continue
-        spread += user_var[x, 0] + item_var[y, 0]
-        inverse = one / (spread + noise / weight)
-        move_rows(x, y, error, inverse, drift, user_mean, user_var, item_mean, item_var)

@@ -9,12 +9,12 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
 from sparkml_sgdals.arrays.ratings import Ratings
-from sparkml_sgdals.kernels.ratings import predict_rows
+from sparkml_sgdals.kernels.predict import predict_rows
+from sparkml_sgdals.kernels.scatter import add_relative
 from sparkml_sgdals.state.factors import FactorRows, FactorTable
 
 __all__ = ["expected_after_learning", "expected_squares", "learn_noise_factors"]
@@ -64,17 +64,10 @@ def learn_noise_factors(
     for _ in range(rounds):
         for own, other in ((0, 1), (1, 0)):
             sums = np.zeros(rows[own].size)
-            _add_relative(positions[own], positions[other], squares, factors[other], sums)
+            add_relative(positions[own], positions[other], squares, factors[other], sums)
             factors[own] = (known[own] + sums / 2.0) / weights[own]
     for table, some, found in zip(tables, rows, factors, strict=True):
         table.noise_factor[some] = found.astype(np.float32)
-
-
-@nb.njit(cache=True, nogil=True)
-def _add_relative(own, other, squares, factors, sums):  # type: ignore[no-untyped-def]
-    """Add up each id's squares in units of its partners' factors, in the order of the ratings."""
-    for n in range(own.size):
-        sums[own[n]] += squares[n] / factors[other[n]]
 
 
 def expected_after_learning(

@@ -12,14 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from sparkml_sgdals.arrays.ratings import Ratings
-from sparkml_sgdals.kernels.ratings import check_rows
+from sparkml_sgdals.errors import DivergenceError
+from sparkml_sgdals.kernels.checks import check_rows
 from sparkml_sgdals.learn.events import learn_events
 from sparkml_sgdals.learn.implicit_prior import FilterSide, run_implicit_filter
 from sparkml_sgdals.learn.noise import expected_squares, learn_noise_factors
 from sparkml_sgdals.learn.prequential import BatchSums, judge_batch
 from sparkml_sgdals.learn.rated_lists import lists_after, memory_of_users, rank_ratings
 from sparkml_sgdals.learn.smoothing import smooth_batch
-from sparkml_sgdals.learn.solvers import DivergenceError, run_filter, run_minibatches, run_sgd
+from sparkml_sgdals.learn.solvers import run_filter, run_minibatches, run_sgd
 from sparkml_sgdals.learn.whole_table import not_finite, settle_scale
 from sparkml_sgdals.state.factors import FactorRows
 from sparkml_sgdals.state.model_state import SETTLING_RATINGS, Counters, ModelState

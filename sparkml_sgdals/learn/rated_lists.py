@@ -5,7 +5,6 @@ Only models of ratings with a ranking size remember it. Arrays; ranks by `event_
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -13,6 +12,7 @@ import pyarrow as pa
 from sparkml_sgdals.arrays.hashing import id_keys, pair_hash
 from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.kernels.events import note_done
+from sparkml_sgdals.kernels.scatter import append_lists, drop_listed
 from sparkml_sgdals.learn.event_ranks import EventsToRank, judge_ranks
 from sparkml_sgdals.learn.prequential import BatchSums
 from sparkml_sgdals.state.event_memory import UserMemory, with_room
@@ -118,41 +118,8 @@ def note_lists(users: FactorTable, table: pa.Table) -> None:
         column = batch.column("done")
         lengths = pa.compute.list_value_length(column).to_numpy()
         values = column.flatten().to_numpy()
-        _append(np.searchsorted(touched, own), lengths.astype(np.int64), values, ends, keys)
+        append_lists(np.searchsorted(touched, own), lengths.astype(np.int64), values, ends, keys)
     sizes = np.empty(touched.size, np.int64)
-    _drop_repeats(starts, known, keys, sizes)
+    drop_listed(starts, known, keys, sizes)
     places = zip(begins.tolist(), sizes.tolist(), strict=True)
     memory.replace(touched, (keys[begin : begin + size].copy() for begin, size in places))
-
-
-@nb.njit(cache=True, nogil=True)
-def _append(places, lengths, values, ends, keys):  # type: ignore[no-untyped-def]
-    """Put lists, which lie in `values` one after another, behind those that places hold."""
-    begin = 0
-    for n in range(places.size):
-        end = ends[places[n]]
-        for j in range(lengths[n]):
-            keys[end + j] = values[begin + j]
-        ends[places[n]] = end + lengths[n]
-        begin += lengths[n]
-
-
-@nb.njit(cache=True, nogil=True)
-def _drop_repeats(starts, known, keys, sizes):  # type: ignore[no-untyped-def]
-    """Leave of each list its first `known` keys and what else is in it, once and rising."""
-    for x in range(known.size):
-        begin = starts[x]
-        first = begin + known[x]
-        old = np.sort(keys[begin:first])
-        new = np.sort(keys[first : starts[x + 1]])
-        size = known[x]
-        j = 0
-        for n in range(new.size):
-            if n > 0 and new[n] == new[n - 1]:
-                continue
-            while j < old.size and old[j] < new[n]:
-                j += 1
-            if j == old.size or old[j] != new[n]:
-                keys[begin + size] = new[n]
-                size += 1
-        sizes[x] = size

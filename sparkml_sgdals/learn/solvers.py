@@ -16,20 +16,17 @@ import numpy as np
 import numpy.typing as npt
 
 from sparkml_sgdals.arrays.ratings import Layout
-from sparkml_sgdals.arrays.sorting import run_all
+from sparkml_sgdals.arrays.threads import run_all
+from sparkml_sgdals.errors import DivergenceError
+from sparkml_sgdals.kernels.checks import check_rows
+from sparkml_sgdals.kernels.filter import filter_ratings
 from sparkml_sgdals.kernels.lanes import padded_rows
-from sparkml_sgdals.kernels.ratings import (
-    check_rows,
-    filter_ratings,
-    rating_gradients,
-    sgd_ratings,
-    sweep_ids,
-)
+from sparkml_sgdals.kernels.sgd import rating_gradients, sgd_ratings
+from sparkml_sgdals.kernels.sweep import sweep_ids
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = [
     "EARLIEST_STOP",
-    "DivergenceError",
     "Side",
     "check_mini_batch",
     "half_sweep",
@@ -51,10 +48,6 @@ EARLIEST_STOP: Final = 3
 _CHUNKS_PER_THREAD: Final = 8
 _DIVERGED: Final = 100.0
 """a mini-batch whose squared error is this many times the variance of its ratings has diverged"""
-
-
-class DivergenceError(RuntimeError):
-    """Learning ran away: the factors are no use, and the message says what to change."""
 
 
 @dataclass

@@ -14,8 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from sparkml_sgdals.arrays.ratings import Layout, Ratings, layout_by
-from sparkml_sgdals.arrays.sorting import run_all
-from sparkml_sgdals.kernels.ratings import check_rows, clipped_squares
+from sparkml_sgdals.arrays.threads import run_all
+from sparkml_sgdals.errors import DivergenceError
+from sparkml_sgdals.kernels.checks import check_rows
+from sparkml_sgdals.kernels.predict import clipped_squares
 from sparkml_sgdals.learn.events import learn_events
 from sparkml_sgdals.learn.implicit_prior import (
     ImplicitPrior,
@@ -25,7 +27,6 @@ from sparkml_sgdals.learn.noise import (
     learn_noise_factors,
 )
 from sparkml_sgdals.learn.solvers import (
-    DivergenceError,
     Side,
     half_sweep,
     run_filter,

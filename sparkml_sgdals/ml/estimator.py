@@ -14,17 +14,19 @@ from pyspark.sql import DataFrame, SparkSession
 
 from sparkml_sgdals.fit.fitting import learn_table
 from sparkml_sgdals.fit.grid_fit import GridFit, GridPoint
-from sparkml_sgdals.fit.one_task import TrainingReport
+from sparkml_sgdals.fit.plan import TrainingReport
 from sparkml_sgdals.ingest.columns import id_kind, id_type_name
 from sparkml_sgdals.ingest.parquet import pack_parquet
-from sparkml_sgdals.ml.model import StreamingBiasedALSModel, fit_options, stream_invalid
+from sparkml_sgdals.ml.model import StreamingBiasedALSModel
+from sparkml_sgdals.ml.options import fit_options, stream_invalid
 from sparkml_sgdals.ml.persistence import EstimatorWriter
 from sparkml_sgdals.ml.setters import LearningSetters
 from sparkml_sgdals.ml.summary import TrainingSummary
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.objects import spark_path
+from sparkml_sgdals.stream.job import StreamJob
 from sparkml_sgdals.stream.report import OnBatch
-from sparkml_sgdals.stream.start import NOTHING, StreamJob, StreamStart, start_stream
+from sparkml_sgdals.stream.start import NOTHING, StreamStart, start_stream
 
 __all__ = ["StreamingBiasedALS"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from typing import Any
 
 from pyspark.ml import Model
@@ -10,11 +10,13 @@ from pyspark.ml.recommendation import ALSModel
 from pyspark.ml.util import MLReadable, MLWritable, MLWriter
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkml_sgdals.arrays.ratings import encode_ratings, screen
-from sparkml_sgdals.fit.fitting import FitOptions, learn_table, refuse_invalid
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.arrays.screening import screen
+from sparkml_sgdals.fit.fitting import learn_table
 from sparkml_sgdals.ingest.collecting import COLLECT_LIMIT, collect_ratings
 from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
-from sparkml_sgdals.ml.params import ModelParams
+from sparkml_sgdals.ingest.problems import refuse_invalid
+from sparkml_sgdals.ml.options import fit_options, stream_invalid
 from sparkml_sgdals.ml.persistence import ModelReader, ModelWriter
 from sparkml_sgdals.ml.recommend_methods import RankingMethods
 from sparkml_sgdals.ml.setters import ModelSetters
@@ -34,11 +36,12 @@ from sparkml_sgdals.state.factors import FactorTable, put_features
 from sparkml_sgdals.state.model_state import ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.version_store import StorageError, VersionStore, full_path
+from sparkml_sgdals.stream.job import StreamJob
 from sparkml_sgdals.stream.micro_batch import learn_collected
 from sparkml_sgdals.stream.report import OnBatch
-from sparkml_sgdals.stream.start import StreamJob, StreamStart, start_stream
+from sparkml_sgdals.stream.start import StreamStart, start_stream
 
-__all__ = ["StreamingBiasedALSModel", "fit_options"]
+__all__ = ["StreamingBiasedALSModel"]
 
 
 class StreamingBiasedALSModel(
@@ -441,34 +444,6 @@ class StreamingBiasedALSModel(
 
     def _public(self, table: FactorTable, id_type: str) -> DataFrame:
         return public_factors(self._session(), table, self._scoring_state().scale.spread, id_type)
-
-
-def fit_options(
-    params: ModelParams, kinds: tuple[Any, Any], invalid: str, settings: Settings
-) -> FitOptions:
-    """How the Params say that tables and streams are read and spread, for a model so set."""
-    columns = params.ratingColumns()
-    optional = settings.positive and (not columns.rating or not params.isSet("ratingCol"))
-    return FitOptions(
-        columns=replace(columns, rating_needed=not optional),
-        kinds=kinds,
-        handle_invalid=invalid,
-        num_blocks=params.getNumBlocks(),
-        num_threads=params.getNumThreads(),
-        max_ratings_per_task=params.getMaxRatingsPerTask(),
-        checkpoint_interval=params.getCheckpointInterval(),
-        show_progress=params.getShowProgress(),
-        progress_path=params.getProgressPath(),
-        # events draw their negatives from all items, and ratings are ranked among all of them
-        max_resident_ids=0
-        if settings.positive or (settings.ranks_ratings and not params.isSet("maxResidentIds"))
-        else params.getMaxResidentIds(),
-    )
-
-
-def stream_invalid(params: ModelParams) -> str:
-    """handleInvalid of a stream: 'skip' unless it was set."""
-    return params.getHandleInvalid() if params.isSet("handleInvalid") else "skip"
 
 
 # the name that saved pipelines carry stays, wherever the class may move

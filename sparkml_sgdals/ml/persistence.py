@@ -14,7 +14,8 @@ from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
-from sparkml_sgdals.store.version_store import FORMAT_VERSION, StorageError, VersionStore
+from sparkml_sgdals.store.commit import FORMAT_VERSION
+from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
 __all__ = ["EstimatorWriter", "ModelReader", "ModelWriter"]
 

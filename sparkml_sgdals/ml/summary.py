@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparkml_sgdals.fit.one_task import TrainingReport
+from sparkml_sgdals.fit.plan import TrainingReport
 from sparkml_sgdals.state.model_state import ModelState
 
 __all__ = ["TrainingSummary"]

@@ -9,7 +9,8 @@ import pandas as pd
 from pyspark.sql import DataFrame
 
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.store.maintenance import Rollback, forget_users, list_versions, roll_back
+from sparkml_sgdals.store.forgetting import forget_users
+from sparkml_sgdals.store.maintenance import Rollback, list_versions, roll_back
 from sparkml_sgdals.store.objects import full_path
 from sparkml_sgdals.store.version_store import VersionStore
 

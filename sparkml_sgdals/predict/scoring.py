@@ -16,8 +16,8 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
-from sparkml_sgdals.fit.one_task import BROADCAST_IDS
 from sparkml_sgdals.ingest.columns import id_column
+from sparkml_sgdals.spark_jobs import BROADCAST_IDS
 from sparkml_sgdals.state.factors import FactorTable, list_column, prior_variances
 from sparkml_sgdals.state.model_state import ModelState
 

@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from sparkml_sgdals.arrays.ratings import Ratings
+from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.learn.one_batch import BatchReport, learn_batch
-from sparkml_sgdals.learn.solvers import DivergenceError
 from sparkml_sgdals.state.event_memory import ItemMemory, UserMemory
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState, Scale

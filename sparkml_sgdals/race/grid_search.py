@@ -15,14 +15,16 @@ from pyspark.sql import DataFrame
 
 from sparkml_sgdals.ml.converters import at_least, param
 from sparkml_sgdals.ml.estimator import StreamingBiasedALS
-from sparkml_sgdals.ml.model import StreamingBiasedALSModel, fit_options, stream_invalid
+from sparkml_sgdals.ml.model import StreamingBiasedALSModel
+from sparkml_sgdals.ml.options import fit_options, stream_invalid
 from sparkml_sgdals.race.standings import RaceRules
 from sparkml_sgdals.race.updater import RaceUpdater, forget_race, leader_of
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.version_store import VersionStore, full_path
+from sparkml_sgdals.stream.job import StreamJob
 from sparkml_sgdals.stream.report import OnBatch, Report
-from sparkml_sgdals.stream.start import StreamJob, StreamStart, start_stream
+from sparkml_sgdals.stream.start import StreamStart, start_stream
 
 __all__ = ["RACE", "RaceJob", "StreamingGridSearch"]
 

@@ -28,17 +28,20 @@ import pandas as pd
 import pyarrow as pa
 from pyspark.sql import DataFrame
 
-from sparkml_sgdals.arrays.ratings import ZERO_WEIGHT, encode_ratings
-from sparkml_sgdals.fit.fitting import FitOptions, refuse_invalid
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.arrays.screening import ZERO_WEIGHT
+from sparkml_sgdals.errors import DivergenceError
+from sparkml_sgdals.fit.plan import FitOptions
 from sparkml_sgdals.ingest.collecting import COLLECT_LIMIT, Collected, collect_ratings
+from sparkml_sgdals.ingest.problems import refuse_invalid
 from sparkml_sgdals.learn.one_batch import BatchReport
-from sparkml_sgdals.learn.solvers import DivergenceError
 from sparkml_sgdals.race.candidates import learn_with_all, warm_start
 from sparkml_sgdals.race.standings import Race, RaceRules, Standing
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.lease import check_holder
-from sparkml_sgdals.store.version_store import Commit, StorageError, VersionStore
+from sparkml_sgdals.store.version_store import StorageError, VersionStore
 from sparkml_sgdals.stream.report import Report
 
 __all__ = ["RaceUpdater", "forget_race", "leader_of"]

@@ -14,6 +14,7 @@ from typing import Final
 
 import uvicorn
 
+from sparkml_sgdals.errors import GoneError
 from sparkml_sgdals.serving.http.answers import Answers
 from sparkml_sgdals.serving.http.gauges import Gauges
 from sparkml_sgdals.serving.http.guard import Buckets, TokenCheck
@@ -25,9 +26,9 @@ from sparkml_sgdals.serving.intake.history import Columns, History, read_ratings
 from sparkml_sgdals.serving.model.approximate import Approximate
 from sparkml_sgdals.serving.model.holder import ModelHolder
 from sparkml_sgdals.serving.model.titles import Titles
-from sparkml_sgdals.store.objects import GoneError
+from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.saved_model import is_saved, read_saved
-from sparkml_sgdals.store.version_store import Commit, StorageError, VersionStore
+from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
 __all__ = ["build_service", "serve"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sparkml_sgdals.arrays.id_index import id_array_type
+from sparkml_sgdals.arrays.id_kinds import id_array_type
 from sparkml_sgdals.state.factors import FactorTable, prior_variances
 from sparkml_sgdals.state.model_state import ModelState
 

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sparkml_sgdals.arrays.hashing import id_keys, start_factors
-from sparkml_sgdals.arrays.id_index import IdIndex, IdKind, id_array_type
+from sparkml_sgdals.arrays.id_index import IdIndex
+from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 from sparkml_sgdals.state.event_memory import EventMemory, memory_for
 from sparkml_sgdals.state.settings import Settings
 

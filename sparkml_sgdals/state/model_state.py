@@ -15,8 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
-from sparkml_sgdals.arrays.id_index import IdKind
-from sparkml_sgdals.kernels.ratings import predict_rows, standardise
+from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.kernels.filter import standardise
+from sparkml_sgdals.kernels.predict import predict_rows
 from sparkml_sgdals.state.factors import FactorTable, arrow_schema, prior_variances
 from sparkml_sgdals.state.settings import Settings
 

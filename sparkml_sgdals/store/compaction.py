@@ -14,13 +14,14 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sparkml_sgdals.arrays.id_index import IdKind
+from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.objects import ObjectStore
 from sparkml_sgdals.store.packed_rows import Packed, RowShape, pack
 from sparkml_sgdals.store.sorted_runs import Run, RunWriter, merge_runs, stack_size
-from sparkml_sgdals.store.version_store import Commit, VersionStore
+from sparkml_sgdals.store.version_store import VersionStore
 
 __all__ = ["SIDES", "Compaction", "compact", "convert"]
 

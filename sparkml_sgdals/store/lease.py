@@ -12,17 +12,14 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Final
 
-from sparkml_sgdals.store.objects import ObjectStore, StorageError, user_name
+from sparkml_sgdals.errors import LeaseError, StorageError
+from sparkml_sgdals.store.objects import ObjectStore, user_name
 
-__all__ = ["Lease", "LeaseError", "check_holder"]
+__all__ = ["Lease", "check_holder"]
 
 logger = logging.getLogger(__name__)
 
 _NAME: Final = "lease.json"
-
-
-class LeaseError(RuntimeError):
-    """Another writer holds the model path."""
 
 
 def check_holder(store: ObjectStore, token: str) -> None:

@@ -23,18 +23,15 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-__all__ = ["DamagedError", "GoneError", "ObjectStore", "StorageError", "bad_file", "full_path",
-           "spark_path", "user_name"]  # fmt: skip
+from sparkml_sgdals.errors import GoneError, StorageError
+
+__all__ = ["ObjectStore", "bad_file", "full_path", "spark_path", "user_name"]  # fmt: skip
 
 
 _CONFLICT_WAITS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, None)
 """Seconds before an exclusive put that met another is tried again; None: no more."""
 _ROW_GROUP: Final = 131_072
 """Rows that a reader of a table's parts has to hold at once, at most."""
-
-
-class StorageError(RuntimeError):
-    """A model path that cannot be read or written, or does not hold what it should."""
 
 
 def full_path(path: str) -> str:
@@ -64,14 +61,6 @@ def spark_path(path: str) -> str:
     if path.startswith("s3://"):
         return f"s3a{path[2:]}"
     return path if "://" in path or path.startswith("file:") else f"file:{os.path.abspath(path)}"
-
-
-class GoneError(StorageError):
-    """A file or commit is missing: perhaps it was pruned while a reader was at it."""
-
-
-class DamagedError(StorageError):
-    """What a file or commit holds is not what was written."""
 
 
 def bad_file(path: str, name: str, missing: bool) -> str:

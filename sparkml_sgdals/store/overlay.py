@@ -17,14 +17,15 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sparkml_sgdals.arrays.id_index import IdKind
+from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.commit import Base, Commit
 from sparkml_sgdals.store.compaction import SIDES, Compaction, compact, convert
 from sparkml_sgdals.store.packed_rows import RowShape, pack, unpack
 from sparkml_sgdals.store.sorted_runs import Run
-from sparkml_sgdals.store.version_store import MAX_DELTAS, Base, Commit, VersionStore
+from sparkml_sgdals.store.version_store import MAX_DELTAS, VersionStore
 
 __all__ = ["Overlay"]
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sparkml_sgdals.arrays.hashing import id_keys
-from sparkml_sgdals.arrays.id_index import IdKind
+from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.settings import Settings
 

@@ -9,11 +9,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
-from sparkml_sgdals.store.objects import ObjectStore, StorageError
-from sparkml_sgdals.store.version_store import FORMAT_VERSION
+from sparkml_sgdals.store.commit import FORMAT_VERSION
+from sparkml_sgdals.store.objects import ObjectStore
 
 __all__ = ["SavedModel", "is_saved", "read_saved"]
 

@@ -25,13 +25,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sparkml_sgdals.store.objects import (
-    DamagedError,
-    GoneError,
-    ObjectStore,
-    StorageError,
-    bad_file,
-)
+from sparkml_sgdals.errors import DamagedError, GoneError, StorageError
+from sparkml_sgdals.store.objects import ObjectStore, bad_file
 from sparkml_sgdals.store.packed_rows import Packed, RowShape, drop_older, search_keys
 
 __all__ = ["Run", "RunWriter", "merge_runs", "stack_size"]

@@ -16,8 +16,10 @@ import json
 import re
 from typing import Any, Final
 
-from sparkml_sgdals.store.objects import ObjectStore, StorageError
-from sparkml_sgdals.store.version_store import Commit, VersionStore
+from sparkml_sgdals.errors import StorageError
+from sparkml_sgdals.store.commit import Commit
+from sparkml_sgdals.store.objects import ObjectStore
+from sparkml_sgdals.store.version_store import VersionStore
 
 __all__ = ["check_checkpoint", "copy_until", "drop_unplanned_files", "end_of_batch", "last_done"]
 

@@ -25,117 +25,31 @@ import json
 import logging
 import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sparkml_sgdals.arrays.id_index import IdKind
+from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.errors import DamagedError, GoneError, StorageError
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.state.settings import Settings
-from sparkml_sgdals.store.objects import (
-    DamagedError,
-    GoneError,
-    ObjectStore,
-    StorageError,
-    bad_file,
-    full_path,
-    spark_path,
-)
+from sparkml_sgdals.store.commit import _PART, FORMAT_VERSION, Base, Commit
+from sparkml_sgdals.store.objects import ObjectStore, bad_file, full_path, spark_path
 from sparkml_sgdals.store.packed_rows import RowShape, unpack
 from sparkml_sgdals.store.sorted_runs import Run
 
-__all__ = ["FORMAT_VERSION", "MAX_DELTAS", "Base", "Commit", "StorageError", "VersionStore",
-           "full_path", "spark_path"]  # fmt: skip
+__all__ = ["MAX_DELTAS", "StorageError", "VersionStore", "full_path", "spark_path"]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
-FORMAT_VERSION: Final = 3
 _MIN_ROWS_OF_BASE: Final = 20_000
 MAX_DELTAS: Final = 500
 _READ_AGAIN: Final = 20
-_PART: Final = 1 << 22
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Commit:
-    """One version: its number, its batch (-1 for none), its base, files and numbers."""
-
-    version: int
-    batch: int
-    base: int
-    files: dict[str, dict[str, Any]]
-    scalars: dict[str, Any]
-    metrics: dict[str, Any] | None
-    committed: str
-    delta_rows: int
-    """rows written since the base"""
-    checkpoint: str = "checkpoint"
-    """folder of Spark's checkpoint that goes with it"""
-    restored: int | None = None
-    """the version that it holds again, after a rollback"""
-    runs: dict[str, Any] | None = None
-    """sorted runs that hold the version `base`: a list each of users and items, oldest first, and
-    the metrics up to the batch before it; None where the files of that version do"""
-    ids: list[int] | None = None
-    """number of users and of items; None in versions of format 2"""
-
-    def settings(self, meta: dict[str, Any]) -> Settings:
-        """Settings of the version, which in a race may differ from version to version.
-
-        Parameters
-        ----------
-        meta : of the path, which says them where the commit is of an older release
-        """
-        return Settings.from_json(self.scalars.get("settings") or meta["settings"])
-
-    def run_files(self) -> list[dict[str, Any]]:
-        """The files of its runs: name, bytes and checksum of each."""
-        if self.runs is None:
-            return []
-        entries = [*self.runs["users"], *self.runs["items"]]
-        files = [e[part] for e in entries for part in ("rows", "keys", "names") if part in e]
-        return [*files, *([self.runs["metrics"]] if self.runs["metrics"] else [])]
-
-    def to_bytes(self) -> bytes:
-        """One JSON object with a checksum of all its other fields."""
-        body = json.dumps(self.__dict__, sort_keys=True, allow_nan=False)
-        check = hashlib.sha256(body.encode()).hexdigest()
-        return json.dumps({"format": FORMAT_VERSION, "sha256": check, "commit": body}).encode()
-
-    @classmethod
-    def from_bytes(cls, payload: bytes) -> Commit | None:
-        """The commit, None where the object is not whole; StorageError for a newer format."""
-        try:
-            outer = json.loads(payload)
-            body = outer["commit"]
-            whole = hashlib.sha256(body.encode()).hexdigest() == outer["sha256"]
-            newer = outer["format"] > FORMAT_VERSION
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return None
-        if newer:
-            raise StorageError(
-                f"The commit has format {outer['format']}, this release reads up to "
-                f"{FORMAT_VERSION}: upgrade sparkml_sgdals."
-            )
-        return cls(**json.loads(body)) if whole else None
-
-
-@dataclass(frozen=True)
-class Base:
-    """What versions of a model larger than memory add to: see `Commit.runs`."""
-
-    version: int
-    delta_rows: int
-    """rows written since that version, before the one to commit"""
-    runs: dict[str, Any]
-    ids: list[int]
-    """of the version to commit"""
 
 
 class VersionStore(ObjectStore):

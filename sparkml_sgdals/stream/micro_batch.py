@@ -21,15 +21,19 @@ import pandas as pd
 import pyarrow as pa
 from pyspark.sql import DataFrame
 
-from sparkml_sgdals.arrays.ratings import ZERO_WEIGHT, Problems, Ratings, encode_ratings
-from sparkml_sgdals.fit.fitting import FitOptions, learn_table, refuse_invalid
+from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
+from sparkml_sgdals.arrays.screening import ZERO_WEIGHT, Problems
+from sparkml_sgdals.fit.fitting import learn_table
+from sparkml_sgdals.fit.plan import FitOptions
 from sparkml_sgdals.ingest.collecting import Collected, collect_ratings, invalid_rows
+from sparkml_sgdals.ingest.problems import refuse_invalid
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.learn.prequential import BatchSums
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.lease import check_holder
 from sparkml_sgdals.store.overlay import Overlay
-from sparkml_sgdals.store.version_store import Commit, VersionStore
+from sparkml_sgdals.store.version_store import VersionStore
 from sparkml_sgdals.stream.report import Report
 
 __all__ = ["Learned", "StreamUpdater", "forget_resident", "learn_collected"]

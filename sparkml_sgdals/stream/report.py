@@ -10,40 +10,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-import pandas as pd
 import pyarrow as pa
 
-from sparkml_sgdals.learn.prequential import faded_means, window_means
 from sparkml_sgdals.store.objects import ObjectStore
+from sparkml_sgdals.stream.metrics_table import ROW_SCHEMA, plain_row
 
-__all__ = ["CLOCK_METRICS", "METRICS", "OnBatch", "Report", "metrics_frame", "prometheus_text"]
+__all__ = ["CLOCK_METRICS", "OnBatch", "Report", "prometheus_text"]
 
 logger = logging.getLogger(__name__)
 
 OnBatch = Callable[[dict[str, Any]], None]
 
-METRICS: Final = (
-    "batch", "version", "committed", "ratings", "invalid", "zeroWeight", "newUsers", "newItems",
-    "rmse", "baselineRmse", "validationRmse", "seconds",
-    "judged", "mae", "baselineMae", "logLikelihood", "within1", "within2",
-    "users", "items", "newUserShare", "newItemShare",
-    "windowRmse", "windowMae", "windowBaselineRmse", "windowBaselineMae",
-    "fadingRmse", "fadingMae", "fadingBaselineRmse", "fadingBaselineMae",
-    "ratingsPerSecond", "collectSeconds", "learnSeconds",
-    "ranked", "recall", "mrr", "baselineRecall", "baselineMrr",
-    "windowRecall", "windowMrr", "windowBaselineRecall", "windowBaselineMrr",
-    "fadingRecall", "fadingMrr", "fadingBaselineRecall", "fadingBaselineMrr",
-)  # fmt: skip
-"""Columns of `StreamJob.metrics`; errors are from before the batch was learned."""
 CLOCK_METRICS: Final = (
     "committed", "seconds", "ratingsPerSecond", "collectSeconds", "learnSeconds",
 )  # fmt: skip
 """Those of a clock, the only ones that differ where a stream is run again."""
 
-_MEANS: Final = {"Rmse": "judged", "Mae": "judged", "Recall": "ranked", "Mrr": "ranked"}
-"""What is told over several batches, and the column of what it is a mean over."""
-_WHOLE: Final = ("batch", "version", "ratings", "invalid", "zeroWeight", "newUsers", "newItems")
 
 _GAUGES: Final = {
     "batch": "Number of the newest batch.",
@@ -88,7 +70,7 @@ class Report:
     def before_commit(self, store: ObjectStore, metrics: dict[str, Any]) -> None:
         """Put the row of a batch that is about to be committed; a replay puts it again."""
         if self.table:
-            row = pa.Table.from_pylist([_plain(metrics)], schema=_ROW)
+            row = pa.Table.from_pylist([plain_row(metrics)], schema=ROW_SCHEMA)
             store.replace_table(f"metrics/{metrics['version']:012d}.parquet", row)
 
     def after_commit(self, metrics: dict[str, Any], learned: int) -> None:
@@ -102,62 +84,6 @@ class Report:
         except Exception:
             # the batch is learned and committed, whatever becomes of its news
             logger.exception("the report of batch %s failed", metrics["batch"])
-
-
-_ROW: Final = pa.schema(
-    [
-        (
-            name,
-            pa.int64()
-            if name in (*_WHOLE, "judged", "users", "items", "ranked")
-            else pa.string()
-            if name == "committed"
-            else pa.float64(),
-        )
-        for name in METRICS
-        if not name.startswith(("window", "fading"))
-    ]
-)
-
-
-def metrics_frame(
-    rows: list[dict[str, Any]], window: int = 10_000, fading: float = 0.9999
-) -> pd.DataFrame:
-    """The committed metrics of batches as a table, with what follows from several of them.
-
-    Parameters
-    ----------
-    rows : of each batch in order, as committed; older releases know less of a batch
-    window : ratings that a sliding window holds at least
-    fading : what a rating counts when the next one comes, above 0 and at most 1
-
-    Raises
-    ------
-    ValueError : window or fading out of range
-    """
-    if window < 1:
-        raise ValueError(f"window must be at least 1 rating, got {window}.")
-    if not 0.0 < fading <= 1.0:
-        raise ValueError(f"fading must be above 0 and at most 1, got {fading}.")
-    frame = pd.DataFrame([_plain(row) for row in rows], columns=list(METRICS))
-    frame["committed"] = pd.to_datetime(frame["committed"])
-    numbers = [name for name in METRICS if name not in (*_WHOLE, "committed")]
-    frame[numbers] = frame[numbers].astype(float)
-    for source in ("", "Baseline"):
-        for suffix, over_what in _MEANS.items():
-            counts = frame[over_what].fillna(0).to_numpy().astype(np.int64)
-            column = f"baseline{suffix}" if source else suffix.lower()
-            means = frame[column].to_numpy()
-            known = np.where(np.isnan(means), 0, counts)
-            means = np.nan_to_num(means)
-            sums = (means**2 if suffix == "Rmse" else means) * known
-            for kind, over in (
-                ("window", window_means(sums, known, window)),
-                ("fading", faded_means(sums, known, fading)),
-            ):
-                value = np.sqrt(over) if suffix == "Rmse" else over
-                frame[f"{kind}{source}{suffix}"] = value
-    return frame
 
 
 def prometheus_text(metrics: dict[str, Any], learned: int) -> str:
@@ -180,17 +106,3 @@ def _exposed(name: str, kind: str, doc: str, value: float) -> list[str]:
 
 def _snake(name: str) -> str:
     return "".join(f"_{c.lower()}" if c.isupper() else c for c in name)
-
-
-def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """A committed row with the shares that follow from it alone."""
-    full: dict[str, Any] = {name: row.get(name) for name in METRICS}
-    if full["judged"] is None and full["rmse"] is not None:
-        # of a release that did not write it: a batch was judged as a whole or not at all
-        full["judged"] = full["ratings"]
-    for new, of, share in (
-        ("newUsers", "users", "newUserShare"), ("newItems", "items", "newItemShare"),
-        ("ratings", "seconds", "ratingsPerSecond"),
-    ):  # fmt: skip
-        full[share] = full[new] / full[of] if full[of] else None
-    return full

@@ -25,7 +25,7 @@ import pandas as pd
 from pyspark.sql import SparkSession
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel, __version__
-from sparkml_sgdals.store.version_store import FORMAT_VERSION
+from sparkml_sgdals.store.commit import FORMAT_VERSION
 
 HERE = Path(__file__).resolve().parent
 SCHEMA = "user string, item int, rating double, time long"

@@ -11,7 +11,8 @@ from helpers import ONCE, assert_same_bits
 from s3_server import BUCKET
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
-from sparkml_sgdals.store.lease import Lease, LeaseError
+from sparkml_sgdals.errors import LeaseError
+from sparkml_sgdals.store.lease import Lease
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
 pytestmark = pytest.mark.s3

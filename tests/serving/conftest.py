@@ -27,7 +27,8 @@ from sparkml_sgdals.serving.intake.history import Columns
 from sparkml_sgdals.serving.server import build_service
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
-from sparkml_sgdals.store.version_store import Commit, VersionStore
+from sparkml_sgdals.store.commit import Commit
+from sparkml_sgdals.store.version_store import VersionStore
 
 
 @dataclass

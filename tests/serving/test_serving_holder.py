@@ -10,13 +10,14 @@ import pyarrow as pa
 import pytest
 
 from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.errors import GoneError
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.serving.model import holder as holding
 from sparkml_sgdals.serving.model.holder import ModelHolder, NoModelError
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store import overlay, version_store
-from sparkml_sgdals.store.maintenance import forget_users, roll_back
-from sparkml_sgdals.store.objects import GoneError
+from sparkml_sgdals.store.forgetting import forget_users
+from sparkml_sgdals.store.maintenance import roll_back
 from sparkml_sgdals.store.version_store import VersionStore
 
 PREDICTING = ["id", "mean", "variance", "count", "noise_factor"]

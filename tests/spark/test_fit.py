@@ -11,12 +11,13 @@ import pyarrow as pa
 import pytest
 from helpers import assert_same_bits, factors, rmse
 
-from sparkml_sgdals import DivergenceError, StreamingBiasedALS, block_files, blocked
+from sparkml_sgdals import DivergenceError, StreamingBiasedALS
 from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.errors import StorageError
+from sparkml_sgdals.fit.blocks import driver, files
 from sparkml_sgdals.ingest.packing import batches_by_rows
 from sparkml_sgdals.learn.whole_table import fit_ratings
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.store.objects import StorageError
 
 
 def estimator(**params):
@@ -102,7 +103,7 @@ class TestStaticBlocks:
     def scratch(monkeypatch, tmp_path):
         """Folders of files of all fits, as they were when they were removed."""
         found = []
-        remove = block_files._remove
+        remove = files._remove
 
         def note(folder):
             if Path(folder).exists():
@@ -110,7 +111,7 @@ class TestStaticBlocks:
             remove(folder)
 
         monkeypatch.setenv("SPARK_LOCAL_DIRS", str(tmp_path))
-        monkeypatch.setattr(block_files, "_remove", note)
+        monkeypatch.setattr(files, "_remove", note)
         return found
 
     @pytest.mark.long
@@ -146,15 +147,16 @@ class TestStaticBlocks:
         """Some plan might put them together."""
         als = estimator(numBlocks=3, maxIter=1)
         apart = als.fit(ratings)
-        for module in ("blocked", "routing"):
+        for module in ("driver", "layout"):
             monkeypatch.setattr(
-                f"sparkml_sgdals.{module}.placed", lambda frame, job: frame.repartition(1)
+                f"sparkml_sgdals.fit.blocks.{module}.placed",
+                lambda frame, job: frame.repartition(1),
             )
         assert_same_bits(apart, als.fit(ratings))
 
     def test_a_lost_file_is_named(self, ratings, monkeypatch, tmp_path):
         removed = self.scratch(monkeypatch, tmp_path)
-        measured = blocked.measured
+        measured = driver.measured
 
         def lose(cells, job):
             given = measured(cells, job)
@@ -162,7 +164,7 @@ class TestStaticBlocks:
             lost.unlink()
             return given
 
-        monkeypatch.setattr(blocked, "measured", lose)
+        monkeypatch.setattr(driver, "measured", lose)
         with pytest.raises(StorageError, match=r"cell-users-00001-00000 .* is missing"):
             estimator(numBlocks=2, maxIter=1).fit(ratings)
         assert len(removed) == 1

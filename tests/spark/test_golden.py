@@ -13,7 +13,7 @@ import pytest
 from helpers import assert_same_bits
 
 from sparkml_sgdals import StreamingBiasedALSModel
-from sparkml_sgdals.store.version_store import FORMAT_VERSION
+from sparkml_sgdals.store.commit import FORMAT_VERSION
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 FORMATS = sorted(GOLDEN.glob("format-*"))

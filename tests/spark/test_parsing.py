@@ -11,7 +11,8 @@ import pytest
 from helpers import ONCE, assert_same_bits
 from pyspark.sql.types import DoubleType, LongType, StructField, StructType
 
-from sparkml_sgdals import StreamingBiasedALS, parseRatings, parsing
+from sparkml_sgdals import StreamingBiasedALS, parseRatings
+from sparkml_sgdals.ingest import messages
 
 DDL = "user long, item long, rating double, time long"
 GOOD = '{"user": 1, "item": 2, "rating": 4.5, "time": 9}'
@@ -105,7 +106,7 @@ class TestJson:
         some += [GOOD[:cut] + part + GOOD[cut:] for part in parts for cut in range(len(GOOD) + 1)]
         frame = table(spark, some)
         short = parseRatings(frame, "json", DDL).orderBy("message.offset").toPandas()
-        monkeypatch.setattr(parsing, "_FLAT", "(?!)")
+        monkeypatch.setattr(messages, "_FLAT", "(?!)")
         long = parseRatings(frame, "json", DDL).orderBy("message.offset").toPandas()
         pd.testing.assert_frame_equal(short.iloc[:, :4], long.iloc[:, :4])
         assert 200 < short["user"].notna().sum() < len(some) - 200

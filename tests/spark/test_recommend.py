@@ -9,7 +9,8 @@ from helpers import predictions
 from pyspark.ml.recommendation import ALS
 from pyspark.sql import functions as F
 
-from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel, recommending
+from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
+from sparkml_sgdals.predict import recommending
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 from helpers import ONCE, assert_same_bits
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
-from sparkml_sgdals.store.lease import LeaseError
+from sparkml_sgdals.errors import LeaseError
 from sparkml_sgdals.store.version_store import StorageError
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import sparkml_sgdals
-from sparkml_sgdals._compiling import keep_kernels
+from sparkml_sgdals._compiling import ROOMS, keep_kernels
 
 PACKAGE = Path(sparkml_sgdals.__file__).parent
 # numbers of overloads that were loaded and that were compiled
@@ -61,13 +61,14 @@ def test_a_second_process_loads_what_the_first_compiled(site: Path) -> None:
     assert first[1] > 0
     assert second[0] > 0
     assert second[1] == 0
-    assert list((site / "sparkml_sgdals" / "__pycache__").glob("*.nbc"))
+    assert list((site / "sparkml_sgdals").rglob("*.nbc"))
 
 
 @pytest.mark.long
 def test_without_home_and_beside_read_only_modules_too(site: Path, tmp_path: Path) -> None:
     # files where folders are wanted: root, who runs containers, may write to read-only folders
-    (site / "sparkml_sgdals" / "__pycache__").touch()
+    for room in ROOMS:
+        (site / "sparkml_sgdals" / room / "__pycache__").touch()
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     env = {"HOME": os.devnull, "TMPDIR": str(scratch)}
@@ -124,7 +125,7 @@ print(hashlib.sha1(b"".join(a.tobytes() for side in held for a in side)).hexdige
 @pytest.mark.long
 def test_what_is_learned_does_not_depend_on_who_compiled(site: Path) -> None:
     first, second = run_fresh(LEARN, site), run_fresh(LEARN, site)
-    assert list((site / "sparkml_sgdals" / "__pycache__").glob("*.nbc"))
+    assert list((site / "sparkml_sgdals").rglob("*.nbc"))
     assert len(first) > 40
     assert first == second
 
@@ -138,6 +139,8 @@ def test_kernels_that_reorder_sums_call_no_kernel_that_is_compiled_by_itself() -
             if isinstance(node, ast.FunctionDef):
                 how = " ".join(ast.unparse(d) for d in node.decorator_list)
                 if "njit" in how:
+                    # where their compiled forms are looked for and kept
+                    assert file.parent.relative_to(PACKAGE).as_posix() in ROOMS
                     kernels[node.name] = how, node
     reordering = {name: node for name, (how, node) in kernels.items() if "fastmath" in how}
     assert {"smooth_ids", "sweep_ids"} <= reordering.keys()

@@ -14,10 +14,10 @@ from building import low_rank, seen_state
 
 from sparkml_sgdals import Predictor, StreamingBiasedALS
 from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
-from sparkml_sgdals.store.objects import StorageError
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 PLACES = [

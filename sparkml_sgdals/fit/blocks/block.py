@@ -8,7 +8,7 @@ out-blocks).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sparkml_sgdals.arrays.ratings import Layout, Ratings, layout_by
-from sparkml_sgdals.kernels.ratings import standardise
+from sparkml_sgdals.kernels.filter import standardise
 from sparkml_sgdals.learn.implicit_prior import (
     ITEM_INFLUENCE,
     USER_INFLUENCE,
@@ -30,7 +30,6 @@ from sparkml_sgdals.learn.implicit_prior import (
     run_implicit_filter,
 )
 from sparkml_sgdals.learn.solvers import Side, half_sweep, run_filter, run_sgd
-from sparkml_sgdals.state.exchange import from_bytes, to_buffer
 from sparkml_sgdals.state.factors import FactorTable, prior_variances
 from sparkml_sgdals.state.settings import Settings
 
@@ -49,66 +48,6 @@ __all__ = [
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 Array = npt.NDArray[Any]
-
-
-def arrays_to_buffer(arrays: Mapping[str, Array | pa.Array]) -> pa.Buffer:
-    """Named arrays as one Arrow IPC stream of one row.
-
-    Parameters
-    ----------
-    arrays : NumPy arrays of one dimension or two; Arrow arrays of strings
-    """
-    fields, columns = [], []
-    for name, array in arrays.items():
-        if isinstance(array, pa.Array):
-            flat, shape = array, str(len(array))
-        else:
-            flat = pa.array(np.ascontiguousarray(array).reshape(-1))
-            shape = ",".join(map(str, array.shape))
-        offsets = pa.array([0, len(flat)], pa.int64())
-        columns.append(pa.LargeListArray.from_arrays(offsets, flat))
-        fields.append(pa.field(name, columns[-1].type, metadata={"shape": shape}))
-    return to_buffer(pa.Table.from_arrays(columns, schema=pa.schema(fields)))
-
-
-def arrays_from_buffer(payload: bytes | pa.Buffer, copy: bool = True) -> dict[str, Any]:
-    """What `arrays_to_buffer` was given.
-
-    Parameters
-    ----------
-    copy : whether the arrays can be written; else they are views of the payload, perhaps not
-        aligned, that can be read only
-    """
-    arrays: dict[str, Any] = {}
-    for name, values, shape in _columns(payload):
-        if pa.types.is_string(values.type):
-            arrays[name] = values
-        else:
-            flat = values.to_numpy(zero_copy_only=False)
-            arrays[name] = (flat.copy() if copy else flat).reshape(shape)
-    return arrays
-
-
-def arrays_in(memory: npt.NDArray[np.uint8]) -> dict[str, Any]:
-    """What `arrays_to_buffer` was given, as views of the memory, aligned and written to like it."""
-    payload = pa.py_buffer(memory)
-    arrays: dict[str, Any] = {}
-    for name, values, shape in _columns(payload):
-        if pa.types.is_string(values.type):
-            arrays[name] = values
-            continue
-        dtype = np.dtype(values.type.to_pandas_dtype())
-        first = values.buffers()[1].address - payload.address if len(values) else 0
-        flat = memory[first : first + len(values) * dtype.itemsize].view(dtype)
-        arrays[name] = flat.reshape(shape)
-    return arrays
-
-
-def _columns(payload: bytes | pa.Buffer) -> Iterator[tuple[str, pa.Array, list[int]]]:
-    table = from_bytes(payload)
-    for field, column in zip(table.schema, table.columns, strict=True):
-        shape = field.metadata[b"shape"].decode().split(",")
-        yield field.name, column.chunk(0).flatten(), [int(length) for length in shape]
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,8 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from sparkml_sgdals.arrays.hashing import block_of, id_keys
-from sparkml_sgdals.arrays.id_index import IdKind
-from sparkml_sgdals.fit.blocks.block import arrays_from_buffer, arrays_to_buffer
+from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.arrays.ipc import arrays_from_buffer, arrays_to_buffer, from_bytes, to_buffer
 from sparkml_sgdals.fit.blocks.files import (
     BlockFiles,
     BlockRows,
@@ -29,27 +29,22 @@ from sparkml_sgdals.fit.blocks.files import (
     block_folder,
     static_name,
 )
-from sparkml_sgdals.fit.blocks.layout import (
+from sparkml_sgdals.fit.blocks.layout import PIECE_DDL, Encode, Moments, Route, lay_out, measured
+from sparkml_sgdals.fit.blocks.messages import (
     MESSAGE_DDL,
     MESSAGE_SCHEMA,
-    PIECE_DDL,
-    Encode,
     Job,
     Message,
-    Moments,
-    Route,
     binary,
-    lay_out,
-    measured,
     partition_keys,
     placed,
 )
 from sparkml_sgdals.fit.blocks.steps import Half, Inbox, Learned, NameRows, Start, Stratum
-from sparkml_sgdals.fit.one_task import Plan, Trained, TrainingReport, collect_payloads, phase
+from sparkml_sgdals.fit.plan import Plan, Trained, TrainingReport
 from sparkml_sgdals.fit.progress import TaskProgress
 from sparkml_sgdals.learn.solvers import EARLIEST_STOP, sweeps_settled
 from sparkml_sgdals.learn.whole_table import check_finite, settle_scale
-from sparkml_sgdals.state.exchange import from_bytes, to_buffer
+from sparkml_sgdals.spark_jobs import collect_payloads, phase
 from sparkml_sgdals.state.model_state import Counters, ModelState
 from sparkml_sgdals.state.settings import Settings
 

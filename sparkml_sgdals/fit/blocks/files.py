@@ -24,10 +24,16 @@ import pyarrow as pa
 from pyspark.sql import SparkSession
 from pyspark.sql.utils import is_remote
 
-from sparkml_sgdals.fit.blocks.block import arrays_from_buffer, arrays_in, arrays_to_buffer
-from sparkml_sgdals.fit.one_task import local_threads
-from sparkml_sgdals.state.exchange import from_bytes, to_buffer
-from sparkml_sgdals.store.objects import ObjectStore, StorageError
+from sparkml_sgdals.arrays.ipc import (
+    arrays_from_buffer,
+    arrays_in,
+    arrays_to_buffer,
+    from_bytes,
+    to_buffer,
+)
+from sparkml_sgdals.errors import StorageError
+from sparkml_sgdals.spark_jobs import local_threads
+from sparkml_sgdals.store.objects import ObjectStore
 
 __all__ = [
     "BlockFiles",

@@ -15,23 +15,24 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sparkml_sgdals.arrays.ipc import arrays_from_buffer, arrays_to_buffer, from_bytes, to_buffer
 from sparkml_sgdals.fit.blocks.block import (
     BlockLayout,
     BlockState,
     Cell,
     Sums,
-    arrays_from_buffer,
-    arrays_to_buffer,
     draw,
     learn_cell,
     named_rows,
     sweep_block,
 )
 from sparkml_sgdals.fit.blocks.files import Statics, static_name
-from sparkml_sgdals.fit.blocks.layout import OTHER, SIDES, Job, Message, SideName, as_ids
-from sparkml_sgdals.kernels.ratings import check_rows, clipped_squares, standardise
+from sparkml_sgdals.fit.blocks.layout import as_ids
+from sparkml_sgdals.fit.blocks.messages import OTHER, SIDES, Job, Message, SideName
+from sparkml_sgdals.kernels.checks import check_rows
+from sparkml_sgdals.kernels.filter import standardise
+from sparkml_sgdals.kernels.predict import clipped_squares
 from sparkml_sgdals.learn.solvers import sweeps_settled
-from sparkml_sgdals.state.exchange import from_bytes, to_buffer
 from sparkml_sgdals.state.model_state import ModelState
 
 __all__ = ["Half", "Inbox", "Learned", "NameRows", "Start", "Step", "Stratum"]

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from sparkml_sgdals.arrays.id_index import IdKind
+from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.serving.http import schemas as out
 from sparkml_sgdals.serving.intake.history import History, Known
 from sparkml_sgdals.serving.model.approximate import Approximate

@@ -21,7 +21,7 @@ from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
 
-from sparkml_sgdals.learn.solvers import DivergenceError
+from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.serving.http import schemas as out
 from sparkml_sgdals.serving.http.answers import Answers
 from sparkml_sgdals.serving.http.gauges import Gauges

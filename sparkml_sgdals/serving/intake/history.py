@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sparkml_sgdals.arrays.id_index import IdIndex, IdKind, id_array_type
-from sparkml_sgdals.arrays.ratings import encode_ratings, layout_by, screen
+from sparkml_sgdals.arrays.id_index import IdIndex
+from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
+from sparkml_sgdals.arrays.ratings import encode_ratings, layout_by
+from sparkml_sgdals.arrays.screening import screen
 from sparkml_sgdals.serving.model.ids import Key, key_of
 from sparkml_sgdals.serving.model.titles import read_file
 

@@ -20,7 +20,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
-from sparkml_sgdals.arrays.id_index import IdIndex, IdKind
+from sparkml_sgdals.arrays.id_index import IdIndex
+from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.serving.model.changed_items import Changes
 from sparkml_sgdals.serving.model.event_side import EventSide, ItemKeys
 from sparkml_sgdals.serving.model.mapped import Candidates, MappedSide
@@ -28,9 +29,10 @@ from sparkml_sgdals.serving.model.served_model import ServedModel
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.packed_rows import RowShape, unpack
 from sparkml_sgdals.store.sorted_runs import Run
-from sparkml_sgdals.store.version_store import Commit, StorageError, VersionStore
+from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
 __all__ = ["ModelHolder", "NoModelError"]
 

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sparkml_sgdals.arrays.id_index import IdIndex, IdKind, id_array_type
+from sparkml_sgdals.arrays.id_index import IdIndex
+from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 
 __all__ = ["Key", "find_rows", "key_of", "storable"]
 

@@ -10,12 +10,12 @@ import mmap
 import tempfile
 from typing import Any, Final
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sparkml_sgdals.arrays.id_index import IdKind
+from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.kernels.scatter import put_columns, put_rows
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.settings import Settings
 
@@ -27,22 +27,6 @@ I64 = npt.NDArray[np.int64]
 _PREDICTING: Final = ("mean", "variance", "count", "noise_factor")
 _LEARNING: Final = ("base_mean", "base_variance", "prior_mean", "influence", "evidence")
 _LEAST_ROOM: Final = 256
-
-
-# Without the interpreter's lock: a page that the system is writing out may hold up who writes to
-# it for as long as a disk takes, and no request must wait for that.
-@nb.njit(cache=True, nogil=True)
-def _put_rows(to, rows, values):  # type: ignore[no-untyped-def]
-    for n in range(rows.size):
-        for f in range(to.shape[1]):
-            to[rows[n], f] = values[n, f]
-
-
-@nb.njit(cache=True, nogil=True)
-def _put_columns(to, columns, values):  # type: ignore[no-untyped-def]
-    for f in range(values.shape[1]):
-        for n in range(columns.size):
-            to[f, columns[n]] = values[n, f]
 
 
 def map_array(folder: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -119,7 +103,7 @@ class MappedSide:
         for name, array in self._arrays.items():
             source = getattr(part, {"variance": "var", "base_variance": "base_var"}.get(name, name))
             values = source.reshape(rows.size, array.shape[1]).astype(array.dtype, copy=False)
-            _put_rows(array, rows, np.ascontiguousarray(values))
+            put_rows(array, rows, np.ascontiguousarray(values))
 
     def table(self, side: int, kind: IdKind, ids: pa.Array, rows: I64) -> FactorTable:
         """A factor table of its own that holds the state of `rows`, by distinct `ids`."""
@@ -179,10 +163,10 @@ class Candidates:
             # a bias that no score reaches, whatever is multiplied with the zeros beside it
             self.factors[rank, room:] = -np.inf
         ones = np.ones((rows.size, 1), np.float32)
-        _put_columns(self.factors, rows, np.hstack([mean[:, 1:], mean[:, :1], ones]))
+        put_columns(self.factors, rows, np.hstack([mean[:, 1:], mean[:, :1], ones]))
         if self._varies:
             parts = [mean[:, 1:] ** 2 + var[:, 1:], var[:, 1:], var[:, :1], ones]
-            _put_columns(self.variances, rows, np.hstack(parts))
+            put_columns(self.variances, rows, np.hstack(parts))
 
     def set_biases(self, biases: F32) -> None:
         """Rank by other biases than the items' own; float32, shape (items,)."""

@@ -8,7 +8,7 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
-from sparkml_sgdals.kernels.ratings import predict_rows
+from sparkml_sgdals.kernels.predict import predict_rows
 from sparkml_sgdals.kernels.topn import top_n
 from sparkml_sgdals.serving.model.approximate import Approximate
 from sparkml_sgdals.serving.model.ids import Key

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
-from sparkml_sgdals.arrays.id_index import IdIndex, IdKind
+from sparkml_sgdals.arrays.id_index import IdIndex
+from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.serving.model.changed_items import Changes
 from sparkml_sgdals.serving.model.event_side import EventSide, ItemKeys
 from sparkml_sgdals.serving.model.ids import Key, find_rows
@@ -18,7 +19,7 @@ from sparkml_sgdals.serving.model.mapped import Candidates, MappedSide
 from sparkml_sgdals.state.diagnosis import ENOUGH, Diagnosis
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
-from sparkml_sgdals.store.version_store import Commit
+from sparkml_sgdals.store.commit import Commit
 
 __all__ = ["ServedModel"]
 

@@ -12,7 +12,7 @@ import pyarrow.csv as pacsv
 import pyarrow.json as pajson
 import pyarrow.parquet as pq
 
-from sparkml_sgdals.arrays.id_index import IdKind
+from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.serving.model.ids import Key, key_of
 
 __all__ = ["Titles", "read_file"]

@@ -12,7 +12,8 @@ from building import id_array
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparkml_sgdals.arrays.id_index import IdIndex, IdKind, id_array_type
+from sparkml_sgdals.arrays.id_index import IdIndex
+from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 
 EDGES = [0, -1, 1, 2**63 - 1, -(2**63), 2**31, -(2**31), 2**53 + 1]
 IDS = {

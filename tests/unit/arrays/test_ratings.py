@@ -14,7 +14,8 @@ from building import F32, id_array, ratings_of, table_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparkml_sgdals.arrays.ratings import ZERO_WEIGHT, Ratings, encode_ratings, layout_by, screen
+from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings, layout_by
+from sparkml_sgdals.arrays.screening import ZERO_WEIGHT, screen
 
 WEIGHTS = st.sampled_from([0.5, 1.0, 3.0])
 SMALL_IDS = st.one_of(st.integers(-3, 3), st.sampled_from([2**62, -(2**63)]))

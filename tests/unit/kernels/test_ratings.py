@@ -9,14 +9,10 @@ from building import F32, Problem, problems
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparkml_sgdals.kernels.ratings import (
-    check_rows,
-    clipped_squares,
-    filter_ratings,
-    predict_rows,
-    rating_gradients,
-    sgd_ratings,
-)
+from sparkml_sgdals.kernels.checks import check_rows
+from sparkml_sgdals.kernels.filter import filter_ratings
+from sparkml_sgdals.kernels.predict import clipped_squares, predict_rows
+from sparkml_sgdals.kernels.sgd import rating_gradients, sgd_ratings
 
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 REGS = st.tuples(*[st.sampled_from([0.0, 0.02, 0.3, 1.5])] * 4)

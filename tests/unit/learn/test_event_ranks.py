@@ -11,11 +11,12 @@ from building import ratings_of
 
 from sparkml_sgdals.arrays.hashing import id_keys
 from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.learn import event_ranks
 from sparkml_sgdals.learn.one_batch import learn_batch
-from sparkml_sgdals.learn.prequential import mrr_at, rank_of_rated, rank_sums, recall_at
+from sparkml_sgdals.learn.prequential import rank_sums
 from sparkml_sgdals.learn.rated_lists import copy_lists, note_lists
-from sparkml_sgdals.learn.solvers import DivergenceError
+from sparkml_sgdals.metrics import mrr_at, rank_of_rated, recall_at
 from sparkml_sgdals.state.event_scores import serving_state
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings

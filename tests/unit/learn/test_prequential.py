@@ -10,16 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparkml_sgdals.learn.prequential import (
-    BatchSums,
-    faded_means,
-    judge_batch,
-    mrr_at,
-    rank_of_rated,
-    recall_at,
-    sample_items,
-    window_means,
-)
+from sparkml_sgdals.learn.prequential import BatchSums, faded_means, judge_batch, window_means
+from sparkml_sgdals.metrics import mrr_at, rank_of_rated, recall_at, sample_items
 
 
 def random_batch(seed=3, count=400):

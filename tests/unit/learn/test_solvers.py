@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparkml_sgdals.arrays.ratings import Layout, layout_by
+from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.learn.solvers import (
-    DivergenceError,
     Side,
     check_mini_batch,
     half_sweep,

@@ -14,9 +14,9 @@ import reference
 from building import F32, contents, low_rank, ratings_of, rows_of, seen_state, table_of
 
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
+from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.learn import one_batch, smoothing, solvers
 from sparkml_sgdals.learn.one_batch import learn_batch
-from sparkml_sgdals.learn.solvers import DivergenceError
 from sparkml_sgdals.learn.whole_table import fit_ratings, fit_stops
 from sparkml_sgdals.state.factors import prior_variances
 from sparkml_sgdals.state.model_state import ModelState

@@ -10,11 +10,11 @@ import pytest
 from building import low_rank
 
 from sparkml_sgdals.arrays.ratings import encode_ratings
-from sparkml_sgdals.fit.fitting import FitOptions
+from sparkml_sgdals.errors import DivergenceError
+from sparkml_sgdals.fit.plan import FitOptions
 from sparkml_sgdals.ingest.collecting import Collected
 from sparkml_sgdals.ingest.columns import RatingColumns
 from sparkml_sgdals.learn.one_batch import learn_batch
-from sparkml_sgdals.learn.solvers import DivergenceError
 from sparkml_sgdals.race import updater
 from sparkml_sgdals.race.standings import RaceRules
 from sparkml_sgdals.race.updater import RaceUpdater, forget_race, leader_of

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE, id_keys, start_factors
-from sparkml_sgdals.arrays.id_index import IdKind
+from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.state.factors import FactorTable, arrow_schema, prior_variances
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings, Solver

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.store import objects
-from sparkml_sgdals.store.objects import ObjectStore, StorageError
-from sparkml_sgdals.store.version_store import Commit, VersionStore
+from sparkml_sgdals.store.commit import Commit
+from sparkml_sgdals.store.objects import ObjectStore
+from sparkml_sgdals.store.version_store import VersionStore
 
 boto3 = pytest.importorskip("boto3")
 

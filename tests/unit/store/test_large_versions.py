@@ -18,9 +18,10 @@ from building import ratings_of
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.state.model_state import SETTLING_RATINGS, ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
-from sparkml_sgdals.store import maintenance, overlay, sorted_runs
+from sparkml_sgdals.store import forgetting, overlay, sorted_runs
+from sparkml_sgdals.store.forgetting import forget_users
 from sparkml_sgdals.store.lease import Lease
-from sparkml_sgdals.store.maintenance import forget_users, list_versions
+from sparkml_sgdals.store.maintenance import list_versions
 from sparkml_sgdals.store.overlay import Overlay
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 from sparkml_sgdals.stream import micro_batch, start
@@ -122,7 +123,7 @@ def test_forgetting_others_after_it_was_broken_off(
     stream = Stream(tmp_path, 40)
     for number in range(4):
         stream.learn([number])
-    rewrite, left = maintenance._rewrite, [3]
+    rewrite, left = forgetting._rewrite, [3]
 
     def broken_off(*args: Any) -> None:
         if not left[0]:
@@ -131,7 +132,7 @@ def test_forgetting_others_after_it_was_broken_off(
         rewrite(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(maintenance, "_rewrite", broken_off)
+        patch.setattr(forgetting, "_rewrite", broken_off)
         with pytest.raises(KeyboardInterrupt):
             forget_users(stream.store, pa.array([58, 59]))
     forget_users(stream.store, pa.array([59]))
@@ -228,13 +229,13 @@ def test_a_file_written_while_users_are_forgotten(
     stream = Stream(tmp_path, 40)
     stream.learn([1])
     late = "files/000000000001-deadbeef-users.rows"
-    rewrite = maintenance._rewrite
+    rewrite = forgetting._rewrite
 
     def meanwhile(*args: Any) -> None:
         rewrite(*args)
         stream.store.write(late, b"users")
 
-    monkeypatch.setattr(maintenance, "_rewrite", meanwhile)
+    monkeypatch.setattr(forgetting, "_rewrite", meanwhile)
     forget_users(stream.store, pa.array([59]))
     assert stream.store.read(late) is None
     assert loadable(stream.store) == stream.store.numbers()

@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from sparkml_sgdals.store.lease import Lease, LeaseError, check_holder
+from sparkml_sgdals.errors import LeaseError
+from sparkml_sgdals.store.lease import Lease, check_holder
 from sparkml_sgdals.store.version_store import VersionStore
 
 HOLD = """

@@ -18,18 +18,20 @@ import pytest
 from building import ratings_of
 from writing import META, Writer
 
+from sparkml_sgdals.errors import LeaseError
 from sparkml_sgdals.learn.one_batch import learn_batch
-from sparkml_sgdals.store.lease import Lease, LeaseError
+from sparkml_sgdals.store.commit import Commit
+from sparkml_sgdals.store.forgetting import forget_users
+from sparkml_sgdals.store.lease import Lease
 from sparkml_sgdals.store.maintenance import (
     VERSIONS,
     drop_later_invalid,
     drop_old_checkpoints,
-    forget_users,
     list_versions,
     roll_back,
 )
 from sparkml_sgdals.store.objects import ObjectStore
-from sparkml_sgdals.store.version_store import Commit, StorageError, VersionStore
+from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
 
 def plan(path: Path, batch: int, folder: str = "checkpoint", done: bool = True) -> None:

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
+from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.learn.one_batch import BatchReport, learn_batch
-from sparkml_sgdals.learn.solvers import DivergenceError
 from sparkml_sgdals.state.model_state import SETTLING_RATINGS, ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store import compaction, overlay, sorted_runs

@@ -11,9 +11,9 @@ import pyarrow.fs as pafs
 import pytest
 from building import contents, filled_table
 
+from sparkml_sgdals.errors import GoneError
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store import sorted_runs
-from sparkml_sgdals.store.objects import GoneError
 from sparkml_sgdals.store.packed_rows import pack, unpack
 from sparkml_sgdals.store.sorted_runs import Run, RunWriter
 from sparkml_sgdals.store.version_store import StorageError, VersionStore

@@ -21,13 +21,8 @@ from writing import META, Writer
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
-from sparkml_sgdals.store.version_store import (
-    FORMAT_VERSION,
-    Commit,
-    StorageError,
-    VersionStore,
-    spark_path,
-)
+from sparkml_sgdals.store.commit import FORMAT_VERSION, Commit
+from sparkml_sgdals.store.version_store import StorageError, VersionStore, spark_path
 
 LATER = ["prior_mean", "influence", "evidence", "noise_factor"]
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from sparkml_sgdals.store.objects import ObjectStore
-from sparkml_sgdals.stream.report import METRICS, Report, metrics_frame, prometheus_text
+from sparkml_sgdals.stream.metrics_table import METRICS, metrics_frame
+from sparkml_sgdals.stream.report import Report, prometheus_text
 
 FIRST = {
     "batch": 0, "version": 1, "committed": "2026-01-01T00:00:00.000+00:00", "ratings": 10,

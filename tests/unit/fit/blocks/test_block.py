@@ -14,14 +14,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
 from sparkml_sgdals.arrays.hashing import USER_SIDE
+from sparkml_sgdals.arrays.ipc import arrays_from_buffer, arrays_to_buffer
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.fit.blocks.block import (
     BlockLayout,
     BlockState,
     Cell,
     Sums,
-    arrays_from_buffer,
-    arrays_to_buffer,
     build_layout,
     draw,
     learn_cell,

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from sparkml_sgdals.fit.blocks.block import arrays_to_buffer
+from sparkml_sgdals.arrays.ipc import arrays_to_buffer
+from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.fit.blocks.files import (
     BlockFiles,
     BlockRows,
@@ -17,7 +18,6 @@ from sparkml_sgdals.fit.blocks.files import (
     shared_parent,
     static_name,
 )
-from sparkml_sgdals.store.objects import StorageError
 
 NAME = static_name("layout", "users", 3, 12)
 ARRAYS: dict[str, Any] = {

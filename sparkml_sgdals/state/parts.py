@@ -13,23 +13,11 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from sparkml_sgdals.arrays.id_index import IdKind, id_array_type
+from sparkml_sgdals.arrays.ipc import from_bytes, to_bytes
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 
-__all__ = [
-    "PART_DDL",
-    "PART_SCHEMA",
-    "from_bytes",
-    "narrow",
-    "packed_tables",
-    "part_batch",
-    "state_from_parts",
-    "state_parts",
-    "to_buffer",
-    "to_bytes",
-    "widen",
-]
+__all__ = ["PART_DDL", "PART_SCHEMA", "part_batch", "state_from_parts", "state_parts"]
 
 PART_DDL: Final = "kind string, payload binary"
 PART_SCHEMA: Final = pa.schema([("kind", pa.string()), ("payload", pa.binary())])
@@ -37,52 +25,6 @@ _ROWS_PER_PART: Final = 250_000
 _BYTES_PER_PART: Final = 1 << 29
 
 Part = tuple[str, bytes]
-
-
-def to_buffer(table: pa.Table) -> pa.Buffer:
-    """A table as one Arrow IPC stream."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    return sink.getvalue()
-
-
-def to_bytes(table: pa.Table) -> bytes:
-    """A table as one Arrow IPC stream, copied into a value of Python's."""
-    return bytes(to_buffer(table).to_pybytes())
-
-
-def from_bytes(payload: bytes | pa.Buffer) -> pa.Table:
-    """The table in an Arrow IPC stream."""
-    with pa.ipc.open_stream(payload) as reader:
-        return reader.read_all()
-
-
-def packed_tables(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The ratings of packed rows, a table a row that has any; column types are as `narrow` left."""
-    for batch in batches:
-        for payload in batch.column("payload"):
-            table = from_bytes(payload.as_buffer())
-            if table.num_rows:
-                yield table
-
-
-def narrow(table: pa.Table) -> pa.Table:
-    """The table with bigint columns as int32 where all values fit: half the bytes to move."""
-    for number, field in enumerate(table.schema):
-        if field.type == pa.int64() and table.num_rows:
-            bounds = pa.compute.min_max(table.column(number)).as_py()
-            if bounds["min"] >= -(2**31) and bounds["max"] < 2**31:
-                smaller = table.column(number).cast(pa.int32())
-                table = table.set_column(number, field.name, smaller)
-    return table
-
-
-def widen(table: pa.Table, kinds: tuple[IdKind, IdKind]) -> pa.Table:
-    """Packed ratings with the types that learning expects, whatever `narrow` made of them."""
-    types = {"user": id_array_type(kinds[0]), "item": id_array_type(kinds[1])}
-    types |= {"rating": pa.float32(), "weight": pa.float32(), "time": pa.int64()}
-    return table.cast(pa.schema([(name, types[name]) for name in table.column_names]))
 
 
 def part_batch(kind: str, payload: bytes) -> pa.RecordBatch:

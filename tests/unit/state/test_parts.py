@@ -12,16 +12,9 @@ from building import contents, filled_table, seen_state
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparkml_sgdals.state.exchange import (
-    PART_SCHEMA,
-    from_bytes,
-    narrow,
-    part_batch,
-    state_from_parts,
-    state_parts,
-    to_bytes,
-)
+from sparkml_sgdals.arrays.ipc import from_bytes, narrow, to_bytes
 from sparkml_sgdals.state.model_state import Counters, ModelState, Scale
+from sparkml_sgdals.state.parts import PART_SCHEMA, part_batch, state_from_parts, state_parts
 from sparkml_sgdals.state.settings import Settings
 
 SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string()), ("values", pa.list_(pa.float32()))])

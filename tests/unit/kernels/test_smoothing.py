@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparkml_sgdals.arrays.ratings import Layout
+from sparkml_sgdals.kernels import smoothing
 from sparkml_sgdals.kernels.lanes import padded_rows
-from sparkml_sgdals.learn import smoothing
-from sparkml_sgdals.learn.smoothing import smooth_ids
+from sparkml_sgdals.kernels.smoothing import smooth_ids
 
 PARTNERS, NOISE = 30, np.float32(0.4)
 

@@ -15,18 +15,19 @@ from hypothesis import strategies as st
 from reference_events import LogisticFilter, isgd
 
 from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
+from sparkml_sgdals.arrays.ipc import to_bytes
 from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.fit.one_task import _Train
 from sparkml_sgdals.kernels.events import CONTEXT_DECAY, CONTEXT_ITEMS, MIN_INFORMATION, SHARES_RATE
 from sparkml_sgdals.learn import events
 from sparkml_sgdals.learn.events import learn_events
 from sparkml_sgdals.learn.one_batch import learn_batch
-from sparkml_sgdals.learn.solvers import DivergenceError
 from sparkml_sgdals.state.event_scores import serving_state
-from sparkml_sgdals.state.exchange import part_batch, state_from_parts, state_parts, to_bytes
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.parts import part_batch, state_from_parts, state_parts
 from sparkml_sgdals.state.settings import Settings
-from sparkml_sgdals.store.maintenance import forget_users
+from sparkml_sgdals.store.forgetting import forget_users
 from sparkml_sgdals.store.version_store import VersionStore
 
 EVENTS = Settings(

@@ -1,0 +1,113 @@
+"""Tables and named arrays as Arrow IPC streams: what travels in one binary value (no Spark)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from sparkml_sgdals.fit.blocks.block import Array
+
+__all__ = ["from_bytes", "narrow", "packed_tables", "to_buffer", "to_bytes"]
+
+
+def to_buffer(table: pa.Table) -> pa.Buffer:
+    """A table as one Arrow IPC stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table)
+    return sink.getvalue()
+
+
+def to_bytes(table: pa.Table) -> bytes:
+    """A table as one Arrow IPC stream, copied into a value of Python's."""
+    return bytes(to_buffer(table).to_pybytes())
+
+
+def from_bytes(payload: bytes | pa.Buffer) -> pa.Table:
+    """The table in an Arrow IPC stream."""
+    with pa.ipc.open_stream(payload) as reader:
+        return reader.read_all()
+
+
+def packed_tables(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
+    """The ratings of packed rows, a table a row that has any; column types are as `narrow` left."""
+    for batch in batches:
+        for payload in batch.column("payload"):
+            table = from_bytes(payload.as_buffer())
+            if table.num_rows:
+                yield table
+
+
+def narrow(table: pa.Table) -> pa.Table:
+    """The table with bigint columns as int32 where all values fit: half the bytes to move."""
+    for number, field in enumerate(table.schema):
+        if field.type == pa.int64() and table.num_rows:
+            bounds = pa.compute.min_max(table.column(number)).as_py()
+            if bounds["min"] >= -(2**31) and bounds["max"] < 2**31:
+                smaller = table.column(number).cast(pa.int32())
+                table = table.set_column(number, field.name, smaller)
+    return table
+
+
+def arrays_to_buffer(arrays: Mapping[str, Array | pa.Array]) -> pa.Buffer:
+    """Named arrays as one Arrow IPC stream of one row.
+
+    Parameters
+    ----------
+    arrays : NumPy arrays of one dimension or two; Arrow arrays of strings
+    """
+    fields, columns = [], []
+    for name, array in arrays.items():
+        if isinstance(array, pa.Array):
+            flat, shape = array, str(len(array))
+        else:
+            flat = pa.array(np.ascontiguousarray(array).reshape(-1))
+            shape = ",".join(map(str, array.shape))
+        offsets = pa.array([0, len(flat)], pa.int64())
+        columns.append(pa.LargeListArray.from_arrays(offsets, flat))
+        fields.append(pa.field(name, columns[-1].type, metadata={"shape": shape}))
+    return to_buffer(pa.Table.from_arrays(columns, schema=pa.schema(fields)))
+
+
+def arrays_from_buffer(payload: bytes | pa.Buffer, copy: bool = True) -> dict[str, Any]:
+    """What `arrays_to_buffer` was given.
+
+    Parameters
+    ----------
+    copy : whether the arrays can be written; else they are views of the payload, perhaps not
+        aligned, that can be read only
+    """
+    arrays: dict[str, Any] = {}
+    for name, values, shape in _columns(payload):
+        if pa.types.is_string(values.type):
+            arrays[name] = values
+        else:
+            flat = values.to_numpy(zero_copy_only=False)
+            arrays[name] = (flat.copy() if copy else flat).reshape(shape)
+    return arrays
+
+
+def arrays_in(memory: npt.NDArray[np.uint8]) -> dict[str, Any]:
+    """What `arrays_to_buffer` was given, as views of the memory, aligned and written to like it."""
+    payload = pa.py_buffer(memory)
+    arrays: dict[str, Any] = {}
+    for name, values, shape in _columns(payload):
+        if pa.types.is_string(values.type):
+            arrays[name] = values
+            continue
+        dtype = np.dtype(values.type.to_pandas_dtype())
+        first = values.buffers()[1].address - payload.address if len(values) else 0
+        flat = memory[first : first + len(values) * dtype.itemsize].view(dtype)
+        arrays[name] = flat.reshape(shape)
+    return arrays
+
+
+def _columns(payload: bytes | pa.Buffer) -> Iterator[tuple[str, pa.Array, list[int]]]:
+    table = from_bytes(payload)
+    for field, column in zip(table.schema, table.columns, strict=True):
+        shape = field.metadata[b"shape"].decode().split(",")
+        yield field.name, column.chunk(0).flatten(), [int(length) for length in shape]

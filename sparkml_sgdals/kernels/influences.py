@@ -1,0 +1,87 @@
+"""The implicit prior's influences: what partners say before the ratings do."""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+
+from sparkml_sgdals.kernels.checks import FAST
+from sparkml_sgdals.kernels.prefetch import AHEAD, prefetch_lines
+from sparkml_sgdals.kernels.vectors import (
+    LANES,
+    fill,
+    load,
+    store,
+)
+
+__all__ = ["add_shares", "learn_influences", "sum_influences"]
+
+
+@nb.njit(cache=True, nogil=True, fastmath=FAST)
+def learn_influences(  # type: ignore[no-untyped-def]
+    starts, partners, roots, shares, precision, own_precision, damping, apart, influence
+):
+    """Coordinate ascent for the influences of all ids of one side, one id after another: (9).
+
+    Parameters
+    ----------
+    starts, partners : the layout by the side that gives, as in `sweep_ids`
+    roots : float32, shape (partners,), n^(-1/2) of each partner
+    shares : float32, shape (ids,), `influence_shares`
+    precision : float32, shape (8,), 1 / v of the partners' prior, 0 where there is no coordinate
+    own_precision : float32, 1 / prior variance of an influence
+    damping : float32, at least 1: the curvature of `apart` by so much, 1 for one block
+    apart : float32, shape (partners, 8), posterior minus prior mean of each partner; changed in
+        place, as prior means move with the influences
+    influence : float32, shape (ids, 8), changed in place
+
+    Notes
+    -----
+    Damping leaves the fixed point where it is. B blocks that learn at once from the same `apart`
+    overshoot by up to B / damping, which shrinks as long as damping > B / 2.
+    """
+    precisions = load(precision, 0)
+    for y in range(starts.size - 1):
+        first, last = starts[y], starts[y + 1]
+        if first == last:
+            continue
+        moment = fill(np.float32(0.0))
+        share = damping * shares[y]
+        for t in range(first, last):
+            if t + AHEAD < partners.size:
+                prefetch_lines(apart, partners[t + AHEAD])
+            x = np.int64(partners[t])
+            moment += roots[x] * load(apart, x * LANES)
+        old = load(influence, y * LANES)
+        new = precisions * (moment + share * old) / (own_precision + share * precisions)
+        store(influence, y * LANES, new)
+        change = damping * (old - new)
+        for t in range(first, last):
+            if t + AHEAD < partners.size:
+                prefetch_lines(apart, partners[t + AHEAD])
+            x = np.int64(partners[t])
+            store(apart, x * LANES, load(apart, x * LANES) + roots[x] * change)
+
+
+@nb.njit(cache=True, nogil=True, fastmath=FAST)
+def add_shares(starts, partners, roots, taken, shares):  # type: ignore[no-untyped-def]
+    """`influence_shares` into `shares`; `taken` is scratch, float32, zeros, shape (partners,)."""
+    for y in range(starts.size - 1):
+        for t in range(starts[y], starts[y + 1]):
+            taken[partners[t]] += roots[partners[t]]
+        total = np.float32(0.0)
+        for t in range(starts[y], starts[y + 1]):
+            total += roots[partners[t]] * taken[partners[t]]
+        shares[y] = total
+        for t in range(starts[y], starts[y + 1]):
+            taken[partners[t]] = np.float32(0.0)
+
+
+@nb.njit(cache=True, nogil=True, fastmath=FAST)
+def sum_influences(starts, partners, influence, sums):  # type: ignore[no-untyped-def]
+    """Add up the influences of each id's partners into `sums`, float32, (ids, rank + 1)."""
+    for x in range(starts.size - 1):
+        for t in range(starts[x], starts[x + 1]):
+            y = partners[t]
+            for f in range(influence.shape[1]):
+                sums[x, f] += influence[y, f]

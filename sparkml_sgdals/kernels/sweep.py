@@ -1,0 +1,190 @@
+"""Sweeps over a table: variational Bayes by coordinate ascent, side by side."""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+
+from sparkml_sgdals.kernels.checks import FAST, MIN_VARIANCE
+from sparkml_sgdals.kernels.lanes import transpose_lanes
+from sparkml_sgdals.kernels.prefetch import AHEAD, prefetch_lines
+from sparkml_sgdals.kernels.vectors import (
+    LANES,
+    fill,
+    larger,
+    load,
+    load_first,
+    store,
+    store_first,
+    summed,
+)
+
+__all__ = ["sweep_ids"]
+
+
+@nb.njit(cache=True, nogil=True, fastmath=FAST)
+def sweep_ids(  # type: ignore[no-untyped-def]
+    first,
+    last,
+    starts,
+    partners,
+    ratings,
+    weights,
+    mean,
+    var,
+    prior_mean,
+    prior_var,
+    partner_mean,
+    partner_var,
+    noise,
+    square_errors,
+    variances,
+):
+    """Update the posteriors of ids first..last-1 with their partners fixed (half a sweep).
+
+    Mean-field variational Bayes by coordinate ascent, the bias first: equations (5) and (6).
+
+    Parameters
+    ----------
+    starts : ndarray of int64, shape (ids + 1,): ratings of id x lie at starts[x]..starts[x+1]-1
+    partners, ratings, weights : shape (n,), in that order; partners are rows of the other side
+    mean, var : the side to learn, changed in place; an id without ratings is left as it is
+    prior_mean, prior_var : float32, each of shape (ids, rank + 1), or (1, rank + 1) for all
+    partner_mean, partner_var : the other side as `padded_rows`, read only
+    noise : float32, s2
+    square_errors, variances : ndarray of float64, shape (ids,), out: for each id the weighted
+        sums of e^2 and of V over its ratings after the update
+
+    Notes
+    -----
+    An id's result depends on its own ratings only, so ranges of ids may run on any threads.
+    """
+    width = mean.shape[1]
+    wide = partner_mean.shape[1]
+    weighted = weights.size > 0
+    own_mean = prior_mean.shape[0] > 1
+    own_var = prior_var.shape[0] > 1
+    zero, one = np.float32(0.0), np.float32(1.0)
+    longest = np.int64(0)
+    for x in range(first, last):
+        longest = max(longest, starts[x + 1] - starts[x])
+    # the partners' means by column, each contiguous over the ratings of one id, then zeros up to a
+    # whole vector; like the errors times the root of the rating's weight
+    columns = np.empty(wide * (longest + 2 * LANES), np.float32)
+    errors = np.empty(longest + LANES, np.float32)
+    roots = np.empty(longest + LANES, np.float32)
+    some = np.empty(LANES, np.int64)
+    squares = np.zeros(wide, np.float32)
+    partner_sums = np.empty(wide, np.float32)
+    gains = np.empty(wide, np.float32)
+    offsets = np.empty(wide, np.float32)
+    least = fill(MIN_VARIANCE)
+
+    for x in range(first, last):
+        begin = starts[x]
+        count = starts[x + 1] - begin
+        square_errors[x] = 0.0
+        variances[x] = 0.0
+        if count == 0:
+            continue
+        # columns a power of two apart would share the same few lines of the cache
+        stride = (count // LANES + 2) * LANES
+        partner_sums[:] = zero
+        weight_sum = np.float32(count)
+        if weighted:
+            weight_sum = zero
+            for t in range(count):
+                weight_sum += weights[begin + t]
+                roots[t] = np.sqrt(weights[begin + t])
+            if weight_sum <= zero:
+                continue
+        else:
+            for t in range(count):
+                roots[t] = one
+        for t in range(count, (count + LANES - 1) // LANES * LANES):
+            roots[t] = zero
+        for t in range(count):
+            if begin + t + AHEAD < partners.size:
+                prefetch_lines(partner_mean, partners[begin + t + AHEAD])
+                prefetch_lines(partner_var, partners[begin + t + AHEAD])
+            weight = one
+            if weighted:
+                weight = weights[begin + t]
+            row = np.int64(partners[begin + t]) * wide
+            for f in range(0, wide, LANES):
+                unsure = load(partner_sums, f) + weight * load(partner_var, row + f)
+                store(partner_sums, f, unsure)
+            if t % LANES == LANES - 1:
+                for f in range(0, wide, LANES):
+                    transpose_lanes(
+                        columns, f * stride + t - (LANES - 1), stride, partner_mean, wide, f,
+                        partners, begin + t - (LANES - 1),
+                    )  # fmt: skip
+        rest = count % LANES
+        if rest:
+            for n in range(LANES):
+                some[n] = partners[begin + count - rest + (n if n < rest else 0)]
+            for f in range(0, wide, LANES):
+                transpose_lanes(
+                    columns, f * stride + count - rest, stride, partner_mean, wide, f, some, 0
+                )
+        if weighted or rest:
+            for f in range(width):
+                for t in range(0 if weighted else count - rest, count, LANES):
+                    place = f * stride + t
+                    store(columns, place, load(roots, t) * load(columns, place))
+
+        bias = mean[x, 0]
+        for t in range(0, count, LANES):
+            root = load(roots, t)
+            rated = load_first(ratings, begin + t, count - t)
+            store(errors, t, root * (rated - bias) - load(columns, t))
+            # the bias is a feature whose regressor is 1
+            store(columns, t, root)
+        squares[0] = weight_sum
+        for f in range(1, width):
+            m = mean[x, f]
+            sums = fill(zero)
+            for t in range(0, count, LANES):
+                column = load(columns, f * stride + t)
+                store(errors, t, load(errors, t) - m * column)
+                sums += column * column
+            squares[f] = summed(sums)
+
+        p = x * width if own_mean else 0
+        q = x * width if own_var else 0
+        bias_spread = partner_sums[0]
+        partner_sums[0] = zero
+        for f in range(0, width, LANES):
+            own, left = x * width + f, width - f
+            pull, square = noise / load_first(prior_var, q + f, left), load(squares, f)
+            inverse = one / (pull + square + load(partner_sums, f))
+            prior = load_first(prior_mean, p + f, left)
+            store(gains, f, inverse)
+            store(offsets, f, square * load_first(mean, own, left) + pull * prior)
+            store_first(var, own, left, larger(noise * inverse, least))
+        change, last_column = zero, np.int64(0)
+        for f in range(width):
+            column = f * stride
+            moments = fill(zero)
+            for t in range(0, count, LANES):
+                error = load(errors, t) - change * load(columns, last_column + t)
+                store(errors, t, error)
+                moments += load(columns, column + t) * error
+            new = (summed(moments) + offsets[f]) * gains[f]
+            change = new - mean[x, f]
+            last_column = column
+            mean[x, f] = new
+
+        sums = fill(zero)
+        for t in range(0, count, LANES):
+            error = load(errors, t) - change * load(columns, last_column + t)
+            sums += error * error
+        square_errors[x] = np.float64(summed(sums))
+        sums = fill(zero)
+        for f in range(0, width, LANES):
+            left = width - f
+            own, unsure = x * width + f, load(partner_sums, f)
+            m, c = load_first(mean, own, left), load_first(var, own, left)
+            sums += c * (load(squares, f) + unsure) + m * m * unsure
+        variances[x] = np.float64(summed(sums) + bias_spread)

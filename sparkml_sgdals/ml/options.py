@@ -1,0 +1,40 @@
+"""What Params say to a fit and to a stream, as plain values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from sparkml_sgdals.fit.plan import FitOptions
+from sparkml_sgdals.ml.params import ModelParams
+from sparkml_sgdals.state.settings import Settings
+
+__all__ = ["fit_options"]
+
+
+def fit_options(
+    params: ModelParams, kinds: tuple[Any, Any], invalid: str, settings: Settings
+) -> FitOptions:
+    """How the Params say that tables and streams are read and spread, for a model so set."""
+    columns = params.ratingColumns()
+    optional = settings.positive and (not columns.rating or not params.isSet("ratingCol"))
+    return FitOptions(
+        columns=replace(columns, rating_needed=not optional),
+        kinds=kinds,
+        handle_invalid=invalid,
+        num_blocks=params.getNumBlocks(),
+        num_threads=params.getNumThreads(),
+        max_ratings_per_task=params.getMaxRatingsPerTask(),
+        checkpoint_interval=params.getCheckpointInterval(),
+        show_progress=params.getShowProgress(),
+        progress_path=params.getProgressPath(),
+        # events draw their negatives from all items, and ratings are ranked among all of them
+        max_resident_ids=0
+        if settings.positive or (settings.ranks_ratings and not params.isSet("maxResidentIds"))
+        else params.getMaxResidentIds(),
+    )
+
+
+def stream_invalid(params: ModelParams) -> str:
+    """handleInvalid of a stream: 'skip' unless it was set."""
+    return params.getHandleInvalid() if params.isSet("handleInvalid") else "skip"

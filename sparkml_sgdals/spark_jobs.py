@@ -1,0 +1,62 @@
+"""What several packages ask of a Spark session: threads, tags of jobs, payloads collected."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import pyarrow as pa
+from pyspark.sql import DataFrame, SparkSession
+
+from sparkml_sgdals.errors import DivergenceError, StorageError
+
+__all__ = ["BROADCAST_IDS", "collect_payloads", "explained", "local_threads", "phase"]
+
+BROADCAST_IDS: Final = 500_000
+"""Factors of up to that many ids, some 100 MB at rank 16, are broadcast instead of shuffled."""
+
+
+def local_threads(spark: SparkSession) -> int:
+    """Threads of a task under local[N], 0 where the master is no local one."""
+    master = spark.conf.get("spark.master", "") or ""
+    if master == "local":
+        return 1
+    match = re.match(r"local\[(\d+|\*)", master)
+    if match is None:
+        return 0
+    return (os.cpu_count() or 1) if match[1] == "*" else int(match[1])
+
+
+@contextmanager
+def phase(spark: SparkSession, name: str) -> Iterator[None]:
+    """Tag the jobs of a phase of a fit, for Spark's pages and for `spark.interruptTag`."""
+    tag = f"sparkml_sgdals: {name}"
+    spark.addTag(tag)
+    try:
+        yield
+    finally:
+        spark.removeTag(tag)
+
+
+def explained(failure: Exception) -> Exception:
+    """What a task reported of divergence or storage, without Spark's wrapping; else the failure."""
+    found = re.search(r"(DivergenceError|StorageError): ([^\n]+)", str(failure))
+    if found is None:
+        return failure
+    return {"DivergenceError": DivergenceError, "StorageError": StorageError}[found[1]](
+        found[2].strip()
+    )
+
+
+def collect_payloads(frame: DataFrame) -> pa.Table:
+    """Collect a small frame of binary payloads.
+
+    Raises DivergenceError or StorageError where a task raised it, else what Spark raises.
+    """
+    try:
+        return frame.toArrow()
+    except Exception as failure:
+        raise explained(failure) from failure

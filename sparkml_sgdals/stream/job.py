@@ -1,0 +1,129 @@
+"""The job that the caller of a stream holds (driver)."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+import pandas as pd
+
+from sparkml_sgdals.store.lease import Lease
+from sparkml_sgdals.store.version_store import VersionStore
+from sparkml_sgdals.stream.metrics_table import metrics_frame
+from sparkml_sgdals.stream.micro_batch import forget_resident
+
+if TYPE_CHECKING:
+    from pyspark.sql.connect.streaming.query import StreamingQuery as ConnectQuery
+    from pyspark.sql.streaming.query import StreamingQuery
+
+    Query = StreamingQuery | ConnectQuery
+
+__all__ = ["StreamJob"]
+
+
+class Versioned(Protocol):
+    """What a stream has to know of the model that it gives back."""
+
+    version: int
+
+    def copy(self) -> Any: ...
+
+
+M = TypeVar("M", bound=Versioned)
+
+
+class StreamJob(Generic[M]):
+    """A model that is learning from a stream.
+
+    Attributes
+    ----------
+    query : Spark's StreamingQuery
+    path : the model path
+    """
+
+    def __init__(
+        self,
+        query: Query,
+        path: str,
+        lease: Lease,
+        load: Callable[[VersionStore], M],
+    ) -> None:
+        self.query = query
+        self.path = path
+        self._lease = lease
+        self._load = load
+        self._model: M | None = None
+
+    @property
+    def model(self) -> M:
+        """The newest committed version, a model of its own that does not move on."""
+        store = VersionStore(self.path)
+        newest = store.newest()
+        if self._model is None or newest is None or self._model.version != newest.version:
+            self._model = self._load(store)
+        snapshot: M = self._model.copy()
+        return snapshot
+
+    def metrics(self, window: int = 10_000, fading: float = 0.9999) -> pd.DataFrame:
+        """All batches so far, one row each, columns METRICS: docs/metrics.md defines each.
+
+        Parameters
+        ----------
+        window : ratings that the sliding window of the columns window* holds at least
+        fading : what a rating counts in the columns fading* when the next one comes, (0, 1]
+
+        Raises
+        ------
+        ValueError : window or fading out of range
+        """
+        return metrics_frame(VersionStore(self.path).metrics(), window, fading)
+
+    def awaitTermination(self, timeout: float | None = None) -> bool:
+        """Wait until the stream ends, or `timeout` seconds; whether it has ended.
+
+        Raises what Spark raises where the stream failed.
+        """
+        try:
+            ended = (
+                self.query.awaitTermination()
+                if timeout is None
+                else (self.query.awaitTermination(math.ceil(timeout)))
+            )
+            finished = True if timeout is None else bool(ended)
+        except BaseException:
+            if not self.query.isActive:
+                self._end()
+            raise
+        if finished:
+            self._end()
+        return finished
+
+    def stop(self, drain: bool = True, timeout: float = 60.0) -> None:
+        """Stop the stream.
+
+        Parameters
+        ----------
+        drain : wait (at most `timeout` seconds) until a running batch has been committed; else
+            it may be broken off, and is learned after the next start
+        """
+        if drain:
+            store = VersionStore(self.path)
+            first = store.newest()
+            until = time.monotonic() + timeout
+            while self.query.isActive and time.monotonic() < until:
+                if not self.query.status["isTriggerActive"]:
+                    break
+                newest = store.newest()
+                if newest is not None and first is not None and newest.version > first.version:
+                    break
+                time.sleep(0.05)
+        self.query.stop()
+        self._end()
+
+    def _end(self) -> None:
+        # the state in memory is of no use without its stream, and what that writes in the
+        # background is to end before another may write
+        forget_resident(self.path, self._lease.token)
+        self._lease.release()

@@ -1,0 +1,98 @@
+"""The table of a stream's batches, as `StreamJob.metrics` gives it."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from sparkml_sgdals.learn.prequential import faded_means, window_means
+
+__all__ = ["METRICS", "ROW_SCHEMA", "metrics_frame", "plain_row"]
+
+METRICS: Final = (
+    "batch", "version", "committed", "ratings", "invalid", "zeroWeight", "newUsers", "newItems",
+    "rmse", "baselineRmse", "validationRmse", "seconds",
+    "judged", "mae", "baselineMae", "logLikelihood", "within1", "within2",
+    "users", "items", "newUserShare", "newItemShare",
+    "windowRmse", "windowMae", "windowBaselineRmse", "windowBaselineMae",
+    "fadingRmse", "fadingMae", "fadingBaselineRmse", "fadingBaselineMae",
+    "ratingsPerSecond", "collectSeconds", "learnSeconds",
+    "ranked", "recall", "mrr", "baselineRecall", "baselineMrr",
+    "windowRecall", "windowMrr", "windowBaselineRecall", "windowBaselineMrr",
+    "fadingRecall", "fadingMrr", "fadingBaselineRecall", "fadingBaselineMrr",
+)  # fmt: skip
+"""Columns of `StreamJob.metrics`; errors are from before the batch was learned."""
+_MEANS: Final = {"Rmse": "judged", "Mae": "judged", "Recall": "ranked", "Mrr": "ranked"}
+"""What is told over several batches, and the column of what it is a mean over."""
+_WHOLE: Final = ("batch", "version", "ratings", "invalid", "zeroWeight", "newUsers", "newItems")
+ROW_SCHEMA: Final = pa.schema(
+    [
+        (
+            name,
+            pa.int64()
+            if name in (*_WHOLE, "judged", "users", "items", "ranked")
+            else pa.string()
+            if name == "committed"
+            else pa.float64(),
+        )
+        for name in METRICS
+        if not name.startswith(("window", "fading"))
+    ]
+)
+
+
+def metrics_frame(
+    rows: list[dict[str, Any]], window: int = 10_000, fading: float = 0.9999
+) -> pd.DataFrame:
+    """The committed metrics of batches as a table, with what follows from several of them.
+
+    Parameters
+    ----------
+    rows : of each batch in order, as committed; older releases know less of a batch
+    window : ratings that a sliding window holds at least
+    fading : what a rating counts when the next one comes, above 0 and at most 1
+
+    Raises
+    ------
+    ValueError : window or fading out of range
+    """
+    if window < 1:
+        raise ValueError(f"window must be at least 1 rating, got {window}.")
+    if not 0.0 < fading <= 1.0:
+        raise ValueError(f"fading must be above 0 and at most 1, got {fading}.")
+    frame = pd.DataFrame([plain_row(row) for row in rows], columns=list(METRICS))
+    frame["committed"] = pd.to_datetime(frame["committed"])
+    numbers = [name for name in METRICS if name not in (*_WHOLE, "committed")]
+    frame[numbers] = frame[numbers].astype(float)
+    for source in ("", "Baseline"):
+        for suffix, over_what in _MEANS.items():
+            counts = frame[over_what].fillna(0).to_numpy().astype(np.int64)
+            column = f"baseline{suffix}" if source else suffix.lower()
+            means = frame[column].to_numpy()
+            known = np.where(np.isnan(means), 0, counts)
+            means = np.nan_to_num(means)
+            sums = (means**2 if suffix == "Rmse" else means) * known
+            for kind, over in (
+                ("window", window_means(sums, known, window)),
+                ("fading", faded_means(sums, known, fading)),
+            ):
+                value = np.sqrt(over) if suffix == "Rmse" else over
+                frame[f"{kind}{source}{suffix}"] = value
+    return frame
+
+
+def plain_row(row: dict[str, Any]) -> dict[str, Any]:
+    """A committed row with the shares that follow from it alone."""
+    full: dict[str, Any] = {name: row.get(name) for name in METRICS}
+    if full["judged"] is None and full["rmse"] is not None:
+        # of a release that did not write it: a batch was judged as a whole or not at all
+        full["judged"] = full["ratings"]
+    for new, of, share in (
+        ("newUsers", "users", "newUserShare"), ("newItems", "items", "newItemShare"),
+        ("ratings", "seconds", "ratingsPerSecond"),
+    ):  # fmt: skip
+        full[share] = full[new] / full[of] if full[of] else None
+    return full
