@@ -78,10 +78,12 @@ def _part(ids: np.ndarray, settings: Settings, seed: int) -> pa.Table:
         return rng.normal(0, std, shape).astype(np.float32)
 
     table = FactorTable(1, "int", settings)
-    ones = np.ones(ids.size, np.float32)
     table.put(
-        pa.array(ids), normal(0.3), np.full(shape, 0.05, np.float32), 0.1 * ones[:, None],
-        0.05 * ones[:, None], np.full(ids.size, 20), normal(0.05), normal(0.02), ones, ones,
+        pa.array(ids),
+        {
+            "mean": normal(0.3), "var": 0.05, "base_mean": 0.1, "base_var": 0.05, "count": 20,
+            "drawn": normal(0.05), "influence": normal(0.02), "evidence": 1.0,
+        },
     )  # fmt: skip
     return table.to_arrow()
 

@@ -53,18 +53,15 @@ _PART: Final = 1_000_000
 def fill(table: FactorTable, first: int, count: int, rng: np.random.Generator) -> None:
     """A table of random factors of `count` ids from `first` on."""
     width = table.settings.rank + 1
-    zeros = np.zeros((count, width), np.float32)
     table.put(
         pa.array(np.arange(first, first + count)),
-        rng.normal(0, 0.3, (count, width)).astype(np.float32),
-        rng.uniform(0.01, 0.1, (count, width)).astype(np.float32),
-        zeros[:, :1],
-        zeros[:, :1] + np.float32(0.1),
-        rng.integers(1, 500, count),
-        zeros,
-        zeros,
-        zeros[:, 0],
-        zeros[:, 0] + np.float32(1.0),
+        {
+            "mean": rng.normal(0, 0.3, (count, width)),
+            "var": rng.uniform(0.01, 0.1, (count, width)),
+            "base_mean": 0.0,
+            "base_var": 0.1,
+            "count": rng.integers(1, 500, count),
+        },
     )
 
 

@@ -14,8 +14,9 @@ import pyarrow as pa
 from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.kernels.topn import candidate_products, query_products, top_n
+from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.event_scores import serving_state
-from sparkml_sgdals.state.factors import FactorTable, prior_variances
+from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.saved_model import is_saved, read_saved
 from sparkml_sgdals.store.version_store import VersionStore

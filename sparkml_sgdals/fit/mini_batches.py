@@ -27,7 +27,7 @@ from sparkml_sgdals.fit.progress import TaskProgress
 from sparkml_sgdals.kernels.sgd import rating_gradients
 from sparkml_sgdals.learn.solvers import check_mini_batch
 from sparkml_sgdals.spark_jobs import BROADCAST_IDS, explained
-from sparkml_sgdals.state.factors import list_column
+from sparkml_sgdals.state.columns import list_column
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 

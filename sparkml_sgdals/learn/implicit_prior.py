@@ -6,9 +6,10 @@ for users and for items alike: algorithm.md, equations (8) to (11). Arrays in an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +24,8 @@ from sparkml_sgdals.kernels.vectors import (
     LANES,
 )
 from sparkml_sgdals.learn.solvers import Side
-from sparkml_sgdals.state.factors import FactorRows, FactorTable, prior_variances
+from sparkml_sgdals.state.columns import prior_variances
+from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = [
@@ -145,18 +147,16 @@ class FilterSide:
 
     mean: F32
     var: F32
-    prior_mean: F32
+    drawn: F32
     influence: F32
     evidence: F32
     seen: F32
 
     @classmethod
-    def of(cls, taken: FactorRows) -> FilterSide:
-        """These very arrays, with the count as it stands."""
-        seen = taken.count.astype(np.float32)
-        return cls(
-            taken.mean, taken.var, taken.prior_mean, taken.influence, taken.evidence, seen
-        )  # fmt: skip
+    def of(cls, arrays: Mapping[str, npt.NDArray[Any]], seen: F32) -> FilterSide:
+        """These very arrays, by the names of `FactorColumns`."""
+        names = ("mean", "var", "drawn", "influence", "evidence")
+        return cls(**{name: arrays[name] for name in names}, seen=seen)
 
 
 def run_implicit_filter(
@@ -168,8 +168,8 @@ def run_implicit_filter(
     crowd = concentration(users, items)
     filter_implicit(
         users.astype(np.int32, copy=False), items.astype(np.int32, copy=False), values, weights,
-        user.mean, user.var, user.prior_mean, user.influence, user.evidence, user.seen,
-        item.mean, item.var, item.prior_mean, item.influence, item.seen,
+        user.mean, user.var, user.drawn, user.influence, user.evidence, user.seen,
+        item.mean, item.var, item.drawn, item.influence, item.seen,
         prior_variances(settings), np.float32(1.0 / USER_INFLUENCE),
         np.float32(1.0 / (1.0 + (crowd / _CONCENTRATED) ** 2)),
         np.float32(settings.noise), np.float32(settings.drift), errors,
@@ -201,8 +201,9 @@ class ImplicitPrior:
         self, ratings: Ratings, tables: tuple[FactorTable, FactorTable], rows: tuple[I64, I64]
     ) -> None:
         self.ratings = ratings
+        taken = [table.take(some) for table, some in zip(tables, rows, strict=True)]
         self.user, self.item = (
-            FilterSide.of(table.take(some)) for table, some in zip(tables, rows, strict=True)
+            FilterSide.of(side.arrays, side.count.astype(np.float32)) for side in taken
         )
 
     def start(
@@ -217,7 +218,7 @@ class ImplicitPrior:
             ],
             threads,
         )
-        users.prior_mean, items.prior_mean = self.user.prior_mean, self.item.prior_mean
+        users.prior_mean, items.prior_mean = self.user.drawn, self.item.drawn
 
     def learn_items(self, by_item: Layout, users: Side, threads: int) -> None:
         """What items say of their users, after the users' half-sweep."""
@@ -232,21 +233,19 @@ class ImplicitPrior:
     def filter(self, values: F32, settings: Settings, users: Side, items: Side) -> F32:
         """Filter a table that is added to a model; the sides' prior means move with it."""
         r = self.ratings
-        before = self.user.prior_mean.copy(), self.item.prior_mean.copy()
-        for drawn, side in ((self.user, users), (self.item, items)):
-            drawn.mean, drawn.var = side.mean, side.var
+        before = self.user.drawn.copy(), self.item.drawn.copy()
+        for own, side in ((self.user, users), (self.item, items)):
+            own.mean, own.var = side.mean, side.var
         errors = run_implicit_filter(
             r.users, r.items, values, r.weights, settings, self.user, self.item
         )
-        for drawn, side, old in zip((self.user, self.item), (users, items), before, strict=True):
-            side.prior_mean = moved_prior(
-                side.prior_mean, side.prior_var, old, drawn.prior_mean, settings
-            )
+        for own, side, old in zip((self.user, self.item), (users, items), before, strict=True):
+            side.prior_mean = moved_prior(side.prior_mean, side.prior_var, old, own.drawn, settings)
         return errors
 
     def put(self, tables: tuple[FactorTable, FactorTable], rows: tuple[I64, I64]) -> None:
         """Put what was learned into the tables."""
-        for table, some, drawn in zip(tables, rows, (self.user, self.item), strict=True):
-            table.prior_mean[some] = drawn.prior_mean
-            table.influence[some] = drawn.influence
-            table.evidence[some] = drawn.evidence
+        for table, some, own in zip(tables, rows, (self.user, self.item), strict=True):
+            table.drawn[some] = own.drawn
+            table.influence[some] = own.influence
+            table.evidence[some] = own.evidence

@@ -147,7 +147,8 @@ def _learn_rows(
     what = (ratings.users, ratings.items, values, ratings.weights, settings)
     run_filter(*what, u.base_mean, u.base_var, i.base_mean, i.base_var)
     if settings.implicit:
-        run_implicit_filter(*what, FilterSide.of(u), FilterSide.of(i))
+        seen = (side.count.astype(np.float32) for side in sides)
+        run_implicit_filter(*what, *map(FilterSide.of, (u.arrays, i.arrays), seen))
     elif settings.solver == "bayes":
         run_filter(*what, u.mean, u.var, i.mean, i.var)
     elif settings.solver == "sgd":

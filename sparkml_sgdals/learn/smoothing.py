@@ -75,7 +75,7 @@ def _prior(now: FactorRows, before: FactorRows, settings: Settings) -> tuple[F32
     """
     mean = before.mean
     if settings.implicit:
-        mean = moved_prior(mean, before.var, before.prior_mean, now.prior_mean, settings)
+        mean = moved_prior(mean, before.var, before.drawn, now.drawn, settings)
     with np.errstate(divide="ignore"):
         pull = np.float32(settings.noise) / before.var
     return padded_rows(mean, 1), padded_rows(pull, 1)

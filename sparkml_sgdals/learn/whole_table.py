@@ -35,7 +35,8 @@ from sparkml_sgdals.learn.solvers import (
     settled,
     sweeps_settled,
 )
-from sparkml_sgdals.state.factors import FactorTable, prior_variances
+from sparkml_sgdals.state.columns import prior_variances
+from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import SETTLING_RATINGS, ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
 

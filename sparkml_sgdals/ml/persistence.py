@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, Generic, Protocol, TypeVar
 
+import pyarrow as pa
 from pyspark.errors import PySparkException
 from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWriter
 from pyspark.sql import SparkSession
 from pyspark.sql.utils import is_remote
 
-from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
@@ -20,17 +20,12 @@ from sparkml_sgdals.store.version_store import StorageError, VersionStore
 __all__ = ["EstimatorWriter", "ModelReader", "ModelWriter"]
 
 _IDS_PER_FILE: Final = 1_000_000
-_DDL: Final = (
-    "id {id}, mean array<float>, variance array<float>, base_mean float, base_variance float, "
-    "count bigint, prior_mean array<float>, influence array<float>, evidence float, "
-    "noise_factor float"
-)
-
-
-_EVENTS_DDL: Final = {
-    USER_SIDE: ", done array<bigint>",
-    ITEM_SIDE: ", context array<float>, context_var array<float>, popularity array<float>, "
-    "last bigint",
+_SQL_TYPES: Final = {
+    pa.string(): "string",
+    pa.int64(): "bigint",
+    pa.float32(): "float",
+    pa.list_(pa.int64()): "array<bigint>",
+    pa.list_(pa.float32()): "array<float>",
 }
 
 
@@ -160,8 +155,7 @@ def _read_state(spark: SparkSession, path: str, metadata: dict[str, Any]) -> Mod
 
 
 def _ddl(side: FactorTable) -> str:
-    ddl = _DDL.format(id="bigint" if side.index.kind == "int" else "string")
-    return ddl if side.events is None else ddl + _EVENTS_DDL[side.side]
+    return ", ".join(f"{field.name} {_SQL_TYPES[field.type]}" for field in side.schema())
 
 
 def _read_side(spark: SparkSession, path: str, side: FactorTable) -> None:

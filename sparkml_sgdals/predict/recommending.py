@@ -20,7 +20,8 @@ from sparkml_sgdals.arrays.hashing import block_of, id_keys
 from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 from sparkml_sgdals.arrays.ipc import from_bytes, to_bytes
 from sparkml_sgdals.kernels.topn import candidate_products, query_products, top_n
-from sparkml_sgdals.state.factors import FactorTable, list_column, prior_variances
+from sparkml_sgdals.state.columns import list_column, prior_variances
+from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 
 __all__ = ["RankBy", "Ranking", "recommend", "similar"]

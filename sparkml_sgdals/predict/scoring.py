@@ -18,7 +18,8 @@ from pyspark.sql.types import StructType
 
 from sparkml_sgdals.ingest.columns import id_column
 from sparkml_sgdals.spark_jobs import BROADCAST_IDS
-from sparkml_sgdals.state.factors import FactorTable, list_column, prior_variances
+from sparkml_sgdals.state.columns import list_column, prior_variances
+from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 
 __all__ = ["FactorFrames", "ScoreColumns", "factor_frame", "public_factors", "score"]

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import replace
 
-import numpy as np
-
 from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.learn.one_batch import BatchReport, learn_batch
@@ -69,26 +67,12 @@ def warm_start(leader: ModelState, settings: Settings) -> ModelState:
 
 def _take_over(own: FactorTable, other: FactorTable, ratio: float) -> None:
     rows, _ = own.ensure(other.index.ids(None))
-    width = min(own.mean.shape[1], other.mean.shape[1])
     scaled = other.copy()
     scaled.rescale(0.0, ratio)
-    own.mean[rows, :width] = scaled.mean[:, :width]
-    if own.var.shape[1] and other.var.shape[1]:
-        own.var[rows, :width] = scaled.var[:, :width]
-    if own.prior_mean.shape[1] and other.prior_mean.shape[1]:
-        own.prior_mean[rows, :width] = scaled.prior_mean[:, :width]
-        own.influence[rows, :width] = scaled.influence[:, :width]
-        own.evidence[rows] = other.evidence
-    own.base_mean[rows] = scaled.base_mean
-    own.base_var[rows] = scaled.base_var
-    own.count[rows] = other.count
-    own.noise_factor[rows] = np.asarray(other.noise_factor)
+    both = own.settings, other.settings
+    own.take_over(scaled, rows, both)
     if isinstance(own.events, UserMemory) and isinstance(other.events, UserMemory):
         for row, done in zip(rows.tolist(), other.events.done, strict=True):
             own.events.done[row] = done
     if isinstance(own.events, ItemMemory) and isinstance(other.events, ItemMemory):
-        mine, theirs = own.events, other.events
-        mine.popularity[rows], mine.last[rows] = theirs.popularity, theirs.last
-        width = min(mine.context.shape[1], theirs.context.shape[1])
-        mine.context[rows, :width] = theirs.context[:, :width]
-        mine.context_var[rows, :width] = theirs.context_var[:, :width]
+        own.events.take_over(other.events, rows, both)

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sparkml_sgdals.arrays.hashing import USER_SIDE
+from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
+from sparkml_sgdals.state.columns import Column, ColumnSet, grown
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = [
@@ -44,13 +45,13 @@ class EventMemory(Protocol):
     def resize(self, size: int) -> None:
         """Have so many rows, new ones empty."""
 
-    def columns(self, rows: I64) -> dict[str, pa.Array]:
+    def to_columns(self, rows: I64) -> dict[str, pa.Array]:
         """State of rows as Arrow columns."""
 
     def put(self, rows: I64, table: pa.Table) -> None:
-        """Set the state of rows from what `columns` gave; absent columns stand for empty ones."""
+        """Set the state of rows from what `to_columns` gave; what is absent stands as empty."""
 
-    def finite(self, rows: I64) -> bool:
+    def finite(self, rows: Any = slice(None)) -> bool:
         """Whether all numbers in rows are finite."""
 
     def copy(self) -> EventMemory:
@@ -86,14 +87,14 @@ class UserMemory:
         for row, done in zip(rows.tolist(), lists, strict=True):
             self.done[row] = done
 
-    def columns(self, rows: I64) -> dict[str, pa.Array]:
+    def to_columns(self, rows: I64) -> dict[str, pa.Array]:
         """State of rows as Arrow columns."""
         starts, keys = self.ragged(rows)
         lists = pa.LargeListArray.from_arrays(pa.array(starts), pa.array(keys))
         return {"done": lists.cast(pa.list_(pa.int64()))}
 
     def put(self, rows: I64, table: pa.Table) -> None:
-        """Set the state of rows from what `columns` gave; absent columns stand for empty ones."""
+        """Set the state of rows from what `to_columns` gave; what is absent stands as empty."""
         if "done" not in table.column_names or not rows.size:
             return
         lists = table.column("done").combine_chunks()
@@ -102,7 +103,7 @@ class UserMemory:
         keys = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
         self.replace(rows, (own.copy() for own in np.split(keys, ends[:-1])))
 
-    def finite(self, rows: I64) -> bool:
+    def finite(self, rows: Any = slice(None)) -> bool:
         """Whether all numbers in rows are finite."""
         return True
 
@@ -113,67 +114,57 @@ class UserMemory:
         return twin
 
 
-class ItemMemory:
-    """What events have left with the items.
+def _parts(settings: Settings) -> int:
+    return len(HALF_LIVES) if settings.solver == "bayes" else 0
+
+
+def _features(settings: Settings) -> int:
+    return settings.rank if settings.solver == "bayes" else 0
+
+
+def _start_variance(settings: Settings, _side: int, _ids: pa.Array) -> np.float32:
+    return np.float32(CONTEXT_PRIOR * settings.factor_prior)
+
+
+class ItemMemory(ColumnSet):
+    """What events have left with the items; n items.
 
     Attributes
     ----------
-    context, context_var : float32, shape (size, rank): mean and variance of what having done the
+    context, context_var : float32, shape (n, rank): mean and variance of what having done the
         item adds to a user's features; width 0 but under solver 'bayes'
-    popularity : float32, shape (size, parts): events of the item, each faded by one of the
+    popularity : float32, shape (n, parts): events of the item, each faded by one of the
         HALF_LIVES, as they stood when it was last done; width 0 but under solver 'bayes'
-    last : int64, shape (size,), when it was last done, in events; under solver 'isgd' in touches:
+    last : int64, shape (n,), when it was last done, in events; under solver 'isgd' in touches:
         the event's own and those of its negatives; 0 for never
     """
 
-    NAMES: Final = ("context", "context_var", "popularity", "last")
+    context = Column[F32](_features)
+    context_var = Column[F32](_features, start=_start_variance)
+    popularity = Column[F32](_parts)
+    last = Column[I64](None, dtype=np.int64)
 
     def __init__(self, settings: Settings) -> None:
-        bayes = settings.solver == "bayes"
-        rank, parts = (settings.rank, len(HALF_LIVES)) if bayes else (0, 0)
-        self.prior = np.float32(CONTEXT_PRIOR * settings.factor_prior)
-        self.context: F32 = np.empty((0, rank), np.float32)
-        self.context_var: F32 = np.empty((0, rank), np.float32)
-        self.popularity: F32 = np.empty((0, parts), np.float32)
-        self.last: I64 = np.empty(0, np.int64)
+        self.settings = settings
+        self.arrays = {column.name: column.zeros(settings) for column in self.registry()}
 
     def resize(self, size: int) -> None:
         """Have so many rows, new ones empty."""
-        held = self.last.size
-        for name in self.NAMES:
-            old = getattr(self, name)
-            grown = np.zeros((size, *old.shape[1:]), old.dtype)
-            grown[: min(held, size)] = old[:size]
-            setattr(self, name, grown)
-        self.context_var[held:] = self.prior
-
-    def columns(self, rows: I64) -> dict[str, pa.Array]:
-        """State of rows as Arrow columns."""
-        lists = {name: _lists(getattr(self, name)[rows]) for name in self.NAMES[:3]}
-        return lists | {"last": pa.array(self.last[rows])}
+        held = self.last.shape[0]
+        self.arrays = grown(self.arrays, size)
+        for column in self.registry():
+            self.arrays[column.name][held:] = column.start(self.settings, ITEM_SIDE, None)
 
     def put(self, rows: I64, table: pa.Table) -> None:
-        """Set the state of rows from what `columns` gave; absent columns stand for empty ones."""
-        if "last" not in table.column_names:
-            return
-        for name in self.NAMES:
-            column = table.column(name).combine_chunks()
-            flat = column.flatten() if pa.types.is_list(column.type) else column
-            values = flat.to_numpy(zero_copy_only=False)
-            held = getattr(self, name)
-            held[rows] = values.reshape(rows.size, *held.shape[1:])
-
-    def finite(self, rows: I64) -> bool:
-        """Whether all numbers in rows are finite."""
-        held = (self.context, self.context_var, self.popularity)
-        return all(bool(np.isfinite(array[rows]).all()) for array in held)
+        """Set the state of rows from what `to_columns` gave; what is absent stands as empty."""
+        for column in self.registry():
+            if column.stored in table.column_names:
+                self.arrays[column.name][rows] = column.from_arrow(table, self.settings)
 
     def copy(self) -> ItemMemory:
         """An independent copy."""
-        twin = object.__new__(ItemMemory)
-        twin.prior = self.prior
-        for name in self.NAMES:
-            setattr(twin, name, getattr(self, name).copy())
+        twin = ItemMemory(self.settings)
+        twin.arrays = grown(self.arrays, self.last.shape[0])
         return twin
 
 
@@ -205,9 +196,3 @@ def memory_for(side: int, settings: Settings) -> EventMemory | None:
 
 
 _NOTHING: Final[I64] = np.empty(0, np.int64)
-
-
-def _lists(matrix: F32) -> pa.ListArray:
-    rows, width = matrix.shape
-    offsets = np.arange(rows + 1, dtype=np.int32) * np.int32(width)
-    return pa.ListArray.from_arrays(pa.array(offsets), pa.array(matrix.reshape(-1)))

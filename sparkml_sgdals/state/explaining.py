@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sparkml_sgdals.arrays.id_kinds import id_array_type
-from sparkml_sgdals.state.factors import FactorTable, prior_variances
+from sparkml_sgdals.state.columns import prior_variances
+from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 
 __all__ = ["EXPLANATION_DDL", "Part", "explain_pair"]

@@ -18,7 +18,8 @@ from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.kernels.filter import standardise
 from sparkml_sgdals.kernels.predict import predict_rows
-from sparkml_sgdals.state.factors import FactorTable, arrow_schema, prior_variances
+from sparkml_sgdals.state.columns import prior_variances
+from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = ["SETTLING_RATINGS", "Counters", "ModelState", "Scale"]
@@ -171,13 +172,8 @@ class ModelState:
         digest = hashlib.sha256(repr(sorted(self.scalars().items())).encode())
         for side in (self.users, self.items):
             table = side.to_arrow()
-            names = ["id", "mean", "variance", "base_mean", "base_variance", "count"]
-            # a model of a release before these columns keeps its fingerprint
-            if self.settings.implicit:
-                names += ["prior_mean", "influence", "evidence"]
-            if np.any(side.noise_factor != 1.0):
-                names.append("noise_factor")
-            names += [name for name in table.column_names if name not in arrow_schema("int").names]
+            silent = [column.stored for column in side.registry() if not side.told(column)]
+            names = [name for name in table.column_names if name not in silent]
             for name in names:
                 column = table.column(name).combine_chunks()
                 if pa.types.is_list(column.type):

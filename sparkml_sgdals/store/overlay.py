@@ -220,11 +220,7 @@ class Overlay:
     def _keep(self, side: str, rows: I64) -> None:
         old = self._table(side)
         new = FactorTable(old.side, old.index.kind, old.settings)
-        new.put(
-            old.index.ids(rows), old.mean[rows], old.var[rows], old.base_mean[rows],
-            old.base_var[rows], old.count[rows], old.prior_mean[rows], old.influence[rows],
-            old.evidence[rows], old.noise_factor[rows],
-        )  # fmt: skip
+        new.put(old.index.ids(rows), old.take(rows).arrays)
         setattr(self.state, side, new)
         self._changed[side] = self._changed[side][rows]
         self._used[side] = self._used[side][rows]

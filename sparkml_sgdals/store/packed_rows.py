@@ -8,7 +8,7 @@ that keys sort as ids do; that of a string is its hash, and the name decides bet
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numba as nb
 import numpy as np
@@ -17,12 +17,12 @@ import pyarrow as pa
 
 from sparkml_sgdals.arrays.hashing import id_keys
 from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.state.columns import FactorColumns
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = ["Packed", "RowShape", "drop_older", "pack", "search_keys", "unpack"]
 
-F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 
@@ -49,21 +49,23 @@ class RowShape:
     """Where what lies in a row, from the settings of a model and the kind of its ids."""
 
     kind: IdKind
-    widths: tuple[int, ...]
-    """floats of mean, var, base_mean, base_var, prior_mean, influence, evidence, noise_factor"""
+    columns: tuple[tuple[str, int], ...]
+    """each column but the count, by the name of `FactorColumns`: its numbers in float32"""
 
     @classmethod
     def of(cls, kind: IdKind, settings: Settings) -> RowShape:
         """The shape of the rows of one side."""
-        wide = settings.rank + 1
-        variances = wide if settings.solver == "bayes" else 0
-        implicit = wide if settings.implicit else 0
-        return cls(kind, (wide, variances, 1, 1, implicit, implicit, 1, 1))
+        columns = tuple(
+            (column.name, column.numbers(settings) * column.dtype.itemsize // 4)
+            for column in FactorColumns.registry()
+            if column.name != "count"
+        )
+        return cls(kind, columns)
 
     @property
     def check(self) -> int:
         """The word that holds the checksum of those before it."""
-        return 2 + (sum(self.widths) + 1) // 2
+        return 2 + (sum(width for _, width in self.columns) + 1) // 2
 
     @property
     def width(self) -> int:
@@ -148,8 +150,9 @@ def pack(table: FactorTable, rows: I64 | None = None) -> Packed:
     # a view of the room for floats, two a word
     floats = words.view(np.float32)[:, 4:]
     place = 0
-    for array, width in zip(_arrays(table), shape.widths, strict=True):
-        floats[:, place : place + width] = array[rows].reshape(rows.size, width)
+    for name, width in shape.columns:
+        array = table.array(name)[rows].view(np.float32)
+        floats[:, place : place + width] = array.reshape(rows.size, width)
         place += width
     words[:, shape.check] = _row_checks(words, shape.check)
     names = None if shape.kind == "int" else ids.cast(pa.large_binary())
@@ -160,16 +163,14 @@ def unpack(packed: Packed, table: FactorTable) -> None:
     """Set the state of the packed ids in a table of the same settings and kind."""
     shape = packed.shape
     floats = np.ascontiguousarray(packed.words[:, 2 : shape.check]).view(np.float32)
-    parts: list[F32] = []
+    arrays: dict[str, npt.NDArray[Any]] = {"count": packed.words[:, 1].view(np.int64)}
     place = 0
-    for width in shape.widths:
-        parts.append(floats[:, place : place + width])
+    for name, width in shape.columns:
+        part = np.ascontiguousarray(floats[:, place : place + width])
+        old = table.arrays[name]
+        arrays[name] = part.view(old.dtype).reshape(len(packed), *old.shape[1:])
         place += width
-    mean, var, base_mean, base_var, prior_mean, influence, evidence, noise_factor = parts
-    table.put(
-        packed.ids(), mean, var, base_mean, base_var, packed.words[:, 1].view(np.int64),
-        prior_mean, influence, evidence[:, 0], noise_factor[:, 0],
-    )  # fmt: skip
+    table.put(packed.ids(), arrays)
 
 
 def drop_older(packed: Packed) -> Packed:
@@ -189,10 +190,3 @@ def drop_older(packed: Packed) -> Packed:
         order, codes = order[again], codes[again]
         equal &= codes[1:] == codes[:-1]
     return packed.take(order[np.append(~equal, True)] if order.size else order)
-
-
-def _arrays(table: FactorTable) -> tuple[F32, ...]:
-    return (
-        table.mean, table.var, table.base_mean, table.base_var, table.prior_mean, table.influence,
-        table.evidence, table.noise_factor,
-    )  # fmt: skip

@@ -147,7 +147,7 @@ class TestStaticBlocks:
         """Some plan might put them together."""
         als = estimator(numBlocks=3, maxIter=1)
         apart = als.fit(ratings)
-        for module in ("driver", "layout"):
+        for module in ("driver", "messages"):
             monkeypatch.setattr(
                 f"sparkml_sgdals.fit.blocks.{module}.placed",
                 lambda frame, job: frame.repartition(1),

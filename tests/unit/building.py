@@ -129,15 +129,19 @@ def filled_table(settings: Settings, ids: Sequence[Any], side: int = 1, seed: in
     variances = width if settings.solver == "bayes" else 0
     table.put(
         id_array(ids),
-        rng.normal(0, 1, (len(ids), width)).astype(F32),
-        rng.uniform(0.01, 1, (len(ids), variances)).astype(F32),
-        rng.normal(0, 1, (len(ids), 1)).astype(F32),
-        rng.uniform(0.01, 1, (len(ids), 1)).astype(F32),
-        rng.integers(0, 100, len(ids)),
-        rng.normal(0, 1, (len(ids), width if settings.implicit else 0)).astype(F32),
-        rng.normal(0, 1, (len(ids), width if settings.implicit else 0)).astype(F32),
-        rng.uniform(0, 9, len(ids)).astype(F32),
-        rng.uniform(0.5, 2, len(ids)).astype(F32),
+        {
+            "mean": rng.normal(0, 1, (len(ids), width)).astype(F32),
+            "var": rng.uniform(0.01, 1, (len(ids), variances)).astype(F32),
+            "base_mean": rng.normal(0, 1, (len(ids), 1)).astype(F32),
+            "base_var": rng.uniform(0.01, 1, (len(ids), 1)).astype(F32),
+            "count": rng.integers(0, 100, len(ids)),
+            "drawn": rng.normal(0, 1, (len(ids), width if settings.implicit else 0)).astype(F32),
+            "influence": rng.normal(0, 1, (len(ids), width if settings.implicit else 0)).astype(
+                F32
+            ),
+            "evidence": rng.uniform(0, 9, len(ids)).astype(F32),
+            "noise_factor": rng.uniform(0.5, 2, len(ids)).astype(F32),
+        },
     )
     return table
 

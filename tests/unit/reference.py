@@ -292,7 +292,7 @@ def learn_implicit(
     noise: float,
     drift: float,
 ) -> np.ndarray:
-    """The filter with prior means that move; each side has mean, var, prior_mean, influence,
+    """The filter with prior means that move; each side has mean, var, drawn, influence,
     evidence and seen, `default` is the prior variance of each coordinate."""
     bias_share = 1.0 / (1.0 + (concentration(users, items) / 10.0) ** 2)
     errors = []
@@ -301,16 +301,16 @@ def learn_implicit(
         if weights[n] > 0:
             for own, a, other, b in ((user, x, item, y), (item, y, user, x)):
                 seen = own["seen"][a]
-                total = math.sqrt(seen) * own["prior_mean"][a] + other["influence"][b]
+                total = math.sqrt(seen) * own["drawn"][a] + other["influence"][b]
                 move_prior(own, a, total / math.sqrt(seen + 1), default)
                 own["seen"][a] += 1
             root = item["seen"][y] ** -0.5
             user["evidence"][x] += root**2
             precision = 1.0 / 0.05 + user["evidence"][x] / default
-            change = root * (item["mean"][y] - item["prior_mean"][y]) / default / precision
+            change = root * (item["mean"][y] - item["drawn"][y]) / default / precision
             change[0] *= bias_share
             user["influence"][x] += change
-            move_prior(item, y, item["prior_mean"][y] + root * change, default)
+            move_prior(item, y, item["drawn"][y] + root * change, default)
         errors += list(
             learn_filter(
                 users[one], items[one], ratings[one], weights[one], user["mean"], user["var"],
@@ -323,8 +323,8 @@ def learn_implicit(
 def move_prior(side: dict[str, np.ndarray], row: int, new: np.ndarray, default: np.ndarray) -> None:
     """Set a prior mean; the mean follows by c / v of the change, at most by all of it."""
     gain = np.minimum(side["var"][row] / default, 1.0)
-    side["mean"][row] += gain * (new - side["prior_mean"][row])
-    side["prior_mean"][row] = new
+    side["mean"][row] += gain * (new - side["drawn"][row])
+    side["drawn"][row] = new
 
 
 def smooth(

@@ -116,7 +116,7 @@ for size in (500, 500, 500, 30_000, 500):
     columns = {"user": rng.integers(0, 120, size), "item": rng.integers(0, 90, size)}
     columns["rating"] = rng.integers(1, 6, size).astype(np.float32)
     learn_batch(state, encode_ratings(pa.table(columns)))
-held = [(t.mean, t.var, t.base_mean, t.prior_mean, t.noise_factor)
+held = [(t.mean, t.var, t.base_mean, t.drawn, t.noise_factor)
         for t in (state.users, state.items)]
 print(hashlib.sha1(b"".join(a.tobytes() for side in held for a in side)).hexdigest())
 """

@@ -27,16 +27,12 @@ def model_of(means, ids=(1, 2), kind="int", variance=0.1, count=3):
     base = np.zeros((len(means), 1), np.float32)
     state.users.put(
         pa.array(list(ids)),
-        means,
-        np.full(means.shape, variance, np.float32),
-        base,
-        base + np.float32(0.2),
-        np.full(len(means), count, np.int64),
+        {"mean": means, "var": variance, "base_mean": base, "base_var": 0.2, "count": count},
     )
+    ones = np.ones((1, 2), np.float32)
     state.items.put(
-        pa.array([7]), np.ones((1, 2), np.float32), np.ones((1, 2), np.float32), base[:1],
-        base[:1], np.ones(1, np.int64),
-    )  # fmt: skip
+        pa.array([7]), {"mean": ones, "var": ones, "base_mean": 0, "base_var": 0, "count": 1}
+    )
     return StreamingBiasedALSModel(state)
 
 

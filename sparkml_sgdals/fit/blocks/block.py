@@ -30,7 +30,8 @@ from sparkml_sgdals.learn.implicit_prior import (
     run_implicit_filter,
 )
 from sparkml_sgdals.learn.solvers import Side, half_sweep, run_filter, run_sgd
-from sparkml_sgdals.state.factors import FactorTable, prior_variances
+from sparkml_sgdals.state.columns import prior_variances
+from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = [
@@ -152,8 +153,8 @@ class BlockState:
 
     Attributes
     ----------
-    arrays : those of `FactorTable`, its prior_mean as `drawn`; perhaps the prior of a table that
-        is added to a model: prior_mean, prior_var, drawn_before, seen
+    arrays : those of `FactorColumns`; perhaps the prior of a table that is added to a model:
+        prior_mean, prior_var, drawn_before, seen
     """
 
     arrays: dict[str, Array]
@@ -169,17 +170,8 @@ class BlockState:
             table.put_arrow(known)
         size = table.size
         rows, _ = table.ensure(ids)
-        arrays: dict[str, Array] = {
-            "mean": table.mean[rows],
-            "var": table.var[rows],
-            "base_mean": table.base_mean[rows],
-            "base_var": table.base_var[rows],
-            "count": table.count[rows] + counts,
-            "drawn": table.prior_mean[rows],
-            "influence": table.influence[rows],
-            "evidence": table.evidence[rows],
-            "noise_factor": table.noise_factor[rows],
-        }
+        arrays = table.take(rows).arrays
+        arrays["count"] += counts
         if known is not None:
             learned = (rows < size)[:, None]
             arrays["prior_mean"] = np.where(learned, arrays["mean"], np.float32(0.0))
@@ -191,11 +183,7 @@ class BlockState:
     def table(self, side: int, ids: pa.Array, settings: Settings) -> pa.Table:
         """The block's rows in the Arrow form of a `FactorTable`."""
         table = FactorTable(side, "str" if pa.types.is_string(ids.type) else "int", settings)
-        a = self.arrays
-        table.put(
-            ids, a["mean"], a["var"], a["base_mean"], a["base_var"], a["count"], a["drawn"],
-            a["influence"], a["evidence"], a["noise_factor"],
-        )  # fmt: skip
+        table.put(ids, self.arrays)
         return table.to_arrow()
 
 
@@ -246,10 +234,7 @@ def learn_cell(
     if baseline:
         apart = run_filter(*where, u["base_mean"], u["base_var"], i["base_mean"], i["base_var"])
     if settings.implicit and "seen" in u:
-        sides = (
-            FilterSide(a["mean"], a["var"], a["drawn"], a["influence"], a["evidence"], a["seen"])
-            for a in (u, i)
-        )
+        sides = (FilterSide.of(a, a["seen"]) for a in (u, i))
         return run_implicit_filter(*where, *sides), apart
     if settings.solver == "bayes":
         return run_filter(*where, u["mean"], u["var"], i["mean"], i["var"]), apart

@@ -67,8 +67,7 @@ class EventSide:
         self._settings = settings
         self.size = 0
         self.done: list[I32] = []
-        empty = ItemMemory(settings)
-        self._arrays = {name: getattr(empty, name) for name in ItemMemory.NAMES}
+        self._arrays = ItemMemory(settings).arrays
 
     @property
     def nbytes(self) -> int:
@@ -91,14 +90,14 @@ class EventSide:
                 grown = map_array(self._folder, (room, *old.shape[1:]), old.dtype)
                 grown[: self.size] = old[: self.size]
                 self._arrays[name] = grown
-            self._arrays[name][item_rows] = getattr(memory, name)
+            self._arrays[name][item_rows] = memory.arrays[name]
         self.size = size
 
     def memory(self, rows: I64 | None = None) -> ItemMemory:
         """What is remembered of items: a copy of `rows`, or all, as views of what is in use."""
         found = ItemMemory(self._settings)
         for name, array in self._arrays.items():
-            setattr(found, name, array[: self.size] if rows is None else array[rows])
+            found.arrays[name] = array[: self.size] if rows is None else array[rows]
         return found
 
     def biases(self, shell: ModelState, own: F32) -> tuple[F32, float]:

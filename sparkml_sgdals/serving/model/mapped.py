@@ -6,6 +6,7 @@ the process; the system may write pages of them to the disk where memory is shor
 
 from __future__ import annotations
 
+import math
 import mmap
 import tempfile
 from typing import Any, Final
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.kernels.scatter import put_columns, put_rows
+from sparkml_sgdals.state.columns import Array, FactorColumns
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.settings import Settings
 
@@ -24,8 +26,6 @@ __all__ = ["Candidates", "MappedSide", "map_array"]
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
-_PREDICTING: Final = ("mean", "variance", "count", "noise_factor")
-_LEARNING: Final = ("base_mean", "base_variance", "prior_mean", "influence", "evidence")
 _LEAST_ROOM: Final = 256
 
 
@@ -40,91 +40,57 @@ def map_array(folder: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.
     return np.frombuffer(held, dtype).reshape(shape)
 
 
-class MappedSide:
-    """What a service has to know of users, or of items: arrays with a row an id.
+def _flat(array: Array) -> Array:
+    """The same memory as a matrix."""
+    return array.reshape(array.shape[0], math.prod(array.shape[1:]))
+
+
+class MappedSide(FactorColumns):
+    """What a service has to know of users, or of items: what predicts, and perhaps what learns.
 
     Attributes
     ----------
     size : ids; rows beyond it are not of this version
-    mean, var : float32, shape (size, rank + 1), bias first; var (size, 0) but under `bayes`
-    count : int64, shape (size,), ratings learned
-    noise_factor : float32, shape (size,)
     """
 
     def __init__(self, folder: str, settings: Settings, learns: bool) -> None:
         self._folder = folder
         self._settings = settings
         self.size = 0
-        width = settings.rank + 1
-        implicit = width if settings.implicit else 0
-        widths = {
-            "mean": width, "variance": width if settings.solver == "bayes" else 0,
-            "count": 1, "noise_factor": 1, "base_mean": 1, "base_variance": 1,
-            "prior_mean": implicit, "influence": implicit, "evidence": 1,
-        }  # fmt: skip
-        names = _PREDICTING + (_LEARNING if learns else ())
-        self._arrays: dict[str, npt.NDArray[Any]] = {
-            name: np.zeros((0, widths[name]), np.int64 if name == "count" else np.float32)
-            for name in names
+        self.arrays = {
+            column.name: column.zeros(settings)
+            for column in self.registry()
+            if learns or column.predicts
         }
 
-    @property
-    def mean(self) -> F32:
-        return self._arrays["mean"][: self.size]
-
-    @property
-    def var(self) -> F32:
-        return self._arrays["variance"][: self.size]
-
-    @property
-    def count(self) -> I64:
-        return self._arrays["count"][: self.size, 0]
-
-    @property
-    def noise_factor(self) -> F32:
-        return self._arrays["noise_factor"][: self.size, 0]
+    def array(self, name: str) -> Array:
+        """The rows of this version, of one column."""
+        return self.arrays[name][: self.size]
 
     @property
     def nbytes(self) -> int:
         """Bytes mapped, room for growth included."""
-        return sum(array.nbytes for array in self._arrays.values())
+        return sum(array.nbytes for array in self.arrays.values())
 
     def put(self, rows: I64, part: FactorTable, size: int) -> None:
         """Set `rows` to the state in `part`, row by row; there are `size` ids from now on."""
-        room = self._arrays["mean"].shape[0]
+        room = self.arrays["mean"].shape[0]
         if size > room:
             # a first load is told the size; what comes later comes a few at a time
             room = max(size, 2 * room if room else size + size // 8, _LEAST_ROOM)
-            for name, old in self._arrays.items():
-                grown = map_array(self._folder, (room, old.shape[1]), old.dtype)
+            for name, old in self.arrays.items():
+                grown = map_array(self._folder, (room, *old.shape[1:]), old.dtype)
                 grown[: self.size] = old[: self.size]
-                self._arrays[name] = grown
+                self.arrays[name] = grown
         self.size = size
-        for name, array in self._arrays.items():
-            source = getattr(part, {"variance": "var", "base_variance": "base_var"}.get(name, name))
-            values = source.reshape(rows.size, array.shape[1]).astype(array.dtype, copy=False)
-            put_rows(array, rows, np.ascontiguousarray(values))
+        for name, array in self.arrays.items():
+            values = np.ascontiguousarray(part.array(name))
+            put_rows(_flat(array), rows, _flat(values))
 
     def table(self, side: int, kind: IdKind, ids: pa.Array, rows: I64) -> FactorTable:
         """A factor table of its own that holds the state of `rows`, by distinct `ids`."""
-        found = {name: array[rows] for name, array in self._arrays.items()}
-        nothing = np.zeros((rows.size, 1), np.float32)
         table = FactorTable(side, kind, self._settings)
-        later = {
-            name: found[name][:, 0] if name == "evidence" else found[name]
-            for name in ("prior_mean", "influence", "evidence")
-            if name in found
-        }
-        table.put(
-            ids,
-            found["mean"],
-            found["variance"],
-            found.get("base_mean", nothing),
-            found.get("base_variance", nothing),
-            found["count"][:, 0],
-            noise_factor=found["noise_factor"][:, 0],
-            **later,
-        )
+        table.put(ids, {name: array[rows] for name, array in self.arrays.items()})
         return table
 
 

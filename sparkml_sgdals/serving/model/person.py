@@ -14,7 +14,7 @@ from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.serving.model.ids import Key, key_of
 from sparkml_sgdals.serving.model.served_model import ServedModel
-from sparkml_sgdals.state.factors import prior_variances
+from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.model_state import ModelState
 
 __all__ = ["Person", "alone", "fold_in", "person_of"]

@@ -14,7 +14,7 @@ from sparkml_sgdals.serving.model.approximate import Approximate
 from sparkml_sgdals.serving.model.ids import Key
 from sparkml_sgdals.serving.model.person import Person
 from sparkml_sgdals.serving.model.served_model import ServedModel
-from sparkml_sgdals.state.factors import prior_variances
+from sparkml_sgdals.state.columns import prior_variances
 
 __all__ = ["RankBy", "Scored", "like_item", "most_rated", "predicted", "rank_items"]
 

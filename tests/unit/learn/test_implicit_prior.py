@@ -20,12 +20,13 @@ from sparkml_sgdals.learn.implicit_prior import (
 )
 from sparkml_sgdals.learn.solvers import Side
 from sparkml_sgdals.learn.whole_table import fit_ratings
-from sparkml_sgdals.state.factors import FactorTable, prior_variances
+from sparkml_sgdals.state.columns import prior_variances
+from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 
 CLOSE = {"rtol": 2e-3, "atol": 2e-4}
-ARRAYS = ("mean", "var", "prior_mean", "influence", "evidence", "seen")
+ARRAYS = ("mean", "var", "drawn", "influence", "evidence", "seen")
 
 
 def taking_side(users: int, rank: int, seed: int) -> Side:
@@ -140,12 +141,14 @@ def test_new_user_follows_the_items() -> None:
     tables = [FactorTable(side, "int", settings) for side in (USER_SIDE, ITEM_SIDE)]
     for table in tables:
         table.ensure(id_array([1, 2, 3, 4]))
-    users, items = (FilterSide.of(table.take(np.arange(4))) for table in tables)
+    users, items = (
+        FilterSide.of(table.take(np.arange(4)).arrays, np.zeros(4, F32)) for table in tables
+    )
     items.influence[:] = np.arange(12).reshape(4, 3) / 10
     start = users.mean[0].copy()
     rows = np.zeros(4, np.int32), np.arange(4, dtype=np.int32)
     run_implicit_filter(*rows, np.zeros(4, F32), np.empty(0, F32), settings, users, items)
-    np.testing.assert_allclose(users.prior_mean[0], items.influence.sum(axis=0) / 2, rtol=1e-5)
+    np.testing.assert_allclose(users.drawn[0], items.influence.sum(axis=0) / 2, rtol=1e-5)
     # the noise is so large that the ratings say nothing: the variance stays that of the prior
-    np.testing.assert_allclose(users.mean[0], start + users.prior_mean[0], rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(users.mean[0], start + users.drawn[0], rtol=1e-3, atol=1e-5)
     assert users.seen.tolist() == [4.0, 0.0, 0.0, 0.0]

@@ -18,7 +18,7 @@ from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.learn import one_batch, smoothing, solvers
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.learn.whole_table import fit_ratings, fit_stops
-from sparkml_sgdals.state.factors import prior_variances
+from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 
@@ -72,7 +72,7 @@ def learn_by_loops_implicit(
         held = getattr(state, name)
         sides[name] = {
             array: getattr(held, array).astype(float)
-            for array in ("mean", "var", "prior_mean", "influence", "evidence")
+            for array in ("mean", "var", "drawn", "influence", "evidence")
         } | {"seen": held.count.astype(float)}
     reference.learn_implicit(
         *rows_of(state, ratings), standardised(state, ratings), weights_of(ratings),
@@ -92,7 +92,7 @@ def smooth_by_loops(
         prior_mean, prior_var = doubles(side)
         if drawn:
             filtered[0][:], filtered[1][:] = drawn[name]["mean"], drawn[name]["var"]
-            moved = drawn[name]["prior_mean"] - side.prior_mean
+            moved = drawn[name]["drawn"] - side.drawn
             prior_mean = prior_mean + np.minimum(prior_var / default, 1.0) * moved
         both.append((*filtered, prior_mean, prior_var))
     reference.smooth(
@@ -408,7 +408,7 @@ def fit_by_loops(
             filled.users.ensure(ratings.user_ids)
             filled.items.ensure(ratings.item_ids)
             drawn = learn_by_loops_implicit(filled, ratings)[name]
-            moved = drawn["prior_mean"][rows] - getattr(filled, name).prior_mean[rows]
+            moved = drawn["drawn"][rows] - getattr(filled, name).drawn[rows]
         for x in range(len(rows)):
             if not fresh and side.count[rows[x]] > 0:
                 prior_mean[x], prior_var[x] = mean[x], var[x]

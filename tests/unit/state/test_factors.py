@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE, id_keys, start_factors
 from sparkml_sgdals.arrays.id_kinds import IdKind
-from sparkml_sgdals.state.factors import FactorTable, arrow_schema, prior_variances
+from sparkml_sgdals.state.columns import prior_variances
+from sparkml_sgdals.state.factors import FactorTable, arrow_schema
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings, Solver
 
@@ -119,26 +120,20 @@ def test_slices_and_chunks_of_arrow(solver: Solver) -> None:
     assert contents(back) == contents(table)
 
 
-@SOLVERS
+@pytest.mark.parametrize("name", ["mean", "base_variance", "count", "prior_mean", "noise_factor"])
 @pytest.mark.parametrize("as_null", [False, True])
-def test_tables_of_format_1(solver: Solver, as_null: bool) -> None:
-    """Without the columns of format 2, or with nulls in them, ids stand as if no partner spoke."""
-    settings = Settings(solver, rank=2)
-    later = ["prior_mean", "influence", "evidence", "noise_factor"]
-    whole = filled_table(settings, NUMBERS).to_arrow()
-    old = whole.drop_columns(later)
+def test_a_missing_column_is_refused(name: str, as_null: bool) -> None:
+    """Also one of nulls; all is as it was."""
+    table = filled_table(Settings(rank=2), NUMBERS)
+    before = contents(table)
+    other = filled_table(Settings(rank=2), NUMBERS, seed=3).to_arrow()
+    part = other.drop_columns(name)
     if as_null:
-        for name in later:
-            old = old.append_column(
-                whole.schema.field(name), pa.nulls(5, whole.schema.field(name).type)
-            )
-    back = FactorTable(USER_SIDE, "int", settings)
-    back.put_arrow(old)
-    assert back.to_arrow().drop_columns(later).equals(whole.drop_columns(later))
-    assert not back.prior_mean.any()
-    assert not back.influence.any()
-    assert back.evidence.tolist() == [0.0] * 5
-    assert back.noise_factor.tolist() == [1.0] * 5
+        field = other.schema.field(name)
+        part = part.append_column(field, pa.nulls(5, field.type))
+    with pytest.raises(ValueError, match=f"column '{name}'"):
+        table.put_arrow(part)
+    assert contents(table) == before
 
 
 def test_put_overwrites_and_appends() -> None:
@@ -212,12 +207,12 @@ def test_rescale_keeps_predictions(solver: Solver, shift: float, ratio: float) -
     before, variances = state.predict(*pairs)
     baseline = state.predict_baseline(*pairs)
     base_var = state.users.base_var.copy()
-    user_prior, item_influence = state.users.prior_mean.copy(), state.items.influence.copy()
+    user_prior, item_influence = state.users.drawn.copy(), state.items.influence.copy()
     state.users.rescale(shift, ratio)
     state.items.rescale(shift, ratio)
     # priors scale as what they are priors of, with no shift: they stay sums of influences
     units = np.array([ratio, *[np.sqrt(ratio)] * 3])[: 4 if settings.implicit else 0]
-    np.testing.assert_allclose(state.users.prior_mean, user_prior * units, rtol=1e-5)
+    np.testing.assert_allclose(state.users.drawn, user_prior * units, rtol=1e-5)
     np.testing.assert_allclose(state.items.influence, item_influence * units, rtol=1e-5)
     after, after_variances = state.predict(*pairs)
     np.testing.assert_allclose(after, (before + 2 * shift) * ratio, rtol=1e-5, atol=1e-5)
@@ -229,7 +224,7 @@ def test_rescale_keeps_predictions(solver: Solver, shift: float, ratio: float) -
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("array", ["mean", "var", "prior_mean", "influence"])
+@pytest.mark.parametrize("array", ["mean", "var", "drawn", "influence"])
 def test_finite(value: float, array: str) -> None:
     """One bad number in the rows asked for is seen, elsewhere it is not."""
     table = filled_table(Settings(rank=2), NUMBERS)

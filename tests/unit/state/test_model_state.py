@@ -113,7 +113,7 @@ def set_scalar(**values: Any) -> Callable[[ModelState], None]:
             nudge(side, array)
             for side in ("users", "items")
             for array in (
-                "mean", "var", "base_mean", "base_var", "count", "prior_mean", "influence",
+                "mean", "var", "base_mean", "base_var", "count", "drawn", "influence",
                 "evidence", "noise_factor",
             )
         ],

@@ -28,7 +28,8 @@ from sparkml_sgdals.fit.blocks.block import (
     sweep_block,
 )
 from sparkml_sgdals.learn.implicit_prior import influence_shares
-from sparkml_sgdals.state.factors import FactorTable, prior_variances
+from sparkml_sgdals.state.columns import prior_variances
+from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.settings import Settings
 
 SHAPES = st.one_of(
