@@ -48,7 +48,7 @@ class Predictor:
     def load(cls, path: str, version: int | None = None) -> Predictor:
         """Read what `model.save(path)` wrote, or a version of a model path, the newest by default.
 
-        Raises StorageError where nothing readable is there, it is damaged or of a newer format.
+        Raises StorageError where nothing readable is there, it is damaged or of another format.
         """
         store = VersionStore(path)
         meta = store.meta()

@@ -382,7 +382,7 @@ class StreamingBiasedALSModel(
     def load(cls, path: str, version: int | None = None) -> StreamingBiasedALSModel:
         """Load a saved model, or a version (the newest by default) under a model path.
 
-        Raises StorageError where nothing readable is there, it is damaged or of a newer format.
+        Raises StorageError where nothing readable is there, it is damaged or of another format.
         """
         return cls.read().load(path, version)
 

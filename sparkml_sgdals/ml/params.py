@@ -411,9 +411,6 @@ class LearningParams(
 
     def getRankingSize(self) -> int:
         """Value of rankingSize."""
-        if not self.isSet(self.rankingSize) and not self.getImplicitPrefs():
-            # what an older release saved has a default of 10, for events alone
-            return 0
         return self._value(self.rankingSize)
 
     def getRankingSample(self) -> int:

@@ -14,7 +14,7 @@ from pyspark.sql.utils import is_remote
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
-from sparkml_sgdals.store.commit import FORMAT_VERSION
+from sparkml_sgdals.store.commit import FORMAT_VERSION, check_format
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
 __all__ = ["EstimatorWriter", "ModelReader", "ModelWriter"]
@@ -108,7 +108,7 @@ class ModelReader(MLReader[M], Generic[M]):
 
         Raises
         ------
-        StorageError : nothing readable is there, it is damaged, or of a newer format
+        StorageError : nothing readable is there, it is damaged, or of another format
         """
         store = _version_store(path)
         if store is not None:
@@ -125,14 +125,11 @@ class ModelReader(MLReader[M], Generic[M]):
             raise StorageError(
                 f"There is no readable model at {path}: {str(failure).splitlines()[0]}"
             ) from failure
-        newer = metadata.get("formatVersion", 0)
-        if newer > FORMAT_VERSION:
-            raise StorageError(
-                f"The model at {path} has format {newer}, this release reads up to "
-                f"{FORMAT_VERSION}: upgrade sparkml_sgdals."
-            )
         try:
+            check_format(metadata["formatVersion"], f"The model at {path}")
             state = _read_state(spark, path, metadata)
+        except StorageError:
+            raise
         except Exception as failure:  # Spark's own type differs by way and release
             raise StorageError(
                 f"The model at {path} is damaged: {str(failure).splitlines()[0]}"

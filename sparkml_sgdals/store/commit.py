@@ -10,9 +10,34 @@ from typing import Any, Final
 from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.state.settings import Settings
 
-__all__ = ["FORMAT_VERSION", "Base", "Commit"]
+__all__ = ["FORMAT_VERSION", "Base", "Commit", "check_format"]
 
 FORMAT_VERSION: Final = 3
+"""of model paths, commit objects and saved models: what is written, and all that is read"""
+
+
+def check_format(found: int, what: str) -> None:
+    """See that this release reads what it found.
+
+    Parameters
+    ----------
+    found : the format that it says it has
+    what : its kind and place, as the subject of a sentence
+
+    Raises
+    ------
+    StorageError : another format
+    TypeError : no number
+    """
+    if found > FORMAT_VERSION:
+        remedy = "upgrade sparkml_sgdals"
+    elif found != FORMAT_VERSION:
+        remedy = "learn the model again, or save it again where it is in memory"
+    else:
+        return
+    raise StorageError(
+        f"{what} has format {found}, this release reads format {FORMAT_VERSION}: {remedy}."
+    )
 
 
 @dataclass(frozen=True)
@@ -28,22 +53,22 @@ class Commit:
     committed: str
     delta_rows: int
     """rows written since the base"""
-    checkpoint: str = "checkpoint"
+    ids: list[int]
+    """number of users and of items"""
+    checkpoint: str
     """folder of Spark's checkpoint that goes with it"""
-    restored: int | None = None
+    restored: int | None
     """the version that it holds again, after a rollback"""
-    runs: dict[str, Any] | None = None
+    runs: dict[str, Any] | None
     """sorted runs that hold the version `base`: a list each of users and items, oldest first, and
     the metrics up to the batch before it; None where the files of that version do"""
-    ids: list[int] | None = None
-    """number of users and of items; None in versions of format 2"""
 
     def settings(self, meta: dict[str, Any]) -> Settings:
         """Settings of the version, which in a race may differ from version to version.
 
         Parameters
         ----------
-        meta : of the path, which says them where the commit is of an older release
+        meta : of the path, which says them where the commit does not
         """
         return Settings.from_json(self.scalars.get("settings") or meta["settings"])
 
@@ -62,20 +87,18 @@ class Commit:
         return json.dumps({"format": FORMAT_VERSION, "sha256": check, "commit": body}).encode()
 
     @classmethod
-    def from_bytes(cls, payload: bytes) -> Commit | None:
-        """The commit, None where the object is not whole; StorageError for a newer format."""
+    def from_bytes(cls, payload: bytes, place: str) -> Commit | None:
+        """The commit read from `place`, None where the object is not whole.
+
+        Raises StorageError where it is of another format.
+        """
         try:
             outer = json.loads(payload)
             body = outer["commit"]
             whole = hashlib.sha256(body.encode()).hexdigest() == outer["sha256"]
-            newer = outer["format"] > FORMAT_VERSION
+            check_format(outer["format"], f"The commit {place}")
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
-        if newer:
-            raise StorageError(
-                f"The commit has format {outer['format']}, this release reads up to "
-                f"{FORMAT_VERSION}: upgrade sparkml_sgdals."
-            )
         return cls(**json.loads(body)) if whole else None
 
 

@@ -80,9 +80,7 @@ class Overlay:
         # `stop` comes from another thread than the batches
         self._guard = threading.Lock()
         self._stopped = False
-        counts = commit.ids if commit.runs is not None else None
-        # after a conversion each side is one run
-        self._ids = list(counts or [sum(len(run) for run in self._runs[s]) for s in SIDES])
+        self._ids = list(commit.ids)
         self.state.partial = sum(self._ids) > 0
         if base < commit.version:
             for part in store.parts(commit)[1:]:
@@ -134,7 +132,7 @@ class Overlay:
         """
         if self._stopped:
             return
-        self._ids = list(commit.ids or self._ids)
+        self._ids = list(commit.ids)
         self.state.partial = sum(self._ids) > 0
         written = sum(some.size for some in rows)
         self._written += written

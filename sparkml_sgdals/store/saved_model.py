@@ -13,7 +13,7 @@ from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
-from sparkml_sgdals.store.commit import FORMAT_VERSION
+from sparkml_sgdals.store.commit import check_format
 from sparkml_sgdals.store.objects import ObjectStore
 
 __all__ = ["SavedModel", "is_saved", "read_saved"]
@@ -45,19 +45,14 @@ def read_saved(path: str) -> SavedModel:
 
     Raises
     ------
-    StorageError : nothing readable is there, it is damaged, or of a newer format
+    StorageError : nothing readable is there, it is damaged, or of another format
     """
     store = ObjectStore(path)
     metadata = _metadata(store)
     if metadata.get("class") != _CLASS:
         raise StorageError(f"{path} holds a {metadata.get('class')}, not a {_CLASS}.")
-    newer = metadata.get("formatVersion", 0)
-    if newer > FORMAT_VERSION:
-        raise StorageError(
-            f"The model at {path} has format {newer}, this release reads up to {FORMAT_VERSION}: "
-            "upgrade sparkml_sgdals."
-        )
     try:
+        check_format(metadata["formatVersion"], f"The model at {path}")
         state = ModelState.empty(Settings.from_json(metadata["settings"]), *metadata["kinds"])
         state.set_scalars(metadata["scalars"])
         for name, side in (("users", state.users), ("items", state.items)):

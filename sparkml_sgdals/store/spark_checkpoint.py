@@ -19,7 +19,6 @@ from typing import Any, Final
 from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.objects import ObjectStore
-from sparkml_sgdals.store.version_store import VersionStore
 
 __all__ = ["check_checkpoint", "copy_until", "drop_unplanned_files", "end_of_batch", "last_done"]
 
@@ -29,7 +28,7 @@ _INTERVAL: Final = 10
 _ROLL_BACK: Final = "StreamingBiasedALSModel.rollback(path, {version})"
 
 
-def check_checkpoint(store: VersionStore, newest: Commit, path_id: str) -> None:
+def check_checkpoint(store: ObjectStore, newest: Commit, path_id: str) -> None:
     """See that the checkpoint is of this model and of its newest version; claim a new one.
 
     Raises StorageError that says what is wrong and what to do.
@@ -46,10 +45,6 @@ def check_checkpoint(store: VersionStore, newest: Commit, path_id: str) -> None:
                 "replays. Restore the checkpoint, or go on under a new path: "
                 "StreamingBiasedALSModel.load(path).updateStream(stream, new_path)."
             )
-        store.replace(f"{folder}/{_OWNER}", json.dumps({"pathId": path_id}).encode())
-        return
-    if owner is None and planned >= batch >= done and _of_format_1(store):
-        # that release did not name the owner
         store.replace(f"{folder}/{_OWNER}", json.dumps({"pathId": path_id}).encode())
         return
     if owner is None or json.loads(owner).get("pathId") != path_id:
@@ -72,10 +67,6 @@ def check_checkpoint(store: VersionStore, newest: Commit, path_id: str) -> None:
             f"of batch {batch}: later versions are lost or damaged. Put their files back, or read "
             f"the batches since again: {_ROLL_BACK.format(version=newest.version)}."
         )
-
-
-def _of_format_1(store: VersionStore) -> bool:
-    return (store.meta() or {}).get("format") == 1
 
 
 def drop_unplanned_files(store: ObjectStore, folder: str) -> None:

@@ -36,7 +36,7 @@ from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.errors import DamagedError, GoneError, StorageError
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.store.commit import _PART, FORMAT_VERSION, Base, Commit
+from sparkml_sgdals.store.commit import _PART, FORMAT_VERSION, Base, Commit, check_format
 from sparkml_sgdals.store.objects import ObjectStore, bad_file, full_path, spark_path
 from sparkml_sgdals.store.packed_rows import RowShape, unpack
 from sparkml_sgdals.store.sorted_runs import Run
@@ -60,23 +60,18 @@ class VersionStore(ObjectStore):
     def meta(self) -> dict[str, Any] | None:
         """What was written when the path was made; None where there is no model.
 
-        Raises StorageError where it is damaged or of a newer format.
+        Raises StorageError where it is damaged or of another format.
         """
         payload = self.read("model.json")
         if payload is None:
             return None
         try:
             meta: dict[str, Any] = json.loads(payload)
-            newer = meta["format"] > FORMAT_VERSION
+            check_format(meta["format"], f"The model at {self.path}")
         except (ValueError, KeyError, TypeError) as damage:
             raise StorageError(
                 f"{self.path}/model.json is damaged ({damage}): restore it, or choose another path."
             ) from damage
-        if newer:
-            raise StorageError(
-                f"The model at {self.path} has format {meta['format']}, this release reads up to "
-                f"{FORMAT_VERSION}: upgrade sparkml_sgdals."
-            )
         return meta
 
     def create(self, state: ModelState, meta: dict[str, Any]) -> Commit:
@@ -92,9 +87,13 @@ class VersionStore(ObjectStore):
         return [int(n[:-5]) for n in names if n.endswith(".json") and n[:-5].isdigit()]
 
     def read_commit(self, version: int) -> Commit | None:
-        """A commit, None where there is none or it is not whole."""
-        payload = self.read(_commit_name(version))
-        return None if payload is None else Commit.from_bytes(payload)
+        """A commit, None where there is none or it is not whole.
+
+        Raises StorageError where it is of another format.
+        """
+        name = _commit_name(version)
+        payload = self.read(name)
+        return None if payload is None else self._commit_of(payload, name)
 
     def newest(self) -> Commit | None:
         """The newest version, None where there is none.
@@ -106,14 +105,15 @@ class VersionStore(ObjectStore):
     def _newest(self) -> Commit | None:
         numbers = self.numbers()
         for place, number in enumerate(reversed(numbers)):
-            payload = self.read(_commit_name(number))
-            commit = None if payload is None else Commit.from_bytes(payload)
+            name = _commit_name(number)
+            payload = self.read(name)
+            commit = None if payload is None else self._commit_of(payload, name)
             if commit is not None:
                 return commit
             if payload is None or place > 0:
                 kind = GoneError if payload is None else StorageError
                 raise kind(
-                    f"{self.path}/{_commit_name(number)} is damaged. Older versions may be whole: "
+                    f"{self.path}/{name} is damaged. Older versions may be whole: "
                     "StreamingBiasedALSModel.versions(path) lists them, rollback(path, n) goes "
                     "back to one."
                 )
@@ -223,7 +223,7 @@ class VersionStore(ObjectStore):
             if found is None:
                 # it went since: only what is there and not whole may be written over
                 continue
-            if Commit.from_bytes(found) is not None:
+            if self._commit_of(found, name) is not None:
                 break
             # half of one, of a process that was killed
             self.replace(name, payload)
@@ -273,13 +273,14 @@ class VersionStore(ObjectStore):
         """
         parts = []
         for number in range(commit.base, commit.version):
-            payload = self.read(_commit_name(number))
-            part = None if payload is None else Commit.from_bytes(payload)
+            name = _commit_name(number)
+            payload = self.read(name)
+            part = None if payload is None else self._commit_of(payload, name)
             if part is None:
                 kind = GoneError if payload is None else StorageError
                 raise kind(
                     f"Version {commit.version} at {self.path} needs commit {number}, which is "
-                    f"{'missing' if payload is None else 'damaged'}: {_commit_name(number)}. "
+                    f"{'missing' if payload is None else 'damaged'}: {name}. "
                     "Older versions may be whole: StreamingBiasedALSModel.versions(path)."
                 )
             parts.append(replace(part, runs=None))
@@ -290,11 +291,8 @@ class VersionStore(ObjectStore):
         return [*parts, replace(commit, runs=None)]
 
     def count_ids(self, commit: Commit) -> int:
-        """Users and items of a version; for one of format 2 the most that it may have."""
-        if commit.ids is not None:
-            return sum(commit.ids)
-        files = [part.files[side] for part in self.parts(commit) for side in ("users", "items")]
-        return sum(file["rows"] for file in files)
+        """Users and items of a version."""
+        return sum(commit.ids)
 
     def metrics(self, commit: Commit | None = None, lenient: bool = False) -> list[dict[str, Any]]:
         """The metrics of every batch up to a version, the newest by default, in order.
@@ -390,6 +388,9 @@ class VersionStore(ObjectStore):
         """A committed file as Arrow, at most `rows` at a time; raises as `read_checked`."""
         for batch in pq.ParquetFile(self._checked(file)).iter_batches(rows):
             yield pa.Table.from_batches([batch])
+
+    def _commit_of(self, payload: bytes, name: str) -> Commit | None:
+        return Commit.from_bytes(payload, f"{self.path}/{name}")
 
     def _checked(self, file: dict[str, Any]) -> pa.BufferReader:
         payload = self.read(file["name"])

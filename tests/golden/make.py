@@ -1,12 +1,12 @@
 """Make the golden models of the present storage format: python tests/golden/make.py
 
-Run it once for a new FORMAT_VERSION, and commit the new folder format-N beside the older ones,
-which stay as they are: tests/spark/test_golden.py loads every one of them. A folder that exists
-is not written again, as its files stand for models that users have saved.
+Run it once for a new FORMAT_VERSION, and commit the new folder format-N: tests/spark/test_golden.py
+loads every one there is. A folder that exists is not written again, as its files stand for models
+that users have saved.
 
     format-N/model/         a saved model: ids as strings and integers, some Params set
     format-N/path/          a model path: two versions of a stream, without Spark's checkpoint
-    format-N/runs/          the same with ten ids in memory, from the saved model (since format 3)
+    format-N/runs/          the same with ten ids in memory, from the saved model
     format-N/expected.json  Params, predictions, and predictions after one update
 """
 

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
+from formats import OLDER, REFUSED, as_format
 
 from sparkml_sgdals import Predictor
+from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.serving.http.routes import make_app
 from sparkml_sgdals.serving.server import build_service, serve
 
@@ -40,3 +42,11 @@ def test_takes_no_ratings(client, tmp_path):
     assert client.post("/ratings", json={"user": "u3", "item": 7, "rating": 4}).status_code == 403
     with pytest.raises(ValueError, match="is a saved model, which learns nothing"):
         serve(SAVED, inbox=str(tmp_path / "inbox"))
+
+
+@pytest.mark.parametrize("number", OLDER)
+@pytest.mark.parametrize("place", ["model", "path"])
+def test_an_older_format_is_refused_at_the_start(tmp_path, place, number):
+    path = as_format(number, place, tmp_path / "old")
+    with pytest.raises(StorageError, match=REFUSED.format(number)):
+        serve(str(path))

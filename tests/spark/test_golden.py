@@ -1,8 +1,7 @@
-"""Models saved by earlier releases: loaded, as they were, able to go on and to be saved again."""
+"""Golden models: loaded, as they were, able to go on and to be saved again; others are refused."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import shutil
@@ -10,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from formats import OLDER, REFUSED, as_format, digest
 from helpers import assert_same_bits
 
-from sparkml_sgdals import StreamingBiasedALSModel
+from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
+from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.store.commit import FORMAT_VERSION
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
@@ -33,17 +34,12 @@ def golden(request, tmp_path):
     assert digest(folder) == before
 
 
-def digest(folder):
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return [(str(f.relative_to(folder)), hashlib.sha256(f.read_bytes()).hexdigest()) for f in files]
-
-
-def check(model, expected, spark, atol=2e-5):
+def check(model, expected, spark):
     found = make.described(model, spark)
     assert [row[:2] for row in found["predictions"]] == [row[:2] for row in expected["predictions"]]
     numbers = [np.array([row[2:] for row in d["predictions"]]) for d in (found, expected)]
     assert np.isfinite(numbers[1]).all()
-    np.testing.assert_allclose(numbers[0], numbers[1], rtol=0, atol=atol, equal_nan=False)
+    np.testing.assert_allclose(numbers[0], numbers[1], rtol=0, atol=2e-5, equal_nan=False)
     for name, value in expected.items():
         if name != "predictions":
             assert found[name] == value, name
@@ -58,10 +54,7 @@ def test_saved_model(golden, spark, tmp_path):
     model = StreamingBiasedALSModel.load(str(folder / "model"))
     check(model, expected["model"], spark)
     model.update(spark.createDataFrame(make.UPDATE, make.SCHEMA))
-    # later releases load an old model as it was, and may learn better from then on
-    (metadata,) = (folder / "model" / "metadata").glob("part-*")
-    present = json.loads(metadata.read_text())["formatVersion"] == FORMAT_VERSION
-    check(model, expected["model updated"], spark, 2e-5 if present else 0.5)
+    check(model, expected["model updated"], spark)
     model.write().save(str(tmp_path / "again"))
     assert_same_bits(StreamingBiasedALSModel.load(str(tmp_path / "again")), model)
 
@@ -69,10 +62,6 @@ def test_saved_model(golden, spark, tmp_path):
 @pytest.mark.parametrize("name", ["path", "runs"])
 def test_model_path(golden, spark, tmp_path, name):
     folder, expected = golden
-    if name == "runs" and json.loads((folder / "path/model.json").read_text())["format"] < 3:
-        # models larger than memory came with format 3
-        assert not (folder / name).exists()
-        return
     for version in (1, 2):
         model = StreamingBiasedALSModel.load(str(folder / name), version)
         check(model, expected[f"{name} {version}"], spark)
@@ -82,3 +71,29 @@ def test_model_path(golden, spark, tmp_path, name):
     assert newest.version == 3
     newest.write().save(str(tmp_path / "again"))
     assert_same_bits(StreamingBiasedALSModel.load(str(tmp_path / "again")), newest)
+
+
+@pytest.mark.parametrize("number", [*OLDER, FORMAT_VERSION + 1])
+@pytest.mark.parametrize("place", ["model", "path"])
+def test_another_format_is_refused(spark, tmp_path, place, number):
+    path = as_format(number, place, tmp_path / "other")
+    sentence = REFUSED.format(number) if number in OLDER else f"format {number}, .* upgrade"
+    with pytest.raises(StorageError, match=sentence) as raised:
+        StreamingBiasedALSModel.load(str(path))
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("number", OLDER)
+def test_no_stream_goes_on_with_an_older_format(spark, tmp_path, number):
+    path = as_format(number, "path", tmp_path / "older")
+    before = digest(path)
+    (tmp_path / "in").mkdir()
+    stream = spark.readStream.schema(make.SCHEMA).csv(str(tmp_path / "in"))
+    als = StreamingBiasedALS(rank=3, timestampCol="time", seed=9)
+    model = StreamingBiasedALSModel.load(str(GOLDEN / "format-3" / "path"))
+    for start in (
+        als.fitStream, model.updateStream, StreamingBiasedALSModel.resumeStream,
+    ):  # fmt: skip
+        with pytest.raises(StorageError, match=REFUSED.format(number)):
+            start(stream, str(path))
+    assert digest(path) == before

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -186,23 +184,6 @@ class TestVersions:
             for file in [*commit.files.values(), *commit.run_files()]
         }
         assert named == {f"files/{name}" for name in store.names("files")}
-
-
-def test_a_path_of_format_2_goes_on(files, stream, small, tmp_path):
-    """Its bases and deltas become sorted runs."""
-    golden = Path(__file__).resolve().parent.parent / "golden" / "format-2" / "path"
-    store = VersionStore(str(shutil.copytree(golden, tmp_path / "m")))
-    from sparkml_sgdals.store.overlay import Overlay
-
-    commit = store.newest()
-    assert commit.ids is None
-    assert store.count_ids(commit) >= 40
-    part = Overlay(store, commit, 10)
-    state, _ = store.load()
-    assert part.onto(0, 0).ids == [state.users.size, state.items.size]
-    part.fetch(state.users.index.ids(), state.items.index.ids())
-    part.state.partial = False
-    assert part.state.fingerprint() == state.fingerprint()
 
 
 @pytest.mark.slow

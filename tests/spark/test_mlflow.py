@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from formats import OLDER, REFUSED, rewrite
 from helpers import assert_same_bits
 
 mlflow = pytest.importorskip("mlflow")
 
 from sparkml_sgdals import StreamingBiasedALS  # noqa: E402
+from sparkml_sgdals.errors import StorageError  # noqa: E402
 from sparkml_sgdals.mlflow import load_model, log_model  # noqa: E402
 
 WITHOUT_SPARK = """
@@ -70,3 +73,15 @@ def test_logged_loaded_and_served(uri, ratings, small, spark, tmp_path):
         own = best[best.user == row.user]
         assert own.item.tolist() == [r.item for r in row.recommendations]
         np.testing.assert_allclose(own.rating, [r.rating for r in row.recommendations], atol=1e-5)
+
+
+def test_a_logged_model_of_an_older_format_is_refused(uri, ratings, tmp_path):
+    with mlflow.start_run():
+        logged = log_model(StreamingBiasedALS(rank=2).fit(ratings), "films")
+    folder = mlflow.artifacts.download_artifacts(artifact_uri=logged.model_uri)
+    (path,) = Path(folder).rglob("model.json")
+    for number in OLDER:
+        rewrite(path, format=number)
+        for load in (load_model, mlflow.pyfunc.load_model):
+            with pytest.raises(StorageError, match=REFUSED.format(number)):
+                load(folder)

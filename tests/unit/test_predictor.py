@@ -27,7 +27,6 @@ PLACES = [
         ("model", "model", None), ("path", "path 1", 1), ("path", "path 2", None),
         ("runs", "runs 2", None),
     ]
-    if (folder / place).exists()
 ]  # fmt: skip
 
 

@@ -266,7 +266,7 @@ class ModelHolder:
             if part.base == part.version and change.sizes != (users.size, items.size):
                 # a base without some ids that are known here
                 return False
-        if newest.ids is not None and changes[-1].sizes != tuple(newest.ids):
+        if changes[-1].sizes != tuple(newest.ids):
             return False
         shown = self._shown
         spare = copies[1 - shown]

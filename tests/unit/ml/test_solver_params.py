@@ -39,9 +39,8 @@ def test_a_limit_of_ids_in_memory_is_refused_for_events(tmp_path: Path) -> None:
 
 
 def test_ratings_are_ranked_only_where_it_is_asked() -> None:
-    """A default of 10 that an older release saved was one of events."""
+    """The default of 10 is one of events."""
     als = StreamingBiasedALS()
-    als._setDefault(rankingSize=10)
     assert als.settings().ranking_size == 0
     assert als.copy({als.implicitPrefs: True}).settings().ranking_size == 10
     assert als.copy({als.rankingSize: 5}).settings().ranking_size == 5

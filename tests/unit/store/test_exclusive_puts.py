@@ -131,7 +131,7 @@ def test_a_boto3_that_knows_no_condition(s3: Server, monkeypatch: pytest.MonkeyP
 def test_a_commit_is_put_over_nothing_but_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the put was refused and nothing is there by now, it is asked for again."""
     store = store_of(VersionStore)
-    commit = Commit(3, 2, 0, {}, {}, None, "", 0)
+    commit = Commit(3, 2, 0, {}, {}, None, "", 0, [0, 0], "checkpoint", None, None)
     there: list[bytes | None] = [None, b"{"]
     refused: list[bytes] = []
     written: list[bytes] = []

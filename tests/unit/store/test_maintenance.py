@@ -20,7 +20,7 @@ from writing import META, Writer
 
 from sparkml_sgdals.errors import LeaseError
 from sparkml_sgdals.learn.one_batch import learn_batch
-from sparkml_sgdals.store.commit import Commit
+from sparkml_sgdals.store.commit import FORMAT_VERSION, Commit
 from sparkml_sgdals.store.forgetting import forget_users
 from sparkml_sgdals.store.lease import Lease
 from sparkml_sgdals.store.maintenance import (
@@ -80,7 +80,7 @@ def log_as_spark_reads(root: Path) -> list[int]:
 def learned(tmp_path: Path) -> Writer:
     """A store with versions 0 to 6 of batches -1 to 5, 4 a base, and Spark's checkpoint of them."""
     writer = Writer(tmp_path / "model")
-    meta = META | {"params": {"userCol": "user"}, "pathId": "1", "format": 1}
+    meta = META | {"params": {"userCol": "user"}, "pathId": "1", "format": FORMAT_VERSION}
     (writer.path / "model.json").write_text(json.dumps(meta))
     for number in range(1, 7):
         plan(writer.path, number - 1)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from building import ratings_of, seen_state
 from hypothesis import HealthCheck, given, settings
@@ -24,39 +23,15 @@ from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.commit import FORMAT_VERSION, Commit
 from sparkml_sgdals.store.version_store import StorageError, VersionStore, spark_path
 
-LATER = ["prior_mean", "influence", "evidence", "noise_factor"]
 
-
-def as_format_1(path: Path) -> None:
-    """Rewrite a model path as a release before the implicit prior left it."""
-    meta = json.loads((path / "model.json").read_text())
-    del meta["settings"]["implicit_prior"]
-    (path / "model.json").write_text(json.dumps(meta | {"format": 1}))
-    for file in (path / "commits").iterdir():
-        body = json.loads(json.loads(file.read_text())["commit"])
-        for part in body["files"].values():
-            table = pq.read_table(path / part["name"]).drop_columns(LATER)
-            pq.write_table(table, path / part["name"])
-            part["sha256"] = hashlib.sha256((path / part["name"]).read_bytes()).hexdigest()
-        text = json.dumps(body, sort_keys=True)
-        check = hashlib.sha256(text.encode()).hexdigest()
-        file.write_text(json.dumps({"format": 1, "sha256": check, "commit": text}))
-
-
-def test_a_path_of_format_1_loads_and_goes_on(tmp_path: Path) -> None:
-    """What an older release left is read, without the implicit prior, and learned on."""
-    without = Settings(rank=2, implicit_prior=False)
-    store = VersionStore(str(tmp_path / "old"))
-    state = ModelState.empty(without, "int", "str")
-    learn_batch(state, ratings_of([1, 2, 1], ["a", "a", "b"], [1.0, 2.0, 4.0]))
-    store.create(state, META | {"settings": without.to_json()})
-    as_format_1(tmp_path / "old")
-    old, commit = store.load()
-    assert not old.settings.implicit
-    assert old.fingerprint() == state.fingerprint()
-    report = learn_batch(old, ratings_of([1, 3], ["a", "b"], [5.0, 2.0]))
-    store.commit(old, (report.user_rows, report.item_rows), 0, commit, None)
-    assert store.load()[0].fingerprint() == old.fingerprint()
+def a_commit(version: int = 3, **fields: Any) -> Commit:
+    """A commit object's content; what is not given is empty."""
+    known: dict[str, Any] = {
+        "batch": version - 1, "base": 0, "files": {}, "scalars": {}, "metrics": None,
+        "committed": "", "delta_rows": 0, "ids": [0, 0], "checkpoint": "checkpoint",
+        "restored": None, "runs": None,
+    }  # fmt: skip
+    return Commit(version=version, **known | fields)
 
 
 @pytest.fixture(params=["settling", "settled"])
@@ -225,45 +200,44 @@ def test_a_missing_commit_between(versions: Writer) -> None:
 
 def test_no_flipped_bit_of_a_commit_goes_unseen() -> None:
     """A flipped bit gives no commit, or the very same one; never another and no other error."""
-    commit = Commit(
-        3, 2, 0, {"users": {"name": "files/é", "rows": 2}}, {"noise": 1 / 3}, {"rmse": None},
-        "2024-01-01T00:00:00.000+00:00", 5,
+    commit = a_commit(
+        files={"users": {"name": "files/é", "rows": 2}}, scalars={"noise": 1 / 3},
+        metrics={"rmse": None}, committed="2024-01-01T00:00:00.000+00:00", delta_rows=5,
     )  # fmt: skip
     payload = commit.to_bytes()
-    assert Commit.from_bytes(payload) == commit
+    assert Commit.from_bytes(payload, "here") == commit
     format_digit = payload.index(b"3")
     for place in range(len(payload)):
         for bit in range(8):
             damaged = bytearray(payload)
             damaged[place] ^= 1 << bit
-            if place == format_digit and damaged[place] in b"456789":
-                with pytest.raises(StorageError, match="upgrade"):
-                    Commit.from_bytes(bytes(damaged))
+            if place == format_digit and damaged[place] in b"0123456789":
+                with pytest.raises(StorageError, match="The commit here has format"):
+                    Commit.from_bytes(bytes(damaged), "here")
             else:
-                assert Commit.from_bytes(bytes(damaged)) in (None, commit)
+                assert Commit.from_bytes(bytes(damaged), "here") in (None, commit)
 
 
 @pytest.mark.parametrize("name", ["format", "sha256", "commit"])
 def test_a_commit_without_a_field_is_not_whole(name: str) -> None:
     """A damaged name is damage too."""
-    commit = Commit(0, -1, 0, {}, {}, None, "", 0)
-    outer = json.loads(commit.to_bytes())
+    outer = json.loads(a_commit().to_bytes())
     outer[name.upper()] = outer.pop(name)
-    assert Commit.from_bytes(json.dumps(outer).encode()) is None
+    assert Commit.from_bytes(json.dumps(outer).encode(), "here") is None
 
 
 @given(st.integers(0, 400))
 def test_no_beginning_of_a_commit_is_whole(length: int) -> None:
     """However a write breaks off, what is there does not count."""
-    payload = Commit(7, 6, 0, {}, {"noise": 0.5}, {"batch": 6}, "now", 9).to_bytes()
+    payload = a_commit(7, scalars={"noise": 0.5}, metrics={"batch": 6}).to_bytes()
     if length < len(payload):
-        assert Commit.from_bytes(payload[:length]) is None
+        assert Commit.from_bytes(payload[:length], "here") is None
 
 
 def test_commits_are_strict_json() -> None:
     """NaN is no JSON: other readers would fail on it."""
     with pytest.raises(ValueError, match="JSON"):
-        Commit(0, -1, 0, {}, {"noise": float("nan")}, None, "", 0).to_bytes()
+        a_commit(scalars={"noise": float("nan")}).to_bytes()
 
 
 # ---- damaged files --------------------------------------------------------------------------
