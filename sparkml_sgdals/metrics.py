@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-
-from sparkml_sgdals.learn.prequential import _SCORES
 
 __all__ = ["mrr_at", "rank_of_rated", "recall_at", "sample_items"]
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 F32 = npt.NDArray[np.float32]
+
+_SCORES: Final = 1 << 22
+"""Scores that are in memory at once."""
 
 
 def rank_of_rated(
@@ -64,18 +66,39 @@ def rank_of_rated(
 
 
 def sample_items(count: int, catalogue: int, size: int, seed: int, batch: int) -> I64:
-    """Draw `size` rows of a catalogue for each of `count` ratings, a function of (seed, batch).
+    """Draw a sample of a catalogue for each of `count` ratings, a function of (seed, batch).
 
-    Drawn uniformly with replacement, so a repeated row is one rival: int64, shape (count, size).
+    Parameters
+    ----------
+    count : ratings
+    catalogue : items there are
+    size : items to draw for each rating, uniformly, with replacement: a repeated one is one rival
+    seed, batch : not negative; the same ones draw the same
+
+    Returns
+    -------
+    int64, shape (count, size): rows of items, as `rank_of_rated` takes them for `among`
     """
     return np.random.default_rng([seed, batch]).integers(0, catalogue, (count, size))
 
 
 def recall_at(ranks: I64, n: int) -> float:
-    """Share of ratings whose item is among the best `n`; NaN without ratings."""
+    """Share of ratings whose item is among the best `n`; NaN without ratings.
+
+    Parameters
+    ----------
+    ranks : int64, of the rated items, 1 for the best
+    n : length of the list that is recommended
+    """
     return float(np.mean(ranks <= n)) if ranks.size else math.nan
 
 
 def mrr_at(ranks: I64, n: int) -> float:
-    """Mean of 1 / rank, 0 beyond `n`; NaN without ratings."""
+    """Mean of 1 / rank, 0 beyond `n`; NaN without ratings.
+
+    Parameters
+    ----------
+    ranks : int64, of the rated items, 1 for the best
+    n : length of the list that is recommended
+    """
     return float(np.mean(np.where(ranks <= n, 1.0 / ranks, 0.0))) if ranks.size else math.nan

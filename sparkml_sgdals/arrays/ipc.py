@@ -9,9 +9,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sparkml_sgdals.fit.blocks.block import Array
+__all__ = [
+    "arrays_from_buffer",
+    "arrays_in",
+    "arrays_to_buffer",
+    "from_bytes",
+    "narrow",
+    "packed_tables",
+    "to_buffer",
+    "to_bytes",
+]
 
-__all__ = ["from_bytes", "narrow", "packed_tables", "to_buffer", "to_bytes"]
+Array = npt.NDArray[Any]
 
 
 def to_buffer(table: pa.Table) -> pa.Buffer:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +18,6 @@ __all__ = ["BatchSums", "faded_means", "judge_batch", "rank_sums", "window_means
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
-
-_SCORES: Final = 1 << 22
-"""Scores that are in memory at once."""
 
 
 @dataclass(frozen=True)

@@ -163,7 +163,7 @@ class TestRanking:
         users, items = rng.normal(0, 1, (60, 3)), rng.normal(0, 1, (40, 3))
         offsets, rated = rng.normal(0, 1, 40), rng.integers(0, 40, 60)
         seen = [rng.choice(40, rng.integers(0, 20), replace=False).tolist() for _ in range(60)]
-        monkeypatch.setattr("sparkml_sgdals.learn.prequential._SCORES", 7 * 40)
+        monkeypatch.setattr("sparkml_sgdals.metrics._SCORES", 7 * 40)
         found = rank_of_rated(users, items, offsets, rated, *csr(seen))
         for n in range(60):
             scores = items @ users[n] + offsets
