@@ -1,7 +1,7 @@
-"""Train: packed ratings in, a model state out, in one task or in blocks (driver).
+"""Train: packed ratings in, a model state out, in one task (driver).
 
 The one-task form: all packed ratings go to one task, which filters and sweeps with threads and
-moves nothing more. What is larger than `max_ratings_per_task` goes to `blocked`.
+moves nothing more. What is larger than `max_ratings_per_task` goes to `fit.blocks`.
 """
 
 from __future__ import annotations

@@ -125,7 +125,7 @@ def select_ratings(
 ) -> DataFrame:
     """The ratings as user, item, rating and, where named, time and weight.
 
-    Values that no conversion can give are null, for `ratings.screen` to find. With `raw` there is
+    Values that no conversion can give are null, for `screening.screen` to find. With `raw` there is
     one more column of that name: the whole row as JSON where something in it is not valid. `also`
     are more columns, as SQL.
 

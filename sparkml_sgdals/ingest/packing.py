@@ -75,7 +75,7 @@ class _Pack:
 
 
 def pack_cell(table: pa.Table, keep: bool) -> pa.RecordBatch:
-    """One row of packed ratings, from a table as `ratings.screen` takes it."""
+    """One row of packed ratings, from a table as `screening.screen` takes it."""
     table, bad, problems = screen(table, keep)
     payload = to_bytes(narrow(table).combine_chunks())
     values = [[table.num_rows], [int(bad.sum())], [payload], [json.dumps(problems)]]
@@ -111,7 +111,7 @@ def batches_by_rows(spark: SparkSession) -> Iterator[None]:
 
 
 def pack(ratings: DataFrame, keep: bool) -> DataFrame:
-    """Pack ratings, as `schema.select_ratings` gives them, into rows (count, payload, problems)."""
+    """Pack ratings, as `select_ratings` gives them, into rows (count, payload, problems)."""
     return ratings.mapInArrow(_Pack(keep), PACK_DDL)
 
 

@@ -1,7 +1,7 @@
 """Learning events onto a model in memory (driver, executor; no Spark).
 
 A table and a micro-batch are learned alike: each event once, in its order. It only arranges calls
-of the kernels in `positive` and `isgd`.
+of the kernels in `kernels.events` and `kernels.isgd`.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> Le
 
     A rating r counts as (1 + alpha r) / (1 + alpha) events; one of 0 or less says that the user
     does not like the item, as in ALS. With `judge`, and a ranking size in the settings, the items
-    are ranked before any row is learned: `event_ranks`.
+    are ranked before any row is learned: `learn.event_ranks`.
 
     Raises
     ------

@@ -1,6 +1,6 @@
 """What users have rated: what a rated item is ranked without, and how it is noted (no Spark).
 
-Only models of ratings with a ranking size remember it. Arrays; ranks by `event_ranks`.
+Only models of ratings with a ranking size remember it. Arrays; ranks by `learn.event_ranks`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """MLflow: log a model, load it for Spark again, and as a pyfunc that needs no Spark (driver).
 
 Needs the extra `mlflow`. What is logged is a model path of one version, so Parquet and JSON: no
-pickle. The pyfunc is code of this package (`mlflow_pyfunc`), logged as a file.
+pickle. The pyfunc is code of this package (`mlflow.pyfunc`), logged as a file.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ class ModelState:
     noise_weight: float = 0.0
     """observations behind `noise`"""
     partial: bool = False
-    """whether there are ids beside those in memory: see `overlay`"""
+    """whether there are ids beside those in memory: see `store.overlay`"""
     events: int = 0
     """of positive-only feedback: how many have been learned"""
     popularity_parts: tuple[float, ...] = ()

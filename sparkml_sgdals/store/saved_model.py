@@ -1,4 +1,4 @@
-"""Read a saved model without Spark: what `persistence` writes, by pyarrow."""
+"""Read a saved model without Spark: what `ml.persistence` writes, by pyarrow."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ A *model path* holds
 
     model.json                what never changes: settings, params, kinds of ids, origin
     files/NNN-token-*.parquet factors: all of them (a *base*) or the rows a batch touched
-    files/NNN-token-*.rows    the same of a model larger than memory: sorted runs, see `runs`
+    files/NNN-token-*.rows    the same of a model larger than memory: sorted runs, see `sorted_runs`
     commits/NNN.json          version NNN exists from the moment that this object is there, whole
     invalid/batch-NNN.parquet rows set aside, as JSON
     validation.parquet        held-out ratings that a stream is scored on

@@ -2,7 +2,7 @@
 
 Users and items are hashed to B blocks each; a *cell* holds the ratings of one user block and one
 item block. A *layout* is all that one block of one side needs to know of its ratings. Arrays in,
-arrays out: `blocked` moves them. Sources: Gemulla et al. 2011 (strata), Spark ALS (in- and
+arrays out: `driver` moves them. Sources: Gemulla et al. 2011 (strata), Spark ALS (in- and
 out-blocks).
 """
 

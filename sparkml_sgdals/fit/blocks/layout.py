@@ -1,7 +1,7 @@
 """Route and lay out: packed ratings become the static arrays of blocks (driver; closures on
 executors).
 
-Done once in a fit in blocks; `blocked` then sends messages between what is laid out here. One pass
+Done once in a fit in blocks; `driver` then sends messages between what is laid out here. One pass
 over the packed ratings cuts them into cells; each cell is put into its order of learning once, and
 both layouts are made of that.
 """

@@ -1,7 +1,7 @@
 """What a block does in each step of a fit in blocks (executor).
 
 A step takes the static arrays of a block and the messages addressed to it, and gives messages.
-`blocked` arranges the steps; the arithmetic is in `blocks`.
+`driver` arranges the steps; the arithmetic is in `block`.
 """
 
 from __future__ import annotations
