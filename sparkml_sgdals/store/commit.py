@@ -1,10 +1,15 @@
-"""What a commit object holds: a version, its batch, its files and their checksums (no Spark)."""
+"""What a commit object holds: a version, its batch, its files and their checksums (no Spark).
+
+A commit knows its number, the digest of the commit before it, that of model.json, and that of the
+offsets that its batch ended at; and each file that it names, by size and checksum. So whatever is
+changed, exchanged or put back of what a version is made of does not fit, and is named.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from sparkml_sgdals.errors import StorageError
@@ -62,6 +67,35 @@ class Commit:
     runs: dict[str, Any] | None
     """sorted runs that hold the version `base`: a list each of users and items, oldest first, and
     the metrics up to the batch before it; None where the files of that version do"""
+    previous: str | None = None
+    """digest of the commit before it; None for the first, and after one that is damaged"""
+    meta: str | None = None
+    """digest of model.json"""
+    offsets: str | None = None
+    """digest of where the batch ended in its sources, as Spark planned it; None where no batch did
+    """
+
+    replaces: str | None = None
+    """digest that the commit had before users were forgotten, which the next one calls `previous`
+    """
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the body, in hexadecimal: what the next commit calls `previous`."""
+        return hashlib.sha256(self._body().encode()).hexdigest()
+
+    def followed_by(self, following: Commit) -> bool:
+        """Whether the commit is the one that another was added to."""
+        return following.previous in (None, self.digest, self.replaces)
+
+    def _body(self) -> str:
+        # what is not known is left out, so that a commit read again has the digest that it had
+        told = {
+            name: value
+            for name, value in self.__dict__.items()
+            if value is not None or name not in _MAY_LACK
+        }
+        return json.dumps(told, sort_keys=True, allow_nan=False)
 
     def settings(self, meta: dict[str, Any]) -> Settings:
         """Settings of the version, which in a race may differ from version to version.
@@ -82,15 +116,14 @@ class Commit:
 
     def to_bytes(self) -> bytes:
         """One JSON object with a checksum of all its other fields."""
-        body = json.dumps(self.__dict__, sort_keys=True, allow_nan=False)
-        check = hashlib.sha256(body.encode()).hexdigest()
-        return json.dumps({"format": FORMAT_VERSION, "sha256": check, "commit": body}).encode()
+        outer = {"format": FORMAT_VERSION, "sha256": self.digest, "commit": self._body()}
+        return json.dumps(outer).encode()
 
     @classmethod
     def from_bytes(cls, payload: bytes, place: str) -> Commit | None:
         """The commit read from `place`, None where the object is not whole.
 
-        Raises StorageError where it is of another format.
+        Raises StorageError where it is of another format, or whole with other fields than known.
         """
         try:
             outer = json.loads(payload)
@@ -99,7 +132,25 @@ class Commit:
             check_format(outer["format"], f"The commit {place}")
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
-        return cls(**json.loads(body)) if whole else None
+        if not whole:
+            return None
+        values = json.loads(body)
+        names = {field.name for field in fields(cls)}
+        odd = (names ^ values.keys()) - _MAY_LACK
+        if odd:
+            raise StorageError(
+                f"The commit {place} holds {', '.join(sorted(odd))} otherwise than this release "
+                "of sparkml_sgdals does: read it with the release that wrote it."
+            )
+        return cls(**values)
+
+    @staticmethod
+    def broken_off(payload: bytes) -> bool:
+        """Whether what is not whole may be a put that a kill broke off: its end is missing."""
+        return not payload.rstrip().endswith(b'"}')
+
+
+_MAY_LACK: Final = frozenset(("previous", "meta", "offsets", "replaces"))
 
 
 @dataclass(frozen=True)
@@ -112,6 +163,3 @@ class Base:
     runs: dict[str, Any]
     ids: list[int]
     """of the version to commit"""
-
-
-_PART: Final = 1 << 22

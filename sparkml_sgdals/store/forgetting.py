@@ -144,7 +144,8 @@ def _rewrite(store: VersionStore, commit: Commit, ids: pa.Array, runs: _Forgetfu
     if files == commit.files and held == commit.runs:
         return
     store.sync("files")
-    store.put_commit(replace(commit, files=files, runs=held))
+    was = commit.replaces or commit.digest
+    store.put_commit(replace(commit, files=files, runs=held, replaces=was))
     if files != commit.files:
         store.delete(file["name"])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import pandas as pd
@@ -169,9 +169,10 @@ def roll_back(store: VersionStore, version: int, reread: bool) -> Rollback:
             state,
             None,
             batch,
-            replace(newest, version=following - 1),
+            newest,
             None,
             restored=wanted,
+            after=None if newest.version == following - 1 else following - 1,
             checkpoint=checkpoint,
             check=lambda: check_holder(store, lease.token),
         )

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import itertools
 import json
 import logging
 import uuid
@@ -36,7 +37,8 @@ from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.errors import DamagedError, GoneError, StorageError
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.store.commit import _PART, FORMAT_VERSION, Base, Commit, check_format
+from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.commit import FORMAT_VERSION, Base, Commit, check_format
 from sparkml_sgdals.store.objects import ObjectStore, bad_file, full_path, spark_path
 from sparkml_sgdals.store.packed_rows import RowShape, unpack
 from sparkml_sgdals.store.sorted_runs import Run
@@ -48,6 +50,8 @@ logger = logging.getLogger(__name__)
 _MIN_ROWS_OF_BASE: Final = 20_000
 MAX_DELTAS: Final = 500
 _READ_AGAIN: Final = 20
+_PART: Final = 1 << 22
+"""bytes of a file that are read at once for its checksum"""
 
 T = TypeVar("T")
 
@@ -65,19 +69,39 @@ class VersionStore(ObjectStore):
         payload = self.read("model.json")
         if payload is None:
             return None
+        damage: Any = "its checksum does not fit"
         try:
             meta: dict[str, Any] = json.loads(payload)
             check_format(meta["format"], f"The model at {self.path}")
-        except (ValueError, KeyError, TypeError) as damage:
-            raise StorageError(
-                f"{self.path}/model.json is damaged ({damage}): restore it, or choose another path."
-            ) from damage
-        return meta
+            if meta.get("sha256") in (None, meta_digest(meta)):
+                Settings.from_json(meta["settings"])
+                if [kind in ("int", "str") for kind in meta["kinds"]] != [True, True]:
+                    raise ValueError(f"kinds are {meta['kinds']}")
+                return meta
+        except (ValueError, KeyError, TypeError, AttributeError) as failure:
+            damage = failure
+        raise StorageError(
+            f"{self.path}/model.json is damaged ({damage}): restore it, or choose another path."
+        )
 
     def create(self, state: ModelState, meta: dict[str, Any]) -> Commit:
         """Make the path with `state` as its version 0."""
-        self.replace("model.json", json.dumps(meta | {"format": FORMAT_VERSION}, indent=1).encode())
-        return self.commit(state, None, batch=-1, previous=None, metrics=None)
+        meta = {name: meta[name] for name in meta if name != "sha256"} | {"format": FORMAT_VERSION}
+        digest = meta_digest(meta)
+        self.replace("model.json", json.dumps(meta | {"sha256": digest}, indent=1).encode())
+        return self.commit(state, None, batch=-1, previous=None, metrics=None, meta=digest)
+
+    def check_meta(self, commit: Commit) -> None:
+        """See that model.json is the one that a commit was made under.
+
+        Raises StorageError where it is another one.
+        """
+        found = (self.meta() or {}).get("sha256")
+        if commit.meta is not None and found != commit.meta:
+            raise StorageError(
+                f"{self.path}/model.json is not the one that version {commit.version} was "
+                "committed under: it is another model's, or was changed. Restore it."
+            )
 
     # ---- versions ---------------------------------------------------------------------------
 
@@ -110,7 +134,7 @@ class VersionStore(ObjectStore):
             commit = None if payload is None else self._commit_of(payload, name)
             if commit is not None:
                 return commit
-            if payload is None or place > 0:
+            if payload is None or place > 0 or not Commit.broken_off(payload):
                 kind = GoneError if payload is None else StorageError
                 raise kind(
                     f"{self.path}/{name} is damaged. Older versions may be whole: "
@@ -132,6 +156,9 @@ class VersionStore(ObjectStore):
         check: Callable[[], None] = lambda: None,
         extra: dict[str, Any] | None = None,
         onto: Base | None = None,
+        offsets: str | None = None,
+        meta: str | None = None,
+        after: int | None = None,
     ) -> Commit:
         """Write the next version.
 
@@ -145,13 +172,17 @@ class VersionStore(ObjectStore):
             the lease by then
         extra : more to keep among the commit's `scalars`, of JSON types
         onto : runs to which `rows` are added, where `state` holds a part of the model alone
+        offsets : digest of where the batch ended in its sources
+        meta : digest of model.json, of the first version; later ones have it from `previous`
+        after : number that the version follows, where the commit of that number is damaged;
+            `previous` is then an older one
 
         Raises
         ------
         StorageError : it cannot be written, or another process has committed this version
         ValueError : all is to be written, of a state that holds a part of the model
         """
-        version = 0 if previous is None else previous.version + 1
+        version = 0 if previous is None else 1 + (previous.version if after is None else after)
         delta_rows = 0
         ids = [state.users.size, state.items.size] if onto is None else onto.ids
         if rows is not None and previous is not None:
@@ -190,6 +221,9 @@ class VersionStore(ObjectStore):
             restored=None if restored is None else restored.version,
             runs=runs,
             ids=ids,
+            previous=None if previous is None or after is not None else previous.digest,
+            meta=meta if previous is None else previous.meta,
+            offsets=offsets,
         )
         self.sync("files")
         check()
@@ -223,7 +257,7 @@ class VersionStore(ObjectStore):
             if found is None:
                 # it went since: only what is there and not whole may be written over
                 continue
-            if self._commit_of(found, name) is not None:
+            if self._commit_of(found, name) is not None or not Commit.broken_off(found):
                 break
             # half of one, of a process that was killed
             self.replace(name, payload)
@@ -269,9 +303,11 @@ class VersionStore(ObjectStore):
     def parts(self, commit: Commit) -> list[Commit]:
         """The commits that make a version, from its base to itself; only the first may have runs.
 
-        Raises StorageError where one is missing or damaged.
+        Raises StorageError where one is missing or damaged, does not fit the next one, or
+        model.json does not fit them.
         """
-        parts = []
+        self.check_meta(commit)
+        parts: list[Commit] = []
         for number in range(commit.base, commit.version):
             name = _commit_name(number)
             payload = self.read(name)
@@ -283,7 +319,15 @@ class VersionStore(ObjectStore):
                     f"{'missing' if payload is None else 'damaged'}: {name}. "
                     "Older versions may be whole: StreamingBiasedALSModel.versions(path)."
                 )
-            parts.append(replace(part, runs=None))
+            parts.append(part)
+        for part, following in itertools.pairwise([*parts, commit]):
+            if not part.followed_by(following):
+                raise StorageError(
+                    f"{self.path}/{_commit_name(part.version)} is not the commit that version "
+                    f"{following.version} was added to: it is another model's, or was put back. "
+                    "Restore it, or take an older version: StreamingBiasedALSModel.versions(path)."
+                )
+        parts = [replace(part, runs=None) for part in parts]
         if commit.runs is not None:
             metrics = commit.runs["metrics"]
             files = {"metrics": metrics} if metrics else {}
@@ -390,7 +434,14 @@ class VersionStore(ObjectStore):
             yield pa.Table.from_batches([batch])
 
     def _commit_of(self, payload: bytes, name: str) -> Commit | None:
-        return Commit.from_bytes(payload, f"{self.path}/{name}")
+        commit = Commit.from_bytes(payload, f"{self.path}/{name}")
+        if commit is not None and _commit_name(commit.version) != name:
+            raise StorageError(
+                f"{self.path}/{name} holds version {commit.version}: a commit object was copied or "
+                "renamed. Restore it, or take an older version: "
+                "StreamingBiasedALSModel.versions(path) lists them."
+            )
+        return commit
 
     def _checked(self, file: dict[str, Any]) -> pa.BufferReader:
         payload = self.read(file["name"])
@@ -407,6 +458,12 @@ def _table_of(rows: list[dict[str, Any]]) -> pa.Table:
     """Rows as Arrow; a release may have added columns that the first ones lack."""
     names = {name: None for row in rows for name in row}
     return pa.Table.from_pylist([names | row for row in rows])
+
+
+def meta_digest(meta: dict[str, Any]) -> str:
+    """SHA-256 of what model.json says, in hexadecimal."""
+    told = {name: value for name, value in meta.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _commit_name(version: int) -> str:

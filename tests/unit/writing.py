@@ -19,13 +19,15 @@ META = {"settings": Settings(rank=2).to_json(), "kinds": ["int", "str"], "origin
 class Writer:
     """A store with a model in it, and what it should hold: the fingerprint of every version."""
 
-    def __init__(self, path: Path, settled: bool = True) -> None:
+    def __init__(
+        self, path: Path, settled: bool = True, meta: dict[str, Any] | None = None
+    ) -> None:
         self.path = path
         self.store = VersionStore(str(path))
         self.state = ModelState.empty(Settings(rank=2), "int", "str")
         if settled:
             self.state.scale = Scale(2.5, 1.2, 1000.0, 1440.0, SETTLING_RATINGS, True)
-        self.commit = self.store.create(self.state, META)
+        self.commit = self.store.create(self.state, META | (meta or {}))
         self.fingerprints = [self.state.fingerprint()]
         self.metrics: list[dict[str, Any]] = []
 

@@ -79,9 +79,7 @@ def log_as_spark_reads(root: Path) -> list[int]:
 @pytest.fixture
 def learned(tmp_path: Path) -> Writer:
     """A store with versions 0 to 6 of batches -1 to 5, 4 a base, and Spark's checkpoint of them."""
-    writer = Writer(tmp_path / "model")
-    meta = META | {"params": {"userCol": "user"}, "pathId": "1", "format": FORMAT_VERSION}
-    (writer.path / "model.json").write_text(json.dumps(meta))
+    writer = Writer(tmp_path / "model", meta={"params": {"userCol": "user"}, "pathId": "1"})
     for number in range(1, 7):
         plan(writer.path, number - 1)
         writer.learn(base=number == 4)
@@ -368,7 +366,10 @@ def aged(writer: Writer, hours: Callable[[int], float]) -> None:
     for number in writer.store.numbers():
         commit = writer.store.read_commit(number)
         committed = datetime.now(timezone.utc) - timedelta(hours=hours(number))
-        fields = commit.__dict__ | {"committed": committed.isoformat(timespec="milliseconds")}
+        fields = commit.__dict__ | {
+            "committed": committed.isoformat(timespec="milliseconds"),
+            "replaces": commit.digest,
+        }
         writer.commit_path(number).write_bytes(Commit(**fields).to_bytes())
 
 
@@ -541,12 +542,10 @@ def test_broken_writes_are_forgotten(learned: Writer) -> None:
     ],
 )
 def test_rows_set_aside_by_the_name_of_the_column(
-    learned: Writer, column: str, row: dict[str, object]
+    tmp_path: Path, column: str, row: dict[str, object]
 ) -> None:
     """Found as Spark finds a column."""
-    meta = json.loads((learned.path / "model.json").read_text())
-    meta["params"]["userCol"] = column
-    (learned.path / "model.json").write_text(json.dumps(meta))
+    learned = Writer(tmp_path / "model", meta={"params": {"userCol": column}, "pathId": "1"})
     rows = [json.dumps(row), json.dumps({"who": 1}), json.dumps({"item": 1})]
     name = "invalid/batch-000000000001.parquet"
     learned.store.write_table(name, pa.table({"row": rows}))

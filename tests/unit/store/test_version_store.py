@@ -308,7 +308,9 @@ def test_newer_format_of_a_commit(versions: Writer) -> None:
 
 def test_meta_round_trip(writer: Writer) -> None:
     """What create was given, and the format."""
-    assert writer.store.meta() == META | {"format": FORMAT_VERSION}
+    meta = writer.store.meta()
+    assert meta is not None
+    assert meta == META | {"format": FORMAT_VERSION, "sha256": meta["sha256"]}
 
 
 # ---- prune ----------------------------------------------------------------------------------
