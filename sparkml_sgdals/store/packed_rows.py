@@ -32,11 +32,11 @@ _ODD: Final = np.uint64(0xD6E8FEB86659FD93)
 
 
 @nb.njit(cache=True, nogil=True)
-def _row_checks(words, covered):  # type: ignore[no-untyped-def]
+def row_checks(words, covered, salt):  # type: ignore[no-untyped-def]
     """A checksum of the first words of each row; every step is a bijection of what it changes."""
     out = np.empty(words.shape[0], np.uint64)
     for n in range(words.shape[0]):
-        h = _SEED
+        h = _SEED ^ salt
         for j in range(covered):
             h = (h ^ words[n, j]) * _ODD
             h ^= h >> np.uint64(29)
@@ -112,10 +112,21 @@ class Packed:
         names = None if self.names is None else self.names.slice(first, last - first)
         return Packed(self.shape, self.words[first:last], names)
 
-    def whole(self) -> bool:
-        """Whether every row is as it was packed: checksums, and names against their keys."""
+    def sealed(self, salt: int) -> Packed:
+        """The same rows, whose checksums are those of one place: see `whole`."""
+        words = np.ascontiguousarray(self.words).copy()
+        words[:, self.shape.check] = row_checks(words, self.shape.check, np.uint64(salt))
+        return Packed(self.shape, words, self.names)
+
+    def whole(self, salt: int) -> bool:
+        """Whether every row is as it was sealed: checksums, and names against their keys.
+
+        Parameters
+        ----------
+        salt : of the place where the rows were put: rows of another one do not fit
+        """
         shape = self.shape
-        checks = _row_checks(np.ascontiguousarray(self.words), shape.check)
+        checks = row_checks(np.ascontiguousarray(self.words), shape.check, np.uint64(salt))
         if not np.array_equal(checks, self.words[:, shape.check]):
             return False
         return self.names is None or np.array_equal(id_keys(self.names), self.keys)
@@ -154,7 +165,6 @@ def pack(table: FactorTable, rows: I64 | None = None) -> Packed:
         array = table.array(name)[rows].view(np.float32)
         floats[:, place : place + width] = array.reshape(rows.size, width)
         place += width
-    words[:, shape.check] = _row_checks(words, shape.check)
     names = None if shape.kind == "int" else ids.cast(pa.large_binary())
     return drop_older(Packed(shape, words, names))
 

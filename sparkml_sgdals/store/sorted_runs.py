@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -194,7 +195,12 @@ class Run:
 
     def _checked(self, words: U64, names: pa.Array | None, keys: U64) -> Packed:
         packed = Packed(self.shape, words, names)
-        if not (np.array_equal(packed.keys, keys) and packed.whole()):
+        try:
+            whole = np.array_equal(packed.keys, keys) and packed.whole(self.entry.get("salt", 0))
+        except pa.ArrowInvalid:
+            # names that are no text
+            whole = False
+        if not whole:
             raise self._damaged("rows")
         return packed
 
@@ -229,16 +235,17 @@ class RunWriter:
     def __init__(self, store: ObjectStore, shape: RowShape, name: str) -> None:
         self._store, self._shape = store, shape
         self._count = 0
+        # rows of another run, however like, do not fit where these are put
+        self._salt = uuid.uuid4().int >> 66
         ends = ("rows", "keys", "names") if shape.kind == "str" else ("rows", "keys")
         self._files = {end: _Output(store, f"{name}.{end}") for end in ends}
 
     def add(self, packed: Packed) -> None:
         """Append rows, whose keys are not less than those before."""
-        words = packed.words
+        words = packed.sealed(self._salt).words
         if packed.names is not None:
             names = pa.concat_arrays([packed.names])
             sizes = pa.compute.binary_length(names).to_numpy(zero_copy_only=False)
-            words = words.copy()
             place = self._shape.check + 1
             before = self._files["names"].size
             words[:, place] = before + np.cumsum(sizes) - sizes
@@ -261,9 +268,9 @@ class RunWriter:
             file.close(failure is None)
 
     def entry(self) -> dict[str, Any]:
-        """The run as JSON types: number of rows, and each file's name, bytes and checksum."""
+        """The run as JSON types: number of rows, salt, each file's name, bytes and checksum."""
         files = {end: file.described() for end, file in self._files.items()}
-        return {"count": self._count, **files}
+        return {"count": self._count, "salt": self._salt, **files}
 
 
 class _Output:

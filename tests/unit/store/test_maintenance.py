@@ -16,11 +16,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from building import ratings_of
-from writing import META, Writer
+from writing import Writer
 
 from sparkml_sgdals.errors import LeaseError
 from sparkml_sgdals.learn.one_batch import learn_batch
-from sparkml_sgdals.store.commit import FORMAT_VERSION, Commit
+from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.forgetting import forget_users
 from sparkml_sgdals.store.lease import Lease
 from sparkml_sgdals.store.maintenance import (
