@@ -38,12 +38,13 @@ from sparkml_sgdals.ingest.collecting import Collected
 from sparkml_sgdals.ingest.columns import RatingColumns
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.race.standings import RaceRules
-from sparkml_sgdals.race.updater import RaceUpdater, forget_race, leader_of
+from sparkml_sgdals.race.updater import RaceUpdater, leader_of
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.lease import Lease
 from sparkml_sgdals.store.version_store import VersionStore
 from sparkml_sgdals.stream.report import Report
+from sparkml_sgdals.stream.residents import forget_resident
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -84,11 +85,11 @@ def at_path(path: str, grid: tuple[Settings, ...], rules: RaceRules) -> Iterator
     lease = Lease.acquire(store, 60.0)
     try:
         yield RaceUpdater(
-            path, lease.token, OPTIONS, grid, rules, os.cpu_count() or 1, 5, 0.0, Report()
+            path, lease.token, OPTIONS, 5, 0.0, Report(), grid, rules, os.cpu_count() or 1
         )
     finally:
+        forget_resident(path)
         lease.release()
-        forget_race(path)
 
 
 def race(

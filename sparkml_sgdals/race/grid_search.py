@@ -18,7 +18,7 @@ from sparkml_sgdals.ml.estimator import StreamingBiasedALS
 from sparkml_sgdals.ml.model import StreamingBiasedALSModel
 from sparkml_sgdals.ml.options import fit_options, stream_invalid
 from sparkml_sgdals.race.standings import RaceRules
-from sparkml_sgdals.race.updater import RaceUpdater, forget_race, leader_of
+from sparkml_sgdals.race.updater import RaceUpdater, leader_of
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.version_store import VersionStore, full_path
@@ -89,10 +89,6 @@ class RaceJob(StreamJob[StreamingBiasedALSModel]):
         ends = frame.batch.where(frame.dropped.astype(bool))
         frame["dropped_at"] = ends.groupby([frame.candidate, run]).transform("max")
         return frame
-
-    def _end(self) -> None:
-        super()._end()
-        forget_race(self.path)
 
 
 class StreamingGridSearch(Params):
@@ -254,9 +250,9 @@ class StreamingGridSearch(Params):
 
         def make_updater(path: str, token: str) -> RaceUpdater:
             return RaceUpdater(
-                path, token, options, settings, rules, min(threads, len(settings)), keepVersions,
-                keepDays * 86400.0,
+                path, token, options, keepVersions, keepDays * 86400.0,
                 Report(onBatch, prometheusPath and full_path(prometheusPath), metricsTable),
+                settings, rules, min(threads, len(settings)),
             )  # fmt: skip
 
         job = start_stream(

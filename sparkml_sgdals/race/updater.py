@@ -14,43 +14,35 @@ and a batch. What a batch wrote before a kill, and no commit names, is used agai
 from __future__ import annotations
 
 import logging
-import threading
-import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-import pyarrow as pa
 from pyspark.sql import DataFrame
 
 from sparkml_sgdals.arrays.ratings import encode_ratings
-from sparkml_sgdals.arrays.screening import ZERO_WEIGHT
 from sparkml_sgdals.errors import DivergenceError
-from sparkml_sgdals.fit.plan import FitOptions
-from sparkml_sgdals.ingest.collecting import COLLECT_LIMIT, Collected, collect_ratings
-from sparkml_sgdals.ingest.problems import refuse_invalid
+from sparkml_sgdals.ingest.collecting import COLLECT_LIMIT, Collected
 from sparkml_sgdals.learn.one_batch import BatchReport
 from sparkml_sgdals.race.candidates import learn_with_all, warm_start
 from sparkml_sgdals.race.standings import Race, RaceRules, Standing
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.commit import Commit
-from sparkml_sgdals.store.lease import check_holder
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
-from sparkml_sgdals.stream.report import Report
+from sparkml_sgdals.stream.micro_batch import BatchClock, BatchUpdater, LearnedBatch
+from sparkml_sgdals.stream.residents import Resident, learn_once
 
-__all__ = ["RaceUpdater", "forget_race", "leader_of"]
+__all__ = ["RaceUpdater", "leader_of"]
 
 logger = logging.getLogger(__name__)
 
 I64 = npt.NDArray[np.int64]
 
-_READERS_SECONDS: Final = 60.0
 _SNAPSHOT_BATCHES: Final = 20
 """Batches after which every candidate is written: a restart learns at most so many again."""
 _SNAPSHOT_RATINGS: Final = 200_000
@@ -68,87 +60,44 @@ class _Runner:
 
 
 @dataclass
-class _Resident:
+class _Resident(Resident):
     """A race in memory between batches."""
 
     race: Race
     runners: dict[int, _Runner]
     log: list[dict[str, Any]]
     """files of the batches since the snapshots"""
-    commit: Commit
-    token: str
-    largest: int = 0
-    """rows of the largest partition of the last batch"""
-
-
-_residents: dict[str, _Resident] = {}
-_locks: dict[str, threading.Lock] = {}
-_locks_guard = threading.Lock()
 
 
 @dataclass(frozen=True)
-class RaceUpdater:
+class RaceUpdater(BatchUpdater):
     """Learns a micro-batch with every candidate and commits it: the function of foreachBatch."""
 
-    path: str
-    token: str
-    options: FitOptions
     settings: tuple[Settings, ...]
     rules: RaceRules
     threads: int
-    keep_versions: int
-    keep_seconds: float
-    report: Report
 
     def __call__(self, batch: DataFrame, batch_id: int) -> None:
-        self.learn(lambda expected: self._collect(batch, batch_id, expected), batch_id)
+        self.learn(lambda resident: self._collect(batch, batch_id, resident), batch_id)
 
-    def learn(self, collect: Callable[[int], Collected], batch_id: int) -> None:
-        """Learn and commit what `collect` gives, unless the batch is committed already.
+    def learn(self, collect: Callable[[Resident], Collected], batch_id: int) -> None:
+        """Learn and commit what `collect` gives, unless the batch is committed already."""
+        learn_once(
+            self.path, self.token, batch_id, self._open,
+            lambda resident: self._learn(resident, collect, batch_id),
+        )  # fmt: skip
 
-        It is called with the rows that its largest partition may have, as `collect_ratings` is.
-        """
-        with _locks_guard:
-            lock = _locks.setdefault(self.path, threading.Lock())
-        # a stopped query may leave its last call running while the next query starts
-        with lock:
-            resident = self._resident()
-            if batch_id <= resident.commit.batch:
-                logger.info("batch %d of %s is committed already", batch_id, self.path)
-                return
-            try:
-                clock = time.perf_counter()
-                collected = collect(resident.largest)
-                resident.largest = collected.largest
-                self._learn(resident, collected, batch_id, clock)
-            except BaseException:
-                # what is in memory may be half learned; the files are not
-                forget_race(self.path)
-                raise
-
-    def _collect(self, batch: DataFrame, batch_id: int, expected: int) -> Collected:
-        options = self.options
-        keep = options.handle_invalid == "keep"
-        collected = collect_ratings(batch, options.columns, options.kinds, keep, expected)
+    def _collect(self, batch: DataFrame, batch_id: int, resident: Resident) -> Collected:
+        collected = self.collect(batch, resident)
         if collected is None:
             raise ValueError(
                 f"Batch {batch_id} has more than {COLLECT_LIMIT:,} ratings, a race takes smaller "
                 "ones: limit a batch by the source's option (maxFilesPerTrigger, "
                 "maxOffsetsPerTrigger)."
             )
-        if options.handle_invalid == "error":
-            refuse_invalid(collected.problems, options.columns)
         return collected
 
     # ---- a race in memory -------------------------------------------------------------------
-
-    def _resident(self) -> _Resident:
-        newest = VersionStore(self.path).newest()
-        resident = _residents.get(self.path)
-        if resident is None or resident.commit != newest or resident.token != self.token:
-            resident = self._open()
-            _residents[self.path] = resident
-        return resident
 
     def _open(self) -> _Resident:
         """The race as it was after the newest commit."""
@@ -161,7 +110,7 @@ class RaceUpdater:
                 for number, settings in enumerate(self.settings)
             }
             race = Race(len(self.settings), self.rules)
-            return _Resident(race, runners, [], commit, self.token)
+            return _Resident(commit, self.token, race, runners, [])
         if "race" not in commit.scalars:
             raise StorageError(
                 f"Version {commit.version} at {self.path} does not say how the race stood, it was "
@@ -196,14 +145,16 @@ class RaceUpdater:
                 self.path,
             )
             leader.state, leader.changed = committed, None
-        return _Resident(race, runners, list(held["log"]), commit, self.token)
+        return _Resident(commit, self.token, race, runners, list(held["log"]))
 
     # ---- a batch ----------------------------------------------------------------------------
 
     def _learn(
-        self, resident: _Resident, collected: Collected, batch_id: int, clock: float
+        self, resident: _Resident, collect: Callable[[Resident], Collected], batch_id: int
     ) -> None:
-        collect_seconds = time.perf_counter() - clock
+        clock = BatchClock()
+        collected = collect(resident)
+        clock.collected()
         store = VersionStore(self.path)
         race, runners = resident.race, resident.runners
         ratings = encode_ratings(collected.table)
@@ -218,10 +169,7 @@ class RaceUpdater:
                 if told is not None:
                     _note(runners[number], told)
             due = self._bring_in(race, runners, standings)
-            learn_seconds = time.perf_counter() - clock - collect_seconds
-            invalid = pa.table({"row": pa.array(collected.invalid, pa.string())})
-            if collected.invalid:
-                store.replace_table(f"invalid/batch-{batch_id:012d}.parquet", invalid)
+            clock.learned()
             log = resident.log
             due = due or len(log) + 1 >= _SNAPSHOT_BATCHES
             due = due or sum(f["rows"] for f in log) + len(ratings) >= _SNAPSHOT_RATINGS
@@ -233,34 +181,18 @@ class RaceUpdater:
                 name = f"race/{version:012d}-{uuid.uuid4().hex[:8]}.parquet"
                 log = [*log, store.write_table(name, collected.table)]
                 store.sync("race")
-        metrics: dict[str, Any] = {
-            "batch": batch_id,
-            "version": resident.commit.version + 1,
-            "committed": pd.Timestamp.now("UTC").isoformat(timespec="milliseconds"),
-            "ratings": shown.ratings,
-            "invalid": collected.bad_rows,
-            "zeroWeight": collected.problems.get(ZERO_WEIGHT, 0),
-            "newUsers": shown.new_users,
-            "newItems": shown.new_items,
-            "users": len(ratings.user_ids),
-            "items": len(ratings.item_ids),
-            **shown.sums.metrics(),
-            "validationRmse": None,
-            "collectSeconds": collect_seconds,
-            "learnSeconds": learn_seconds,
-            "seconds": time.perf_counter() - clock,
-            "race": [_row(standing, reports) for standing in standings],
-        }
-        self.report.before_commit(store, metrics)
-        told = reports.get(race.leader)
-        same = led == race.leader and told is not None
-        resident.commit = store.commit(
-            runners[race.leader].state,
-            (told.user_rows, told.item_rows) if same and told is not None else None,
+        learned = LearnedBatch.of(collected, ratings, shown)
+        if led != race.leader or reports.get(led) is None:
+            # the path goes on with another model
+            learned = replace(learned, rows=None)
+        leader = runners[race.leader].state
+        metrics = self.commit(
+            resident,
+            leader,
+            learned,
             batch_id,
-            resident.commit,
-            metrics,
-            check=lambda: check_holder(store, self.token),
+            clock,
+            {"race": [_row(standing, reports) for standing in standings]},
             extra={
                 "race": {
                     "standings": race.to_json(),
@@ -270,10 +202,9 @@ class RaceUpdater:
             },
         )
         resident.log = log
-        store.prune(self.keep_versions, max(self.keep_seconds, _READERS_SECONDS))
         if due:
             self._tidy(store, runners)
-        self.report.after_commit(metrics, runners[race.leader].state.counters.ratings)
+        self.finish(leader, metrics)
 
     def _step(self, race: Race, reports: dict[int, BatchReport | None]) -> list[Standing]:
         alive = [told for told in reports.values() if told is not None]
@@ -332,11 +263,6 @@ class RaceUpdater:
 
     def _store_of(self, number: int) -> VersionStore:
         return VersionStore(f"{self.path}/candidates/{number:02d}")
-
-
-def forget_race(path: str) -> None:
-    """Drop the race of a path from this process's memory, if it is there."""
-    _residents.pop(path, None)
 
 
 def leader_of(commit: Commit) -> int:

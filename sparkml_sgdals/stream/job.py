@@ -12,7 +12,7 @@ import pandas as pd
 from sparkml_sgdals.store.lease import Lease
 from sparkml_sgdals.store.version_store import VersionStore
 from sparkml_sgdals.stream.metrics_table import metrics_frame
-from sparkml_sgdals.stream.micro_batch import forget_resident
+from sparkml_sgdals.stream.residents import forget_resident
 
 if TYPE_CHECKING:
     from pyspark.sql.connect.streaming.query import StreamingQuery as ConnectQuery

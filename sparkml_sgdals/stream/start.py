@@ -25,8 +25,9 @@ from sparkml_sgdals.store.spark_checkpoint import check_checkpoint, drop_unplann
 from sparkml_sgdals.store.version_store import VersionStore, full_path, spark_path
 from sparkml_sgdals.stream.job import M, StreamJob
 from sparkml_sgdals.stream.metrics_table import METRICS
-from sparkml_sgdals.stream.micro_batch import StreamUpdater, forget_resident
+from sparkml_sgdals.stream.micro_batch import StreamUpdater
 from sparkml_sgdals.stream.report import OnBatch, Report
+from sparkml_sgdals.stream.residents import forget_resident
 
 if TYPE_CHECKING:
     from pyspark.sql.connect.streaming.query import StreamingQuery as ConnectQuery

@@ -12,8 +12,8 @@ from helpers import ONCE, assert_same_bits
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
-from sparkml_sgdals.stream.micro_batch import forget_resident
 from sparkml_sgdals.stream.report import CLOCK_METRICS
+from sparkml_sgdals.stream.residents import forget_resident
 
 
 def run(job):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ from pyspark.ml.tuning import ParamGridBuilder
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel, StreamingGridSearch
 from sparkml_sgdals.race.grid_search import RACE
+from sparkml_sgdals.race.standings import Race
 from sparkml_sgdals.stream.start import METRICS
 
 
@@ -102,6 +105,29 @@ class TestFitStream:
         run(als.fitStream(stream(folder), plain, trigger=ONCE))
         with pytest.raises(ValueError, match="holds one model"):
             search(als).fitStream(stream(folder), plain)
+
+
+def test_a_race_that_ends_by_itself_leaves_memory(
+    classic_only, als, files, stream, small, tmp_path
+):
+    """Nobody waits for its job, or stops it."""
+
+    def races():
+        gc.collect()
+        return [held for held in gc.get_objects() if isinstance(held, Race)]
+
+    path, earlier, most = tmp_path / "race", races(), []
+    once = search(als).fitStream(
+        stream(files(small, 1000)), str(path), trigger=ONCE,
+        onBatch=lambda metrics: most.append(len(races())),
+    )  # fmt: skip
+    until = time.monotonic() + 120
+    while (path / "lease.json").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not (path / "lease.json").exists()
+    assert once.query.exception() is None
+    assert most == [len(earlier) + 1] * 4
+    assert len(races()) == len(earlier)
 
 
 class TestParams:

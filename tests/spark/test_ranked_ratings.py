@@ -18,7 +18,7 @@ from sparkml_sgdals import (
 )
 from sparkml_sgdals.arrays.hashing import id_keys
 from sparkml_sgdals.store.version_store import VersionStore
-from sparkml_sgdals.stream.micro_batch import forget_resident
+from sparkml_sgdals.stream.residents import forget_resident
 
 RANKS = ["ranked", "recall", "mrr", "baselineRecall", "baselineMrr"]
 

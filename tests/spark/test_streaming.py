@@ -20,7 +20,7 @@ from helpers import ONCE, assert_same_bits, rmse
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
 from sparkml_sgdals.errors import LeaseError
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
-from sparkml_sgdals.stream.micro_batch import forget_resident
+from sparkml_sgdals.stream.residents import forget_resident
 from sparkml_sgdals.stream.start import METRICS
 
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,13 +20,15 @@ from sparkml_sgdals.ingest.collecting import Collected
 from sparkml_sgdals.ingest.columns import RatingColumns
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.race import updater
-from sparkml_sgdals.race.standings import RaceRules
-from sparkml_sgdals.race.updater import RaceUpdater, forget_race, leader_of
+from sparkml_sgdals.race.grid_search import RaceJob
+from sparkml_sgdals.race.standings import Race, RaceRules
+from sparkml_sgdals.race.updater import RaceUpdater, leader_of
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.lease import Lease
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 from sparkml_sgdals.stream.report import Report
+from sparkml_sgdals.stream.residents import forget_resident
 
 SIZE = 200
 GRID = (
@@ -51,7 +57,7 @@ class Racing:
             self.store.create(empty, meta)
         self.lease = Lease.acquire(self.store, 60.0)
         self.updater = RaceUpdater(
-            self.path, self.lease.token, OPTIONS, grid, rules, 2, 3, 0.0, Report()
+            self.path, self.lease.token, OPTIONS, 3, 0.0, Report(), grid, rules, 2
         )
 
     def feed(self, batches, first=0):
@@ -61,8 +67,8 @@ class Racing:
         return self
 
     def end(self):
+        forget_resident(self.path)
         self.lease.release()
-        forget_race(self.path)
 
     def result(self):
         """Leader, bits of the leader, and all that was told."""
@@ -207,6 +213,58 @@ class TestRestarts:
         race.end()
         with pytest.raises(StorageError, match="rolled back"):
             racing(tmp_path).feed(batches[3:4], 3)
+
+
+def races_in_memory() -> list[Race]:
+    """Whoever holds them."""
+    gc.collect()
+    return [held for held in gc.get_objects() if isinstance(held, Race)]
+
+
+class TestLife:
+    """What is in memory of a race: nobody's but its own stream's, and no longer than that."""
+
+    @staticmethod
+    def job(race: Racing) -> RaceJob:
+        """The job of a query that has ended."""
+        query: Any = SimpleNamespace(isActive=False, stop=lambda: None)
+        return RaceJob(query, race.path, race.lease, lambda store: Any)
+
+    def test_the_end_of_a_race_leaves_the_next_one_alone(self, racing, batches, tmp_path):
+        old = racing(tmp_path).feed(batches[:2])
+        job = self.job(old)
+        # as when its query ends by itself
+        old.end()
+        racing(tmp_path).feed(batches[2:3], 2)
+        assert len(races_in_memory()) == 1
+        job.stop(drain=False)
+        assert len(races_in_memory()) == 1
+
+    def test_it_is_gone_before_its_lease(self, racing, batches, tmp_path, monkeypatch):
+        race = racing(tmp_path).feed(batches[:2])
+        assert len(races_in_memory()) == 1
+        seen = []
+        release = Lease.release
+
+        def watched(lease):
+            seen.append(len(races_in_memory()))
+            release(lease)
+
+        monkeypatch.setattr(Lease, "release", watched)
+        self.job(race).stop(drain=False)
+        assert seen == [0]
+
+    def test_nothing_of_its_path_is_left(self, racing, batches, tmp_path):
+        race = racing(tmp_path).feed(batches[:2])
+        self.job(race).stop(drain=False)
+        modules = [(n, m) for n, m in sys.modules.items() if n.startswith("sparkml_sgdals")]
+        left = [
+            f"{module}.{name}"
+            for module, content in modules
+            for name, value in vars(content).items()
+            if isinstance(value, dict) and race.path in value
+        ]
+        assert left == []
 
 
 class TestDivergence:

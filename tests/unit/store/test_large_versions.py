@@ -24,7 +24,7 @@ from sparkml_sgdals.store.lease import Lease
 from sparkml_sgdals.store.maintenance import list_versions
 from sparkml_sgdals.store.overlay import Overlay
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
-from sparkml_sgdals.stream import micro_batch, start
+from sparkml_sgdals.stream import micro_batch, residents, start
 
 
 @pytest.fixture(autouse=True)
@@ -267,10 +267,12 @@ def test_a_stream_that_ends_writes_nothing_more(
     query: Any = SimpleNamespace(isActive=True, awaitTermination=lambda: True, stop=active.clear)
     start_kept(lease, active, str(tmp_path))
     resident = micro_batch._Resident(
-        stream.part.state, stream.commit, lease.token, None, stream.part
+        stream.commit, lease.token, stream.part.state, None, stream.part
     )
-    micro_batch._residents[str(tmp_path)] = resident
-    stream.learn(list(range(25)))
+    residents.learn_once(
+        str(tmp_path), lease.token, stream.commit.batch + 1, lambda: resident,
+        lambda _: stream.learn(list(range(25))),
+    )  # fmt: skip
     assert begun.wait(10)
     if seen_by == "the caller":
         start.StreamJob(query, str(tmp_path), lease, lambda store: Any).stop(drain=False)
@@ -282,19 +284,9 @@ def test_a_stream_that_ends_writes_nothing_more(
         time.sleep(0.01)
     assert stream.store.read("lease.json") is None
     assert ends.is_set()
-    assert str(tmp_path) not in micro_batch._residents
+    assert str(tmp_path) not in residents._places
 
 
 def start_kept(lease: Lease, active: threading.Event, path: str) -> None:
     """Keep the lease as a stream does."""
-    lease.keep_while(active.is_set, ended=lambda: micro_batch.forget_resident(path, lease.token))
-
-
-def test_the_end_of_a_stream_leaves_the_next_one_alone() -> None:
-    """Its model is another one."""
-    resident: Any = SimpleNamespace(token="new", stop=lambda: None)
-    micro_batch._residents["somewhere"] = resident
-    micro_batch.forget_resident("somewhere", "old")
-    assert micro_batch._residents["somewhere"] is resident
-    micro_batch.forget_resident("somewhere", "new")
-    assert "somewhere" not in micro_batch._residents
+    lease.keep_while(active.is_set, ended=lambda: residents.forget_resident(path, lease.token))
