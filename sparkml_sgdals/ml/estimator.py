@@ -25,6 +25,7 @@ from sparkml_sgdals.ml.summary import TrainingSummary
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.objects import spark_path
 from sparkml_sgdals.stream.job import StreamJob
+from sparkml_sgdals.stream.options import StreamOptions
 from sparkml_sgdals.stream.report import OnBatch
 from sparkml_sgdals.stream.start import NOTHING, StreamStart, start_stream
 
@@ -194,9 +195,32 @@ class StreamingBiasedALS(
         prometheusPath: str = "",
         metricsTable: bool = False,
     ) -> StreamJob[StreamingBiasedALSModel]:
-        """Learn from a stream, from nothing; `StreamingBiasedALSModel.updateStream` says the rest.
+        """Learn from a stream, from nothing, exactly once, one committed version a micro-batch.
 
-        A path with versions resumes from its newest one.
+        A path with versions resumes from its newest one. `StreamingBiasedALSModel.updateStream`
+        says more of each parameter.
+
+        Parameters
+        ----------
+        stream : a streaming DataFrame with the columns of ratings
+        modelPath : folder or URI for versions and Spark's checkpoint
+        trigger : as DataStreamWriter.trigger takes it
+        validation : held-out ratings, scored after each batch
+        queryName : name of Spark's query
+        keepVersions, keepDays : how many versions stay loadable, and those how young
+        leaseSeconds : a writer on another host counts as gone when silent for so long
+        eventIdCol, watermark : column of ids of events, and how late one or its repeat may come
+        onBatch : called with the metrics of each batch
+        prometheusPath : folder or URI of metrics.prom
+        metricsTable : whether each batch adds a Parquet file to metrics/ under the path
+
+        Raises
+        ------
+        ValueError : not a stream, a missing column, an option out of range, a path learned with
+            other Params or from another start
+        TypeError : a column of a wrong type
+        LeaseError : another stream writes to the path
+        StorageError : the path is damaged
         """
         self.warnOfUnused()
         if not stream.isStreaming:
@@ -211,18 +235,20 @@ class StreamingBiasedALS(
             modelPath,
             StreamStart(empty.state, NOTHING, None, empty._meta()),
             fit_options(self, kinds, stream_invalid(self), empty.state.settings),
+            StreamOptions(
+                trigger=trigger,
+                validation=validation,
+                query_name=queryName,
+                keep_versions=keepVersions,
+                keep_days=keepDays,
+                lease_seconds=leaseSeconds,
+                event_id_col=eventIdCol,
+                watermark=watermark,
+                on_batch=onBatch,
+                prometheus_path=prometheusPath,
+                metrics_table=metricsTable,
+            ),
             empty._at_newest,
-            trigger=trigger,
-            validation=validation,
-            queryName=queryName,
-            keepVersions=keepVersions,
-            keepDays=keepDays,
-            leaseSeconds=leaseSeconds,
-            eventIdCol=eventIdCol,
-            watermark=watermark,
-            onBatch=onBatch,
-            prometheusPath=prometheusPath,
-            metricsTable=metricsTable,
         )
 
     def _ids_of(self, dataset: DataFrame) -> tuple[tuple[Any, Any], tuple[str, str]]:

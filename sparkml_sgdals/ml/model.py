@@ -38,6 +38,7 @@ from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.version_store import StorageError, VersionStore, full_path
 from sparkml_sgdals.stream.job import StreamJob
 from sparkml_sgdals.stream.micro_batch import learn_collected
+from sparkml_sgdals.stream.options import StreamOptions
 from sparkml_sgdals.stream.report import OnBatch
 from sparkml_sgdals.stream.start import StreamStart, start_stream
 
@@ -304,8 +305,9 @@ class StreamingBiasedALSModel(
 
         Raises
         ------
-        ValueError : not a stream, a missing column, a path learned with other params or from
-            another start, or maxResidentIds set for a model of ratings that ranks (rankingSize)
+        ValueError : not a stream, a missing column, an option out of range, a path learned with
+            other Params or from another start, or maxResidentIds set for a model of ratings that
+            ranks (rankingSize)
         TypeError : a column of a wrong type
         LeaseError : another stream writes to the path
         StorageError : the path is damaged
@@ -315,18 +317,20 @@ class StreamingBiasedALSModel(
             modelPath,
             StreamStart(self._state, self._state.fingerprint(), self._path_id, self._meta()),
             fit_options(self, self._kinds(), stream_invalid(self), self._state.settings),
+            StreamOptions(
+                trigger=trigger,
+                validation=validation,
+                query_name=queryName,
+                keep_versions=keepVersions,
+                keep_days=keepDays,
+                lease_seconds=leaseSeconds,
+                event_id_col=eventIdCol,
+                watermark=watermark,
+                on_batch=onBatch,
+                prometheus_path=prometheusPath,
+                metrics_table=metricsTable,
+            ),
             self._at_newest,
-            trigger=trigger,
-            validation=validation,
-            queryName=queryName,
-            keepVersions=keepVersions,
-            keepDays=keepDays,
-            leaseSeconds=leaseSeconds,
-            eventIdCol=eventIdCol,
-            watermark=watermark,
-            onBatch=onBatch,
-            prometheusPath=prometheusPath,
-            metricsTable=metricsTable,
         )
 
     @classmethod
@@ -337,8 +341,10 @@ class StreamingBiasedALSModel(
 
         Parameters
         ----------
+        stream : a streaming DataFrame with the columns of ratings
+        modelPath : folder or URI of a model that a stream has begun
         maxResidentIds : the Param, by default as it was set for the path
-        options : as `updateStream` takes them
+        **options : as `updateStream` takes them
 
         Raises
         ------

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final
 
 import pandas as pd
@@ -21,9 +22,10 @@ from sparkml_sgdals.race.standings import RaceRules
 from sparkml_sgdals.race.updater import RaceUpdater, leader_of
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
-from sparkml_sgdals.store.version_store import VersionStore, full_path
+from sparkml_sgdals.store.version_store import VersionStore
 from sparkml_sgdals.stream.job import StreamJob
-from sparkml_sgdals.stream.report import OnBatch, Report
+from sparkml_sgdals.stream.options import StreamOptions
+from sparkml_sgdals.stream.report import OnBatch
 from sparkml_sgdals.stream.start import StreamStart, start_stream
 
 __all__ = ["RACE", "RaceJob", "StreamingGridSearch"]
@@ -202,13 +204,27 @@ class StreamingGridSearch(Params):
     ) -> RaceJob:
         """Start the race on a stream, or resume it where the path holds it: same winner, same bits.
 
-        Parameters are those of `StreamingBiasedALSModel.updateStream`. A micro-batch may hold up
-        to a million ratings.
+        `StreamingBiasedALSModel.updateStream` says more of each parameter.
+
+        Parameters
+        ----------
+        stream : a streaming DataFrame with the columns of ratings, of at most a million ratings a
+            micro-batch
+        modelPath : folder or URI for versions and Spark's checkpoint
+        trigger : as DataStreamWriter.trigger takes it
+        queryName : name of Spark's query
+        keepVersions, keepDays : how many versions stay loadable, and those how young
+        leaseSeconds : a writer on another host counts as gone when silent for so long
+        eventIdCol, watermark : column of ids of events, and how late one or its repeat may come
+        onBatch : called with the metrics of each batch
+        prometheusPath : folder or URI of metrics.prom
+        metricsTable : whether each batch adds a Parquet file to metrics/ under the path
 
         Raises
         ------
-        ValueError : not a stream, a missing column, no candidates, two that learn the same, maps
-            that set columns, or a path with another race or with a model without one
+        ValueError : not a stream, a missing column, an option out of range, no candidates, two
+            that learn the same, maps that set columns, or a path with another race or with a model
+            without one
         TypeError : a column of a wrong type
         LeaseError : another stream writes to the path
         StorageError : the path is damaged, or was rolled back
@@ -248,28 +264,28 @@ class StreamingGridSearch(Params):
             winner = stages[0 if commit is None else leader_of(commit)]
             return winner._copyValues(model)
 
-        def make_updater(path: str, token: str) -> RaceUpdater:
-            return RaceUpdater(
-                path, token, options, keepVersions, keepDays * 86400.0,
-                Report(onBatch, prometheusPath and full_path(prometheusPath), metricsTable),
-                settings, rules, min(threads, len(settings)),
-            )  # fmt: skip
-
         job = start_stream(
             stream,
             modelPath,
             StreamStart(empty.state, origin, None, empty._meta() | {"race": named}),
             options,
+            StreamOptions(
+                trigger=trigger,
+                validation=None,
+                query_name=queryName,
+                keep_versions=keepVersions,
+                keep_days=keepDays,
+                lease_seconds=leaseSeconds,
+                event_id_col=eventIdCol,
+                watermark=watermark,
+                on_batch=onBatch,
+                prometheus_path=prometheusPath,
+                metrics_table=metricsTable,
+            ),
             load,
-            trigger=trigger,
-            validation=None,
-            queryName=queryName,
-            keepVersions=keepVersions,
-            keepDays=keepDays,
-            leaseSeconds=leaseSeconds,
-            eventIdCol=eventIdCol,
-            watermark=watermark,
-            makeUpdater=make_updater,
+            partial(
+                RaceUpdater, settings=settings, rules=rules, threads=min(threads, len(settings))
+            ),
         )
         return RaceJob(job.query, job.path, job._lease, load)
 

@@ -81,9 +81,15 @@ class StreamJob(Generic[M]):
         return metrics_frame(VersionStore(self.path).metrics(), window, fading)
 
     def awaitTermination(self, timeout: float | None = None) -> bool:
-        """Wait until the stream ends, or `timeout` seconds; whether it has ended.
+        """Wait until the stream ends; whether it has ended.
 
-        Raises what Spark raises where the stream failed.
+        Parameters
+        ----------
+        timeout : seconds after which not to wait any more, None for never
+
+        Raises
+        ------
+        StreamingQueryException : Spark's, where the stream failed
         """
         try:
             ended = (
@@ -105,8 +111,9 @@ class StreamJob(Generic[M]):
 
         Parameters
         ----------
-        drain : wait (at most `timeout` seconds) until a running batch has been committed; else
-            it may be broken off, and is learned after the next start
+        drain : wait until a running batch has been committed; else it may be broken off, and is
+            learned after the next start
+        timeout : seconds to wait at most
         """
         if drain:
             store = VersionStore(self.path)

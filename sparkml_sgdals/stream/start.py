@@ -26,7 +26,7 @@ from sparkml_sgdals.store.version_store import VersionStore, full_path, spark_pa
 from sparkml_sgdals.stream.job import M, StreamJob
 from sparkml_sgdals.stream.metrics_table import METRICS
 from sparkml_sgdals.stream.micro_batch import StreamUpdater
-from sparkml_sgdals.stream.report import OnBatch, Report
+from sparkml_sgdals.stream.options import StreamOptions
 from sparkml_sgdals.stream.residents import forget_resident
 
 if TYPE_CHECKING:
@@ -70,26 +70,22 @@ def start_stream(
     stream: DataFrame,
     path: str,
     start: StreamStart,
-    options: FitOptions,
+    fit_options: FitOptions,
+    options: StreamOptions,
     load: Callable[[VersionStore], M],
-    *,
-    trigger: dict[str, Any] | None,
-    validation: DataFrame | None,
-    queryName: str | None,
-    keepVersions: int,
-    keepDays: float,
-    leaseSeconds: float,
-    eventIdCol: str | None,
-    watermark: str,
-    onBatch: OnBatch | None = None,
-    prometheusPath: str = "",
-    metricsTable: bool = False,
-    makeUpdater: Callable[[str, str], Callable[[DataFrame, int], None]] | None = None,
+    make_updater: Callable[..., Callable[[DataFrame, int], None]] = StreamUpdater,
 ) -> StreamJob[M]:
     """Start or resume learning from `stream` under the model path `path`.
 
-    `makeUpdater` makes the function of foreachBatch from the path and the lease's token, by default
-    a `StreamUpdater`.
+    Parameters
+    ----------
+    stream : a streaming DataFrame with the columns of ratings
+    path : the model path
+    start : what an empty path starts from
+    fit_options : how rows are read and spread
+    options : what the caller chose of the stream
+    load : gives the model of the newest version back
+    make_updater : makes the function of foreachBatch from the fields of a `BatchUpdater`
 
     Raises
     ------
@@ -103,28 +99,25 @@ def start_stream(
             "The DataFrame is a table, not a stream: read it with spark.readStream, or call "
             "update or fit."
         )
-    if keepVersions < 1:
-        raise ValueError(f"keepVersions must be at least 1, got {keepVersions}.")
-    if not keepDays >= 0:
-        raise ValueError(f"keepDays must be at least 0, got {keepDays}.")
-    if validation is not None and start.state.settings.positive:
+    if options.validation is not None and start.state.settings.positive:
         raise ValueError(
             "validation is scored by RMSE, and events (implicitPrefs=True) have no ratings: leave "
             "it out."
         )
-    if start.state.settings.ranks_ratings and options.max_resident_ids:
+    if start.state.settings.ranks_ratings and fit_options.max_resident_ids:
         raise ValueError(
             f"rankingSize is {start.state.settings.ranking_size} and maxResidentIds "
-            f"{options.max_resident_ids}, but a model of ratings that ranks is kept in memory as a "
-            "whole, with what each user has rated: set rankingSize to 0 before the model learns, "
-            "or do not set maxResidentIds (0 is no limit)."
+            f"{fit_options.max_resident_ids}, but a model of ratings that ranks is kept in memory "
+            "as a whole, with what each user has rated: set rankingSize to 0 before the model "
+            "learns, or do not set maxResidentIds (0 is no limit)."
         )
-    select_ratings(stream, options.columns, options.kinds, raw=True)
-    if eventIdCol is not None:
-        stream = drop_repeats(stream, eventIdCol, options.columns.time, watermark)
+    columns = fit_options.columns
+    select_ratings(stream, columns, fit_options.kinds, raw=True)
+    if options.event_id_col is not None:
+        stream = drop_repeats(stream, options.event_id_col, columns.time, options.watermark)
     path = full_path(path)
     store = VersionStore(path)
-    lease = Lease.acquire(store, leaseSeconds)
+    lease = Lease.acquire(store, options.lease_seconds)
     try:
         meta = store.meta()
         if meta is not None:
@@ -138,25 +131,23 @@ def start_stream(
         drop_old_checkpoints(store)
         drop_later_invalid(store, newest.batch)
         store.drop_broken_writes()
-        if validation is not None:
-            _keep_validation(store, validation, options)
-        updater: Callable[[DataFrame, int], None] = StreamUpdater(
-            path,
-            lease.token,
-            options,
-            keepVersions,
-            keep_seconds=keepDays * 86400.0,
-            report=Report(onBatch, prometheusPath and full_path(prometheusPath), metricsTable),
+        if options.validation is not None:
+            _keep_validation(store, options.validation, fit_options)
+        updater = make_updater(
+            path=path,
+            token=lease.token,
+            options=fit_options,
+            keep_versions=options.keep_versions,
+            keep_seconds=options.keep_seconds,
+            report=options.report(),
         )
-        if makeUpdater is not None:
-            updater = makeUpdater(path, lease.token)
         writer = stream.writeStream.foreachBatch(updater).option(
             "checkpointLocation", f"{spark_path(path)}/{newest.checkpoint}"
         )
-        if queryName is not None:
-            writer = writer.queryName(queryName)
-        if trigger is not None:
-            writer = writer.trigger(**trigger)
+        if options.query_name is not None:
+            writer = writer.queryName(options.query_name)
+        if options.trigger is not None:
+            writer = writer.trigger(**options.trigger)
         query = start_query(writer)
     except BaseException:
         lease.release()
