@@ -1,7 +1,7 @@
 """What a commit object holds: a version, its batch, its files and their checksums (no Spark).
 
 A commit knows its number, the digest of the commit before it, that of model.json, and that of the
-offsets that its batch ended at; and each file that it names, by size and checksum. So whatever is
+plan that its batch was read by; and each file that it names, by size and checksum. So whatever is
 changed, exchanged or put back of what a version is made of does not fit, and is named.
 """
 
@@ -71,8 +71,8 @@ class Commit:
     """digest of the commit before it; None for the first, and after one that is damaged"""
     meta: str | None = None
     """digest of model.json"""
-    offsets: str | None = None
-    """digest of where the batch ended in its sources, as Spark planned it; None where no batch did
+    offsets: dict[str, Any] | None = None
+    """what the batch was read from, as `spark_checkpoint.reading` tells it; None where no batch was
     """
 
     replaces: str | None = None

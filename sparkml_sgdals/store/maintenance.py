@@ -173,6 +173,7 @@ def roll_back(store: VersionStore, version: int, reread: bool) -> Rollback:
             None,
             restored=wanted,
             after=None if newest.version == following - 1 else following - 1,
+            offsets=wanted.offsets if reread else newest.offsets if batch == newest.batch else None,
             checkpoint=checkpoint,
             check=lambda: check_holder(store, lease.token),
         )

@@ -12,6 +12,7 @@ and beside them owner.json, which names the model path that the checkpoint was m
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from typing import Any, Final
@@ -20,9 +21,14 @@ from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.objects import ObjectStore
 
-__all__ = ["check_checkpoint", "copy_until", "drop_unplanned_files", "end_of_batch", "last_done"]
+__all__ = [
+    "check_checkpoint", "copy_until", "drop_unplanned_files", "end_of_batch", "last_done",
+    "reading",
+]  # fmt: skip
 
 _OWNER: Final = "owner.json"
+_NO_FILES: Final = ""
+"""digest of a file source's log before its first batch"""
 _INTERVAL: Final = 10
 """batches between Spark's compactions of a file source's log"""
 _ROLL_BACK: Final = "StreamingBiasedALSModel.rollback(path, {version})"
@@ -47,7 +53,7 @@ def check_checkpoint(store: ObjectStore, newest: Commit, path_id: str) -> None:
             )
         store.replace(f"{folder}/{_OWNER}", json.dumps({"pathId": path_id}).encode())
         return
-    if owner is None or json.loads(owner).get("pathId") != path_id:
+    if owner is None or _owner(owner) != path_id:
         raise StorageError(
             f"{place} belongs to another model: {_OWNER} in it does not name this one. Its offsets "
             "are not those that this model has learned up to. Put this model's own checkpoint "
@@ -67,6 +73,68 @@ def check_checkpoint(store: ObjectStore, newest: Commit, path_id: str) -> None:
             f"of batch {batch}: later versions are lost or damaged. Put their files back, or read "
             f"the batches since again: {_ROLL_BACK.format(version=newest.version)}."
         )
+    told = newest.offsets
+    if told is None:
+        return
+    plan = store.read(f"{folder}/offsets/{batch}")
+    wrong = [] if plan is not None and _sha256(plan) == told["plan"] else [f"offsets/{batch}"]
+    for source, (last, digest) in told["files"].items():
+        log = _FileLog.read(store, f"{folder}/sources/{source}")
+        if log is None or log.digest_until(last) != digest:
+            wrong.append(f"sources/{source}")
+    if wrong:
+        raise StorageError(
+            f"{place}/{wrong[0]} is not as it was when version {newest.version} was committed: it "
+            "is damaged, or an older copy, and ratings would be learned twice or not at all. Put "
+            "it back, or go on under a new path: "
+            "StreamingBiasedALSModel.load(path).updateStream(stream, new_path)."
+        )
+
+
+def reading(
+    store: ObjectStore, folder: str, batch: int, before: dict[str, Any] | None
+) -> dict[str, Any] | None:
+    """What a batch is read from, as its commit tells it; None where Spark has not planned it.
+
+    Parameters
+    ----------
+    folder : of the checkpoint
+    before : the same of the commit before
+
+    Returns
+    -------
+    plan, the SHA-256 of Spark's plan of the batch, and files, of each file source by its number:
+    the place in its log after the batch, and a digest of all files that it names up to there
+    """
+    plan = store.read(f"{folder}/offsets/{batch}")
+    if plan is None:
+        return None
+    files: dict[str, Any] = {}
+    known = {} if before is None else before["files"]
+    for source, last in _places_in(plan).items():
+        log = _FileLog(store, f"{folder}/sources/{source}", [str(last), f"{last}.compact"])
+        place, digest = known.get(source, (-1, _NO_FILES))
+        if last != place + 1 and last != place:
+            # batches that are not known one by one, as after a checkpoint of its own
+            whole = _FileLog.read(store, log.folder)
+            digest = _NO_FILES if whole is None else whole.digest_until(last)
+        elif last > place:
+            digest = log.digest_until(last, since=place, digest=digest)
+        files[source] = [last, digest]
+    return {"plan": _sha256(plan), "files": files}
+
+
+def _sha256(payload: bytes) -> str:
+    return hashlib.sha256(payload).hexdigest()
+
+
+def _owner(payload: bytes) -> Any:
+    """The id of the path that a checkpoint was made for, None where it cannot be told."""
+    try:
+        owner = json.loads(payload)
+    except ValueError:
+        return None
+    return owner.get("pathId") if isinstance(owner, dict) else None
 
 
 def drop_unplanned_files(store: ObjectStore, folder: str) -> None:
@@ -159,14 +227,27 @@ class _FileLog:
         first = max(compacts, default=-1) + 1
         return all(str(number) in self.names for number in range(first, last + 1))
 
-    def write_until(self, target: str, last: int) -> None:
-        """Write the log as it was after batch `last` of this source."""
+    def digest_until(self, last: int, since: int = -1, digest: str = _NO_FILES) -> str:
+        """A digest of all files named up to batch `last`, from that of those up to `since`."""
+        batches = self._batches()
+        for batch in sorted(batch for batch in batches if since < batch <= last):
+            told = "\n".join([digest, str(batch), *batches[batch]])
+            digest = _sha256(told.encode())
+        return digest
+
+    def _batches(self) -> dict[int, list[str]]:
+        """The lines of each batch, each once, in the order in which Spark wrote them."""
         batches: dict[int, list[str]] = {}
         for name in self.names:
             for batch, line in self._entries(name):
                 lines = batches.setdefault(batch, [])
                 if line not in lines:
                     lines.append(line)
+        return batches
+
+    def write_until(self, target: str, last: int) -> None:
+        """Write the log as it was after batch `last` of this source."""
+        batches = self._batches()
         # Spark takes the last compacted batch for a multiple of its interval, whatever that is
         compact = (last + 1) // _INTERVAL * _INTERVAL - 1
         if compact >= 0:
@@ -199,8 +280,14 @@ class _FileLog:
 
 def _log_offsets(store: ObjectStore, folder: str, batch: int) -> dict[str, int]:
     """The place in its log of each file source after a batch."""
+    plan = store.read(f"{folder}/offsets/{batch}")
+    return {} if plan is None else _places_in(plan)
+
+
+def _places_in(plan: bytes) -> dict[str, int]:
+    """The place in its log of each file source, in Spark's plan of a batch."""
     found = {}
-    for source, line in enumerate(end_of_batch(store, folder, batch) or []):
+    for source, line in enumerate(plan.decode(errors="replace").splitlines()[2:]):
         try:
             offset: Any = json.loads(line)
         except ValueError:

@@ -156,7 +156,7 @@ class VersionStore(ObjectStore):
         check: Callable[[], None] = lambda: None,
         extra: dict[str, Any] | None = None,
         onto: Base | None = None,
-        offsets: str | None = None,
+        offsets: dict[str, Any] | None = None,
         meta: str | None = None,
         after: int | None = None,
     ) -> Commit:
@@ -172,7 +172,7 @@ class VersionStore(ObjectStore):
             the lease by then
         extra : more to keep among the commit's `scalars`, of JSON types
         onto : runs to which `rows` are added, where `state` holds a part of the model alone
-        offsets : digest of where the batch ended in its sources
+        offsets : what the batch was read from, as `spark_checkpoint.reading` tells it
         meta : digest of model.json, of the first version; later ones have it from `previous`
         after : number that the version follows, where the commit of that number is damaged;
             `previous` is then an older one

@@ -31,6 +31,7 @@ from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.commit import Base, Commit
 from sparkml_sgdals.store.lease import check_holder
 from sparkml_sgdals.store.overlay import Overlay
+from sparkml_sgdals.store.spark_checkpoint import reading
 from sparkml_sgdals.store.version_store import VersionStore
 from sparkml_sgdals.stream.report import Report
 from sparkml_sgdals.stream.residents import Resident, forget_resident, learn_once
@@ -119,18 +120,20 @@ class BatchUpdater:
         if learned.invalid:
             rows = pa.table({"row": pa.array(learned.invalid, pa.string())})
             store.replace_table(f"invalid/batch-{batch_id:012d}.parquet", rows)
-        version = resident.commit.version + 1
+        before = resident.commit
+        version = before.version + 1
         metrics = batch_metrics(batch_id, version, learned, clock) | told
         self.report.before_commit(store, metrics)
         resident.commit = store.commit(
             state,
             learned.rows,
             batch_id,
-            resident.commit,
+            before,
             metrics,
             check=lambda: check_holder(store, self.token),
             onto=onto,
             extra=extra,
+            offsets=reading(store, before.checkpoint, batch_id, before.offsets),
         )
         return metrics
 
