@@ -17,6 +17,7 @@ from sparkml_sgdals.ingest.collecting import COLLECT_LIMIT, collect_ratings
 from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
 from sparkml_sgdals.ingest.problems import refuse_invalid
 from sparkml_sgdals.ml.options import fit_options, stream_invalid
+from sparkml_sgdals.ml.params import default_settings
 from sparkml_sgdals.ml.persistence import ModelReader, ModelWriter
 from sparkml_sgdals.ml.recommend_methods import RankingMethods
 from sparkml_sgdals.ml.setters import ModelSetters
@@ -69,7 +70,9 @@ class StreamingBiasedALSModel(
         summary: TrainingSummary | None = None,
     ) -> None:
         super().__init__()
-        self._state = state if state is not None else ModelState.empty(Settings(), "int", "int")
+        if state is None:
+            state = ModelState.empty(default_settings(), "int", "int")
+        self._state = state
         self._id_types = id_types
         self.version = version
         self._summary = summary
@@ -208,7 +211,7 @@ class StreamingBiasedALSModel(
         once a rating has been seen. Variances start at the defaults' priors.
         """
         # ALS's features are far from their prior: partners would take all of that for news
-        settings = Settings(rank=als_model.rank, implicit_prior=False)
+        settings = default_settings(rank=als_model.rank, implicit_prior=False)
         state = ModelState.empty(settings, "int", "int")
         for table, factors in (
             (state.users, als_model.userFactors),

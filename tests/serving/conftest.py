@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from building import settings_of
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
@@ -37,7 +38,7 @@ class Modeler:
 
     path: Path
     kinds: tuple[Any, Any] = ("int", "int")
-    settings: Settings = field(default_factory=lambda: Settings(rank=4))
+    settings: Settings = field(default_factory=lambda: settings_of(rank=4))
     users: int = 60
     items: int = 40
     types: tuple[str, str] | None = None

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-from building import ratings_of
+from building import ratings_of, settings_of
 
 from sparkml_sgdals.arrays.hashing import id_keys
 from sparkml_sgdals.arrays.ratings import encode_ratings
@@ -19,14 +19,13 @@ from sparkml_sgdals.learn.rated_lists import copy_lists, note_lists
 from sparkml_sgdals.metrics import mrr_at, rank_of_rated, recall_at
 from sparkml_sgdals.state.event_scores import serving_state
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.state.settings import Settings
 
-EVENTS = Settings(
+EVENTS = settings_of(
     positive=True, rank=3, num_negatives=4, factor_prior=0.5, bias_prior=0.1, init_std=0.3,
     ranking_size=5,
 )  # fmt: skip
 DESCENT = replace(EVENTS, solver="isgd", num_negatives=0, step_size=0.1)
-RATINGS = Settings(rank=3, init_std=0.3, ranking_size=5)
+RATINGS = settings_of(rank=3, init_std=0.3, ranking_size=5)
 
 
 def events(rng, count, users=30, items=40, unwanted=0.0):

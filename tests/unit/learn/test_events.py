@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import reference
-from building import id_array
+from building import id_array, settings_of
 from hypothesis import given
 from hypothesis import strategies as st
 from reference_events import LogisticFilter, isgd
@@ -26,13 +26,13 @@ from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.state.event_scores import serving_state
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.parts import part_batch, state_from_parts, state_parts
-from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.forgetting import forget_users
 from sparkml_sgdals.store.version_store import VersionStore
 
-EVENTS = Settings(
-    positive=True, rank=3, num_negatives=4, factor_prior=0.5, bias_prior=0.1, init_std=0.3, seed=7
-)
+EVENTS = settings_of(
+    positive=True, rank=3, num_negatives=4, factor_prior=0.5, bias_prior=0.1, init_std=0.3, seed=7,
+    ranking_size=0,
+)  # fmt: skip
 DESCENT = replace(
     EVENTS, solver="isgd", num_negatives=0, step_size=0.1, regs=(0.0, 0.0, 0.02, 0.01)
 )
@@ -370,7 +370,7 @@ def test_copies_learn_apart():
 
 
 def test_models_of_ratings_are_stored_as_before():
-    state = empty(Settings(rank=3))
+    state = empty(settings_of(rank=3))
     state.users.ensure(id_array([1]))
     assert "done" not in state.users.to_arrow().column_names
     assert "events" not in state.scalars()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import reference
-from building import F32, Problem, id_array, problems, ratings_of
+from building import F32, Problem, id_array, problems, ratings_of, settings_of
 from hypothesis import given
 
 from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
@@ -22,7 +22,6 @@ from sparkml_sgdals.learn.solvers import Side
 from sparkml_sgdals.learn.whole_table import fit_ratings
 from sparkml_sgdals.state.factors import FactorTable, prior_variances
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.state.settings import Settings
 
 CLOSE = {"rtol": 2e-3, "atol": 2e-4}
 ARRAYS = ("mean", "var", "prior_mean", "influence", "evidence", "seen")
@@ -91,7 +90,7 @@ def filter_side(mean: np.ndarray, var: np.ndarray, seed: int) -> FilterSide:
 @given(problems())
 def test_filter_is_that_of_the_loops(problem: Problem) -> None:
     """Means, variances, prior means, influences, evidence, counts and errors."""
-    settings = Settings(rank=problem.user_mean.shape[1] - 1, noise=0.6, drift=0.001)
+    settings = settings_of(rank=problem.user_mean.shape[1] - 1, noise=0.6, drift=0.001)
     user = filter_side(problem.user_mean, problem.user_var, 1)
     item = filter_side(problem.item_mean, problem.item_var, 2)
     expected = [
@@ -128,7 +127,7 @@ def test_ratings_that_repeat_do_not_run_away() -> None:
     users, items = rng.integers(0, 40, 6000), rng.integers(0, 30, 6000)
     bias = rng.normal(0, 0.5, 30)
     values = 3.5 + bias[items] + rng.normal(0, 1, 6000)
-    state = ModelState.empty(Settings(rank=2, max_iter=30), "int", "int")
+    state = ModelState.empty(settings_of(rank=2, max_iter=30, tol=0.0), "int", "int")
     history = fit_ratings(ratings_of(users, items, values), state)
     assert max(history) < 1.1
     assert np.abs(state.users.influence).max() < 1.0
@@ -136,7 +135,7 @@ def test_ratings_that_repeat_do_not_run_away() -> None:
 
 def test_new_user_follows_the_items() -> None:
     """After a fit a new user stands, before its rating counts, where its items' influences say."""
-    settings = Settings(rank=2, noise=1e9)
+    settings = settings_of(rank=2, noise=1e9)
     tables = [FactorTable(side, "int", settings) for side in (USER_SIDE, ITEM_SIDE)]
     for table in tables:
         table.ensure(id_array([1, 2, 3, 4]))

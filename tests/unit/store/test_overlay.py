@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
-from building import contents, low_rank, ratings_of
+from building import contents, low_rank, ratings_of, settings_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -87,10 +87,10 @@ def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 PARAMS = [
-    Settings(rank=2),
-    Settings(rank=3, implicit_prior=False),
-    Settings("sgd", rank=2),
-    Settings("minibatch", rank=1, block_size=3),
+    settings_of(rank=2),
+    settings_of(rank=3, implicit_prior=False),
+    settings_of(solver="sgd", rank=2),
+    settings_of(solver="minibatch", rank=1, block_size=3),
 ]
 
 
@@ -165,7 +165,7 @@ def patch_hash(patch: pytest.MonkeyPatch) -> None:
 def test_a_long_stream(tmp_path: Path) -> None:
     """Compaction in the background while batches go on: the bits of the whole model."""
     table, _ = low_rank(6000, users=900, items=500)
-    twins = Twins(tmp_path, Settings(rank=3), ("int", "int"), limit=150)
+    twins = Twins(tmp_path, settings_of(rank=3), ("int", "int"), limit=150)
     bases = set()
     for first in range(0, 6000, 60):
         twins.learn(encode_ratings(table.slice(first, 60)))
@@ -188,7 +188,7 @@ def test_a_long_stream(tmp_path: Path) -> None:
 def test_without_a_local_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
     """Rows come by ranges of the files, several near ones at once, as from an object store."""
     monkeypatch.setattr(sorted_runs, "_REMOTE_GAP", 500)
-    twins = Twins(tmp_path, Settings(rank=3), (kind, kind), limit=150)
+    twins = Twins(tmp_path, settings_of(rank=3), (kind, kind), limit=150)
     store = twins.stores[1]
     store.fs, store.local = pafs.SubTreeFileSystem("/", pafs.LocalFileSystem()), False
     twins.open()
@@ -202,7 +202,7 @@ def test_without_a_local_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k
 
 def test_a_diverging_batch_changes_nothing(tmp_path: Path) -> None:
     """Rows that were read for it stay as they were; new ids are forgotten."""
-    twins = Twins(tmp_path, Settings("sgd", rank=2, step_size=1.0), ("int", "int"), 4)
+    twins = Twins(tmp_path, settings_of(solver="sgd", rank=2, step_size=1.0), ("int", "int"), 4)
     twins.learn(ratings_of(list(range(8)), list(range(8)), [1.0, 2.0] * 4))
     twins.open()
     part = twins.overlay
@@ -217,7 +217,7 @@ def test_a_diverging_batch_changes_nothing(tmp_path: Path) -> None:
 
 def test_pinned_ids_stay(tmp_path: Path) -> None:
     """Held-out ratings are predicted by rows that are never dropped, nor ids that come later."""
-    twins = Twins(tmp_path, Settings(rank=2), ("int", "int"), 10)
+    twins = Twins(tmp_path, settings_of(rank=2), ("int", "int"), 10)
     held = pa.array([1, 2, 500]), pa.array([3, 900])
     twins.overlay.pin(*held)
     for number in range(30):
@@ -232,7 +232,7 @@ def test_pinned_ids_stay(tmp_path: Path) -> None:
 
 def test_a_part_is_never_written_as_the_whole(tmp_path: Path) -> None:
     """A base of a part would forget the rest."""
-    twins = Twins(tmp_path, Settings(rank=2), ("int", "int"), 10)
+    twins = Twins(tmp_path, settings_of(rank=2), ("int", "int"), 10)
     twins.learn(ratings_of([1], [2], [3.0]))
     with pytest.raises(ValueError, match="a part of the model"):
         twins.stores[1].commit(twins.overlay.state, None, 0, twins.commits[1], None)
@@ -247,7 +247,7 @@ def test_a_compaction_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*args: Any, **kwargs: Any) -> None:
         raise StorageError("No space left")
 
-    twins = Twins(tmp_path, Settings(rank=2), ("int", "int"), 4)
+    twins = Twins(tmp_path, settings_of(rank=2), ("int", "int"), 4)
     batch = ratings_of(list(range(9)), list(range(9)), [1.0, 2.0, 4.0] * 3)
     with monkeypatch.context() as patch:
         patch.setattr(compaction, "merge_runs", full)
@@ -267,7 +267,7 @@ def filled(kind: str, numbers: list[int], seed: int = 0) -> Any:
     """A factor table with random contents."""
     from building import filled_table
 
-    return filled_table(Settings(rank=3), named(numbers, kind), seed=seed)
+    return filled_table(settings_of(rank=3), named(numbers, kind), seed=seed)
 
 
 def written(store: VersionStore, packed: Packed, name: str = "files/a") -> Run:
@@ -442,6 +442,6 @@ def test_rows_of_one_id_keep_the_last() -> None:
 
 def test_a_shape_follows_from_the_settings() -> None:
     """Columns that a solver lacks take no room."""
-    assert RowShape.of("int", Settings(rank=16)).width * 8 == 312
-    assert RowShape.of("int", Settings("sgd", rank=16)).width < 16
-    assert dataclasses.asdict(RowShape.of("str", Settings(rank=0)))["kind"] == "str"
+    assert RowShape.of("int", settings_of(rank=16)).width * 8 == 312
+    assert RowShape.of("int", settings_of(solver="sgd", rank=16)).width < 16
+    assert dataclasses.asdict(RowShape.of("str", settings_of(rank=0)))["kind"] == "str"
