@@ -14,16 +14,15 @@ import numpy.typing as npt
 
 from sparkml_sgdals.arrays.hashing import id_keys, pair_hash
 from sparkml_sgdals.arrays.ratings import Ratings
-from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.kernels.checks import check_rows
 from sparkml_sgdals.kernels.events import filter_events, note_done
 from sparkml_sgdals.kernels.isgd import descend_events
 from sparkml_sgdals.learn.event_ranks import EventsToRank, judge_ranks
 from sparkml_sgdals.learn.prequential import BatchSums
+from sparkml_sgdals.learn.solvers import not_finite
 from sparkml_sgdals.state.event_memory import HALF_LIVES, with_room
 from sparkml_sgdals.state.event_scores import even_parts, faded_popularity, known_done, memories_of
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.state.settings import Settings
 
 __all__ = ["Learned", "learn_events"]
 
@@ -64,16 +63,16 @@ def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> Le
         check_rows(ratings.items, item_rows.size, "item")
         work = _Work(state, ratings, user_rows, item_rows)
         sums = work.ranks(*sizes) if judge and state.settings.ranking_size else BatchSums()
+        if state.settings.solver == "bayes" and not np.all(work.weights > 0.0):
+            # fell below what a float32 holds, or is not a number
+            raise not_finite(state.settings)
         learn = work.filter if state.settings.solver == "bayes" else work.descend
         touched, counted = learn()
         if not work.finite(touched):
-            raise _diverged(state.settings)
-    except BaseException as failure:
+            raise not_finite(state.settings)
+    except BaseException:
         state.users.truncate(sizes[0])
         state.items.truncate(sizes[1])
-        if isinstance(failure, ZeroDivisionError):
-            # a weight or variance fell below what a float32 holds
-            raise _diverged(state.settings) from failure
         raise
     work.put(touched)
     low, high = ratings.value_range()
@@ -86,13 +85,6 @@ def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> Le
     )
     state.events += counted
     return Learned(user_rows, np.flatnonzero(touched), new_users, new_items, sums)
-
-
-def _diverged(settings: Settings) -> DivergenceError:
-    return DivergenceError(
-        f"{settings.solver} left factors that are not finite. Lower stepSize (now "
-        f"{settings.step_size}), or look for ratings or weights of an absurd size."
-    )
 
 
 class _Work:

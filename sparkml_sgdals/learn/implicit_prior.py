@@ -22,7 +22,7 @@ from sparkml_sgdals.kernels.lanes import padded_rows
 from sparkml_sgdals.kernels.vectors import (
     LANES,
 )
-from sparkml_sgdals.learn.solvers import Side
+from sparkml_sgdals.learn.solvers import Side, without_variance
 from sparkml_sgdals.state.factors import FactorRows, FactorTable, prior_variances
 from sparkml_sgdals.state.settings import Settings
 
@@ -163,10 +163,10 @@ def run_implicit_filter(
     users: I32 | I64, items: I32 | I64, values: F32, weights: F32, settings: Settings,
     user: FilterSide, item: FilterSide,
 ) -> F32:  # fmt: skip
-    """Filter ratings as `run_filter` does, with prior means that move; errors from before each."""
+    """As `run_filter`, with prior means that move."""
     errors = np.empty(values.size, np.float32)
     crowd = concentration(users, items)
-    filter_implicit(
+    learned = filter_implicit(
         users.astype(np.int32, copy=False), items.astype(np.int32, copy=False), values, weights,
         user.mean, user.var, user.prior_mean, user.influence, user.evidence, user.seen,
         item.mean, item.var, item.prior_mean, item.influence, item.seen,
@@ -174,6 +174,8 @@ def run_implicit_filter(
         np.float32(1.0 / (1.0 + (crowd / _CONCENTRATED) ** 2)),
         np.float32(settings.noise), np.float32(settings.drift), errors,
     )  # fmt: skip
+    if not learned:
+        raise without_variance(settings)
     return errors
 
 

@@ -29,6 +29,7 @@ from sparkml_sgdals.learn.noise import (
 from sparkml_sgdals.learn.solvers import (
     Side,
     half_sweep,
+    not_finite,
     run_filter,
     run_minibatches,
     run_sgd,
@@ -44,7 +45,6 @@ __all__ = [
     "check_finite",
     "fit_ratings",
     "fit_stops",
-    "not_finite",
     "settle_scale",
 ]
 
@@ -387,14 +387,6 @@ def check_finite(state: ModelState, user_rows: I64, item_rows: I64) -> None:
     """Raise DivergenceError where factors in these rows are not finite."""
     if not (state.users.finite(user_rows) and state.items.finite(item_rows)):
         raise not_finite(state.settings)
-
-
-def not_finite(settings: Settings) -> DivergenceError:
-    """What to raise where factors are not finite."""
-    return DivergenceError(
-        f"{settings.solver} left factors that are not finite. Lower stepSize (now "
-        f"{settings.step_size}), or look for ratings of an absurd size."
-    )
 
 
 def _zero_row(width: int) -> F32:

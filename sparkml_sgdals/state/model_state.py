@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final
 
 import numpy as np
@@ -135,6 +135,11 @@ class ModelState:
     def copy(self) -> ModelState:
         """An independent copy."""
         return replace(self, users=self.users.copy(), items=self.items.copy())
+
+    def restore(self, kept: ModelState) -> None:
+        """Be again what a copy has kept, which is then used up: its factors are not copied."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(kept, each.name))
 
     def under(self, settings: Settings) -> ModelState:
         """The same model of ratings, factors shared, under settings that differ in ranking."""

@@ -386,9 +386,40 @@ def test_absurd_ratings_diverge(settings: Settings) -> None:
     """Ratings past float32's reach of squares raise instead of leaving NaN behind."""
     state = seen_state(settings)
     before = state.fingerprint()
-    with pytest.raises(DivergenceError):
+    with pytest.raises(DivergenceError) as caught:
         learn_batch(state, ratings_of([-100] * 3, [0, 0, 3], [3e38, -3e38, 3e38]))
     assert state.fingerprint() == before
+    # bayes has no step to lower
+    assert ("stepSize" in str(caught.value)) == (settings.solver != "bayes")
+
+
+@pytest.mark.parametrize("implicit_prior", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_variances_below_what_a_number_holds(implicit_prior: bool, frozen: bool) -> None:
+    """A batch and a table raise what names the Params, and a batch leaves what was known."""
+    known = settings_of(rank=2, implicit_prior=implicit_prior)
+    tiny = replace(known, noise=1e-50, bias_prior=1e-50, factor_prior=1e-50)
+    state = ModelState.empty(known, "int", "int")
+    learn_batch(state, encode_ratings(low_rank(1500 if frozen else 600)[0]))
+    assert state.scale.frozen == frozen
+    before = state.fingerprint()
+    for side in (state, state.users, state.items):
+        side.settings = tiny
+    new = ratings_of([-1, -2], [-3, -4], [4.0, 2.0])
+    with pytest.raises(DivergenceError, match=r"noiseVariance \(now 1e-50\)"):
+        learn_batch(state, new)
+    assert state.fingerprint() == before
+    with pytest.raises(DivergenceError, match=r"noiseVariance \(now 1e-50\)"):
+        fit_ratings(new, ModelState.empty(tiny, "int", "int"))
+
+
+def test_ratings_without_weight_leave_the_noise_as_it_was() -> None:
+    """Regression: the second batch of a stream was said to have diverged."""
+    state = ModelState.empty(settings_of(rank=2), "int", "int")
+    learn_batch(state, ratings_of([1], [2], [3.0]))
+    before = state.noise, state.noise_weight
+    learn_batch(state, ratings_of([1, 1], [2, 3], [4.0, 2.0], weights=[0.0, 0.0]))
+    assert (state.noise, state.noise_weight) == before
 
 
 # ---- a whole table --------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -322,3 +322,14 @@ def test_empty_state_predicts_zero() -> None:
     assert state.predict(np.array([-1]), np.array([-1]))[0].tolist() == [0.0]
     assert contents(state.users) == {}
     assert state.noise == 0.7
+
+
+def test_a_state_is_restored_as_a_copy_kept_it() -> None:
+    """Every field, those to come included."""
+    state = seen_state(settings_of(rank=2))
+    kept, before = state.copy(), state.fingerprint()
+    for each in fields(state):
+        setattr(state, each.name, None)
+    state.restore(kept)
+    assert state.fingerprint() == before
+    assert all(getattr(state, each.name) is getattr(kept, each.name) for each in fields(state))
