@@ -66,7 +66,7 @@ def main() -> None:
             f"new, fewer than {MANY} ratings": ~old & (streamed < MANY),
             f"new, {MANY} or more": ~old & (streamed >= MANY),
         }
-        errors = [squared_errors(learned(ordered, implicit), held) for implicit in (False, True)]
+        errors = [squared_errors(learned(ordered, drawn), held) for drawn in (False, True)]
         print(f"\n{name}: users\n{'':32}{'held out':>9}{'without':>9}{'with':>9}{'gain':>8}")
         rows = {}
         for group, rows_of in groups.items():

@@ -105,7 +105,7 @@ def filter_ratings(  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST)
-def filter_implicit(  # type: ignore[no-untyped-def]
+def filter_with_influences(  # type: ignore[no-untyped-def]
     users, items, ratings, weights,
     user_mean, user_var, user_prior, user_influence, user_evidence, user_seen,
     item_mean, item_var, item_prior, item_influence, item_seen,

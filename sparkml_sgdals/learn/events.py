@@ -1,7 +1,7 @@
 """Learning events onto a model in memory (driver, executor; no Spark).
 
 A table and a micro-batch are learned alike: each event once, in its order. It only arranges calls
-of the kernels in `positive` and `isgd`.
+of the kernels in `events` and `isgd`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from sparkml_sgdals.state.event_memory import HALF_LIVES, with_room
 from sparkml_sgdals.state.event_scores import even_parts, faded_popularity, known_done, memories_of
 from sparkml_sgdals.state.model_state import ModelState
 
-__all__ = ["Learned", "learn_events"]
+__all__ = ["LearnedEvents", "learn_events"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -34,7 +34,7 @@ _EVENT: Final = np.uint64(0xA0761D6478BD642F)
 
 
 @dataclass(frozen=True)
-class Learned:
+class LearnedEvents:
     """Rows of users and items whose state has changed, how many ids are new, and ranks before."""
 
     user_rows: I64
@@ -44,7 +44,7 @@ class Learned:
     sums: BatchSums
 
 
-def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> Learned:
+def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> LearnedEvents:
     """Learn each row of a table of events once, in place.
 
     A rating r counts as (1 + alpha r) / (1 + alpha) events; one of 0 or less says that the user
@@ -84,7 +84,7 @@ def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> Le
         high=max(high, before.high),
     )
     state.events += counted
-    return Learned(user_rows, np.flatnonzero(touched), new_users, new_items, sums)
+    return LearnedEvents(user_rows, np.flatnonzero(touched), new_users, new_items, sums)
 
 
 class _Work:

@@ -1,4 +1,4 @@
-"""The implicit prior: which ids come together says something before the ratings do.
+"""A prior drawn from influences: which ids come together says something before ratings do.
 
 The prior mean of an id is n^(-1/2) times the sum of its partners' *influences*, bias and features,
 for users and for items alike: algorithm.md, equations (8) to (11). Arrays in and out, no Spark.
@@ -16,7 +16,7 @@ import numpy.typing as npt
 from sparkml_sgdals.arrays.ratings import Layout, Ratings
 from sparkml_sgdals.arrays.threads import run_all
 from sparkml_sgdals.kernels.checks import check_rows
-from sparkml_sgdals.kernels.filter import filter_implicit
+from sparkml_sgdals.kernels.filter import filter_with_influences
 from sparkml_sgdals.kernels.influences import add_shares, learn_influences, sum_influences
 from sparkml_sgdals.kernels.lanes import padded_rows
 from sparkml_sgdals.kernels.vectors import (
@@ -30,7 +30,7 @@ __all__ = [
     "ITEM_INFLUENCE",
     "USER_INFLUENCE",
     "FilterSide",
-    "ImplicitPrior",
+    "InfluencePrior",
     "concentration",
     "drawn_means",
     "influence_shares",
@@ -166,7 +166,7 @@ def run_implicit_filter(
     """As `run_filter`, with prior means that move."""
     errors = np.empty(values.size, np.float32)
     crowd = concentration(users, items)
-    learned = filter_implicit(
+    learned = filter_with_influences(
         users.astype(np.int32, copy=False), items.astype(np.int32, copy=False), values, weights,
         user.mean, user.var, user.prior_mean, user.influence, user.evidence, user.seen,
         item.mean, item.var, item.prior_mean, item.influence, item.seen,
@@ -196,8 +196,8 @@ def moved_prior(mean: F32, var: F32, before: F32, after: F32, settings: Settings
     return moved
 
 
-class ImplicitPrior:
-    """The implicit prior of a table while it is learned, in the table's own order of ids."""
+class InfluencePrior:
+    """Prior means and influences of a table while it is learned, in the table's order of ids."""
 
     def __init__(
         self, ratings: Ratings, tables: tuple[FactorTable, FactorTable], rows: tuple[I64, I64]

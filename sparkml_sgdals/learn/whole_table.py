@@ -20,7 +20,7 @@ from sparkml_sgdals.kernels.checks import check_rows
 from sparkml_sgdals.kernels.predict import clipped_squares
 from sparkml_sgdals.learn.events import learn_events
 from sparkml_sgdals.learn.implicit_prior import (
-    ImplicitPrior,
+    InfluencePrior,
 )
 from sparkml_sgdals.learn.noise import (
     expected_after_learning,
@@ -158,7 +158,7 @@ class _Work:
         self.history: list[float] = []
         self.settings = state.settings
         self.noise = state.settings.noise
-        self.implicit: ImplicitPrior | None = None
+        self.influences: InfluencePrior | None = None
         tables = (state.users, state.items)
         self.sides = [self._gather(t, r, k) for t, r, k in zip(tables, rows, known, strict=True)]
         self.total_weight = (
@@ -200,8 +200,8 @@ class _Work:
             table.mean[rows] = side.mean
             if table.var.shape[1]:
                 table.var[rows] = side.var
-        if self.implicit is not None:
-            self.implicit.put(tables, self.rows)
+        if self.influences is not None:
+            self.influences.put(tables, self.rows)
         if self.settings.solver == "bayes" and self.fresh and self.history:
             target.noise, target.noise_weight = self.noise, self.total_weight
             users, items = self.sides
@@ -258,7 +258,7 @@ class _Work:
         settings, r, threads = self.settings, self.ratings, self.threads
         users, items = self.sides
         if settings.implicit:
-            self.implicit = ImplicitPrior(r, (self.state.users, self.state.items), self.rows)
+            self.influences = InfluencePrior(r, (self.state.users, self.state.items), self.rows)
         # a filter is one rating after another: other threads prepare the sweeps meanwhile
         errors, _, *layouts = run_all(
             [self._filter, self.learn_baseline, *(self._layouts() if settings.max_iter else [])],
@@ -270,19 +270,19 @@ class _Work:
             return
         by_user, by_item = layouts
         rated_users, rated_items = by_user.counts() > 0, by_item.counts() > 0
-        implicit = self.implicit if self.fresh else None
-        if implicit is not None:
-            implicit.start(by_user, by_item, users, items, threads)
+        influences = self.influences if self.fresh else None
+        if influences is not None:
+            influences.start(by_user, by_item, users, items, threads)
         expected: list[float] = []
         for sweep in range(settings.max_iter):
             half_sweep(by_user, users, items.mean, items.var, self.noise, threads)
-            if implicit is not None:
-                implicit.learn_items(by_item, users, threads)
+            if influences is not None:
+                influences.learn_items(by_item, users, threads)
             squares, variances = half_sweep(
                 by_item, items, users.mean, users.var, self.noise, threads
             )
-            if implicit is not None:
-                implicit.learn_users(by_user, items, threads)
+            if influences is not None:
+                influences.learn_users(by_user, items, threads)
             expected.append((squares + variances) / self.total_weight)
             if self.fresh:
                 self.noise = expected[-1]
@@ -298,8 +298,8 @@ class _Work:
     def _filter(self) -> F32:
         """One pass; errors from before each rating was learned."""
         r, (users, items) = self.ratings, self.sides
-        if self.implicit is not None and not self.fresh:
-            return self.implicit.filter(self.values, self.settings, users, items)
+        if self.influences is not None and not self.fresh:
+            return self.influences.filter(self.values, self.settings, users, items)
         return run_filter(
             r.users, r.items, self.values, r.weights, self.settings,
             users.mean, users.var, items.mean, items.var,

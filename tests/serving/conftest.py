@@ -24,7 +24,7 @@ from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.serving.http.guard import Buckets
 from sparkml_sgdals.serving.http.routes import Service, make_app
 from sparkml_sgdals.serving.intake.folder import FolderIntake
-from sparkml_sgdals.serving.intake.history import Columns
+from sparkml_sgdals.serving.intake.history import IntakeColumns
 from sparkml_sgdals.serving.server import build_service
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
@@ -152,9 +152,9 @@ def serving(tmp_path: Path) -> Iterator[Callable[..., Running]]:
 
 
 @pytest.fixture
-def columns() -> Columns:
+def columns() -> IntakeColumns:
     """The columns by default."""
-    return Columns()
+    return IntakeColumns()
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """What a served model of events has besides factors: who did what last, and popularity (no Spark).
 
-Scores are those of `learning_events.serving_state`, made a user at a time: that of an item is the
+Scores are those of `event_scores.serving_state`, made a user at a time: that of an item is the
 logarithm of its share of events, its bias, and the product of its features with the user's, to
 which the items that the user did last add.
 """

@@ -91,11 +91,11 @@ def test_ranks_are_those_of_the_slow_reference(settings):
 
 
 @pytest.mark.parametrize("solver", ["bayes", "sgd", "minibatch"])
-@pytest.mark.parametrize("implicit_prior", [True, False])
-def test_ranks_of_ratings_are_those_of_the_slow_reference(solver, implicit_prior):
+@pytest.mark.parametrize("draws_prior", [True, False])
+def test_ranks_of_ratings_are_those_of_the_slow_reference(solver, draws_prior):
     """From the first batch on, while the scale still settles; every rating counts."""
     rng = np.random.default_rng(3)
-    settings = replace(RATINGS, solver=solver, implicit_prior=implicit_prior, block_size=10)
+    settings = replace(RATINGS, solver=solver, implicit_prior=draws_prior, block_size=10)
     state, done, judged = ModelState.empty(settings, "int", "str"), {}, 0
     for number in range(9):
         table = rated(rng, 150, users=20 + 10 * number, items=30 + 10 * number)

@@ -33,7 +33,7 @@ SETTINGS = [
     ),
 ]  # fmt: skip
 SOLVERS = pytest.mark.parametrize(
-    "settings", SETTINGS, ids=lambda s: s.solver + "-implicit" * s.implicit
+    "settings", SETTINGS, ids=lambda s: s.solver + "-drawn" * s.implicit
 )
 
 
@@ -66,7 +66,7 @@ def doubles(side: Any, base: bool = False) -> tuple[np.ndarray, np.ndarray]:
     return side.mean.astype(float), side.var.astype(float)
 
 
-def learn_by_loops_implicit(
+def learn_by_loops_with_influences(
     state: ModelState, ratings: Ratings
 ) -> dict[str, dict[str, np.ndarray]]:
     """One pass of the filter with prior means that move; both sides as they are then."""
@@ -77,7 +77,7 @@ def learn_by_loops_implicit(
             array: getattr(held, array).astype(float)
             for array in ("mean", "var", "prior_mean", "influence", "evidence")
         } | {"seen": held.count.astype(float)}
-    reference.learn_implicit(
+    reference.learn_with_influences(
         *rows_of(state, ratings), standardised(state, ratings), weights_of(ratings),
         sides["users"], sides["items"], prior_variances(settings).astype(float), settings.noise,
         settings.drift,
@@ -125,7 +125,7 @@ def test_batch_learns_each_rating_once(settings: Settings, weighted: bool) -> No
     for side, ids in ((expected.users, batch.user_ids), (expected.items, batch.item_ids)):
         side.ensure(ids)
     users, items = doubles(expected.users), doubles(expected.items)
-    drawn = learn_by_loops_implicit(expected, batch) if settings.implicit else {}
+    drawn = learn_by_loops_with_influences(expected, batch) if settings.implicit else {}
     if not drawn:
         learn_by_loops(expected, batch, users, items)
     if settings.solver == "bayes":
@@ -441,7 +441,7 @@ def fit_by_loops(
             filled = state.copy()
             filled.users.ensure(ratings.user_ids)
             filled.items.ensure(ratings.item_ids)
-            drawn = learn_by_loops_implicit(filled, ratings)[name]
+            drawn = learn_by_loops_with_influences(filled, ratings)[name]
             moved = drawn["prior_mean"][rows] - getattr(filled, name).prior_mean[rows]
         for x in range(len(rows)):
             if not fresh and side.count[rows[x]] > 0:
@@ -494,11 +494,11 @@ def with_scale_of(state: ModelState, ratings: Ratings) -> ModelState:
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("sweeps", [0, 1, 4])
-@pytest.mark.parametrize("implicit", [False, True])
-def test_fresh_fit_is_filter_then_sweeps(weighted: bool, sweeps: int, implicit: bool) -> None:
+@pytest.mark.parametrize("draws_prior", [False, True])
+def test_fresh_fit_is_filter_then_sweeps(weighted: bool, sweeps: int, draws_prior: bool) -> None:
     """Posteriors, noise and the RMSE of each sweep; priors and noise learned on the way."""
     settings = settings_of(
-        rank=3, max_iter=sweeps, tol=0.0, noise=0.4, bias_prior=0.3, implicit_prior=implicit
+        rank=3, max_iter=sweeps, tol=0.0, noise=0.4, bias_prior=0.3, implicit_prior=draws_prior
     )
     state, ratings = ModelState.empty(settings, "int", "int"), small_table(weighted)
     factors, noise, expected = fit_by_loops(with_scale_of(state, ratings), ratings)
@@ -520,12 +520,12 @@ def test_fresh_fit_is_filter_then_sweeps(weighted: bool, sweeps: int, implicit: 
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("sweeps", [0, 1, 3])
-@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize("draws_prior", [False, True])
 def test_fit_onto_a_model_takes_it_as_the_prior(
-    weighted: bool, sweeps: int, implicit: bool
+    weighted: bool, sweeps: int, draws_prior: bool
 ) -> None:
     """A known id's prior is its own posterior, an unknown one's the default; the rest is frozen."""
-    settings = settings_of(rank=3, max_iter=sweeps, tol=0.0, implicit_prior=implicit)
+    settings = settings_of(rank=3, max_iter=sweeps, tol=0.0, implicit_prior=draws_prior)
     state = seen_state(settings)
     ratings = mixed_batch(weighted)
     before = contents(state.users), contents(state.items)
@@ -589,16 +589,16 @@ def test_fit_gives_the_baseline_one_filter_pass(settings: Settings) -> None:
         np.testing.assert_allclose(side.base_var, var, **CLOSE)
 
 
-@pytest.mark.parametrize("implicit", [False, True])
-def test_last_rmse_is_that_of_the_predictions(implicit: bool) -> None:
-    """The history ends with the weighted RMSE of the model on its own table; with the implicit
+@pytest.mark.parametrize("draws_prior", [False, True])
+def test_last_rmse_is_that_of_the_predictions(draws_prior: bool) -> None:
+    """The history ends with the weighted RMSE of the model on its own table; with the drawn
     prior from before the items moved with their priors for the last time."""
-    settings = settings_of(rank=3, max_iter=5, tol=0.0, seed=42, implicit_prior=implicit)
+    settings = settings_of(rank=3, max_iter=5, tol=0.0, seed=42, implicit_prior=draws_prior)
     state, ratings = ModelState.empty(settings, "int", "int"), small_table(weighted=True)
     history = fit_ratings(ratings, state)
     errors = ratings.values - state.predict(*rows_of(state, ratings))[0].astype(float)
     expected = math.sqrt(np.average(errors**2, weights=weights_of(ratings)))
-    assert history[-1] == pytest.approx(expected, rel=2e-3 if implicit else 1e-5)
+    assert history[-1] == pytest.approx(expected, rel=2e-3 if draws_prior else 1e-5)
 
 
 @pytest.mark.parametrize(

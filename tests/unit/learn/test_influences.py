@@ -1,4 +1,4 @@
-"""The implicit prior's kernels against the plain loops."""
+"""Influences, and the prior drawn from them, against the plain loops."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_filter_is_that_of_the_loops(problem: Problem) -> None:
         {name: getattr(side, name).astype(float) for name in ARRAYS} for side in (user, item)
     ]
     what = problem.users, problem.items, problem.ratings
-    wanted = reference.learn_implicit(
+    wanted = reference.learn_with_influences(
         *what, problem.all_weights(), *expected, prior_variances(settings).astype(float), 0.6, 0.001
     )
     errors = run_implicit_filter(*what, problem.weights, settings, user, item)
