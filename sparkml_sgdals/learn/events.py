@@ -83,7 +83,7 @@ def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> Le
         low=min(low, before.low),
         high=max(high, before.high),
     )
-    state.events += counted
+    state.events_learned += counted
     return LearnedEvents(user_rows, np.flatnonzero(touched), new_users, new_items, sums)
 
 
@@ -125,14 +125,14 @@ class _Work:
         state, r, settings = self.state, self.ratings, self.state.settings
         order = self.order
         fades = 0.5 ** (1.0 / np.array(HALF_LIVES))
-        popularity = faded_popularity(self.memory, state.events, fades)
+        popularity = faded_popularity(self.memory, state.events_learned, fades)
         cumulative = np.cumsum(popularity[order], axis=0).T.copy()
         seed = np.uint64(settings.seed & 0xFFFFFFFFFFFFFFFF)
         numbers = np.arange(len(r), dtype=np.uint64) + np.uint64(state.counters.ratings)
         touched = np.zeros(state.items.size, bool)
         counted = filter_events(
             r.users, self.items, r.values, self.weights, self.pairs ^ ((numbers + seed) * _EVENT),
-            state.events, settings.num_negatives, np.float32(settings.drift),
+            state.events_learned, settings.num_negatives, np.float32(settings.drift),
             settings.implicit_prior, self.users.mean, self.users.var, self.mean, self.var,
             self.memory.context, self.memory.context_var, self.done, self.starts, self.lengths,
             order.astype(np.int32), cumulative, fades, self.memory.popularity, self.memory.last,
@@ -147,8 +147,8 @@ class _Work:
         known = np.flatnonzero(last > 0)
         touched = np.zeros(state.items.size, bool)
         counted = descend_events(
-            r.users, self.items, r.values, self.weights, state.events, settings.num_negatives,
-            np.float32(settings.step_size), np.float32(settings.regs[2]),
+            r.users, self.items, r.values, self.weights, state.events_learned,
+            settings.num_negatives, np.float32(settings.step_size), np.float32(settings.regs[2]),
             np.float32(settings.regs[3]), self.users.mean, self.mean,
             known[np.argsort(last[known])].astype(np.int32), last, touched,
         )  # fmt: skip
@@ -171,7 +171,7 @@ class _Work:
         state.users.put_rows(self.users)
         state.items.mean[touched] = self.mean[touched]
         state.items.var[touched] = self.var[touched]
-        state.items.events = self.memory
+        state.items.memory = self.memory
         signed = self.keys.view(np.int64)
         places = zip(self.starts.tolist(), self.lengths.tolist(), strict=True)
         self.user_memory.replace(

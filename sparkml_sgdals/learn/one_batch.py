@@ -14,7 +14,7 @@ import numpy.typing as npt
 from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.kernels.checks import check_rows
 from sparkml_sgdals.learn.events import learn_events
-from sparkml_sgdals.learn.implicit_prior import FilterSide, run_implicit_filter
+from sparkml_sgdals.learn.influences import FilterSide, run_influence_filter
 from sparkml_sgdals.learn.noise import expected_squares, learn_noise_factors
 from sparkml_sgdals.learn.prequential import BatchSums, judge_batch
 from sparkml_sgdals.learn.rated_lists import lists_after, memory_of_users, rank_ratings
@@ -55,7 +55,7 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
     if not len(ratings):
         nothing = np.empty(0, np.int64)
         return BatchReport(0, 0, 0, nothing, nothing, math.nan, math.nan)
-    if state.settings.positive:
+    if state.settings.learns_events:
         done = learn_events(state, ratings, judge=True)
         return BatchReport(
             len(ratings), done.new_users, done.new_items, done.user_rows, done.item_rows,
@@ -140,8 +140,8 @@ def _learn_rows(
     u, i = sides
     what = (ratings.users, ratings.items, values, ratings.weights, settings)
     run_filter(*what, u.base_mean, u.base_var, i.base_mean, i.base_var)
-    if settings.implicit:
-        run_implicit_filter(*what, FilterSide.of(u), FilterSide.of(i))
+    if settings.draws_prior:
+        run_influence_filter(*what, FilterSide.of(u), FilterSide.of(i))
     elif settings.solver == "bayes":
         run_filter(*what, u.mean, u.var, i.mean, i.var)
     elif settings.solver == "sgd":

@@ -145,7 +145,7 @@ def run_filter(
 
 def not_finite(settings: Settings) -> DivergenceError:
     """What to raise where factors are not finite."""
-    what = "ratings or weights" if settings.positive else "ratings"
+    what = "ratings or weights" if settings.learns_events else "ratings"
     remedy = f"look for {what} of an absurd size."
     if settings.solver != "bayes":
         remedy = f"lower stepSize (now {settings.step_size}), or {remedy}"

@@ -19,7 +19,7 @@ from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.kernels.checks import check_rows
 from sparkml_sgdals.kernels.predict import clipped_squares
 from sparkml_sgdals.learn.events import learn_events
-from sparkml_sgdals.learn.implicit_prior import (
+from sparkml_sgdals.learn.influences import (
     InfluencePrior,
 )
 from sparkml_sgdals.learn.noise import (
@@ -102,7 +102,7 @@ def fit_stops(
     DivergenceError : as `fit_ratings`
     """
     wanted = sorted(stops)
-    if state.settings.positive:
+    if state.settings.learns_events:
         # one pass, whatever max_iter: an event counts once
         learn_events(state, ratings)
         progress(1, math.nan)
@@ -257,7 +257,7 @@ class _Work:
     def _filter_and_sweep(self) -> Iterator[int]:
         settings, r, threads = self.settings, self.ratings, self.threads
         users, items = self.sides
-        if settings.implicit:
+        if settings.draws_prior:
             self.influences = InfluencePrior(r, (self.state.users, self.state.items), self.rows)
         # a filter is one rating after another: other threads prepare the sweeps meanwhile
         errors, _, *layouts = run_all(

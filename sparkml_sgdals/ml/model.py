@@ -354,7 +354,7 @@ class StreamingBiasedALSModel(
         if meta is None or newest is None:
             raise StorageError(f"{modelPath} does not hold a model: start with updateStream.")
         settings = Settings.from_json(meta["settings"])
-        if maxResidentIds and settings.positive:
+        if maxResidentIds and settings.learns_events:
             raise ValueError(
                 f"maxResidentIds is {maxResidentIds}, but a model of events (implicitPrefs) is "
                 "kept in memory as a whole: leave it out."
@@ -423,7 +423,7 @@ class StreamingBiasedALSModel(
 
     def _scoring_state(self) -> ModelState:
         """The state that pairs are scored by: of events with their popularity and context."""
-        if not self._state.settings.positive:
+        if not self._state.settings.learns_events:
             return self._state
         held = self._serving
         if held is None or held[0] is not self._state or held[1] != self.version:
@@ -432,7 +432,7 @@ class StreamingBiasedALSModel(
         return held[2]
 
     def _refuse_of_events(self, what: str) -> None:
-        if self._state.settings.positive:
+        if self._state.settings.learns_events:
             raise ValueError(
                 f"{what}, and this model was learned from events (implicitPrefs=True). Judge it "
                 "by the rank of what users did next: docs/positive-only.md."

@@ -452,7 +452,7 @@ class LearningParams(
             init_std=self.getInitStd(),
             drift=self.getDrift(),
             implicit_prior=self.getImplicitPrior(),
-            positive=events,
+            learns_events=events,
             alpha=self.getAlpha() if events else 1.0,
             num_negatives=self.getNumNegatives() if events else 0,
             ranking_size=size,
@@ -493,6 +493,6 @@ def default_settings(**fields: Any) -> Settings:
 
     The defaults are those of the solver, and of ratings or events, that `fields` name.
     """
-    names = {"solver": "solver", "positive": "implicitPrefs"}
+    names = {"solver": "solver", "learns_events": "implicitPrefs"}
     chosen = {param: fields[name] for name, param in names.items() if name in fields}
     return replace(LearningParams()._set(**chosen).settings(), **fields)

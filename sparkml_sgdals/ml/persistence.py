@@ -161,7 +161,7 @@ def _read_state(spark: SparkSession, path: str, metadata: dict[str, Any]) -> Mod
 
 def _ddl(side: FactorTable) -> str:
     ddl = _DDL.format(id="bigint" if side.index.kind == "int" else "string")
-    return ddl if side.events is None else ddl + _EVENTS_DDL[side.side]
+    return ddl if side.memory is None else ddl + _EVENTS_DDL[side.side]
 
 
 def _read_side(spark: SparkSession, path: str, side: FactorTable) -> None:

@@ -58,8 +58,11 @@ def warm_start(leader: ModelState, settings: Settings) -> ModelState:
     state.scale = replace(scale, frozen=old.frozen)
     state.counters = leader.counters
     ratio = old.spread / state.scale.spread
-    if settings.positive:
-        state.events, state.popularity_parts = leader.events, leader.popularity_parts
+    if settings.learns_events:
+        state.events_learned, state.popularity_parts = (
+            leader.events_learned,
+            leader.popularity_parts,
+        )
     for own, other in ((state.users, leader.users), (state.items, leader.items)):
         _take_over(own, other, ratio)
     if settings.solver == "bayes" and leader.settings.solver == "bayes":
@@ -83,11 +86,11 @@ def _take_over(own: FactorTable, other: FactorTable, ratio: float) -> None:
     own.base_var[rows] = scaled.base_var
     own.count[rows] = other.count
     own.noise_factor[rows] = np.asarray(other.noise_factor)
-    if isinstance(own.events, UserMemory) and isinstance(other.events, UserMemory):
-        for row, done in zip(rows.tolist(), other.events.done, strict=True):
-            own.events.done[row] = done
-    if isinstance(own.events, ItemMemory) and isinstance(other.events, ItemMemory):
-        mine, theirs = own.events, other.events
+    if isinstance(own.memory, UserMemory) and isinstance(other.memory, UserMemory):
+        for row, done in zip(rows.tolist(), other.memory.done, strict=True):
+            own.memory.done[row] = done
+    if isinstance(own.memory, ItemMemory) and isinstance(other.memory, ItemMemory):
+        mine, theirs = own.memory, other.memory
         mine.popularity[rows], mine.last[rows] = theirs.popularity, theirs.last
         width = min(mine.context.shape[1], theirs.context.shape[1])
         mine.context[rows, :width] = theirs.context[:, :width]

@@ -83,7 +83,7 @@ class FactorTable:
     evidence : float32, shape (size,), the share that the id has in its partners' prior means:
         sum of 1 / count of each
     noise_factor : float32, shape (size,), noise of the id's ratings in units of the model's
-    events : what is remembered besides where the model learns events, and of users where it ranks
+    memory : what is remembered besides where the model learns events, and of users where it ranks
         ratings; else None
     """
 
@@ -97,12 +97,12 @@ class FactorTable:
         self._base_mean: F32 = np.empty((0, 1), np.float32)
         self._base_var: F32 = np.empty((0, 1), np.float32)
         self._count: I64 = np.empty(0, np.int64)
-        implicit = width if settings.implicit else 0
+        implicit = width if settings.draws_prior else 0
         self._prior_mean: F32 = np.empty((0, implicit), np.float32)
         self._influence: F32 = np.empty((0, implicit), np.float32)
         self._evidence: F32 = np.empty(0, np.float32)
         self._noise_factor: F32 = np.empty(0, np.float32)
-        self.events: EventMemory | None = memory_for(side, settings)
+        self.memory: EventMemory | None = memory_for(side, settings)
 
     @property
     def size(self) -> int:
@@ -232,8 +232,8 @@ class FactorTable:
             ],
             schema=arrow_schema(self.index.kind),
         )
-        if self.events is not None:
-            for name, column in self.events.columns(picked).items():
+        if self.memory is not None:
+            for name, column in self.memory.columns(picked).items():
                 table = table.append_column(name, column)
         return table
 
@@ -253,20 +253,20 @@ class FactorTable:
             table.column("count").to_numpy(),
             **self._later_columns(table),
         )
-        if self.events is not None:
-            self.events.put(self.index.find(ids), table)
+        if self.memory is not None:
+            self.memory.put(self.index.find(ids), table)
 
     def finite(self, rows: I64) -> bool:
         """Whether every mean and variance in `rows` is a finite number."""
         held = (self._mean, self._var, self._prior_mean, self._influence, self._noise_factor)
         finite = all(bool(np.isfinite(array[rows]).all()) for array in held)
-        return finite and (self.events is None or self.events.finite(rows))
+        return finite and (self.memory is None or self.memory.finite(rows))
 
     def truncate(self, size: int) -> None:
         """Forget the ids that were added last, down to `size` of them."""
         self.index.truncate(size)
-        if self.events is not None:
-            self.events.resize(self.size)
+        if self.memory is not None:
+            self.memory.resize(self.size)
 
     def without(self, ids: pa.Array) -> FactorTable:
         """A table of the same state but for some ids, known or not."""
@@ -294,9 +294,9 @@ class FactorTable:
         """
         twin = copy.copy(self)
         twin.settings = settings
-        twin.events = memory_for(self.side, settings)
-        if twin.events is not None:
-            twin.events.resize(self.size)
+        twin.memory = memory_for(self.side, settings)
+        if twin.memory is not None:
+            twin.memory.resize(self.size)
         return twin
 
     def copy(self) -> FactorTable:
@@ -305,7 +305,7 @@ class FactorTable:
         twin.index = self.index.copy()
         for name in _ARRAYS:
             setattr(twin, name, getattr(self, name)[: self.size].copy())
-        twin.events = None if self.events is None else self.events.copy()
+        twin.memory = None if self.memory is None else self.memory.copy()
         return twin
 
     def _later_columns(self, table: pa.Table) -> dict[str, F32]:
@@ -324,8 +324,8 @@ class FactorTable:
                 grown = np.zeros((room, *old.shape[1:]), old.dtype)
                 grown[: old.shape[0]] = old
                 setattr(self, name, grown)
-        if self.events is not None:
-            self.events.resize(self.size)
+        if self.memory is not None:
+            self.memory.resize(self.size)
         return rows
 
 

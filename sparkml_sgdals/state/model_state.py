@@ -112,7 +112,7 @@ class ModelState:
     """observations behind `noise`"""
     partial: bool = False
     """whether there are ids beside those in memory: see `overlay`"""
-    events: int = 0
+    events_learned: int = 0
     """of positive-only feedback: how many have been learned"""
     popularity_parts: tuple[float, ...] = ()
     """share of each part of popularity; empty before the first event"""
@@ -151,13 +151,13 @@ class ModelState:
         counters = asdict(self.counters)
         if not self.counters.ratings:
             counters |= {"low": None, "high": None}
-        events = {"events": self.events, "popularityParts": list(self.popularity_parts)}
+        events = {"events": self.events_learned, "popularityParts": list(self.popularity_parts)}
         return {
             "scale": asdict(self.scale),
             "counters": counters,
             "noise": self.noise,
             "noiseWeight": self.noise_weight,
-        } | (events if self.settings.positive else {})
+        } | (events if self.settings.learns_events else {})
 
     def set_scalars(self, values: dict[str, Any]) -> None:
         """Take over what `scalars` gave."""
@@ -168,7 +168,7 @@ class ModelState:
         self.counters = Counters(**counters)
         self.noise = float(values["noise"])
         self.noise_weight = float(values["noiseWeight"])
-        self.events = int(values.get("events", 0))
+        self.events_learned = int(values.get("events", 0))
         self.popularity_parts = tuple(values.get("popularityParts", ()))
 
     def fingerprint(self) -> str:
@@ -178,7 +178,7 @@ class ModelState:
             table = side.to_arrow()
             names = ["id", "mean", "variance", "base_mean", "base_variance", "count"]
             # a model of a release before these columns keeps its fingerprint
-            if self.settings.implicit:
+            if self.settings.draws_prior:
                 names += ["prior_mean", "influence", "evidence"]
             if np.any(side.noise_factor != 1.0):
                 names.append("noise_factor")

@@ -17,7 +17,9 @@ _LATER: Final[dict[str, Any]] = {
     "ranking_size": 0,
     "ranking_sample": 0,
 }
-"""what stored settings that lack it were learned with"""
+"""what stored settings that lack it were learned with, by the names they have there"""
+_STORED_AS: Final = {"learns_events": "positive"}
+"""names in files, where they are not those of fields"""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Settings:
     init_std: float
     drift: float
     implicit_prior: bool
-    positive: bool
+    learns_events: bool
     """whether rows are events (positive-only feedback), not ratings"""
     alpha: float
     num_negatives: int
@@ -52,14 +54,14 @@ class Settings:
     """items that the item of an event or rating is ranked among; 0 for all"""
 
     @property
-    def implicit(self) -> bool:
-        """Whether prior means are learned from which ids come together."""
-        return self.solver == "bayes" and self.implicit_prior and not self.positive
+    def draws_prior(self) -> bool:
+        """Whether the prior means of ids are drawn from influences of those they come with."""
+        return self.solver == "bayes" and self.implicit_prior and not self.learns_events
 
     @property
     def ranks_ratings(self) -> bool:
         """Whether rated items are ranked, for which the model remembers who has rated what."""
-        return bool(self.ranking_size) and not self.positive
+        return bool(self.ranking_size) and not self.learns_events
 
     def unranked(self) -> Settings:
         """The same without ranking, which learning and serving do not depend on."""
@@ -67,9 +69,12 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON types, the inverse of `from_json`."""
-        return asdict(self) | {"regs": list(self.regs)}
+        values = asdict(self) | {"regs": list(self.regs)}
+        return {_STORED_AS.get(name, name): value for name, value in values.items()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Settings:
         """Settings from what `to_json` gave; names that are unknown or missing raise TypeError."""
-        return cls(**(_LATER | values | {"regs": tuple(values["regs"])}))
+        known: dict[str, Any] = _LATER | values | {"regs": tuple(values["regs"])}
+        fields = {stored: name for name, stored in _STORED_AS.items()}
+        return cls(**{fields.get(name, name): value for name, value in known.items()})

@@ -20,7 +20,7 @@ from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.settings import Settings
 
-__all__ = ["Packed", "RowShape", "drop_older", "pack", "search_keys", "unpack"]
+__all__ = ["Packed", "RowShape", "drop_older", "pack_rows", "search_keys", "unpack_rows"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -57,7 +57,7 @@ class RowShape:
         """The shape of the rows of one side."""
         wide = settings.rank + 1
         variances = wide if settings.solver == "bayes" else 0
-        implicit = wide if settings.implicit else 0
+        implicit = wide if settings.draws_prior else 0
         return cls(kind, (wide, variances, 1, 1, implicit, implicit, 1, 1))
 
     @property
@@ -136,7 +136,7 @@ def search_keys(ids: pa.Array) -> U64:
     return np.asarray(values.astype(np.int64).view(np.uint64) ^ _SIGN)
 
 
-def pack(table: FactorTable, rows: I64 | None = None) -> Packed:
+def pack_rows(table: FactorTable, rows: I64 | None = None) -> Packed:
     """The state of some rows of a table (all by default)."""
     shape = RowShape.of(table.index.kind, table.settings)
     if rows is None:
@@ -156,7 +156,7 @@ def pack(table: FactorTable, rows: I64 | None = None) -> Packed:
     return drop_older(Packed(shape, words, names))
 
 
-def unpack(packed: Packed, table: FactorTable) -> None:
+def unpack_rows(packed: Packed, table: FactorTable) -> None:
     """Set the state of the packed ids in a table of the same settings and kind."""
     shape = packed.shape
     floats = np.ascontiguousarray(packed.words[:, 2 : shape.check]).view(np.float32)

@@ -38,7 +38,7 @@ from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.commit import _PART, FORMAT_VERSION, Base, Commit
 from sparkml_sgdals.store.objects import ObjectStore, bad_file, full_path, spark_path
-from sparkml_sgdals.store.packed_rows import RowShape, unpack
+from sparkml_sgdals.store.packed_rows import RowShape, unpack_rows
 from sparkml_sgdals.store.sorted_runs import Run
 
 __all__ = ["MAX_DELTAS", "StorageError", "VersionStore", "full_path", "spark_path"]  # fmt: skip
@@ -263,7 +263,7 @@ class VersionStore(ObjectStore):
         for entry in entries:
             run = Run(self, shape, entry)
             for rows in run.parts():
-                unpack(rows, side)
+                unpack_rows(rows, side)
             run.close()
 
     def parts(self, commit: Commit) -> list[Commit]:

@@ -106,7 +106,7 @@ def start_stream(
         raise ValueError(f"keepVersions must be at least 1, got {keepVersions}.")
     if not keepDays >= 0:
         raise ValueError(f"keepDays must be at least 0, got {keepDays}.")
-    if validation is not None and start.state.settings.positive:
+    if validation is not None and start.state.settings.learns_events:
         raise ValueError(
             "validation is scored by RMSE, and events (implicitPrefs=True) have no ratings: leave "
             "it out."

@@ -17,8 +17,8 @@ from sparkml_sgdals.state.event_scores import serving_state
 
 def settings_under(solver):
     if solver == "isgd":
-        return settings_of(rank=4, solver="isgd", positive=True, ranking_size=0)
-    return settings_of(rank=4, positive=True, num_negatives=5, ranking_size=0)
+        return settings_of(rank=4, solver="isgd", learns_events=True, ranking_size=0)
+    return settings_of(rank=4, learns_events=True, num_negatives=5, ranking_size=0)
 
 
 @pytest.fixture(params=[("bayes", "int"), ("bayes", "str"), ("isgd", "int")], ids="-".join)
@@ -46,7 +46,7 @@ def scores(made, user):
 
 def done_by(made, user):
     row = made.state.users.index.find(pa.array([user]))[0]
-    keys = made.state.users.events.done[row]
+    keys = made.state.users.memory.done[row]
     ids = made.state.items.index.ids()
     by_key = dict(zip(id_keys(ids).view(np.int64).tolist(), ids.to_pylist(), strict=True))
     return [by_key[key] for key in keys.tolist()]
@@ -136,7 +136,7 @@ def test_folded_in_as_the_stream_would(made, serving):
     made.state.users.ensure(table.column("user").combine_chunks().slice(0, 1))
     mine = made.state.users.size - 1
     made.state.users.mean[mine] = twin.users.mean[row]
-    made.state.users.events.done[mine] = twin.users.events.done[row]
+    made.state.users.memory.done[mine] = twin.users.memory.done[row]
     expected = dict(scores(made, someone))
     for item, value in found.items():
         assert value == pytest.approx(expected[item], abs=2e-5)
@@ -168,7 +168,7 @@ def test_ready_by_the_number_of_events(modeler, serving):
     run = serving(made)
     # what it was made of are ratings of both signs, all above 0
     assert run.get("/health/ready")["ready"] is True
-    made.state.events = 999
+    made.state.events_learned = 999
     made.learn(events(made, 0))
     run.service.answers.holder.poll()
     assert "999 events" in run.get("/health/ready", status=503)["detail"]

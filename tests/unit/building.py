@@ -140,8 +140,8 @@ def filled_table(settings: Settings, ids: Sequence[Any], side: int = 1, seed: in
         rng.normal(0, 1, (len(ids), 1)).astype(F32),
         rng.uniform(0.01, 1, (len(ids), 1)).astype(F32),
         rng.integers(0, 100, len(ids)),
-        rng.normal(0, 1, (len(ids), width if settings.implicit else 0)).astype(F32),
-        rng.normal(0, 1, (len(ids), width if settings.implicit else 0)).astype(F32),
+        rng.normal(0, 1, (len(ids), width if settings.draws_prior else 0)).astype(F32),
+        rng.normal(0, 1, (len(ids), width if settings.draws_prior else 0)).astype(F32),
         rng.uniform(0, 9, len(ids)).astype(F32),
         rng.uniform(0.5, 2, len(ids)).astype(F32),
     )

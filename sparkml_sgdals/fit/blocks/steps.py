@@ -275,7 +275,7 @@ class Half:
         sent = [arrays_from_buffer(b, copy=False) for b in inbox.all(partner_side, "send").values()]
         partners = {name: np.concatenate([s[name] for s in sent]) for name in sent[0]}
         prior, threads = learned.priors.get(side), job.task_threads()
-        if job.fresh and job.settings.implicit:
+        if job.fresh and job.settings.draws_prior:
             priors = prior, learned.priors.get(partner_side)
             draw(block, state, partners, priors, side, job.settings, threads)
         return sweep_block(

@@ -56,7 +56,7 @@ class MappedSide:
         self._settings = settings
         self.size = 0
         width = settings.rank + 1
-        implicit = width if settings.implicit else 0
+        implicit = width if settings.draws_prior else 0
         widths = {
             "mean": width, "variance": width if settings.solver == "bayes" else 0,
             "count": 1, "noise_factor": 1, "base_mean": 1, "base_variance": 1,

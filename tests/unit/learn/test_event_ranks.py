@@ -21,7 +21,7 @@ from sparkml_sgdals.state.event_scores import serving_state
 from sparkml_sgdals.state.model_state import ModelState
 
 EVENTS = settings_of(
-    positive=True, rank=3, num_negatives=4, factor_prior=0.5, bias_prior=0.1, init_std=0.3,
+    learns_events=True, rank=3, num_negatives=4, factor_prior=0.5, bias_prior=0.1, init_std=0.3,
     ranking_size=5,
 )  # fmt: skip
 DESCENT = replace(EVENTS, solver="isgd", num_negatives=0, step_size=0.1)
@@ -48,8 +48,8 @@ def rated(rng, count, users=30, items=40):
 
 def slow_ranks(state, done, ratings):
     """Event by event: (rank by the model, rank by popularity) of those that count."""
-    least = 0 if state.settings.positive else -np.inf
-    served = serving_state(state) if state.settings.positive else state
+    least = 0 if state.settings.learns_events else -np.inf
+    served = serving_state(state) if state.settings.learns_events else state
     users, items = served.users.mean, served.items.mean
     names = state.items.index.ids().to_pylist()
     place = {item: row for row, item in enumerate(names)}
@@ -118,7 +118,7 @@ def held(state):
     of_key = dict(zip(id_keys(names).view(np.int64).tolist(), names.to_pylist(), strict=True))
     found = {}
     for user, keys in zip(
-        state.users.index.ids().to_pylist(), state.users.events.done, strict=True
+        state.users.index.ids().to_pylist(), state.users.memory.done, strict=True
     ):
         items = [of_key[key] for key in keys.tolist()]
         found[user] = set(items)
@@ -176,7 +176,7 @@ def test_sums_are_the_metrics_of_scikit_learn():
 def learned(settings, seed=4, batches=4, items=40, count=200):
     rng = np.random.default_rng(seed)
     state = ModelState.empty(settings, "int", "int")
-    made = events if settings.positive else rated
+    made = events if settings.learns_events else rated
     return state, [
         learn_batch(state, encode_ratings(made(rng, count, items=items))).sums
         for _ in range(batches)
@@ -208,7 +208,7 @@ def test_samples_do_not_depend_on_rows_in_memory(settings):
         own.put_arrow(other.to_arrow())
     assert twin.items.index.ids().to_pylist() != state.items.index.ids().to_pylist()
     assert twin.fingerprint() == state.fingerprint()
-    made = events if settings.positive else rated
+    made = events if settings.learns_events else rated
     batch = encode_ratings(made(np.random.default_rng(8), 200))
     found = learn_batch(state, batch).sums
     assert found.ranked > 20
@@ -262,7 +262,7 @@ def test_a_batch_that_fails_leaves_what_was_rated(before):
     with pytest.raises(DivergenceError):
         learn_batch(state, encode_ratings(table.set_column(2, "rating", pa.array(absurd))))
     assert state.fingerprint() == twin.fingerprint()
-    assert len(state.users.events.done) == state.users.size
+    assert len(state.users.memory.done) == state.users.size
     # a user of the batch that failed is as new as before
     again = [learn_batch(one, encode_ratings(table)).sums for one in (state, twin)]
     assert again[0] == again[1]
@@ -299,7 +299,7 @@ def test_lists_of_a_table_in_any_order_are_the_same_bits():
     for user, own in lists:
         known[user] |= {of_key[key] for key in own}
     assert held(found[0]) == known
-    for before, after in zip(start.users.events.done, found[0].users.events.done, strict=True):
+    for before, after in zip(start.users.memory.done, found[0].users.memory.done, strict=True):
         assert np.array_equal(after[: before.size], before)
         assert np.array_equal(np.unique(after[before.size :]), after[before.size :])
     # of users known to neither list nothing is lost by handing them on

@@ -30,8 +30,8 @@ from sparkml_sgdals.store.forgetting import forget_users
 from sparkml_sgdals.store.version_store import VersionStore
 
 EVENTS = settings_of(
-    positive=True, rank=3, num_negatives=4, factor_prior=0.5, bias_prior=0.1, init_std=0.3, seed=7,
-    ranking_size=0,
+    learns_events=True, rank=3, num_negatives=4, factor_prior=0.5, bias_prior=0.1, init_std=0.3,
+    seed=7, ranking_size=0,
 )  # fmt: skip
 DESCENT = replace(
     EVENTS, solver="isgd", num_negatives=0, step_size=0.1, regs=(0.0, 0.0, 0.02, 0.01)
@@ -117,7 +117,7 @@ def test_constants_are_those_of_the_reference():
 def test_filter_equals_the_reference(batches, with_context, drift):
     settings = replace(EVENTS, implicit_prior=with_context, drift=drift)
     fast, slow = learn_all(settings, *batches), learned_by_reference(settings, *batches)
-    memory = fast.items.events
+    memory = fast.items.memory
     for n, row in by_id(fast.items).items():
         np.testing.assert_allclose(fast.items.mean[row], slow.item_mean[n], rtol=2e-3, atol=2e-4)
         np.testing.assert_allclose(fast.items.var[row], slow.item_var[n], rtol=2e-3, atol=1e-5)
@@ -129,9 +129,9 @@ def test_filter_equals_the_reference(batches, with_context, drift):
             fast.users.mean[row, 1:], slow.user_mean[n, 1:], rtol=2e-3, atol=2e-4
         )
         np.testing.assert_allclose(fast.users.var[row, 1:], slow.user_var[n, 1:], rtol=2e-3)
-        done = fast.users.events.done[row].view(np.uint64).tolist()
+        done = fast.users.memory.done[row].view(np.uint64).tolist()
         assert [keys[key] for key in done] == slow.done.get(n, [])
-    assert fast.events == len(slow.events)
+    assert fast.events_learned == len(slow.events)
     if fast.popularity_parts:
         np.testing.assert_allclose(fast.popularity_parts, slow.parts, rtol=1e-5)
 

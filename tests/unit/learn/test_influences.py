@@ -10,13 +10,13 @@ from hypothesis import given
 
 from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.arrays.ratings import layout_by
-from sparkml_sgdals.learn.implicit_prior import (
+from sparkml_sgdals.learn.influences import (
     FilterSide,
     concentration,
     influence_shares,
     learn_influence,
     roots,
-    run_implicit_filter,
+    run_influence_filter,
 )
 from sparkml_sgdals.learn.solvers import Side
 from sparkml_sgdals.learn.whole_table import fit_ratings
@@ -100,7 +100,7 @@ def test_filter_is_that_of_the_loops(problem: Problem) -> None:
     wanted = reference.learn_with_influences(
         *what, problem.all_weights(), *expected, prior_variances(settings).astype(float), 0.6, 0.001
     )
-    errors = run_implicit_filter(*what, problem.weights, settings, user, item)
+    errors = run_influence_filter(*what, problem.weights, settings, user, item)
     np.testing.assert_allclose(errors, wanted, **CLOSE)
     for side, arrays in zip((user, item), expected, strict=True):
         for name in ARRAYS:
@@ -143,7 +143,7 @@ def test_new_user_follows_the_items() -> None:
     items.influence[:] = np.arange(12).reshape(4, 3) / 10
     start = users.mean[0].copy()
     rows = np.zeros(4, np.int32), np.arange(4, dtype=np.int32)
-    run_implicit_filter(*rows, np.zeros(4, F32), np.empty(0, F32), settings, users, items)
+    run_influence_filter(*rows, np.zeros(4, F32), np.empty(0, F32), settings, users, items)
     np.testing.assert_allclose(users.prior_mean[0], items.influence.sum(axis=0) / 2, rtol=1e-5)
     # the noise is so large that the ratings say nothing: the variance stays that of the prior
     np.testing.assert_allclose(users.mean[0], start + users.prior_mean[0], rtol=1e-3, atol=1e-5)

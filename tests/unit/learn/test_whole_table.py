@@ -33,7 +33,7 @@ SETTINGS = [
     ),
 ]  # fmt: skip
 SOLVERS = pytest.mark.parametrize(
-    "settings", SETTINGS, ids=lambda s: s.solver + "-drawn" * s.implicit
+    "settings", SETTINGS, ids=lambda s: s.solver + "-drawn" * s.draws_prior
 )
 
 
@@ -125,7 +125,7 @@ def test_batch_learns_each_rating_once(settings: Settings, weighted: bool) -> No
     for side, ids in ((expected.users, batch.user_ids), (expected.items, batch.item_ids)):
         side.ensure(ids)
     users, items = doubles(expected.users), doubles(expected.items)
-    drawn = learn_by_loops_with_influences(expected, batch) if settings.implicit else {}
+    drawn = learn_by_loops_with_influences(expected, batch) if settings.draws_prior else {}
     if not drawn:
         learn_by_loops(expected, batch, users, items)
     if settings.solver == "bayes":
@@ -437,7 +437,7 @@ def fit_by_loops(
         rows, _ = side.ensure(ids)
         mean, var = side.mean[rows].astype(float), side.var[rows].astype(float)
         prior_mean, prior_var = np.zeros_like(mean), np.tile(prior, (len(mean), 1))
-        if not fresh and settings.implicit:
+        if not fresh and settings.draws_prior:
             filled = state.copy()
             filled.users.ensure(ratings.user_ids)
             filled.items.ensure(ratings.item_ids)
@@ -446,14 +446,14 @@ def fit_by_loops(
         for x in range(len(rows)):
             if not fresh and side.count[rows[x]] > 0:
                 prior_mean[x], prior_var[x] = mean[x], var[x]
-        if not fresh and settings.implicit:
+        if not fresh and settings.draws_prior:
             prior_mean += np.minimum(prior_var / prior, 1.0) * moved
             mean, var = drawn["mean"][rows], drawn["var"][rows]
         gathered[name] = (mean, var, prior_mean, prior_var)
     noise, history = reference.fit_bayes(
         ratings.users, ratings.items, standardised(state, ratings), weights_of(ratings),
         gathered["users"], gathered["items"], settings.noise, settings.max_iter, fresh,
-        settings.implicit,
+        settings.draws_prior,
     )  # fmt: skip
     return (
         {name: arrays[:2] for name, arrays in gathered.items()},

@@ -240,7 +240,7 @@ def events() -> list[pa.Table]:
 class TestEvents:
     GRID = tuple(
         settings_of(
-            positive=True, rank=rank, num_negatives=3, bias_prior=0.2, factor_prior=prior,
+            learns_events=True, rank=rank, num_negatives=3, bias_prior=0.2, factor_prior=prior,
             ranking_size=10,
         )
         for rank, prior in ((4, 0.5), (2, 0.5), (4, 50.0))

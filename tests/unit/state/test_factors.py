@@ -218,7 +218,7 @@ def test_rescale_keeps_predictions(solver: Solver, shift: float, ratio: float) -
     state.users.rescale(shift, ratio)
     state.items.rescale(shift, ratio)
     # priors scale as what they are priors of, with no shift: they stay sums of influences
-    units = np.array([ratio, *[np.sqrt(ratio)] * 3])[: 4 if settings.implicit else 0]
+    units = np.array([ratio, *[np.sqrt(ratio)] * 3])[: 4 if settings.draws_prior else 0]
     np.testing.assert_allclose(state.users.prior_mean, user_prior * units, rtol=1e-5)
     np.testing.assert_allclose(state.items.influence, item_influence * units, rtol=1e-5)
     after, after_variances = state.predict(*pairs)

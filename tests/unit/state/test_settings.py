@@ -49,3 +49,12 @@ def test_those_of_a_model_of_ratings_that_ranks_nothing() -> None:
     for name in ("positive", "alpha", "num_negatives", "ranking_size", "ranking_sample"):
         del values[name]
     assert Settings.from_json(values) == settings_of()
+
+
+def test_names_in_files_stay() -> None:
+    """Model paths and saved models that exist have them."""
+    assert list(settings_of().to_json()) == [
+        "solver", "rank", "max_iter", "tol", "seed", "step_size", "regs", "block_size",
+        "bias_prior", "factor_prior", "noise", "init_std", "drift", "implicit_prior", "positive",
+        "alpha", "num_negatives", "ranking_size", "ranking_sample",
+    ]  # fmt: skip

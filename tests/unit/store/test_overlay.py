@@ -24,7 +24,14 @@ from sparkml_sgdals.state.model_state import SETTLING_RATINGS, ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store import compaction, overlay, sorted_runs
 from sparkml_sgdals.store.overlay import Overlay
-from sparkml_sgdals.store.packed_rows import Packed, RowShape, drop_older, pack, search_keys, unpack
+from sparkml_sgdals.store.packed_rows import (
+    Packed,
+    RowShape,
+    drop_older,
+    pack_rows,
+    search_keys,
+    unpack_rows,
+)
 from sparkml_sgdals.store.sorted_runs import Run, RunWriter, merge_runs, stack_size
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
@@ -280,18 +287,18 @@ def written(store: VersionStore, packed: Packed, name: str = "files/a") -> Run:
 def test_rows_come_back_to_the_bit(tmp_path: Path, kind: str) -> None:
     """Packed, written, found by id in any order, unpacked."""
     table = filled(kind, list(range(40)))
-    run = written(VersionStore(str(tmp_path)), pack(table))
+    run = written(VersionStore(str(tmp_path)), pack_rows(table))
     wanted = pa.array(named([5, 77, 0, 39, 41], kind))
     found, rows = run.find(wanted)
     assert sorted(found.tolist()) == [0, 2, 3]
     part = filled(kind, [1])
-    unpack(rows, part)
+    unpack_rows(rows, part)
     expected = contents(table)
     for an_id in named([5, 0, 39], kind):
         assert contents(part)[an_id] == expected[an_id]
     back = filled(kind, [1])
     for rows in run.parts():
-        unpack(rows, back)
+        unpack_rows(rows, back)
     assert contents(back) == expected
     assert len(run) == 40
 
@@ -299,7 +306,7 @@ def test_rows_come_back_to_the_bit(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["int", "str"])
 def test_keys_rise(kind: str) -> None:
     """Rows are sorted; for integers in the order of ids."""
-    packed = pack(filled(kind, [3, 0, 9, 1]))
+    packed = pack_rows(filled(kind, [3, 0, 9, 1]))
     assert (np.diff(packed.keys.astype(object)) > 0).all()
     if kind == "int":
         assert packed.ids().to_pylist() == [-20, -2, 4, 7]
@@ -332,7 +339,7 @@ def test_the_newest_row_counts(
             if distinct:
                 table = filled(kind, distinct, seed=number)
                 expected |= contents(table)
-                sources.append(written(store, pack(table), f"files/{number}"))
+                sources.append(written(store, pack_rows(table), f"files/{number}"))
         if not sources:
             return
         with RunWriter(store, sources[0].shape, "files/merged") as writer:
@@ -341,7 +348,7 @@ def test_the_newest_row_counts(
         assert len(merged) == len(expected)
         back = filled(kind, [50])
         for rows in merged.parts():
-            unpack(rows, back)
+            unpack_rows(rows, back)
         found = contents(back)
         del found[named([50], kind)[0]]
         assert found == expected
@@ -350,7 +357,7 @@ def test_the_newest_row_counts(
 def test_ids_left_out(tmp_path: Path) -> None:
     """A merge can forget ids."""
     store = VersionStore(str(tmp_path))
-    run = written(store, pack(filled("str", [1, 2, 3])))
+    run = written(store, pack_rows(filled("str", [1, 2, 3])))
     with RunWriter(store, run.shape, "files/b") as writer:
         merge_runs([run], writer, without=pa.array(["ü2", "none"]))
     rows = list(Run(store, run.shape, writer.entry()).parts())
@@ -362,7 +369,7 @@ def test_no_flipped_bit_of_a_run_goes_unseen(tmp_path: Path, kind: str) -> None:
     """In rows, keys or names: opening or reading says which file is damaged, or nothing differs."""
     store = VersionStore(str(tmp_path))
     table = filled(kind, [1, 2, 3])
-    run = written(store, pack(table))
+    run = written(store, pack_rows(table))
     expected = contents(table)
     unseen = 0
     for part in ("rows", "keys", "names")[: 3 if kind == "str" else 2]:
@@ -376,7 +383,7 @@ def test_no_flipped_bit_of_a_run_goes_unseen(tmp_path: Path, kind: str) -> None:
                 again = Run(store, run.shape, run.entry)
                 back = filled(kind, [50])
                 for rows in again.parts():
-                    unpack(rows, back)
+                    unpack_rows(rows, back)
             except StorageError:
                 continue
             unseen += 1
@@ -392,7 +399,7 @@ def test_no_flipped_bit_of_a_run_goes_unseen(tmp_path: Path, kind: str) -> None:
 def test_truncated_and_missing(tmp_path: Path, part: str) -> None:
     """A short file is damage and no crash; a missing one is named."""
     store = VersionStore(str(tmp_path))
-    run = written(store, pack(filled("int", list(range(9)))))
+    run = written(store, pack_rows(filled("int", list(range(9)))))
     file = tmp_path / run.entry[part]["name"]
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(StorageError, match=rf"{part} is damaged"):
@@ -405,7 +412,7 @@ def test_truncated_and_missing(tmp_path: Path, part: str) -> None:
 def test_a_broken_off_run_leaves_no_files(tmp_path: Path) -> None:
     """What is of no use takes no room."""
     store = VersionStore(str(tmp_path))
-    packed = pack(filled("str", [1, 2]))
+    packed = pack_rows(filled("str", [1, 2]))
 
     def fail() -> None:
         raise KeyboardInterrupt
@@ -434,9 +441,9 @@ def test_rows_of_one_id_keep_the_last() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch_hash(patch)
         tables = [filled("str", [1, 2, 3, 4, 5, 6], seed=n) for n in range(3)]
-        merged = drop_older(Packed.together([pack(table) for table in tables]))
+        merged = drop_older(Packed.together([pack_rows(table) for table in tables]))
         back = filled("str", [1])
-        unpack(merged, back)
+        unpack_rows(merged, back)
         assert contents(back) == contents(tables[2])
 
 

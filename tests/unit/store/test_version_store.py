@@ -51,7 +51,7 @@ def test_a_path_of_format_1_loads_and_goes_on(tmp_path: Path) -> None:
     store.create(state, META | {"settings": without.to_json()})
     as_format_1(tmp_path / "old")
     old, commit = store.load()
-    assert not old.settings.implicit
+    assert not old.settings.draws_prior
     assert old.fingerprint() == state.fingerprint()
     report = learn_batch(old, ratings_of([1, 3], ["a", "b"], [5.0, 2.0]))
     store.commit(old, (report.user_rows, report.item_rows), 0, commit, None)

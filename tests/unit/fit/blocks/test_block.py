@@ -27,7 +27,7 @@ from sparkml_sgdals.fit.blocks.block import (
     standardised,
     sweep_block,
 )
-from sparkml_sgdals.learn.implicit_prior import influence_shares
+from sparkml_sgdals.learn.influences import influence_shares
 from sparkml_sgdals.state.factors import FactorTable, prior_variances
 from sparkml_sgdals.state.settings import Settings
 

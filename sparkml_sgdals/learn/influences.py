@@ -37,7 +37,7 @@ __all__ = [
     "learn_influence",
     "moved_prior",
     "roots",
-    "run_implicit_filter",
+    "run_influence_filter",
 ]
 
 F32 = npt.NDArray[np.float32]
@@ -159,7 +159,7 @@ class FilterSide:
         )  # fmt: skip
 
 
-def run_implicit_filter(
+def run_influence_filter(
     users: I32 | I64, items: I32 | I64, values: F32, weights: F32, settings: Settings,
     user: FilterSide, item: FilterSide,
 ) -> F32:  # fmt: skip
@@ -237,7 +237,7 @@ class InfluencePrior:
         before = self.user.prior_mean.copy(), self.item.prior_mean.copy()
         for drawn, side in ((self.user, users), (self.item, items)):
             drawn.mean, drawn.var = side.mean, side.var
-        errors = run_implicit_filter(
+        errors = run_influence_filter(
             r.users, r.items, values, r.weights, settings, self.user, self.item
         )
         for drawn, side, old in zip((self.user, self.item), (users, items), before, strict=True):
