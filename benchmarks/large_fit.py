@@ -32,8 +32,8 @@ from sparkml_sgdals import StreamingBiasedALS
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.ingest.packing import batches_by_rows
 from sparkml_sgdals.learn.whole_table import fit_ratings
+from sparkml_sgdals.ml.params import default_settings
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.state.settings import Settings
 
 OUT = Path(__file__).resolve().parent.parent / "out"
 COLUMNS = {"userCol": "userId", "itemCol": "movieId"}
@@ -146,7 +146,7 @@ def main() -> None:
         ours.fit(warm), plain.fit(warm), als.fit(warm)
         for blocks in given.blocks:
             ours.copy({ours.numBlocks: blocks}).fit(warm)
-        small = ModelState.empty(Settings(rank=RANK), "int", "int")
+        small = ModelState.empty(default_settings(rank=RANK), "int", "int")
         few = warm.select(
             F.col("userId").cast("long").alias("user"), F.col("movieId").cast("long").alias("item"),
             F.col("rating").cast("float").alias("rating"),

@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.ml.params import default_settings
 from sparkml_sgdals.state.factors import FactorTable, arrow_schema
 from sparkml_sgdals.state.model_state import SETTLING_RATINGS, Counters, ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
@@ -299,7 +300,7 @@ def run(given: argparse.Namespace, scratch: Path) -> None:
         path, folder = scratch / name, scratch / f"{name}-ratings"
         users, items = ids - ids // 5, ids // 5
         if given.only in ("all", "make"):
-            make_model(path, users, items, Settings(rank=given.rank))
+            make_model(path, users, items, default_settings(rank=given.rank))
             make_ratings(folder, users, items, given.batches, given.size)
             print(f"{name}: made", flush=True)
         if given.only in ("all", name):

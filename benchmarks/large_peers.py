@@ -38,8 +38,8 @@ from harness import cores, cpu_seconds, row, write
 
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.learn.whole_table import fit_ratings
+from sparkml_sgdals.ml.params import default_settings
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.state.settings import Settings
 
 RANK = 10
 F64 = npt.NDArray[np.float64]
@@ -65,7 +65,7 @@ Predict = Callable[[Ratings], F64]
 
 def ours(train: Ratings, point: Point) -> Predict:
     """Our fit without Spark."""
-    state = ModelState.empty(Settings(rank=RANK), "int", "int")
+    state = ModelState.empty(default_settings(rank=RANK), "int", "int")
     table = pa.table(
         {"user": train.users.astype(np.int64), "item": train.items.astype(np.int64),
          "rating": train.values}

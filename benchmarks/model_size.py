@@ -30,7 +30,7 @@ from harness import row, session, write
 from large_model import SCHEMA, make_model
 
 from sparkml_sgdals import StreamingBiasedALSModel
-from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.ml.params import default_settings
 
 COLLECT = "no-op that collects"
 WARM_UP = 3
@@ -93,7 +93,7 @@ def measure(given: argparse.Namespace, scratch: Path) -> None:
     """Make the models, then stream onto each of them by turns."""
     for ids in given.ids:
         clock = time.perf_counter()
-        make_model(scratch / f"model-{ids}", *sides(ids), Settings(rank=given.rank))
+        make_model(scratch / f"model-{ids}", *sides(ids), default_settings(rank=given.rank))
         print(
             f"  {ids:,} ids made: {time.perf_counter() - clock:.1f} s", file=sys.stderr, flush=True
         )

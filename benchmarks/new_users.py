@@ -23,8 +23,8 @@ from accuracy import OUT, find_sets, outer_splits, split
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.learn.whole_table import fit_ratings
+from sparkml_sgdals.ml.params import default_settings
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.state.settings import Settings
 
 BATCH = 1000
 MANY = 20
@@ -34,7 +34,7 @@ def learned(ordered: pd.DataFrame, implicit_prior: bool) -> ModelState:
     """The older half fitted, the newer one streamed."""
     table = pa.Table.from_pandas(ordered.astype({"rating": "float32"}), preserve_index=False)
     half = table.num_rows // 2
-    state = ModelState.empty(Settings(implicit_prior=implicit_prior), "int", "int")
+    state = ModelState.empty(default_settings(implicit_prior=implicit_prior), "int", "int")
     fit_ratings(encode_ratings(table.slice(0, half)), state)
     for start in range(half, table.num_rows, BATCH):
         learn_batch(state, encode_ratings(table.slice(start, BATCH)))
@@ -66,7 +66,7 @@ def main() -> None:
             f"new, fewer than {MANY} ratings": ~old & (streamed < MANY),
             f"new, {MANY} or more": ~old & (streamed >= MANY),
         }
-        errors = [squared_errors(learned(ordered, implicit), held) for implicit in (False, True)]
+        errors = [squared_errors(learned(ordered, drawn), held) for drawn in (False, True)]
         print(f"\n{name}: users\n{'':32}{'held out':>9}{'without':>9}{'with':>9}{'gain':>8}")
         rows = {}
         for group, rows_of in groups.items():

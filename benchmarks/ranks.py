@@ -22,6 +22,7 @@ from sparkml_sgdals.arrays.hashing import id_keys
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.learn.rated_lists import note_lists
+from sparkml_sgdals.ml.params import default_settings
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.commit import Commit
@@ -110,12 +111,12 @@ def main() -> None:
     if given.ratings:
         # the first run compiles
         for size in (10, 0, 10):
-            stream(given.ratings, Settings(ranking_size=size))
+            stream(given.ratings, default_settings(ranking_size=size))
         return
     ways = {
-        "not ranked": Settings(),
-        "among all": Settings(ranking_size=10),
-        f"among {given.sample}": Settings(ranking_size=10, ranking_sample=given.sample),
+        "not ranked": default_settings(),
+        "among all": default_settings(ranking_size=10),
+        f"among {given.sample}": default_settings(ranking_size=10, ranking_sample=given.sample),
     }
     print("items, ratings a user, ranked how: ms of the processor, ms in all, kB of files, ranked")
     for items in given.items:

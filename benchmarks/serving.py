@@ -36,10 +36,10 @@ import pyarrow.parquet as pq
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.kernels.topn import top_n
 from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.ml.params import default_settings
 from sparkml_sgdals.serving.model.approximate import build_index
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import Counters, ModelState, Scale
-from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.version_store import VersionStore
 
 _CONNECTIONS: Final = 16
@@ -68,7 +68,7 @@ def fill(table: FactorTable, first: int, count: int, rng: np.random.Generator) -
 def make_model(path: str, users: int, items: int) -> None:
     """A model path of random factors, a part of the users a version."""
     rng = np.random.default_rng(1)
-    store, commit, settings = VersionStore(path), None, Settings(rank=16)
+    store, commit, settings = VersionStore(path), None, default_settings(rank=16)
     for first in range(0, users, _PART):
         state = ModelState.empty(settings, "int", "int")
         fill(state.users, first, min(_PART, users - first), rng)

@@ -85,10 +85,10 @@ def timed(work: Callable[[], Any]) -> tuple[float, float]:
     return 1000 * (time.perf_counter() - clock), 1000 * (time.process_time() - processors)
 
 
-def learned(first: Ratings, implicit: bool) -> ModelState:
+def learned(first: Ratings, drawn: bool) -> ModelState:
     """A model of the first ratings."""
     settings = StreamingBiasedALS(timestampCol="time").settings()
-    state = ModelState.empty(replace(settings, implicit_prior=implicit), "int", "int")
+    state = ModelState.empty(replace(settings, implicit_prior=drawn), "int", "int")
     one_batch.learn_batch(state, first)
     return state
 
@@ -98,7 +98,7 @@ def measure(size: int, rounds: int) -> dict[str, dict[str, float]]:
     ratings = made_ratings(100_000 + size * (rounds + 2))
     first = encoded(ratings.iloc[:100_000])
     batches = [encoded(ratings.iloc[at : at + size]) for at in range(100_000, len(ratings), size)]
-    states = {form: learned(first, implicit) for form, (implicit, _) in FORMS.items()}
+    states = {form: learned(first, drawn) for form, (drawn, _) in FORMS.items()}
     times: dict[str, list[tuple[float, float]]] = {form: [] for form in FORMS}
     for batch in batches:
         for form, (_, smooth) in FORMS.items():
@@ -127,8 +127,8 @@ def measure_updates(spark: SparkSession, rounds: int) -> dict[str, dict[str, flo
         more = spark.createDataFrame(ratings.iloc[100_000:]).cache()
         more.count()
         models = {
-            form: StreamingBiasedALS(**COLUMNS, implicitPrior=implicit).fit(start)
-            for form, (implicit, _) in FORMS.items()
+            form: StreamingBiasedALS(**COLUMNS, implicitPrior=drawn).fit(start)
+            for form, (drawn, _) in FORMS.items()
         }
         times: dict[str, list[float]] = {form: [] for form in FORMS}
         for _ in range(rounds + 2):
@@ -163,9 +163,9 @@ def in_turn(spark: SparkSession, source: Source, runs: int) -> dict[str, float]:
     for run in range(runs + 1):
         # who goes first changes: a machine that slows down favours neither
         for form in sorted(times, reverse=run % 2 == 0):
-            implicit, smooth = FORMS[form]
+            drawn, smooth = FORMS[form]
             with smoothing(smooth):
-                seconds = trigger_seconds(spark, source, partial(ours, implicitPrior=implicit))
+                seconds = trigger_seconds(spark, source, partial(ours, implicitPrior=drawn))
             if run:
                 times[form] += [1000 * second for second in seconds]
     return {form: statistics.median(of_form) for form, of_form in times.items()}

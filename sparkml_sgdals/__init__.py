@@ -9,34 +9,47 @@ from typing import TYPE_CHECKING, Any
 from sparkml_sgdals._compiling import keep_kernels
 
 if TYPE_CHECKING:
-    from sparkml_sgdals.errors import DivergenceError
+    from sparkml_sgdals.errors import DivergenceError, LeaseError, StorageError
     from sparkml_sgdals.ingest.messages import parseRatings
     from sparkml_sgdals.ml.estimator import StreamingBiasedALS
     from sparkml_sgdals.ml.model import StreamingBiasedALSModel
+    from sparkml_sgdals.ml.summary import TrainingSummary
     from sparkml_sgdals.predictor import Predictor
     from sparkml_sgdals.race.grid_search import RaceJob, StreamingGridSearch
+    from sparkml_sgdals.state.diagnosis import Diagnosis
+    from sparkml_sgdals.store.maintenance import Rollback
     from sparkml_sgdals.stream.job import StreamJob
 
 __all__ = [
+    "Diagnosis",
     "DivergenceError",
+    "LeaseError",
     "Predictor",
     "RaceJob",
+    "Rollback",
+    "StorageError",
     "StreamJob",
     "StreamingBiasedALS",
     "StreamingBiasedALSModel",
     "StreamingGridSearch",
+    "TrainingSummary",
     "parseRatings",
 ]
 __version__ = "0.1.0"
 
 _HOME = {
-    "DivergenceError": "learn.solvers",
+    "Diagnosis": "state.diagnosis",
+    "DivergenceError": "errors",
+    "LeaseError": "errors",
     "Predictor": "predictor",
     "RaceJob": "race.grid_search",
-    "StreamJob": "stream.start",
+    "Rollback": "store.maintenance",
+    "StorageError": "errors",
+    "StreamJob": "stream.job",
     "StreamingBiasedALS": "ml.estimator",
     "StreamingBiasedALSModel": "ml.model",
     "StreamingGridSearch": "race.grid_search",
+    "TrainingSummary": "ml.summary",
     "parseRatings": "ingest.messages",
 }
 

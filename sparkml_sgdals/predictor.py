@@ -39,8 +39,8 @@ class Predictor:
     """
 
     def __init__(self, state: ModelState, params: dict[str, Any], version: int) -> None:
-        self._state = serving_state(state) if state.settings.positive else state
-        self._events = state.settings.positive
+        self._state = serving_state(state) if state.settings.learns_events else state
+        self._events = state.settings.learns_events
         self._params = params
         self.version = version
 

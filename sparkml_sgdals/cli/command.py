@@ -20,7 +20,7 @@ from sparkml_sgdals.cli.output import Output
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
 
-__all__ = ["NOT_READY", "Run", "command", "one_sentence", "pairs"]
+__all__ = ["NOT_READY", "Invocation", "command", "one_sentence", "pairs"]
 
 NOT_READY: Final = 3
 """Exit code of `diagnose` for a model that does not beat its baseline."""
@@ -47,7 +47,7 @@ _DEFAULTS: Final[dict[str, Any]] = {"json": False, "debug": False, "master": "",
 
 
 @dataclass
-class Run:
+class Invocation:
     """One run of a command.
 
     Attributes
@@ -110,7 +110,7 @@ def command(
             said = _DEFAULTS | {name: given.pop(name) for name in shared}
             with _errors(said["debug"]):
                 conf = pairs("--conf", said["conf"] or ())
-                run = Run(Output(said["json"]), said["master"], conf)
+                run = Invocation(Output(said["json"]), said["master"], conf)
                 code = function(run, **given) or 0
             if code:
                 raise typer.Exit(code)

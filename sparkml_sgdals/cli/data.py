@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sparkml_sgdals.cli.arguments import Time
-from sparkml_sgdals.cli.command import Run, command
+from sparkml_sgdals.cli.command import Invocation, command
 from sparkml_sgdals.datasets import movielens as ml
 from sparkml_sgdals.datasets import replay as rp
 
@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def movielens(
-    run: Run,
+    run: Invocation,
     out: Annotated[Path, typer.Argument(help="Folder for ratings.parquet and movies.parquet.")],
     source: Annotated[
         Path | None, typer.Option("--from", help="Folder of an archive that was unpacked.")
@@ -52,7 +52,7 @@ def movielens(
 
 
 def replay(
-    run: Run,
+    run: Invocation,
     ratings: Annotated[Path, typer.Argument(help="File of ratings: .parquet, .csv or .json.")],
     folder: Annotated[
         Path | None, typer.Option("--to", help="Folder that a stream reads JSON files from.")

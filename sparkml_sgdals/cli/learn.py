@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from sparkml_sgdals.cli.arguments import Format, Item, Option, Rating, Schema, Time, User
-from sparkml_sgdals.cli.command import Run, command, pairs
+from sparkml_sgdals.cli.command import Invocation, command, pairs
 
 if TYPE_CHECKING:
     from sparkml_sgdals.stream.job import StreamJob
@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
 
 
 def fit(
-    run: Run,
+    run: Invocation,
     ratings: Annotated[str, typer.Argument(help="Table of ratings: file, folder or URI.")],
     out: Annotated[str, typer.Argument(help="Folder or URI to save the model to.")],
     held_out: Annotated[
@@ -56,12 +56,12 @@ def fit(
 ) -> None:
     """Learn a model from a table, save it, and say what it is worth."""
     from sparkml_sgdals import StreamingBiasedALS
-    from sparkml_sgdals.cli.sources import Columns, read_table
+    from sparkml_sgdals.cli.sources import SourceColumns, read_table
 
     if held_out and split:
         raise typer.BadParameter("--held-out and --split exclude each other.")
     options = pairs("--option", option or ())
-    columns = Columns(user, item, rating, time)
+    columns = SourceColumns(user, item, rating, time)
     als = _with_params(StreamingBiasedALS().setParams(**_column_params(columns)), param)
     with run.spark() as spark:
         table, test = read_table(spark, ratings, kind, options), None
@@ -80,7 +80,7 @@ def fit(
 
 
 def stream(
-    run: Run,
+    run: Invocation,
     model_path: Annotated[str, typer.Argument(help="Folder or URI of versions; resumed if any.")],
     source: Annotated[
         str, typer.Argument(help="Folder that files of ratings arrive in.", show_default=False)
@@ -112,7 +112,7 @@ def stream(
     """
     from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
     from sparkml_sgdals.cli.sources import (
-        Columns,
+        SourceColumns,
         read_files_stream,
         read_kafka_stream,
         read_table,
@@ -123,7 +123,7 @@ def stream(
     if bool(source) == bool(kafka):
         raise typer.BadParameter("Name a folder, or --kafka with --topic: one of the two.")
     options = pairs("--option", option or ())
-    columns = Columns(user, item, rating, time)
+    columns = SourceColumns(user, item, rating, time)
     schema = schema or columns.ddl
     als = _with_params(StreamingBiasedALS().setParams(**_column_params(columns)), param)
     with run.spark() as spark:
@@ -146,7 +146,7 @@ def stream(
         _watch(run, job)
 
 
-def _watch(run: Run, job: StreamJob[Any]) -> None:
+def _watch(run: Invocation, job: StreamJob[Any]) -> None:
     """Print a line a batch until the stream ends; Ctrl-C or SIGTERM end it after a batch."""
     output = run.output
     widths = [len(heading) for heading in _HEADINGS]

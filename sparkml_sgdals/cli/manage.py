@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sparkml_sgdals.cli.command import Run, command
+from sparkml_sgdals.cli.command import Invocation, command
 
 __all__ = ["register"]
 
@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def versions(
-    run: Run,
+    run: Invocation,
     model_path: Path,
     verify: Annotated[bool, typer.Option(help="Read all files and compare checksums.")] = False,
 ) -> None:
@@ -34,7 +34,7 @@ def versions(
 
 
 def rollback(
-    run: Run,
+    run: Invocation,
     model_path: Path,
     version: Annotated[int, typer.Argument(help="The version to go back to.")],
     reread: Annotated[

@@ -12,7 +12,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from sparkml_sgdals.ingest.messages import parseRatings
 
-__all__ = ["Columns", "read_files_stream", "read_kafka_stream", "read_table"]
+__all__ = ["SourceColumns", "read_files_stream", "read_kafka_stream", "read_table"]
 
 _FORMATS: Final = {
     ".csv": "csv",
@@ -25,7 +25,7 @@ _FORMATS: Final = {
 
 
 @dataclass(frozen=True)
-class Columns:
+class SourceColumns:
     """Names of the columns of ratings; time is empty where there is none."""
 
     user: str

@@ -14,7 +14,7 @@ import typer
 
 import sparkml_sgdals
 from sparkml_sgdals.cli.arguments import Item, Rating, Time, User
-from sparkml_sgdals.cli.command import Run, command
+from sparkml_sgdals.cli.command import Invocation, command
 
 __all__ = ["register"]
 
@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    run: Run,
+    run: Invocation,
     model_path: Annotated[str, typer.Argument(help="Folder or URI of versions.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
@@ -69,7 +69,7 @@ def serve(
         # not by name: the service is an extra
         serving = import_module("sparkml_sgdals.serving")
         run_service = serving.serve
-        columns = import_module("sparkml_sgdals.serving.intake.history").Columns(
+        columns = import_module("sparkml_sgdals.serving.intake.history").IntakeColumns(
             user, item, rating, time
         )
     except ModuleNotFoundError as missing:
@@ -97,7 +97,7 @@ def serve(
 
 
 def demo(
-    run: Run,
+    run: Invocation,
     data: Annotated[
         str,
         typer.Option(

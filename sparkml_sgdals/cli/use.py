@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sparkml_sgdals.cli.arguments import Format, Model, Option
-from sparkml_sgdals.cli.command import NOT_READY, Run, command, pairs
+from sparkml_sgdals.cli.command import NOT_READY, Invocation, command, pairs
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def recommend(
-    run: Run,
+    run: Invocation,
     model: Model,
     user: Annotated[
         list[str] | None, typer.Option("--user", "-u", help="A user's id; may be repeated.")
@@ -93,7 +93,7 @@ def recommend(
 
 
 def evaluate(
-    run: Run,
+    run: Invocation,
     model: Model,
     ratings: Annotated[str, typer.Argument(help="Table of held-out ratings.")],
     kind: Format = "",
@@ -126,7 +126,7 @@ def evaluate(
 
 
 def diagnose(
-    run: Run,
+    run: Invocation,
     model: Model,
     held_out: Annotated[
         str,

@@ -133,7 +133,7 @@ def learn_packed(
         plain = learn_packed(packed, settings.unranked(), options, stops, before)
         return remember_table(packed.cells, options.kinds, plain, settings, prior)
     spark = packed.cells.sparkSession
-    if settings.positive:
+    if settings.learns_events:
         _refuse_blocks(packed.counts.ratings, options)
     plan = Plan(
         options.num_blocks or blocks_for(packed.counts.ratings, options.max_ratings_per_task),

@@ -80,14 +80,14 @@ class _Train:
         ratings = encode_ratings(table, threads)
         del tables, table
         encoded = time.perf_counter()
-        passes = 1 if settings.positive else max(self.stops)
+        passes = 1 if settings.learns_events else max(self.stops)
         note = TaskProgress(self.progress_path, 0, 1 + passes)
         note.write(1, None)
         kept = fit_stops(
             ratings, state, self.stops, threads, lambda number, rmse: note.write(1 + number, rmse)
         )
         history = kept[-1][1]
-        if len(history) < passes and not settings.positive:
+        if len(history) < passes and not settings.learns_events:
             # it settled: these were all the steps
             note = replace(note, total=1 + len(history))
             note.write(note.total, history[-1] if history else None)

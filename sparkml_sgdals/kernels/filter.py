@@ -69,6 +69,10 @@ def filter_ratings(  # type: ignore[no-untyped-def]
     drift : float32, variance added to every coordinate that a rating touches
     errors : ndarray of float32, shape (n,), out: rating minus prediction from before learning it
 
+    Returns
+    -------
+    whether all of them were learned; learning ends before a rating whose S is 0
+
     Notes
     -----
     A rating of weight 0 is predicted and not learned. With S linearised in the posterior
@@ -92,12 +96,16 @@ def filter_ratings(  # type: ignore[no-untyped-def]
             if weight <= np.float32(0.0):
                 continue
         spread += user_var[x, 0] + item_var[y, 0]
-        inverse = np.float32(1.0) / (spread + noise / weight)
+        variance = spread + noise / weight
+        if variance == np.float32(0.0):
+            return False
+        inverse = np.float32(1.0) / variance
         move_rows(x, y, error, inverse, drift, user_mean, user_var, item_mean, item_var)
+    return True
 
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST)
-def filter_implicit(  # type: ignore[no-untyped-def]
+def filter_with_influences(  # type: ignore[no-untyped-def]
     users, items, ratings, weights,
     user_mean, user_var, user_prior, user_influence, user_evidence, user_seen,
     item_mean, item_var, item_prior, item_influence, item_seen,
@@ -113,7 +121,7 @@ def filter_implicit(  # type: ignore[no-untyped-def]
     prior_var : float32, shape (rank + 1,), prior variance of each coordinate
     own_precision : float32, 1 / prior variance of a user's influence
     bias_share : float32, 0 to 1, by how much influences on biases are learned
-    ratings, weights, noise, drift, errors : as in `filter_ratings`
+    ratings, weights, noise, drift, errors : as in `filter_ratings`, like what is returned
     """
     width = user_mean.shape[1]
     weighted = weights.size > 0
@@ -193,5 +201,9 @@ def filter_implicit(  # type: ignore[no-untyped-def]
         if weight <= np.float32(0.0):
             continue
         spread += user_var[x, 0] + item_var[y, 0]
-        inverse = one / (spread + noise / weight)
+        variance = spread + noise / weight
+        if variance == np.float32(0.0):
+            return False
+        inverse = one / variance
         move_rows(x, y, error, inverse, drift, user_mean, user_var, item_mean, item_var)
+    return True

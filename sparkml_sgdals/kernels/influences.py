@@ -1,4 +1,4 @@
-"""The implicit prior's influences: what partners say before the ratings do."""
+"""Influences: what partners say of an id before the ratings do."""
 
 from __future__ import annotations
 

@@ -82,10 +82,10 @@ def judge_ranks(
     known = slice(known_items)
     products = state.items.mean[known].copy()
     context = np.zeros((0, settings.rank), np.float32)
-    if settings.positive and settings.solver == "bayes":
+    if settings.learns_events and settings.solver == "bayes":
         memory = memories_of(state)[1]
         context = memory.context
-        logs, _ = log_shares(memory, state.events, state.popularity_parts, known_items)
+        logs, _ = log_shares(memory, state.events_learned, state.popularity_parts, known_items)
         products[:, 0] += logs
     order = np.empty(0, np.int64)
     if sample:

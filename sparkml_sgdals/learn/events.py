@@ -14,18 +14,17 @@ import numpy.typing as npt
 
 from sparkml_sgdals.arrays.hashing import id_keys, pair_hash
 from sparkml_sgdals.arrays.ratings import Ratings
-from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.kernels.checks import check_rows
 from sparkml_sgdals.kernels.events import filter_events, note_done
 from sparkml_sgdals.kernels.isgd import descend_events
 from sparkml_sgdals.learn.event_ranks import EventsToRank, judge_ranks
 from sparkml_sgdals.learn.prequential import BatchSums
+from sparkml_sgdals.learn.solvers import not_finite
 from sparkml_sgdals.state.event_memory import HALF_LIVES, with_room
 from sparkml_sgdals.state.event_scores import even_parts, faded_popularity, known_done, memories_of
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.state.settings import Settings
 
-__all__ = ["Learned", "learn_events"]
+__all__ = ["LearnedEvents", "learn_events"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -35,7 +34,7 @@ _EVENT: Final = np.uint64(0xA0761D6478BD642F)
 
 
 @dataclass(frozen=True)
-class Learned:
+class LearnedEvents:
     """Rows of users and items whose state has changed, how many ids are new, and ranks before."""
 
     user_rows: I64
@@ -45,7 +44,7 @@ class Learned:
     sums: BatchSums
 
 
-def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> Learned:
+def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> LearnedEvents:
     """Learn each row of a table of events once, in place.
 
     A rating r counts as (1 + alpha r) / (1 + alpha) events; one of 0 or less says that the user
@@ -64,16 +63,16 @@ def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> Le
         check_rows(ratings.items, item_rows.size, "item")
         work = _Work(state, ratings, user_rows, item_rows)
         sums = work.ranks(*sizes) if judge and state.settings.ranking_size else BatchSums()
+        if state.settings.solver == "bayes" and not np.all(work.weights > 0.0):
+            # fell below what a float32 holds, or is not a number
+            raise not_finite(state.settings)
         learn = work.filter if state.settings.solver == "bayes" else work.descend
         touched, counted = learn()
         if not work.finite(touched):
-            raise _diverged(state.settings)
-    except BaseException as failure:
+            raise not_finite(state.settings)
+    except BaseException:
         state.users.truncate(sizes[0])
         state.items.truncate(sizes[1])
-        if isinstance(failure, ZeroDivisionError):
-            # a weight or variance fell below what a float32 holds
-            raise _diverged(state.settings) from failure
         raise
     work.put(touched)
     low, high = ratings.value_range()
@@ -84,15 +83,8 @@ def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> Le
         low=min(low, before.low),
         high=max(high, before.high),
     )
-    state.events += counted
-    return Learned(user_rows, np.flatnonzero(touched), new_users, new_items, sums)
-
-
-def _diverged(settings: Settings) -> DivergenceError:
-    return DivergenceError(
-        f"{settings.solver} left factors that are not finite. Lower stepSize (now "
-        f"{settings.step_size}), or look for ratings or weights of an absurd size."
-    )
+    state.events_learned += counted
+    return LearnedEvents(user_rows, np.flatnonzero(touched), new_users, new_items, sums)
 
 
 class _Work:
@@ -133,14 +125,14 @@ class _Work:
         state, r, settings = self.state, self.ratings, self.state.settings
         order = self.order
         fades = 0.5 ** (1.0 / np.array(HALF_LIVES))
-        popularity = faded_popularity(self.memory, state.events, fades)
+        popularity = faded_popularity(self.memory, state.events_learned, fades)
         cumulative = np.cumsum(popularity[order], axis=0).T.copy()
         seed = np.uint64(settings.seed & 0xFFFFFFFFFFFFFFFF)
         numbers = np.arange(len(r), dtype=np.uint64) + np.uint64(state.counters.ratings)
         touched = np.zeros(state.items.size, bool)
         counted = filter_events(
             r.users, self.items, r.values, self.weights, self.pairs ^ ((numbers + seed) * _EVENT),
-            state.events, settings.num_negatives, np.float32(settings.drift),
+            state.events_learned, settings.num_negatives, np.float32(settings.drift),
             settings.implicit_prior, self.users.mean, self.users.var, self.mean, self.var,
             self.memory.context, self.memory.context_var, self.done, self.starts, self.lengths,
             order.astype(np.int32), cumulative, fades, self.memory.popularity, self.memory.last,
@@ -155,8 +147,8 @@ class _Work:
         known = np.flatnonzero(last > 0)
         touched = np.zeros(state.items.size, bool)
         counted = descend_events(
-            r.users, self.items, r.values, self.weights, state.events, settings.num_negatives,
-            np.float32(settings.step_size), np.float32(settings.regs[2]),
+            r.users, self.items, r.values, self.weights, state.events_learned,
+            settings.num_negatives, np.float32(settings.step_size), np.float32(settings.regs[2]),
             np.float32(settings.regs[3]), self.users.mean, self.mean,
             known[np.argsort(last[known])].astype(np.int32), last, touched,
         )  # fmt: skip
@@ -179,7 +171,7 @@ class _Work:
         state.users.put_rows(self.users)
         state.items.mean[touched] = self.mean[touched]
         state.items.var[touched] = self.var[touched]
-        state.items.events = self.memory
+        state.items.memory = self.memory
         signed = self.keys.view(np.int64)
         places = zip(self.starts.tolist(), self.lengths.tolist(), strict=True)
         self.user_memory.replace(

@@ -12,16 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from sparkml_sgdals.arrays.ratings import Ratings
-from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.kernels.checks import check_rows
 from sparkml_sgdals.learn.events import learn_events
-from sparkml_sgdals.learn.implicit_prior import FilterSide, run_implicit_filter
+from sparkml_sgdals.learn.influences import FilterSide, run_influence_filter
 from sparkml_sgdals.learn.noise import expected_squares, learn_noise_factors
 from sparkml_sgdals.learn.prequential import BatchSums, judge_batch
 from sparkml_sgdals.learn.rated_lists import lists_after, memory_of_users, rank_ratings
 from sparkml_sgdals.learn.smoothing import smooth_batch
-from sparkml_sgdals.learn.solvers import run_filter, run_minibatches, run_sgd
-from sparkml_sgdals.learn.whole_table import not_finite, settle_scale
+from sparkml_sgdals.learn.solvers import not_finite, run_filter, run_minibatches, run_sgd
+from sparkml_sgdals.learn.whole_table import settle_scale
 from sparkml_sgdals.state.factors import FactorRows
 from sparkml_sgdals.state.model_state import SETTLING_RATINGS, Counters, ModelState
 from sparkml_sgdals.state.settings import Settings
@@ -56,7 +55,7 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
     if not len(ratings):
         nothing = np.empty(0, np.int64)
         return BatchReport(0, 0, 0, nothing, nothing, math.nan, math.nan)
-    if state.settings.positive:
+    if state.settings.learns_events:
         done = learn_events(state, ratings, judge=True)
         return BatchReport(
             len(ratings), done.new_users, done.new_items, done.user_rows, done.item_rows,
@@ -92,18 +91,13 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
         if not all(side.finite() for side in learned):
             raise not_finite(state.settings)
         rated = lists_after(users, user_rows, ratings) if ranks else []
-    except BaseException as failure:
+    except BaseException:
         if whole is None:
             users.truncate(sizes[0])
             items.truncate(sizes[1])
             state.noise, state.noise_weight = noise
         else:
-            vars(state).update(vars(whole))
-        if isinstance(failure, ZeroDivisionError):
-            # a variance fell below what a float32 holds
-            raise DivergenceError(
-                "The variances left the range of numbers: look for ratings of an absurd size."
-            ) from failure
+            state.restore(whole)
         raise
     learned[0].count += np.bincount(ratings.users, minlength=user_rows.size)
     learned[1].count += np.bincount(ratings.items, minlength=item_rows.size)
@@ -146,9 +140,9 @@ def _learn_rows(
     u, i = sides
     what = (ratings.users, ratings.items, values, ratings.weights, settings)
     run_filter(*what, u.base_mean, u.base_var, i.base_mean, i.base_var)
-    if settings.implicit:
+    if settings.draws_prior:
         seen = (side.count.astype(np.float32) for side in sides)
-        run_implicit_filter(*what, *map(FilterSide.of, (u.arrays, i.arrays), seen))
+        run_influence_filter(*what, *map(FilterSide.of, (u.arrays, i.arrays), seen))
     elif settings.solver == "bayes":
         run_filter(*what, u.mean, u.var, i.mean, i.var)
     elif settings.solver == "sgd":
@@ -184,6 +178,7 @@ def _score_before(
     weight = float(weights.sum(dtype=np.float64))
     total = state.noise_weight + weight
     seen = float(np.sum(surplus * weights)) / state.scale.spread**2
-    state.noise = max((state.noise * state.noise_weight + seen) / total, 0.01)
+    if total > 0.0:
+        state.noise = max((state.noise * state.noise_weight + seen) / total, 0.01)
     state.noise_weight = total
     return sums, surprises

@@ -27,8 +27,8 @@ I64 = npt.NDArray[np.int64]
 
 def memory_of_users(users: FactorTable) -> UserMemory:
     """What a model that ranks ratings remembers of its users."""
-    assert isinstance(users.events, UserMemory)
-    return users.events
+    assert isinstance(users.memory, UserMemory)
+    return users.memory
 
 
 def rank_ratings(state: ModelState, ratings: Ratings) -> BatchSums:

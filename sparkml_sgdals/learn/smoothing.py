@@ -16,7 +16,7 @@ from sparkml_sgdals.arrays.ratings import Layout, Ratings, layout_by
 from sparkml_sgdals.kernels.checks import check_rows
 from sparkml_sgdals.kernels.lanes import padded_rows
 from sparkml_sgdals.kernels.smoothing import smooth_ids
-from sparkml_sgdals.learn.implicit_prior import concentration, moved_prior
+from sparkml_sgdals.learn.influences import concentration, moved_prior
 from sparkml_sgdals.learn.solvers import over_ids
 from sparkml_sgdals.state.factors import FactorRows
 from sparkml_sgdals.state.settings import Settings
@@ -74,7 +74,7 @@ def _prior(now: FactorRows, before: FactorRows, settings: Settings) -> tuple[F32
     means, and the noise over the variances; both as `padded_rows` with a spare one
     """
     mean = before.mean
-    if settings.implicit:
+    if settings.draws_prior:
         mean = moved_prior(mean, before.var, before.drawn, now.drawn, settings)
     with np.errstate(divide="ignore"):
         pull = np.float32(settings.noise) / before.var

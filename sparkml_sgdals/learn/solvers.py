@@ -30,12 +30,14 @@ __all__ = [
     "Side",
     "check_mini_batch",
     "half_sweep",
+    "not_finite",
     "over_ids",
     "run_filter",
     "run_minibatches",
     "run_sgd",
     "settled",
     "sweeps_settled",
+    "without_variance",
 ]
 
 F32 = npt.NDArray[np.float32]
@@ -129,13 +131,36 @@ def run_filter(
     users: Rows, items: Rows, values: F32, weights: F32, settings: Settings,
     user_mean: F32, user_var: F32, item_mean: F32, item_var: F32,
 ) -> F32:  # fmt: skip
+    """Filter ratings; errors from before each. DivergenceError where the variances are all 0."""
     errors = np.empty(values.size, np.float32)
-    filter_ratings(
+    learned = filter_ratings(
         users.astype(np.int32, copy=False), items.astype(np.int32, copy=False), values, weights,
         user_mean, user_var, item_mean, item_var,
         np.float32(settings.noise), np.float32(settings.drift), errors,
     )  # fmt: skip
+    if not learned:
+        raise without_variance(settings)
     return errors
+
+
+def not_finite(settings: Settings) -> DivergenceError:
+    """What to raise where factors are not finite."""
+    what = "ratings or weights" if settings.learns_events else "ratings"
+    remedy = f"look for {what} of an absurd size."
+    if settings.solver != "bayes":
+        remedy = f"lower stepSize (now {settings.step_size}), or {remedy}"
+    return DivergenceError(
+        f"{settings.solver} left factors that are not finite. {remedy[0].upper()}{remedy[1:]}"
+    )
+
+
+def without_variance(settings: Settings) -> DivergenceError:
+    """What to raise where a rating's prediction and its noise have no variance left."""
+    return DivergenceError(
+        "The variances left the range of numbers: look for ratings of an absurd size, or raise "
+        f"noiseVariance (now {settings.noise}), biasPriorVariance (now {settings.bias_prior}) or "
+        f"factorPriorVariance (now {settings.factor_prior})."
+    )
 
 
 def run_sgd(

@@ -19,8 +19,8 @@ from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.kernels.checks import check_rows
 from sparkml_sgdals.kernels.predict import clipped_squares
 from sparkml_sgdals.learn.events import learn_events
-from sparkml_sgdals.learn.implicit_prior import (
-    ImplicitPrior,
+from sparkml_sgdals.learn.influences import (
+    InfluencePrior,
 )
 from sparkml_sgdals.learn.noise import (
     expected_after_learning,
@@ -29,6 +29,7 @@ from sparkml_sgdals.learn.noise import (
 from sparkml_sgdals.learn.solvers import (
     Side,
     half_sweep,
+    not_finite,
     run_filter,
     run_minibatches,
     run_sgd,
@@ -45,7 +46,6 @@ __all__ = [
     "check_finite",
     "fit_ratings",
     "fit_stops",
-    "not_finite",
     "settle_scale",
 ]
 
@@ -103,7 +103,7 @@ def fit_stops(
     DivergenceError : as `fit_ratings`
     """
     wanted = sorted(stops)
-    if state.settings.positive:
+    if state.settings.learns_events:
         # one pass, whatever max_iter: an event counts once
         learn_events(state, ratings)
         progress(1, math.nan)
@@ -159,7 +159,7 @@ class _Work:
         self.history: list[float] = []
         self.settings = state.settings
         self.noise = state.settings.noise
-        self.implicit: ImplicitPrior | None = None
+        self.influences: InfluencePrior | None = None
         tables = (state.users, state.items)
         self.sides = [self._gather(t, r, k) for t, r, k in zip(tables, rows, known, strict=True)]
         self.total_weight = (
@@ -201,8 +201,8 @@ class _Work:
             table.mean[rows] = side.mean
             if table.var.shape[1]:
                 table.var[rows] = side.var
-        if self.implicit is not None:
-            self.implicit.put(tables, self.rows)
+        if self.influences is not None:
+            self.influences.put(tables, self.rows)
         if self.settings.solver == "bayes" and self.fresh and self.history:
             target.noise, target.noise_weight = self.noise, self.total_weight
             users, items = self.sides
@@ -258,8 +258,8 @@ class _Work:
     def _filter_and_sweep(self) -> Iterator[int]:
         settings, r, threads = self.settings, self.ratings, self.threads
         users, items = self.sides
-        if settings.implicit:
-            self.implicit = ImplicitPrior(r, (self.state.users, self.state.items), self.rows)
+        if settings.draws_prior:
+            self.influences = InfluencePrior(r, (self.state.users, self.state.items), self.rows)
         # a filter is one rating after another: other threads prepare the sweeps meanwhile
         errors, _, *layouts = run_all(
             [self._filter, self.learn_baseline, *(self._layouts() if settings.max_iter else [])],
@@ -271,19 +271,19 @@ class _Work:
             return
         by_user, by_item = layouts
         rated_users, rated_items = by_user.counts() > 0, by_item.counts() > 0
-        implicit = self.implicit if self.fresh else None
-        if implicit is not None:
-            implicit.start(by_user, by_item, users, items, threads)
+        influences = self.influences if self.fresh else None
+        if influences is not None:
+            influences.start(by_user, by_item, users, items, threads)
         expected: list[float] = []
         for sweep in range(settings.max_iter):
             half_sweep(by_user, users, items.mean, items.var, self.noise, threads)
-            if implicit is not None:
-                implicit.learn_items(by_item, users, threads)
+            if influences is not None:
+                influences.learn_items(by_item, users, threads)
             squares, variances = half_sweep(
                 by_item, items, users.mean, users.var, self.noise, threads
             )
-            if implicit is not None:
-                implicit.learn_users(by_user, items, threads)
+            if influences is not None:
+                influences.learn_users(by_user, items, threads)
             expected.append((squares + variances) / self.total_weight)
             if self.fresh:
                 self.noise = expected[-1]
@@ -299,8 +299,8 @@ class _Work:
     def _filter(self) -> F32:
         """One pass; errors from before each rating was learned."""
         r, (users, items) = self.ratings, self.sides
-        if self.implicit is not None and not self.fresh:
-            return self.implicit.filter(self.values, self.settings, users, items)
+        if self.influences is not None and not self.fresh:
+            return self.influences.filter(self.values, self.settings, users, items)
         return run_filter(
             r.users, r.items, self.values, r.weights, self.settings,
             users.mean, users.var, items.mean, items.var,
@@ -388,14 +388,6 @@ def check_finite(state: ModelState, user_rows: I64, item_rows: I64) -> None:
     """Raise DivergenceError where factors in these rows are not finite."""
     if not (state.users.finite(user_rows) and state.items.finite(item_rows)):
         raise not_finite(state.settings)
-
-
-def not_finite(settings: Settings) -> DivergenceError:
-    """What to raise where factors are not finite."""
-    return DivergenceError(
-        f"{settings.solver} left factors that are not finite. Lower stepSize (now "
-        f"{settings.step_size}), or look for ratings of an absurd size."
-    )
 
 
 def _zero_row(width: int) -> F32:

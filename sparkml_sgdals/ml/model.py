@@ -17,6 +17,7 @@ from sparkml_sgdals.ingest.collecting import COLLECT_LIMIT, collect_ratings
 from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
 from sparkml_sgdals.ingest.problems import refuse_invalid
 from sparkml_sgdals.ml.options import fit_options, stream_invalid
+from sparkml_sgdals.ml.params import default_settings
 from sparkml_sgdals.ml.persistence import ModelReader, ModelWriter
 from sparkml_sgdals.ml.recommend_methods import RankingMethods
 from sparkml_sgdals.ml.setters import ModelSetters
@@ -70,7 +71,9 @@ class StreamingBiasedALSModel(
         summary: TrainingSummary | None = None,
     ) -> None:
         super().__init__()
-        self._state = state if state is not None else ModelState.empty(Settings(), "int", "int")
+        if state is None:
+            state = ModelState.empty(default_settings(), "int", "int")
+        self._state = state
         self._id_types = id_types
         self.version = version
         self._summary = summary
@@ -209,7 +212,7 @@ class StreamingBiasedALSModel(
         once a rating has been seen. Variances start at the defaults' priors.
         """
         # ALS's features are far from their prior: partners would take all of that for news
-        settings = Settings(rank=als_model.rank, implicit_prior=False)
+        settings = default_settings(rank=als_model.rank, implicit_prior=False)
         state = ModelState.empty(settings, "int", "int")
         for table, factors in (
             (state.users, als_model.userFactors),
@@ -357,7 +360,7 @@ class StreamingBiasedALSModel(
         if meta is None or newest is None:
             raise StorageError(f"{modelPath} does not hold a model: start with updateStream.")
         settings = Settings.from_json(meta["settings"])
-        if maxResidentIds and settings.positive:
+        if maxResidentIds and settings.learns_events:
             raise ValueError(
                 f"maxResidentIds is {maxResidentIds}, but a model of events (implicitPrefs) is "
                 "kept in memory as a whole: leave it out."
@@ -426,7 +429,7 @@ class StreamingBiasedALSModel(
 
     def _scoring_state(self) -> ModelState:
         """The state that pairs are scored by: of events with their popularity and context."""
-        if not self._state.settings.positive:
+        if not self._state.settings.learns_events:
             return self._state
         held = self._serving
         if held is None or held[0] is not self._state or held[1] != self.version:
@@ -435,7 +438,7 @@ class StreamingBiasedALSModel(
         return held[2]
 
     def _refuse_of_events(self, what: str) -> None:
-        if self._state.settings.positive:
+        if self._state.settings.learns_events:
             raise ValueError(
                 f"{what}, and this model was learned from events (implicitPrefs=True). Judge it "
                 "by the rank of what users did next: docs/positive-only.md."

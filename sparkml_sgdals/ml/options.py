@@ -17,7 +17,7 @@ def fit_options(
 ) -> FitOptions:
     """How the Params say that tables and streams are read and spread, for a model so set."""
     columns = params.ratingColumns()
-    optional = settings.positive and (not columns.rating or not params.isSet("ratingCol"))
+    optional = settings.learns_events and (not columns.rating or not params.isSet("ratingCol"))
     return FitOptions(
         columns=replace(columns, rating_needed=not optional),
         kinds=kinds,
@@ -30,7 +30,7 @@ def fit_options(
         progress_path=params.getProgressPath(),
         # events draw their negatives from all items, and ratings are ranked among all of them
         max_resident_ids=0
-        if settings.positive or (settings.ranks_ratings and not params.isSet("maxResidentIds"))
+        if settings.learns_events or (settings.ranks_ratings and not params.isSet("maxResidentIds"))
         else params.getMaxResidentIds(),
     )
 

@@ -7,6 +7,7 @@ set, so that a bad grid fails before anything runs.
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import Any, Final, TypeVar
 
 from pyspark.ml.param import Param, TypeConverters
@@ -38,7 +39,7 @@ from sparkml_sgdals.ml.converters import (
 from sparkml_sgdals.ml.solver_params import EVENT_DEFAULTS, refuse_unfit, unused_params
 from sparkml_sgdals.state.settings import Settings, Solver
 
-__all__ = ["DEFAULT_SEED", "LearningParams", "ModelParams"]
+__all__ = ["DEFAULT_SEED", "LearningParams", "ModelParams", "default_settings"]
 
 DEFAULT_SEED: Final = 20_140_707
 """Fixed, as pyspark's own default seed differs from process to process."""
@@ -426,7 +427,8 @@ class LearningParams(
         return self.getOrDefault(self.implicitPrior)
 
     def settings(self) -> Settings:
-        """What the arithmetic has to know of the Params."""
+        """What the arithmetic has to know of the Params; what has no effect is 0, alpha 1."""
+        events, size = self.getImplicitPrefs(), self.getRankingSize()
         return Settings(
             solver=self.getSolver(),
             rank=self.getRank(),
@@ -447,9 +449,11 @@ class LearningParams(
             init_std=self.getInitStd(),
             drift=self.getDrift(),
             implicit_prior=self.getImplicitPrior(),
-            positive=self.getImplicitPrefs(),
-            **self._ranking_settings(),
-            **self._event_settings(),
+            learns_events=events,
+            alpha=self.getAlpha() if events else 1.0,
+            num_negatives=self.getNumNegatives() if events else 0,
+            ranking_size=size,
+            ranking_sample=self.getRankingSample() if size or events else 0,
         )
 
     def warnOfUnused(self) -> None:
@@ -480,16 +484,12 @@ class LearningParams(
             return value
         return self.getOrDefault(param)
 
-    def _ranking_settings(self) -> dict[str, Any]:
-        size = self.getRankingSize()
-        if not size and not self.getImplicitPrefs():
-            return {}
-        return {"ranking_size": size, "ranking_sample": self.getRankingSample()}
 
-    def _event_settings(self) -> dict[str, Any]:
-        if not self.getImplicitPrefs():
-            return {}
-        return {
-            "alpha": self.getAlpha(),
-            "num_negatives": self.getNumNegatives(),
-        }
+def default_settings(**fields: Any) -> Settings:
+    """Settings from the Params' defaults, but for these fields; needs no Spark session.
+
+    The defaults are those of the solver, and of ratings or events, that `fields` name.
+    """
+    names = {"solver": "solver", "learns_events": "implicitPrefs"}
+    chosen = {param: fields[name] for name, param in names.items() if name in fields}
+    return replace(LearningParams()._set(**chosen).settings(), **fields)

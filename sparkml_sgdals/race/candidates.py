@@ -56,8 +56,11 @@ def warm_start(leader: ModelState, settings: Settings) -> ModelState:
     state.scale = replace(scale, frozen=old.frozen)
     state.counters = leader.counters
     ratio = old.spread / state.scale.spread
-    if settings.positive:
-        state.events, state.popularity_parts = leader.events, leader.popularity_parts
+    if settings.learns_events:
+        state.events_learned, state.popularity_parts = (
+            leader.events_learned,
+            leader.popularity_parts,
+        )
     for own, other in ((state.users, leader.users), (state.items, leader.items)):
         _take_over(own, other, ratio)
     if settings.solver == "bayes" and leader.settings.solver == "bayes":
@@ -71,8 +74,8 @@ def _take_over(own: FactorTable, other: FactorTable, ratio: float) -> None:
     scaled.rescale(0.0, ratio)
     both = own.settings, other.settings
     own.take_over(scaled, rows, both)
-    if isinstance(own.events, UserMemory) and isinstance(other.events, UserMemory):
-        for row, done in zip(rows.tolist(), other.events.done, strict=True):
-            own.events.done[row] = done
-    if isinstance(own.events, ItemMemory) and isinstance(other.events, ItemMemory):
-        own.events.take_over(other.events, rows, both)
+    if isinstance(own.memory, UserMemory) and isinstance(other.memory, UserMemory):
+        for row, done in zip(rows.tolist(), other.memory.done, strict=True):
+            own.memory.done[row] = done
+    if isinstance(own.memory, ItemMemory) and isinstance(other.memory, ItemMemory):
+        own.memory.take_over(other.memory, rows, both)

@@ -246,7 +246,7 @@ class StreamingGridSearch(Params):
             self.getOrDefault(self.challengers),
             self.getOrDefault(self.fadingFactor),
             self.getOrDefault(self.tolerance),
-            squares=not settings[0].positive,
+            squares=not settings[0].learns_events,
         )
         named = {
             "candidates": [s.to_json() for s in settings],
@@ -301,7 +301,7 @@ class StreamingGridSearch(Params):
         for stage in stages:
             stage.warnOfUnused()
         settings = tuple(stage.settings() for stage in stages)
-        if len({own.positive for own in settings}) > 1:
+        if len({own.learns_events for own in settings}) > 1:
             raise ValueError(
                 "Some candidates learn events and some ratings: set implicitPrefs on the "
                 "estimator, not in estimatorParamMaps."
@@ -311,7 +311,7 @@ class StreamingGridSearch(Params):
                 "The candidates rank differently, so their ranks do not compare: set rankingSize "
                 "and rankingSample on the estimator, not in estimatorParamMaps."
             )
-        if settings[0].positive:
+        if settings[0].learns_events:
             self._check_events(settings)
         seen: dict[str, int] = {}
         for number, own in enumerate(settings):

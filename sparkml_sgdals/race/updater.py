@@ -213,7 +213,7 @@ class RaceUpdater(BatchUpdater):
                 "Every candidate of the race diverged: lower stepSize, or look for ratings of an "
                 "absurd size."
             )
-        positive = self.settings[0].positive
+        positive = self.settings[0].learns_events
         losses = {
             c: None if told is None else told.sums.loss(positive)[0] for c, told in reports.items()
         }

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 
-from sparkml_sgdals.serving.intake.history import Columns
+from sparkml_sgdals.serving.intake.history import IntakeColumns
 from sparkml_sgdals.serving.server import serve
 from sparkml_sgdals.store.version_store import StorageError
 
@@ -59,7 +59,7 @@ def main() -> None:
             raise ValueError(f"--columns names five columns, got {','.join(names)!r}.")
         serve(
             given.pop("model"),
-            columns=Columns(*names),
+            columns=IntakeColumns(*names),
             started=lambda address: print(f"Serving at {address}", flush=True),
             **given,
         )

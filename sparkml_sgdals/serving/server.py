@@ -22,7 +22,7 @@ from sparkml_sgdals.serving.http.news import News
 from sparkml_sgdals.serving.http.routes import Service, make_app
 from sparkml_sgdals.serving.http.schemas import AnonymousIn, ItemRating
 from sparkml_sgdals.serving.intake.folder import FolderIntake, Intake
-from sparkml_sgdals.serving.intake.history import Columns, History, read_ratings
+from sparkml_sgdals.serving.intake.history import History, IntakeColumns, read_ratings
 from sparkml_sgdals.serving.model.approximate import Approximate
 from sparkml_sgdals.serving.model.holder import ModelHolder
 from sparkml_sgdals.serving.model.titles import Titles
@@ -45,7 +45,7 @@ def serve(
     inbox: str | None = None,
     kafka: str | None = None,
     topic: str = "ratings",
-    columns: Columns | None = None,
+    columns: IntakeColumns | None = None,
     titles: str | None = None,
     ratings: str | None = None,
     token_file: str | None = None,
@@ -73,7 +73,7 @@ def serve(
     host, port : where to listen; port 0 for one that is free
     inbox : folder that the stream reads: ratings posted are appended to it as JSON lines
     kafka, topic : host:port of a broker, where ratings posted go instead of an inbox
-    columns : names of the columns of ratings, sent and read; those of `Columns` by default
+    columns : names of the columns of ratings, sent and read; those of `IntakeColumns` by default
     titles : a file .csv, .json, .jsonl or .parquet with ids and titles of items
     ratings : a file, or folder of files, of ratings that users are known to have given
     token_file : file with the token that posting needs
@@ -116,7 +116,7 @@ def serve(
         service = build_service(
             model,
             folder,
-            columns=columns or Columns(),
+            columns=columns or IntakeColumns(),
             titles=titles,
             ratings=ratings,
             intake=None if inbox is None else (lambda names: FolderIntake(inbox, names)),
@@ -129,7 +129,7 @@ def serve(
             if kafka is not None:
                 from sparkml_sgdals.serving.intake.kafka import KafkaIntake
 
-                service.intake = KafkaIntake(kafka, topic, columns or Columns())
+                service.intake = KafkaIntake(kafka, topic, columns or IntakeColumns())
             service.token = None if token_file is None else TokenCheck(token_file)
             service.buckets = Buckets(rate, 10 * rate)
             service.rating_range = rating_range
@@ -164,10 +164,10 @@ def build_service(
     model: str,
     folder: str,
     *,
-    columns: Columns | None = None,
+    columns: IntakeColumns | None = None,
     titles: str | None = None,
     ratings: str | None = None,
-    intake: Callable[[Columns], FolderIntake] | None = None,
+    intake: Callable[[IntakeColumns], FolderIntake] | None = None,
     poll_seconds: float = 0.25,
     wait_seconds: float = 0.0,
     ann_recall: float | None = None,
@@ -176,7 +176,7 @@ def build_service(
 
     Raises StorageError where there is no model after `wait_seconds`.
     """
-    names = columns or Columns()
+    names = columns or IntakeColumns()
     news = News()
     if is_saved(model):
         model = _as_path(model, f"{folder}/saved")

@@ -233,7 +233,7 @@ def _varies(settings: Settings) -> bool:
 
 
 def _draws(settings: Settings) -> bool:
-    return settings.implicit
+    return settings.draws_prior
 
 
 def _start_means(settings: Settings, side: int, ids: pa.Array) -> F32:

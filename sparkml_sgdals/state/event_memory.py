@@ -191,8 +191,8 @@ def with_room(held: npt.NDArray[Any], lengths: I64, more: I64) -> tuple[I64, npt
 def memory_for(side: int, settings: Settings) -> EventMemory | None:
     """What one side of a model with these settings remembers, of no ids yet; None for nothing."""
     if side == USER_SIDE:
-        return UserMemory() if settings.positive or settings.ranks_ratings else None
-    return ItemMemory(settings) if settings.positive else None
+        return UserMemory() if settings.learns_events or settings.ranks_ratings else None
+    return ItemMemory(settings) if settings.learns_events else None
 
 
 _NOTHING: Final[I64] = np.empty(0, np.int64)

@@ -38,7 +38,7 @@ def serving_state(state: ModelState) -> ModelState:
     what it did last: the score is the logarithm of the probability that the user's next event is
     this item, but for a constant of the user's. Under 'isgd' it is U . P. Nothing is clipped.
     """
-    settings = replace(state.settings, positive=False, implicit_prior=False)
+    settings = replace(state.settings, learns_events=False, implicit_prior=False)
     served = ModelState.empty(settings, state.users.index.kind, state.items.index.kind)
     served.users, served.items = (_bare(table) for table in (state.users, state.items))
     served.scale = Scale(frozen=True)
@@ -48,7 +48,7 @@ def serving_state(state: ModelState) -> ModelState:
         users = np.arange(state.users.size)
         served.users.mean[:, 1:] += _recent_context(user_memory, item_memory, users, keys)
         logs, least = log_shares(
-            item_memory, state.events, state.popularity_parts, state.items.size
+            item_memory, state.events_learned, state.popularity_parts, state.items.size
         )
         served.items.mean[:, 0] += logs
         served.scale = Scale(mean=least, frozen=True)
@@ -80,7 +80,7 @@ def log_shares(
 
 def memories_of(state: ModelState) -> tuple[UserMemory, ItemMemory]:
     """What a model of events remembers of users and of items."""
-    users, items = state.users.events, state.items.events
+    users, items = state.users.memory, state.items.memory
     assert isinstance(users, UserMemory)
     assert isinstance(items, ItemMemory)
     return users, items
@@ -149,5 +149,5 @@ def _recent_context(
 def _bare(table: FactorTable) -> FactorTable:
     """A copy of means and variances, without what only learning needs."""
     twin = table.copy()
-    twin.events = None
+    twin.memory = None
     return twin

@@ -16,7 +16,7 @@ from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 
-__all__ = ["EXPLANATION_DDL", "Part", "explain_pair"]
+__all__ = ["EXPLANATION_DDL", "Term", "explain_pair"]
 
 F64 = npt.NDArray[np.float64]
 
@@ -24,7 +24,7 @@ EXPLANATION_DDL: Final = "part string, value double, std double, ratings bigint,
 
 
 @dataclass(frozen=True)
-class Part:
+class Term:
     """One row of an explanation.
 
     Attributes
@@ -40,7 +40,7 @@ class Part:
     note: str
 
 
-def explain_pair(state: ModelState, user: int | str, item: int | str, clip: bool) -> list[Part]:
+def explain_pair(state: ModelState, user: int | str, item: int | str, clip: bool) -> list[Term]:
     """The parts of a prediction: mean, both biases, features, noise, and the prediction itself.
 
     Parameters
@@ -81,12 +81,12 @@ def explain_pair(state: ModelState, user: int | str, item: int | str, clip: bool
     item_note = _bias_note("the item is rated", item_bias, i_count)
     noise_note = "how far such ratings lie from their prediction"
     return [
-        Part("mean", state.scale.mean, None, seen, "of all ratings learned"),
-        Part("user bias", user_bias, std(variances[0]), u_count, user_note),
-        Part("item bias", item_bias, std(variances[1]), i_count, item_note),
-        Part("features", share, std(variances[2]), both, _taste_note(share, both)),
-        Part("noise", None, std(variances[3]), None, noise_note),
-        Part("prediction", prediction, std(*variances), both, f"the sum{clipped}"),
+        Term("mean", state.scale.mean, None, seen, "of all ratings learned"),
+        Term("user bias", user_bias, std(variances[0]), u_count, user_note),
+        Term("item bias", item_bias, std(variances[1]), i_count, item_note),
+        Term("features", share, std(variances[2]), both, _taste_note(share, both)),
+        Term("noise", None, std(variances[3]), None, noise_note),
+        Term("prediction", prediction, std(*variances), both, f"the sum{clipped}"),
     ]
 
 

@@ -47,7 +47,7 @@ class FactorTable(FactorColumns):
     Attributes
     ----------
     index : the ids and their rows
-    events : what is remembered besides where the model learns events, and of users where it ranks
+    memory : what is remembered besides where the model learns events, and of users where it ranks
         ratings; else None
     """
 
@@ -57,7 +57,7 @@ class FactorTable(FactorColumns):
         self.index = IdIndex(kind)
         # with room for ids to come
         self.arrays = {column.name: column.zeros(settings) for column in self.registry()}
-        self.events: EventMemory | None = memory_for(side, settings)
+        self.memory: EventMemory | None = memory_for(side, settings)
 
     @property
     def size(self) -> int:
@@ -118,8 +118,8 @@ class FactorTable(FactorColumns):
         picked = order if rows is None else rows[order]
         columns = {"id": ids.take(pa.array(order))} | self.to_columns(picked)
         table = pa.table(columns, schema=arrow_schema(self.index.kind))
-        if self.events is not None:
-            for name, column in self.events.to_columns(picked).items():
+        if self.memory is not None:
+            for name, column in self.memory.to_columns(picked).items():
                 table = table.append_column(name, column)
         return table
 
@@ -137,12 +137,12 @@ class FactorTable(FactorColumns):
         ids = table.column("id").cast(id_array_type(self.index.kind)).combine_chunks()
         columns = self.registry()
         self.put(ids, {column.name: column.from_arrow(table, self.settings) for column in columns})
-        if self.events is not None:
-            self.events.put(self.index.find(ids), table)
+        if self.memory is not None:
+            self.memory.put(self.index.find(ids), table)
 
     def finite(self, rows: Any = slice(None)) -> bool:
         """Whether every number in `rows` is a finite one."""
-        return super().finite(rows) and (self.events is None or self.events.finite(rows))
+        return super().finite(rows) and (self.memory is None or self.memory.finite(rows))
 
     def told(self, column: Column[Any]) -> bool:
         """Whether a fingerprint tells a column: not where it only stands as it starts."""
@@ -154,8 +154,8 @@ class FactorTable(FactorColumns):
     def truncate(self, size: int) -> None:
         """Forget the ids that were added last, down to `size` of them."""
         self.index.truncate(size)
-        if self.events is not None:
-            self.events.resize(self.size)
+        if self.memory is not None:
+            self.memory.resize(self.size)
 
     def without(self, ids: pa.Array) -> FactorTable:
         """A table of the same state but for some ids, known or not."""
@@ -175,9 +175,9 @@ class FactorTable(FactorColumns):
         """
         twin = copy.copy(self)
         twin.settings = settings
-        twin.events = memory_for(self.side, settings)
-        if twin.events is not None:
-            twin.events.resize(self.size)
+        twin.memory = memory_for(self.side, settings)
+        if twin.memory is not None:
+            twin.memory.resize(self.size)
         return twin
 
     def copy(self) -> FactorTable:
@@ -185,7 +185,7 @@ class FactorTable(FactorColumns):
         twin = copy.copy(self)
         twin.index = self.index.copy()
         twin.arrays = grown(self.arrays, self.size)
-        twin.events = None if self.events is None else self.events.copy()
+        twin.memory = None if self.memory is None else self.memory.copy()
         return twin
 
     def _append(self, ids: pa.Array) -> I64:
@@ -193,8 +193,8 @@ class FactorTable(FactorColumns):
         room = next(iter(self.arrays.values())).shape[0]
         if self.size > room:
             self.arrays = grown(self.arrays, max(self.size, 2 * room))
-        if self.events is not None:
-            self.events.resize(self.size)
+        if self.memory is not None:
+            self.memory.resize(self.size)
         return rows
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final
 
 import numpy as np
@@ -113,7 +113,7 @@ class ModelState:
     """observations behind `noise`"""
     partial: bool = False
     """whether there are ids beside those in memory: see `store.overlay`"""
-    events: int = 0
+    events_learned: int = 0
     """of positive-only feedback: how many have been learned"""
     popularity_parts: tuple[float, ...] = ()
     """share of each part of popularity; empty before the first event"""
@@ -137,6 +137,11 @@ class ModelState:
         """An independent copy."""
         return replace(self, users=self.users.copy(), items=self.items.copy())
 
+    def restore(self, kept: ModelState) -> None:
+        """Be again what a copy has kept, which is then used up: its factors are not copied."""
+        for each in fields(self):
+            setattr(self, each.name, getattr(kept, each.name))
+
     def under(self, settings: Settings) -> ModelState:
         """The same model of ratings, factors shared, under settings that differ in ranking."""
         sides = self.users.under(settings), self.items.under(settings)
@@ -147,13 +152,13 @@ class ModelState:
         counters = asdict(self.counters)
         if not self.counters.ratings:
             counters |= {"low": None, "high": None}
-        events = {"events": self.events, "popularityParts": list(self.popularity_parts)}
+        events = {"events": self.events_learned, "popularityParts": list(self.popularity_parts)}
         return {
             "scale": asdict(self.scale),
             "counters": counters,
             "noise": self.noise,
             "noiseWeight": self.noise_weight,
-        } | (events if self.settings.positive else {})
+        } | (events if self.settings.learns_events else {})
 
     def set_scalars(self, values: dict[str, Any]) -> None:
         """Take over what `scalars` gave."""
@@ -164,7 +169,7 @@ class ModelState:
         self.counters = Counters(**counters)
         self.noise = float(values["noise"])
         self.noise_weight = float(values["noiseWeight"])
-        self.events = int(values.get("events", 0))
+        self.events_learned = int(values.get("events", 0))
         self.popularity_parts = tuple(values.get("popularityParts", ()))
 
     def fingerprint(self) -> str:

@@ -3,50 +3,65 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 __all__ = ["Settings", "Solver"]
 
 Solver = Literal["bayes", "sgd", "minibatch", "isgd"]
 
+_LATER: Final[dict[str, Any]] = {
+    "implicit_prior": False,
+    "positive": False,
+    "alpha": 1.0,
+    "num_negatives": 0,
+    "ranking_size": 0,
+    "ranking_sample": 0,
+}
+"""what stored settings that lack it were learned with, by the names they have there"""
+_STORED_AS: Final = {"learns_events": "positive"}
+"""names in files, where they are not those of fields"""
+
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of learning, the same on driver and executors and in a model path."""
+    """Settings of learning, the same on driver and executors and in a model path.
 
-    solver: Solver = "bayes"
-    rank: int = 16
-    max_iter: int = 5
-    tol: float = 0.0
-    seed: int = 42
-    step_size: float = 0.01
-    regs: tuple[float, float, float, float] = (0.1, 0.1, 0.1, 0.1)
+    Without defaults: those are the Params'.
+    """
+
+    solver: Solver
+    rank: int
+    max_iter: int
+    tol: float
+    seed: int
+    step_size: float
+    regs: tuple[float, float, float, float]
     """lambda of user bias, item bias, user factor, item factor"""
-    block_size: int = 10_000
-    bias_prior: float = 0.2
-    factor_prior: float = 0.1
-    noise: float = 0.5
-    init_std: float = 0.05
-    drift: float = 0.0
-    implicit_prior: bool = True
-    positive: bool = False
+    block_size: int
+    bias_prior: float
+    factor_prior: float
+    noise: float
+    init_std: float
+    drift: float
+    implicit_prior: bool
+    learns_events: bool
     """whether rows are events (positive-only feedback), not ratings"""
-    alpha: float = 1.0
-    num_negatives: int = 0
-    ranking_size: int = 0
+    alpha: float
+    num_negatives: int
+    ranking_size: int
     """N of Recall@N and MRR@N of a stream; 0 for none"""
-    ranking_sample: int = 0
+    ranking_sample: int
     """items that the item of an event or rating is ranked among; 0 for all"""
 
     @property
-    def implicit(self) -> bool:
-        """Whether prior means are learned from which ids come together."""
-        return self.solver == "bayes" and self.implicit_prior and not self.positive
+    def draws_prior(self) -> bool:
+        """Whether the prior means of ids are drawn from influences of those they come with."""
+        return self.solver == "bayes" and self.implicit_prior and not self.learns_events
 
     @property
     def ranks_ratings(self) -> bool:
         """Whether rated items are ranked, for which the model remembers who has rated what."""
-        return bool(self.ranking_size) and not self.positive
+        return bool(self.ranking_size) and not self.learns_events
 
     def unranked(self) -> Settings:
         """The same without ranking, which learning and serving do not depend on."""
@@ -54,13 +69,12 @@ class Settings:
 
     def to_json(self) -> dict[str, Any]:
         """A dict of JSON types, the inverse of `from_json`."""
-        return asdict(self) | {"regs": list(self.regs)}
+        values = asdict(self) | {"regs": list(self.regs)}
+        return {_STORED_AS.get(name, name): value for name, value in values.items()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Settings:
-        """Settings from what `to_json` gave; unknown names raise TypeError.
-
-        Without `implicit_prior` they are of a release that had none.
-        """
-        known = {"implicit_prior": False} | values
-        return cls(**(known | {"regs": tuple(values["regs"])}))
+        """Settings from what `to_json` gave; names that are unknown or missing raise TypeError."""
+        known: dict[str, Any] = _LATER | values | {"regs": tuple(values["regs"])}
+        fields = {stored: name for name, stored in _STORED_AS.items()}
+        return cls(**{fields.get(name, name): value for name, value in known.items()})

@@ -19,7 +19,7 @@ from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.objects import ObjectStore
-from sparkml_sgdals.store.packed_rows import Packed, RowShape, pack
+from sparkml_sgdals.store.packed_rows import Packed, RowShape, pack_rows
 from sparkml_sgdals.store.sorted_runs import Run, RunWriter, merge_runs, stack_size
 from sparkml_sgdals.store.version_store import VersionStore
 
@@ -129,7 +129,7 @@ def convert(
 
             def spool(table: FactorTable) -> None:
                 with RunWriter(local, shape, str(len(spooled))) as part:  # noqa: B023
-                    part.add(pack(table))
+                    part.add(pack_rows(table))
                 spooled.append(Run(local, shape, part.entry()))  # noqa: B023
 
             table = FactorTable(number + 1, kind, settings)

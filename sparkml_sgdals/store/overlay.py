@@ -23,7 +23,7 @@ from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.commit import Base, Commit
 from sparkml_sgdals.store.compaction import SIDES, Compaction, compact, convert
-from sparkml_sgdals.store.packed_rows import RowShape, pack, unpack
+from sparkml_sgdals.store.packed_rows import RowShape, pack_rows, unpack_rows
 from sparkml_sgdals.store.sorted_runs import Run
 from sparkml_sgdals.store.version_store import MAX_DELTAS, VersionStore
 
@@ -104,7 +104,7 @@ class Overlay:
                     break
                 found, rows = run.find(missing)
                 if found.size:
-                    unpack(rows, table)
+                    unpack_rows(rows, table)
                     rest = np.ones(len(missing), bool)
                     rest[found] = False
                     missing = missing.filter(pa.array(rest))
@@ -170,7 +170,7 @@ class Overlay:
         touched = {}
         for side in SIDES:
             rows = np.flatnonzero(self._changed[side] >= 0)
-            touched[side] = pack(self._table(side), rows)
+            touched[side] = pack_rows(self._table(side), rows)
         held = {side: list(self._runs[side]) for side in SIDES}
         self._written_since = 0
         # the next commit names the base of now; the one that this one names may be pruned then

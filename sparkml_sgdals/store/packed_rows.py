@@ -21,7 +21,7 @@ from sparkml_sgdals.state.columns import FactorColumns
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.settings import Settings
 
-__all__ = ["Packed", "RowShape", "drop_older", "pack", "search_keys", "unpack"]
+__all__ = ["Packed", "RowShape", "drop_older", "pack_rows", "search_keys", "unpack_rows"]
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
@@ -149,7 +149,7 @@ def search_keys(ids: pa.Array) -> U64:
     return np.asarray(values.astype(np.int64).view(np.uint64) ^ _SIGN)
 
 
-def pack(table: FactorTable, rows: I64 | None = None) -> Packed:
+def pack_rows(table: FactorTable, rows: I64 | None = None) -> Packed:
     """The state of some rows of a table (all by default)."""
     shape = RowShape.of(table.index.kind, table.settings)
     if rows is None:
@@ -169,7 +169,7 @@ def pack(table: FactorTable, rows: I64 | None = None) -> Packed:
     return drop_older(Packed(shape, words, names))
 
 
-def unpack(packed: Packed, table: FactorTable) -> None:
+def unpack_rows(packed: Packed, table: FactorTable) -> None:
     """Set the state of the packed ids in a table of the same settings and kind."""
     shape = packed.shape
     floats = np.ascontiguousarray(packed.words[:, 2 : shape.check]).view(np.float32)

@@ -40,7 +40,7 @@ from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.commit import FORMAT_VERSION, Base, Commit, check_format
 from sparkml_sgdals.store.objects import ObjectStore, bad_file, full_path, spark_path
-from sparkml_sgdals.store.packed_rows import RowShape, unpack
+from sparkml_sgdals.store.packed_rows import RowShape, unpack_rows
 from sparkml_sgdals.store.sorted_runs import Run
 
 __all__ = ["MAX_DELTAS", "StorageError", "VersionStore", "full_path", "spark_path"]  # fmt: skip
@@ -297,7 +297,7 @@ class VersionStore(ObjectStore):
         for entry in entries:
             run = Run(self, shape, entry)
             for rows in run.parts():
-                unpack(rows, side)
+                unpack_rows(rows, side)
             run.close()
 
     def parts(self, commit: Commit) -> list[Commit]:

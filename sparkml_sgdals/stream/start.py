@@ -99,7 +99,7 @@ def start_stream(
             "The DataFrame is a table, not a stream: read it with spark.readStream, or call "
             "update or fit."
         )
-    if options.validation is not None and start.state.settings.positive:
+    if options.validation is not None and start.state.settings.learns_events:
         raise ValueError(
             "validation is scored by RMSE, and events (implicitPrefs=True) have no ratings: leave "
             "it out."

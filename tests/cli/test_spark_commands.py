@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
 from sparkml_sgdals.cli.app import app
-from sparkml_sgdals.cli.sources import Columns, read_table
+from sparkml_sgdals.cli.sources import SourceColumns, read_table
 
 NAMES = {"user": "userId", "item": "movieId", "time": "timestamp"}
 
@@ -165,7 +165,7 @@ def test_stream_goes_on_from_a_saved_model(spark, small, files, fitted, tmp_path
         fitted[0].parent / "test.parquet", "--option", "maxFilesPerTrigger=1")  # fmt: skip
     found = StreamingBiasedALSModel.load(str(path))
     assert found.state.counters.ratings == 3400
-    schema = Columns("userId", "movieId", "rating", "timestamp").ddl
+    schema = SourceColumns("userId", "movieId", "rating", "timestamp").ddl
     stream = spark.readStream.schema(schema).option("header", True)
     stream = stream.option("maxFilesPerTrigger", 1).csv(folder)
     start = StreamingBiasedALSModel.load(str(fitted[0]))

@@ -9,7 +9,7 @@ import pytest
 from kafka_broker import Broker
 
 from sparkml_sgdals.serving.intake.folder import KeyTakenError, Posted
-from sparkml_sgdals.serving.intake.history import Columns
+from sparkml_sgdals.serving.intake.history import IntakeColumns
 from sparkml_sgdals.serving.intake.kafka import KafkaIntake
 
 pytestmark = pytest.mark.kafka
@@ -33,7 +33,7 @@ def messages(broker, topic, count):
 
 def test_each_key_is_sent_once(broker, topic):
     name = topic(broker, [])
-    intake = KafkaIntake(broker.address, name, Columns())
+    intake = KafkaIntake(broker.address, name, IntakeColumns())
     posts = [Posted(n, n + 1, 3.5, 7) for n in range(100)]
     done = [intake.put(f"k{n}", [posts[n]]) for n in range(100)]
     again = [intake.put(f"k{n}", [posts[n]]) for n in range(50)]
@@ -54,7 +54,7 @@ def test_each_key_is_sent_once(broker, topic):
 def test_what_a_broker_does_not_take_is_not_acknowledged(topic):
     with Broker() as broker:
         name = topic(broker, [])
-        intake = KafkaIntake(broker.address, name, Columns(), seconds=4.0)
+        intake = KafkaIntake(broker.address, name, IntakeColumns(), seconds=4.0)
         assert not intake.put("a", [Posted(1, 1, 3.0, 0)]).result(30).repeated
         broker.kill()
         lost = intake.put("b", [Posted(2, 2, 3.0, 0)])
@@ -69,4 +69,4 @@ def test_what_a_broker_does_not_take_is_not_acknowledged(topic):
 
 def test_no_broker():
     with pytest.raises(ConnectionError, match="No Kafka at"):
-        KafkaIntake("127.0.0.1:1", "t", Columns(), seconds=2.0)
+        KafkaIntake("127.0.0.1:1", "t", IntakeColumns(), seconds=2.0)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from building import settings_of
 
 pytest.importorskip("fastapi", reason="the extra serve is not installed")
 
@@ -23,7 +24,7 @@ from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.serving.http.guard import Buckets
 from sparkml_sgdals.serving.http.routes import Service, make_app
 from sparkml_sgdals.serving.intake.folder import FolderIntake
-from sparkml_sgdals.serving.intake.history import Columns
+from sparkml_sgdals.serving.intake.history import IntakeColumns
 from sparkml_sgdals.serving.server import build_service
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
@@ -37,7 +38,7 @@ class Modeler:
 
     path: Path
     kinds: tuple[Any, Any] = ("int", "int")
-    settings: Settings = field(default_factory=lambda: Settings(rank=4))
+    settings: Settings = field(default_factory=lambda: settings_of(rank=4))
     users: int = 60
     items: int = 40
     types: tuple[str, str] | None = None
@@ -151,9 +152,9 @@ def serving(tmp_path: Path) -> Iterator[Callable[..., Running]]:
 
 
 @pytest.fixture
-def columns() -> Columns:
+def columns() -> IntakeColumns:
     """The columns by default."""
-    return Columns()
+    return IntakeColumns()
 
 
 @pytest.fixture

@@ -7,24 +7,24 @@ from urllib.parse import quote
 import numpy as np
 import pyarrow as pa
 import pytest
+from building import settings_of
 
 from sparkml_sgdals.arrays.hashing import id_keys
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.state.event_scores import serving_state
-from sparkml_sgdals.state.settings import Settings
 
 
-def settings_of(solver):
+def settings_under(solver):
     if solver == "isgd":
-        return Settings(rank=4, solver="isgd", positive=True, step_size=0.05, num_negatives=0)
-    return Settings(rank=4, positive=True, num_negatives=5)
+        return settings_of(rank=4, solver="isgd", learns_events=True, ranking_size=0)
+    return settings_of(rank=4, learns_events=True, num_negatives=5, ranking_size=0)
 
 
 @pytest.fixture(params=[("bayes", "int"), ("bayes", "str"), ("isgd", "int")], ids="-".join)
 def made(request, modeler):
     solver, kind = request.param
-    made = modeler(kinds=(kind, kind), settings=settings_of(solver))
+    made = modeler(kinds=(kind, kind), settings=settings_under(solver))
     for _ in range(3):
         made.learn(events(made, 40))
     return made
@@ -46,7 +46,7 @@ def scores(made, user):
 
 def done_by(made, user):
     row = made.state.users.index.find(pa.array([user]))[0]
-    keys = made.state.users.events.done[row]
+    keys = made.state.users.memory.done[row]
     ids = made.state.items.index.ids()
     by_key = dict(zip(id_keys(ids).view(np.int64).tolist(), ids.to_pylist(), strict=True))
     return [by_key[key] for key in keys.tolist()]
@@ -136,7 +136,7 @@ def test_folded_in_as_the_stream_would(made, serving):
     made.state.users.ensure(table.column("user").combine_chunks().slice(0, 1))
     mine = made.state.users.size - 1
     made.state.users.mean[mine] = twin.users.mean[row]
-    made.state.users.events.done[mine] = twin.users.events.done[row]
+    made.state.users.memory.done[mine] = twin.users.memory.done[row]
     expected = dict(scores(made, someone))
     for item, value in found.items():
         assert value == pytest.approx(expected[item], abs=2e-5)
@@ -164,11 +164,11 @@ def test_ratings_need_one(modeler, serving):
 
 
 def test_ready_by_the_number_of_events(modeler, serving):
-    made = modeler(settings=settings_of("bayes"))
+    made = modeler(settings=settings_under("bayes"))
     run = serving(made)
     # what it was made of are ratings of both signs, all above 0
     assert run.get("/health/ready")["ready"] is True
-    made.state.events = 999
+    made.state.events_learned = 999
     made.learn(events(made, 0))
     run.service.answers.holder.poll()
     assert "999 events" in run.get("/health/ready", status=503)["detail"]

@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
+from building import settings_of
 
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.errors import GoneError
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.serving.model import holder as holding
 from sparkml_sgdals.serving.model.holder import ModelHolder, NoModelError
-from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store import overlay, version_store
 from sparkml_sgdals.store.forgetting import forget_users
 from sparkml_sgdals.store.maintenance import roll_back
@@ -61,7 +61,7 @@ def assert_serves(holder, state):
 def test_every_version_is_taken_up_whole(modeler, tmp_path, monkeypatch, kinds, ranking):
     """What a stream remembers to rank by is left where it is."""
     monkeypatch.setattr(version_store, "_MIN_ROWS_OF_BASE", 100)
-    made = modeler(kinds=kinds, settings=Settings(rank=4, ranking_size=ranking))
+    made = modeler(kinds=kinds, settings=settings_of(rank=4, ranking_size=ranking))
     holder = followed(made, tmp_path)
     assert_serves(holder, made.state)
     bases = set()

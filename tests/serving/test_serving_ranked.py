@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pyarrow as pa
 import pytest
+from building import settings_of
 from helpers import in_order
 
 from sparkml_sgdals.arrays.ratings import encode_ratings
@@ -13,12 +14,11 @@ from sparkml_sgdals.serving.model.holder import ModelHolder
 from sparkml_sgdals.serving.model.person import fold_in, person_of
 from sparkml_sgdals.serving.model.ranking import like_item, most_rated, predicted, rank_items
 from sparkml_sgdals.serving.model.reasons import sentence, shares
-from sparkml_sgdals.state.settings import Settings
 
 
 @pytest.fixture(params=["bayes", "sgd"])
 def made(request, modeler):
-    return modeler(settings=Settings(solver=request.param, rank=4))
+    return modeler(settings=settings_of(solver=request.param, rank=4))
 
 
 @pytest.fixture

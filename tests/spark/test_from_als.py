@@ -13,6 +13,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
+from building import settings_of
 from helpers import assert_same_bits, predictions, rmse
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.evaluation import RegressionEvaluator
@@ -29,7 +30,6 @@ from pyspark.sql import functions as F
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
 from sparkml_sgdals.state.factors import put_features
 from sparkml_sgdals.state.model_state import ModelState, Scale
-from sparkml_sgdals.state.settings import Settings
 
 pytestmark = pytest.mark.long
 
@@ -327,7 +327,7 @@ def model(spark):
     schema = "id int, features array<float>"
     users = [(0, [6.0, 4.0]), (1, [3.0, 4.0]), (2, [3.0, 6.0])]
     items = [(3, [5.0, 6.0]), (4, [6.0, 2.0]), (5, [3.0, 6.0]), (6, [4.0, 1.0])]
-    state = ModelState.empty(Settings(rank=2), "int", "int")
+    state = ModelState.empty(settings_of(rank=2), "int", "int")
     put_features(state.users, spark.createDataFrame(users, schema).toArrow())
     put_features(state.items, spark.createDataFrame(items, schema).toArrow())
     state.scale = Scale(frozen=True)

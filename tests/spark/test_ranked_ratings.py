@@ -48,7 +48,7 @@ def rated(model):
     return {
         (user, names[key])
         for user, keys in zip(
-            state.users.index.ids().to_pylist(), state.users.events.done, strict=True
+            state.users.index.ids().to_pylist(), state.users.memory.done, strict=True
         )
         for key in keys.tolist()
     }
@@ -143,7 +143,7 @@ def test_a_fitted_model_knows_what_its_table_has(als, timed, spark, solver, bloc
     assert rated(model) == pairs(timed[:1500])
     assert "who rated what" in model.summary.seconds
     plain = als.copy({als.rankingSize: 0}).fit(spark.createDataFrame(twice))
-    assert plain.state.users.events is None
+    assert plain.state.users.memory is None
     assert_same_bits(plain, StreamingBiasedALSModel(model.state.under(plain.state.settings)))
     shuffled = spark.createDataFrame(twice.sample(frac=1.0, random_state=1)).repartition(5)
     assert_same_bits(als.fit(shuffled), model)
@@ -154,7 +154,7 @@ def test_stops_of_a_grid_know_it_too(als, timed, spark):
     models = dict(als.fitMultiple(spark.createDataFrame(timed[:900]), maps))
     for number in (0, 1):
         assert rated(models[number]) == pairs(timed[:900])
-    assert models[2].state.users.events is None
+    assert models[2].state.users.memory is None
 
 
 @pytest.mark.long

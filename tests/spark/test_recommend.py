@@ -190,6 +190,12 @@ class TestFromALS:
         )
         assert (model.rank, model.globalMean) == (5, 0.0)
 
+    def test_has_the_settings_of_an_estimator_that_nobody_set(self, als_model):
+        """Regression: other passes, tolerance and seed than the Params say."""
+        model = StreamingBiasedALSModel.fromALS(als_model)
+        expected = StreamingBiasedALS(rank=als_model.rank, implicitPrior=False).settings()
+        assert model.state.settings == expected
+
     def test_learns_on(self, als_model, spark, small):
         model = StreamingBiasedALSModel.fromALS(als_model).setColdStartStrategy("bias")
         user = int(small.user[0])

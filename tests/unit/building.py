@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.ml.params import default_settings
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
@@ -67,6 +68,11 @@ def problems(draw: st.DrawFn, weighted: bool | None = None, max_ratings: int = 4
         rng.normal(0, 0.5, (num_items, rank + 1)).astype(F32),
         rng.uniform(0.01, 0.5, (num_items, rank + 1)).astype(F32),
     )
+
+
+def settings_of(**fields: Any) -> Settings:
+    """Settings from the Params' defaults, but for these fields."""
+    return default_settings(**fields)
 
 
 def id_array(ids: Sequence[Any]) -> pa.Array:
@@ -135,8 +141,8 @@ def filled_table(settings: Settings, ids: Sequence[Any], side: int = 1, seed: in
             "base_mean": rng.normal(0, 1, (len(ids), 1)).astype(F32),
             "base_var": rng.uniform(0.01, 1, (len(ids), 1)).astype(F32),
             "count": rng.integers(0, 100, len(ids)),
-            "drawn": rng.normal(0, 1, (len(ids), width if settings.implicit else 0)).astype(F32),
-            "influence": rng.normal(0, 1, (len(ids), width if settings.implicit else 0)).astype(
+            "drawn": rng.normal(0, 1, (len(ids), width if settings.draws_prior else 0)).astype(F32),
+            "influence": rng.normal(0, 1, (len(ids), width if settings.draws_prior else 0)).astype(
                 F32
             ),
             "evidence": rng.uniform(0, 9, len(ids)).astype(F32),

@@ -236,15 +236,15 @@ def fit_bayes(
     noise: float,
     sweeps: int,
     fresh: bool,
-    implicit: bool = False,
+    drawn: bool = False,
 ) -> tuple[float, list[float]]:
     """Filter, then sweeps, of standardised ratings; the noise and the RMSE after each sweep.
 
-    Each side is (mean, var, prior mean, prior var), the priors with one row an id. With `implicit`
+    Each side is (mean, var, prior mean, prior var), the priors with one row an id. With `drawn`
     a fresh fit learns prior means; a table that is added to a model has been filtered before.
     """
     (user_mean, user_var, *user_prior), (item_mean, item_var, *item_prior) = user, item
-    if fresh or not implicit:
+    if fresh or not drawn:
         learn_filter(
             users, items, ratings, weights, user_mean, user_var, item_mean, item_var, noise, 0.0
         )
@@ -255,13 +255,13 @@ def fit_bayes(
             users, items, ratings, weights, user_mean, user_var, *user_prior, item_mean,
             item_var, noise,
         )  # fmt: skip
-        if fresh and implicit:
+        if fresh and drawn:
             learn_influence(items, users, by_item, 0.02, user_mean, user_var, *user_prior)
         squares, variances = sweep(
             items, users, ratings, weights, item_mean, item_var, *item_prior, user_mean,
             user_var, noise,
         )  # fmt: skip
-        if fresh and implicit:
+        if fresh and drawn:
             learn_influence(users, items, by_user, 0.05, item_mean, item_var, *item_prior)
         if fresh:
             noise = (squares.sum() + variances.sum()) / weights.sum()
@@ -281,7 +281,7 @@ def concentration(users: np.ndarray, items: np.ndarray) -> float:
     return max(sum(rows.count(row) for row in rows) / len(rows) for rows in (users, items))
 
 
-def learn_implicit(
+def learn_with_influences(
     users: np.ndarray,
     items: np.ndarray,
     ratings: np.ndarray,

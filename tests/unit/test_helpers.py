@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from building import settings_of
 from chispa import assert_df_equality
 from chispa.dataframe_comparer import DataFramesNotEqualError
 from chispa.schema_comparer import SchemasNotEqualError
@@ -15,14 +16,13 @@ from helpers import assert_same_bits, factors, predictions, rmse
 
 from sparkml_sgdals import StreamingBiasedALSModel
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.state.settings import Settings
 
 NAN = float("nan")
 
 
 def model_of(means, ids=(1, 2), kind="int", variance=0.1, count=3):
     """A model whose users have these means (bias and one feature), and which has one item."""
-    state = ModelState.empty(Settings(rank=1), kind, "int")
+    state = ModelState.empty(settings_of(rank=1), kind, "int")
     means = np.array(means, np.float32).reshape(-1, 2)
     base = np.zeros((len(means), 1), np.float32)
     state.users.put(

@@ -10,14 +10,13 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from building import low_rank, seen_state
+from building import low_rank, seen_state, settings_of
 
 from sparkml_sgdals import Predictor, StreamingBiasedALS
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.state.settings import Settings
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
 PLACES = [
@@ -43,7 +42,7 @@ def test_predicts_as_the_model_did(folder, place, name, version):
 
 @pytest.fixture
 def state():
-    return seen_state(Settings(rank=3))
+    return seen_state(settings_of(rank=3))
 
 
 @pytest.fixture
@@ -127,11 +126,11 @@ def test_mistakes(predictor):
 
 
 def test_a_model_without_variances_and_an_empty_one():
-    sgd = Predictor(seen_state(Settings("sgd", rank=3)), {}, 0)
+    sgd = Predictor(seen_state(settings_of(solver="sgd", rank=3)), {}, 0)
     assert sgd.predict([1], [1])["std"].isna().all()
     with pytest.raises(ValueError, match="solver 'bayes'"):
         sgd.recommend([1], rank_by="upper")
-    empty = Predictor(ModelState.empty(Settings(rank=2), "int", "int"), {}, 0)
+    empty = Predictor(ModelState.empty(settings_of(rank=2), "int", "int"), {}, 0)
     assert empty.predict([1], [1]).isna().all(axis=None)
     assert empty.recommend([1]).empty
 

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from building import ratings_of
+from building import ratings_of, settings_of
 
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.state.model_state import SETTLING_RATINGS, ModelState, Scale
-from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.version_store import VersionStore
 
-META = {"settings": Settings(rank=2).to_json(), "kinds": ["int", "str"], "origin": "nothing"}
+META = {"settings": settings_of(rank=2).to_json(), "kinds": ["int", "str"], "origin": "nothing"}
 
 
 class Writer:
@@ -24,7 +23,7 @@ class Writer:
     ) -> None:
         self.path = path
         self.store = VersionStore(str(path))
-        self.state = ModelState.empty(Settings(rank=2), "int", "str")
+        self.state = ModelState.empty(settings_of(rank=2), "int", "str")
         if settled:
             self.state.scale = Scale(2.5, 1.2, 1000.0, 1440.0, SETTLING_RATINGS, True)
         self.commit = self.store.create(self.state, META | (meta or {}))

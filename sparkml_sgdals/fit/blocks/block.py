@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from sparkml_sgdals.arrays.ratings import Layout, Ratings, layout_by
 from sparkml_sgdals.kernels.filter import standardise
-from sparkml_sgdals.learn.implicit_prior import (
+from sparkml_sgdals.learn.influences import (
     ITEM_INFLUENCE,
     USER_INFLUENCE,
     FilterSide,
@@ -27,7 +27,7 @@ from sparkml_sgdals.learn.implicit_prior import (
     learn_influence,
     moved_prior,
     roots,
-    run_implicit_filter,
+    run_influence_filter,
 )
 from sparkml_sgdals.learn.solvers import Side, half_sweep, run_filter, run_sgd
 from sparkml_sgdals.state.columns import prior_variances
@@ -233,9 +233,9 @@ def learn_cell(
     apart = np.empty(0, np.float32)
     if baseline:
         apart = run_filter(*where, u["base_mean"], u["base_var"], i["base_mean"], i["base_var"])
-    if settings.implicit and "seen" in u:
+    if settings.draws_prior and "seen" in u:
         sides = (FilterSide.of(a, a["seen"]) for a in (u, i))
-        return run_implicit_filter(*where, *sides), apart
+        return run_influence_filter(*where, *sides), apart
     if settings.solver == "bayes":
         return run_filter(*where, u["mean"], u["var"], i["mean"], i["var"]), apart
     return run_sgd(*where, u["mean"], i["mean"]), apart
@@ -258,7 +258,7 @@ def sweep_block(
     if prior is None:
         prior = prior_variances(settings)[None, :]
     mean = a["prior_mean"] if own else np.zeros_like(prior)
-    if settings.implicit:
+    if settings.draws_prior:
         mean = a["drawn"]
         if own:
             moves = a["drawn_before"], a["drawn"]
@@ -273,10 +273,10 @@ def named_rows(state: BlockState, rows: I32, settings: Settings, fresh: bool) ->
     """What another block has to know of these ids, to sweep and, in a fresh fit, to `draw`."""
     a = state.arrays
     names = ["mean", "var"]
-    if settings.implicit and fresh:
+    if settings.draws_prior and fresh:
         names += ["drawn", "influence"]
     named: dict[str, Array] = {name: a[name][rows] for name in names}
-    if settings.implicit and fresh:
+    if settings.draws_prior and fresh:
         named["root"] = roots(a["count"][rows])
     return named
 

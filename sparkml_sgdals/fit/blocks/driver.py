@@ -39,7 +39,7 @@ from sparkml_sgdals.fit.blocks.messages import (
     partition_keys,
     placed,
 )
-from sparkml_sgdals.fit.blocks.steps import Half, Inbox, Learned, NameRows, Start, Stratum
+from sparkml_sgdals.fit.blocks.steps import GlobalState, Half, Inbox, NameRows, Start, Stratum
 from sparkml_sgdals.fit.plan import Plan, Trained, TrainingReport
 from sparkml_sgdals.fit.progress import TaskProgress
 from sparkml_sgdals.learn.solvers import EARLIEST_STOP, sweeps_settled
@@ -201,10 +201,10 @@ def _settled(messages: DataFrame, job: Job) -> bool:
     return sweeps_settled(_told(rows, job).expected, job.settings.tol)
 
 
-def _told(rows: pa.Table, job: Job) -> Learned:
+def _told(rows: pa.Table, job: Job) -> GlobalState:
     """What the blocks know of the whole, from their last messages: all are told the same."""
     first = pc.min(rows.column("target")).as_py()
-    return Learned.read(Inbox(first, rows.filter(pc.field("target") == first)), job)
+    return GlobalState.read(Inbox(first, rows.filter(pc.field("target") == first)), job)
 
 
 def _first_messages(spark: SparkSession, job: Job, prior: ModelState | None) -> DataFrame:
@@ -237,7 +237,7 @@ class _Noted:
         for message in self.step(statics, inbox):
             yield job.batch(message)
         if self.note is not None:
-            history = Learned.read(inbox, job).history
+            history = GlobalState.read(inbox, job).history
             rmse = history[-1] * job.scale[1] if history else None
             place = replace(self.note, task=inbox.block)
             place.write(self.note.task, rmse)

@@ -35,7 +35,7 @@ from sparkml_sgdals.kernels.predict import clipped_squares
 from sparkml_sgdals.learn.solvers import sweeps_settled
 from sparkml_sgdals.state.model_state import ModelState
 
-__all__ = ["Half", "Inbox", "Learned", "NameRows", "Start", "Step", "Stratum"]
+__all__ = ["GlobalState", "Half", "Inbox", "NameRows", "Start", "Step", "Stratum"]
 
 
 class Inbox:
@@ -64,7 +64,7 @@ Step = Callable[[Statics, Inbox], Iterator[Message]]
 
 
 @dataclass(frozen=True)
-class Learned:
+class GlobalState:
     """What every block knows of the whole: noise, prior variances by side, training RMSE.
 
     Attributes
@@ -78,7 +78,7 @@ class Learned:
     expected: tuple[float, ...]
 
     @classmethod
-    def read(cls, inbox: Inbox, job: Job) -> Learned:
+    def read(cls, inbox: Inbox, job: Job) -> GlobalState:
         """What the block knew, brought up to date by the sums that have come in."""
         noise = job.settings.noise
         priors: dict[SideName, npt.NDArray[np.float32]] = {}
@@ -242,7 +242,7 @@ class Half:
     def __call__(self, statics: Statics, inbox: Inbox) -> Iterator[Message]:
         job, side, own = self.job, self.side, inbox.block
         partner_side = OTHER[side]
-        learned = Learned.read(inbox, job)
+        learned = GlobalState.read(inbox, job)
         yield own, side, own, "learned", learned.to_buffer()
         passenger = inbox.all(partner_side, "state").get(own)
         if passenger is not None:
@@ -268,12 +268,14 @@ class Half:
                     named = named_rows(state, rows, job.settings, job.fresh)
                     yield target, side, own, "send", arrays_to_buffer(named)
 
-    def _sweep(self, block: BlockLayout, state: BlockState, inbox: Inbox, learned: Learned) -> Sums:
+    def _sweep(
+        self, block: BlockLayout, state: BlockState, inbox: Inbox, learned: GlobalState
+    ) -> Sums:
         job, side, partner_side = self.job, self.side, OTHER[self.side]
         sent = [arrays_from_buffer(b, copy=False) for b in inbox.all(partner_side, "send").values()]
         partners = {name: np.concatenate([s[name] for s in sent]) for name in sent[0]}
         prior, threads = learned.priors.get(side), job.task_threads()
-        if job.fresh and job.settings.implicit:
+        if job.fresh and job.settings.draws_prior:
             priors = prior, learned.priors.get(partner_side)
             draw(block, state, partners, priors, side, job.settings, threads)
         return sweep_block(

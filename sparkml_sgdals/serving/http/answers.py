@@ -24,9 +24,9 @@ from sparkml_sgdals.serving.model.ranking import (
     rank_items,
 )
 from sparkml_sgdals.serving.model.reasons import (
-    event_parts,
     event_sentence,
     event_shares,
+    event_terms,
     sentence,
     shares,
 )
@@ -148,7 +148,7 @@ class Answers:
             row = int(model.item_rows([item])[0])
             person = person_of(model, user)
             if model.events is not None:
-                parts = event_parts(model, person, row)
+                parts = event_terms(model, person, row)
             else:
                 keys = [
                     _or_unknown(key_of(one, kind))
@@ -200,7 +200,7 @@ class Answers:
 
     def _reason(self, model: ServedModel, row: int, because: list[out.Because]) -> str:
         if model.events is not None:
-            parts = {one.part: one.value for one in event_parts(model, _nobody(model), row)}
+            parts = {one.part: one.value for one in event_terms(model, _nobody(model), row)}
             share = math.exp(parts["popularity"] or 0.0) if "popularity" in parts else 0.0
             return event_sentence(share, [(b.title or str(b.item), b.share) for b in because])
         bias = float(model.items.mean[row, 0]) * model.shell.scale.spread

@@ -22,9 +22,9 @@ __all__ = ["Buckets", "Guard", "TokenCheck"]
 logger = logging.getLogger(__name__)
 
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
+AsgiMessage = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[AsgiMessage]]
+Send = Callable[[AsgiMessage], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _HEADERS: Final = [
@@ -110,7 +110,7 @@ class Guard:
         clock = time.perf_counter()
         status = 0
 
-        async def answer(message: Message) -> None:
+        async def answer(message: AsgiMessage) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -135,7 +135,7 @@ class Guard:
         too_long = said.isdigit() and int(said) > self._max_body
         seen = 0
 
-        async def limited() -> Message:
+        async def limited() -> AsgiMessage:
             nonlocal seen
             message = {"type": "http.request"} if too_long else await receive()
             seen += len(message.get("body", b""))

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from sparkml_sgdals.serving.intake.history import Columns, Known
+from sparkml_sgdals.serving.intake.history import IntakeColumns, Known
 from sparkml_sgdals.serving.model.ids import Key
 
 __all__ = [
@@ -88,7 +88,7 @@ def digest_of(ratings: Sequence[Posted]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def make_lines(columns: Columns, key: str, ratings: Sequence[Posted]) -> list[dict[str, Any]]:
+def make_lines(columns: IntakeColumns, key: str, ratings: Sequence[Posted]) -> list[dict[str, Any]]:
     """A post as rows for the stream, each with an event id: the key and its place in the post."""
     return [
         {
@@ -113,8 +113,9 @@ class FolderIntake:
     """
 
     def __init__(
-        self, folder: str, columns: Columns, every: float = 0.02, key_seconds: float = 86_400.0
-    ) -> None:
+        self, folder: str, columns: IntakeColumns, every: float = 0.02,
+        key_seconds: float = 86_400.0,
+    ) -> None:  # fmt: skip
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._columns = columns

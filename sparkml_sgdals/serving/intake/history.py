@@ -18,13 +18,13 @@ from sparkml_sgdals.arrays.screening import screen
 from sparkml_sgdals.serving.model.ids import Key, key_of
 from sparkml_sgdals.serving.model.titles import read_file
 
-__all__ = ["Columns", "History", "Known", "read_ratings"]
+__all__ = ["History", "IntakeColumns", "Known", "read_ratings"]
 
 I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Columns:
+class IntakeColumns:
     """Names of the columns of ratings, in files and in what is sent to the stream."""
 
     user: str = "user"
@@ -95,7 +95,7 @@ class History:
         return list(found.values())
 
 
-def read_ratings(path: str, columns: Columns, kinds: tuple[IdKind, IdKind]) -> pa.Table:
+def read_ratings(path: str, columns: IntakeColumns, kinds: tuple[IdKind, IdKind]) -> pa.Table:
     """Ratings of a file, or of all files of a folder, as `encode_ratings` takes them.
 
     Raises ValueError where a column is not there or of another kind.
@@ -116,7 +116,9 @@ def _types(kinds: tuple[IdKind, IdKind]) -> dict[str, pa.DataType]:
     }  # fmt: skip
 
 
-def _select(table: pa.Table, path: str, columns: Columns, kinds: tuple[IdKind, IdKind]) -> pa.Table:
+def _select(
+    table: pa.Table, path: str, columns: IntakeColumns, kinds: tuple[IdKind, IdKind]
+) -> pa.Table:
     names = {"user": columns.user, "item": columns.item, "rating": columns.rating}
     # so that times decide which rating of an item stands
     time = columns.time if columns.time in table.column_names else None

@@ -18,7 +18,7 @@ from sparkml_sgdals.serving.intake.folder import (
     digest_of,
     make_lines,
 )
-from sparkml_sgdals.serving.intake.history import Columns
+from sparkml_sgdals.serving.intake.history import IntakeColumns
 
 __all__ = ["KafkaIntake"]
 
@@ -40,7 +40,7 @@ class KafkaIntake:
         self,
         address: str,
         topic: str,
-        columns: Columns,
+        columns: IntakeColumns,
         key_seconds: float = 86_400.0,
         seconds: float = _SECONDS,
     ) -> None:

@@ -49,7 +49,7 @@ class ItemKeys:
 
     def done(self, users: FactorTable) -> list[I32]:
         """What each user of a table has done, as rows, the last done last."""
-        memory = users.events
+        memory = users.memory
         assert isinstance(memory, UserMemory)
         return [self.rows(keys) if keys.size else _NOTHING for keys in memory.done[: users.size]]
 
@@ -82,7 +82,7 @@ class EventSide:
         self.done.extend([_NOTHING] * (sizes[0] - len(self.done)))
         for row, own in zip(user_rows.tolist(), done, strict=True):
             self.done[row] = own
-        memory, size = items.events, sizes[1]
+        memory, size = items.memory, sizes[1]
         assert isinstance(memory, ItemMemory)
         for name, old in self._arrays.items():
             if size > old.shape[0]:
@@ -110,7 +110,9 @@ class EventSide:
         """
         if self._settings.solver != "bayes" or not self.size:
             return own, 0.0
-        logs, least = log_shares(self.memory(), shell.events, shell.popularity_parts, self.size)
+        logs, least = log_shares(
+            self.memory(), shell.events_learned, shell.popularity_parts, self.size
+        )
         return own + logs, least
 
     def context(self, done: I32) -> tuple[I32, F32]:

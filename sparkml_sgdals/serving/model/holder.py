@@ -30,7 +30,7 @@ from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.commit import Commit
-from sparkml_sgdals.store.packed_rows import RowShape, unpack
+from sparkml_sgdals.store.packed_rows import RowShape, unpack_rows
 from sparkml_sgdals.store.sorted_runs import Run
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
@@ -300,7 +300,7 @@ class ModelHolder:
         settings = newest.settings(meta).unranked()
         kinds: tuple[IdKind, IdKind] = (meta["kinds"][0], meta["kinds"][1])
         ids = _Ids(
-            (IdIndex(kinds[0]), IdIndex(kinds[1])), ItemKeys() if settings.positive else None
+            (IdIndex(kinds[0]), IdIndex(kinds[1])), ItemKeys() if settings.learns_events else None
         )
         copies = self._copy(settings), self._copy(settings)
         for part in self.store.parts(newest):
@@ -321,7 +321,7 @@ class ModelHolder:
             MappedSide(self._folder, settings, learns=False),
             MappedSide(self._folder, settings, learns=True),
             Candidates(self._folder, settings),
-            EventSide(self._folder, settings) if settings.positive else None,
+            EventSide(self._folder, settings) if settings.learns_events else None,
         )
 
     def _tables(
@@ -354,7 +354,7 @@ class ModelHolder:
                 run = Run(self.store, shape, entry)
                 for rows in run.parts():
                     tables = _empty(settings, kinds)
-                    unpack(rows, tables[place])
+                    unpack_rows(rows, tables[place])
                     yield tables
                 run.close()
 

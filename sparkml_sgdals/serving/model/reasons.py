@@ -14,9 +14,9 @@ import numpy.typing as npt
 
 from sparkml_sgdals.serving.model.person import Person
 from sparkml_sgdals.serving.model.served_model import ServedModel
-from sparkml_sgdals.state.explaining import Part
+from sparkml_sgdals.state.explaining import Term
 
-__all__ = ["Share", "event_parts", "event_sentence", "event_shares", "sentence", "shares"]
+__all__ = ["Share", "event_sentence", "event_shares", "event_terms", "sentence", "shares"]
 
 _TELLING: Final = 0.005
 """a share that would show in two digits"""
@@ -78,7 +78,7 @@ def event_shares(model: ServedModel, person: Person, row: int) -> list[Share]:
     return [Share(int(last[n]), 1.0, float(found[n])) for n in order]
 
 
-def event_parts(model: ServedModel, person: Person, row: int) -> list[Part]:
+def event_terms(model: ServedModel, person: Person, row: int) -> list[Term]:
     """The terms of an event's score: their sum is the prediction.
 
     Parameters
@@ -103,7 +103,7 @@ def event_parts(model: ServedModel, person: Person, row: int) -> list[Part]:
         terms.append(("done last", lately, None, "what the user did last"))
     total = sum(value for _, value, _, _ in terms)
     terms.append(("prediction", total, None, "" if known else "the item is not known"))
-    return [Part(name, value, None, ratings, note) for name, value, ratings, note in terms]
+    return [Term(name, value, None, ratings, note) for name, value, ratings, note in terms]
 
 
 def event_sentence(share: float, because: list[tuple[str, float]]) -> str:

@@ -90,7 +90,7 @@ class ServedModel:
         shell, kinds = self.shell, self.kinds
         items = self.items.table(ITEM_SIDE, kinds[1], ids[1], item_rows)
         if self.events is not None:
-            items.events = self.events.memory(item_rows)
+            items.memory = self.events.memory(item_rows)
         return ModelState(
             shell.settings,
             self.users.table(USER_SIDE, kinds[0], ids[0], user_rows),
@@ -99,7 +99,7 @@ class ServedModel:
             shell.counters,
             shell.noise,
             shell.noise_weight,
-            events=shell.events,
+            events_learned=shell.events_learned,
             popularity_parts=shell.popularity_parts,
         )
 
@@ -108,7 +108,7 @@ class ServedModel:
         if self.events is None:
             diagnosis = self.diagnose()
             return diagnosis.beatsBaseline, diagnosis.verdict
-        learned = self.shell.events
+        learned = self.shell.events_learned
         if learned < ENOUGH:
             return False, f"Not yet: {learned} events are learned, {ENOUGH:,} are needed."
         return True, f"Yes: {learned:,} events are learned. How well it ranks is not known here."

@@ -43,6 +43,20 @@ def test_filter_follows_the_equations(p: Problem, noise: float, drift: float) ->
         np.testing.assert_allclose(got, wanted, **CLOSE)
 
 
+def test_filter_ends_where_no_variance_is_left() -> None:
+    """The rating of ids that are sure, without noise, is predicted; those before it are learned."""
+    mean = np.zeros((2, 2), F32), np.zeros((2, 2), F32)
+    var = np.array([[0.5, 0.5], [0.0, 0.0]], F32), np.array([[0.5, 0.5], [0.0, 0.0]], F32)
+    rows, errors = np.array([0, 1, 0], np.int32), np.full(3, np.nan, F32)
+    ratings, none = np.array([1.0, 2.0, 3.0], F32), np.empty(0, F32)
+    factors = mean[0], var[0], mean[1], var[1]
+    learned = filter_ratings(rows, rows, ratings, none, *factors, F32(0.0), F32(0.0), errors)
+    assert not learned
+    assert errors[:2].tolist() == [1.0, 2.0]
+    assert np.isnan(errors[2])
+    assert mean[0][:, 0].tolist() == [0.5, 0.0]
+
+
 def test_filter_of_one_rating_by_hand() -> None:
     """Numbers small enough to check on paper."""
     mean, var = np.array([[0.0, 1.0]], F32), np.array([[0.5, 0.25]], F32)

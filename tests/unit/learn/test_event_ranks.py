@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-from building import ratings_of
+from building import ratings_of, settings_of
 
 from sparkml_sgdals.arrays.hashing import id_keys
 from sparkml_sgdals.arrays.ratings import encode_ratings
@@ -19,14 +19,13 @@ from sparkml_sgdals.learn.rated_lists import copy_lists, note_lists
 from sparkml_sgdals.metrics import mrr_at, rank_of_rated, recall_at
 from sparkml_sgdals.state.event_scores import serving_state
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.state.settings import Settings
 
-EVENTS = Settings(
-    positive=True, rank=3, num_negatives=4, factor_prior=0.5, bias_prior=0.1, init_std=0.3,
+EVENTS = settings_of(
+    learns_events=True, rank=3, num_negatives=4, factor_prior=0.5, bias_prior=0.1, init_std=0.3,
     ranking_size=5,
 )  # fmt: skip
 DESCENT = replace(EVENTS, solver="isgd", num_negatives=0, step_size=0.1)
-RATINGS = Settings(rank=3, init_std=0.3, ranking_size=5)
+RATINGS = settings_of(rank=3, init_std=0.3, ranking_size=5)
 
 
 def events(rng, count, users=30, items=40, unwanted=0.0):
@@ -49,8 +48,8 @@ def rated(rng, count, users=30, items=40):
 
 def slow_ranks(state, done, ratings):
     """Event by event: (rank by the model, rank by popularity) of those that count."""
-    least = 0 if state.settings.positive else -np.inf
-    served = serving_state(state) if state.settings.positive else state
+    least = 0 if state.settings.learns_events else -np.inf
+    served = serving_state(state) if state.settings.learns_events else state
     users, items = served.users.mean, served.items.mean
     names = state.items.index.ids().to_pylist()
     place = {item: row for row, item in enumerate(names)}
@@ -92,11 +91,11 @@ def test_ranks_are_those_of_the_slow_reference(settings):
 
 
 @pytest.mark.parametrize("solver", ["bayes", "sgd", "minibatch"])
-@pytest.mark.parametrize("implicit_prior", [True, False])
-def test_ranks_of_ratings_are_those_of_the_slow_reference(solver, implicit_prior):
+@pytest.mark.parametrize("draws_prior", [True, False])
+def test_ranks_of_ratings_are_those_of_the_slow_reference(solver, draws_prior):
     """From the first batch on, while the scale still settles; every rating counts."""
     rng = np.random.default_rng(3)
-    settings = replace(RATINGS, solver=solver, implicit_prior=implicit_prior, block_size=10)
+    settings = replace(RATINGS, solver=solver, implicit_prior=draws_prior, block_size=10)
     state, done, judged = ModelState.empty(settings, "int", "str"), {}, 0
     for number in range(9):
         table = rated(rng, 150, users=20 + 10 * number, items=30 + 10 * number)
@@ -119,7 +118,7 @@ def held(state):
     of_key = dict(zip(id_keys(names).view(np.int64).tolist(), names.to_pylist(), strict=True))
     found = {}
     for user, keys in zip(
-        state.users.index.ids().to_pylist(), state.users.events.done, strict=True
+        state.users.index.ids().to_pylist(), state.users.memory.done, strict=True
     ):
         items = [of_key[key] for key in keys.tolist()]
         found[user] = set(items)
@@ -177,7 +176,7 @@ def test_sums_are_the_metrics_of_scikit_learn():
 def learned(settings, seed=4, batches=4, items=40, count=200):
     rng = np.random.default_rng(seed)
     state = ModelState.empty(settings, "int", "int")
-    made = events if settings.positive else rated
+    made = events if settings.learns_events else rated
     return state, [
         learn_batch(state, encode_ratings(made(rng, count, items=items))).sums
         for _ in range(batches)
@@ -209,7 +208,7 @@ def test_samples_do_not_depend_on_rows_in_memory(settings):
         own.put_arrow(other.to_arrow())
     assert twin.items.index.ids().to_pylist() != state.items.index.ids().to_pylist()
     assert twin.fingerprint() == state.fingerprint()
-    made = events if settings.positive else rated
+    made = events if settings.learns_events else rated
     batch = encode_ratings(made(np.random.default_rng(8), 200))
     found = learn_batch(state, batch).sums
     assert found.ranked > 20
@@ -263,7 +262,7 @@ def test_a_batch_that_fails_leaves_what_was_rated(before):
     with pytest.raises(DivergenceError):
         learn_batch(state, encode_ratings(table.set_column(2, "rating", pa.array(absurd))))
     assert state.fingerprint() == twin.fingerprint()
-    assert len(state.users.events.done) == state.users.size
+    assert len(state.users.memory.done) == state.users.size
     # a user of the batch that failed is as new as before
     again = [learn_batch(one, encode_ratings(table)).sums for one in (state, twin)]
     assert again[0] == again[1]
@@ -300,7 +299,7 @@ def test_lists_of_a_table_in_any_order_are_the_same_bits():
     for user, own in lists:
         known[user] |= {of_key[key] for key in own}
     assert held(found[0]) == known
-    for before, after in zip(start.users.events.done, found[0].users.events.done, strict=True):
+    for before, after in zip(start.users.memory.done, found[0].users.memory.done, strict=True):
         assert np.array_equal(after[: before.size], before)
         assert np.array_equal(np.unique(after[before.size :]), after[before.size :])
     # of users known to neither list nothing is lost by handing them on

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import reference
-from building import id_array
+from building import id_array, settings_of
 from hypothesis import given
 from hypothesis import strategies as st
 from reference_events import LogisticFilter, isgd
@@ -26,13 +26,13 @@ from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.state.event_scores import serving_state
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.parts import part_batch, state_from_parts, state_parts
-from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.forgetting import forget_users
 from sparkml_sgdals.store.version_store import VersionStore
 
-EVENTS = Settings(
-    positive=True, rank=3, num_negatives=4, factor_prior=0.5, bias_prior=0.1, init_std=0.3, seed=7
-)
+EVENTS = settings_of(
+    learns_events=True, rank=3, num_negatives=4, factor_prior=0.5, bias_prior=0.1, init_std=0.3,
+    seed=7, ranking_size=0,
+)  # fmt: skip
 DESCENT = replace(
     EVENTS, solver="isgd", num_negatives=0, step_size=0.1, regs=(0.0, 0.0, 0.02, 0.01)
 )
@@ -117,7 +117,7 @@ def test_constants_are_those_of_the_reference():
 def test_filter_equals_the_reference(batches, with_context, drift):
     settings = replace(EVENTS, implicit_prior=with_context, drift=drift)
     fast, slow = learn_all(settings, *batches), learned_by_reference(settings, *batches)
-    memory = fast.items.events
+    memory = fast.items.memory
     for n, row in by_id(fast.items).items():
         np.testing.assert_allclose(fast.items.mean[row], slow.item_mean[n], rtol=2e-3, atol=2e-4)
         np.testing.assert_allclose(fast.items.var[row], slow.item_var[n], rtol=2e-3, atol=1e-5)
@@ -129,9 +129,9 @@ def test_filter_equals_the_reference(batches, with_context, drift):
             fast.users.mean[row, 1:], slow.user_mean[n, 1:], rtol=2e-3, atol=2e-4
         )
         np.testing.assert_allclose(fast.users.var[row, 1:], slow.user_var[n, 1:], rtol=2e-3)
-        done = fast.users.events.done[row].view(np.uint64).tolist()
+        done = fast.users.memory.done[row].view(np.uint64).tolist()
         assert [keys[key] for key in done] == slow.done.get(n, [])
-    assert fast.events == len(slow.events)
+    assert fast.events_learned == len(slow.events)
     if fast.popularity_parts:
         np.testing.assert_allclose(fast.popularity_parts, slow.parts, rtol=1e-5)
 
@@ -370,7 +370,7 @@ def test_copies_learn_apart():
 
 
 def test_models_of_ratings_are_stored_as_before():
-    state = empty(Settings(rank=3))
+    state = empty(settings_of(rank=3))
     state.users.ensure(id_array([1]))
     assert "done" not in state.users.to_arrow().column_names
     assert "events" not in state.scalars()

@@ -6,14 +6,13 @@ import math
 
 import numpy as np
 import pytest
-from building import ratings_of, rows_of, table_of
+from building import ratings_of, rows_of, settings_of, table_of
 
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.learn.noise import expected_squares, learn_noise_factors
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.learn.whole_table import fit_ratings
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.state.settings import Settings
 
 
 def two_kinds(count: int = 6000, seed: int = 3) -> Ratings:
@@ -27,7 +26,7 @@ def two_kinds(count: int = 6000, seed: int = 3) -> Ratings:
 
 def test_factors_by_hand() -> None:
     """A gamma posterior of shape 2 and mean 1; items see the users' new factors."""
-    state = ModelState.empty(Settings(rank=1), "int", "int")
+    state = ModelState.empty(settings_of(rank=1), "int", "int")
     ratings = ratings_of([1, 1, 2], [5, 6, 6], [1.0, 2.0, 3.0], times=[0, 1, 2])
     rows = state.users.ensure(ratings.user_ids)[0], state.items.ensure(ratings.item_ids)[0]
     state.users.count[0], state.users.noise_factor[0] = 4, 0.5
@@ -52,7 +51,8 @@ def test_expected_square_is_that_of_a_normal() -> None:
 @pytest.mark.parametrize("streamed", [False, True])
 def test_noisy_users_are_told_from_steady_ones(streamed: bool) -> None:
     """Stated deviations follow each user's own noise, learned from a table or a stream."""
-    state, ratings = ModelState.empty(Settings(rank=2), "int", "int"), two_kinds()
+    settings = settings_of(rank=2, max_iter=5, tol=0.0)
+    state, ratings = ModelState.empty(settings, "int", "int"), two_kinds()
     if streamed:
         for start in range(0, len(ratings), 500):
             part = slice(start, start + 500)
@@ -75,7 +75,7 @@ def test_noisy_users_are_told_from_steady_ones(streamed: bool) -> None:
 
 
 def test_unknown_ids_have_the_common_noise() -> None:
-    state = ModelState.empty(Settings(rank=1), "int", "int")
+    state = ModelState.empty(settings_of(rank=1), "int", "int")
     learn_batch(state, encode_ratings(table_of([1, 2], [3, 4], [1.0, 2.0])))
     state.users.noise_factor[0] = 3.0
     found = state.noise_factors(np.array([0, -1]), np.array([-1, -1]))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import reference
-from building import F32, Problem, problems
+from building import F32, Problem, problems, settings_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,7 +22,6 @@ from sparkml_sgdals.learn.solvers import (
     run_sgd,
     settled,
 )
-from sparkml_sgdals.state.settings import Settings
 
 CLOSE = {"rtol": 2e-4, "atol": 2e-5}
 
@@ -177,7 +176,7 @@ def test_prior_is_the_mean_spread_of_rated_ids(p: Problem, rated_count: int) -> 
 @given(problems(), st.integers(1, 50))
 def test_minibatches_sum_by_id(p: Problem, block_size: int) -> None:
     """Every gradient is from before its mini-batch; sums over an id are added once."""
-    settings = Settings(
+    settings = settings_of(
         solver="minibatch", step_size=0.03, regs=(0.1, 0.2, 0.3, 0.4), block_size=block_size
     )
     means = p.means()
@@ -195,7 +194,7 @@ def test_minibatches_sum_by_id(p: Problem, block_size: int) -> None:
 @given(problems())
 def test_minibatches_of_one_rating_are_sgd(p: Problem) -> None:
     """With blockSize 1 both solvers take the same steps."""
-    settings = Settings(step_size=0.05, regs=(0.1, 0.2, 0.3, 0.4), block_size=1)
+    settings = settings_of(step_size=0.05, regs=(0.1, 0.2, 0.3, 0.4), block_size=1)
     one, other = p.means(), p.means()
     errors = run_minibatches(p.users, p.items, p.ratings, p.weights, settings, *one)
     expected = run_sgd(p.users, p.items, p.ratings, p.weights, settings, *other)
@@ -207,7 +206,7 @@ def test_minibatches_of_one_rating_are_sgd(p: Problem) -> None:
 @given(problems())
 def test_rows_of_any_integer_type(p: Problem) -> None:
     """Rows as int64, as an index gives them, learn what int32 rows learn."""
-    settings = Settings(noise=0.7, drift=0.02)
+    settings = settings_of(noise=0.7, drift=0.02)
     one, other = p.factors(), p.factors()
     errors = run_filter(p.users, p.items, p.ratings, p.weights, settings, *one)
     wide = p.users.astype(np.int64), p.items.astype(np.int64)
@@ -227,7 +226,7 @@ def popular(count: int, factor: float = 1.0) -> Problem:
 
 def test_divergence_names_what_to_change() -> None:
     """The message says stepSize and blockSize with their values."""
-    settings = Settings(solver="minibatch", step_size=3.0, block_size=50)
+    settings = settings_of(solver="minibatch", step_size=3.0, block_size=50)
     p = popular(1000)
     with pytest.raises(DivergenceError, match=r"stepSize \(now 3.0\) or blockSize \(now 50\)"):
         run_minibatches(p.users, p.items, p.ratings, p.weights, settings, *p.means())
@@ -235,7 +234,7 @@ def test_divergence_names_what_to_change() -> None:
 
 def test_a_gentle_step_does_not_diverge() -> None:
     """The same ratings with a small step learn."""
-    settings = Settings(solver="minibatch", step_size=0.001, block_size=50)
+    settings = settings_of(solver="minibatch", step_size=0.001, block_size=50)
     p = popular(1000)
     means = p.means()
     errors = run_minibatches(p.users, p.items, p.ratings, p.weights, settings, *means)
@@ -258,9 +257,9 @@ def test_the_limit_of_divergence(squares: float, ratings: float, raises: bool) -
     """A hundred times the spread of the ratings, and one each; never a silent NaN."""
     if raises:
         with pytest.raises(DivergenceError, match="minibatch diverged"):
-            check_mini_batch(squares, ratings, 10, Settings())
+            check_mini_batch(squares, ratings, 10, settings_of())
     else:
-        check_mini_batch(squares, ratings, 10, Settings())
+        check_mini_batch(squares, ratings, 10, settings_of())
 
 
 @pytest.mark.parametrize(

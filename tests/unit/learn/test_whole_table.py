@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import reference
-from building import F32, contents, low_rank, ratings_of, rows_of, seen_state, table_of
+from building import F32, contents, low_rank, ratings_of, rows_of, seen_state, settings_of, table_of
 
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.errors import DivergenceError
@@ -24,13 +24,16 @@ from sparkml_sgdals.state.settings import Settings
 
 CLOSE = {"rtol": 2e-3, "atol": 2e-4}
 SETTINGS = [
-    Settings(rank=3, drift=0.001, noise=0.6),
-    Settings(rank=3, drift=0.001, noise=0.6, implicit_prior=False),
-    Settings("sgd", rank=3, step_size=0.02, regs=(0.1, 0.2, 0.3, 0.4)),
-    Settings("minibatch", rank=3, step_size=0.01, regs=(0.1, 0.2, 0.3, 0.4), block_size=64),
-]
+    settings_of(rank=3, max_iter=5, tol=0.0, drift=0.001, noise=0.6),
+    settings_of(rank=3, max_iter=5, tol=0.0, drift=0.001, noise=0.6, implicit_prior=False),
+    settings_of(solver="sgd", rank=3, max_iter=5, step_size=0.02, regs=(0.1, 0.2, 0.3, 0.4)),
+    settings_of(
+        solver="minibatch", rank=3, max_iter=5, step_size=0.01, regs=(0.1, 0.2, 0.3, 0.4),
+        block_size=64,
+    ),
+]  # fmt: skip
 SOLVERS = pytest.mark.parametrize(
-    "settings", SETTINGS, ids=lambda s: s.solver + "-implicit" * s.implicit
+    "settings", SETTINGS, ids=lambda s: s.solver + "-drawn" * s.draws_prior
 )
 
 
@@ -63,7 +66,7 @@ def doubles(side: Any, base: bool = False) -> tuple[np.ndarray, np.ndarray]:
     return side.mean.astype(float), side.var.astype(float)
 
 
-def learn_by_loops_implicit(
+def learn_by_loops_with_influences(
     state: ModelState, ratings: Ratings
 ) -> dict[str, dict[str, np.ndarray]]:
     """One pass of the filter with prior means that move; both sides as they are then."""
@@ -74,7 +77,7 @@ def learn_by_loops_implicit(
             array: getattr(held, array).astype(float)
             for array in ("mean", "var", "drawn", "influence", "evidence")
         } | {"seen": held.count.astype(float)}
-    reference.learn_implicit(
+    reference.learn_with_influences(
         *rows_of(state, ratings), standardised(state, ratings), weights_of(ratings),
         sides["users"], sides["items"], prior_variances(settings).astype(float), settings.noise,
         settings.drift,
@@ -122,7 +125,7 @@ def test_batch_learns_each_rating_once(settings: Settings, weighted: bool) -> No
     for side, ids in ((expected.users, batch.user_ids), (expected.items, batch.item_ids)):
         side.ensure(ids)
     users, items = doubles(expected.users), doubles(expected.items)
-    drawn = learn_by_loops_implicit(expected, batch) if settings.implicit else {}
+    drawn = learn_by_loops_with_influences(expected, batch) if settings.draws_prior else {}
     if not drawn:
         learn_by_loops(expected, batch, users, items)
     if settings.solver == "bayes":
@@ -260,7 +263,7 @@ def test_first_batch_is_not_judged(settings: Settings) -> None:
 
 def test_noise_goes_on_learning() -> None:
     """The mean over all observations of w (e^2 - V), in standardised units."""
-    state = seen_state(Settings(rank=3))
+    state = seen_state(settings_of(rank=3))
     state.noise, state.noise_weight = 0.3, 40.0
     batch = mixed_batch(weighted=True)
     predictions, variances = state.predict(*rows_of(state, batch))
@@ -314,8 +317,8 @@ def runaway(solver: str) -> tuple[Settings, Ratings]:
     users, items = np.full(4000, -100), np.full(4000, 0)
     users[::9], items[::7] = 777_777, 777_777
     settings = {
-        "sgd": Settings("sgd", rank=3, step_size=50.0),
-        "minibatch": Settings("minibatch", rank=3, step_size=5.0, block_size=500),
+        "sgd": settings_of(solver="sgd", rank=3, step_size=50.0),
+        "minibatch": settings_of(solver="minibatch", rank=3, step_size=5.0, block_size=500),
     }[solver]
     return settings, ratings_of(users, items, rng.normal(3.5, 1, 4000))
 
@@ -370,7 +373,7 @@ def test_what_is_broken_off_leaves_what_was_known(
 
 def test_divergence_in_the_only_minibatch() -> None:
     """A popular item in one micro-batch of the default size must not leave a ruined model."""
-    state = seen_state(Settings("minibatch"))
+    state = seen_state(settings_of(solver="minibatch"))
     rng = np.random.default_rng(0)
     popular = ratings_of(rng.integers(0, 5000, 9000), [0] * 9000, rng.integers(1, 6, 9000))
     with pytest.raises(DivergenceError):
@@ -383,9 +386,40 @@ def test_absurd_ratings_diverge(settings: Settings) -> None:
     """Ratings past float32's reach of squares raise instead of leaving NaN behind."""
     state = seen_state(settings)
     before = state.fingerprint()
-    with pytest.raises(DivergenceError):
+    with pytest.raises(DivergenceError) as caught:
         learn_batch(state, ratings_of([-100] * 3, [0, 0, 3], [3e38, -3e38, 3e38]))
     assert state.fingerprint() == before
+    # bayes has no step to lower
+    assert ("stepSize" in str(caught.value)) == (settings.solver != "bayes")
+
+
+@pytest.mark.parametrize("implicit_prior", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_variances_below_what_a_number_holds(implicit_prior: bool, frozen: bool) -> None:
+    """A batch and a table raise what names the Params, and a batch leaves what was known."""
+    known = settings_of(rank=2, implicit_prior=implicit_prior)
+    tiny = replace(known, noise=1e-50, bias_prior=1e-50, factor_prior=1e-50)
+    state = ModelState.empty(known, "int", "int")
+    learn_batch(state, encode_ratings(low_rank(1500 if frozen else 600)[0]))
+    assert state.scale.frozen == frozen
+    before = state.fingerprint()
+    for side in (state, state.users, state.items):
+        side.settings = tiny
+    new = ratings_of([-1, -2], [-3, -4], [4.0, 2.0])
+    with pytest.raises(DivergenceError, match=r"noiseVariance \(now 1e-50\)"):
+        learn_batch(state, new)
+    assert state.fingerprint() == before
+    with pytest.raises(DivergenceError, match=r"noiseVariance \(now 1e-50\)"):
+        fit_ratings(new, ModelState.empty(tiny, "int", "int"))
+
+
+def test_ratings_without_weight_leave_the_noise_as_it_was() -> None:
+    """Regression: the second batch of a stream was said to have diverged."""
+    state = ModelState.empty(settings_of(rank=2), "int", "int")
+    learn_batch(state, ratings_of([1], [2], [3.0]))
+    before = state.noise, state.noise_weight
+    learn_batch(state, ratings_of([1, 1], [2, 3], [4.0, 2.0], weights=[0.0, 0.0]))
+    assert (state.noise, state.noise_weight) == before
 
 
 # ---- a whole table --------------------------------------------------------------------------
@@ -403,23 +437,23 @@ def fit_by_loops(
         rows, _ = side.ensure(ids)
         mean, var = side.mean[rows].astype(float), side.var[rows].astype(float)
         prior_mean, prior_var = np.zeros_like(mean), np.tile(prior, (len(mean), 1))
-        if not fresh and settings.implicit:
+        if not fresh and settings.draws_prior:
             filled = state.copy()
             filled.users.ensure(ratings.user_ids)
             filled.items.ensure(ratings.item_ids)
-            drawn = learn_by_loops_implicit(filled, ratings)[name]
+            drawn = learn_by_loops_with_influences(filled, ratings)[name]
             moved = drawn["drawn"][rows] - getattr(filled, name).drawn[rows]
         for x in range(len(rows)):
             if not fresh and side.count[rows[x]] > 0:
                 prior_mean[x], prior_var[x] = mean[x], var[x]
-        if not fresh and settings.implicit:
+        if not fresh and settings.draws_prior:
             prior_mean += np.minimum(prior_var / prior, 1.0) * moved
             mean, var = drawn["mean"][rows], drawn["var"][rows]
         gathered[name] = (mean, var, prior_mean, prior_var)
     noise, history = reference.fit_bayes(
         ratings.users, ratings.items, standardised(state, ratings), weights_of(ratings),
         gathered["users"], gathered["items"], settings.noise, settings.max_iter, fresh,
-        settings.implicit,
+        settings.draws_prior,
     )  # fmt: skip
     return (
         {name: arrays[:2] for name, arrays in gathered.items()},
@@ -460,10 +494,12 @@ def with_scale_of(state: ModelState, ratings: Ratings) -> ModelState:
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("sweeps", [0, 1, 4])
-@pytest.mark.parametrize("implicit", [False, True])
-def test_fresh_fit_is_filter_then_sweeps(weighted: bool, sweeps: int, implicit: bool) -> None:
+@pytest.mark.parametrize("draws_prior", [False, True])
+def test_fresh_fit_is_filter_then_sweeps(weighted: bool, sweeps: int, draws_prior: bool) -> None:
     """Posteriors, noise and the RMSE of each sweep; priors and noise learned on the way."""
-    settings = Settings(rank=3, max_iter=sweeps, noise=0.4, bias_prior=0.3, implicit_prior=implicit)
+    settings = settings_of(
+        rank=3, max_iter=sweeps, tol=0.0, noise=0.4, bias_prior=0.3, implicit_prior=draws_prior
+    )
     state, ratings = ModelState.empty(settings, "int", "int"), small_table(weighted)
     factors, noise, expected = fit_by_loops(with_scale_of(state, ratings), ratings)
     seen: list[tuple[int, float]] = []
@@ -484,12 +520,12 @@ def test_fresh_fit_is_filter_then_sweeps(weighted: bool, sweeps: int, implicit: 
 
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("sweeps", [0, 1, 3])
-@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize("draws_prior", [False, True])
 def test_fit_onto_a_model_takes_it_as_the_prior(
-    weighted: bool, sweeps: int, implicit: bool
+    weighted: bool, sweeps: int, draws_prior: bool
 ) -> None:
     """A known id's prior is its own posterior, an unknown one's the default; the rest is frozen."""
-    settings = Settings(rank=3, max_iter=sweeps, implicit_prior=implicit)
+    settings = settings_of(rank=3, max_iter=sweeps, tol=0.0, implicit_prior=draws_prior)
     state = seen_state(settings)
     ratings = mixed_batch(weighted)
     before = contents(state.users), contents(state.items)
@@ -553,29 +589,30 @@ def test_fit_gives_the_baseline_one_filter_pass(settings: Settings) -> None:
         np.testing.assert_allclose(side.base_var, var, **CLOSE)
 
 
-@pytest.mark.parametrize("implicit", [False, True])
-def test_last_rmse_is_that_of_the_predictions(implicit: bool) -> None:
-    """The history ends with the weighted RMSE of the model on its own table; with the implicit
+@pytest.mark.parametrize("draws_prior", [False, True])
+def test_last_rmse_is_that_of_the_predictions(draws_prior: bool) -> None:
+    """The history ends with the weighted RMSE of the model on its own table; with the drawn
     prior from before the items moved with their priors for the last time."""
-    settings = Settings(rank=3, implicit_prior=implicit)
+    settings = settings_of(rank=3, max_iter=5, tol=0.0, seed=42, implicit_prior=draws_prior)
     state, ratings = ModelState.empty(settings, "int", "int"), small_table(weighted=True)
     history = fit_ratings(ratings, state)
     errors = ratings.values - state.predict(*rows_of(state, ratings))[0].astype(float)
     expected = math.sqrt(np.average(errors**2, weights=weights_of(ratings)))
-    assert history[-1] == pytest.approx(expected, rel=2e-3 if implicit else 1e-5)
+    assert history[-1] == pytest.approx(expected, rel=2e-3 if draws_prior else 1e-5)
 
 
 @pytest.mark.parametrize(
     "settings",
     [
-        Settings(rank=5),
-        Settings("sgd", rank=5, max_iter=60, step_size=0.02, regs=(0.05,) * 4),
-        Settings(
-            "minibatch", rank=5, max_iter=60, step_size=0.02, regs=(0.05,) * 4, block_size=100
+        settings_of(rank=5, max_iter=5, tol=0.0),
+        settings_of(solver="sgd", rank=5, max_iter=60, step_size=0.02, regs=(0.05,) * 4),
+        settings_of(
+            solver="minibatch", rank=5, max_iter=60, step_size=0.02, regs=(0.05,) * 4,
+            block_size=100,
         ),
     ],
     ids=lambda s: s.solver,
-)
+)  # fmt: skip
 def test_fit_recovers_low_rank_ratings(settings: Settings) -> None:
     """On ratings held out the features beat mean and biases, and these the mean."""
     table, clean = low_rank(5000)
@@ -602,7 +639,7 @@ def test_stated_deviations_cover_the_errors() -> None:
     """About two thirds of held-out ratings lie within one predictionStd."""
     table, _ = low_rank(5000)
     held = np.random.default_rng(0).random(5000) < 0.2
-    state = ModelState.empty(Settings(rank=5), "int", "int")
+    state = ModelState.empty(settings_of(rank=5, max_iter=5, tol=0.0), "int", "int")
     fit_ratings(encode_ratings(table.filter(pa.array(~held))), state)
     ratings = encode_ratings(table.filter(pa.array(held)))
     predictions, variances = state.predict(*rows_of(state, ratings))
@@ -640,7 +677,7 @@ def test_tol_of_descent_is_of_the_rmse(settings: Settings) -> None:
 @pytest.mark.parametrize("implicit_prior", [False, True])
 def test_tol_of_sweeps_is_of_the_expected_square_error(implicit_prior: bool) -> None:
     """Sweeps end where it, the noise variance of a fit, hardly changes; bits as of so many."""
-    settings = Settings(rank=3, implicit_prior=implicit_prior, max_iter=30)
+    settings = settings_of(rank=3, implicit_prior=implicit_prior, max_iter=30, tol=0.0)
     ratings = small_table(weighted=False)
     kept = fit_stops(ratings, ModelState.empty(settings, "int", "int"), range(31))
     noise = [state.noise for state, _ in kept]
@@ -702,7 +739,7 @@ def test_a_table_settles_a_scale_that_is_not(first: int) -> None:
     rng = np.random.default_rng(4)
     users, items = rng.integers(0, 60, 5000), rng.integers(0, 50, 5000)
     values = 0.02 * (rng.normal(0, 0.7, 60)[users] + rng.normal(0, 0.7, 50)[items]) + 3.0
-    state = ModelState.empty(Settings(rank=3), "int", "int")
+    state = ModelState.empty(settings_of(rank=3, max_iter=5, tol=0.0), "int", "int")
     learn_batch(state, ratings_of(users[:first], items[:first], values[:first]))
     table = ratings_of(users[first:], items[first:], values[first:])
     fit_ratings(table, state)
@@ -717,7 +754,7 @@ def test_a_table_settles_a_scale_that_is_not(first: int) -> None:
 @pytest.mark.parametrize("kind", ["int", "str"])
 def test_divergence_forgets_the_new_ids(kind: str) -> None:
     """Regression: they stayed, at their random start."""
-    settings = Settings("sgd", rank=3, step_size=0.01)
+    settings = settings_of(solver="sgd", rank=3, step_size=0.01)
     name = (lambda n: n) if kind == "int" else (lambda n: f"id{n}")
     state = ModelState.empty(settings, kind, kind)
     rng = np.random.default_rng(0)

@@ -6,10 +6,10 @@ import warnings
 from pathlib import Path
 
 import pytest
+from building import settings_of
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.version_store import VersionStore
 
 SOLVERS_OF_EVENTS = pytest.mark.parametrize("solver", ["bayes", "isgd"])
@@ -31,7 +31,7 @@ def test_threads_have_an_effect_on_events(solver: str) -> None:
 
 
 def test_a_limit_of_ids_in_memory_is_refused_for_events(tmp_path: Path) -> None:
-    settings = Settings(positive=True, num_negatives=3, rank=2)
+    settings = settings_of(learns_events=True, num_negatives=3, rank=2)
     meta = {"settings": settings.to_json(), "kinds": ["int", "int"], "origin": "nothing"}
     VersionStore(str(tmp_path)).create(ModelState.empty(settings, "int", "int"), meta)
     with pytest.raises(ValueError, match=r"maxResidentIds is 9, .*events.*leave it out"):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from building import low_rank
+from building import low_rank, settings_of
 
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.errors import DivergenceError
@@ -24,7 +24,6 @@ from sparkml_sgdals.race.grid_search import RaceJob
 from sparkml_sgdals.race.standings import Race, RaceRules
 from sparkml_sgdals.race.updater import RaceUpdater, leader_of
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.lease import Lease
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 from sparkml_sgdals.stream.report import Report
@@ -32,9 +31,11 @@ from sparkml_sgdals.stream.residents import forget_resident
 
 SIZE = 200
 GRID = (
-    Settings(rank=3), Settings(rank=8), Settings(rank=3, factor_prior=0.001, bias_prior=0.001),
-    Settings(rank=2, drift=0.5),
-)  # fmt: skip
+    settings_of(rank=3),
+    settings_of(rank=8),
+    settings_of(rank=3, factor_prior=0.001, bias_prior=0.001),
+    settings_of(rank=2, drift=0.5),
+)
 OPTIONS = FitOptions(RatingColumns("user", "item", "rating"), ("int", "int"), "skip", 0, 1, 10, 10)
 RULES = RaceRules(keep=2, min_ratings=1000, challengers=1, error_probability=0.2)
 
@@ -269,7 +270,7 @@ class TestLife:
 
 class TestDivergence:
     def test_one_that_diverges_is_dropped(self, racing, batches, tmp_path):
-        grid = (Settings(solver="sgd", step_size=1e9), Settings(rank=3), Settings(rank=4))
+        grid = (settings_of(solver="sgd", step_size=1e9), settings_of(rank=3), settings_of(rank=4))
         race = racing(tmp_path, grid=grid, rules=RaceRules(keep=3)).feed(batches[:4])
         leader, *_, told = race.result()
         assert leader in (1, 2)
@@ -277,7 +278,7 @@ class TestDivergence:
         assert [row["candidate"] for row in told[1]] == [1, 2]
 
     def test_all_that_diverge_are_an_error(self, racing, batches, tmp_path):
-        grid = (Settings(solver="sgd", step_size=1e9), Settings(solver="sgd", step_size=1e8))
+        grid = (settings_of(solver="sgd", step_size=1e9), settings_of(solver="sgd", step_size=1e8))
         with pytest.raises(DivergenceError, match="Every candidate"):
             racing(tmp_path, grid=grid).feed(batches[:2])
 
@@ -295,11 +296,13 @@ def events() -> list[pa.Table]:
 
 
 class TestEvents:
-    GRID = (
-        Settings(positive=True, rank=4, num_negatives=3, factor_prior=0.5, ranking_size=10),
-        Settings(positive=True, rank=2, num_negatives=3, factor_prior=0.5, ranking_size=10),
-        Settings(positive=True, rank=4, num_negatives=3, factor_prior=50.0, ranking_size=10),
-    )
+    GRID = tuple(
+        settings_of(
+            learns_events=True, rank=rank, num_negatives=3, bias_prior=0.2, factor_prior=prior,
+            ranking_size=10,
+        )
+        for rank, prior in ((4, 0.5), (2, 0.5), (4, 50.0))
+    )  # fmt: skip
     RULES = RaceRules(
         keep=1, min_ratings=300, challengers=1, error_probability=0.2, squares=False, fading=0.999
     )

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from building import filled_table, id_array
+from building import filled_table, id_array, settings_of
 from writing import META
 
 from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
@@ -21,10 +21,10 @@ from sparkml_sgdals.state.factors import FactorTable, arrow_schema
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.parts import state_from_parts, state_parts
 from sparkml_sgdals.state.settings import Settings
-from sparkml_sgdals.store.packed_rows import pack, unpack
+from sparkml_sgdals.store.packed_rows import pack_rows, unpack_rows
 from sparkml_sgdals.store.version_store import VersionStore
 
-SETTINGS = Settings(rank=2)
+SETTINGS = settings_of(rank=2)
 IDS = [30, -4, 7]
 
 COLUMNS = {
@@ -94,7 +94,7 @@ def test_through_arrow_and_parts(added: Column[Any]) -> None:
 def test_packed(added: Column[Any]) -> None:
     table = table_with(added)
     back = FactorTable(USER_SIDE, "int", SETTINGS)
-    unpack(pack(table), back)
+    unpack_rows(pack_rows(table), back)
     assert_same(back, table)
 
 
@@ -135,7 +135,7 @@ def test_mapped_by_the_service(added: Column[Any], tmp_path: Path) -> None:
 
 def test_taken_over_by_another_rank(added: Column[Any]) -> None:
     leader = ModelState(SETTINGS, table_with(added), filled_table(SETTINGS, [1], ITEM_SIDE))
-    users: Any = warm_start(leader, Settings(rank=4)).users
+    users: Any = warm_start(leader, settings_of(rank=4)).users
     width = slice(None) if leader.users.age.ndim == 1 else slice(leader.users.age.shape[1])  # type: ignore[attr-defined]
     taken = users.age if users.age.ndim == 1 else users.age[:, width]
     np.testing.assert_array_equal(taken, leader.users.age)  # type: ignore[attr-defined]

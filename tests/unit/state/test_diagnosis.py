@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from building import low_rank, ratings_of, rows_of, seen_state
+from building import low_rank, ratings_of, rows_of, seen_state, settings_of
 
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.learn.one_batch import learn_batch
@@ -34,7 +34,7 @@ def fitted(settings: Settings, ratings: Ratings) -> ModelState:
 def test_yes_on_held_out_ratings() -> None:
     """Features that help are seen, with the RMSE of both by hand."""
     learned, held = parts(4000, 1200)
-    state = fitted(Settings(rank=4), learned)
+    state = fitted(settings_of(rank=4, max_iter=5, tol=0.0), learned)
     found = diagnose_state(state, held, 5)
     users, items = rows_of(state, held)
     truth = held.values.astype(float)
@@ -58,7 +58,9 @@ def test_no_where_features_do_harm() -> None:
     rng = np.random.default_rng(0)
     columns = rng.integers(0, 60, 4000), rng.integers(0, 60, 4000), rng.normal(3, 1, 4000)
     table = ratings_of(*(c[:2500] for c in columns))
-    state = fitted(Settings("sgd", rank=8, max_iter=60, step_size=0.05, regs=(0.0,) * 4), table)
+    state = fitted(
+        settings_of(solver="sgd", rank=8, max_iter=60, step_size=0.05, regs=(0.0,) * 4), table
+    )
     found = diagnose_state(state, ratings_of(*(c[2500:] for c in columns)), 1)
     assert found.rmse > found.baselineRmse
     assert found.beatsBaseline is False
@@ -71,7 +73,7 @@ def test_no_where_features_do_harm() -> None:
 def test_too_few_held_out(count: int) -> None:
     """Below 1,000 predictions there is no verdict, however good they are."""
     learned, held = parts(4000, 1000)
-    state = fitted(Settings(rank=4), learned)
+    state = fitted(settings_of(rank=4, max_iter=5, tol=0.0), learned)
     some = ratings_of(
         held.user_ids.take(pa.array(held.users[:count])).to_pylist(),
         held.item_ids.take(pa.array(held.items[:count])).to_pylist(),
@@ -87,7 +89,7 @@ def test_too_few_held_out(count: int) -> None:
 
 def test_prequential_evidence() -> None:
     """Without held-out ratings, those predicted before they were learned are the evidence."""
-    state = seen_state(Settings(rank=4))
+    state = seen_state(settings_of(rank=4))
     assert "only 0 ratings" in diagnose_state(state, None, 5).verdict
     table, _ = low_rank(4000)
     learn_batch(state, encode_ratings(table[1500:]))
@@ -101,7 +103,7 @@ def test_prequential_evidence() -> None:
 
 def test_thin_ids() -> None:
     """Shares of ids with fewer ratings than asked for."""
-    state = ModelState.empty(Settings(rank=1), "str", "int")
+    state = ModelState.empty(settings_of(rank=1), "str", "int")
     batch = ratings_of(["a", "a", "a", "b", "b", "c"], [1, 2, 3, 1, 2, 1], [1, 2, 3, 4, 5, 6])
     learn_batch(state, batch)
     found = diagnose_state(state, None, 3)
@@ -114,7 +116,7 @@ def test_thin_ids() -> None:
 
 def test_a_model_that_has_seen_nothing() -> None:
     """It can be asked, and says that it is too early."""
-    found = diagnose_state(ModelState.empty(Settings(), "int", "int"), None, 5)
+    found = diagnose_state(ModelState.empty(settings_of(), "int", "int"), None, 5)
     assert (found.ratings, found.users, found.predicted) == (0, 0, 0)
     assert math.isnan(found.thinUsers)
     assert math.isnan(found.rmse)
@@ -124,7 +126,7 @@ def test_a_model_that_has_seen_nothing() -> None:
 
 def test_equal_ratings_are_no_victory() -> None:
     """Where mean and biases are never wrong nothing can be better, and nothing fails."""
-    state = ModelState.empty(Settings(rank=2), "int", "int")
+    state = ModelState.empty(settings_of(rank=2), "int", "int")
     for _ in range(3):
         learn_batch(state, ratings_of(list(range(600)), [n % 7 for n in range(600)], [4.0] * 600))
     found = diagnose_state(state, None, 1)

@@ -7,12 +7,12 @@ import math
 import numpy as np
 import pyarrow as pa
 import pytest
+from building import settings_of
 
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.learn.whole_table import fit_ratings
 from sparkml_sgdals.state.explaining import explain_pair
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.state.settings import Settings
 
 
 @pytest.fixture(scope="module", params=["bayes", "sgd"])
@@ -25,7 +25,7 @@ def state(request):
             "rating": rng.integers(1, 6, 300).astype(np.float32),
         }
     )
-    state = ModelState.empty(Settings(solver=request.param, rank=3), "int", "str")
+    state = ModelState.empty(settings_of(solver=request.param, rank=3), "int", "str")
     fit_ratings(encode_ratings(table), state)
     return state
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from building import F32, contents, filled_table, id_array
+from building import F32, contents, filled_table, id_array, settings_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,7 +32,9 @@ def some_ids(kind: IdKind) -> list[Any]:
 @KINDS
 def test_new_ids_start_from_their_hash(kind: IdKind, solver: Solver) -> None:
     """Means from (seed, side, id), variances from the priors, nothing counted."""
-    settings = Settings(solver, rank=3, seed=9, bias_prior=0.4, factor_prior=0.3, init_std=0.2)
+    settings = settings_of(
+        solver=solver, rank=3, seed=9, bias_prior=0.4, factor_prior=0.3, init_std=0.2
+    )
     table = FactorTable(ITEM_SIDE, kind, settings)
     ids = id_array(some_ids(kind))
     rows, new = table.ensure(ids)
@@ -51,7 +53,7 @@ def test_new_ids_start_from_their_hash(kind: IdKind, solver: Solver) -> None:
 @given(st.lists(st.lists(st.integers(-6, 6), unique=True, max_size=8), max_size=6))
 def test_order_of_arrival_does_not_matter(batches: list[list[int]]) -> None:
     """However ids arrive, each has one row and the start that it has alone."""
-    settings = Settings(rank=2)
+    settings = settings_of(rank=2)
     table = FactorTable(USER_SIDE, "int", settings)
     seen: set[int] = set()
     for batch in batches:
@@ -70,7 +72,7 @@ def test_order_of_arrival_does_not_matter(batches: list[list[int]]) -> None:
 
 def test_known_ids_keep_what_they_learned() -> None:
     """Ensuring a mix of known and new ids, and growing, changes no known row."""
-    settings = Settings(rank=2)
+    settings = settings_of(rank=2)
     table = filled_table(settings, [5, 3])
     before = contents(table)
     rows, new = table.ensure(id_array([9, 3, *range(100, 200), 5]))
@@ -86,7 +88,7 @@ def test_known_ids_keep_what_they_learned() -> None:
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_arrow_round_trip(kind: IdKind, solver: Solver, count: int) -> None:
     """All rows, or some, through Arrow into an empty table; sorted by id on the way."""
-    settings = Settings(solver, rank=3)
+    settings = settings_of(solver=solver, rank=3)
     ids = some_ids(kind)
     table = filled_table(settings, ids)
     rows = np.array([3, 0, 4, 1, 2][:count], np.int64)
@@ -102,7 +104,7 @@ def test_arrow_round_trip(kind: IdKind, solver: Solver, count: int) -> None:
 @SOLVERS
 def test_all_rows_are_the_default(solver: Solver) -> None:
     """to_arrow() is to_arrow of every row."""
-    table = filled_table(Settings(solver, rank=2), NUMBERS)
+    table = filled_table(settings_of(solver=solver, rank=2), NUMBERS)
     assert table.to_arrow().equals(table.to_arrow(np.array([4, 2, 0, 1, 3])))
     assert table.to_arrow().num_rows == 5
 
@@ -110,7 +112,7 @@ def test_all_rows_are_the_default(solver: Solver) -> None:
 @SOLVERS
 def test_slices_and_chunks_of_arrow(solver: Solver) -> None:
     """A sliced table and one of several chunks put the rows that they show."""
-    settings = Settings(solver, rank=2)
+    settings = settings_of(solver=solver, rank=2)
     table = filled_table(settings, NUMBERS)
     whole = table.to_arrow()
     back = FactorTable(USER_SIDE, "int", settings)
@@ -124,9 +126,9 @@ def test_slices_and_chunks_of_arrow(solver: Solver) -> None:
 @pytest.mark.parametrize("as_null", [False, True])
 def test_a_missing_column_is_refused(name: str, as_null: bool) -> None:
     """Also one of nulls; all is as it was."""
-    table = filled_table(Settings(rank=2), NUMBERS)
+    table = filled_table(settings_of(rank=2), NUMBERS)
     before = contents(table)
-    other = filled_table(Settings(rank=2), NUMBERS, seed=3).to_arrow()
+    other = filled_table(settings_of(rank=2), NUMBERS, seed=3).to_arrow()
     part = other.drop_columns(name)
     if as_null:
         field = other.schema.field(name)
@@ -138,7 +140,7 @@ def test_a_missing_column_is_refused(name: str, as_null: bool) -> None:
 
 def test_put_overwrites_and_appends() -> None:
     """A known id takes the new state at its old row, an unknown one a new row."""
-    settings = Settings(rank=2)
+    settings = settings_of(rank=2)
     table = filled_table(settings, [1, 2, 3], seed=1)
     other = filled_table(settings, [9, 2], seed=2)
     before, put = contents(table), contents(other)
@@ -149,7 +151,7 @@ def test_put_overwrites_and_appends() -> None:
 
 def test_narrow_ids_in_arrow() -> None:
     """Ids that travelled as int32 are cast back."""
-    settings = Settings(rank=2)
+    settings = settings_of(rank=2)
     table = filled_table(settings, [1, 2])
     found = table.to_arrow()
     narrow = found.set_column(0, "id", found.column("id").cast(pa.int32()))
@@ -161,10 +163,10 @@ def test_narrow_ids_in_arrow() -> None:
 @pytest.mark.parametrize(
     ("held", "given_to", "column"),
     [
-        (Settings(rank=2), Settings(rank=3), "mean"),
-        (Settings(rank=3), Settings(rank=2), "mean"),
-        (Settings(rank=2), Settings("sgd", rank=2), "variance"),
-        (Settings("sgd", rank=2), Settings(rank=2), "variance"),
+        (settings_of(rank=2), settings_of(rank=3), "mean"),
+        (settings_of(rank=3), settings_of(rank=2), "mean"),
+        (settings_of(rank=2), settings_of(solver="sgd", rank=2), "variance"),
+        (settings_of(solver="sgd", rank=2), settings_of(rank=2), "variance"),
     ],
 )
 def test_wrong_width_is_refused(held: Settings, given_to: Settings, column: str) -> None:
@@ -178,7 +180,7 @@ def test_wrong_width_is_refused(held: Settings, given_to: Settings, column: str)
 
 def test_copy_is_independent() -> None:
     """Neither a change of a row nor a new id reaches the other one."""
-    settings = Settings(rank=2)
+    settings = settings_of(rank=2)
     table = filled_table(settings, [1, 2])
     before = contents(table)
     twin = table.copy()
@@ -201,7 +203,7 @@ def test_copy_is_independent() -> None:
 @pytest.mark.parametrize(("shift", "ratio"), [(0.0, 1.0), (0.3, 1.0), (-1.5, 0.25), (2.0, 3.0)])
 def test_rescale_keeps_predictions(solver: Solver, shift: float, ratio: float) -> None:
     """In the new unit a prediction is (old + both shifts) * ratio, its variance * ratio^2."""
-    settings = Settings(solver, rank=3)
+    settings = settings_of(solver=solver, rank=3)
     state = ModelState(settings, filled_table(settings, NUMBERS), filled_table(settings, [1, 2], 2))
     pairs = np.repeat(np.arange(5), 2), np.tile([0, 1], 5)
     before, variances = state.predict(*pairs)
@@ -211,7 +213,7 @@ def test_rescale_keeps_predictions(solver: Solver, shift: float, ratio: float) -
     state.users.rescale(shift, ratio)
     state.items.rescale(shift, ratio)
     # priors scale as what they are priors of, with no shift: they stay sums of influences
-    units = np.array([ratio, *[np.sqrt(ratio)] * 3])[: 4 if settings.implicit else 0]
+    units = np.array([ratio, *[np.sqrt(ratio)] * 3])[: 4 if settings.draws_prior else 0]
     np.testing.assert_allclose(state.users.drawn, user_prior * units, rtol=1e-5)
     np.testing.assert_allclose(state.items.influence, item_influence * units, rtol=1e-5)
     after, after_variances = state.predict(*pairs)
@@ -227,7 +229,7 @@ def test_rescale_keeps_predictions(solver: Solver, shift: float, ratio: float) -
 @pytest.mark.parametrize("array", ["mean", "var", "drawn", "influence"])
 def test_finite(value: float, array: str) -> None:
     """One bad number in the rows asked for is seen, elsewhere it is not."""
-    table = filled_table(Settings(rank=2), NUMBERS)
+    table = filled_table(settings_of(rank=2), NUMBERS)
     assert table.finite(np.arange(5))
     getattr(table, array)[3, 2] = value
     assert not table.finite(np.arange(5))

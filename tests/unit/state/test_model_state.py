@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from building import (
     ratings_of,
     rows_of,
     seen_state,
+    settings_of,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +29,7 @@ from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import SETTLING_RATINGS, Counters, ModelState, Scale
-from sparkml_sgdals.state.settings import Settings, Solver
+from sparkml_sgdals.state.settings import Solver
 
 FLOATS = st.floats(-1e6, 1e6)
 COUNTS = st.integers(0, 2**40)
@@ -37,7 +38,7 @@ VALUES = st.integers(-4, 10).map(lambda n: n / 2)
 
 def small_state(seed: int = 0, users: tuple[Any, ...] = (3, 1, 2)) -> ModelState:
     """A state of random numbers."""
-    settings = Settings(rank=2)
+    settings = settings_of(rank=2)
     return ModelState(
         settings,
         filled_table(settings, users, 1, seed),
@@ -62,10 +63,10 @@ def test_scalars_through_json(
     scale: Scale, counters: Counters, noise: float, weight: float
 ) -> None:
     """Every number survives to the bit, in strict JSON, also where nothing was seen."""
-    state = ModelState.empty(Settings(), "int", "int")
+    state = ModelState.empty(settings_of(), "int", "int")
     state.scale, state.counters, state.noise, state.noise_weight = scale, counters, noise, weight
     text = json.dumps(state.scalars(), allow_nan=False)
-    back = ModelState.empty(Settings(), "int", "int")
+    back = ModelState.empty(settings_of(), "int", "int")
     back.set_scalars(json.loads(text))
     assert (back.scale, back.counters) == (scale, counters)
     assert (back.noise, back.noise_weight) == (noise, weight)
@@ -152,7 +153,7 @@ def test_fingerprint_sees_the_ids(users: tuple[Any, ...]) -> None:
 
 def test_copy_is_independent() -> None:
     """Learning on a copy leaves the original."""
-    state = seen_state(Settings(rank=2))
+    state = seen_state(settings_of(rank=2))
     before = state.fingerprint()
     twin = state.copy()
     assert twin.fingerprint() == before
@@ -220,7 +221,7 @@ def test_predictions_stay_while_the_scale_settles(solver: Solver, size: int) -> 
     """A batch moves mean and spread, but no prediction of known ids that it does not touch."""
     table, _ = low_rank(1300)
     first = ratings_of([901, 902], [901, 902], [1.0, 4.0])
-    state = ModelState.empty(Settings(solver, rank=3), "int", "int")
+    state = ModelState.empty(settings_of(solver=solver, rank=3), "int", "int")
     learn_batch(state, first)
     known = np.repeat(rows_of(state, first)[0], 2), np.tile(rows_of(state, first)[1], 2)
     before, variances = state.predict(*known)
@@ -241,7 +242,7 @@ def test_predictions_stay_while_the_scale_settles(solver: Solver, size: int) -> 
 def test_scale_is_that_of_the_first_thousand(size: int) -> None:
     """Then it is frozen, whatever the size of the batches."""
     table, _ = low_rank(1300)
-    state = ModelState.empty(Settings(rank=1), "int", "int")
+    state = ModelState.empty(settings_of(rank=1), "int", "int")
     for start in range(0, 1300, size):
         seen = min(start, SETTLING_RATINGS)
         assert (state.scale.seen, state.scale.frozen) == (seen, seen == SETTLING_RATINGS)
@@ -258,7 +259,7 @@ def test_scale_is_that_of_the_first_thousand(size: int) -> None:
 @pytest.mark.parametrize("batches", [[1], [1, 1, 1], [5], [3, 1500, 2]])
 def test_equal_ratings_are_predicted(solver: Solver, rating: float, batches: list[int]) -> None:
     """One rating, or equal ones only, learn without error and give that rating again."""
-    state = ModelState.empty(Settings(solver, rank=4), "int", "str")
+    state = ModelState.empty(settings_of(solver=solver, rank=4), "int", "str")
     rng = np.random.default_rng(0)
     for size in batches:
         users = rng.integers(0, 9, size).tolist()
@@ -296,7 +297,7 @@ def test_predict_in_rating_units() -> None:
 
 def test_predict_without_variances() -> None:
     """The solvers of B-SGD state a variance of 0."""
-    state = seen_state(Settings("sgd", rank=2))
+    state = seen_state(settings_of(solver="sgd", rank=2))
     assert not state.predict(np.array([0, -1]), np.array([0, 1]))[1].any()
 
 
@@ -304,7 +305,7 @@ def test_clip() -> None:
     """Into the range of ratings seen; before any, not at all."""
     found = np.array([-3.0, 2.0, 9.0], F32)
     assert small_state().clip(found).tolist() == [1.0, 2.0, 5.0]
-    assert ModelState.empty(Settings(), "int", "int").clip(found).tolist() == [-3.0, 2.0, 9.0]
+    assert ModelState.empty(settings_of(), "int", "int").clip(found).tolist() == [-3.0, 2.0, 9.0]
 
 
 def test_rmse_of_counters() -> None:
@@ -317,7 +318,18 @@ def test_rmse_of_counters() -> None:
 
 def test_empty_state_predicts_zero() -> None:
     """A model that has seen nothing answers, and holds nothing."""
-    state = ModelState.empty(Settings(noise=0.7), "str", "int")
+    state = ModelState.empty(settings_of(noise=0.7), "str", "int")
     assert state.predict(np.array([-1]), np.array([-1]))[0].tolist() == [0.0]
     assert contents(state.users) == {}
     assert state.noise == 0.7
+
+
+def test_a_state_is_restored_as_a_copy_kept_it() -> None:
+    """Every field, those to come included."""
+    state = seen_state(settings_of(rank=2))
+    kept, before = state.copy(), state.fingerprint()
+    for each in fields(state):
+        setattr(state, each.name, None)
+    state.restore(kept)
+    assert state.fingerprint() == before
+    assert all(getattr(state, each.name) is getattr(kept, each.name) for each in fields(state))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from building import contents, filled_table, seen_state
+from building import contents, filled_table, seen_state, settings_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -50,7 +50,8 @@ def assert_same_state(one: ModelState, other: ModelState) -> None:
 
 
 @pytest.mark.parametrize(
-    "settings", [Settings(rank=3), Settings("sgd", rank=0, regs=(1.0, 2.0, 3.0, 4.0), drift=0.1)]
+    "settings",
+    [settings_of(rank=3), settings_of(solver="sgd", rank=0, regs=(1.0, 2.0, 3.0, 4.0), drift=0.1)],
 )
 @pytest.mark.parametrize("users", [[5, -(2**63), 7], ["a", "", "é"]])
 @pytest.mark.parametrize("items", [[1], ["x", "y"]])
@@ -70,7 +71,7 @@ def test_state_through_parts(settings: Settings, users: list[Any], items: list[A
 
 def test_a_large_side_is_several_parts() -> None:
     """A part is small enough for one row; together they are the side."""
-    state = seen_state(Settings(rank=0))
+    state = seen_state(settings_of(rank=0))
     state.users.ensure(pa.array(np.arange(10**9, 10**9 + 600_000)))
     parts = list(state_parts(state))
     assert [kind for kind, _ in parts] == ["state", "users", "users", "users", "items"]
@@ -83,7 +84,7 @@ def test_a_large_side_is_several_parts() -> None:
 
 def test_empty_state_through_parts() -> None:
     """A state that has seen nothing is its header only."""
-    state = ModelState.empty(Settings(rank=4), "str", "int")
+    state = ModelState.empty(settings_of(rank=4), "str", "int")
     parts = list(state_parts(state))
     assert [kind for kind, _ in parts] == ["state"]
     # other readers than Python's know no Infinity

@@ -13,11 +13,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from building import ratings_of
+from building import ratings_of, settings_of
 
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.state.model_state import SETTLING_RATINGS, ModelState, Scale
-from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store import forgetting, overlay, sorted_runs
 from sparkml_sgdals.store.forgetting import forget_users
 from sparkml_sgdals.store.lease import Lease
@@ -37,7 +36,7 @@ class Stream:
     """A stream onto a path of 60 users and items, of which `limit` are in memory."""
 
     def __init__(self, folder: Path, limit: int) -> None:
-        params = Settings(rank=2)
+        params = settings_of(rank=2)
         self.store = VersionStore(str(folder))
         state = ModelState.empty(params, "int", "int")
         state.scale = Scale(2.5, 1.2, 1000.0, 1440.0, SETTLING_RATINGS, True)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
-from building import contents, low_rank, ratings_of
+from building import contents, low_rank, ratings_of, settings_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,7 +24,14 @@ from sparkml_sgdals.state.model_state import SETTLING_RATINGS, ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store import compaction, overlay, sorted_runs
 from sparkml_sgdals.store.overlay import Overlay
-from sparkml_sgdals.store.packed_rows import Packed, RowShape, drop_older, pack, search_keys, unpack
+from sparkml_sgdals.store.packed_rows import (
+    Packed,
+    RowShape,
+    drop_older,
+    pack_rows,
+    search_keys,
+    unpack_rows,
+)
 from sparkml_sgdals.store.sorted_runs import Run, RunWriter, merge_runs, stack_size
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
@@ -87,10 +94,10 @@ def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 PARAMS = [
-    Settings(rank=2),
-    Settings(rank=3, implicit_prior=False),
-    Settings("sgd", rank=2),
-    Settings("minibatch", rank=1, block_size=3),
+    settings_of(rank=2),
+    settings_of(rank=3, implicit_prior=False),
+    settings_of(solver="sgd", rank=2),
+    settings_of(solver="minibatch", rank=1, block_size=3),
 ]
 
 
@@ -165,7 +172,7 @@ def patch_hash(patch: pytest.MonkeyPatch) -> None:
 def test_a_long_stream(tmp_path: Path) -> None:
     """Compaction in the background while batches go on: the bits of the whole model."""
     table, _ = low_rank(6000, users=900, items=500)
-    twins = Twins(tmp_path, Settings(rank=3), ("int", "int"), limit=150)
+    twins = Twins(tmp_path, settings_of(rank=3), ("int", "int"), limit=150)
     bases = set()
     for first in range(0, 6000, 60):
         twins.learn(encode_ratings(table.slice(first, 60)))
@@ -188,7 +195,7 @@ def test_a_long_stream(tmp_path: Path) -> None:
 def test_without_a_local_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
     """Rows come by ranges of the files, several near ones at once, as from an object store."""
     monkeypatch.setattr(sorted_runs, "_REMOTE_GAP", 500)
-    twins = Twins(tmp_path, Settings(rank=3), (kind, kind), limit=150)
+    twins = Twins(tmp_path, settings_of(rank=3), (kind, kind), limit=150)
     store = twins.stores[1]
     store.fs, store.local = pafs.SubTreeFileSystem("/", pafs.LocalFileSystem()), False
     twins.open()
@@ -202,7 +209,7 @@ def test_without_a_local_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, k
 
 def test_a_diverging_batch_changes_nothing(tmp_path: Path) -> None:
     """Rows that were read for it stay as they were; new ids are forgotten."""
-    twins = Twins(tmp_path, Settings("sgd", rank=2, step_size=1.0), ("int", "int"), 4)
+    twins = Twins(tmp_path, settings_of(solver="sgd", rank=2, step_size=1.0), ("int", "int"), 4)
     twins.learn(ratings_of(list(range(8)), list(range(8)), [1.0, 2.0] * 4))
     twins.open()
     part = twins.overlay
@@ -217,7 +224,7 @@ def test_a_diverging_batch_changes_nothing(tmp_path: Path) -> None:
 
 def test_pinned_ids_stay(tmp_path: Path) -> None:
     """Held-out ratings are predicted by rows that are never dropped, nor ids that come later."""
-    twins = Twins(tmp_path, Settings(rank=2), ("int", "int"), 10)
+    twins = Twins(tmp_path, settings_of(rank=2), ("int", "int"), 10)
     held = pa.array([1, 2, 500]), pa.array([3, 900])
     twins.overlay.pin(*held)
     for number in range(30):
@@ -232,7 +239,7 @@ def test_pinned_ids_stay(tmp_path: Path) -> None:
 
 def test_a_part_is_never_written_as_the_whole(tmp_path: Path) -> None:
     """A base of a part would forget the rest."""
-    twins = Twins(tmp_path, Settings(rank=2), ("int", "int"), 10)
+    twins = Twins(tmp_path, settings_of(rank=2), ("int", "int"), 10)
     twins.learn(ratings_of([1], [2], [3.0]))
     with pytest.raises(ValueError, match="a part of the model"):
         twins.stores[1].commit(twins.overlay.state, None, 0, twins.commits[1], None)
@@ -247,7 +254,7 @@ def test_a_compaction_that_fails_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*args: Any, **kwargs: Any) -> None:
         raise StorageError("No space left")
 
-    twins = Twins(tmp_path, Settings(rank=2), ("int", "int"), 4)
+    twins = Twins(tmp_path, settings_of(rank=2), ("int", "int"), 4)
     batch = ratings_of(list(range(9)), list(range(9)), [1.0, 2.0, 4.0] * 3)
     with monkeypatch.context() as patch:
         patch.setattr(compaction, "merge_runs", full)
@@ -267,7 +274,7 @@ def filled(kind: str, numbers: list[int], seed: int = 0) -> Any:
     """A factor table with random contents."""
     from building import filled_table
 
-    return filled_table(Settings(rank=3), named(numbers, kind), seed=seed)
+    return filled_table(settings_of(rank=3), named(numbers, kind), seed=seed)
 
 
 def written(store: VersionStore, packed: Packed, name: str = "files/a") -> Run:
@@ -280,18 +287,18 @@ def written(store: VersionStore, packed: Packed, name: str = "files/a") -> Run:
 def test_rows_come_back_to_the_bit(tmp_path: Path, kind: str) -> None:
     """Packed, written, found by id in any order, unpacked."""
     table = filled(kind, list(range(40)))
-    run = written(VersionStore(str(tmp_path)), pack(table))
+    run = written(VersionStore(str(tmp_path)), pack_rows(table))
     wanted = pa.array(named([5, 77, 0, 39, 41], kind))
     found, rows = run.find(wanted)
     assert sorted(found.tolist()) == [0, 2, 3]
     part = filled(kind, [1])
-    unpack(rows, part)
+    unpack_rows(rows, part)
     expected = contents(table)
     for an_id in named([5, 0, 39], kind):
         assert contents(part)[an_id] == expected[an_id]
     back = filled(kind, [1])
     for rows in run.parts():
-        unpack(rows, back)
+        unpack_rows(rows, back)
     assert contents(back) == expected
     assert len(run) == 40
 
@@ -299,7 +306,7 @@ def test_rows_come_back_to_the_bit(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize("kind", ["int", "str"])
 def test_keys_rise(kind: str) -> None:
     """Rows are sorted; for integers in the order of ids."""
-    packed = pack(filled(kind, [3, 0, 9, 1]))
+    packed = pack_rows(filled(kind, [3, 0, 9, 1]))
     assert (np.diff(packed.keys.astype(object)) > 0).all()
     if kind == "int":
         assert packed.ids().to_pylist() == [-20, -2, 4, 7]
@@ -332,7 +339,7 @@ def test_the_newest_row_counts(
             if distinct:
                 table = filled(kind, distinct, seed=number)
                 expected |= contents(table)
-                sources.append(written(store, pack(table), f"files/{number}"))
+                sources.append(written(store, pack_rows(table), f"files/{number}"))
         if not sources:
             return
         with RunWriter(store, sources[0].shape, "files/merged") as writer:
@@ -341,7 +348,7 @@ def test_the_newest_row_counts(
         assert len(merged) == len(expected)
         back = filled(kind, [50])
         for rows in merged.parts():
-            unpack(rows, back)
+            unpack_rows(rows, back)
         found = contents(back)
         del found[named([50], kind)[0]]
         assert found == expected
@@ -350,7 +357,7 @@ def test_the_newest_row_counts(
 def test_ids_left_out(tmp_path: Path) -> None:
     """A merge can forget ids."""
     store = VersionStore(str(tmp_path))
-    run = written(store, pack(filled("str", [1, 2, 3])))
+    run = written(store, pack_rows(filled("str", [1, 2, 3])))
     with RunWriter(store, run.shape, "files/b") as writer:
         merge_runs([run], writer, without=pa.array(["ü2", "none"]))
     rows = list(Run(store, run.shape, writer.entry()).parts())
@@ -362,7 +369,7 @@ def test_no_flipped_bit_of_a_run_goes_unseen(tmp_path: Path, kind: str) -> None:
     """In rows, keys or names: opening or reading says which file is damaged, or nothing differs."""
     store = VersionStore(str(tmp_path))
     table = filled(kind, [1, 2, 3])
-    run = written(store, pack(table))
+    run = written(store, pack_rows(table))
     expected = contents(table)
     unseen = 0
     for part in ("rows", "keys", "names")[: 3 if kind == "str" else 2]:
@@ -376,7 +383,7 @@ def test_no_flipped_bit_of_a_run_goes_unseen(tmp_path: Path, kind: str) -> None:
                 again = Run(store, run.shape, run.entry)
                 back = filled(kind, [50])
                 for rows in again.parts():
-                    unpack(rows, back)
+                    unpack_rows(rows, back)
             except StorageError:
                 continue
             unseen += 1
@@ -392,7 +399,7 @@ def test_no_flipped_bit_of_a_run_goes_unseen(tmp_path: Path, kind: str) -> None:
 def test_truncated_and_missing(tmp_path: Path, part: str) -> None:
     """A short file is damage and no crash; a missing one is named."""
     store = VersionStore(str(tmp_path))
-    run = written(store, pack(filled("int", list(range(9)))))
+    run = written(store, pack_rows(filled("int", list(range(9)))))
     file = tmp_path / run.entry[part]["name"]
     file.write_bytes(file.read_bytes()[:-9])
     with pytest.raises(StorageError, match=rf"{part} is damaged"):
@@ -405,7 +412,7 @@ def test_truncated_and_missing(tmp_path: Path, part: str) -> None:
 def test_a_broken_off_run_leaves_no_files(tmp_path: Path) -> None:
     """What is of no use takes no room."""
     store = VersionStore(str(tmp_path))
-    packed = pack(filled("str", [1, 2]))
+    packed = pack_rows(filled("str", [1, 2]))
 
     def fail() -> None:
         raise KeyboardInterrupt
@@ -434,14 +441,14 @@ def test_rows_of_one_id_keep_the_last() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch_hash(patch)
         tables = [filled("str", [1, 2, 3, 4, 5, 6], seed=n) for n in range(3)]
-        merged = drop_older(Packed.together([pack(table) for table in tables]))
+        merged = drop_older(Packed.together([pack_rows(table) for table in tables]))
         back = filled("str", [1])
-        unpack(merged, back)
+        unpack_rows(merged, back)
         assert contents(back) == contents(tables[2])
 
 
 def test_a_shape_follows_from_the_settings() -> None:
     """Columns that a solver lacks take no room."""
-    assert RowShape.of("int", Settings(rank=16)).width * 8 == 312
-    assert RowShape.of("int", Settings("sgd", rank=16)).width < 16
-    assert dataclasses.asdict(RowShape.of("str", Settings(rank=0)))["kind"] == "str"
+    assert RowShape.of("int", settings_of(rank=16)).width * 8 == 312
+    assert RowShape.of("int", settings_of(solver="sgd", rank=16)).width < 16
+    assert dataclasses.asdict(RowShape.of("str", settings_of(rank=0)))["kind"] == "str"

@@ -9,12 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
-from building import contents, filled_table
+from building import contents, filled_table, settings_of
 
 from sparkml_sgdals.errors import GoneError
-from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store import sorted_runs
-from sparkml_sgdals.store.packed_rows import pack, unpack
+from sparkml_sgdals.store.packed_rows import pack_rows, unpack_rows
 from sparkml_sgdals.store.sorted_runs import Run, RunWriter
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
@@ -47,10 +46,10 @@ def remote(folder: Path) -> VersionStore:
 
 def opened(folder: Path, ids: Any) -> tuple[Any, Run, Recorded]:
     """A table, a run of it, and its file of rows."""
-    table = filled_table(Settings(rank=3), ids)
+    table = filled_table(settings_of(rank=3), ids)
     store = remote(folder)
     store.write("files/none", b"")
-    packed = pack(table)
+    packed = pack_rows(table)
     with RunWriter(store, packed.shape, "files/a") as writer:
         writer.add(packed)
     run = Run(store, packed.shape, writer.entry())
@@ -79,8 +78,8 @@ def test_no_request_reads_more_than_some_megabytes(
     np.testing.assert_array_equal(found, np.arange(count))
     assert max(file.sizes) <= span
     assert sum(file.sizes) == count * 8 * run.shape.width
-    back = filled_table(Settings(rank=3), [0])
-    unpack(rows, back)
+    back = filled_table(settings_of(rank=3), [0])
+    unpack_rows(rows, back)
     some = pa.array(range(0, count, 97))
     for one, other in zip(
         *(t.to_arrow(t.index.find(some)).column("mean").to_pylist() for t in (back, table)),

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from building import ratings_of, seen_state
+from building import ratings_of, seen_state, settings_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from writing import META, Writer
 
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.commit import FORMAT_VERSION, Commit
 from sparkml_sgdals.store.version_store import StorageError, VersionStore, spark_path
 
@@ -57,7 +56,7 @@ def test_every_version_loads(versions: Writer) -> None:
     assert state.fingerprint() == versions.fingerprints[6]
     assert [versions.store.read_commit(n).base for n in range(7)] == [0, 0, 0, 0, 4, 4, 4]
     assert versions.store.numbers() == list(range(7))
-    assert state.settings == Settings(rank=2)
+    assert state.settings == settings_of(rank=2)
 
 
 def test_a_loaded_model_learns_on(versions: Writer) -> None:
@@ -112,8 +111,8 @@ def test_a_version_that_is_not_there(versions: Writer) -> None:
 def test_enough_deltas_become_a_base(tmp_path: Path) -> None:
     """Where the rows written since the base outgrow the model, all of it is written."""
     store = VersionStore(str(tmp_path / "model"))
-    state = ModelState.empty(Settings(rank=0), "int", "str")
-    commit = store.create(state, META | {"settings": Settings(rank=0).to_json()})
+    state = ModelState.empty(settings_of(rank=0), "int", "str")
+    commit = store.create(state, META | {"settings": settings_of(rank=0).to_json()})
     rows, _ = state.users.ensure(pa.array(np.arange(9_000)))
     bases = []
     for batch in range(6):
@@ -448,7 +447,7 @@ def test_tables(tmp_path: Path) -> None:
 @pytest.mark.parametrize("solver", ["bayes", "sgd"])
 def test_a_fitted_model_is_stored_to_the_bit(tmp_path: Path, solver: Any) -> None:
     """Also one without variances, created whole as version 0."""
-    params = Settings(solver, rank=3, regs=(0.1, 0.2, 0.3, 0.4))
+    params = settings_of(solver=solver, rank=3, regs=(0.1, 0.2, 0.3, 0.4))
     state = seen_state(params)
     store = VersionStore(str(tmp_path))
     commit = store.create(state, {"settings": params.to_json(), "kinds": ["int", "int"]})

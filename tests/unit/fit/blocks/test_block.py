@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import reference
-from building import F32, contents, filled_table, id_array, low_rank, ratings_of
+from building import F32, contents, filled_table, id_array, low_rank, ratings_of, settings_of
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -27,7 +27,7 @@ from sparkml_sgdals.fit.blocks.block import (
     standardised,
     sweep_block,
 )
-from sparkml_sgdals.learn.implicit_prior import influence_shares
+from sparkml_sgdals.learn.influences import influence_shares
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.settings import Settings
@@ -173,7 +173,7 @@ def start(ratings: Ratings, settings: Settings, known: pa.Table | None = None) -
 @pytest.mark.parametrize("learned_prior", [False, True])
 def test_sweep_of_a_block(weighted: bool, known: bool, learned_prior: bool) -> None:
     """Posteriors and sums are those of the plain loops; priors of its own win over learned ones."""
-    settings, ratings = Settings(rank=2), one_block(weighted)
+    settings, ratings = settings_of(rank=2), one_block(weighted)
     ids, block = build_layout([ratings], "users")
     block = standardised(block, 3.0, 2.0)
     table = None
@@ -224,7 +224,7 @@ def test_sums_add_up() -> None:
 @pytest.mark.parametrize("swept", [False, True])
 def test_a_block_draws_its_prior(swept: bool) -> None:
     """The only block: prior means from the partners' influences, then its own from theirs."""
-    settings, ratings = Settings(rank=2), one_block()
+    settings, ratings = settings_of(rank=2), one_block()
     _, block = build_layout([ratings], "users")
     state = start(ratings, settings)
     a, rng = state.arrays, np.random.default_rng(1)
@@ -262,7 +262,7 @@ def test_a_block_draws_its_prior(swept: bool) -> None:
 @pytest.mark.parametrize("solver", ["bayes", "sgd"])
 def test_block_of_known_and_new_ids(solver: Any) -> None:
     """Known ids stand where the model left them, new ones at their start; counts go on."""
-    settings = Settings(solver, rank=2, seed=3)
+    settings = settings_of(solver=solver, rank=2, seed=3)
     known = filled_table(settings, [5, 9, 70], seed=1)
     ids, counts = id_array([4, 5, 9]), np.array([1, 2, 3])
     state = BlockState.start(USER_SIDE, ids, counts, settings, known.to_arrow())
@@ -289,7 +289,7 @@ def filled_like(table: pa.Table, settings: Settings) -> FactorTable:
 @pytest.mark.parametrize("solver", ["bayes", "sgd"])
 def test_a_cell_learns_as_its_solver(solver: Any) -> None:
     """One pass over a cell, and the baseline beside it."""
-    settings = Settings(solver, rank=2, step_size=0.02)
+    settings = settings_of(solver=solver, rank=2, step_size=0.02)
     ratings = one_block()
     users = start(ratings, settings)
     items = BlockState.start(2, ratings.item_ids, np.bincount(ratings.items), settings, None)

@@ -1,4 +1,4 @@
-"""The implicit prior: which ids come together says something before the ratings do.
+"""A prior drawn from influences: which ids come together says something before ratings do.
 
 The prior mean of an id is n^(-1/2) times the sum of its partners' *influences*, bias and features,
 for users and for items alike: algorithm.md, equations (8) to (11). Arrays in and out, no Spark.
@@ -17,13 +17,13 @@ import numpy.typing as npt
 from sparkml_sgdals.arrays.ratings import Layout, Ratings
 from sparkml_sgdals.arrays.threads import run_all
 from sparkml_sgdals.kernels.checks import check_rows
-from sparkml_sgdals.kernels.filter import filter_implicit
+from sparkml_sgdals.kernels.filter import filter_with_influences
 from sparkml_sgdals.kernels.influences import add_shares, learn_influences, sum_influences
 from sparkml_sgdals.kernels.lanes import padded_rows
 from sparkml_sgdals.kernels.vectors import (
     LANES,
 )
-from sparkml_sgdals.learn.solvers import Side
+from sparkml_sgdals.learn.solvers import Side, without_variance
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.settings import Settings
@@ -32,14 +32,14 @@ __all__ = [
     "ITEM_INFLUENCE",
     "USER_INFLUENCE",
     "FilterSide",
-    "ImplicitPrior",
+    "InfluencePrior",
     "concentration",
     "drawn_means",
     "influence_shares",
     "learn_influence",
     "moved_prior",
     "roots",
-    "run_implicit_filter",
+    "run_influence_filter",
 ]
 
 F32 = npt.NDArray[np.float32]
@@ -159,14 +159,14 @@ class FilterSide:
         return cls(**{name: arrays[name] for name in names}, seen=seen)
 
 
-def run_implicit_filter(
+def run_influence_filter(
     users: I32 | I64, items: I32 | I64, values: F32, weights: F32, settings: Settings,
     user: FilterSide, item: FilterSide,
 ) -> F32:  # fmt: skip
-    """Filter ratings as `run_filter` does, with prior means that move; errors from before each."""
+    """As `run_filter`, with prior means that move."""
     errors = np.empty(values.size, np.float32)
     crowd = concentration(users, items)
-    filter_implicit(
+    learned = filter_with_influences(
         users.astype(np.int32, copy=False), items.astype(np.int32, copy=False), values, weights,
         user.mean, user.var, user.drawn, user.influence, user.evidence, user.seen,
         item.mean, item.var, item.drawn, item.influence, item.seen,
@@ -174,6 +174,8 @@ def run_implicit_filter(
         np.float32(1.0 / (1.0 + (crowd / _CONCENTRATED) ** 2)),
         np.float32(settings.noise), np.float32(settings.drift), errors,
     )  # fmt: skip
+    if not learned:
+        raise without_variance(settings)
     return errors
 
 
@@ -194,8 +196,8 @@ def moved_prior(mean: F32, var: F32, before: F32, after: F32, settings: Settings
     return moved
 
 
-class ImplicitPrior:
-    """The implicit prior of a table while it is learned, in the table's own order of ids."""
+class InfluencePrior:
+    """Prior means and influences of a table while it is learned, in the table's order of ids."""
 
     def __init__(
         self, ratings: Ratings, tables: tuple[FactorTable, FactorTable], rows: tuple[I64, I64]
@@ -236,7 +238,7 @@ class ImplicitPrior:
         before = self.user.drawn.copy(), self.item.drawn.copy()
         for own, side in ((self.user, users), (self.item, items)):
             own.mean, own.var = side.mean, side.var
-        errors = run_implicit_filter(
+        errors = run_influence_filter(
             r.users, r.items, values, r.weights, settings, self.user, self.item
         )
         for own, side, old in zip((self.user, self.item), (users, items), before, strict=True):

@@ -1,29 +1,28 @@
-"""The implicit prior's kernels against the plain loops."""
+"""Influences, and the prior drawn from them, against the plain loops."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import reference
-from building import F32, Problem, id_array, problems, ratings_of
+from building import F32, Problem, id_array, problems, ratings_of, settings_of
 from hypothesis import given
 
 from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.arrays.ratings import layout_by
-from sparkml_sgdals.learn.implicit_prior import (
+from sparkml_sgdals.learn.influences import (
     FilterSide,
     concentration,
     influence_shares,
     learn_influence,
     roots,
-    run_implicit_filter,
+    run_influence_filter,
 )
 from sparkml_sgdals.learn.solvers import Side
 from sparkml_sgdals.learn.whole_table import fit_ratings
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.state.settings import Settings
 
 CLOSE = {"rtol": 2e-3, "atol": 2e-4}
 ARRAYS = ("mean", "var", "drawn", "influence", "evidence", "seen")
@@ -92,17 +91,17 @@ def filter_side(mean: np.ndarray, var: np.ndarray, seed: int) -> FilterSide:
 @given(problems())
 def test_filter_is_that_of_the_loops(problem: Problem) -> None:
     """Means, variances, prior means, influences, evidence, counts and errors."""
-    settings = Settings(rank=problem.user_mean.shape[1] - 1, noise=0.6, drift=0.001)
+    settings = settings_of(rank=problem.user_mean.shape[1] - 1, noise=0.6, drift=0.001)
     user = filter_side(problem.user_mean, problem.user_var, 1)
     item = filter_side(problem.item_mean, problem.item_var, 2)
     expected = [
         {name: getattr(side, name).astype(float) for name in ARRAYS} for side in (user, item)
     ]
     what = problem.users, problem.items, problem.ratings
-    wanted = reference.learn_implicit(
+    wanted = reference.learn_with_influences(
         *what, problem.all_weights(), *expected, prior_variances(settings).astype(float), 0.6, 0.001
     )
-    errors = run_implicit_filter(*what, problem.weights, settings, user, item)
+    errors = run_influence_filter(*what, problem.weights, settings, user, item)
     np.testing.assert_allclose(errors, wanted, **CLOSE)
     for side, arrays in zip((user, item), expected, strict=True):
         for name in ARRAYS:
@@ -129,7 +128,7 @@ def test_ratings_that_repeat_do_not_run_away() -> None:
     users, items = rng.integers(0, 40, 6000), rng.integers(0, 30, 6000)
     bias = rng.normal(0, 0.5, 30)
     values = 3.5 + bias[items] + rng.normal(0, 1, 6000)
-    state = ModelState.empty(Settings(rank=2, max_iter=30), "int", "int")
+    state = ModelState.empty(settings_of(rank=2, max_iter=30, tol=0.0), "int", "int")
     history = fit_ratings(ratings_of(users, items, values), state)
     assert max(history) < 1.1
     assert np.abs(state.users.influence).max() < 1.0
@@ -137,7 +136,7 @@ def test_ratings_that_repeat_do_not_run_away() -> None:
 
 def test_new_user_follows_the_items() -> None:
     """After a fit a new user stands, before its rating counts, where its items' influences say."""
-    settings = Settings(rank=2, noise=1e9)
+    settings = settings_of(rank=2, noise=1e9)
     tables = [FactorTable(side, "int", settings) for side in (USER_SIDE, ITEM_SIDE)]
     for table in tables:
         table.ensure(id_array([1, 2, 3, 4]))
@@ -147,7 +146,7 @@ def test_new_user_follows_the_items() -> None:
     items.influence[:] = np.arange(12).reshape(4, 3) / 10
     start = users.mean[0].copy()
     rows = np.zeros(4, np.int32), np.arange(4, dtype=np.int32)
-    run_implicit_filter(*rows, np.zeros(4, F32), np.empty(0, F32), settings, users, items)
+    run_influence_filter(*rows, np.zeros(4, F32), np.empty(0, F32), settings, users, items)
     np.testing.assert_allclose(users.drawn[0], items.influence.sum(axis=0) / 2, rtol=1e-5)
     # the noise is so large that the ratings say nothing: the variance stays that of the prior
     np.testing.assert_allclose(users.mean[0], start + users.drawn[0], rtol=1e-3, atol=1e-5)
