@@ -17,6 +17,9 @@ from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 
+CLOSE = {"rtol": 1e-4, "atol": 2e-5}
+
+
 F32 = np.float32
 
 
@@ -170,3 +173,11 @@ def contents(table: Any) -> dict[Any, tuple[Any, ...]]:
         )
         for row in table.to_arrow().to_pylist()
     }  # fmt: skip
+
+
+def assert_same(one: Ratings, other: Ratings) -> None:
+    """Both hold the same ids, codes and numbers in the same order."""
+    assert one.user_ids.equals(other.user_ids)
+    assert one.item_ids.equals(other.item_ids)
+    for name in ("users", "items", "values", "weights"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))

@@ -1,8 +1,9 @@
-"""A model path that several test modules write versions to."""
+"""Model paths that several test modules write versions to."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ from building import ratings_of, settings_of
 
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.state.model_state import SETTLING_RATINGS, ModelState, Scale
+from sparkml_sgdals.store.maintenance import list_versions
+from sparkml_sgdals.store.objects import ObjectStore
+from sparkml_sgdals.store.overlay import Overlay
 from sparkml_sgdals.store.version_store import VersionStore
 
 META = {"settings": settings_of(rank=2).to_json(), "kinds": ["int", "str"], "origin": "nothing"}
@@ -51,3 +55,55 @@ class Writer:
         state, commit = self.store.load(version)
         assert state.fingerprint() == self.fingerprints[version]
         assert (commit.version, commit.batch) == (version, version - 1)
+
+
+class Stream:
+    """A stream onto a path of 60 users and items, of which `limit` are in memory."""
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        params = settings_of(rank=2)
+        self.store = VersionStore(str(folder))
+        state = ModelState.empty(params, "int", "int")
+        state.scale = Scale(2.5, 1.2, 1000.0, 1440.0, SETTLING_RATINGS, True)
+        learn_batch(state, ratings_of(list(range(60)), list(range(60)), [3.0] * 60))
+        self.commit = self.store.create(
+            state,
+            {
+                "settings": params.to_json(),
+                "kinds": ["int", "int"],
+                "origin": "nothing",
+                "params": {"userCol": "user"},
+            },
+        )
+        self.part = Overlay(self.store, self.commit, limit)
+
+    def learn(self, ids: list[int]) -> None:
+        """Learn and commit a batch of a rating each by users and items of these ids."""
+        batch = ratings_of(ids, ids, [4.0] * len(ids))
+        self.part.fetch(batch.user_ids, batch.item_ids)
+        report = learn_batch(self.part.state, batch)
+        rows = (report.user_rows, report.item_rows)
+        before = self.commit
+        self.commit = self.store.commit(
+            self.part.state,
+            rows,
+            before.version,
+            before,
+            {"batch": before.version, "rmse": 1.0},
+            onto=self.part.onto(report.new_users, report.new_items),
+        )
+        self.part.committed(self.commit, rows)
+
+
+def loadable(store: VersionStore) -> list[int]:
+    """Versions that are listed as whole."""
+    table = list_versions(store, True)
+    return list(table.version[table.loadable.astype(bool)])
+
+
+def store_of(kind: type[ObjectStore] = ObjectStore) -> Any:
+    """A store on S3 whose own reads are not used here."""
+    store = kind.__new__(kind)
+    store.path, store.root, store.local = "s3://bucket/model", "bucket/model", False
+    store.fs = SimpleNamespace(region="us-east-1")  # type: ignore[assignment]
+    return store

@@ -1,4 +1,4 @@
-"""States and tables as bytes: what comes back is what was sent."""
+"""States as parts: what comes back is what was sent."""
 
 from __future__ import annotations
 
@@ -9,34 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from building import contents, filled_table, seen_state, settings_of
-from hypothesis import given
-from hypothesis import strategies as st
 
-from sparkml_sgdals.arrays.ipc import from_bytes, narrow, to_bytes
 from sparkml_sgdals.state.model_state import Counters, ModelState, Scale
 from sparkml_sgdals.state.parts import PART_SCHEMA, part_batch, state_from_parts, state_parts
 from sparkml_sgdals.state.settings import Settings
-
-SCHEMA = pa.schema([("id", pa.int64()), ("name", pa.string()), ("values", pa.list_(pa.float32()))])
-
-
-@pytest.mark.parametrize("rows", [0, 1, 1000])
-def test_table_through_bytes(rows: int) -> None:
-    """Types, nulls, lists and chunks survive, from bytes and from a buffer."""
-    table = pa.table(
-        [
-            pa.array(range(rows), pa.int64()),
-            pa.array([None if n % 3 else f"é{n}" for n in range(rows)], pa.string()),
-            pa.array([[1.5] * (n % 4) for n in range(rows)], pa.list_(pa.float32())),
-        ],
-        schema=SCHEMA,
-    )
-    payload = to_bytes(table)
-    assert isinstance(payload, bytes)
-    assert from_bytes(payload).equals(table)
-    assert from_bytes(pa.py_buffer(payload)).equals(table)
-    chunked = pa.concat_tables([table[: rows // 2], table[rows // 2 :]])
-    assert from_bytes(to_bytes(chunked)).equals(table)
 
 
 def assert_same_state(one: ModelState, other: ModelState) -> None:
@@ -97,42 +73,3 @@ def test_part_batch() -> None:
     batch = part_batch("users", b"\x00\xff")
     assert batch.schema.equals(PART_SCHEMA)
     assert batch.to_pylist() == [{"kind": "users", "payload": b"\x00\xff"}]
-
-
-@pytest.mark.parametrize(
-    ("values", "narrowed"),
-    [
-        ([0, 5], True),
-        ([-(2**31), 2**31 - 1], True),
-        ([0, 2**31], False),
-        ([-(2**31) - 1, 0], False),
-        ([None, 7], True),
-        ([], False),
-    ],
-)
-def test_narrow_where_all_values_fit(values: list[Any], narrowed: bool) -> None:
-    """bigint becomes int where every value fits; other columns and all values stay."""
-    table = pa.table(
-        {
-            "n": pa.array(values, pa.int64()),
-            "s": pa.array(["a"] * len(values), pa.string()),
-            "x": pa.array([1.0] * len(values), pa.float32()),
-        }
-    )
-    found = narrow(table)
-    assert found.to_pylist() == table.to_pylist()
-    assert found.schema.names == table.schema.names
-    assert found.schema.field("n").type == (pa.int32() if narrowed else pa.int64())
-    assert found.drop_columns("n").schema.equals(table.drop_columns("n").schema)
-
-
-@given(st.lists(st.tuples(*[st.integers(-(2**33), 2**33)] * 2), min_size=1))
-def test_narrow_decides_by_column(rows: list[tuple[int, int]]) -> None:
-    """Each column by its own values."""
-    columns = dict(zip("ab", zip(*rows, strict=True), strict=True))
-    table = pa.table({name: pa.array(values, pa.int64()) for name, values in columns.items()})
-    found = narrow(table)
-    assert found.to_pylist() == table.to_pylist()
-    for name, values in columns.items():
-        fits = all(-(2**31) <= value < 2**31 for value in values)
-        assert found.schema.field(name).type == (pa.int32() if fits else pa.int64())

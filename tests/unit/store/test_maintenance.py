@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -16,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from building import ratings_of
-from writing import Writer
+from writing import Stream, Writer, loadable
 
 from sparkml_sgdals.errors import LeaseError
 from sparkml_sgdals.learn.one_batch import learn_batch
@@ -560,3 +561,33 @@ def test_a_forgotten_user_starts_anew(learned: Writer) -> None:
     rows, new = state.users.ensure(pa.array([1]))
     assert new == 1
     assert state.users.count[rows[0]] == 0
+
+
+def test_a_version_whose_base_was_pruned_is_listed_as_such(tmp_path: Path) -> None:
+    """What is listed as whole loads, and nothing else does."""
+    stream = Stream(tmp_path, 10)
+    for first in range(4):
+        stream.learn(list(range(first, first + 11)))
+        stream.store.prune(1)
+    stream.part.stop()
+    base = stream.commit.base
+    assert base < stream.commit.version
+    assert loadable(stream.store) == loads(stream.store)
+    payload = stream.store.read(f"commits/{base:012d}.json")
+    for damage in (payload[:-9], None):
+        if damage is None:
+            stream.store.delete(f"commits/{base:012d}.json")
+        else:
+            stream.store.write(f"commits/{base:012d}.json", damage)
+        assert stream.commit.version not in loadable(stream.store)
+        assert loadable(stream.store) == loads(stream.store)
+
+
+def loads(store: VersionStore) -> list[int]:
+    """Versions that can be loaded."""
+    found = []
+    for number in store.numbers():
+        with contextlib.suppress(StorageError):
+            store.load(number)
+            found.append(number)
+    return found

@@ -8,16 +8,23 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
-from writing import Writer
+from writing import Writer, store_of
 
+from sparkml_sgdals.store import objects
 from sparkml_sgdals.store.lease import Lease
 from sparkml_sgdals.store.objects import full_path
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
+
+CONFLICT = (409, "ConditionalRequestConflict")
+
 
 NOBODY = 65534
 
@@ -231,3 +238,103 @@ def test_a_writer_that_lost_its_lease_commits_nothing(model: Writer) -> None:
 def test_half_a_uri_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match="two slashes"):
         full_path(path)
+
+
+class Server(ThreadingHTTPServer):
+    """Takes puts; the first ones are answered with codes that were asked for."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[int, str]] = []
+        self.objects: dict[str, bytes] = {}
+        self.asked: list[str | None] = []
+        super().__init__(("127.0.0.1", 0), Handler)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One request."""
+
+    server: Server
+    protocol_version = "HTTP/1.1"
+
+    def do_PUT(self) -> None:
+        """Put, or fail as asked for."""
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.asked.append(self.headers.get("If-None-Match"))
+        status, code = self.server.answers.pop(0) if self.server.answers else (200, "")
+        if status == 200:
+            self.server.objects[self.path] = body
+        text = f"<Error><Code>{code}</Code><Message>m</Message></Error>" if code else ""
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server that boto3 takes for S3."""
+    pytest.importorskip("boto3")
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_address[1]}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_MAX_ATTEMPTS": "1",
+        "AWS_REQUEST_CHECKSUM_CALCULATION": "when_required",
+    }.items():
+        monkeypatch.setenv(name, value)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_conflict_is_tried_again(s3: Server) -> None:
+    """Nothing was put by the request that met another one."""
+    s3.answers = [CONFLICT, CONFLICT]
+    assert store_of()._put_if_none("lease.json", b"mine")
+    assert list(s3.objects.values()) == [b"mine"]
+    assert s3.asked == ["*"] * 3
+
+
+def test_an_object_that_is_there_stays(s3: Server) -> None:
+    """After a conflict as well."""
+    s3.answers = [CONFLICT, (412, "PreconditionFailed")]
+    assert store_of()._put_if_none("lease.json", b"mine")
+    assert not s3.objects
+
+
+def test_conflicts_without_end_are_an_error(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never taken for an answer."""
+    monkeypatch.setattr(objects, "_CONFLICT_WAITS", (0.0, 0.0, None))
+    s3.answers = [CONFLICT] * 9
+    with pytest.raises(StorageError, match=r"model/lease\.json could not be written: .*Conflict"):
+        store_of()._put_if_none("lease.json", b"mine")
+    assert len(s3.asked) == 3
+
+
+def test_a_server_that_is_not_there(monkeypatch: pytest.MonkeyPatch, s3: Server) -> None:
+    """Errors of boto3 itself name object and remedy, too."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(StorageError, match=r"model/lease\.json could not be written: .*connect"):
+        store_of()._put_if_none("lease.json", b"mine")
+
+
+def test_a_boto3_that_knows_no_condition(s3: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As without boto3."""
+    boto3 = pytest.importorskip("boto3")
+    real = boto3.client
+
+    def old(*args: Any, **kwargs: Any) -> Any:
+        client = real(*args, **kwargs)
+        members = client.meta.service_model.operation_model("PutObject").input_shape.members
+        members.pop("IfNoneMatch")
+        return client
+
+    monkeypatch.setattr(boto3, "client", old)
+    assert not store_of()._put_if_none("lease.json", b"mine")
+    assert not s3.asked

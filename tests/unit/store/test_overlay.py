@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 import os
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 from building import contents, low_rank, ratings_of, settings_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from writing import Stream
 
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.errors import DivergenceError
@@ -452,3 +454,54 @@ def test_a_shape_follows_from_the_settings() -> None:
     assert RowShape.of("int", settings_of(rank=16)).width * 8 == 312
     assert RowShape.of("int", settings_of(solver="sgd", rank=16)).width < 16
     assert dataclasses.asdict(RowShape.of("str", settings_of(rank=0)))["kind"] == "str"
+
+
+def test_one_compaction_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second starts when the first one's base is named by no commit yet, and ends when what
+    was the base before is pruned: the stream goes on, and counts the rows since its base."""
+    gate, real = threading.Event(), overlay.compact
+
+    def when_told(*args: Any) -> Any:
+        assert gate.wait(30)
+        return real(*args)
+
+    monkeypatch.setattr(overlay, "compact", when_told)
+    stream = Stream(tmp_path, 80)
+    hot = list(range(25))
+
+    def finish() -> None:
+        gate.set()
+        assert stream.part._compaction is not None
+        stream.part._compaction._thread.join()
+        gate.clear()
+
+    def counted() -> None:
+        newest = stream.commit
+        since = range(newest.base + 1, newest.version + 1)
+        commits = [stream.store.read_commit(number) for number in since]
+        rows = [c.files[side]["rows"] for c in commits for side in ("users", "items")]
+        assert newest.delta_rows == sum(rows)
+
+    bases = []
+    for round_ in range(4):
+        for _ in range(3):
+            stream.learn(hot)
+            counted()
+            if round_:
+                stream.store.prune(1)
+        finish()
+        bases.append(stream.commit.base)
+    gate.set()
+    stream.part.stop()
+    assert bases[1] < bases[2] < bases[3]
+    rows = stream.store.metrics()
+    assert [row["batch"] for row in rows] == list(range(stream.commit.version))
+
+
+def test_nothing_is_compacted_after_the_end(tmp_path: Path) -> None:
+    """A last batch may be running when its stream is stopped: it starts no thread that writes."""
+    stream = Stream(tmp_path, 40)
+    stream.part.stop()
+    stream.learn(list(range(11)))
+    assert stream.part._compaction is None
+    assert stream.store.load()[1] == stream.commit

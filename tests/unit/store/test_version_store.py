@@ -15,7 +15,7 @@ import pytest
 from building import ratings_of, seen_state, settings_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from writing import META, Writer
+from writing import META, Writer, store_of
 
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.state.model_state import ModelState
@@ -464,3 +464,21 @@ def test_a_uri_of_one_slash_is_refused(path: str) -> None:
     """It would otherwise be a local folder of that name."""
     with pytest.raises(ValueError, match="two slashes"):
         VersionStore(path)
+
+
+def test_a_commit_is_put_over_nothing_but_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the put was refused and nothing is there by now, it is asked for again."""
+    store = store_of(VersionStore)
+    commit = Commit(3, 2, 0, {}, {}, None, "", 0, [0, 0], "checkpoint", None, None)
+    there: list[bytes | None] = [None, b"{"]
+    refused: list[bytes] = []
+    written: list[bytes] = []
+    monkeypatch.setattr(store, "put_new", lambda name, payload: bool(refused.append(payload)))
+    monkeypatch.setattr(store, "read", lambda name: there.pop(0))
+    monkeypatch.setattr(store, "replace", lambda name, payload: written.append(payload))
+    store.put_commit(commit, new=True)
+    assert (len(refused), len(written)) == (2, 1)
+    there[:] = [commit.to_bytes()]
+    with pytest.raises(StorageError, match="has a version 3 already"):
+        store.put_commit(commit, new=True)
+    assert len(written) == 1

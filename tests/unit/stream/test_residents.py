@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import pickle
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
-from writing import Writer
+from writing import Stream, Writer
 
 from sparkml_sgdals.fit.plan import FitOptions
 from sparkml_sgdals.ingest.columns import RatingColumns
+from sparkml_sgdals.store import overlay
 from sparkml_sgdals.store.commit import Commit
-from sparkml_sgdals.stream import residents
+from sparkml_sgdals.store.lease import Lease
+from sparkml_sgdals.stream import micro_batch, residents, start
 from sparkml_sgdals.stream.micro_batch import StreamUpdater
 from sparkml_sgdals.stream.report import Report
 from sparkml_sgdals.stream.residents import Resident, forget_resident, learn_once
@@ -210,3 +215,54 @@ def test_an_updater_is_pickled_without_what_is_in_memory():
     updater = StreamUpdater("path", "token", options, 5, 0.0, Report())
     assert pickle.loads(pickle.dumps(updater)) == updater
     assert len(pickle.dumps(updater)) < 1000
+
+
+@pytest.mark.parametrize("seen_by", ["the lease", "the next writer", "the caller"])
+def test_a_stream_that_ends_writes_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seen_by: str
+) -> None:
+    """Its compaction has ended when the path may be written by another."""
+    begun, ends = threading.Event(), threading.Event()
+
+    def endless(store: Any, commit: Any, held: Any, touched: Any, check: Any) -> Any:
+        begun.set()
+        try:
+            while True:
+                check()
+                time.sleep(0.001)
+        finally:
+            # who does not wait for it finds it running
+            time.sleep(0.2)
+            ends.set()
+
+    monkeypatch.setattr(overlay, "compact", endless)
+    stream = Stream(tmp_path, 80)
+    lease = Lease.acquire(stream.store, 30.0)
+    active = threading.Event()
+    active.set()
+    query: Any = SimpleNamespace(isActive=True, awaitTermination=lambda: True, stop=active.clear)
+    start_kept(lease, active, str(tmp_path))
+    resident = micro_batch._Resident(
+        stream.commit, lease.token, stream.part.state, None, stream.part
+    )
+    residents.learn_once(
+        str(tmp_path), lease.token, stream.commit.batch + 1, lambda: resident,
+        lambda _: stream.learn(list(range(25))),
+    )  # fmt: skip
+    assert begun.wait(10)
+    if seen_by == "the caller":
+        start.StreamJob(query, str(tmp_path), lease, lambda store: Any).stop(drain=False)
+    active.clear()
+    if seen_by == "the next writer":
+        Lease.acquire(stream.store, 30.0).release()
+    until = time.monotonic() + 10
+    while stream.store.read("lease.json") is not None and time.monotonic() < until:
+        time.sleep(0.01)
+    assert stream.store.read("lease.json") is None
+    assert ends.is_set()
+    assert str(tmp_path) not in residents._places
+
+
+def start_kept(lease: Lease, active: threading.Event, path: str) -> None:
+    """Keep the lease as a stream does."""
+    lease.keep_while(active.is_set, ended=lambda: residents.forget_resident(path, lease.token))

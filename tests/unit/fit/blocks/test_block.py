@@ -1,4 +1,4 @@
-"""Blocks: arrays as bytes, layouts against naive ones, one block against the plain loops."""
+"""Blocks: layouts against naive ones, one block against the plain loops."""
 
 from __future__ import annotations
 
@@ -11,10 +11,8 @@ import reference
 from building import F32, contents, filled_table, id_array, low_rank, ratings_of, settings_of
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as npst
 
 from sparkml_sgdals.arrays.hashing import USER_SIDE
-from sparkml_sgdals.arrays.ipc import arrays_from_buffer, arrays_to_buffer
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.fit.blocks.block import (
     BlockLayout,
@@ -31,37 +29,6 @@ from sparkml_sgdals.learn.influences import influence_shares
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.settings import Settings
-
-SHAPES = st.one_of(
-    npst.array_shapes(min_dims=1, max_dims=2, min_side=0, max_side=6),
-    st.sampled_from([(0,), (0, 3), (3, 0), (0, 0)]),
-)
-ARRAYS = st.sampled_from([np.float32, np.float64, np.int32, np.int64]).flatmap(
-    lambda dtype: npst.arrays(dtype, SHAPES)
-)
-
-
-@given(st.dictionaries(st.text(min_size=1, max_size=5), ARRAYS, min_size=1, max_size=5))
-def test_arrays_through_bytes(arrays: dict[str, np.ndarray]) -> None:
-    """Names, types, shapes and bits survive, empty ones too; what comes back can be written."""
-    payload = arrays_to_buffer(arrays)
-    for given_as in (payload, payload.to_pybytes()):
-        back = arrays_from_buffer(given_as)
-        assert list(back) == list(arrays)
-        for name, array in arrays.items():
-            assert back[name].dtype == array.dtype
-            assert back[name].shape == array.shape
-            assert back[name].tobytes() == array.tobytes()
-            assert back[name].flags.writeable
-            assert back[name].flags.c_contiguous
-
-
-def test_arrays_that_are_not_contiguous() -> None:
-    """A column or a transpose is sent as it reads."""
-    square = np.arange(12, dtype=F32).reshape(3, 4)
-    back = arrays_from_buffer(arrays_to_buffer({"column": square[:, 1], "turned": square.T}))
-    np.testing.assert_array_equal(back["column"], [1, 5, 9])
-    np.testing.assert_array_equal(back["turned"], square.T)
 
 
 @st.composite
