@@ -25,7 +25,8 @@ def keep_kernels(package: Path) -> str | None:
 
     Parameters
     ----------
-    package : folder of the package, whose ROOMS hold the kernels
+    package : Path
+        folder of the package, whose ROOMS hold the kernels
 
     Returns
     -------
@@ -68,7 +69,7 @@ def _user_cache() -> Path:
 
 
 def _private_folder() -> str:
-    """A folder that nobody else can write: what lies there is run."""
+    """Return a folder that nobody else can write: what lies there is run."""
     owner = os.getuid() if hasattr(os, "getuid") else "user"
     folder = Path(tempfile.gettempdir(), f"sparkml_sgdals-kernels-{owner}")
     try:

@@ -28,12 +28,17 @@ def rank_of_rated(
 
     Parameters
     ----------
-    users : shape (n, K), the user's features at each rating
-    items, offsets : shapes (m, K) and (m,): an item's score is users . items + offsets
-    rated : int64, shape (n,), row of the rated item; it competes even where the user has seen it
-    starts, seen : int64, CSR: rows of what the user of rating x has seen are
+    users : F32 | F64
+        shape (n, K), the user's features at each rating
+    items, offsets : F32 | F64
+        shapes (m, K) and (m,): an item's score is users . items + offsets
+    rated : I64
+        int64, shape (n,), row of the rated item; it competes even where the user has seen it
+    starts, seen : I64
+        int64, CSR: rows of what the user of rating x has seen are
         seen[starts[x]]..seen[starts[x+1]-1]
-    among : int64, shape (n, s), a sample of the catalogue for each rating, as `sample_items` draws;
+    among : I64 | None
+        int64, shape (n, s), a sample of the catalogue for each rating, as `sample_items` draws;
         None for all of it
 
     Returns
@@ -70,10 +75,14 @@ def sample_items(count: int, catalogue: int, size: int, seed: int, batch: int) -
 
     Parameters
     ----------
-    count : ratings
-    catalogue : items there are
-    size : items to draw for each rating, uniformly, with replacement: a repeated one is one rival
-    seed, batch : not negative; the same ones draw the same
+    count : int
+        ratings
+    catalogue : int
+        items there are
+    size : int
+        items to draw for each rating, uniformly, with replacement: a repeated one is one rival
+    seed, batch : int
+        not negative; the same ones draw the same
 
     Returns
     -------
@@ -87,8 +96,10 @@ def recall_at(ranks: I64, n: int) -> float:
 
     Parameters
     ----------
-    ranks : int64, of the rated items, 1 for the best
-    n : length of the list that is recommended
+    ranks : I64
+        int64, of the rated items, 1 for the best
+    n : int
+        length of the list that is recommended
     """
     return float(np.mean(ranks <= n)) if ranks.size else math.nan
 
@@ -98,7 +109,9 @@ def mrr_at(ranks: I64, n: int) -> float:
 
     Parameters
     ----------
-    ranks : int64, of the rated items, 1 for the best
-    n : length of the list that is recommended
+    ranks : I64
+        int64, of the rated items, 1 for the best
+    n : int
+        length of the list that is recommended
     """
     return float(np.mean(np.where(ranks <= n, 1.0 / ranks, 0.0))) if ranks.size else math.nan

@@ -35,7 +35,8 @@ class Predictor:
 
     Attributes
     ----------
-    version : of the model
+    version
+        of the model
     """
 
     def __init__(self, state: ModelState, params: dict[str, Any], version: int) -> None:
@@ -67,8 +68,9 @@ class Predictor:
 
         Parameters
         ----------
-        users, items : ids, as many of the one as of the other; those not known, or null, are
-            predicted by what is left, or NaN where coldStartStrategy is 'nan' or 'drop'
+        users, items : Iterable[Any]
+            ids, as many of the one as of the other; those not known, or null, are predicted by what
+            is left, or NaN where coldStartStrategy is 'nan' or 'drop'
 
         Returns
         -------
@@ -77,8 +79,10 @@ class Predictor:
 
         Raises
         ------
-        TypeError : ids of another kind than the model's
-        ValueError : more users than items, or fewer
+        TypeError
+            ids of another kind than the model's
+        ValueError
+            more users than items, or fewer
         """
         state = self._state
         rows = _rows(state.users, users, "user"), _rows(state.items, items, "item")
@@ -104,14 +108,18 @@ class Predictor:
         exclude: Sequence[Iterable[Any]] | None = None,
         rank_by: str = "prediction",
     ) -> pd.DataFrame:
-        """The best items for users, equal ones by id, as `recommendForUserSubset` ranks them.
+        """Return the best items for users, equal ones by id, as `recommendForUserSubset` does.
 
         Parameters
         ----------
-        users : ids; one that is not known is served by the items' biases
-        n : items for each
-        exclude : for each of `users`, ids of items not to give
-        rank_by : "prediction", or its "upper" or "lower" bound one deviation of the mean away
+        users : Iterable[Any]
+            ids; one that is not known is served by the items' biases
+        n : int
+            items for each
+        exclude : Sequence[Iterable[Any]] | None
+            for each of `users`, ids of items not to give
+        rank_by : str
+            "prediction", or its "upper" or "lower" bound one deviation of the mean away
 
         Returns
         -------
@@ -185,7 +193,7 @@ class Predictor:
         return _SIGNS[rank_by]
 
     def _excluded(self, lists: Sequence[Iterable[Any]], order: I64) -> tuple[I64, I32]:
-        """Starts and rising positions among the candidates, as `top_n` takes them."""
+        """Return what `top_n` is to exclude: starts, and rising positions among the candidates."""
         places = np.empty(order.size, np.int64)
         places[order] = np.arange(order.size)
         found = [_rows(self._state.items, one, "item") for one in lists]

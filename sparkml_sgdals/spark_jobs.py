@@ -42,7 +42,7 @@ def phase(spark: SparkSession, name: str) -> Iterator[None]:
 
 
 def explained(failure: Exception) -> Exception:
-    """What a task reported of divergence or storage, without Spark's wrapping; else the failure."""
+    """Return what a task reported of divergence or storage, unwrapped; else the failure."""
     found = re.search(r"(DivergenceError|StorageError): ([^\n]+)", str(failure))
     if found is None:
         return failure

@@ -81,7 +81,8 @@ def id_keys(ids: pa.Array) -> U64:
 
     Parameters
     ----------
-    ids : pyarrow.Array of int64 or string, no nulls, shape (n,)
+    ids : pa.Array
+        pyarrow.Array of int64 or string, no nulls, shape (n,)
 
     Returns
     -------
@@ -101,12 +102,14 @@ def id_keys(ids: pa.Array) -> U64:
 def pair_hash(
     user_keys: U64, item_keys: U64, users: npt.NDArray[np.int32], items: npt.NDArray[np.int32]
 ) -> U64:
-    """A hash of (user, item) for each rating: the order of learning where there is no time.
+    """Return a hash of (user, item) for each rating: the order of learning where there is no time.
 
     Parameters
     ----------
-    user_keys, item_keys : ndarray of uint64, shapes (n_users,) and (n_items,), from `id_keys`
-    users, items : ndarray of int32, shape (n,), indices into the two arrays of keys
+    user_keys, item_keys : U64
+        ndarray of uint64, shapes (n_users,) and (n_items,), from `id_keys`
+    users, items : npt.NDArray[np.int32]
+        ndarray of int32, shape (n,), indices into the two arrays of keys
     """
     if users.size:
         _check_indices(users, user_keys.size, "users")
@@ -115,7 +118,7 @@ def pair_hash(
 
 
 def block_of(keys: U64, num_blocks: int) -> npt.NDArray[np.int32]:
-    """The block, 0 to `num_blocks` - 1, that each key is routed to."""
+    """Return the block, 0 to `num_blocks` - 1, that each key is routed to."""
     mixed: U64 = _mix_all(keys ^ _BLOCK_SALT)
     return (mixed % np.uint64(num_blocks)).astype(np.int32)
 

@@ -103,7 +103,7 @@ class IdIndex:
             _insert(self._slots, id_keys(self.ids()), 0)
 
     def ids(self, rows: I64 | None = None) -> pa.Array:
-        """The ids of `rows` (all of them by default) as an Arrow array of int64 or string."""
+        """Return the ids of `rows`, by default of all, as an Arrow array of int64 or string."""
         if self.kind == "str":
             names = self._names if rows is None else [self._names[r] for r in rows.tolist()]
             return pa.array(names, pa.string())
@@ -119,7 +119,7 @@ class IdIndex:
         return learned if -limit <= known.min() and known.max() < limit else "bigint"
 
     def copy(self) -> IdIndex:
-        """An independent copy."""
+        """Return an independent copy."""
         twin = IdIndex(self.kind)
         twin.size = self.size
         twin._ids = self._ids.copy()
@@ -129,6 +129,7 @@ class IdIndex:
         return twin
 
     def __contains__(self, an_id: Any) -> bool:
+        """Whether an id is known."""
         return bool(self.find(pa.array([an_id], id_array_type(self.kind)))[0] >= 0)
 
 

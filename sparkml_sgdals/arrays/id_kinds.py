@@ -12,5 +12,5 @@ IdKind = Literal["int", "str"]
 
 
 def id_array_type(kind: IdKind) -> pa.DataType:
-    """The Arrow type of ids of a kind: int64 or string."""
+    """Return the Arrow type of ids of a kind: int64 or string."""
     return pa.int64() if kind == "int" else pa.string()

@@ -24,7 +24,7 @@ Array = npt.NDArray[Any]
 
 
 def to_buffer(table: pa.Table) -> pa.Buffer:
-    """A table as one Arrow IPC stream."""
+    """Return a table as one Arrow IPC stream."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
@@ -32,18 +32,18 @@ def to_buffer(table: pa.Table) -> pa.Buffer:
 
 
 def to_bytes(table: pa.Table) -> bytes:
-    """A table as one Arrow IPC stream, copied into a value of Python's."""
+    """Return a table as one Arrow IPC stream, copied into a value of Python's."""
     return bytes(to_buffer(table).to_pybytes())
 
 
 def from_bytes(payload: bytes | pa.Buffer) -> pa.Table:
-    """The table in an Arrow IPC stream."""
+    """Return the table in an Arrow IPC stream."""
     with pa.ipc.open_stream(payload) as reader:
         return reader.read_all()
 
 
 def packed_tables(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    """The ratings of packed rows, a table a row that has any; column types are as `narrow` left."""
+    """Yield the ratings of packed rows, a table a row that has any, in types as `narrow` left."""
     for batch in batches:
         for payload in batch.column("payload"):
             table = from_bytes(payload.as_buffer())
@@ -52,7 +52,7 @@ def packed_tables(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
 
 
 def narrow(table: pa.Table) -> pa.Table:
-    """The table with bigint columns as int32 where all values fit: half the bytes to move."""
+    """Return the table with int64 columns as int32 where all values fit: half the bytes to move."""
     for number, field in enumerate(table.schema):
         if field.type == pa.int64() and table.num_rows:
             bounds = pa.compute.min_max(table.column(number)).as_py()
@@ -67,7 +67,8 @@ def arrays_to_buffer(arrays: Mapping[str, Array | pa.Array]) -> pa.Buffer:
 
     Parameters
     ----------
-    arrays : NumPy arrays of one dimension or two; Arrow arrays of strings
+    arrays : Mapping[str, Array | pa.Array]
+        NumPy arrays of one dimension or two; Arrow arrays of strings
     """
     fields, columns = [], []
     for name, array in arrays.items():
@@ -83,12 +84,15 @@ def arrays_to_buffer(arrays: Mapping[str, Array | pa.Array]) -> pa.Buffer:
 
 
 def arrays_from_buffer(payload: bytes | pa.Buffer, copy: bool = True) -> dict[str, Any]:
-    """What `arrays_to_buffer` was given.
+    """Return the named arrays that `arrays_to_buffer` was given.
 
     Parameters
     ----------
-    copy : whether the arrays can be written; else they are views of the payload, perhaps not
-        aligned, that can be read only
+    payload : bytes | pa.Buffer
+        the Arrow IPC stream that it gave
+    copy : bool
+        whether the arrays can be written; else they are views of the payload, perhaps not aligned,
+        that can be read only
     """
     arrays: dict[str, Any] = {}
     for name, values, shape in _columns(payload):
@@ -101,7 +105,7 @@ def arrays_from_buffer(payload: bytes | pa.Buffer, copy: bool = True) -> dict[st
 
 
 def arrays_in(memory: npt.NDArray[np.uint8]) -> dict[str, Any]:
-    """What `arrays_to_buffer` was given, as views of the memory, aligned and written to like it."""
+    """Return what `arrays_to_buffer` was given, as aligned views of memory, writable as it is."""
     payload = pa.py_buffer(memory)
     arrays: dict[str, Any] = {}
     for name, values, shape in _columns(payload):

@@ -34,10 +34,14 @@ class Ratings:
 
     Attributes
     ----------
-    user_ids, item_ids : the distinct ids, sorted; Arrow arrays of int64 or string
-    users, items : int32, shape (n,), positions in the two arrays
-    values : float32, shape (n,), the ratings
-    weights : float32, shape (n,), or (0,) where every weight is one
+    user_ids, item_ids : pa.Array
+        the distinct ids, sorted; Arrow arrays of int64 or string
+    users, items : I32
+        int32, shape (n,), positions in the two arrays
+    values : F32
+        float32, shape (n,), the ratings
+    weights : F32
+        float32, shape (n,), or (0,) where every weight is one
     """
 
     user_ids: pa.Array
@@ -48,6 +52,7 @@ class Ratings:
     weights: F32
 
     def __len__(self) -> int:
+        """Return the number of ratings."""
         return int(self.values.size)
 
     def moments(self, first: int | None = None) -> tuple[float, float, float]:
@@ -75,9 +80,12 @@ class Layout:
 
     Attributes
     ----------
-    starts : int64, shape (ids + 1,): ratings of id x lie at starts[x]..starts[x+1]-1
-    partners : int32, shape (n,), the other side's positions
-    values, weights : float32, as in `Ratings`
+    starts : I64
+        int64, shape (ids + 1,): ratings of id x lie at starts[x]..starts[x+1]-1
+    partners : I32
+        int32, shape (n,), the other side's positions
+    values, weights : F32
+        float32, as in `Ratings`
     """
 
     starts: I64
@@ -98,7 +106,10 @@ def encode_ratings(table: pa.Table, threads: int = 1) -> Ratings:
 
     Parameters
     ----------
-    table : as above; ids and time may be int32 as well
+    table : pa.Table
+        as above; ids and time may be int32 as well
+    threads : int
+        at most so many at once; they change no result
     """
     user_ids, users = encode_ids(table.column("user"), threads)
     item_ids, items = encode_ids(table.column("item"), threads)
@@ -169,7 +180,13 @@ def layout_by(own: I32, other: I32, values: F32, weights: F32, num_ids: int) -> 
 
     Parameters
     ----------
-    own, other : int32, shape (n,), positions 0..num_ids-1 of the side to group by, and partners
+    own, other : I32
+        int32, shape (n,), positions 0..num_ids-1 on the side to group by, and partners' positions
+        on the other
+    values, weights : F32
+        float32, shape (n,), of the ratings; weights of shape (0,) where every one is 1
+    num_ids : int
+        ids of the side to group by, those without ratings included
     """
     if own.size and (int(own.min()) < 0 or int(own.max()) >= num_ids):
         raise IndexError(f"positions reach to {own.max()}, the side has {num_ids} ids")

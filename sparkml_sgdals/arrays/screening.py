@@ -22,9 +22,11 @@ def screen(table: pa.Table, keep: bool = False) -> tuple[pa.Table, npt.NDArray[n
 
     Parameters
     ----------
-    table : columns user, item, rating and perhaps time, weight; nulls and NaN allowed
-    keep : keep rows whose only fault is the time (then it counts as the earliest) or the weight
-        (then it counts as 1)
+    table : pa.Table
+        columns user, item, rating and perhaps time, weight; nulls and NaN allowed
+    keep : bool
+        keep rows whose only fault is the time (then it counts as the earliest) or the weight (then
+        it counts as 1)
 
     Returns
     -------

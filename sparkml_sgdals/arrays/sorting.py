@@ -52,7 +52,10 @@ def encode_ids(column: pa.ChunkedArray, threads: int = 1) -> tuple[pa.Array, I32
 
     Parameters
     ----------
-    column : int32, int64 or string, without nulls
+    column : pa.ChunkedArray
+        int32, int64 or string, without nulls
+    threads : int
+        at most so many at once; they change no result
 
     Returns
     -------
@@ -176,7 +179,10 @@ def sort_by_key(keys: U64, threads: int = 1) -> tuple[U64, I32]:
 
     Parameters
     ----------
-    keys : uint64, shape (n,), n below 2^31
+    keys : U64
+        uint64, shape (n,), n below 2^31
+    threads : int
+        at most so many at once; they change no result
 
     Returns
     -------

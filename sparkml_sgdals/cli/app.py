@@ -36,4 +36,4 @@ def _root(
         False, "--version", callback=_version, is_eager=True, help="Print the version."
     ),
 ) -> None:
-    """A recommender that learns from a table and goes on learning from a stream."""
+    """Learn to recommend from a table, and go on learning from a stream."""

@@ -52,8 +52,12 @@ class Invocation:
 
     Attributes
     ----------
-    output : where results go
-    master, conf : of Spark
+    output : Output
+        where results go
+    master : str
+        Spark's master; empty for Spark's own choice
+    conf : dict[str, str]
+        Spark's configuration
     """
 
     output: Output
@@ -62,7 +66,7 @@ class Invocation:
 
     @contextmanager
     def spark(self) -> Iterator[SparkSession]:
-        """The session that is there, or a new one that ends with the body."""
+        """Yield the session that is there, or a new one that ends with the body."""
         from pyspark.sql import SparkSession
 
         # else workers start whatever python3 the PATH has
@@ -162,7 +166,7 @@ def _errors(debug: bool) -> Iterator[None]:
 
 
 def one_sentence(error: BaseException) -> str:
-    """What went wrong, in a line: of an error inside a task or micro-batch, the innermost one."""
+    """Say in a line what went wrong: of an error inside a task or batch, the innermost one."""
     text = str(error).strip() or type(error).__name__
     if isinstance(error, KeyError):
         text = f"There is no {text}."

@@ -195,7 +195,7 @@ def _column_params(columns: Any) -> dict[str, str]:
 
 
 def _with_params(als: Any, given: list[str] | None) -> Any:
-    """The estimator with Params from texts: numbers and true or false as JSON has them."""
+    """Return the estimator with Params from texts: numbers and true or false as JSON has them."""
     for name, text in pairs("--param", given or ()).items():
         if not als.hasParam(name):
             names = ", ".join(sorted(param.name for param in als.params))

@@ -25,7 +25,7 @@ def versions(
     model_path: Path,
     verify: Annotated[bool, typer.Option(help="Read all files and compare checksums.")] = False,
 ) -> None:
-    """The versions under a model path, oldest first."""
+    """List the versions under a model path, oldest first."""
     from sparkml_sgdals import StreamingBiasedALSModel
 
     frame = StreamingBiasedALSModel.versions(model_path, verify)

@@ -30,8 +30,10 @@ class Output:
 
     Attributes
     ----------
-    json : whether results are printed as JSON
-    terminal : whether somebody looks on: bars are shown
+    json : bool
+        whether results are printed as JSON
+    terminal : bool
+        whether somebody looks on: bars are shown
     """
 
     def __init__(self, as_json: bool = False) -> None:
@@ -73,7 +75,7 @@ class Output:
         self._out.file.flush()
 
     def say(self, text: str) -> None:
-        """A remark to a person, on stderr; nothing where output is JSON."""
+        """Print a remark to a person, on stderr; nothing where output is JSON."""
         if not self.json:
             self._err.print(text, markup=False)
 
@@ -85,7 +87,7 @@ class Output:
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """A spinner while the body runs, on a terminal."""
+        """Show a spinner while the body runs, on a terminal."""
         if not self.terminal:
             yield
             return
@@ -94,7 +96,7 @@ class Output:
 
     @contextmanager
     def bar(self, what: str, unit: str) -> Iterator[Progress | None]:
-        """A progress bar to add tasks to, None where nobody looks on."""
+        """Yield a progress bar to add tasks to, None where nobody looks on."""
         if not self.terminal:
             yield None
             return
@@ -107,7 +109,7 @@ class Output:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: NaN, infinity and what is missing become null."""
+    """Return a value as JSON has it: NaN, infinity and what is missing become null."""
     if isinstance(value, Mapping):
         return {str(name): plain(one) for name, one in value.items()}
     if isinstance(value, list | tuple | np.ndarray):

@@ -41,13 +41,18 @@ class SourceColumns:
 
 
 def read_table(spark: SparkSession, path: str, kind: str, options: Mapping[str, str]) -> DataFrame:
-    """A table of ratings, titles or ids.
+    """Read a table of ratings, titles or ids.
 
     Parameters
     ----------
-    path : file, folder or URI
-    kind : a format of Spark's readers; empty: by the name of the file, or of a file in the folder
-    options : of that reader
+    spark : SparkSession
+        the session to read with
+    path : str
+        file, folder or URI
+    kind : str
+        a format of Spark's readers; empty: by the name of the file, or of a file in the folder
+    options : Mapping[str, str]
+        of that reader, over those that are taken by default
     """
     kind = kind or _guess(path)
     known = {"header": "true", "inferSchema": "true"} if kind == "csv" else {}
@@ -59,7 +64,7 @@ def read_table(spark: SparkSession, path: str, kind: str, options: Mapping[str, 
 def read_files_stream(
     spark: SparkSession, path: str, kind: str, schema: str, options: Mapping[str, str]
 ) -> DataFrame:
-    """A folder of files of ratings as a stream; without a schema, Parquet's own."""
+    """Read a folder of files of ratings as a stream; without a schema, Parquet's own."""
     kind = kind or _guess(path)
     reader = spark.readStream.format(kind)
     if kind == "csv":

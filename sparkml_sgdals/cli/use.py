@@ -49,7 +49,7 @@ def recommend(
     kind: Format = "",
     option: Option = None,
 ) -> None:
-    """The best items for users, with the predicted rating."""
+    """Recommend the best items for users, with the predicted rating."""
     from pyspark.sql import functions as F
 
     from sparkml_sgdals import StreamingBiasedALSModel

@@ -67,8 +67,14 @@ def download(
 
     Parameters
     ----------
-    name : one of CHECKSUMS
-    progress : called with bytes done and bytes in all (0: not known)
+    name : str
+        one of CHECKSUMS
+    folder : Path
+        where to unpack; made where it is not there
+    site : str
+        address of the folder that holds the release's archive and its .md5 file
+    progress : Callable[[int, int], None]
+        called with bytes done and bytes in all (0: not known)
 
     Returns
     -------
@@ -76,8 +82,10 @@ def download(
 
     Raises
     ------
-    ValueError : not a known name, or the checksum is another
-    OSError : no answer, or not enough room
+    ValueError
+        not a known name, or the checksum is another
+    OSError
+        no answer, or not enough room
     """
     if name not in CHECKSUMS:
         raise ValueError(f"There is no MovieLens {name!r}: choose of {', '.join(CHECKSUMS)}.")
@@ -136,7 +144,7 @@ def convert(source: Path, out: Path) -> Written:
 
 
 def _published(address: str) -> str:
-    """The checksum in an .md5 file of the site: "MD5 (name) = sum" or "sum  name"."""
+    """Return the checksum in an .md5 file of the site: "MD5 (name) = sum" or "sum  name"."""
     with urllib.request.urlopen(address, timeout=_SECONDS) as answer:
         words = answer.read(1000).decode("ascii", "replace").replace("=", " ").split()
     for word in words:
@@ -146,7 +154,7 @@ def _published(address: str) -> str:
 
 
 def _find(source: Path, name: str) -> Path | None:
-    """The file in the folder, or in the only folder within it that has one."""
+    """Return the file in the folder, or in the only folder within it that has one."""
     found = [source / name] if (source / name).is_file() else sorted(source.glob(f"*/{name}"))
     return found[0] if len(found) == 1 else None
 

@@ -48,8 +48,10 @@ class KafkaSink:
 
     Raises
     ------
-    ImportError : confluent-kafka is not installed
-    OSError : no broker answers, or it did not take a message
+    ImportError
+        confluent-kafka is not installed
+    OSError
+        no broker answers, or it did not take a message
     """
 
     def __init__(self, address: str, topic: str, seconds: float = 30.0) -> None:
@@ -90,7 +92,7 @@ class KafkaSink:
 
 
 def read_ordered(file: Path, time_column: str) -> pd.DataFrame:
-    """A file of ratings (.parquet, .csv, .json of lines) in the order of a column.
+    """Read a file of ratings (.parquet, .csv, .json of lines) in the order of a column.
 
     An empty `time_column` leaves the file's own order. Raises FileNotFoundError and ValueError
     (another kind of file, no such column).

@@ -53,14 +53,28 @@ def learn_table(
 
     Parameters
     ----------
-    cells : the table as packed already, not persisted
+    df : DataFrame
+        the user's table, in the columns that `options` names
+    settings : Settings
+        of the model to learn
+    options : FitOptions
+        how the table is read and spread
+    prior : ModelState | None
+        the model that it is added to; None for a fresh fit
+    allow_empty : bool
+        whether a fresh fit may be of no ratings; else it raises
+    cells : DataFrame | None
+        the table as packed already, not persisted
 
     Raises
     ------
-    ValueError : where a column is missing, where there is nothing to learn, or where rows cannot
-        be learned and `handle_invalid` is "error"
-    TypeError : where a column has a wrong type
-    DivergenceError : where the solver ran away
+    ValueError
+        where a column is missing, where there is nothing to learn, or where rows cannot be learned
+        and `handle_invalid` is "error"
+    TypeError
+        where a column has a wrong type
+    DivergenceError
+        where the solver ran away
     """
     packed = pack_table(df, options, allow_empty or prior is not None, cells)
     try:
@@ -118,7 +132,16 @@ def learn_packed(
 
     Parameters
     ----------
-    stops : passes after which to keep a model, ascending; the settings' own `max_iter` is not used
+    packed : PackedTable
+        the cells, and what was counted of them
+    settings : Settings
+        of the models to learn
+    options : FitOptions
+        how learning is spread
+    stops : tuple[int, ...]
+        passes after which to keep a model, ascending; the settings' own `max_iter` is not used
+    prior : ModelState | None
+        the model that it is added to, left as it is; None for a fresh fit
 
     Returns
     -------

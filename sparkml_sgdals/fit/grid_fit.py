@@ -30,11 +30,11 @@ class GridPoint:
     options: FitOptions
 
     def packing(self) -> Packing:
-        """What the packed table depends on: equal for points that can share it."""
+        """Return what the packed table depends on: equal for points that can share it."""
         return self.options.columns, self.options.kinds, self.options.handle_invalid
 
     def learning(self) -> tuple[Settings, FitOptions]:
-        """What learning depends on besides the number of passes: equal for points that share it."""
+        """Return what learning depends on besides passes: equal for points that can share it."""
         return replace(self.settings, max_iter=0), self.options
 
 

@@ -199,7 +199,7 @@ class _Gradients:
 def _factors_or_start(
     batch: pa.RecordBatch, name: str, side: int, kind: IdKind, settings: Settings
 ) -> F32:
-    """The joined factors of each row, the start of its id where it has none yet."""
+    """Return the joined factors of each row, the start of its id where it has none yet."""
     joined = batch.column(f"{name}_f")
     factors = np.empty((batch.num_rows, settings.rank + 1), np.float32)
     known = joined.is_valid().to_numpy(zero_copy_only=False)

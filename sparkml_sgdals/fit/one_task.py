@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 
 def parts_frame(spark: SparkSession, state: ModelState) -> DataFrame:
-    """A state as a DataFrame of parts."""
+    """Return a state as a DataFrame of parts."""
     kinds, payloads = zip(*state_parts(state), strict=True)
     table = pa.table([pa.array(kinds), pa.array(payloads, pa.binary())], schema=PART_SCHEMA)
     return spark.createDataFrame(table)
@@ -108,7 +108,16 @@ def train_in_one_task(
 
     Parameters
     ----------
-    prior : the model that they are added to; None for a fresh fit
+    packed : DataFrame
+        cells as `ingest.packing` makes them, columns of PACK_DDL
+    settings : Settings
+        of the model to learn
+    kinds : tuple[IdKind, IdKind]
+        of the ids of users and of items
+    plan : Plan
+        threads, stops, and where progress is noted
+    prior : ModelState | None
+        the model that they are added to; None for a fresh fit
 
     Returns
     -------

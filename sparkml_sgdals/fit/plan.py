@@ -17,8 +17,10 @@ class Plan:
 
     Attributes
     ----------
-    stops : passes after which to keep a model, ascending; the last one ends the learning
-    progress_path : where tasks note how far they are, empty for nowhere
+    stops : tuple[int, ...]
+        passes after which to keep a model, ascending; the last one ends the learning
+    progress_path : str
+        where tasks note how far they are, empty for nowhere
     """
 
     num_blocks: int
@@ -34,9 +36,12 @@ class TrainingReport:
 
     Attributes
     ----------
-    rmse : training RMSE after each sweep or pass, in rating units
-    seconds : time by phase, in seconds
-    passes : sweeps or passes done
+    rmse : list[float]
+        training RMSE after each sweep or pass, in rating units
+    seconds : dict[str, float]
+        time by phase, in seconds
+    passes : int
+        sweeps or passes done
     """
 
     form: str

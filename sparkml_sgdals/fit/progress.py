@@ -37,9 +37,12 @@ class TaskProgress:
 
     Attributes
     ----------
-    path : folder or URI, empty for nowhere
-    task : number of the task among those of the fit: its block
-    total : steps that the task will take
+    path : str
+        folder or URI, empty for nowhere
+    task : int
+        number of the task among those of the fit: its block
+    total : int
+        steps that the task will take
     """
 
     path: str
@@ -69,7 +72,7 @@ def _notes(store: ObjectStore) -> list[str]:
 
 
 def read_progress(path: str) -> tuple[int, int, float | None]:
-    """Steps done and steps to do, all tasks together, and the latest training RMSE noted."""
+    """Return steps done and steps to do, all tasks together, and the latest training RMSE noted."""
     store = _store(path)
     done, total, rmse = 0, 0, None
     for name in _notes(store):
@@ -92,15 +95,19 @@ def clear_progress(path: str) -> None:
 
 @contextmanager
 def show_progress(path: str, description: str) -> Iterator[str]:
-    """A bar in the terminal or notebook while the body runs; gives the folder to note in.
+    """Show a bar in the terminal or notebook while the body runs; yield the folder to note in.
 
     Parameters
     ----------
-    path : folder or URI; empty for a temporary local one
+    path : str
+        folder or URI; empty for a temporary local one
+    description : str
+        what stands before the bar
 
     Raises
     ------
-    ImportError : tqdm is not installed
+    ImportError
+        tqdm is not installed
     """
     try:
         from tqdm.auto import tqdm

@@ -34,9 +34,16 @@ def remember_table(
 
     Parameters
     ----------
-    cells : the packed table
-    settings : those that say how to rank
-    prior : the model that the table was added to, None for a fresh fit
+    cells : DataFrame
+        the packed table
+    kinds : tuple[IdKind, IdKind]
+        of the ids of users and of items
+    trained : list[Trained]
+        models of that table, learned without ranking, of the same ids in the same rows
+    settings : Settings
+        those that say how to rank
+    prior : ModelState | None
+        the model that the table was added to, None for a fresh fit
     """
     clock = time.perf_counter()
     user = "bigint" if kinds[0] == "int" else "string"

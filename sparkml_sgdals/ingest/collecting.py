@@ -38,13 +38,20 @@ class Collected:
 
     Attributes
     ----------
-    table : the rows to learn: user, item, rating and perhaps time, weight
-    rows : rows of the batch, bad ones included
-    bad_rows : how many of them were set aside
-    problems : the same by fault; a row may have several
-    invalid : the rows set aside, each as JSON
-    largest : number of the last row in its largest partition
-    partitions : partitions up to the last one that has rows
+    table : pa.Table
+        the rows to learn: user, item, rating and perhaps time, weight
+    rows : int
+        rows of the batch, bad ones included
+    bad_rows : int
+        how many of them were set aside
+    problems : Problems
+        the same by fault; a row may have several
+    invalid : list[str]
+        the rows set aside, each as JSON
+    largest : int
+        number of the last row in its largest partition
+    partitions : int
+        partitions up to the last one that has rows
     """
 
     table: pa.Table
@@ -64,12 +71,20 @@ def collect_ratings(
     expected: int = 0,
     partitions: int = 0,
 ) -> Collected | None:
-    """The ratings of a batch on the driver, or None where it has more than COLLECT_LIMIT rows.
+    """Return a batch's ratings on the driver, None where it has more than COLLECT_LIMIT rows.
 
     Parameters
     ----------
-    keep : rows whose time or weight alone is bad are learned
-    expected, partitions : `largest` and `partitions` of the batch before
+    df : DataFrame
+        the batch
+    columns : RatingColumns
+        where its ratings are
+    kinds : tuple[IdKind, IdKind]
+        of the ids of users and of items
+    keep : bool
+        whether rows whose time or weight alone is bad are learned
+    expected, partitions : int
+        `largest` and `partitions` of the batch before
 
     Notes
     -----
@@ -132,7 +147,7 @@ def _caps(expected: int, partitions: int) -> list[tuple[int, int]]:
 def invalid_rows(
     df: DataFrame, columns: RatingColumns, kinds: tuple[IdKind, IdKind], keep: bool
 ) -> list[str]:
-    """Some of the rows that cannot be learned, as JSON, for a batch too large to collect."""
+    """Return some of the rows that cannot be learned, as JSON, for a batch too large to collect."""
     if keep:
         # a bad time or weight alone does not set a row aside
         columns = replace(columns, time=None, weight=None)

@@ -104,7 +104,7 @@ def id_type_name(schema: StructType, param: str, name: str) -> str:
 
 
 def column(schema: StructType, name: str) -> Column:
-    """A column by its name, or a field in one by a dotted name, as `column_type` finds it."""
+    """Return a column by its name, or a field by a dotted name, as `column_type` finds it."""
     return F.col(_column(schema, name))
 
 
@@ -123,7 +123,7 @@ def select_ratings(
     raw: bool = False,
     also: tuple[str, ...] = (),
 ) -> DataFrame:
-    """The ratings as user, item, rating and, where named, time and weight.
+    """Return the ratings as user, item, rating and, where named, time and weight.
 
     Values that no conversion can give are null, for `screening.screen` to find. With `raw` there is
     one more column of that name: the whole row as JSON where something in it is not valid. `also`
@@ -205,14 +205,14 @@ def _time(schema: StructType, name: str) -> str:
 
 
 def _column(schema: StructType, name: str) -> str:
-    """A column in SQL; a dotted name that is no column's own reaches into structs."""
+    """Return a column in SQL; a dotted name that is no column's own reaches into structs."""
     if _find(schema, name) is not None:
         return quoted(name)
     return name if "`" in name else ".".join(quoted(step) for step in name.split("."))
 
 
 def quoted(name: str) -> str:
-    """A name in SQL, whatever is in it and whatever is reserved."""
+    """Return a name in SQL, whatever is in it and whatever is reserved."""
     return "`" + name.replace("`", "``") + "`"
 
 

@@ -15,22 +15,29 @@ _TIME = "_event_time"
 
 
 def drop_repeats(stream: DataFrame, event_id: str, time: str | None, watermark: str) -> DataFrame:
-    """The stream without events whose id came before, as far back as `watermark` reaches.
+    """Return the stream without events whose id came before, as far back as `watermark` reaches.
 
     Spark's dropDuplicatesWithinWatermark, which keeps the ids in the checkpoint. A row without
     an id counts as repeated only by one that is the same in all columns.
 
     Parameters
     ----------
-    event_id : column of an id that is the same in each delivery of an event
-    time : column of the event's time, a timestamp
-    watermark : an interval such as "1 hour": repeats may come so much later than the first
-        delivery, by their times; events older than the latest time seen less this are dropped
+    stream : DataFrame
+        of events, a streaming one
+    event_id : str
+        column of an id that is the same in each delivery of an event
+    time : str | None
+        column of the event's time, a timestamp
+    watermark : str
+        an interval such as "1 hour": repeats may come so much later than the first delivery, by
+        their times; events older than the latest time seen less this are dropped
 
     Raises
     ------
-    ValueError : no time column, a column that is not there, or no interval
-    TypeError : a time that is no timestamp
+    ValueError
+        no time column, a column that is not there, or no interval
+    TypeError
+        a time that is no timestamp
     """
     schema = stream.schema
     column_type(schema, "eventIdCol", event_id)
@@ -71,7 +78,7 @@ def drop_repeats(stream: DataFrame, event_id: str, time: str | None, watermark: 
 
 
 def _whole_row(names: list[str]) -> str:
-    """A row as JSON, as SQL; without a format, times would lack what is below a millisecond."""
+    """Return SQL of a row as JSON, with a format lest times lose what is below a millisecond."""
     moment = "yyyy-MM-dd''T''HH:mm:ss.SSSSSS".replace("''", "\\'")
     return (
         f"to_json(struct({', '.join(map(quoted, names))}), "

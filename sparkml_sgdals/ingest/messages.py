@@ -30,12 +30,15 @@ def parseRatings(
 
     Parameters
     ----------
-    stream : a stream or table with the column `value` (binary or string), as Spark's Kafka source
-        gives it, or `spark.readStream.text` with a message a line
-    format : "json", an object a message; or "avro", a record a message in Avro's binary encoding
-        (needs the package spark-avro in the session)
-    schema : the fields of a message. For JSON a DDL string ("userId int, movieId int, rating
-        double") or a StructType; for Avro the schema of the record, as JSON or as a dict
+    stream : DataFrame
+        a stream or table with the column `value` (binary or string), as Spark's Kafka source gives
+        it, or `spark.readStream.text` with a message a line
+    format : str
+        "json", an object a message; or "avro", a record a message in Avro's binary encoding (needs
+        the package spark-avro in the session)
+    schema : str | StructType | dict[str, Any]
+        the fields of a message. For JSON a DDL string ("userId int, movieId int, rating double") or
+        a StructType; for Avro the schema of the record, as JSON or as a dict
 
     Returns
     -------
@@ -45,8 +48,10 @@ def parseRatings(
 
     Raises
     ------
-    ValueError : another format, no column `value`, a schema that cannot be read or has no fields
-    TypeError : `value` or `schema` has a wrong type
+    ValueError
+        another format, no column `value`, a schema that cannot be read or has no fields
+    TypeError
+        `value` or `schema` has a wrong type
 
     Notes
     -----
@@ -91,7 +96,7 @@ def parseRatings(
 
 
 def _json(schema: Any) -> tuple[Column, Column, Column, Column]:
-    """A JSON message read, whether it is nothing but one object, whether it fits, what to keep."""
+    """Return a JSON message read, whether it is one object alone, whether it fits, what to keep."""
     if isinstance(schema, str):
         fields = StructType.fromDDL(schema)
     elif isinstance(schema, StructType):
@@ -123,7 +128,7 @@ def _json(schema: Any) -> tuple[Column, Column, Column, Column]:
 
 
 def _avro(schema: Any) -> tuple[Column, Column, Column, Column]:
-    """The same for an Avro record."""
+    """Return what `_json` does, for an Avro record."""
     # the module is there without the package, which is looked for when it is called
     from pyspark.sql.avro.functions import from_avro
 

@@ -47,8 +47,17 @@ _NO_LIMIT: Final = str(2**31 - 1)
 
 @dataclass(frozen=True)
 class PackedCounts:
-    """How many ratings were packed, how many rows were set aside, and for what: a row may have
-    several faults."""
+    """Ratings packed, rows set aside, and for what.
+
+    Attributes
+    ----------
+    ratings : int
+        rows that were packed
+    bad_rows : int
+        rows that were set aside
+    problems : Problems
+        the same by fault; a row may have several
+    """
 
     ratings: int
     bad_rows: int

@@ -51,8 +51,16 @@ def pack_parquet(
 
     Parameters
     ----------
-    df : the same files as Spark reads them, for its schema and session; no job is run on it
-    path : local, or a URI that pyarrow.fs reads, the same on the executors
+    df : DataFrame
+        the same files as Spark reads them, for its schema and session; no job is run on it
+    path : str
+        local, or a URI that pyarrow.fs reads, the same on the executors
+    columns : RatingColumns
+        where the ratings are
+    kinds : tuple[IdKind, IdKind]
+        of the ids of users and of items
+    keep : bool
+        whether rows whose time or weight alone is bad are learned
 
     Returns
     -------
@@ -87,7 +95,10 @@ def row_group_splits(
 
     Parameters
     ----------
-    wanted : columns and the types that Spark reads them as
+    store : ObjectStore
+        of the folder or file
+    wanted : dict[str, T.DataType]
+        columns and the types that Spark reads them as
 
     Returns
     -------

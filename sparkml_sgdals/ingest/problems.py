@@ -13,7 +13,10 @@ def explain_problems(problems: Problems, names: dict[str, str]) -> str:
 
     Parameters
     ----------
-    names : the user's column by our name for it, "user" and so on, each as "userCol 'userId'"
+    problems : Problems
+        rows by fault, each told as "column: what it is"
+    names : dict[str, str]
+        the user's column by our name for it, "user" and so on, each as "userCol 'userId'"
     """
     found = []
     for fault, count in sorted(problems.items()):
@@ -24,7 +27,7 @@ def explain_problems(problems: Problems, names: dict[str, str]) -> str:
 
 
 def column_names(columns: RatingColumns) -> dict[str, str]:
-    """The user's columns by our names, each with its Param, for messages."""
+    """Return the user's columns by our names, each with its Param, for messages."""
     return {
         "user": f"userCol {columns.user!r}",
         "item": f"itemCol {columns.item!r}",

@@ -51,21 +51,33 @@ def rank_events(  # type: ignore[no-untyped-def]
 
     Parameters
     ----------
-    chosen : int64, shape (m,), places of the events
-    users, items, starts, lengths, done : as in `EventsToRank`
-    earlier : int64, shape (n,), the place of the event of its user before, -1 for none; each of
-        those is an item that its user had not done before
-    user_mean : float32, shape (users, rank + 1); column 0 is not used
-    products : float32, shape (items, rank + 1), of the known items: bias, then features
-    columns : float32, shape (rank + 1, items), the same transposed
-    popular : int64, shape (items,), what the baseline ranks by
-    context : float32, shape (rows, rank), what having done an item adds to features; 0 rows for
-        none
-    draws : uint64, shape (m,), what the sample of an event follows from
-    sample : items drawn, uniformly and with replacement, that an item is ranked among; 0 for all
-    order : int64, shape (items,), items in an order that does not depend on the process
-    marks : int64, shape (items,), zeros: work space
-    ranks : int64, shape (2, m), out: 1 for the best; by the model, and by popularity
+    chosen
+        int64, shape (m,), places of the events
+    users, items, starts, lengths, done
+        as in `EventsToRank`
+    earlier
+        int64, shape (n,), the place of the event of its user before, -1 for none; each of those is
+        an item that its user had not done before
+    user_mean
+        float32, shape (users, rank + 1); column 0 is not used
+    products
+        float32, shape (items, rank + 1), of the known items: bias, then features
+    columns
+        float32, shape (rank + 1, items), the same transposed
+    popular
+        int64, shape (items,), what the baseline ranks by
+    context
+        float32, shape (rows, rank), what having done an item adds to features; 0 rows for none
+    draws
+        uint64, shape (m,), what the sample of an event follows from
+    sample
+        items drawn, uniformly and with replacement, that an item is ranked among; 0 for all
+    order
+        int64, shape (items,), items in an order that does not depend on the process
+    marks
+        int64, shape (items,), zeros: work space
+    ranks
+        int64, shape (2, m), out: 1 for the best; by the model, and by popularity
     """
     known, width = products.shape
     taste = np.empty(width, np.float32)

@@ -40,7 +40,7 @@ _TO_UNIT: Final = 1.0 / 9007199254740992.0
 
 @nb.njit(cache=True, nogil=True)
 def _unit(state):  # type: ignore[no-untyped-def]
-    """A number in [0, 1) from 64 bits."""
+    """Return a number in [0, 1) from 64 bits."""
     return np.float64(mix64(state) >> np.uint64(11)) * _TO_UNIT
 
 
@@ -98,27 +98,49 @@ def filter_events(  # type: ignore[no-untyped-def]
 
     Parameters
     ----------
-    users : int32, shape (n,), rows of `user_mean`, `starts` and `lengths`
-    items : int32, shape (n,), rows of the items' arrays
-    values : float32, shape (n,): a row of 0 or less is a step towards 0 and no event
-    weights : float32, shape (n,), above 0: how much the row's own step counts
-    draw_keys : uint64, shape (n,), what the draws of a row follow from
-    first_event : number of events before these
-    num_negatives : draws an event
-    drift : float32, variance added to every coordinate that a step touches
-    with_context : whether what a user did last moves its features
-    user_mean, user_var, item_mean, item_var : float32, shape (ids, rank + 1), in place
-    context, context_var : float32, shape (items, rank), in place
-    done : int32, rows of the items that each user has done, in order: those of user x lie at
+    users
+        int32, shape (n,), rows of `user_mean`, `starts` and `lengths`
+    items
+        int32, shape (n,), rows of the items' arrays
+    values
+        float32, shape (n,): a row of 0 or less is a step towards 0 and no event
+    weights
+        float32, shape (n,), above 0: how much the row's own step counts
+    draw_keys
+        uint64, shape (n,), what the draws of a row follow from
+    first_event
+        number of events before these
+    num_negatives
+        draws an event
+    drift
+        float32, variance added to every coordinate that a step touches
+    with_context
+        whether what a user did last moves its features
+    user_mean, user_var, item_mean, item_var
+        float32, shape (ids, rank + 1), in place
+    context, context_var
+        float32, shape (items, rank), in place
+    done
+        int32, rows of the items that each user has done, in order: those of user x lie at
         starts[x]..starts[x]+lengths[x]-1, with room for those to come; in place
-    lengths : int64, shape (users,), in place
-    order : int32, shape (items,), all items in an order that does not depend on the process
-    cumulative : float64, shape (parts, items), cumulated popularity in that order before these
-    fades : float64, shape (parts,), share of popularity that is left after one event
-    popularity, last : as in `ItemMemory`, in place
-    parts : float64, shape (parts,), share of each part of popularity, in place
-    marks : int64, shape (items,), at most 0 at the start: work space
-    touched : bool, shape (items,), out: items whose state has changed
+    starts
+        int64, shape (users,), where the items of each user begin in `done`
+    lengths
+        int64, shape (users,), in place
+    order
+        int32, shape (items,), all items in an order that does not depend on the process
+    cumulative
+        float64, shape (parts, items), cumulated popularity in that order before these
+    fades
+        float64, shape (parts,), share of popularity that is left after one event
+    popularity, last
+        as in `ItemMemory`, in place
+    parts
+        float64, shape (parts,), share of each part of popularity, in place
+    marks
+        int64, shape (items,), at most 0 at the start: work space
+    touched
+        bool, shape (items,), out: items whose state has changed
 
     Notes
     -----

@@ -31,11 +31,18 @@ def standardise(ratings, mean, spread):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST, inline="always")
 def move_rows(x, y, error, inverse, drift, user_mean, user_var, item_mean, item_var):  # type: ignore[no-untyped-def]
-    """Move the posteriors of user row x and item row y, int64, by one rating, in place: (4).
+    """Move the posteriors of user row x and item row y by one rating, in place: (4).
 
     Parameters
     ----------
-    error, inverse : float32, rating minus prediction, and 1 / (its variance, noise included)
+    x, y
+        int64, rows of the user and of the item
+    error, inverse
+        float32, rating minus prediction, and 1 / (its variance, noise included)
+    drift
+        float32, variance added to every coordinate afterwards
+    user_mean, user_var, item_mean, item_var
+        float32, shape (ids, rank + 1), the bias first; changed in place
     """
     width = user_mean.shape[1]
     gain = error * inverse
@@ -63,11 +70,16 @@ def filter_ratings(  # type: ignore[no-untyped-def]
 
     Parameters
     ----------
-    users, items, ratings, weights : arrays of shape (n,), in the order of learning
-    user_mean, user_var, item_mean, item_var : changed in place
-    noise : float32, s2 in units of the standardised rating
-    drift : float32, variance added to every coordinate that a rating touches
-    errors : ndarray of float32, shape (n,), out: rating minus prediction from before learning it
+    users, items, ratings, weights
+        arrays of shape (n,), in the order of learning
+    user_mean, user_var, item_mean, item_var
+        changed in place
+    noise
+        float32, s2 in units of the standardised rating
+    drift
+        float32, variance added to every coordinate that a rating touches
+    errors
+        ndarray of float32, shape (n,), out: rating minus prediction from before learning it
 
     Returns
     -------
@@ -115,13 +127,27 @@ def filter_with_influences(  # type: ignore[no-untyped-def]
 
     Parameters
     ----------
-    *_mean, *_var, *_prior, *_influence : float32, shape (ids, rank + 1), changed in place, but
-        for the items' influence
-    *_seen, user_evidence : float32, shape (ids,), changed in place
-    prior_var : float32, shape (rank + 1,), prior variance of each coordinate
-    own_precision : float32, 1 / prior variance of a user's influence
-    bias_share : float32, 0 to 1, by how much influences on biases are learned
-    ratings, weights, noise, drift, errors : as in `filter_ratings`, like what is returned
+    users, items, ratings, weights
+        as in `filter_ratings`
+    user_mean, user_var, item_mean, item_var
+        float32, shape (ids, rank + 1), changed in place
+    user_prior, item_prior
+        float32, of the same shapes, prior means, changed in place
+    user_influence, item_influence
+        float32, of the same shapes: what an id says of its partners; that of users is changed in
+        place, that of items read only
+    user_evidence
+        float32, shape (users,), sums of the shares of a user's ratings, changed in place
+    user_seen, item_seen
+        float32, shape (ids,), ratings of an id that were learned, changed in place
+    prior_var
+        float32, shape (rank + 1,), prior variance of each coordinate
+    own_precision
+        float32, 1 / prior variance of a user's influence
+    bias_share
+        float32, 0 to 1, by how much influences on biases are learned
+    noise, drift, errors
+        as in `filter_ratings`, like what is returned
     """
     width = user_mean.shape[1]
     weighted = weights.size > 0

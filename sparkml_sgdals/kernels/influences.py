@@ -25,15 +25,23 @@ def learn_influences(  # type: ignore[no-untyped-def]
 
     Parameters
     ----------
-    starts, partners : the layout by the side that gives, as in `sweep_ids`
-    roots : float32, shape (partners,), n^(-1/2) of each partner
-    shares : float32, shape (ids,), `influence_shares`
-    precision : float32, shape (8,), 1 / v of the partners' prior, 0 where there is no coordinate
-    own_precision : float32, 1 / prior variance of an influence
-    damping : float32, at least 1: the curvature of `apart` by so much, 1 for one block
-    apart : float32, shape (partners, 8), posterior minus prior mean of each partner; changed in
-        place, as prior means move with the influences
-    influence : float32, shape (ids, 8), changed in place
+    starts, partners
+        the layout by the side that gives, as in `sweep_ids`
+    roots
+        float32, shape (partners,), n^(-1/2) of each partner
+    shares
+        float32, shape (ids,), `influence_shares`
+    precision
+        float32, shape (8,), 1 / v of the partners' prior, 0 where there is no coordinate
+    own_precision
+        float32, 1 / prior variance of an influence
+    damping
+        float32, at least 1: the curvature of `apart` by so much, 1 for one block
+    apart
+        float32, shape (partners, 8), posterior minus prior mean of each partner; changed in place,
+        as prior means move with the influences
+    influence
+        float32, shape (ids, 8), changed in place
 
     Notes
     -----

@@ -30,14 +30,20 @@ def descend_events(  # type: ignore[no-untyped-def]
 
     Parameters
     ----------
-    users, items, values, weights, first_event, touched : as in `kernels.events.filter_events`
-    num_negatives : the items that were touched longest ago, so many an event, are learned as not
-        done by its user (but for the event's own), move the user's features alone, and go to the
-        end of the queue
-    step, user_reg, item_reg : float32, step size and lambdas
-    user_mean, item_mean : float32, shape (ids, rank + 1); column 0 is left as it is
-    order : int32, shape (k,), the items that were touched before, longest ago first
-    last : int64, shape (items,), number of the touch, above 0; in place
+    users, items, values, weights, first_event, touched
+        as in `kernels.events.filter_events`
+    num_negatives
+        the items that were touched longest ago, so many an event, are learned as not done by its
+        user (but for the event's own), move the user's features alone, and go to the end of the
+        queue
+    step, user_reg, item_reg
+        float32, step size and lambdas
+    user_mean, item_mean
+        float32, shape (ids, rank + 1); column 0 is left as it is
+    order
+        int32, shape (k,), the items that were touched before, longest ago first
+    last
+        int64, shape (items,), number of the touch, above 0; in place
     """
     per_event = num_negatives + 1
     size = order.size

@@ -36,21 +36,23 @@ _COLUMNS: Final = (0, 2, 1, 3, 4, 6, 5, 7)
 
 
 def padded_width(width: int) -> int:
-    """The next multiple of `LANES`."""
+    """Return the next multiple of `LANES`."""
     return -(-width // LANES) * LANES
 
 
 def padded_rows(matrix: F32, spare: int = 0) -> F32:
-    """A copy of a matrix with zeros up to a multiple of eight columns, aligned to a cache line.
+    """Return a copy of a matrix, aligned to a cache line, its columns a multiple of eight.
 
     Parameters
     ----------
-    matrix : float32, shape (rows, width)
-    spare : rows of zeros after the others
+    matrix : F32
+        float32, shape (rows, width)
+    spare : int
+        rows of zeros after the others
 
     Returns
     -------
-    float32, shape (rows + spare, padded_width(width)), C-contiguous
+    float32, shape (rows + spare, padded_width(width)), C-contiguous, zeros beyond the matrix
     """
     rows, width = matrix.shape
     wide = padded_width(width)
@@ -70,10 +72,10 @@ def _shuffled(builder: Any, one: Any, two: Any, places: tuple[int, ...]) -> Any:
 
 @code_of
 def transpose_lanes(_typing, columns, at, stride, source, width, column, rows, first):  # type: ignore[no-untyped-def]
-    """columns[at + k stride + n] = source[rows[first + n] width + column + k], as if flat, for
-    n and k in 0..7.
+    """Put eight columns of eight rows of a matrix in lanes, one column after another.
 
-    Nothing checks that the places lie inside.
+    columns[at + k stride + n] = source[rows[first + n] width + column + k], as if flat, for n and k
+    in 0..7. Nothing checks that the places lie inside.
     """
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:

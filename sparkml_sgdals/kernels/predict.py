@@ -44,11 +44,17 @@ def predict_rows(  # type: ignore[no-untyped-def]
 
     Parameters
     ----------
-    users, items : rows, shape (n,); -1 for an id that is not known, which stands at mean 0 with
-        the prior variance
-    user_var, item_var : as `user_mean`, or of shape (ids, 0) where no variances are kept
-    prior : float32, shape (rank + 1,), prior variance of each coordinate
-    predictions, variances : ndarray of float32, shape (n,), out; the variance is without noise
+    users, items
+        rows, shape (n,); -1 for an id that is not known, which stands at mean 0 with the prior
+        variance
+    user_mean, item_mean
+        float32, shape (ids, rank + 1), the bias first; read only
+    user_var, item_var
+        of the same shapes, or (ids, 0) where no variances are kept
+    prior
+        float32, shape (rank + 1,), prior variance of each coordinate
+    predictions, variances
+        ndarray of float32, shape (n,), out; the variance is without noise
     """
     width = user_mean.shape[1]
     with_variance = user_var.shape[1] > 0
@@ -99,8 +105,10 @@ def clipped_squares(ratings, errors, spread, low, high):  # type: ignore[no-unty
 
     Parameters
     ----------
-    ratings, errors : float32, shape (n,); errors in standardised units, rating minus prediction
-    spread, low, high : float64
+    ratings, errors
+        float32, shape (n,); errors in standardised units, rating minus prediction
+    spread, low, high
+        float64
     """
     total = np.float64(0.0)
     for n in range(ratings.size):

@@ -19,6 +19,7 @@ def add_relative(own, other, squares, factors, sums):  # type: ignore[no-untyped
 # it for as long as a disk takes, and no request must wait for that.
 @nb.njit(cache=True, nogil=True)
 def put_rows(to, rows, values):  # type: ignore[no-untyped-def]
+    """Assign to[rows[n]] = values[n] for each n."""
     for n in range(rows.size):
         for f in range(to.shape[1]):
             to[rows[n], f] = values[n, f]
@@ -26,6 +27,7 @@ def put_rows(to, rows, values):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True)
 def put_columns(to, columns, values):  # type: ignore[no-untyped-def]
+    """Assign to[:, columns[n]] = values[n] for each n: rows of values become columns."""
     for f in range(values.shape[1]):
         for n in range(columns.size):
             to[f, columns[n]] = values[n, f]

@@ -23,9 +23,20 @@ def sgd_ratings(  # type: ignore[no-untyped-def]
 
     Parameters
     ----------
-    step : float32, the step size; a rating of weight w takes a step of w times its size
-    regs : ndarray of float32, shape (4,): lambda of user bias, item bias, user factor, item factor
-    errors : ndarray of float32, shape (n,), out: rating minus prediction from before learning it
+    users, items
+        int32, shape (n,), rows of the two means, in the order of learning
+    ratings
+        float32, shape (n,), in standardised units
+    weights
+        float32, shape (n,), or (0,) where every weight is one
+    user_mean, item_mean
+        float32, shape (ids, rank + 1), the bias first; changed in place
+    step
+        float32, the step size; a rating of weight w takes a step of w times its size
+    regs
+        ndarray of float32, shape (4,): lambda of user bias, item bias, user factor, item factor
+    errors
+        ndarray of float32, shape (n,), out: rating minus prediction from before learning it
     """
     width = user_mean.shape[1]
     weighted = weights.size > 0
@@ -59,9 +70,12 @@ def rating_gradients(
 
     Parameters
     ----------
-    ratings, weights : shape (n,); weights of size 0 for all ones
-    user_mean, item_mean : shape (n, rank + 1), the factors of each rating's user and item
-    regs : shape (4,), as in `sgd_ratings`
+    ratings, weights : F32
+        shape (n,); weights of size 0 for all ones
+    user_mean, item_mean : F32
+        shape (n, rank + 1), the factors of each rating's user and item
+    regs : F32
+        shape (4,), as in `sgd_ratings`
 
     Returns
     -------

@@ -30,11 +30,16 @@ def smooth_ids(  # type: ignore[no-untyped-def]
 
     Parameters
     ----------
-    first, last, starts, partners, ratings, weights, noise : as in `sweep_ids`
-    mean : changed in place; an id without ratings is left as it is
-    prior_mean, pull : of the same ids; pull is the noise over the prior variance
-    partner_mean, partner_var : of the partners; all these as `padded_rows` with a spare one
-    width : rank + 1
+    first, last, starts, partners, ratings, weights, noise
+        as in `sweep_ids`
+    mean
+        changed in place; an id without ratings is left as it is
+    prior_mean, pull
+        of the same ids; pull is the noise over the prior variance
+    partner_mean, partner_var
+        of the partners; all these as `padded_rows` with a spare one
+    width
+        rank + 1
 
     Notes
     -----
@@ -76,7 +81,12 @@ def smooth_few(  # type: ignore[no-untyped-def]
 
     Parameters
     ----------
-    ids : int64, in order of their numbers of ratings, each at least 1
+    ids
+        int64, in order of their numbers of ratings, each at least 1
+    starts, partners, ratings, weights, noise
+        as in `sweep_ids`
+    mean, prior_mean, pull, partner_mean, partner_var, width
+        as in `smooth_ids`; `mean` is changed in place
 
     Notes
     -----

@@ -46,14 +46,23 @@ def sweep_ids(  # type: ignore[no-untyped-def]
 
     Parameters
     ----------
-    starts : ndarray of int64, shape (ids + 1,): ratings of id x lie at starts[x]..starts[x+1]-1
-    partners, ratings, weights : shape (n,), in that order; partners are rows of the other side
-    mean, var : the side to learn, changed in place; an id without ratings is left as it is
-    prior_mean, prior_var : float32, each of shape (ids, rank + 1), or (1, rank + 1) for all
-    partner_mean, partner_var : the other side as `padded_rows`, read only
-    noise : float32, s2
-    square_errors, variances : ndarray of float64, shape (ids,), out: for each id the weighted
-        sums of e^2 and of V over its ratings after the update
+    first, last
+        int64, the range of ids, `last` not included
+    starts
+        ndarray of int64, shape (ids + 1,): ratings of id x lie at starts[x]..starts[x+1]-1
+    partners, ratings, weights
+        shape (n,), in that order; partners are rows of the other side
+    mean, var
+        the side to learn, changed in place; an id without ratings is left as it is
+    prior_mean, prior_var
+        float32, each of shape (ids, rank + 1), or (1, rank + 1) for all
+    partner_mean, partner_var
+        the other side as `padded_rows`, read only
+    noise
+        float32, s2
+    square_errors, variances
+        ndarray of float64, shape (ids,), out: for each id the weighted sums of e^2 and of V over
+        its ratings after the update
 
     Notes
     -----

@@ -30,7 +30,8 @@ def query_products(mean: F32, var: F32 | None) -> tuple[F32, F32 | None]:
 
     Parameters
     ----------
-    mean, var : float32, shape (n, K + 1); without `var` there are no variances
+    mean, var
+        float32, shape (n, K + 1); without `var` there are no variances
     """
     ones = np.ones((len(mean), 1), np.float32)
     left = np.hstack([mean[:, 1:], ones, mean[:, :1]])
@@ -41,7 +42,7 @@ def query_products(mean: F32, var: F32 | None) -> tuple[F32, F32 | None]:
 
 
 def candidate_products(mean: F32, var: F32 | None) -> tuple[F32, F32 | None]:
-    """The same for candidates: float32 columns, shape (width, n)."""
+    """Return factors of candidates as columns for `query_products`, float32, shape (width, n)."""
     ones = np.ones((1, len(mean)), np.float32)
     right = np.vstack([mean[:, 1:].T, mean[:, :1].T, ones])
     if var is None:
@@ -117,13 +118,19 @@ def top_n(
 
     Parameters
     ----------
-    queries : float32, shape (m, width)
-    candidates : float32, shape (width, n), C-contiguous: a row a feature
-    count : how many to find for each query
-    excluded : starts, int64 of shape (m + 1,), and rising positions, int32: candidates that a
-        query must not get
-    variances : as queries and candidates, of any other width; needed where sign is not 0
-    sign : 1 for the upper, -1 for the lower bound of a score, 0 for the score itself
+    queries : F32
+        float32, shape (m, width)
+    candidates : F32
+        float32, shape (width, n), C-contiguous: a row a feature
+    count : int
+        how many to find for each query
+    excluded : tuple[I64, I32] | None
+        starts, int64 of shape (m + 1,), and rising positions, int32: candidates that a query must
+        not get
+    variances : tuple[F32, F32] | None
+        as queries and candidates, of any other width; needed where sign is not 0
+    sign : int
+        1 for the upper, -1 for the lower bound of a score, 0 for the score itself
 
     Returns
     -------

@@ -76,7 +76,8 @@ def lanes_at(context: Any, builder: Any, array: Any, kind: Any, place: Any, plac
 
     Raises
     ------
-    NumbaTypeError : an array that need not be C-contiguous: its places would be others
+    NumbaTypeError
+        an array that need not be C-contiguous: its places would be others
     """
     if kind.layout != "C":
         raise NumbaTypeError(f"vectors are of C-contiguous arrays, not of {kind}")
@@ -86,7 +87,7 @@ def lanes_at(context: Any, builder: Any, array: Any, kind: Any, place: Any, plac
 
 
 def _repeated(builder: Any, value: Any) -> Any:
-    """A vector of one value."""
+    """Return a vector of one value."""
     some = ir.VectorType(value.type, LANES)
     nothing = ir.Constant(some, ir.Undefined)
     first = builder.insert_element(nothing, value, ir.IntType(32)(0))
@@ -111,7 +112,7 @@ def _masked(builder: Any, name: str, given: list[Any], result: Any) -> Any:
 
 @code_of
 def load(_typing, array, at):  # type: ignore[no-untyped-def]
-    """The values array[at : at + 8], of a C-contiguous array as if flat; nothing is checked."""
+    """Load array[at : at + 8], of a C-contiguous array as if flat; nothing is checked."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         place = lanes_at(context, builder, given[0], signature.args[0], given[1], signature.args[1])
@@ -176,7 +177,7 @@ def store_first(_typing, array, at, count, vector):  # type: ignore[no-untyped-d
 
 @code_of
 def fill(_typing, value):  # type: ignore[no-untyped-def]
-    """A vector of one float32."""
+    """Return a vector of one float32."""
 
     def generate(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
         return _repeated(builder, given[0])
@@ -186,7 +187,7 @@ def fill(_typing, value):  # type: ignore[no-untyped-def]
 
 @code_of
 def summed(_typing, vector):  # type: ignore[no-untyped-def]
-    """The sum of the eight values, a float32."""
+    """Return the sum of the eight values, a float32."""
 
     def generate(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
         kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), _VALUES])
@@ -200,7 +201,7 @@ def summed(_typing, vector):  # type: ignore[no-untyped-def]
 
 @code_of
 def square_root(_typing, vector):  # type: ignore[no-untyped-def]
-    """The root of each value."""
+    """Return the root of each value."""
 
     def generate(_context: Any, builder: Any, _signature: Any, given: Any) -> Any:
         function = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]

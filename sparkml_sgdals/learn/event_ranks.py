@@ -36,12 +36,20 @@ class EventsToRank:
 
     Attributes
     ----------
-    users : int32, shape (n,), positions in `user_rows`, `starts` and `lengths`
-    items : int32, shape (n,), rows of items
-    does : bool, shape (n,): whether the row is an event; else its user does not want the item
-    pairs : uint64, shape (n,), hashes of the pairs
-    user_rows : int64, rows of the distinct users
-    done : int32, rows of items: those that user x has done, the last one last, lie at
+    users : I32
+        int32, shape (n,), positions in `user_rows`, `starts` and `lengths`
+    items : I32
+        int32, shape (n,), rows of items
+    does : npt.NDArray[np.bool_]
+        bool, shape (n,): whether the row is an event; else its user does not want the item
+    pairs : U64
+        uint64, shape (n,), hashes of the pairs
+    user_rows : I64
+        int64, rows of the distinct users
+    starts, lengths : I64
+        int64, of each distinct user: where its items begin in `done`, and how many they are
+    done : I32
+        int32, rows of items: those that user x has done, the last one last, lie at
         starts[x]..starts[x]+lengths[x]-1
     """
 
@@ -62,7 +70,12 @@ def judge_ranks(
 
     Parameters
     ----------
-    known_users, known_items : rows that the model had before the batch
+    state : ModelState
+        the model, left as it is
+    events : EventsToRank
+        the batch
+    known_users, known_items : int
+        rows that the model had before the batch
 
     Returns
     -------

@@ -53,7 +53,8 @@ def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> Le
 
     Raises
     ------
-    DivergenceError : the state is then as it was before, as after any other error
+    DivergenceError
+        the state is then as it was before, as after any other error
     """
     sizes = state.users.size, state.items.size
     try:
@@ -182,7 +183,7 @@ class _Work:
         state.popularity_parts = tuple(self.parts.tolist())
 
     def _done_rows(self) -> tuple[I64, I64, npt.NDArray[np.int32]]:
-        """What the batch's users have done, as rows of items, with room for the batch's events."""
+        """Return what the batch's users have done, as rows of items, with room for its events."""
         lengths, rows = known_done(self.user_memory, self.user_rows, self.keys, self.order)
         events = np.bincount(self.ratings.users, minlength=self.user_rows.size)
         begins, done = with_room(rows.astype(np.int32), lengths, events)

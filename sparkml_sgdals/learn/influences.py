@@ -60,8 +60,10 @@ def influence_shares(layout: Layout, root: F32) -> F32:
 
     Parameters
     ----------
-    layout : ratings by the side that gives; a partner that it names k times counts k squared
-    root : float32, n^(-1/2) of the partners
+    layout : Layout
+        ratings by the side that gives; a partner that it names k times counts k squared
+    root : F32
+        float32, n^(-1/2) of the partners
 
     Returns
     -------
@@ -83,13 +85,22 @@ def learn_influence(
 
     Parameters
     ----------
-    layout : ratings by the side that gives
-    influence : float32, shape (ids of that side, rank + 1)
-    own_variance : prior variance of an influence
-    side : the side that takes; its prior_mean has a row an id, its prior_var one row
-    root : float32, n^(-1/2) of its ids
-    shares : `influence_shares` of the layout
-    damping : (B + 1) / 2 where B blocks of the side that gives learn at once
+    layout : Layout
+        ratings by the side that gives
+    influence : F32
+        float32, shape (ids of that side, rank + 1)
+    own_variance : float
+        prior variance of an influence
+    side : Side
+        the side that takes; its prior_mean has a row an id, its prior_var one row
+    root : F32
+        float32, n^(-1/2) of its ids
+    shares : F32
+        `influence_shares` of the layout
+    threads : int
+        at most so many at once; they change no result
+    damping : float
+        (B + 1) / 2 where B blocks of the side that gives learn at once
     """
     check_rows(layout.partners, side.mean.shape[0], "partner")
     precision = (np.float32(1.0) / side.prior_var[0]).astype(np.float32)
@@ -119,9 +130,12 @@ def drawn_means(layout: Layout, influence: F32, root: F32) -> F32:
 
     Parameters
     ----------
-    layout : ratings by the side that takes
-    influence : float32, shape (partners, rank + 1)
-    root : float32, n^(-1/2) of its ids
+    layout : Layout
+        ratings by the side that takes
+    influence : F32
+        float32, shape (partners, rank + 1)
+    root : F32
+        float32, n^(-1/2) of its ids
     """
     check_rows(layout.partners, influence.shape[0], "partner")
     drawn = np.zeros((root.size, influence.shape[1]), np.float32)
@@ -142,7 +156,8 @@ class FilterSide:
 
     Attributes
     ----------
-    seen : float32, shape (ids,), ratings before each id's next one
+    seen : F32
+        float32, shape (ids,), ratings before each id's next one
     """
 
     mean: F32
@@ -154,7 +169,7 @@ class FilterSide:
 
     @classmethod
     def of(cls, arrays: Mapping[str, npt.NDArray[Any]], seen: F32) -> FilterSide:
-        """These very arrays, by the names of `FactorColumns`."""
+        """Return these very arrays, by the names of `FactorColumns`."""
         names = ("mean", "var", "drawn", "influence", "evidence")
         return cls(**{name: arrays[name] for name in names}, seen=seen)
 
@@ -223,12 +238,12 @@ class InfluencePrior:
         users.prior_mean, items.prior_mean = self.user.drawn, self.item.drawn
 
     def learn_items(self, by_item: Layout, users: Side, threads: int) -> None:
-        """What items say of their users, after the users' half-sweep."""
+        """Learn what items say of their users, after the users' half-sweep."""
         given, root, shares = self.item.influence, self._user_root, self.item.evidence
         learn_influence(by_item, given, ITEM_INFLUENCE, users, root, shares, threads)
 
     def learn_users(self, by_user: Layout, items: Side, threads: int) -> None:
-        """What users say of their items, after the items' half-sweep."""
+        """Learn what users say of their items, after the items' half-sweep."""
         given, root, shares = self.user.influence, self._item_root, self.user.evidence
         learn_influence(by_user, given, USER_INFLUENCE, items, root, shares, threads)
 

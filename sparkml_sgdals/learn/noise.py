@@ -33,8 +33,9 @@ def expected_squares(errors: F64, variances: F64, noise: F64) -> F64:
 
     Parameters
     ----------
-    errors, variances, noise : shape (n,), in one unit: rating minus prediction, variance of the
-        prediction, and of the rating about it
+    errors, variances, noise : F64
+        shape (n,), in one unit: rating minus prediction, variance of the prediction, and of the
+        rating about it
     """
     share = noise / (noise + variances)
     expected: F64 = (share * errors) ** 2 + variances * share
@@ -49,10 +50,16 @@ def learn_noise_factors(
 
     Parameters
     ----------
-    tables : users and items (or rows taken of them), whose `count` does not hold these ratings yet
-    rows : int64, rows of the ratings' distinct ids
-    squares : float64, shape (n,), expected squared noise of each rating in units of the model's
-    rounds : how often users and items take turns, each from the other's newest factors
+    tables : tuple[FactorTable | FactorRows, FactorTable | FactorRows]
+        users and items (or rows taken of them), whose `count` does not hold these ratings yet
+    rows : tuple[I64, I64]
+        int64, rows of the ratings' distinct ids
+    ratings : Ratings
+        the ratings, n of them; their values are not used
+    squares : F64
+        float64, shape (n,), expected squared noise of each rating in units of the model's
+    rounds : int
+        how often users and items take turns, each from the other's newest factors
     """
     positions = ratings.users, ratings.items
     factors, known, weights = [], [], []
@@ -78,8 +85,18 @@ def expected_after_learning(
 
     Parameters
     ----------
-    values : float32, shape (n,), the ratings in standardised units
-    user, item : mean and variance of the distinct ids
+    ratings : Ratings
+        the ratings, n of them, whose ids are all known; their own values are not used
+    values : F32
+        float32, shape (n,), the ratings in standardised units
+    user, item : tuple[F32, F32]
+        mean and variance of the distinct ids, each float32 of shape (ids, rank + 1)
+    prior : F32
+        float32, shape (rank + 1,), prior variances, which `predict_rows` has for ids not known
+    noise : float
+        variance of a rating's noise, in standardised units
+    threads : int
+        at most so many at once; they change no result
     """
     squares = np.empty(values.size)
 

@@ -50,7 +50,8 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
 
     Raises
     ------
-    DivergenceError : what was known stands again as it was before the batch
+    DivergenceError
+        what was known stands again as it was before the batch
     """
     if not len(ratings):
         nothing = np.empty(0, np.int64)
@@ -154,7 +155,7 @@ def _learn_rows(
 def _score_before(
     state: ModelState, ratings: Ratings
 ) -> tuple[BatchSums, npt.NDArray[np.float64] | None]:
-    """What the model and its baseline say of ratings not yet learned, against what they are.
+    """Return what the model and its baseline say of ratings not yet learned, against what they are.
 
     Under `bayes` the noise variance, which only stated deviations use, learns from them too; and
     the squared noise expected behind each, in its units, is the second, None where unknown.

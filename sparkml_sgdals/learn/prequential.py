@@ -26,15 +26,24 @@ class BatchSums:
 
     Attributes
     ----------
-    judged : ratings predicted; 0 where the model knew nothing yet
-    squares, absolutes : of the error of the clipped prediction, in rating units
-    baseline_squares, baseline_absolutes : the same for mean and biases alone
-    stated : ratings whose prediction came with a deviation
-    log_likelihood : sum of log N(rating; prediction, deviation^2) over them
-    within_one, within_two : how many of them lie within one and two deviations
-    ranked : events or ratings whose item was ranked; 0 without a ranking size
-    hits, reciprocals : of these, how many items were among the best N, and their sum of 1 / rank
-    baseline_hits, baseline_reciprocals : the same for items ranked by popularity
+    judged : int
+        ratings predicted; 0 where the model knew nothing yet
+    squares, absolutes : float
+        of the error of the clipped prediction, in rating units
+    baseline_squares, baseline_absolutes : float
+        the same for mean and biases alone
+    stated : int
+        ratings whose prediction came with a deviation
+    log_likelihood : float
+        sum of log N(rating; prediction, deviation^2) over them
+    within_one, within_two : int
+        how many of them lie within one and two deviations
+    ranked : int
+        events or ratings whose item was ranked; 0 without a ranking size
+    hits, reciprocals
+        of these, how many items were among the best N, and their sum of 1 / rank
+    baseline_hits, baseline_reciprocals
+        the same for items ranked by popularity
     """
 
     judged: int = 0
@@ -53,7 +62,7 @@ class BatchSums:
     baseline_reciprocals: float = 0.0
 
     def with_ranks(self, ranks: BatchSums) -> BatchSums:
-        """These sums of errors with the sums of ranks of another."""
+        """Return these sums of errors with the sums of ranks of another."""
         return replace(
             self,
             ranked=ranks.ranked,
@@ -64,7 +73,7 @@ class BatchSums:
         )
 
     def loss(self, positive: bool) -> tuple[float, int]:
-        """What a race compares: the sum of the batch's losses, and how many are in it.
+        """Return what a race compares: the sum of the batch's losses, and how many are in it.
 
         Squared errors; of events 1 - 1 / rank, 1 beyond the best N: their mean is 1 - MRR@N.
         """
@@ -73,7 +82,7 @@ class BatchSums:
         return self.squares, self.judged
 
     def metrics(self) -> dict[str, int | float | None]:
-        """The means, by the names of job.metrics(); None where nothing was judged."""
+        """Return the means, by the names of job.metrics(); None where nothing was judged."""
 
         def mean(total: float, count: int) -> float | None:
             return total / count if count and math.isfinite(total) else None
@@ -106,9 +115,11 @@ def judge_batch(
 
     Parameters
     ----------
-    truth, predictions, baseline : shape (n,), in rating units, the latter two clipped
-    variances : shape (n,), stated variance of each rating about its prediction, noise included, in
-        squared rating units; None where none is stated
+    truth, predictions, baseline
+        shape (n,), in rating units, the latter two clipped
+    variances : F64 | None
+        shape (n,), stated variance of each rating about its prediction, noise included, in squared
+        rating units; None where none is stated
     """
     errors = truth - predictions
     baseline_errors = truth - baseline
@@ -138,7 +149,7 @@ def judge_batch(
 
 
 def rank_sums(ranks: I64, baseline: I64, n: int) -> BatchSums:
-    """Sums of a batch whose ranked items had these ranks, by the model and by popularity.
+    """Return sums of a batch whose ranked items had these ranks, by the model and by popularity.
 
     An item beyond the best `n` is no hit, and its 1 / rank counts as 0.
     """
@@ -161,7 +172,12 @@ def window_means(sums: F64, counts: I64, window: int) -> F64:
 
     Parameters
     ----------
-    sums, counts : shape (batches,), in order: sums of a batch and how many ratings are in them
+    sums : F64
+        float64, shape (batches,), sums over a batch, in the order of the batches
+    counts : I64
+        int64, shape (batches,), how many ratings are in each sum
+    window : int
+        ratings to look back over
 
     Returns
     -------

@@ -26,7 +26,7 @@ I64 = npt.NDArray[np.int64]
 
 
 def memory_of_users(users: FactorTable) -> UserMemory:
-    """What a model that ranks ratings remembers of its users."""
+    """Return what a model that ranks ratings remembers of its users."""
     assert isinstance(users.memory, UserMemory)
     return users.memory
 
@@ -60,11 +60,16 @@ def rank_ratings(state: ModelState, ratings: Ratings) -> BatchSums:
 
 
 def lists_after(users: FactorTable, user_rows: I64, ratings: Ratings) -> list[I64]:
-    """What the users of a batch have rated once it is learned, the last item last.
+    """Return what the users of a batch have rated once it is learned, the last item last.
 
     Parameters
     ----------
-    user_rows : int64, rows of `ratings.user_ids`
+    users : FactorTable
+        the model's users, which has rows for those of the batch already
+    user_rows : I64
+        int64, rows of `ratings.user_ids`
+    ratings : Ratings
+        the batch, in the order of learning
 
     Returns
     -------
@@ -96,7 +101,10 @@ def note_lists(users: FactorTable, table: pa.Table) -> None:
 
     Parameters
     ----------
-    table : user, ids that `users` knows, and done, lists of int64 keys of items
+    users : FactorTable
+        the model's users, changed in place
+    table : pa.Table
+        user, ids that `users` knows, and done, lists of int64 keys of items
     """
     memory = memory_of_users(users)
     batches = [batch for batch in table.to_batches() if batch.num_rows]

@@ -44,8 +44,15 @@ def smooth_batch(
 
     Parameters
     ----------
-    values : float32, shape (n,), the ratings in standardised units
-    filtered, before : the ids of the batch, users and items, after the filter and before the batch
+    ratings : Ratings
+        the batch, n ratings; their own values are not used
+    values : F32
+        float32, shape (n,), the ratings in standardised units
+    settings : Settings
+        of the model
+    filtered, before : tuple[FactorRows, FactorRows]
+        the ids of the batch, users and items, after the filter and before the batch; the means of
+        `filtered` are changed in place
     """
     users, items = filtered
     user_prior, item_prior = (
@@ -67,7 +74,7 @@ def smooth_batch(
 
 
 def _prior(now: FactorRows, before: FactorRows, settings: Settings) -> tuple[F32, F32]:
-    """The posteriors from before the batch, moved with their priors, as prior of its ids.
+    """Return the posteriors from before the batch, moved with their priors, as prior of its ids.
 
     Returns
     -------

@@ -74,7 +74,12 @@ def over_ids(sweep: Callable[[int, int], None], layout: Layout, threads: int) ->
 
     Parameters
     ----------
-    sweep : of ids that do not depend on each other, so that threads change no result
+    sweep : Callable[[int, int], None]
+        of ids first to before last, which do not depend on each other
+    layout : Layout
+        ratings by the side that is swept
+    threads : int
+        at most so many at once; they change no result
     """
     num_ids = layout.starts.size - 1
     if threads <= 1:
@@ -144,7 +149,7 @@ def run_filter(
 
 
 def not_finite(settings: Settings) -> DivergenceError:
-    """What to raise where factors are not finite."""
+    """Return the error to raise where factors are not finite."""
     what = "ratings or weights" if settings.learns_events else "ratings"
     remedy = f"look for {what} of an absurd size."
     if settings.solver != "bayes":
@@ -155,7 +160,7 @@ def not_finite(settings: Settings) -> DivergenceError:
 
 
 def without_variance(settings: Settings) -> DivergenceError:
-    """What to raise where a rating's prediction and its noise have no variance left."""
+    """Return the error to raise where a rating's prediction and its noise have no variance left."""
     return DivergenceError(
         "The variances left the range of numbers: look for ratings of an absurd size, or raise "
         f"noiseVariance (now {settings.noise}), biasPriorVariance (now {settings.bias_prior}) or "
@@ -167,6 +172,7 @@ def run_sgd(
     users: Rows, items: Rows, values: F32, weights: F32, settings: Settings,
     user_mean: F32, item_mean: F32,
 ) -> F32:  # fmt: skip
+    """Descend through ratings one by one; errors from before each."""
     errors = np.empty(values.size, np.float32)
     sgd_ratings(
         users.astype(np.int32, copy=False), items.astype(np.int32, copy=False), values, weights,
@@ -215,7 +221,12 @@ def check_mini_batch(
 
     Parameters
     ----------
-    square_errors, square_ratings : sums over the mini-batch, ratings about their mean
+    square_errors, square_ratings : float
+        sums over the mini-batch in standardised units, ratings about their mean
+    count : int
+        ratings in the mini-batch
+    settings : Settings
+        of the model, for the message
     """
     if not square_errors <= _DIVERGED * (square_ratings + count):
         raise DivergenceError(

@@ -71,8 +71,8 @@ def fit_ratings(
 
     Raises
     ------
-    DivergenceError : where a pass leaves factors that are not finite, or predictions far worse
-        than the mean
+    DivergenceError
+        where a pass leaves factors that are not finite, or predictions far worse than the mean
     """
     work = _Work.start(ratings, state, threads, progress)
     for _ in work.passes():
@@ -92,7 +92,17 @@ def fit_stops(
 
     Parameters
     ----------
-    stops : passes after which to keep the state, each at most `max_iter`
+    ratings : Ratings
+        the table, in the order of learning
+    state : ModelState
+        the model that it is added to, empty for a fresh fit; it gets the table's scale and ids, not
+        what is learned of ratings
+    stops : Iterable[int]
+        passes after which to keep the state, each at most `max_iter`
+    threads : int
+        at most so many at once; they change no result
+    progress : Progress
+        called after each pass with its number and its training RMSE, NaN for events
 
     Returns
     -------
@@ -100,7 +110,8 @@ def fit_stops(
 
     Raises
     ------
-    DivergenceError : as `fit_ratings`
+    DivergenceError
+        as `fit_ratings`
     """
     wanted = sorted(stops)
     if state.settings.learns_events:
@@ -185,7 +196,7 @@ class _Work:
         return cls(ratings, values, state, rows, known, fresh, threads, progress)
 
     def passes(self) -> Iterator[int]:
-        """The number of passes done: before the first one, and after each."""
+        """Learn pass by pass; give how many are done, before the first one and after each."""
         if self.settings.solver == "bayes":
             return self._filter_and_sweep()
         return self._descend(self.settings.max_iter if self.fresh else 1)
@@ -367,8 +378,14 @@ def settle_scale(
 
     Parameters
     ----------
-    moments, seen : weight, mean and squares of the ratings, and how many they are
-    freeze : whether these settle it for good; else it freezes after SETTLING_RATINGS
+    state : ModelState
+        the model, changed in place
+    moments : tuple[float, float, float]
+        weight, mean and squares about the mean of the ratings, as `Ratings.moments` gives them
+    seen : int
+        how many ratings they are
+    freeze : bool
+        whether these settle it for good; else it freezes after SETTLING_RATINGS
     """
     old = state.scale
     if old.frozen:

@@ -15,27 +15,27 @@ flag = TypeConverters.toBoolean
 
 
 def param(name: str, doc: str, converter: Callable[[Any], Any]) -> Param[Any]:
-    """A Param of a class, as pyspark.ml declares them."""
+    """Return a Param of a class, as pyspark.ml declares them."""
     return Param(Params._dummy(), name, doc, typeConverter=converter)
 
 
 def at_least(name: str, low: int) -> Callable[[Any], int]:
-    """Converter to an int of at least `low`; ValueError for less."""
+    """Return a converter to an int of at least `low`; ValueError for less."""
     return _number(name, TypeConverters.toInt, low)
 
 
 def non_negative(name: str) -> Callable[[Any], float]:
-    """Converter to a finite float of at least 0; ValueError for anything else."""
+    """Return a converter to a finite float of at least 0; ValueError for anything else."""
     return _number(name, TypeConverters.toFloat, 0)
 
 
 def positive(name: str) -> Callable[[Any], float]:
-    """Converter to a finite float above 0; ValueError for anything else."""
+    """Return a converter to a finite float above 0; ValueError for anything else."""
     return _number(name, TypeConverters.toFloat, 0, inclusive=False)
 
 
 def interval(name: str) -> Callable[[Any], int]:
-    """Converter to an int of at least 1, or -1 for never; ValueError for anything else."""
+    """Return a converter to an int of at least 1, or -1 for never; ValueError for the rest."""
 
     def convert(value: Any) -> int:
         number: int = TypeConverters.toInt(value)
@@ -47,7 +47,7 @@ def interval(name: str) -> Callable[[Any], int]:
 
 
 def one_of(name: str, allowed: tuple[str, ...]) -> Callable[[Any], str]:
-    """Converter to one of some words, in any case as in Spark; ValueError for anything else."""
+    """Return a converter to one of some words, in any case as in Spark; ValueError for the rest."""
     words = {word.lower(): word for word in allowed}
 
     def convert(value: Any) -> str:

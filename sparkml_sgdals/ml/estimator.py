@@ -43,7 +43,125 @@ class StreamingBiasedALS(
     prediction = mean + user bias + item bias + user features . item features, learned by
     variational Bayes (solver 'bayes', nothing to tune), by stochastic gradient descent ('sgd') or
     by mini-batches of summed gradients ('minibatch'): docs/algorithm.md. With implicitPrefs=True
-    rows are events, without ratings: docs/positive-only.md.
+    rows are events, without ratings, and some Params have other defaults: docs/positive-only.md.
+
+    Parameters
+    ----------
+    userCol : str, default "user"
+        column of user ids: integers or strings
+    itemCol : str, default "item"
+        column of item ids: integers or strings
+    ratingCol : str, default "rating"
+        column of ratings: numbers
+    timestampCol : str, default ""
+        column of the time of a rating, which gives the order of learning; empty for none
+    weightCol : str, default ""
+        column of weights: w counts as w observations; empty for none
+    predictionCol : str, default "prediction"
+        prediction column name
+    predictionStdCol : str, default ""
+        column for the standard deviation of a prediction, noise included; empty for none. Needs
+        solver 'bayes'
+    solver : str, default "bayes"
+        'bayes' (variances instead of a learning rate), 'sgd' (one rating after another),
+        'minibatch' (summed gradients, a Spark join a mini-batch), or, under implicitPrefs, 'bayes'
+        or 'isgd'
+    rank : int, default 16
+        number of features; at least 1; default under implicitPrefs 32
+    maxIter : int, default 10
+        sweeps of 'bayes' after its filter pass (0 = filter only), at most, see tol; passes of 'sgd'
+        and 'minibatch'
+    tol : float, default 0.005
+        stop when a sweep changes the expected square error of a training rating by less than this
+        share; of 'sgd', only where it is set, the training RMSE; 0 = never
+    seed : int | None, default 20_140_707
+        random seed
+    coldStartStrategy : str, default "bias"
+        prediction where a user or item is not known: 'bias' (whatever part of mean + user bias +
+        item bias is known), 'nan', or 'drop' the row
+    clipPredictions : bool, default True
+        whether predictions are clipped to the range of ratings seen
+    handleInvalid : str, default "error"
+        ratings that cannot be learned (null id, null or infinite rating, negative weight): 'error'
+        (default of fit and update), 'skip' (default of streams: set aside and counted), or 'keep'
+        (as skip, but a missing time counts as the earliest and a bad weight as 1)
+    regParam : float, default 0.1
+        every lambda of 'sgd' and 'minibatch' at once; 'bayes' shrinks by its variances instead; at
+        least 0; default under implicitPrefs 0.01
+    userBiasRegParam : float | None, default None
+        lambda of user biases, for regParam; None: as regParam; at least 0
+    itemBiasRegParam : float | None, default None
+        lambda of item biases, for regParam; None: as regParam; at least 0
+    userFactorRegParam : float | None, default None
+        lambda of user features, for regParam; None: as regParam; at least 0
+    itemFactorRegParam : float | None, default None
+        lambda of item features, for regParam; None: as regParam; at least 0
+    stepSize : float, default 0.01
+        step size of 'sgd' and 'minibatch'; above 0; default under implicitPrefs 0.05
+    blockSize : int, default 10_000
+        ratings of one mini-batch of 'minibatch'; at least 1
+    biasPriorVariance : float, default 0.2
+        prior variance of a bias, in units of the spread of ratings squared; above 0; default under
+        implicitPrefs 0.1
+    factorPriorVariance : float, default 0.1
+        prior variance of a feature, in units of the spread of ratings; above 0; default under
+        implicitPrefs 0.5
+    noiseVariance : float, default 0.5
+        variance of a rating about its prediction while filtering, in units of the spread of ratings
+        squared; above 0
+    initStd : float, default 0.05
+        standard deviation of a new id's features; at least 0; default under implicitPrefs 0.1
+    drift : float, default 0.0
+        variance added to every coordinate that a rating touches, so that tastes may move; at
+        least 0
+    implicitPrior : bool, default True
+        whether the prior mean of a user is learned from the items that it rated, and of an item
+        from its users
+    numNegatives : int | None, default 20
+        under implicitPrefs: items an event that its user is taken not to have done; at least 0;
+        with 'isgd' under implicitPrefs 0 by default
+    rankingSize : int | None, default 0
+        N of the Recall@N and MRR@N of a stream; 0 = not ranked: the default, under
+        implicitPrefs 10. For ratings the model then keeps what each user has rated
+    rankingSample : int, default 0
+        items drawn that the item of an event or rating is ranked among; 0 = all
+    numThreads : int, default 0
+        threads of a training task; 0 = N under local[N], else the task's cores
+    numBlocks : int, default 0
+        blocks of users and of items that a fit is cut into; 1 = one task, 0 = chosen from the
+        number of ratings
+    maxRatingsPerTask : int, default 50_000_000
+        ratings, about 57 bytes each at the peak, that one task may hold; more go in blocks; at
+        least 1
+    maxResidentIds : int, default 5_000_000
+        users and items, about 300 bytes each at rank 16, that a stream keeps in memory; of a larger
+        model it reads the rows that a micro-batch needs from files under the model path; 0 = all of
+        them
+    checkpointInterval : int, default 10
+        steps of a fit in blocks after which its lineage is cut; -1 = never; at least 1, or -1
+    parallelism : int, default 1
+        models learned at the same time; a single model does not use it; at least 1
+    showProgress : bool, default False
+        whether a fit shows a bar in the terminal or notebook; needs tqdm
+    progressPath : str, default ""
+        folder, shared by driver and executors, where tasks of a fit write how far they are; empty:
+        a temporary one while showProgress shows it under local[N], else none
+    implicitPrefs : bool, default False
+        whether rows are events (positive-only feedback), not ratings; needs solver 'bayes' or
+        'isgd'
+    nonnegative : bool, default False
+        whether features must not be negative; true is refused
+    alpha : float, default 1.0
+        under implicitPrefs an event of rating r counts (1 + alpha r) / (1 + alpha) times; at
+        least 0
+    numUserBlocks : int, default 10
+        as in ALS: blocks of users; no effect, see numBlocks; at least 1
+    numItemBlocks : int, default 10
+        as in ALS: blocks of items; no effect, see numBlocks; at least 1
+    intermediateStorageLevel : str, default "MEMORY_AND_DISK"
+        as in ALS: where Spark keeps intermediate data; no effect
+    finalStorageLevel : str, default "MEMORY_AND_DISK"
+        as in ALS: where Spark keeps factors; no effect, the driver has them
 
     Examples
     --------
@@ -116,7 +234,7 @@ class StreamingBiasedALS(
         return self._set(**{name: value for name, value in kwargs.items() if value is not None})
 
     def write(self) -> MLWriter:
-        """A writer: als.write().overwrite().save(path)."""
+        """Return a writer: als.write().overwrite().save(path)."""
         return EstimatorWriter(self)
 
     def _fit(self, dataset: DataFrame) -> StreamingBiasedALSModel:
@@ -134,8 +252,9 @@ class StreamingBiasedALS(
 
         Parameters
         ----------
-        path : folder or file, local or a URI that pyarrow.fs reads, the same on driver and
-            executors; without a scheme it is local
+        path : str
+            folder or file, local or a URI that pyarrow.fs reads, the same on driver and executors;
+            without a scheme it is local
 
         Notes
         -----
@@ -202,25 +321,44 @@ class StreamingBiasedALS(
 
         Parameters
         ----------
-        stream : a streaming DataFrame with the columns of ratings
-        modelPath : folder or URI for versions and Spark's checkpoint
-        trigger : as DataStreamWriter.trigger takes it
-        validation : held-out ratings, scored after each batch
-        queryName : name of Spark's query
-        keepVersions, keepDays : how many versions stay loadable, and those how young
-        leaseSeconds : a writer on another host counts as gone when silent for so long
-        eventIdCol, watermark : column of ids of events, and how late one or its repeat may come
-        onBatch : called with the metrics of each batch
-        prometheusPath : folder or URI of metrics.prom
-        metricsTable : whether each batch adds a Parquet file to metrics/ under the path
+        stream : DataFrame
+            a streaming DataFrame with the columns of ratings
+        modelPath : str
+            folder or URI for versions and Spark's checkpoint
+        trigger : dict[str, Any] | None
+            as DataStreamWriter.trigger takes it
+        validation : DataFrame | None
+            held-out ratings, scored after each batch
+        queryName : str | None
+            name of Spark's query
+        keepVersions : int
+            how many of the newest versions stay loadable
+        keepDays : float
+            younger versions than so many days stay as well
+        leaseSeconds : float
+            a writer on another host counts as gone when silent for so long
+        eventIdCol : str | None
+            column of ids of events; an event delivered again is dropped; None for none
+        watermark : str
+            how late by timestampCol an event or its repeat may come, such as "1 hour"
+        onBatch : OnBatch | None
+            called with the metrics of each batch
+        prometheusPath : str
+            folder or URI of metrics.prom
+        metricsTable : bool
+            whether each batch adds a Parquet file to metrics/ under the path
 
         Raises
         ------
-        ValueError : not a stream, a missing column, an option out of range, a path learned with
-            other Params or from another start
-        TypeError : a column of a wrong type
-        LeaseError : another stream writes to the path
-        StorageError : the path is damaged
+        ValueError
+            not a stream, a missing column, an option out of range, a path learned with other Params
+            or from another start
+        TypeError
+            a column of a wrong type
+        LeaseError
+            another stream writes to the path
+        StorageError
+            the path is damaged
         """
         self.warnOfUnused()
         if not stream.isStreaming:

@@ -60,7 +60,8 @@ class StreamingBiasedALSModel(
 
     Attributes
     ----------
-    version : int, grows by one with every update or micro-batch
+    version : int
+        grows by one with every update or micro-batch
     """
 
     def __init__(
@@ -138,10 +139,12 @@ class StreamingBiasedALSModel(
 
         Parameters
         ----------
-        validation : held-out ratings, of which at most a million are used; by default those that
-            the model predicted before it learned them (later half of the filter pass of a fit,
-            every micro-batch and update after it)
-        minRatings : ids with fewer ratings count as thin
+        validation : DataFrame | None
+            held-out ratings, of which at most a million are used; by default those that the model
+            predicted before it learned them (later half of the filter pass of a fit, every
+            micro-batch and update after it)
+        minRatings : int
+            ids with fewer ratings count as thin
         """
         self._refuse_of_events("diagnose compares ratings with predictions")
         held_out = None
@@ -187,7 +190,8 @@ class StreamingBiasedALSModel(
 
         Parameters
         ----------
-        user, item : ids, known or not
+        user, item : int | str
+            ids, known or not
 
         Returns
         -------
@@ -197,7 +201,8 @@ class StreamingBiasedALSModel(
 
         Raises
         ------
-        TypeError : an id is a string where the model learned integers, or the other way round
+        TypeError
+            an id is a string where the model learned integers, or the other way round
         """
         self._refuse_of_events("explain takes the prediction of a rating apart")
         parts = explain_pair(self._state, user, item, self.getClipPredictions())
@@ -206,7 +211,7 @@ class StreamingBiasedALSModel(
 
     @classmethod
     def fromALS(cls, als_model: ALSModel) -> StreamingBiasedALSModel:
-        """A model that starts from the factors of Spark's own ALSModel and learns on from there.
+        """Start a model from the factors of Spark's own ALSModel; it learns on from there.
 
         Its predictions for known pairs are ALS's, until its first update; they are clipped only
         once a rating has been seen. Variances start at the defaults' priors.
@@ -239,9 +244,12 @@ class StreamingBiasedALSModel(
 
         Raises
         ------
-        ValueError : a missing column, a stream, or rows that cannot be learned (handleInvalid)
-        TypeError : a column of a wrong type
-        DivergenceError : the model is then as it was before
+        ValueError
+            a missing column, a stream, or rows that cannot be learned (handleInvalid)
+        TypeError
+            a column of a wrong type
+        DivergenceError
+            the model is then as it was before
         """
         if dataset.isStreaming:
             raise ValueError("The DataFrame is a stream: call updateStream.")
@@ -288,32 +296,49 @@ class StreamingBiasedALSModel(
 
         Parameters
         ----------
-        stream : a streaming DataFrame with the columns of ratings
-        modelPath : folder or URI for versions and Spark's checkpoint; without a scheme local
-        trigger : as DataStreamWriter.trigger takes it, e.g. {"availableNow": True}
-        validation : held-out ratings, scored after each batch and kept under the path
-        queryName : name of Spark's query
-        keepVersions : how many of the newest versions stay loadable
-        keepDays : younger versions than so many days stay as well
-        leaseSeconds : a writer on another host counts as gone when silent for so long
-        eventIdCol : column of ids of events; an event delivered again is dropped (Spark's
+        stream : DataFrame
+            a streaming DataFrame with the columns of ratings
+        modelPath : str
+            folder or URI for versions and Spark's checkpoint; without a scheme local
+        trigger : dict[str, Any] | None
+            as DataStreamWriter.trigger takes it, e.g. {"availableNow": True}
+        validation : DataFrame | None
+            held-out ratings, scored after each batch and kept under the path
+        queryName : str | None
+            name of Spark's query
+        keepVersions : int
+            how many of the newest versions stay loadable
+        keepDays : float
+            younger versions than so many days stay as well
+        leaseSeconds : float
+            a writer on another host counts as gone when silent for so long
+        eventIdCol : str | None
+            column of ids of events; an event delivered again is dropped (Spark's
             dropDuplicatesWithinWatermark), as are those later than `watermark`
-        watermark : how late by timestampCol, a timestamp, an event or its repeat may come
-        onBatch : called with the metrics of each batch, a dict, once it is committed, in the
-            process that learns (on Spark Connect beside the server, so it must be picklable);
-            what it raises is logged
-        prometheusPath : folder or URI in which metrics.prom is replaced after each batch
-        metricsTable : whether each batch adds a Parquet file to metrics/ under the path, a row
-            with the columns of `job.metrics` that need no other batch
+        watermark : str
+            how late by timestampCol, a timestamp, an event or its repeat may come
+        onBatch : OnBatch | None
+            called with the metrics of each batch, a dict, once it is committed, in the process that
+            learns (on Spark Connect beside the server, so it must be picklable); what it raises is
+            logged
+        prometheusPath : str
+            folder or URI in which metrics.prom is replaced after each batch
+        metricsTable : bool
+            whether each batch adds a Parquet file to metrics/ under the path, a row with the
+            columns of `job.metrics` that need no other batch
 
         Raises
         ------
-        ValueError : not a stream, a missing column, an option out of range, a path learned with
-            other Params or from another start, or maxResidentIds set for a model of ratings that
-            ranks (rankingSize)
-        TypeError : a column of a wrong type
-        LeaseError : another stream writes to the path
-        StorageError : the path is damaged
+        ValueError
+            not a stream, a missing column, an option out of range, a path learned with other Params
+            or from another start, or maxResidentIds set for a model of ratings that ranks
+            (rankingSize)
+        TypeError
+            a column of a wrong type
+        LeaseError
+            another stream writes to the path
+        StorageError
+            the path is damaged
         """
         return start_stream(
             stream,
@@ -344,15 +369,21 @@ class StreamingBiasedALSModel(
 
         Parameters
         ----------
-        stream : a streaming DataFrame with the columns of ratings
-        modelPath : folder or URI of a model that a stream has begun
-        maxResidentIds : the Param, by default as it was set for the path
-        **options : as `updateStream` takes them
+        stream : DataFrame
+            a streaming DataFrame with the columns of ratings
+        modelPath : str
+            folder or URI of a model that a stream has begun
+        maxResidentIds : int | None
+            the Param, by default as it was set for the path
+        **options : Any
+            as `updateStream` takes them
 
         Raises
         ------
-        StorageError : there is no model, or it is damaged
-        ValueError : `maxResidentIds` for a model of events, or of ratings that ranks
+        StorageError
+            there is no model, or it is damaged
+        ValueError
+            `maxResidentIds` for a model of events, or of ratings that ranks
         others : as `updateStream`
         """
         store = VersionStore(full_path(modelPath))
@@ -374,17 +405,17 @@ class StreamingBiasedALSModel(
     # ---- copy, save, load -------------------------------------------------------------------
 
     def copy(self, extra: dict[Any, Any] | None = None) -> StreamingBiasedALSModel:
-        """An independent snapshot: what this model learns later, the copy does not."""
+        """Return an independent snapshot: what this model learns later, the copy does not."""
         self._shared = True
         return super().copy(extra)
 
     def write(self) -> MLWriter:
-        """A writer: model.write().overwrite().save(path)."""
+        """Return a writer: model.write().overwrite().save(path)."""
         return ModelWriter(self)
 
     @classmethod
     def read(cls) -> ModelReader[StreamingBiasedALSModel]:
-        """A reader of saved models and of model paths."""
+        """Return a reader of saved models and of model paths."""
         return ModelReader(cls, cls._from_store)
 
     @classmethod
@@ -396,6 +427,7 @@ class StreamingBiasedALSModel(
         return cls.read().load(path, version)
 
     def __repr__(self) -> str:
+        """Return the uid and sizes of the model."""
         state = self._state
         return (
             f"StreamingBiasedALSModel: uid={self.uid}, rank={self.rank}, version={self.version}, "
@@ -428,7 +460,7 @@ class StreamingBiasedALSModel(
         return {"uid": self.uid, "params": params, "idTypes": list(self._id_types)}
 
     def _scoring_state(self) -> ModelState:
-        """The state that pairs are scored by: of events with their popularity and context."""
+        """Return the state that scores pairs: of events with their popularity and context."""
         if not self._state.settings.learns_events:
             return self._state
         held = self._serving

@@ -36,5 +36,5 @@ def fit_options(
 
 
 def stream_invalid(params: ModelParams) -> str:
-    """handleInvalid of a stream: 'skip' unless it was set."""
+    """Return handleInvalid of a stream: 'skip' unless it was set."""
     return params.getHandleInvalid() if params.isSet("handleInvalid") else "skip"

@@ -211,7 +211,7 @@ class ModelParams(
         return self.getOrDefault(self.timestampCol)
 
     def ratingColumns(self) -> RatingColumns:
-        """The columns that ratings are learned from."""
+        """Return the columns that ratings are learned from."""
         return RatingColumns(
             user=self.getUserCol(),
             item=self.getItemCol(),
@@ -427,7 +427,7 @@ class LearningParams(
         return self.getOrDefault(self.implicitPrior)
 
     def settings(self) -> Settings:
-        """What the arithmetic has to know of the Params; what has no effect is 0, alpha 1."""
+        """Return what the arithmetic needs of the Params; what has no effect is 0, alpha 1."""
         events, size = self.getImplicitPrefs(), self.getRankingSize()
         return Settings(
             solver=self.getSolver(),
@@ -486,7 +486,7 @@ class LearningParams(
 
 
 def default_settings(**fields: Any) -> Settings:
-    """Settings from the Params' defaults, but for these fields; needs no Spark session.
+    """Return settings from the Params' defaults, but for these fields; needs no Spark session.
 
     The defaults are those of the solver, and of ratings or events, that `fields` name.
     """

@@ -104,11 +104,12 @@ class ModelReader(MLReader[M], Generic[M]):
         self.from_store = from_store
 
     def load(self, path: str, version: int | None = None) -> M:
-        """The model at `path`.
+        """Load the model at `path`.
 
         Raises
         ------
-        StorageError : nothing readable is there, it is damaged, or of another format
+        StorageError
+            nothing readable is there, it is damaged, or of another format
         """
         store = _version_store(path)
         if store is not None:
@@ -163,7 +164,7 @@ def _read_side(spark: SparkSession, path: str, side: FactorTable) -> None:
 
 
 def _version_store(path: str) -> VersionStore | None:
-    """The versions at a path, None where it is none or of a scheme that only Spark can read."""
+    """Return the versions at a path, None where it is none or of a scheme only for Spark."""
     try:
         store = VersionStore(path)
         return store if store.meta() is not None else None

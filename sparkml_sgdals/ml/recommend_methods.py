@@ -29,14 +29,17 @@ class RankingMethods:
     def recommendForAllUsers(
         self, numItems: int, excludeSeen: DataFrame | None = None, rankBy: RankBy = "prediction"
     ) -> DataFrame:
-        """The best items for every user, with the schema of ALSModel's method of this name.
+        """Return the best items for every user, with the schema of ALSModel's method of this name.
 
         Parameters
         ----------
-        numItems : at most so many for each
-        excludeSeen : a table with the columns userCol and itemCol: pairs not to recommend
-        rankBy : "prediction", or its "upper" or "lower" bound one standard deviation of the mean
-            away: "upper" explores what the model is unsure of
+        numItems : int
+            at most so many for each
+        excludeSeen : DataFrame | None
+            a table with the columns userCol and itemCol: pairs not to recommend
+        rankBy : RankBy
+            "prediction", or its "upper" or "lower" bound one standard deviation of the mean away:
+            "upper" explores what the model is unsure of
 
         Returns
         -------
@@ -48,7 +51,7 @@ class RankingMethods:
     def recommendForAllItems(
         self, numUsers: int, excludeSeen: DataFrame | None = None, rankBy: RankBy = "prediction"
     ) -> DataFrame:
-        """The best users for every item; `recommendForAllUsers` says the rest."""
+        """Return the best users for every item; see `recommendForAllUsers`."""
         return self._recommend("item", numUsers, None, excludeSeen, rankBy, "")
 
     def recommendForUserSubset(
@@ -59,13 +62,21 @@ class RankingMethods:
         rankBy: RankBy = "prediction",
         coldCol: str = "",
     ) -> DataFrame:
-        """The best items for the users in `dataset`; `recommendForAllUsers` says the rest.
+        """Return the best items for the users in `dataset`, as `recommendForAllUsers` does.
 
         Parameters
         ----------
-        dataset : a table with the column userCol; a user in it that is not known gets items by
-            their biases
-        coldCol : a further column that says whether the user was not known; empty for none
+        dataset : DataFrame
+            a table with the column userCol; a user in it that is not known gets items by their
+            biases
+        numItems : int
+            at most so many for each
+        excludeSeen : DataFrame | None
+            a table with the columns userCol and itemCol: pairs not to recommend
+        rankBy : RankBy
+            "prediction", or its "upper" or "lower" bound one standard deviation of the mean away
+        coldCol : str
+            a further column that says whether the user was not known; empty for none
         """
         return self._recommend("user", numItems, dataset, excludeSeen, rankBy, coldCol)
 
@@ -77,11 +88,11 @@ class RankingMethods:
         rankBy: RankBy = "prediction",
         coldCol: str = "",
     ) -> DataFrame:
-        """The best users for the items in `dataset`; `recommendForUserSubset` says the rest."""
+        """Return the best users for the items in `dataset`; see `recommendForUserSubset`."""
         return self._recommend("item", numUsers, dataset, excludeSeen, rankBy, coldCol)
 
     def similarItems(self, dataset: DataFrame, numItems: int) -> DataFrame:
-        """The items most like those in `dataset` by the cosine of their features.
+        """Return the items most like those in `dataset` by the cosine of their features.
 
         Returns
         -------
@@ -91,7 +102,7 @@ class RankingMethods:
         return self._similar("item", dataset, numItems)
 
     def similarUsers(self, dataset: DataFrame, numUsers: int) -> DataFrame:
-        """The users most like those in `dataset`; `similarItems` says the rest."""
+        """Return the users most like those in `dataset`; see `similarItems`."""
         return self._similar("user", dataset, numUsers)
 
     def _side(self, side: str) -> tuple[FactorTable, str, str, str]:

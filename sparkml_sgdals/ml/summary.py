@@ -16,13 +16,19 @@ class TrainingSummary:
 
     Attributes
     ----------
-    form : "one task", "4 blocks", "mini-batches", or "nothing" where there was nothing to learn
-    ratings, users, items : how many the model has learned, and of how many ids
-    totalIterations : sweeps or passes done, fewer than maxIter where `tol` ended them
-    rmse : training RMSE by sweep or pass, in units of the ratings; empty for 'minibatch'
-    noiseVariance : variance of a rating about its prediction, in units of the ratings squared;
-        as set, not as learned, where there was no sweep
-    seconds : time by phase, in seconds
+    form : str
+        "one task", "4 blocks", "mini-batches", or "nothing" where there was nothing to learn
+    ratings, users, items : int
+        how many the model has learned, and of how many ids
+    totalIterations : int
+        sweeps or passes done, fewer than maxIter where `tol` ended them
+    rmse : list[float]
+        training RMSE by sweep or pass, in units of the ratings; empty for 'minibatch'
+    noiseVariance : float
+        variance of a rating about its prediction, in units of the ratings squared; as set, not as
+        learned, where there was no sweep
+    seconds : dict[str, float]
+        time by phase, in seconds
     """
 
     form: str
@@ -36,7 +42,7 @@ class TrainingSummary:
 
     @classmethod
     def of(cls, state: ModelState, report: TrainingReport) -> TrainingSummary:
-        """The summary of a state that has just been learned."""
+        """Return the summary of a state that has just been learned."""
         return cls(
             form=report.form,
             ratings=state.counters.ratings,
@@ -49,7 +55,7 @@ class TrainingSummary:
         )
 
     def __str__(self) -> str:
-        """A few lines to read."""
+        """Return a few lines to read."""
         sweeps = ", ".join(f"{value:.4f}" for value in self.rmse) or "not taken"
         phases = ", ".join(f"{name} {value:.2f} s" for name, value in self.seconds.items())
         return (

@@ -29,12 +29,15 @@ class VersionMethods:
 
     @classmethod
     def versions(cls, path: str, verify: bool = True) -> pd.DataFrame:
-        """The versions kept under a model path, oldest first.
+        """List the versions kept under a model path, oldest first.
 
         Parameters
         ----------
-        verify : read all files and compare their checksums, which takes as long as reading
-            them; else only see that they are there
+        path : str
+            the model path, a folder or URI
+        verify : bool
+            read all files and compare their checksums, which takes as long as reading them; else
+            only see that they are there
 
         Returns
         -------
@@ -56,15 +59,22 @@ class VersionMethods:
 
         Parameters
         ----------
-        reread : the stream reads on from where it stood after `version`, so clean the source
-            first or it learns the same again; False: it goes on from where it stands now, and
-            what it read since `version` is left out
+        path : str
+            the model path, a folder or URI
+        version : int
+            the version to go back to, one that `versions` lists
+        reread : bool
+            the stream reads on from where it stood after `version`, so clean the source first or it
+            learns the same again; False: it goes on from where it stands now, and what it read
+            since `version` is left out
 
         Raises
         ------
-        LeaseError : a stream writes to the path
-        StorageError : the version is not kept or is damaged, or Spark no longer keeps its offsets
-            (it keeps those of 100 batches: spark.sql.streaming.minBatchesToRetain)
+        LeaseError
+            a stream writes to the path
+        StorageError
+            the version is not kept or is damaged, or Spark no longer keeps its offsets (it keeps
+            those of 100 batches: spark.sql.streaming.minBatchesToRetain)
         """
         return roll_back(VersionStore(full_path(path)), version, reread)
 
@@ -75,9 +85,11 @@ class VersionMethods:
 
         Parameters
         ----------
-        users : a table with the column userCol
-        modelPath : remove them in every version kept under this path as well, then be its newest
-            version; stop the stream before
+        users : DataFrame
+            a table with the column userCol
+        modelPath : str | None
+            remove them in every version kept under this path as well, then be its newest version;
+            stop the stream before
 
         Returns
         -------
@@ -85,8 +97,10 @@ class VersionMethods:
 
         Raises
         ------
-        LeaseError : a stream writes to the path
-        StorageError : the path holds no version, or a damaged one
+        LeaseError
+            a stream writes to the path
+        StorageError
+            the path holds no version, or a damaged one
         """
         ids = self._subset(users, "user")
         if modelPath is not None:

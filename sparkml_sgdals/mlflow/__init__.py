@@ -31,8 +31,12 @@ def log_model(model: StreamingBiasedALSModel, name: str = "model", **options: An
 
     Parameters
     ----------
-    name : of the logged model
-    options : more for `mlflow.pyfunc.log_model`, such as `registered_model_name`
+    model : StreamingBiasedALSModel
+        the model, as it is now
+    name : str
+        of the logged model
+    **options : Any
+        more for `mlflow.pyfunc.log_model`, such as `registered_model_name`
 
     Notes
     -----
@@ -61,7 +65,7 @@ def log_model(model: StreamingBiasedALSModel, name: str = "model", **options: An
 
 
 def load_model(model_uri: str) -> StreamingBiasedALSModel:
-    """The model that was logged, such as "models:/films/3" or "runs:/ID/model".
+    """Load a model that was logged, such as "models:/films/3" or "runs:/ID/model".
 
     It transforms, recommends, and goes on with `update` and `updateStream`.
     """

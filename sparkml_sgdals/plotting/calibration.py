@@ -14,12 +14,16 @@ __all__ = ["calibration_table", "plot_calibration"]
 
 
 def calibration_table(std: npt.ArrayLike, error: npt.ArrayLike, groups: int = 10) -> pd.DataFrame:
-    """Held-out ratings in groups of equal size by their stated deviation.
+    """Group held-out ratings by their stated deviation, in groups of equal size.
 
     Parameters
     ----------
-    std : stated standard deviations (predictionStdCol), shape (n,)
-    error : rating less prediction, shape (n,)
+    std : npt.ArrayLike
+        stated standard deviations (predictionStdCol), shape (n,)
+    error : npt.ArrayLike
+        rating less prediction, shape (n,)
+    groups : int
+        how many groups; their sizes differ by one at most
 
     Returns
     -------
@@ -27,7 +31,8 @@ def calibration_table(std: npt.ArrayLike, error: npt.ArrayLike, groups: int = 10
 
     Raises
     ------
-    ValueError : shapes differ, a value is not finite, or fewer ratings than groups
+    ValueError
+        shapes differ, a value is not finite, or fewer ratings than groups
     """
     stated, apart = np.asarray(std, float), np.asarray(error, float)
     if stated.shape != apart.shape or stated.ndim != 1:

@@ -27,18 +27,22 @@ __all__ = ["plot_race", "plot_stream"]
 def plot_stream(
     metrics: pd.DataFrame, batch: Mapping[str, float] | None = None, title: str = ""
 ) -> Figure:
-    """RMSE of a stream by the ratings it has seen.
+    """Draw the RMSE of a stream by the ratings it has seen.
 
     Parameters
     ----------
-    metrics : what `StreamJob.metrics` gives; held-out RMSE is drawn where there is some. RMSE
-        before learning is a mean over a tenth of the batches: single ones differ too much
-    batch : RMSEs to compare with, by name, such as that of a fit of all ratings at once: lines
-        across
+    metrics : pd.DataFrame
+        what `StreamJob.metrics` gives; held-out RMSE is drawn where there is some. RMSE before
+        learning is a mean over a tenth of the batches: single ones differ too much
+    batch : Mapping[str, float] | None
+        RMSEs to compare with, by name, such as that of a fit of all ratings at once: lines across
+    title : str
+        above the picture; empty for none
 
     Raises
     ------
-    ValueError : no batches, or a column is missing
+    ValueError
+        no batches, or a column is missing
     """
     _need(metrics, ("ratings", "rmse", "validationRmse"))
     seen = metrics["ratings"].cumsum().to_numpy(dtype=float)
@@ -83,16 +87,20 @@ def plot_stream(
 
 
 def plot_race(race: pd.DataFrame, title: str = "") -> Figure:
-    """The loss of each candidate by batch; those that were dropped end in a cross.
+    """Draw the loss of each candidate by batch; those that were dropped end in a cross.
 
     Parameters
     ----------
-    race : candidate, batch, loss (RMSE in units of the rating), dropped_at (batch, missing for
-        those that stay); a row a candidate and batch
+    race : pd.DataFrame
+        candidate, batch, loss (RMSE in units of the rating), dropped_at (batch, missing for those
+        that stay); a row a candidate and batch
+    title : str
+        above the picture; empty for none
 
     Raises
     ------
-    ValueError : no rows, or a column is missing
+    ValueError
+        no rows, or a column is missing
     """
     _need(race, ("candidate", "batch", "loss", "dropped_at"))
     figure = new_figure(8.0, 4.6)

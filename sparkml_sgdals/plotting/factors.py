@@ -30,17 +30,23 @@ class HasItems(Protocol):
 def plot_factors(
     model: HasItems, titles: Mapping[int | str, str], most: int = 40, title: str = ""
 ) -> Figure:
-    """Items by the two directions in which their features differ most, the clearest ones named.
+    """Draw items by the two directions in which features differ most, the clearest ones named.
 
     Parameters
     ----------
-    model : a model with `itemFactors`
-    titles : names by item id; items without one are left unnamed
-    most : at most so many are named, those farthest from the middle first, none over another
+    model : HasItems
+        a model with `itemFactors`
+    titles : Mapping[int | str, str]
+        names by item id; items without one are left unnamed
+    most : int
+        at most so many are named, those farthest from the middle first, none over another
+    title : str
+        above the picture; empty for none
 
     Raises
     ------
-    ValueError : fewer than three items, or no id of `titles` is an item
+    ValueError
+        fewer than three items, or no id of `titles` is an item
     """
     table = model.itemFactors.toPandas().sort_values("id", ignore_index=True)
     if len(table) < 3:

@@ -29,9 +29,12 @@ class MatrixStep:
 
     Attributes
     ----------
-    label : such as "iteration 3" or "batch 3: 2,700 ratings"
-    matrix : predicted ratings, shape (users, items); NaN where there is none
-    rmse : on the ratings that were held out, in units of the rating
+    label : str
+        such as "iteration 3" or "batch 3: 2,700 ratings"
+    matrix : npt.NDArray[np.float32]
+        predicted ratings, shape (users, items); NaN where there is none
+    rmse : float
+        on the ratings that were held out, in units of the rating
     """
 
     label: str
@@ -46,18 +49,23 @@ def plot_matrix(
     frames: Sequence[int],
     limits: tuple[float, float] = (1.0, 5.0),
 ) -> Figure:
-    """A strip of frames: alternating least squares above, the stream below, the ratings at the end.
+    """Draw frames side by side: alternating least squares above, the stream below, ratings last.
 
     Parameters
     ----------
-    truth : all ratings, shape (users, items)
-    als, stream : steps of each; frame n shows step n, or the last one
-    frames : which frames, from 0
-    limits : darkest and lightest rating
+    truth : npt.NDArray[np.float32]
+        all ratings, shape (users, items)
+    als, stream : Sequence[MatrixStep]
+        steps of each; frame n shows step n, or the last one
+    frames : Sequence[int]
+        which frames, from 0
+    limits : tuple[float, float]
+        darkest and lightest rating
 
     Raises
     ------
-    ValueError : no frames or steps, or a matrix of another shape
+    ValueError
+        no frames or steps, or a matrix of another shape
     """
     _check(truth, als, stream)
     if not frames:
@@ -97,7 +105,8 @@ def save_film(
 
     Raises
     ------
-    ValueError : no steps, a matrix of another shape, or another kind of file
+    ValueError
+        no steps, a matrix of another shape, or another kind of file
     """
     _check(truth, als, stream)
     kind = Path(file).suffix.lower()

@@ -19,7 +19,7 @@ MARKERS: Final = "os^Dv*"
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches; not of pyplot, so nothing has to be closed."""
+    """Return an empty figure, in inches; not of pyplot, so nothing has to be closed."""
     return Figure(figsize=(width, height), dpi=110, layout="constrained")
 
 

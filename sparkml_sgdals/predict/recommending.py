@@ -40,10 +40,14 @@ class Ranking:
 
     Attributes
     ----------
-    count : candidates a query
-    sign : 1, 0 or -1 standard deviations of the mean added to the prediction
-    mean, spread : of the scale; score = mean + spread (query part + candidate part)
-    low, high : predictions are clipped to these after ranking
+    count : int
+        candidates a query
+    sign : int
+        1, 0 or -1 standard deviations of the mean added to the prediction
+    mean, spread : float
+        of the scale; score = mean + spread (query part + candidate part)
+    low, high : float
+        predictions are clipped to these after ranking
     """
 
     count: int
@@ -55,7 +59,14 @@ class Ranking:
 
     @classmethod
     def of(cls, state: ModelState, count: int, rank_by: str, clip: bool) -> Ranking:
-        """The ranking that a model's predictions give. Raises ValueError for bad arguments."""
+        """Return the ranking that a model's predictions give.
+
+        Raises
+        ------
+        ValueError
+            `count` below 1, an unknown `rank_by`, or one that the model's solver has no variances
+            for
+        """
         if count < 1:
             raise ValueError(f"The number of recommendations must be at least 1, got {count}.")
         if rank_by not in _SIGNS:
@@ -89,12 +100,22 @@ def recommend(
     subset: pa.Array | None,
     seen: DataFrame | None,
 ) -> DataFrame:
-    """The best candidates for all queries, or for the distinct ids in `subset`.
+    """Return the best candidates for all queries, or for the distinct ids in `subset`.
 
     Parameters
     ----------
-    subset : ids of the queries' kind; one that is not known is served by the candidates' biases
-    seen : columns query and candidate, pairs not to recommend, as bigint or string
+    spark : SparkSession
+        where the DataFrame is made
+    state : ModelState
+        the model, for its prior variances
+    queries, candidates : FactorTable
+        its users and items, or items and users: recommended to, and recommended
+    ranking : Ranking
+        how many, by what score, in which unit
+    subset : pa.Array | None
+        ids of the queries' kind; one that is not known is served by the candidates' biases
+    seen : DataFrame | None
+        columns query and candidate, pairs not to recommend, as bigint or string
 
     Returns
     -------
@@ -124,7 +145,7 @@ def recommend(
 
 
 def similar(spark: SparkSession, table: FactorTable, count: int, subset: pa.Array) -> DataFrame:
-    """The ids whose features point the same way as those of each id in `subset`: cosine.
+    """Return the ids whose features point the same way as those of each id in `subset`: cosine.
 
     Returns query, cold and recommendations as `recommend`, the rating being the cosine; ids that
     are not known have none.
@@ -269,13 +290,13 @@ class _Rank:
     kinds: tuple[IdKind, IdKind]
 
     def blocks(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """The function of mapInArrow, where nothing is excluded."""
+        """Yield the function of mapInArrow, where nothing is excluded."""
         for batch in batches:
             for payload in batch.column("payload"):
                 yield self.rank(from_bytes(payload.as_buffer()), None)
 
     def rank(self, queries: pa.Table, seen: pa.Table | None) -> pa.RecordBatch:
-        """The best candidates of one block of queries, as one batch of results."""
+        """Return the best candidates of one block of queries, as one batch of results."""
         mean, var = _matrix(queries, "mean"), _matrix(queries, "var")
         part, ranking = self.part, self.ranking
         ids = queries.column("id").combine_chunks()

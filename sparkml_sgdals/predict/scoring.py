@@ -45,11 +45,12 @@ class FactorFrames:
     items: DataFrame
 
     def __iter__(self) -> Iterator[DataFrame]:
+        """Iterate over users, then items."""
         return iter((self.users, self.items))
 
 
 def factor_frame(spark: SparkSession, table: FactorTable, deviations: bool) -> DataFrame:
-    """The factors of one side as a DataFrame of id and mean, with what deviations need if asked."""
+    """Return one side's factors, id and mean, and what deviations need if asked."""
     types = {
         "id": "bigint" if table.index.kind == "int" else "string",
         "mean": "array<float>",
@@ -64,8 +65,10 @@ def factor_frame(spark: SparkSession, table: FactorTable, deviations: bool) -> D
 def public_factors(
     spark: SparkSession, table: FactorTable, spread: float, id_type: str
 ) -> DataFrame:
-    """Factors in rating units: id, features array<float>, bias float, so that a prediction is
-    mean + user bias + item bias + U . P."""
+    """Return factors in rating units: id, features array<float>, bias float.
+
+    A prediction is then mean + user bias + item bias + U . P.
+    """
     ids = table.index.ids()
     order = pa.compute.array_sort_indices(ids).to_numpy(zero_copy_only=False)
     mean = table.mean[order]
@@ -88,8 +91,10 @@ def score(
 
     Raises
     ------
-    ValueError : a column is missing, or a column to add is there already
-    TypeError : ids of another kind than the model's
+    ValueError
+        a column is missing, or a column to add is there already
+    TypeError
+        ids of another kind than the model's
     """
     for added in filter(None, (columns.prediction, columns.std)):
         if added.lower() in (name.lower() for name in df.columns):
@@ -147,7 +152,7 @@ def _prediction(state: ModelState, tag: str, columns: ScoreColumns, known: Colum
 
 
 def _sum(terms: list[str]) -> str:
-    """A sum as SQL, by halves: Spark goes down into it as deep as it is nested."""
+    """Return SQL of a sum, by halves: Spark goes down into it as deep as it is nested."""
     if len(terms) == 1:
         return terms[0]
     half = len(terms) // 2
@@ -155,7 +160,7 @@ def _sum(terms: list[str]) -> str:
 
 
 def _deviation(state: ModelState, tag: str, columns: ScoreColumns, known: Column) -> Column:
-    """Standard deviation of a new rating: docs/algorithm.md, equation (7)."""
+    """Return the standard deviation of a new rating: docs/algorithm.md, equation (7)."""
     prior = prior_variances(state.settings)
 
     def mean(side: str, f: int) -> str:

@@ -40,7 +40,7 @@ def learn_with_all(
 
 
 def warm_start(leader: ModelState, settings: Settings) -> ModelState:
-    """A model of other settings that starts from what the leader knows.
+    """Return a model of other settings that starts from what the leader knows.
 
     Features beyond the leader's rank start as those of new ids do; of more than `settings.rank`
     the first ones are taken. The leader is left as it is. Models of events have one solver both.

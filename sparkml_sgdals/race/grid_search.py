@@ -102,18 +102,27 @@ class StreamingGridSearch(Params):
 
     Parameters
     ----------
-    estimator : a StreamingBiasedALS
-    estimatorParamMaps : a grid, as ParamGridBuilder makes it; maps may set what is learned by, not
-        which columns are read
-    errorProbability : that a candidate that is better than all others by more than the tolerance is
-        ever dropped, at most
-    keep : candidates that stay in the race whatever the evidence, so that the order can turn round
-    minRatings : ratings predicted before a candidate can be dropped
-    challengers : dropped candidates that may be back at a time, started from the leader's factors
-    fadingFactor : what a rating counts in the loss that the leader is chosen by when the next comes
-    tolerance : a candidate goes as well where it is shown not to be better than the leader by more
-        than this share of its RMSE (of events, of its 1 - MRR@N); 0 keeps those that are equal
-    parallelism : threads; 0 for as many as the driver has cores
+    estimator : StreamingBiasedALS
+        a StreamingBiasedALS
+    estimatorParamMaps : Sequence[dict[Param[Any], Any]]
+        a grid, as ParamGridBuilder makes it; maps may set what is learned by, not which columns are
+        read
+    errorProbability : float
+        that a candidate that is better than all others by more than the tolerance is ever dropped,
+        at most
+    keep : int
+        candidates that stay in the race whatever the evidence, so that the order can turn round
+    minRatings : int
+        ratings predicted before a candidate can be dropped
+    challengers : int
+        dropped candidates that may be back at a time, started from the leader's factors
+    fadingFactor : float
+        what a rating counts in the loss that the leader is chosen by when the next comes
+    tolerance : float
+        a candidate goes as well where it is shown not to be better than the leader by more than
+        this share of its RMSE (of events, of its 1 - MRR@N); 0 keeps those that are equal
+    parallelism : int
+        threads; 0 for as many as the driver has cores
 
     Examples
     --------
@@ -208,26 +217,43 @@ class StreamingGridSearch(Params):
 
         Parameters
         ----------
-        stream : a streaming DataFrame with the columns of ratings, of at most a million ratings a
+        stream : DataFrame
+            a streaming DataFrame with the columns of ratings, of at most a million ratings a
             micro-batch
-        modelPath : folder or URI for versions and Spark's checkpoint
-        trigger : as DataStreamWriter.trigger takes it
-        queryName : name of Spark's query
-        keepVersions, keepDays : how many versions stay loadable, and those how young
-        leaseSeconds : a writer on another host counts as gone when silent for so long
-        eventIdCol, watermark : column of ids of events, and how late one or its repeat may come
-        onBatch : called with the metrics of each batch
-        prometheusPath : folder or URI of metrics.prom
-        metricsTable : whether each batch adds a Parquet file to metrics/ under the path
+        modelPath : str
+            folder or URI for versions and Spark's checkpoint
+        trigger : dict[str, Any] | None
+            as DataStreamWriter.trigger takes it
+        queryName : str | None
+            name of Spark's query
+        keepVersions : int
+            how many of the newest versions stay loadable
+        keepDays : float
+            younger versions than so many days stay as well
+        leaseSeconds : float
+            a writer on another host counts as gone when silent for so long
+        eventIdCol : str | None
+            column of ids of events; an event delivered again is dropped; None for none
+        watermark : str
+            how late by timestampCol an event or its repeat may come, such as "1 hour"
+        onBatch : OnBatch | None
+            called with the metrics of each batch
+        prometheusPath : str
+            folder or URI of metrics.prom
+        metricsTable : bool
+            whether each batch adds a Parquet file to metrics/ under the path
 
         Raises
         ------
-        ValueError : not a stream, a missing column, an option out of range, no candidates, two
-            that learn the same, maps that set columns, or a path with another race or with a model
-            without one
-        TypeError : a column of a wrong type
-        LeaseError : another stream writes to the path
-        StorageError : the path is damaged, or was rolled back
+        ValueError
+            not a stream, a missing column, an option out of range, no candidates, two that learn
+            the same, maps that set columns, or a path with another race or with a model without one
+        TypeError
+            a column of a wrong type
+        LeaseError
+            another stream writes to the path
+        StorageError
+            the path is damaged, or was rolled back
         """
         if not stream.isStreaming:
             raise ValueError(

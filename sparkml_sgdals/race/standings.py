@@ -58,14 +58,21 @@ class RaceRules:
 
     Attributes
     ----------
-    error_probability : that the best candidate is ever dropped, at most
-    keep : candidates that are never fewer, but by divergence
-    min_ratings : predicted ratings since its entrance before a candidate can be dropped, or lead
-    challengers : dropped candidates that may be back in the race at a time
-    fading : what a rating counts in a candidate's loss when the next one comes
-    tolerance : share of the leader's loss that a candidate has to be better by, where that is put
-        to the test; 0 for no such test
-    squares : whether losses are squared errors, told as the root of their mean
+    error_probability : float
+        that the best candidate is ever dropped, at most
+    keep : int
+        candidates that are never fewer, but by divergence
+    min_ratings : int
+        predicted ratings since its entrance before a candidate can be dropped, or lead
+    challengers : int
+        dropped candidates that may be back in the race at a time
+    fading : float
+        what a rating counts in a candidate's loss when the next one comes
+    tolerance : float
+        share of the leader's loss that a candidate has to be better by, where that is put to the
+        test; 0 for no such test
+    squares : bool
+        whether losses are squared errors, told as the root of their mean
     """
 
     error_probability: float = 0.05
@@ -83,16 +90,22 @@ class Standing:
 
     Attributes
     ----------
-    candidate : its number
-    ratings : predicted since its entrance
-    loss : mean with the fading factor, of squared errors its root; None before the first prediction
-    rival : who it is compared with: the leader, for the leader the strongest other, and where it
-        was dropped the one that showed it to be worse; -1 for none
-    lower, upper : bounds on its mean loss (squared error) minus the rival's since both run, each
-        with the error probability of one test; None where there is none yet
-    leads, entered : whether it leads after this batch, or enters the race after it
-    dropped : "" or why it was dropped: "worse", "equal" (better by the tolerance at most) or
-        "diverged"
+    candidate : int
+        its number
+    ratings : int
+        predicted since its entrance
+    loss : float | None
+        mean with the fading factor, of squared errors its root; None before the first prediction
+    rival : int
+        who it is compared with: the leader, for the leader the strongest other, and where it was
+        dropped the one that showed it to be worse; -1 for none
+    lower, upper : float | None
+        bounds on its mean loss (squared error) minus the rival's since both run, each with the
+        error probability of one test; None where there is none yet
+    leads, entered : bool
+        whether it leads after this batch, or enters the race after it
+    dropped : str
+        "" or why it was dropped: "worse", "equal" (better by the tolerance at most) or "diverged"
     """
 
     candidate: int
@@ -111,8 +124,10 @@ class Race:
 
     Attributes
     ----------
-    alive : bool, shape (candidates,), who is in the race
-    leader : the candidate with the least loss, in fair comparison with each other one
+    alive : npt.NDArray[np.bool_]
+        shape (candidates,), who is in the race
+    leader : int
+        the candidate with the least loss, in fair comparison with each other one
     """
 
     def __init__(self, candidates: int, rules: RaceRules) -> None:
@@ -138,13 +153,16 @@ class Race:
 
         Parameters
         ----------
-        losses : of every candidate in the race the sum of its losses, of squared errors in rating
-            units; None for one that diverged
-        judged : ratings behind each of them, 0 where nothing was predicted
+        losses : dict[int, float | None]
+            of every candidate in the race the sum of its losses, of squared errors in rating units;
+            None for one that diverged
+        judged : int
+            ratings behind each of them, 0 where nothing was predicted
 
         Raises
         ------
-        ValueError : the losses are not those of the candidates in the race
+        ValueError
+            the losses are not those of the candidates in the race
         """
         running = [int(c) for c in np.flatnonzero(self.alive)]
         if sorted(losses) != running:
@@ -196,7 +214,7 @@ class Race:
         pairs["batches"][both] += 1.0
 
     def _zone(self) -> F64:
-        """The tolerance of each pair in units of loss a rating, from what was seen before."""
+        """Return each pair's tolerance in units of loss a rating, from what was seen before."""
         means = np.full(self.candidates, np.inf)
         np.divide(self._loss, self._loss_count, out=means, where=self._loss_count > 0.0)
         best = np.minimum(means[self._first], means[self._second])
@@ -219,7 +237,7 @@ class Race:
             self._pairs[name][told] += value
 
     def _choose_leader(self) -> None:
-        """The one that is best against the leader, over the ratings that both predicted."""
+        """Let the one lead that is best against the leader, over ratings that both predicted."""
         best, gain = -1, 0.0
         for candidate in np.flatnonzero(self.alive):
             ahead = self._against(self.leader, int(candidate))
@@ -262,8 +280,10 @@ class Race:
         return [(worse, found[worse][1]) for worse in order[:spare]]
 
     def _no_better(self) -> list[tuple[int, int]]:
-        """Who is to go because it is not better than the leader by more than the tolerance, and
-        the leader; the one furthest behind first."""
+        """Return who is not better than the leader by the tolerance, each with the leader.
+
+        The one furthest behind comes first.
+        """
         rules = self.rules
         spare = int(self.alive.sum()) - rules.keep
         if spare <= 0 or rules.tolerance <= 0.0:
@@ -279,7 +299,7 @@ class Race:
         return [(c, self.leader) for c in found[:spare]]
 
     def _zone_evidence(self, candidates: list[int]) -> F64:
-        """log E that these are not better than the leader by more than the tolerance."""
+        """Return log E that these are not better than the leader by more than the tolerance."""
         pairs = np.array([self._pair(c, self.leader) for c in candidates], np.int64)
         p = {name: values[pairs] for name, values in self._pairs.items()}
         side = np.where(np.array(candidates) < self.leader, 1.0, -1.0)
@@ -316,16 +336,20 @@ class Race:
         return math.log(tests / self.rules.error_probability)
 
     def _evidence(self, pairs: I64, mean: F64 | float) -> F64:
-        """log E against a mean difference of at most `mean` where the total is above it, else of
-        at least `mean`; with a lower bound of Phi."""
+        """Return log E, by a lower bound of Phi, against a mean difference on one side of `mean`.
+
+        The side is that of at most `mean` where the total is above it, else of at least `mean`.
+        """
         p = {name: values[pairs] for name, values in self._pairs.items()}
         total = p["total"] - mean * p["weight"]
         squares = p["squares"] - 2.0 * mean * p["mixed"] + mean * mean * p["weights"]
         return _log_evidence(total, squares)
 
     def _bounds(self, pairs: I64) -> tuple[F64, F64]:
-        """Ends of the mean differences a rating, about the one seen, that are not rejected;
-        infinite where the evidence does not reach so far."""
+        """Return the ends of the mean differences a rating, about the one seen, not rejected.
+
+        They are infinite where the evidence does not reach so far.
+        """
         weight = self._pairs["weight"][pairs]
         told = np.flatnonzero(weight > 0.0)
         ends = np.full((2, pairs.size), np.inf)
@@ -404,7 +428,7 @@ class Race:
     # ---- as JSON ----------------------------------------------------------------------------
 
     def to_json(self) -> dict[str, Any]:
-        """A dict of JSON types, the inverse of `from_json`, to the last bit."""
+        """Return a dict of JSON types, the inverse of `from_json`, to the last bit."""
         return {
             "rules": asdict(self.rules),
             "alive": self.alive.tolist(),
@@ -420,7 +444,7 @@ class Race:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Race:
-        """A race from what `to_json` gave."""
+        """Return a race from what `to_json` gave."""
         race = cls(len(values["alive"]), RaceRules(**values["rules"]))
         race.alive = np.array(values["alive"], bool)
         race.leader = int(values["leader"])
@@ -435,7 +459,7 @@ class Race:
 
 
 def _log_evidence(total: F64, squares: F64) -> F64:
-    """log E of the sums S and V, from below."""
+    """Return log E of the sums S and V, from below."""
     room = np.maximum(squares, 0.0) + _MIXTURE
     half = total**2 / (2.0 * room)
     # 2 Phi(z) >= 2 - exp(-z^2 / 2)

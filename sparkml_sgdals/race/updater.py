@@ -78,6 +78,7 @@ class RaceUpdater(BatchUpdater):
     threads: int
 
     def __call__(self, batch: DataFrame, batch_id: int) -> None:
+        """Learn and commit a micro-batch, unless it is committed already."""
         self.learn(lambda resident: self._collect(batch, batch_id, resident), batch_id)
 
     def learn(self, collect: Callable[[Resident], Collected], batch_id: int) -> None:
@@ -100,7 +101,7 @@ class RaceUpdater(BatchUpdater):
     # ---- a race in memory -------------------------------------------------------------------
 
     def _open(self) -> _Resident:
-        """The race as it was after the newest commit."""
+        """Return the race as it was after the newest commit."""
         store = VersionStore(self.path)
         committed, commit = store.load()
         if commit.batch < 0:
@@ -266,7 +267,7 @@ class RaceUpdater(BatchUpdater):
 
 
 def leader_of(commit: Commit) -> int:
-    """The candidate whose factors a version of a race holds; 0 before the first batch."""
+    """Return the candidate whose factors a version of a race holds; 0 before the first batch."""
     held = commit.scalars.get("race")
     return 0 if held is None else int(held["standings"]["leader"])
 

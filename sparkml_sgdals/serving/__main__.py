@@ -1,4 +1,4 @@
-"""Serve a model path: python -m sparkml_sgdals.serving --model PATH"""
+"""Serve a model path: python -m sparkml_sgdals.serving --model PATH."""
 
 from __future__ import annotations
 

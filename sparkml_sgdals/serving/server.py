@@ -68,35 +68,63 @@ def serve(
 
     Parameters
     ----------
-    model : a model path, as `fitStream` and `updateStream` write it, or what `model.save` wrote,
-        which never changes; local or a URI
-    host, port : where to listen; port 0 for one that is free
-    inbox : folder that the stream reads: ratings posted are appended to it as JSON lines
-    kafka, topic : host:port of a broker, where ratings posted go instead of an inbox
-    columns : names of the columns of ratings, sent and read; those of `IntakeColumns` by default
-    titles : a file .csv, .json, .jsonl or .parquet with ids and titles of items
-    ratings : a file, or folder of files, of ratings that users are known to have given
-    token_file : file with the token that posting needs
-    open_writes : take ratings without a token from other machines too
-    rate : ratings a second that one client may post, ten seconds' worth at once; 0 for no limit
-    rating_range : lowest and highest rating taken; by default those that the model has seen
-    max_body : bytes of a request's body
-    origins : origins of other sites that may ask from a browser (CORS); none by default
-    force : ready whatever the diagnosis says
-    cache : folder to map factors in, by default a temporary one; about 0.3 kB an id and copy at
-        rank 16 for users, 1 kB for items, on a disk
-    poll_seconds : how often to look for a new version
-    wait_seconds : how long to wait for the first version
-    trust_proxy : address of a proxy whose X-Forwarded-For is believed
-    ann : rank by an approximate index, for catalogues of millions; needs the extra `ann`
-    ann_recall : share of the exact best ten that it has to find, measured at each build
-    log_level : of uvicorn
-    started : called with the address when it is listened at
+    model : str
+        a model path, as `fitStream` and `updateStream` write it, or what `model.save` wrote, which
+        never changes; local or a URI
+    host : str
+        name or address to listen at
+    port : int
+        port to listen at; 0 for one that is free
+    inbox : str | None
+        folder that the stream reads: ratings posted are appended to it as JSON lines
+    kafka : str | None
+        host:port of a broker, where ratings posted go instead of an inbox
+    topic : str
+        topic of that broker
+    columns : IntakeColumns | None
+        names of the columns of ratings, sent and read; those of `IntakeColumns` by default
+    titles : str | None
+        a file .csv, .json, .jsonl or .parquet with ids and titles of items
+    ratings : str | None
+        a file, or folder of files, of ratings that users are known to have given
+    token_file : str | None
+        file with the token that posting needs
+    open_writes : bool
+        take ratings without a token from other machines too
+    rate : float
+        ratings a second that one client may post, ten seconds' worth at once; 0 for no limit
+    rating_range : tuple[float, float] | None
+        lowest and highest rating taken; by default those that the model has seen
+    max_body : int
+        bytes of a request's body
+    origins : tuple[str, ...]
+        origins of other sites that may ask from a browser (CORS); none by default
+    force : bool
+        ready whatever the diagnosis says
+    cache : str | None
+        folder to map factors in, by default a temporary one; about 0.3 kB an id and copy at rank 16
+        for users, 1 kB for items, on a disk
+    poll_seconds : float
+        how often to look for a new version
+    wait_seconds : float
+        how long to wait for the first version
+    trust_proxy : str | None
+        address of a proxy whose X-Forwarded-For is believed
+    ann : bool
+        rank by an approximate index, for catalogues of millions; needs the extra `ann`
+    ann_recall : float
+        share of the exact best ten that it has to find, measured at each build
+    log_level : str
+        of uvicorn
+    started : Callable[[str], None]
+        called with the address when it is listened at
 
     Raises
     ------
-    StorageError : there is no model, or it is damaged
-    ValueError : options that do not go together, or a file that cannot be used
+    StorageError
+        there is no model, or it is damaged
+    ValueError
+        options that do not go together, or a file that cannot be used
     """
     if inbox is not None and kafka is not None:
         raise ValueError("Ratings go to an inbox or to Kafka, not to both: leave one out.")
@@ -172,7 +200,7 @@ def build_service(
     wait_seconds: float = 0.0,
     ann_recall: float | None = None,
 ) -> Service:
-    """A service that has taken up a model and follows it; the options are those of `serve`.
+    """Make a service that has taken up a model and follows it; the options are those of `serve`.
 
     Raises StorageError where there is no model after `wait_seconds`.
     """

@@ -33,17 +33,25 @@ class Column(Generic[A]):
 
     Parameters
     ----------
-    width : numbers an id, from the settings; 1 for a matrix of one column, stored as a number; None
-        for an array of one dimension, stored as a number
-    stored : name in files, by default that of the attribute
-    dtype : float32 or int64
-    start : of a new id: a number, or a function of settings, side and ids
-    unit : how it follows the unit of ratings: "mean" as biases b and features f, which become
-        (b + shift) r and f sqrt(r), "offset" the same without a shift, "variance" by the squares,
-        "none" not at all
-    used : whether models of these settings learn it; others keep it as it starts
-    predicts : whether predictions depend on it, not further learning alone
-    told : whether the fingerprint of a model tells it also where all ids are as they start
+    width : int | Callable[[Settings], int] | None
+        numbers an id, from the settings; 1 for a matrix of one column, stored as a number; None for
+        an array of one dimension, stored as a number
+    stored : str
+        name in files, by default that of the attribute
+    dtype : npt.DTypeLike
+        float32 or int64
+    start : float | Start
+        of a new id: a number, or a function of settings, side and ids
+    unit : Literal['mean', 'offset', 'variance', 'none']
+        how it follows the unit of ratings: "mean" as biases b and features f, which become (b +
+        shift) r and f sqrt(r), "offset" the same without a shift, "variance" by the squares, "none"
+        not at all
+    used : Callable[[Settings], bool]
+        whether models of these settings learn it; others keep it as it starts
+    predicts : bool
+        whether predictions depend on it, not further learning alone
+    told : bool
+        whether the fingerprint of a model tells it also where all ids are as they start
     """
 
     def __init__(
@@ -69,6 +77,7 @@ class Column(Generic[A]):
         self._unit = unit
 
     def __set_name__(self, owner: type, name: str) -> None:
+        """Take the name of the attribute, and store the column by it unless told otherwise."""
         self.name = name
         self.stored = self.stored or name
 
@@ -79,9 +88,11 @@ class Column(Generic[A]):
     def __get__(self, holder: ColumnSet, owner: type) -> A: ...
 
     def __get__(self, holder: ColumnSet | None, owner: type) -> Any:
+        """Return the holder's array, the column itself where asked of the class."""
         return self if holder is None else holder.array(self.name)
 
     def __set__(self, holder: ColumnSet, array: A) -> None:
+        """Assign the holder's array."""
         holder.set_array(self.name, array)
 
     def shape(self, settings: Settings) -> tuple[int, ...]:
@@ -99,7 +110,7 @@ class Column(Generic[A]):
         return np.zeros((size, *self.shape(settings)), self.dtype)
 
     def start(self, settings: Settings, side: int, ids: pa.Array) -> Any:
-        """What new ids have, to be assigned to their rows."""
+        """Return what rows of new ids start as, to be assigned to them."""
         return self._start(settings, side, ids) if callable(self._start) else self._start
 
     @property
@@ -109,17 +120,18 @@ class Column(Generic[A]):
         return pa.list_(number) if callable(self._width) else number
 
     def to_arrow(self, array: A) -> pa.Array:
-        """An array as it is stored."""
+        """Return an array as it is stored."""
         if callable(self._width):
             return list_column(array)
         return pa.array(array if array.ndim == 1 else array[:, 0])
 
     def from_arrow(self, table: pa.Table, settings: Settings) -> Array:
-        """The array of a stored table.
+        """Return the array of a stored table.
 
         Raises
         ------
-        ValueError : the table lacks the column, or it has another width
+        ValueError
+            the table lacks the column, or it has another width
         """
         if self.stored not in table.column_names:
             raise ValueError(f"column {self.stored!r} is missing: the file is damaged")
@@ -162,16 +174,16 @@ class ColumnSet:
 
     @classmethod
     def registry(cls) -> tuple[Column[Any], ...]:
-        """The columns, in the order in which they are stored."""
+        """Return the columns, in the order in which they are stored."""
         found = (column for base in cls.__mro__[::-1] for column in vars(base).values())
         return tuple(column for column in found if isinstance(column, Column))
 
     def array(self, name: str) -> Array:
-        """What the attribute of a column gives."""
+        """Return the array of the column of that name."""
         return self.arrays[name]
 
     def set_array(self, name: str, array: Array) -> None:
-        """Assign to the attribute of a column."""
+        """Set the array of the column of that name."""
         self.arrays[name] = array
 
     def finite(self, rows: Any = slice(None)) -> bool:
@@ -188,7 +200,12 @@ class ColumnSet:
 
         Parameters
         ----------
-        settings : of this model, and of the other
+        other : ColumnSet
+            of the same class, perhaps of another rank
+        rows : I64
+            int64, the row here of each of the other's rows
+        settings : tuple[Settings, Settings]
+            of this model, and of the other
         """
         for column in self.registry():
             if all(column.used(some) for some in settings):
@@ -201,7 +218,7 @@ class ColumnSet:
 
 
 def grown(arrays: Mapping[str, Array], size: int) -> dict[str, Array]:
-    """Copies with room for so many rows; new ones are zero."""
+    """Return copies of arrays with room for so many rows; new ones are zero."""
     roomy = {}
     for name, array in arrays.items():
         roomy[name] = np.zeros((size, *array.shape[1:]), array.dtype)
@@ -218,7 +235,7 @@ def prior_variances(settings: Settings) -> F32:
 
 
 def list_column(matrix: Array) -> pa.ListArray:
-    """A matrix as an Arrow column of lists, one a row; a width of 0 gives empty lists."""
+    """Return a matrix as an Arrow column of lists, one a row; a width of 0 gives empty lists."""
     rows, width = matrix.shape
     offsets = np.arange(rows + 1, dtype=np.int32) * np.int32(width)
     return pa.ListArray.from_arrays(pa.array(offsets), pa.array(matrix.reshape(-1)))
@@ -261,16 +278,24 @@ class FactorColumns(ColumnSet):
 
     Attributes
     ----------
-    mean : float32, shape (n, rank + 1), bias first
-    var : float32, shape (n, rank + 1); (n, 0) for solvers without variances
-    base_mean, base_var : float32, shape (n, 1), the mean-and-bias baseline learned beside it
-    count : int64, shape (n,), ratings learned from
-    drawn : float32, shape (n, rank + 1), prior mean that partners give: the sum of their
-        `influence` / sqrt(count); (n, 0) without that prior
-    influence : float32, as `drawn`: what the id adds to the prior means of its partners
-    evidence : float32, shape (n,), the share that the id has in its partners' prior means:
-        sum of 1 / count of each
-    noise_factor : float32, shape (n,), noise of the id's ratings in units of the model's
+    mean
+        float32, shape (n, rank + 1), bias first
+    var
+        float32, shape (n, rank + 1); (n, 0) for solvers without variances
+    base_mean, base_var
+        float32, shape (n, 1), the mean-and-bias baseline learned beside it
+    count
+        int64, shape (n,), ratings learned from
+    drawn
+        float32, shape (n, rank + 1), prior mean that partners give: the sum of their `influence` /
+        sqrt(count); (n, 0) without that prior
+    influence
+        float32, as `drawn`: what the id adds to the prior means of its partners
+    evidence
+        float32, shape (n,), the share that the id has in its partners' prior means: sum of 1 /
+        count of each
+    noise_factor
+        float32, shape (n,), noise of the id's ratings in units of the model's
     """
 
     mean = Column[F32](_coordinates, start=_start_means, unit="mean", predicts=True)

@@ -23,12 +23,18 @@ class Diagnosis:
 
     Attributes
     ----------
-    ratings, users, items : what it has learned from
-    thinUsers, thinItems : share of ids with fewer than `minRatings` ratings
-    evidence : "held-out" or "prequential": which ratings were predicted
-    predicted : how many
-    rmse, baselineRmse : of the model and of mean and biases on them; NaN without any
-    beatsBaseline : the verdict
+    ratings, users, items : int
+        what it has learned from
+    thinUsers, thinItems : float
+        share of ids with fewer than `minRatings` ratings
+    evidence : str
+        "held-out" or "prequential": which ratings were predicted
+    predicted : int
+        how many
+    rmse, baselineRmse : float
+        of the model and of mean and biases on them; NaN without any
+    beatsBaseline
+        the verdict
     """
 
     ratings: int
@@ -67,6 +73,7 @@ class Diagnosis:
         )
 
     def __str__(self) -> str:
+        """Return the diagnosis as lines of text."""
         return "\n".join(
             [
                 f"learned from   {self.ratings:,} ratings, {self.users:,} users, "

@@ -55,7 +55,7 @@ class EventMemory(Protocol):
         """Whether all numbers in rows are finite."""
 
     def copy(self) -> EventMemory:
-        """An independent copy."""
+        """Return an independent copy."""
 
 
 class UserMemory:
@@ -63,8 +63,9 @@ class UserMemory:
 
     Attributes
     ----------
-    done : one int64 array of item keys a user, no key twice; the last done last, but for what
-        a model of ratings has from tables; an array is replaced and never changed
+    done
+        one int64 array of item keys a user, no key twice; the last done last, but for what a model
+        of ratings has from tables; an array is replaced and never changed
     """
 
     def __init__(self) -> None:
@@ -76,7 +77,7 @@ class UserMemory:
         self.done.extend([_NOTHING] * (size - len(self.done)))
 
     def ragged(self, rows: I64) -> tuple[I64, I64]:
-        """Starts, shape (n + 1,), and the keys of these rows one after another."""
+        """Return starts, shape (n + 1,), and the keys of these rows one after another."""
         held = [self.done[row] for row in rows.tolist()]
         starts = np.zeros(len(held) + 1, np.int64)
         np.cumsum([keys.size for keys in held], out=starts[1:])
@@ -108,7 +109,7 @@ class UserMemory:
         return True
 
     def copy(self) -> UserMemory:
-        """An independent copy."""
+        """Return an independent copy."""
         twin = UserMemory()
         twin.done = list(self.done)
         return twin
@@ -131,12 +132,15 @@ class ItemMemory(ColumnSet):
 
     Attributes
     ----------
-    context, context_var : float32, shape (n, rank): mean and variance of what having done the
-        item adds to a user's features; width 0 but under solver 'bayes'
-    popularity : float32, shape (n, parts): events of the item, each faded by one of the
-        HALF_LIVES, as they stood when it was last done; width 0 but under solver 'bayes'
-    last : int64, shape (n,), when it was last done, in events; under solver 'isgd' in touches:
-        the event's own and those of its negatives; 0 for never
+    context, context_var
+        float32, shape (n, rank): mean and variance of what having done the item adds to a user's
+        features; width 0 but under solver 'bayes'
+    popularity
+        float32, shape (n, parts): events of the item, each faded by one of the HALF_LIVES, as they
+        stood when it was last done; width 0 but under solver 'bayes'
+    last
+        int64, shape (n,), when it was last done, in events; under solver 'isgd' in touches: the
+        event's own and those of its negatives; 0 for never
     """
 
     context = Column[F32](_features)
@@ -162,18 +166,21 @@ class ItemMemory(ColumnSet):
                 self.arrays[column.name][rows] = column.from_arrow(table, self.settings)
 
     def copy(self) -> ItemMemory:
-        """An independent copy."""
+        """Return an independent copy."""
         twin = ItemMemory(self.settings)
         twin.arrays = grown(self.arrays, self.last.shape[0])
         return twin
 
 
 def with_room(held: npt.NDArray[Any], lengths: I64, more: I64) -> tuple[I64, npt.NDArray[Any]]:
-    """Lists with room at their ends for so many more.
+    """Return lists with room at their ends for so many more.
 
     Parameters
     ----------
-    held : lists one after another, of these lengths
+    held : npt.NDArray[Any]
+        lists one after another, of these lengths
+    lengths, more : I64
+        int64, shape (lists,): length of each list, and how many places to add at its end
 
     Returns
     -------
@@ -189,7 +196,7 @@ def with_room(held: npt.NDArray[Any], lengths: I64, more: I64) -> tuple[I64, npt
 
 
 def memory_for(side: int, settings: Settings) -> EventMemory | None:
-    """What one side of a model with these settings remembers, of no ids yet; None for nothing."""
+    """Return what one side remembers under these settings, of no ids yet; None for nothing."""
     if side == USER_SIDE:
         return UserMemory() if settings.learns_events or settings.ranks_ratings else None
     return ItemMemory(settings) if settings.learns_events else None

@@ -32,7 +32,7 @@ _UNSEEN: Final = 0.01
 
 
 def serving_state(state: ModelState) -> ModelState:
-    """The model that scores pairs: score = scale.mean + bias of the item + U . P.
+    """Return the model that scores pairs: score = scale.mean + bias of the item + U . P.
 
     Under 'bayes' an item's bias holds the logarithm of its share of events and a user's features
     what it did last: the score is the logarithm of the probability that the user's next event is
@@ -62,9 +62,14 @@ def log_shares(
 
     Parameters
     ----------
-    now : events learned
-    parts : share of each part of popularity; empty before the first event
-    known : items that share, the first rows
+    memory : ItemMemory
+        the items' memory, left as it is
+    now : int
+        events learned
+    parts : tuple[float, ...]
+        share of each part of popularity; empty before the first event
+    known : int
+        items that share, the first rows
 
     Returns
     -------
@@ -79,7 +84,7 @@ def log_shares(
 
 
 def memories_of(state: ModelState) -> tuple[UserMemory, ItemMemory]:
-    """What a model of events remembers of users and of items."""
+    """Return the memories of a model of events: of users, and of items."""
     users, items = state.users.memory, state.items.memory
     assert isinstance(users, UserMemory)
     assert isinstance(items, ItemMemory)
@@ -110,12 +115,18 @@ def rows_of_keys(held: I64, keys: npt.NDArray[np.uint64], order: I64) -> I64:
 def known_done(
     users: UserMemory, rows: I64, keys: npt.NDArray[np.uint64], order: I64
 ) -> tuple[I64, I64]:
-    """What users have done of the items that are known: how many each, and rows of these items.
+    """Return how many of the known items each user has done, and the rows of these items.
 
     Parameters
     ----------
-    rows : int64, shape (n,), rows of users
-    keys, order : of the known items, and what sorts them
+    users : UserMemory
+        what they have done
+    rows : I64
+        int64, shape (n,), rows of users
+    keys : npt.NDArray[np.uint64]
+        uint64, shape (items,), keys of the known items
+    order : I64
+        int64, of the same shape: what sorts the keys
     """
     starts, held = users.ragged(rows)
     found = rows_of_keys(held, keys, order)
@@ -126,7 +137,7 @@ def known_done(
 def _recent_context(
     users: UserMemory, items: ItemMemory, rows: I64, keys: npt.NDArray[np.uint64]
 ) -> F32:
-    """What the items that users did last add to their features, shape (users, rank)."""
+    """Return what the items that users did last add to their features, shape (users, rank)."""
     order = np.argsort(keys)
     total = np.zeros((rows.size, items.context.shape[1]), np.float32)
     squares = np.zeros(rows.size)
@@ -147,7 +158,7 @@ def _recent_context(
 
 
 def _bare(table: FactorTable) -> FactorTable:
-    """A copy of means and variances, without what only learning needs."""
+    """Return a copy of means and variances, without what only learning needs."""
     twin = table.copy()
     twin.memory = None
     return twin

@@ -29,8 +29,10 @@ class Term:
 
     Attributes
     ----------
-    value, std : in units of the ratings; std is None where the solver knows no variances
-    ratings : how many ratings are behind it
+    value, std : float | None
+        in units of the ratings; std is None where the solver knows no variances
+    ratings : int | None
+        how many ratings are behind it
     """
 
     part: str
@@ -41,16 +43,21 @@ class Term:
 
 
 def explain_pair(state: ModelState, user: int | str, item: int | str, clip: bool) -> list[Term]:
-    """The parts of a prediction: mean, both biases, features, noise, and the prediction itself.
+    """Return the parts of a prediction: mean, both biases, features, noise, and the prediction.
 
     Parameters
     ----------
-    user, item : ids of the model's own kind; one that is not known counts with its prior
-    clip : whether the prediction is clipped to the range of ratings seen
+    state : ModelState
+        the model that predicts
+    user, item : int | str
+        ids of the model's own kind; one that is not known counts with its prior
+    clip : bool
+        whether the prediction is clipped to the range of ratings seen
 
     Raises
     ------
-    TypeError : an id is of the other kind
+    TypeError
+        an id is of the other kind
 
     Notes
     -----

@@ -28,7 +28,8 @@ class FactorRows(FactorColumns):
 
     Attributes
     ----------
-    rows : int64, where they came from
+    rows
+        int64, where they came from
     """
 
     def __init__(self, rows: I64, arrays: dict[str, Array]) -> None:
@@ -36,7 +37,7 @@ class FactorRows(FactorColumns):
         self.arrays = arrays
 
     def copy(self) -> FactorRows:
-        """An independent copy: rows side by side, so cheaper than to take them again."""
+        """Return an independent copy: rows side by side, so cheaper than to take them again."""
         arrays = {name: array.copy() for name, array in self.arrays.items()}
         return FactorRows(self.rows, arrays)
 
@@ -46,8 +47,10 @@ class FactorTable(FactorColumns):
 
     Attributes
     ----------
-    index : the ids and their rows
-    memory : what is remembered besides where the model learns events, and of users where it ranks
+    index
+        the ids and their rows
+    memory
+        what is remembered besides where the model learns events, and of users where it ranks
         ratings; else None
     """
 
@@ -65,7 +68,7 @@ class FactorTable(FactorColumns):
         return self.index.size
 
     def array(self, name: str) -> Array:
-        """The rows of the ids there are, of one column."""
+        """Return the rows of the ids there are, of one column."""
         return self.arrays[name][: self.size]
 
     def set_array(self, name: str, array: Array) -> None:
@@ -86,7 +89,7 @@ class FactorTable(FactorColumns):
         return rows, int(missing.size)
 
     def take(self, rows: I64) -> FactorRows:
-        """Copies of these rows."""
+        """Return copies of these rows."""
         return FactorRows(rows, {name: array[rows] for name, array in self.arrays.items()})
 
     def put_rows(self, learned: FactorRows) -> None:
@@ -99,7 +102,10 @@ class FactorTable(FactorColumns):
 
         Parameters
         ----------
-        arrays : by the names of columns; what is missing stands as with new ids
+        ids : pa.Array
+            pyarrow.Array of int64 or string, by the kind of the table, shape (n,)
+        arrays : Mapping[str, Any]
+            with a row an id, by the names of columns; what is missing stands as with new ids
         """
         rows = self.index.find(ids)
         missing = np.flatnonzero(rows < 0)
@@ -124,7 +130,7 @@ class FactorTable(FactorColumns):
         return table
 
     def schema(self) -> pa.Schema:
-        """Schema of `to_arrow`."""
+        """Return the schema of what `to_arrow` gives."""
         return self.to_arrow(_NO_ROWS).schema
 
     def put_arrow(self, table: pa.Table) -> None:
@@ -132,7 +138,8 @@ class FactorTable(FactorColumns):
 
         Raises
         ------
-        ValueError : a column is missing or of another width; all is as it was
+        ValueError
+            a column is missing or of another width; all is as it was
         """
         ids = table.column("id").cast(id_array_type(self.index.kind)).combine_chunks()
         columns = self.registry()
@@ -158,7 +165,7 @@ class FactorTable(FactorColumns):
             self.memory.resize(self.size)
 
     def without(self, ids: pa.Array) -> FactorTable:
-        """A table of the same state but for some ids, known or not."""
+        """Return a table of the same state but for some ids, known or not."""
         twin = FactorTable(self.side, self.index.kind, self.settings)
         twin.put_arrow(drop_ids(self.to_arrow(), "id", ids))
         return twin
@@ -169,7 +176,7 @@ class FactorTable(FactorColumns):
             column.rescale(self.array(column.name), bias_shift, ratio)
 
     def under(self, settings: Settings) -> FactorTable:
-        """The same factors, shared, under settings that differ in ranking; nobody has done a thing.
+        """Return the same factors, shared, under settings that differ in ranking, memory empty.
 
         For models of ratings.
         """
@@ -181,7 +188,7 @@ class FactorTable(FactorColumns):
         return twin
 
     def copy(self) -> FactorTable:
-        """An independent copy."""
+        """Return an independent copy."""
         twin = copy.copy(self)
         twin.index = self.index.copy()
         twin.arrays = grown(self.arrays, self.size)
@@ -211,13 +218,13 @@ def put_features(table: FactorTable, features: pa.Table) -> None:
 
 
 def drop_ids(table: pa.Table, column: str, ids: pa.Array) -> pa.Table:
-    """The rows of a table whose id in `column` is not among `ids`."""
+    """Return the rows of a table whose id in `column` is not among `ids`."""
     known = pa.compute.is_in(table.column(column), value_set=ids.cast(table[column].type))
     return table.filter(pa.compute.invert(known))
 
 
 def arrow_schema(kind: IdKind) -> pa.Schema:
-    """Schema of a factor table: the columns of `FactorColumns` by their stored names.
+    """Return the schema of a factor table: the columns of `FactorColumns` by their stored names.
 
     Models that remember more add the columns of `event_memory`.
     """

@@ -48,7 +48,7 @@ class Scale:
 
     @classmethod
     def of(cls, moments: tuple[float, float, float], seen: int, standardise: bool) -> Scale:
-        """The scale of ratings with these moments (weight, mean, squares about it)."""
+        """Return the scale of ratings with these moments (weight, mean, squares about it)."""
         weight, mean, squares = moments
         deviation = math.sqrt(squares / weight) if weight > 0 else 0.0
         # equal ratings leave a spread of nothing but rounding; float32 has seven digits
@@ -56,7 +56,7 @@ class Scale:
         return cls(mean, deviation if spreads else 1.0, weight, squares, seen)
 
     def merged(self, moments: tuple[float, float, float], seen: int, standardise: bool) -> Scale:
-        """The scale after more ratings (Chan, Golub and LeVeque 1979, equation 2.1)."""
+        """Return the scale after more ratings (Chan, Golub and LeVeque 1979, equation 2.1)."""
         weight, mean, squares = moments
         total = self.weight + weight
         if total <= 0.0:
@@ -94,7 +94,7 @@ class Counters:
         return _root_mean(self.prequential_squares, self.prequential_ratings)
 
     def baseline_rmse(self) -> float:
-        """The same for the mean-and-bias baseline."""
+        """Return the RMSE of the mean-and-bias baseline on the same ratings."""
         return _root_mean(self.baseline_squares, self.prequential_ratings)
 
 
@@ -120,7 +120,7 @@ class ModelState:
 
     @classmethod
     def empty(cls, settings: Settings, user_kind: IdKind, item_kind: IdKind) -> ModelState:
-        """A model that has seen nothing."""
+        """Return a model that has seen nothing."""
         return cls(
             settings,
             FactorTable(USER_SIDE, user_kind, settings),
@@ -134,7 +134,7 @@ class ModelState:
         return not (self.partial or self.users.size or self.items.size)
 
     def copy(self) -> ModelState:
-        """An independent copy."""
+        """Return an independent copy."""
         return replace(self, users=self.users.copy(), items=self.items.copy())
 
     def restore(self, kept: ModelState) -> None:
@@ -143,7 +143,10 @@ class ModelState:
             setattr(self, each.name, getattr(kept, each.name))
 
     def under(self, settings: Settings) -> ModelState:
-        """The same model of ratings, factors shared, under settings that differ in ranking."""
+        """Return the same model, factors shared, under settings that differ in ranking.
+
+        For models of ratings.
+        """
         sides = self.users.under(settings), self.items.under(settings)
         return replace(self, settings=settings, users=sides[0], items=sides[1])
 
@@ -173,7 +176,7 @@ class ModelState:
         self.popularity_parts = tuple(values.get("popularityParts", ()))
 
     def fingerprint(self) -> str:
-        """A hash of the whole state, the same whatever the order of rows in memory."""
+        """Return a hash of the whole state, the same whatever the order of rows in memory."""
         digest = hashlib.sha256(repr(sorted(self.scalars().items())).encode())
         for side in (self.users, self.items):
             table = side.to_arrow()
@@ -194,7 +197,8 @@ class ModelState:
 
         Parameters
         ----------
-        users, items : rows, shape (n,); -1 for an unknown id
+        users, items : I64
+            rows, shape (n,); -1 for an unknown id
 
         Returns
         -------

@@ -51,7 +51,7 @@ def state_parts(state: ModelState, extra: dict[str, Any] | None = None) -> Itera
 
 
 def state_from_parts(parts: Iterable[Part]) -> tuple[ModelState, dict[str, Any]]:
-    """The state and the extra values that `state_parts` gave, in any order of the parts."""
+    """Return the state and the extra values that `state_parts` gave, in any order of the parts."""
     held = list(parts)
     header = json.loads(next(payload for kind, payload in held if kind == "state"))
     state = ModelState.empty(Settings.from_json(header["settings"]), *header["kinds"])

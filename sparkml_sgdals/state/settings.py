@@ -64,17 +64,17 @@ class Settings:
         return bool(self.ranking_size) and not self.learns_events
 
     def unranked(self) -> Settings:
-        """The same without ranking, which learning and serving do not depend on."""
+        """Return the same settings without ranking, which learning and serving do not depend on."""
         return replace(self, ranking_size=0, ranking_sample=0)
 
     def to_json(self) -> dict[str, Any]:
-        """A dict of JSON types, the inverse of `from_json`."""
+        """Return a dict of JSON types, the inverse of `from_json`."""
         values = asdict(self) | {"regs": list(self.regs)}
         return {_STORED_AS.get(name, name): value for name, value in values.items()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Settings:
-        """Settings from what `to_json` gave; names that are unknown or missing raise TypeError."""
+        """Return settings from what `to_json` gave; unknown or missing names raise TypeError."""
         known: dict[str, Any] = _LATER | values | {"regs": tuple(values["regs"])}
         fields = {stored: name for name, stored in _STORED_AS.items()}
         return cls(**{fields.get(name, name): value for name, value in known.items()})

@@ -26,13 +26,17 @@ def check_format(found: int, what: str) -> None:
 
     Parameters
     ----------
-    found : the format that it says it has
-    what : its kind and place, as the subject of a sentence
+    found : int
+        the format that it says it has
+    what : str
+        its kind and place, as the subject of a sentence
 
     Raises
     ------
-    StorageError : another format
-    TypeError : no number
+    StorageError
+        another format
+    TypeError
+        no number
     """
     if found > FORMAT_VERSION:
         remedy = "upgrade sparkml_sgdals"
@@ -98,16 +102,17 @@ class Commit:
         return json.dumps(told, sort_keys=True, allow_nan=False)
 
     def settings(self, meta: dict[str, Any]) -> Settings:
-        """Settings of the version, which in a race may differ from version to version.
+        """Return the version's settings, which in a race may differ from version to version.
 
         Parameters
         ----------
-        meta : of the path, which says them where the commit does not
+        meta : dict[str, Any]
+            of the path, which says them where the commit does not
         """
         return Settings.from_json(self.scalars.get("settings") or meta["settings"])
 
     def run_files(self) -> list[dict[str, Any]]:
-        """The files of its runs: name, bytes and checksum of each."""
+        """Return the files of its runs: name, bytes and checksum of each."""
         if self.runs is None:
             return []
         entries = [*self.runs["users"], *self.runs["items"]]
@@ -121,7 +126,7 @@ class Commit:
 
     @classmethod
     def from_bytes(cls, payload: bytes, place: str) -> Commit | None:
-        """The commit read from `place`, None where the object is not whole.
+        """Return the commit read from `place`, None where the object is not whole.
 
         Raises StorageError where it is of another format, or whole with other fields than known.
         """

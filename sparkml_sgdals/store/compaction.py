@@ -85,9 +85,16 @@ def compact(
 
     Parameters
     ----------
-    commit : the version
-    held : the runs of its base, each side oldest first
-    touched : rows of that version that differ from the runs, sorted
+    store : VersionStore
+        the model path to write to
+    commit : Commit
+        the version
+    held : dict[str, list[Run]]
+        the runs of its base, each side oldest first
+    touched : dict[str, Packed]
+        rows of that version that differ from the runs, sorted
+    check : Callable[[], None]
+        called before each part; may raise to break off
     """
     token = uuid.uuid4().hex[:8]
     runs: dict[str, Any] = {}
@@ -117,7 +124,8 @@ def convert(
 
     Raises
     ------
-    StorageError : a file of the version is missing or damaged
+    StorageError
+        a file of the version is missing or damaged
     """
     token = uuid.uuid4().hex[:8]
     runs: dict[str, Any] = {}
@@ -150,7 +158,7 @@ def convert(
 
 
 def _tables(store: VersionStore, commit: Commit, side: str) -> Iterator[pa.Table]:
-    """The rows of a version of one side, older ones first, some at a time."""
+    """Yield the rows of a version of one side, older ones first, some at a time."""
     for part in store.parts(commit):
         file = part.files[side]
         store.check_file(file)
@@ -160,7 +168,7 @@ def _tables(store: VersionStore, commit: Commit, side: str) -> Iterator[pa.Table
 
 
 def _history(store: VersionStore, commit: Commit, token: str) -> dict[str, Any] | None:
-    """The metrics of all batches before a version's own, as a file; None without any."""
+    """Return the metrics of all batches before a version's own, as a file; None without any."""
     rows = store.metrics(commit)
     if commit.metrics is not None:
         rows = rows[:-1]

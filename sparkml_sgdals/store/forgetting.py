@@ -32,8 +32,10 @@ def forget_users(store: VersionStore, ids: pa.Array) -> Commit:
 
     Raises
     ------
-    LeaseError : a stream writes to the path
-    StorageError : there is no version, or it is damaged; or a file cannot be read or written
+    LeaseError
+        a stream writes to the path
+    StorageError
+        there is no version, or it is damaged; or a file cannot be read or written
     """
     lease = lease_for_maintenance(store)
     try:
@@ -97,7 +99,7 @@ class _ForgetfulRuns:
         self._made: dict[str, dict[str, Any]] = {}
 
     def of(self, commit: Commit) -> dict[str, Any] | None:
-        """The runs of a version, the same where they hold none of the users."""
+        """Return the runs of a version, the same where they hold none of the users."""
         if commit.runs is None:
             return None
         return commit.runs | {"users": [self._without(entry) for entry in commit.runs["users"]]}
@@ -186,7 +188,7 @@ def _users_of(row: dict[str, Any], user_column: str) -> set[str]:
 
 
 def _field(row: dict[str, Any], name: str) -> Any:
-    """A column of a row, found as Spark finds it: case does not count, dots reach into structs."""
+    """Return a row's column as Spark finds it: case does not count, dots reach into structs."""
     fields = {key.lower(): value for key, value in row.items()}
     name = name.lower()
     if name in fields or "." not in name:

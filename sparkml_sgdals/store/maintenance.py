@@ -43,11 +43,15 @@ class Rollback:
 
     Attributes
     ----------
-    version : the new version, which holds the factors of version `restored`
-    restored : the version gone back to
-    batch : the stream goes on with the batch after this one; -1: with its first
-    offsets : where each source reads on, as Spark writes it; None where that is not kept, or
-        from the start of the source
+    version : int
+        the new version, which holds the factors of version `restored`
+    restored : int
+        the version gone back to
+    batch : int
+        the stream goes on with the batch after this one; -1: with its first
+    offsets : tuple[str, ...] | None
+        where each source reads on, as Spark writes it; None where that is not kept, or from the
+        start of the source
     """
 
     version: int
@@ -56,6 +60,7 @@ class Rollback:
     offsets: tuple[str, ...] | None
 
     def __str__(self) -> str:
+        """Return the outcome as one sentence."""
         if self.offsets is not None:
             place = f"after batch {self.batch}, offset {', '.join(self.offsets)}"
         elif self.batch < 0:
@@ -69,12 +74,15 @@ class Rollback:
 
 
 def list_versions(store: VersionStore, verify: bool) -> pd.DataFrame:
-    """The versions kept, oldest first, columns VERSIONS; rmse as in `StreamJob.metrics`.
+    """Return the versions kept, oldest first, columns VERSIONS; rmse as in `StreamJob.metrics`.
 
     Parameters
     ----------
-    verify : read every file and compare checksums for the column loadable, else only see that
-        the files are there
+    store : VersionStore
+        the model path
+    verify : bool
+        whether, for the column loadable, every file is read and its checksum compared; else only
+        that it is there
 
     Raises StorageError where there is no model.
     """
@@ -142,13 +150,20 @@ def roll_back(store: VersionStore, version: int, reread: bool) -> Rollback:
 
     Parameters
     ----------
-    reread : the stream reads on from where it stood after `version`; else from where it stands
+    store : VersionStore
+        the model path, which no stream may be writing to
+    version : int
+        the one to go back to
+    reread : bool
+        whether the stream reads on from where it stood after `version`; else from where it stands
         now, and what it read since counts as not learned
 
     Raises
     ------
-    LeaseError : a stream writes to the path
-    StorageError : the version is not kept or damaged, or Spark no longer keeps its offsets
+    LeaseError
+        a stream writes to the path
+    StorageError
+        the version is not kept or damaged, or Spark no longer keeps its offsets
     """
     lease = lease_for_maintenance(store)
     try:
@@ -208,7 +223,7 @@ def drop_old_checkpoints(store: VersionStore) -> None:
 
 
 def lease_for_maintenance(store: VersionStore) -> Lease:
-    """The lease of a path that holds a model, renewed until it is released."""
+    """Return the lease of a path that holds a model, renewed until it is released."""
     if store.meta() is None:
         raise StorageError(f"{store.path} holds no model: look whether the path is spelt right.")
     lease = Lease.acquire(store, _LEASE_SECONDS)

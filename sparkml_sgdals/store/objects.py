@@ -49,7 +49,7 @@ def _check_uri(path: str) -> None:
 
 
 def user_name() -> str:
-    """The name of this process's user, its number where it has none, as in some containers."""
+    """Return the name of this process's user, its number where it has none (containers)."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):
@@ -57,14 +57,14 @@ def user_name() -> str:
 
 
 def spark_path(path: str) -> str:
-    """The path as Spark has to be given it: one without a scheme is local, S3 is its S3A."""
+    """Return the path as Spark has to be given it: one without a scheme is local, S3 is its S3A."""
     if path.startswith("s3://"):
         return f"s3a{path[2:]}"
     return path if "://" in path or path.startswith("file:") else f"file:{os.path.abspath(path)}"
 
 
 def bad_file(path: str, name: str, missing: bool) -> str:
-    """What to say of a committed file that cannot be used."""
+    """Return the message of a committed file that cannot be used."""
     state = "missing" if missing else "damaged: its checksum does not fit"
     return (
         f"{path}/{name} is {state}. Restore it, or take an older version: "
@@ -256,8 +256,15 @@ class ObjectStore:
 
     @contextmanager
     def reading(self, name: str) -> Iterator[None]:
-        """Raise GoneError where reading a committed file fails inside because it is not there
-        any more, else StorageError with what to do."""
+        """Turn what fails while a committed file is read into an error that says what to do.
+
+        Raises
+        ------
+        GoneError
+            the file is not there any more
+        StorageError
+            it cannot be read for another reason
+        """
         try:
             yield
         except OSError as failure:
@@ -295,7 +302,7 @@ class ObjectStore:
             return
 
     def read_table(self, name: str) -> pa.Table | None:
-        """A Parquet object as Arrow, None where there is none."""
+        """Return a Parquet object as Arrow, None where there is none."""
         payload = self.read(name)
         return None if payload is None else pq.read_table(pa.BufferReader(payload))
 
@@ -313,7 +320,7 @@ class ObjectStore:
 
 @functools.lru_cache(maxsize=64)
 def _file_system(uri: str) -> tuple[pafs.FileSystem, str]:
-    """The store of a URI, and the path in it; kept, for S3 asks for the bucket's region first."""
+    """Return a URI's store and path in it; kept, for S3 asks for the bucket's region first."""
     uri = re.sub(r"^s3[an]://", "s3://", uri)
     if uri.startswith("s3://") and "?" not in uri:
         try:
@@ -338,7 +345,7 @@ def _parquet(table: pa.Table) -> bytes:
 
 
 def _explained(place: str, done: str, failure: OSError) -> str:
-    """What a failure of the storage means for the model, and what to do."""
+    """Return what a failure of the storage means for the model, and what to do."""
     why = os.strerror(failure.errno) if failure.errno else str(failure)
     if failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         remedy = "Free space or raise the quota there"

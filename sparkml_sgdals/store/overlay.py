@@ -44,12 +44,14 @@ class Overlay:
 
     Parameters
     ----------
-    limit : users and items in memory, at least 1; more only while one batch names more, or
-        `pin` was told to keep more
+    limit : int
+        users and items in memory, at least 1; more only while one batch names more, or `pin` was
+        told to keep more
 
     Raises
     ------
-    StorageError : a file of the version is missing or damaged; also from every method
+    StorageError
+        a file of the version is missing or damaged; also from every method
     """
 
     def __init__(self, store: VersionStore, commit: Commit, limit: int) -> None:
@@ -117,7 +119,7 @@ class Overlay:
         self._pinned = dict(zip(SIDES, (user_ids, item_ids), strict=True))
 
     def onto(self, new_users: int, new_items: int) -> Base:
-        """What the next version adds its rows to, with so many new ids."""
+        """Return the runs that the next version, with so many new ids, adds its rows to."""
         return Base(
             self._base.version,
             self._written,
@@ -126,7 +128,7 @@ class Overlay:
         )
 
     def committed(self, commit: Commit, rows: tuple[I64, I64]) -> None:
-        """A batch that changed `rows` was committed: drop rows, or compact, where it is time.
+        """Note that a batch that changed `rows` is committed; drop rows, or compact, when due.
 
         Nothing is done after `stop`.
         """
@@ -236,7 +238,7 @@ class Overlay:
 
 
 def _grown(array: I64, size: int) -> I64:
-    """An array of that size, its new places -1."""
+    """Return an array of that size, its new places -1."""
     if array.size == size:
         return array
     return np.append(array[:size], np.full(max(size - array.size, 0), -1))

@@ -33,7 +33,7 @@ _ODD: Final = np.uint64(0xD6E8FEB86659FD93)
 
 @nb.njit(cache=True, nogil=True)
 def row_checks(words, covered, salt):  # type: ignore[no-untyped-def]
-    """A checksum of the first words of each row; every step is a bijection of what it changes."""
+    """Return a checksum of each row's first words; every step is a bijection of what it changes."""
     out = np.empty(words.shape[0], np.uint64)
     for n in range(words.shape[0]):
         h = _SEED ^ salt
@@ -54,7 +54,7 @@ class RowShape:
 
     @classmethod
     def of(cls, kind: IdKind, settings: Settings) -> RowShape:
-        """The shape of the rows of one side."""
+        """Return the shape of the rows of one side."""
         columns = tuple(
             (column.name, column.numbers(settings) * column.dtype.itemsize // 4)
             for column in FactorColumns.registry()
@@ -79,8 +79,10 @@ class Packed:
 
     Attributes
     ----------
-    words : uint64, shape (n, width)
-    names : LargeBinaryArray of the ids, shape (n,), None for integers
+    words : U64
+        uint64, shape (n, width)
+    names : pa.Array | None
+        LargeBinaryArray of the ids, shape (n,), None for integers
     """
 
     shape: RowShape
@@ -88,6 +90,7 @@ class Packed:
     names: pa.Array | None
 
     def __len__(self) -> int:
+        """Return the number of rows."""
         return int(self.words.shape[0])
 
     @property
@@ -96,13 +99,13 @@ class Packed:
         return self.words[:, 0]
 
     def ids(self) -> pa.Array:
-        """The ids, int64 or string."""
+        """Return the ids, int64 or string."""
         if self.names is None:
             return pa.array((self.keys ^ _SIGN).view(np.int64))
         return self.names.cast(pa.string())
 
     def take(self, rows: I64 | npt.NDArray[np.bool_]) -> Packed:
-        """Some rows, by place or by a mask."""
+        """Return some rows, by place or by a mask."""
         places = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
         names = None if self.names is None else self.names.take(pa.array(places))
         return Packed(self.shape, self.words[places], names)
@@ -113,7 +116,7 @@ class Packed:
         return Packed(self.shape, self.words[first:last], names)
 
     def sealed(self, salt: int) -> Packed:
-        """The same rows, whose checksums are those of one place: see `whole`."""
+        """Return the rows with checksums that fit one place alone: see `whole`."""
         words = np.ascontiguousarray(self.words).copy()
         words[:, self.shape.check] = row_checks(words, self.shape.check, np.uint64(salt))
         return Packed(self.shape, words, self.names)
@@ -123,7 +126,8 @@ class Packed:
 
         Parameters
         ----------
-        salt : of the place where the rows were put: rows of another one do not fit
+        salt : int
+            of the place where the rows were put: rows of another one do not fit
         """
         shape = self.shape
         checks = row_checks(np.ascontiguousarray(self.words), shape.check, np.uint64(salt))
@@ -150,7 +154,7 @@ def search_keys(ids: pa.Array) -> U64:
 
 
 def pack_rows(table: FactorTable, rows: I64 | None = None) -> Packed:
-    """The state of some rows of a table (all by default)."""
+    """Return the state of some rows of a table (all by default)."""
     shape = RowShape.of(table.index.kind, table.settings)
     if rows is None:
         rows = np.arange(table.size)

@@ -41,11 +41,12 @@ def is_saved(path: str) -> bool:
 
 
 def read_saved(path: str) -> SavedModel:
-    """The model that was saved to `path`, local or a URI of pyarrow.fs.
+    """Return the model that was saved to `path`, local or a URI of pyarrow.fs.
 
     Raises
     ------
-    StorageError : nothing readable is there, it is damaged, or of another format
+    StorageError
+        nothing readable is there, it is damaged, or of another format
     """
     store = ObjectStore(path)
     metadata = _metadata(store)

@@ -59,11 +59,13 @@ class Run:
 
     Parameters
     ----------
-    entry : what `RunWriter.entry` gave
+    entry : dict[str, Any]
+        what `RunWriter.entry` gave
 
     Raises
     ------
-    StorageError : a file is missing or damaged; also when rows are read
+    StorageError
+        a file is missing or damaged; also when rows are read
     """
 
     def __init__(self, store: ObjectStore, shape: RowShape, entry: dict[str, Any]) -> None:
@@ -79,6 +81,7 @@ class Run:
         self._names = self._open("names") if shape.kind == "str" else None
 
     def __len__(self) -> int:
+        """Return the number of rows."""
         return int(self._keys.size)
 
     @property
@@ -220,16 +223,23 @@ class Run:
 
 
 class RunWriter:
-    """Writes a run, part by part; a context that closes the files. Nobody knows the run before
-    a commit names its `entry`.
+    """Writes a run, part by part; a context that closes the files.
+
+    Nobody knows the run before a commit names its `entry`.
 
     Parameters
     ----------
-    name : what the files' names start with, folder included
+    store : ObjectStore
+        the model path to write to
+    shape : RowShape
+        of the rows to come
+    name : str
+        what the files' names start with, folder included
 
     Raises
     ------
-    StorageError : the storage is full or may not be written
+    StorageError
+        the storage is full or may not be written
     """
 
     def __init__(self, store: ObjectStore, shape: RowShape, name: str) -> None:
@@ -256,6 +266,7 @@ class RunWriter:
         self._count += len(packed)
 
     def __enter__(self) -> RunWriter:
+        """Return the writer."""
         return self
 
     def __exit__(
@@ -264,11 +275,12 @@ class RunWriter:
         failure: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Close the files; delete them where the body failed."""
         for file in self._files.values():
             file.close(failure is None)
 
     def entry(self) -> dict[str, Any]:
-        """The run as JSON types: number of rows, salt, each file's name, bytes and checksum."""
+        """Return the run as JSON types: rows, salt, and each file's name, bytes and checksum."""
         files = {end: file.described() for end, file in self._files.items()}
         return {"count": self._count, "salt": self._salt, **files}
 
@@ -321,9 +333,14 @@ def merge_runs(
 
     Parameters
     ----------
-    sources : oldest first; of rows of one id the newest is kept
-    without : ids that are left out
-    check : called before each part; may raise to break off
+    sources : Sequence[Source]
+        oldest first; of rows of one id the newest is kept
+    writer : RunWriter
+        where the rows go; it is not closed
+    without : pa.Array | None
+        ids that are left out
+    check : Callable[[], None]
+        called before each part; may raise to break off
     """
     keys = [source.keys for source in sources]
     places = [0] * len(sources)
@@ -376,6 +393,6 @@ def _spans(begins: I64, ends: I64) -> list[tuple[int, int]]:
 
 
 def _binary(offsets: I64, data: bytes) -> pa.Array:
-    """A LargeBinaryArray over bytes; offsets from 0, shape (n + 1,)."""
+    """Return a LargeBinaryArray over bytes; offsets from 0, shape (n + 1,)."""
     buffers = [None, pa.py_buffer(np.ascontiguousarray(offsets)), pa.py_buffer(data)]
     return pa.Array.from_buffers(pa.large_binary(), offsets.size - 1, buffers)

@@ -94,12 +94,18 @@ def check_checkpoint(store: ObjectStore, newest: Commit, path_id: str) -> None:
 def reading(
     store: ObjectStore, folder: str, batch: int, before: dict[str, Any] | None
 ) -> dict[str, Any] | None:
-    """What a batch is read from, as its commit tells it; None where Spark has not planned it.
+    """Return what a batch is read from, as its commit tells; None where Spark has not planned it.
 
     Parameters
     ----------
-    folder : of the checkpoint
-    before : the same of the commit before
+    store : ObjectStore
+        the model path
+    folder : str
+        of the checkpoint
+    batch : int
+        its number
+    before : dict[str, Any] | None
+        the same of the commit before
 
     Returns
     -------
@@ -129,7 +135,7 @@ def _sha256(payload: bytes) -> str:
 
 
 def _owner(payload: bytes) -> Any:
-    """The id of the path that a checkpoint was made for, None where it cannot be told."""
+    """Return the id of the path that a checkpoint was made for, None where it cannot be told."""
     try:
         owner = json.loads(payload)
     except ValueError:
@@ -169,7 +175,7 @@ def end_of_batch(store: ObjectStore, folder: str, batch: int) -> list[str] | Non
 
 
 def last_done(store: ObjectStore, folder: str) -> int:
-    """The last batch that Spark has finished, -1 for none."""
+    """Return the last batch that Spark has finished, -1 for none."""
     return _last(store, f"{folder}/commits")
 
 
@@ -216,7 +222,7 @@ class _FileLog:
 
     @classmethod
     def read(cls, store: ObjectStore, folder: str) -> _FileLog | None:
-        """The log in a folder, None where the source there keeps something else."""
+        """Return the log in a folder, None where the source there keeps something else."""
         names = [n for n in store.names(folder) if re.fullmatch(r"\d+(\.compact)?", n)]
         log = cls(store, folder, names)
         return log if any(log._entries(name) for name in names) else None
@@ -228,7 +234,7 @@ class _FileLog:
         return all(str(number) in self.names for number in range(first, last + 1))
 
     def digest_until(self, last: int, since: int = -1, digest: str = _NO_FILES) -> str:
-        """A digest of all files named up to batch `last`, from that of those up to `since`."""
+        """Return a digest of all files up to batch `last`, from that of those up to `since`."""
         batches = self._batches()
         for batch in sorted(batch for batch in batches if since < batch <= last):
             told = "\n".join([digest, str(batch), *batches[batch]])
@@ -236,7 +242,7 @@ class _FileLog:
         return digest
 
     def _batches(self) -> dict[int, list[str]]:
-        """The lines of each batch, each once, in the order in which Spark wrote them."""
+        """Return the lines of each batch, each once, in the order in which Spark wrote them."""
         batches: dict[int, list[str]] = {}
         for name in self.names:
             for batch, line in self._entries(name):
@@ -279,13 +285,13 @@ class _FileLog:
 
 
 def _log_offsets(store: ObjectStore, folder: str, batch: int) -> dict[str, int]:
-    """The place in its log of each file source after a batch."""
+    """Return the place in its log of each file source after a batch."""
     plan = store.read(f"{folder}/offsets/{batch}")
     return {} if plan is None else _places_in(plan)
 
 
 def _places_in(plan: bytes) -> dict[str, int]:
-    """The place in its log of each file source, in Spark's plan of a batch."""
+    """Return the place in its log of each file source, in Spark's plan of a batch."""
     found = {}
     for source, line in enumerate(plan.decode(errors="replace").splitlines()[2:]):
         try:
@@ -305,7 +311,7 @@ def _delete(store: ObjectStore, name: str) -> None:
 
 
 def _number(name: str) -> int:
-    """The batch that a file of a checkpoint is of, -1 where it is of none."""
+    """Return the batch that a file of a checkpoint is of, -1 where it is of none."""
     found = re.match(r"\.?(\d+)(?=[._]|$)", name)
     return int(found.group(1)) if found else -1
 

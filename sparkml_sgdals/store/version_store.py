@@ -62,7 +62,7 @@ class VersionStore(ObjectStore):
     # ---- what never changes -----------------------------------------------------------------
 
     def meta(self) -> dict[str, Any] | None:
-        """What was written when the path was made; None where there is no model.
+        """Return what was written when the path was made; None where there is no model.
 
         Raises StorageError where it is damaged or of another format.
         """
@@ -111,7 +111,7 @@ class VersionStore(ObjectStore):
         return [int(n[:-5]) for n in names if n.endswith(".json") and n[:-5].isdigit()]
 
     def read_commit(self, version: int) -> Commit | None:
-        """A commit, None where there is none or it is not whole.
+        """Return a commit, None where there is none or it is not whole.
 
         Raises StorageError where it is of another format.
         """
@@ -120,7 +120,7 @@ class VersionStore(ObjectStore):
         return None if payload is None else self._commit_of(payload, name)
 
     def newest(self) -> Commit | None:
-        """The newest version, None where there is none.
+        """Return the newest version, None where there is none.
 
         Raises StorageError where a commit object that is not the last one is damaged.
         """
@@ -164,23 +164,42 @@ class VersionStore(ObjectStore):
 
         Parameters
         ----------
-        rows : rows of users and items that changed since `previous`; None to write all
-        restored : the version that `state` is of, where it is not the one after `previous`: the
-            history of metrics is then that one's
-        checkpoint : folder of Spark's checkpoint from now on, by default that of `previous`
-        check : called when all files stand, before the commit object; raises where another holds
-            the lease by then
-        extra : more to keep among the commit's `scalars`, of JSON types
-        onto : runs to which `rows` are added, where `state` holds a part of the model alone
-        offsets : what the batch was read from, as `spark_checkpoint.reading` tells it
-        meta : digest of model.json, of the first version; later ones have it from `previous`
-        after : number that the version follows, where the commit of that number is damaged;
-            `previous` is then an older one
+        state : ModelState
+            the model from this version on, or the part of it in memory where `onto` is given
+        rows : tuple[Any, Any] | None
+            rows of users and items that changed since `previous`; None to write all
+        batch : int
+            number of the last batch of the stream that counts as learned, -1 for none
+        previous : Commit | None
+            the newest version so far; None for the first
+        metrics : dict[str, Any] | None
+            what was measured of the batch, of JSON types; None where nothing was
+        restored : Commit | None
+            the version that `state` is of, where it is not the one after `previous`: the history of
+            metrics is then that one's
+        checkpoint : str | None
+            folder of Spark's checkpoint from now on, by default that of `previous`
+        check : Callable[[], None]
+            called when all files stand, before the commit object; raises where another holds the
+            lease by then
+        extra : dict[str, Any] | None
+            more to keep among the commit's `scalars`, of JSON types
+        onto : Base | None
+            runs to which `rows` are added, where `state` holds a part of the model alone
+        offsets : dict[str, Any] | None
+            what the batch was read from, as `spark_checkpoint.reading` tells it
+        meta : str | None
+            digest of model.json, of the first version; later ones have it from `previous`
+        after : int | None
+            number that the version follows, where the commit of that number is damaged; `previous`
+            is then an older one
 
         Raises
         ------
-        StorageError : it cannot be written, or another process has committed this version
-        ValueError : all is to be written, of a state that holds a part of the model
+        StorageError
+            it cannot be written, or another process has committed this version
+        ValueError
+            all is to be written, of a state that holds a part of the model
         """
         version = 0 if previous is None else 1 + (previous.version if after is None else after)
         delta_rows = 0
@@ -268,7 +287,7 @@ class VersionStore(ObjectStore):
         )
 
     def load(self, version: int | None = None) -> tuple[ModelState, Commit]:
-        """A version's state, the newest by default; a writer may go on and prune meanwhile.
+        """Return a version's state, the newest by default; a writer may go on and prune meanwhile.
 
         Raises StorageError where there is none, or a file of it is missing or damaged.
         """
@@ -301,7 +320,7 @@ class VersionStore(ObjectStore):
             run.close()
 
     def parts(self, commit: Commit) -> list[Commit]:
-        """The commits that make a version, from its base to itself; only the first may have runs.
+        """Return the commits of a version, from its base to itself; only the first may have runs.
 
         Raises StorageError where one is missing or damaged, does not fit the next one, or
         model.json does not fit them.
@@ -339,7 +358,7 @@ class VersionStore(ObjectStore):
         return sum(commit.ids)
 
     def metrics(self, commit: Commit | None = None, lenient: bool = False) -> list[dict[str, Any]]:
-        """The metrics of every batch up to a version, the newest by default, in order.
+        """Return the metrics of every batch up to a version, the newest by default, in order.
 
         With `lenient`, a damaged file of them is left out with a warning.
         """
@@ -422,14 +441,14 @@ class VersionStore(ObjectStore):
             raise self._bad(file, missing=False)
 
     def read_checked(self, file: dict[str, Any]) -> pa.Table:
-        """A committed file as Arrow.
+        """Return a committed file as Arrow.
 
         Raises StorageError where it is missing or its checksum does not fit.
         """
         return pq.read_table(self._checked(file))
 
     def read_pieces(self, file: dict[str, Any], rows: int) -> Iterator[pa.Table]:
-        """A committed file as Arrow, at most `rows` at a time; raises as `read_checked`."""
+        """Yield a committed file as Arrow, at most `rows` at a time; raises as `read_checked`."""
         for batch in pq.ParquetFile(self._checked(file)).iter_batches(rows):
             yield pa.Table.from_batches([batch])
 

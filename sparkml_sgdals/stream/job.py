@@ -39,8 +39,10 @@ class StreamJob(Generic[M]):
 
     Attributes
     ----------
-    query : Spark's StreamingQuery
-    path : the model path
+    query
+        Spark's StreamingQuery
+    path
+        the model path
     """
 
     def __init__(
@@ -71,12 +73,15 @@ class StreamJob(Generic[M]):
 
         Parameters
         ----------
-        window : ratings that the sliding window of the columns window* holds at least
-        fading : what a rating counts in the columns fading* when the next one comes, (0, 1]
+        window : int
+            ratings that the sliding window of the columns window* holds at least
+        fading : float
+            what a rating counts in the columns fading* when the next one comes, (0, 1]
 
         Raises
         ------
-        ValueError : window or fading out of range
+        ValueError
+            window or fading out of range
         """
         return metrics_frame(VersionStore(self.path).metrics(), window, fading)
 
@@ -85,11 +90,13 @@ class StreamJob(Generic[M]):
 
         Parameters
         ----------
-        timeout : seconds after which not to wait any more, None for never
+        timeout : float | None
+            seconds after which not to wait any more, None for never
 
         Raises
         ------
-        StreamingQueryException : Spark's, where the stream failed
+        StreamingQueryException
+            Spark's, where the stream failed
         """
         try:
             ended = (
@@ -111,9 +118,11 @@ class StreamJob(Generic[M]):
 
         Parameters
         ----------
-        drain : wait until a running batch has been committed; else it may be broken off, and is
-            learned after the next start
-        timeout : seconds to wait at most
+        drain : bool
+            wait until a running batch has been committed; else it may be broken off, and is learned
+            after the next start
+        timeout : float
+            seconds to wait at most
         """
         if drain:
             store = VersionStore(self.path)

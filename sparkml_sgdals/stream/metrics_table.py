@@ -47,17 +47,21 @@ ROW_SCHEMA: Final = pa.schema(
 def metrics_frame(
     rows: list[dict[str, Any]], window: int = 10_000, fading: float = 0.9999
 ) -> pd.DataFrame:
-    """The committed metrics of batches as a table, with what follows from several of them.
+    """Return the committed metrics of batches as a table, with what follows from several of them.
 
     Parameters
     ----------
-    rows : of each batch in order, as committed; older releases know less of a batch
-    window : ratings that a sliding window holds at least
-    fading : what a rating counts when the next one comes, above 0 and at most 1
+    rows : list[dict[str, Any]]
+        of each batch in order, as committed; older releases know less of a batch
+    window : int
+        ratings that a sliding window holds at least
+    fading : float
+        what a rating counts when the next one comes, above 0 and at most 1
 
     Raises
     ------
-    ValueError : window or fading out of range
+    ValueError
+        window or fading out of range
     """
     if window < 1:
         raise ValueError(f"window must be at least 1 rating, got {window}.")
@@ -85,7 +89,7 @@ def metrics_frame(
 
 
 def plain_row(row: dict[str, Any]) -> dict[str, Any]:
-    """A committed row with the shares that follow from it alone."""
+    """Return a committed row with the shares that follow from it alone."""
     full: dict[str, Any] = {name: row.get(name) for name in METRICS}
     if full["judged"] is None and full["rmse"] is not None:
         # of a release that did not write it: a batch was judged as a whole or not at all

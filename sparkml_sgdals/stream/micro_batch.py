@@ -65,11 +65,18 @@ class BatchUpdater:
 
     Attributes
     ----------
-    path : the model path
-    token : of the lease on it
-    options : how rows are read and spread
-    keep_versions, keep_seconds : how many of the newest versions stay, and those how young
-    report : who is told of a batch
+    path : str
+        the model path
+    token : str
+        of the lease on it
+    options : FitOptions
+        how rows are read and spread
+    keep_versions : int
+        how many of the newest versions stay
+    keep_seconds : float
+        younger versions than so many seconds stay as well
+    report : Report
+        who is told of a batch
     """
 
     path: str
@@ -80,7 +87,7 @@ class BatchUpdater:
     report: Report
 
     def collect(self, batch: DataFrame, resident: Resident) -> Collected | None:
-        """The ratings of a batch, None where they are too many; raises where bad rows shall."""
+        """Return the ratings of a batch, None where too many; raises where bad rows shall."""
         options = self.options
         keep = options.handle_invalid == "keep"
         collected = collect_ratings(
@@ -108,13 +115,22 @@ class BatchUpdater:
 
         Parameters
         ----------
-        resident : moves on to the new version
-        state : the model that the path goes on with
-        learned : what the batch did
-        batch_id : its number
-        clock : its seconds so far
-        told : metrics beside those of `batch_metrics`
-        onto, extra : as `VersionStore.commit` takes them
+        resident : Resident
+            moves on to the new version
+        state : ModelState
+            the model that the path goes on with
+        learned : LearnedBatch
+            what the batch did
+        batch_id : int
+            its number
+        clock : BatchClock
+            its seconds so far
+        told : dict[str, Any]
+            metrics beside those of `batch_metrics`
+        onto : Base | None
+            runs to which rows are added, where `state` holds a part of the model alone
+        extra : dict[str, Any] | None
+            more to keep among the commit's `scalars`, of JSON types
         """
         store = VersionStore(self.path)
         if learned.invalid:
@@ -149,6 +165,7 @@ class StreamUpdater(BatchUpdater):
     """Learns a micro-batch and commits the version that follows: the function of foreachBatch."""
 
     def __call__(self, batch: DataFrame, batch_id: int) -> None:
+        """Learn and commit a micro-batch, unless it is committed already."""
         learn_once(
             self.path, self.token, batch_id, self._open,
             lambda resident: self._learn(resident, batch, batch_id),
@@ -200,7 +217,7 @@ class StreamUpdater(BatchUpdater):
         self.finish(resident.state, metrics)
 
     def _learn_large(self, resident: _Resident, batch: DataFrame) -> LearnedBatch:
-        """A batch too large to collect goes the way of fit, with the model as its prior."""
+        """Learn a batch too large to collect the way of fit, with the model as its prior."""
         if resident.overlay is not None:
             # a table is learned from the whole model
             resident.stop()
@@ -293,7 +310,12 @@ def learn_collected(
 
     Parameters
     ----------
-    fetch : called before, with the distinct ids of the users and items, to bring their rows
+    state : ModelState
+        the model before the batch; has learned it after
+    collected : Collected
+        the batch's ratings, as Arrow, with what was set aside
+    fetch : Callable[[pa.Array, pa.Array], None]
+        called before, with the distinct ids of the users and items, to bring their rows
     """
     ratings = encode_ratings(collected.table)
     fetch(ratings.user_ids, ratings.item_ids)
@@ -307,11 +329,11 @@ class BatchClock:
         self._began = self._collected = self._learned = time.perf_counter()
 
     def collected(self) -> None:
-        """The batch is on the driver."""
+        """Note that the batch is on the driver."""
         self._collected = time.perf_counter()
 
     def learned(self) -> None:
-        """The model knows it."""
+        """Note that the model knows it."""
         self._learned = time.perf_counter()
 
     def seconds(self) -> dict[str, float]:
@@ -326,7 +348,7 @@ class BatchClock:
 def batch_metrics(
     batch_id: int, version: int, learned: LearnedBatch, clock: BatchClock
 ) -> dict[str, Any]:
-    """What a commit says of its batch, by the names of job.metrics(); None where unknown."""
+    """Return what a commit says of its batch, by the names of job.metrics(); None where unknown."""
     return {
         "batch": batch_id,
         "version": version,

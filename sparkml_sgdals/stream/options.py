@@ -21,7 +21,8 @@ class StreamOptions:
 
     Raises
     ------
-    ValueError : an option out of range
+    ValueError
+        an option out of range
     """
 
     trigger: dict[str, Any] | None
@@ -37,6 +38,7 @@ class StreamOptions:
     metrics_table: bool
 
     def __post_init__(self) -> None:
+        """Refuse options out of range."""
         if self.keep_versions < 1:
             raise ValueError(f"keepVersions must be at least 1, got {self.keep_versions}.")
         if not self.keep_days >= 0:

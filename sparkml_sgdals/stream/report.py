@@ -57,10 +57,13 @@ class Report:
 
     Attributes
     ----------
-    on_batch : called with the metrics of every batch once it is committed; what it raises is
-        logged and no more. A kill between commit and call leaves the call out
-    prometheus : folder or URI of the file metrics.prom, replaced after every batch; "" for none
-    table : whether each batch puts a row under metrics/ of the model path, for Spark to read
+    on_batch : OnBatch | None
+        called with the metrics of every batch once it is committed; what it raises is logged and no
+        more. A kill between commit and call leaves the call out
+    prometheus : str
+        folder or URI of the file metrics.prom, replaced after every batch; "" for none
+    table : bool
+        whether each batch puts a row under metrics/ of the model path, for Spark to read
     """
 
     on_batch: OnBatch | None = None
@@ -87,7 +90,7 @@ class Report:
 
 
 def prometheus_text(metrics: dict[str, Any], learned: int) -> str:
-    """The newest batch in Prometheus's text format, as node_exporter's textfile collector reads it.
+    """Return the newest batch in Prometheus's text format, for node_exporter's textfile collector.
 
     Gauges of the batch, where known, and `sgdals_ratings_learned_total`, which `learned` is.
     """

@@ -27,9 +27,12 @@ class Resident:
 
     Attributes
     ----------
-    commit : the version that it is at
-    token : of the lease that its stream writes by
-    largest, partitions : rows of the largest partition of the last batch, and its partitions
+    commit : Commit
+        the version that it is at
+    token : str
+        of the lease that its stream writes by
+    largest, partitions : int
+        rows of the largest partition of the last batch, and its partitions
     """
 
     commit: Commit
@@ -70,11 +73,16 @@ def learn_once(
 
     Parameters
     ----------
-    path : the model path
-    token : of the lease of the stream, which has one kind of residents
-    batch_id : the number of the batch
-    open_resident : makes a resident of the newest version, where none is in memory
-    learn : learns the batch and commits it; where it raises, the resident is dropped
+    path : str
+        the model path
+    token : str
+        of the lease of the stream, which has one kind of residents
+    batch_id : int
+        the number of the batch
+    open_resident : Callable[[], R]
+        makes a resident of the newest version, where none is in memory
+    learn : Callable[[R], None]
+        learns the batch and commits it; where it raises, the resident is dropped
     """
     with _guard:
         place = _places.setdefault(path, _Place())
@@ -112,9 +120,11 @@ def forget_resident(path: str, token: str | None = None) -> None:
 
     Parameters
     ----------
-    path : the model path
-    token : of the lease of a stream that has ended: nothing but its own is dropped, as the next
-        one may have begun; None for whatever is there
+    path : str
+        the model path
+    token : str | None
+        of the lease of a stream that has ended: nothing but its own is dropped, as the next one may
+        have begun; None for whatever is there
     """
     with _guard:
         place = _places.get(path)

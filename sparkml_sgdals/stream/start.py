@@ -55,9 +55,12 @@ class StreamStart:
 
     Attributes
     ----------
-    origin : "nothing", or the fingerprint of the model that an empty path starts from
-    path_id : the id of the path that this model was loaded from, None where from none
-    meta : what else is kept in model.json of a new path
+    origin : str
+        "nothing", or the fingerprint of the model that an empty path starts from
+    path_id : str | None
+        the id of the path that this model was loaded from, None where from none
+    meta : dict[str, Any]
+        what else is kept in model.json of a new path
     """
 
     state: ModelState
@@ -79,20 +82,31 @@ def start_stream(
 
     Parameters
     ----------
-    stream : a streaming DataFrame with the columns of ratings
-    path : the model path
-    start : what an empty path starts from
-    fit_options : how rows are read and spread
-    options : what the caller chose of the stream
-    load : gives the model of the newest version back
-    make_updater : makes the function of foreachBatch from the fields of a `BatchUpdater`
+    stream : DataFrame
+        a streaming DataFrame with the columns of ratings
+    path : str
+        the model path
+    start : StreamStart
+        what an empty path starts from
+    fit_options : FitOptions
+        how rows are read and spread
+    options : StreamOptions
+        what the caller chose of the stream
+    load : Callable[[VersionStore], M]
+        gives the model of the newest version back
+    make_updater : Callable[..., Callable[[DataFrame, int], None]]
+        makes the function of foreachBatch from the fields of a `BatchUpdater`
 
     Raises
     ------
-    ValueError : `stream` is a table, lacks a column, or the path was learned otherwise
-    TypeError : a column has a wrong type
-    LeaseError : another stream writes to the path
-    StorageError : the path is damaged
+    ValueError
+        `stream` is a table, lacks a column, or the path was learned otherwise
+    TypeError
+        a column has a wrong type
+    LeaseError
+        another stream writes to the path
+    StorageError
+        the path is damaged
     """
     if not stream.isStreaming:
         raise ValueError(

@@ -67,16 +67,18 @@ class BlockLayout:
 
     Attributes
     ----------
-    layout : ratings by own id; a partner is a position in the concatenation, over the partner
-        blocks in order, of the partners named in that cell
-    sends : for each partner block, int32 positions of the own ids that it names
+    layout : Layout
+        ratings by own id; a partner is a position in the concatenation, over the partner blocks in
+        order, of the partners named in that cell
+    sends : list[I32]
+        for each partner block, int32 positions of the own ids that it names
     """
 
     layout: Layout
     sends: list[I32]
 
     def to_arrays(self) -> dict[str, Array]:
-        """The layout as named arrays."""
+        """Return the layout as named arrays."""
         return {
             "starts": self.layout.starts,
             "partners": self.layout.partners,
@@ -88,7 +90,7 @@ class BlockLayout:
 
     @staticmethod
     def from_arrays(a: Mapping[str, Array]) -> BlockLayout:
-        """The inverse of `to_arrays`.
+        """Return the inverse of `to_arrays`.
 
         Raises ValueError where the arrays do not fit together.
         """
@@ -106,12 +108,14 @@ class BlockLayout:
 
 
 def build_layout(cells: Sequence[Ratings | None], own_side: str) -> tuple[pa.Array, BlockLayout]:
-    """The sorted ids of one block, as an Arrow array, and the layout of its ratings.
+    """Return the sorted ids of one block, as an Arrow array, and the layout of its ratings.
 
     Parameters
     ----------
-    cells : the ratings of the block by partner block, each encoded for itself; None where empty
-    own_side : "users" or "items"
+    cells : Sequence[Ratings | None]
+        the ratings of the block by partner block, each encoded for itself; None where empty
+    own_side : str
+        "users" or "items"
     """
     parts: list[tuple[pa.Array, I32, I32, int] | None] = []
     for ratings in cells:
@@ -153,8 +157,9 @@ class BlockState:
 
     Attributes
     ----------
-    arrays : those of `FactorColumns`; perhaps the prior of a table that is added to a model:
-        prior_mean, prior_var, drawn_before, seen
+    arrays : dict[str, Array]
+        those of `FactorColumns`; perhaps the prior of a table that is added to a model: prior_mean,
+        prior_var, drawn_before, seen
     """
 
     arrays: dict[str, Array]
@@ -164,7 +169,7 @@ class BlockState:
         cls, side: int, ids: pa.Array, counts: npt.NDArray[np.int64], settings: Settings,
         known: pa.Table | None,
     ) -> BlockState:  # fmt: skip
-        """The state of a block before it learns; `known` are rows of a model that is added to."""
+        """Return a block's state before it learns; `known` are rows of a model that is added to."""
         table = FactorTable(side, "str" if pa.types.is_string(ids.type) else "int", settings)
         if known is not None:
             table.put_arrow(known)
@@ -181,7 +186,7 @@ class BlockState:
         return cls(arrays)
 
     def table(self, side: int, ids: pa.Array, settings: Settings) -> pa.Table:
-        """The block's rows in the Arrow form of a `FactorTable`."""
+        """Return the block's rows in the Arrow form of a `FactorTable`."""
         table = FactorTable(side, "str" if pa.types.is_string(ids.type) else "int", settings)
         table.put(ids, self.arrays)
         return table.to_arrow()
@@ -193,9 +198,12 @@ class Sums:
 
     Attributes
     ----------
-    ids : number of rated ids
-    spread : float64, shape (rank + 1,), sum over ids of (m - a)^2 + c
-    squares, variances : weighted sums of e^2 and V over ratings
+    ids : int
+        number of rated ids
+    spread : npt.NDArray[np.float64]
+        float64, shape (rank + 1,), sum over ids of (m - a)^2 + c
+    squares, variances : float
+        weighted sums of e^2 and V over ratings
     """
 
     ids: int
@@ -209,7 +217,7 @@ class Sums:
 
     @classmethod
     def total(cls, rows: Sequence[npt.NDArray[np.float64]]) -> Sums:
-        """The sum of rows in the order given."""
+        """Return the sum of rows in the order given."""
         sums = np.sum(np.stack(rows), axis=0)
         return cls(int(sums[0]), sums[3:], float(sums[1]), float(sums[2]))
 
@@ -225,8 +233,15 @@ def learn_cell(
 
     Parameters
     ----------
-    baseline : whether the baseline learns the cell too; it counts each rating once, so in the
-        first of several passes. Its errors are empty where it does not.
+    cell : Cell
+        its ratings in the order of learning, in standardised units
+    users, items : BlockState
+        the block of users and the block of items that they are of, changed in place
+    settings : Settings
+        solver, and what it depends on
+    baseline : bool
+        whether the baseline learns the cell too; it counts each rating once, so in the first of
+        several passes. Its errors are empty where it does not.
     """
     u, i = users.arrays, items.arrays
     where = (cell.users, cell.items, cell.values, cell.weights, settings)
@@ -249,9 +264,21 @@ def sweep_block(
 
     Parameters
     ----------
-    partners : mean and variance of the partners in the layout's order
-    prior : prior variances learned so far, shape (1, rank + 1); None for the defaults. Ignored
-        where the state has priors of its own.
+    block : BlockLayout
+        the block's ratings, in standardised units
+    state : BlockState
+        the block, changed in place
+    partners : tuple[F32, F32]
+        mean and variance of the partners in the layout's order
+    prior : F32 | None
+        prior variances learned so far, shape (1, rank + 1); None for the defaults. Ignored where
+        the state has priors of its own.
+    noise : float
+        variance of a rating's noise, in standardised units
+    settings : Settings
+        of the model
+    threads : int
+        at most so many at once; they change no result
     """
     a = state.arrays
     own = "prior_mean" in a
@@ -270,7 +297,7 @@ def sweep_block(
 
 
 def named_rows(state: BlockState, rows: I32, settings: Settings, fresh: bool) -> dict[str, Array]:
-    """What another block has to know of these ids, to sweep and, in a fresh fit, to `draw`."""
+    """Return what another block has to know of these ids, to sweep and, if fresh, to `draw`."""
     a = state.arrays
     names = ["mean", "var"]
     if settings.draws_prior and fresh:
@@ -289,10 +316,21 @@ def draw(
 
     Parameters
     ----------
-    partners : `named_rows` of the partners, in the layout's order
-    priors : prior variances learned so far, shape (1, rank + 1), of the block's own side and of
-        its partners'; None before the first sweep of that side
-    own : "users" or "items"
+    block : BlockLayout
+        the block's ratings, in standardised units
+    state : BlockState
+        the block, changed in place
+    partners : dict[str, Array]
+        `named_rows` of the partners, in the layout's order
+    priors : tuple[F32 | None, F32 | None]
+        prior variances learned so far, shape (1, rank + 1), of the block's own side and of its
+        partners'; None before the first sweep of that side
+    own : str
+        "users" or "items"
+    settings : Settings
+        of the model
+    threads : int
+        at most so many at once; they change no result
     """
     a = state.arrays
     root = roots(a["count"])
@@ -318,6 +356,6 @@ def draw(
 
 
 def standardised(block: BlockLayout, mean: float, spread: float) -> BlockLayout:
-    """The layout with its ratings in standardised units."""
+    """Return the layout with its ratings in standardised units."""
     values = standardise(block.layout.values, mean, spread)
     return replace(block, layout=replace(block.layout, values=values))

@@ -62,7 +62,16 @@ def train_in_blocks(
 
     Parameters
     ----------
-    prior : the model that they are added to; None for a fresh fit
+    packed : DataFrame
+        cells as `ingest.packing` makes them, columns of PACK_DDL
+    settings : Settings
+        of the model to learn
+    kinds : tuple[IdKind, IdKind]
+        of the ids of users and of items
+    plan : Plan
+        number of blocks and threads, stops, how often a step is materialised
+    prior : ModelState | None
+        the model that they are added to; None for a fresh fit
 
     Returns
     -------
@@ -70,8 +79,10 @@ def train_in_blocks(
 
     Raises
     ------
-    StorageError : where a file of the blocks cannot be written, or is lost
-    DivergenceError : where factors are not finite
+    StorageError
+        where a file of the blocks cannot be written, or is lost
+    DivergenceError
+        where factors are not finite
     """
     clock = time.perf_counter()
     spark = packed.sparkSession
@@ -152,7 +163,7 @@ class _Blocks(Protocol):
 def _learn(
     blocks: _Blocks, spark: SparkSession, job: Job, plan: Plan, prior: ModelState | None
 ) -> Iterator[tuple[int, DataFrame]]:
-    """The chain of steps from the start of all blocks: their states at each stop of the plan."""
+    """Chain the steps from the start of all blocks, and yield their states at each stop."""
     bayes = job.settings.solver == "bayes"
     stops = plan.stops if job.fresh or bayes else (1,)
     untouched = not bayes and 0 in stops
@@ -202,13 +213,13 @@ def _settled(messages: DataFrame, job: Job) -> bool:
 
 
 def _told(rows: pa.Table, job: Job) -> GlobalState:
-    """What the blocks know of the whole, from their last messages: all are told the same."""
+    """Return what blocks know of the whole, by the messages to one: all are told the same."""
     first = pc.min(rows.column("target")).as_py()
     return GlobalState.read(Inbox(first, rows.filter(pc.field("target") == first)), job)
 
 
 def _first_messages(spark: SparkSession, job: Job, prior: ModelState | None) -> DataFrame:
-    """A word to each block, and what a model knows of its ids."""
+    """Return the first messages: a word to each block, and what a model knows of its ids."""
     nothing = pa.py_buffer(b"")
     messages: list[Message] = [
         (block, "users", block, "start", nothing) for block in range(job.num_blocks)
@@ -394,7 +405,7 @@ def _collect(
     blocks: _Blocks, messages: DataFrame, job: Job, moments: Moments, prior: ModelState | None,
     sweeps: int,
 ) -> tuple[ModelState, list[float]]:  # fmt: skip
-    """The model that the final states make, and the training RMSE of each sweep."""
+    """Return the model that the final states make, and the training RMSE of each sweep."""
     state = ModelState.empty(job.settings, *job.kinds) if prior is None else prior.copy()
     final = messages.where(F.col("kind").isin("state", "learned", "sums"))
     rows = collect_payloads(blocks.name(NameRows(job), final))

@@ -54,7 +54,7 @@ _UNREACHABLE: Final = (OSError, ValueError, StorageError, pa.ArrowException)
 
 
 def static_name(kind: str, side: str, block: int, partner: int) -> str:
-    """The name of a static, of its file too: "cell", "layout", "ids" or "rows" of a block."""
+    """Return the name of a static and of its file; kinds are "cell", "layout", "ids" and "rows"."""
     return f"{kind}-{side}-{block:05d}-{partner:05d}"
 
 
@@ -84,7 +84,8 @@ class BlockFiles:
 
     Attributes
     ----------
-    folder : path or URI, the same on driver and executors
+    folder : str
+        path or URI, the same on driver and executors
     """
 
     folder: str
@@ -98,11 +99,15 @@ class BlockFiles:
 
         Parameters
         ----------
-        check : whether the checksum is computed; the size is compared always
+        name : str
+            of the static, as `static_name` gives it
+        check : bool
+            whether the checksum is computed; the size is compared always
 
         Raises
         ------
-        StorageError : where the file is missing, cannot be read, or is not as it was written
+        StorageError
+            where the file is missing, cannot be read, or is not as it was written
         """
         return arrays_in(self._read(name, check))
 
@@ -111,7 +116,7 @@ class BlockFiles:
         self._write(name, to_buffer(table))
 
     def table(self, name: str) -> pa.Table:
-        """A table of ratings, mapped on local disks; raises as `arrays`."""
+        """Return a table of ratings, mapped on local disks; raises as `arrays`."""
         return from_bytes(pa.py_buffer(self._read(name, check=True)))
 
     def _write(self, name: str, payload: pa.Buffer) -> None:
@@ -173,7 +178,7 @@ class BlockFiles:
 
 @contextmanager
 def block_folder(spark: SparkSession) -> Iterator[str | None]:
-    """A folder for the files of one fit, gone afterwards; None where executors share none.
+    """Yield a folder for the files of one fit, gone afterwards; None where executors share none.
 
     With a local master under spark.local.dir, or where temporary files go; on a cluster under
     spark.checkpoint.dir, where that is a full URI that this process can write to.
@@ -202,7 +207,7 @@ def local_parent(local_dir: str | None) -> str:
 
 
 def shared_parent(checkpoint_dir: str | None) -> str | None:
-    """The folder that all executors see, given Spark's conf; None where it is of no use here."""
+    """Return the checkpoint folder where all executors see it and it can be used, else None."""
     parent = (checkpoint_dir or "").rstrip("/")
     if not (parent.startswith("file:") or "://" in parent):
         # without a scheme it is in Spark's default file system, which is not known here

@@ -1,6 +1,6 @@
-"""Route and lay out: packed ratings become the static arrays of blocks (driver; closures on
-executors).
+"""Route and lay out: packed ratings become the static arrays of blocks.
 
+On the driver; closures on executors.
 Done once in a fit in blocks; `driver` then sends messages between what is laid out here. One pass
 over the packed ratings cuts them into cells; each cell is put into its order of learning once, and
 both layouts are made of that.
@@ -53,7 +53,8 @@ class Route:
 
     Attributes
     ----------
-    files : where the ratings go, and only their places travel; None: they travel as rows
+    files : BlockFiles | None
+        where the ratings go, and only their places travel; None: they travel as rows
     """
 
     job: Job
@@ -61,6 +62,7 @@ class Route:
     files: BlockFiles | None
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield the pieces of cells of each packed table: the function of mapInArrow."""
         for table in packed_tables(batches):
             yield from self._pieces(table)
 
@@ -105,6 +107,7 @@ class Encode:
     files: BlockFiles | None
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        """Yield the cells of the pieces that the task was given: the function of mapInArrow."""
         pieces: dict[tuple[int, int], list[pa.Table]] = {}
         tables: dict[str, pa.Table] = {}
         for batch in batches:
@@ -172,7 +175,7 @@ Static = tuple[str, SideName, int, int, dict[str, Any]]
 
 
 def lay_out(statics: Statics, own: int, job: Job) -> Iterator[Static]:
-    """What a block of users and the block of items of the same number need besides their cells.
+    """Yield what a block of users and that of items of the same number need besides their cells.
 
     Kinds: "layout"; "ids", with their counts; "rows": where the ids that a cell names stand in
     their own block, for each partner block.

@@ -47,7 +47,8 @@ class Job:
 
     Attributes
     ----------
-    filled : for each cell, user block by user block, whether it has ratings
+    filled : bytes
+        for each cell, user block by user block, whether it has ratings
     """
 
     settings: Settings
@@ -62,6 +63,7 @@ class Job:
 
     @property
     def num_blocks(self) -> int:
+        """Number of blocks of users, and of items."""
         return len(self.keys)
 
     def has_cell(self, side: SideName, own: int, partner: int) -> bool:
@@ -74,6 +76,7 @@ class Job:
         return any(self.has_cell(side, own, partner) for partner in range(self.num_blocks))
 
     def task_threads(self) -> int:
+        """Return the threads of a task: as told, else the CPUs that Spark gave the task."""
         context = TaskContext.get()
         return self.threads or (context.cpus() if context else 1)
 
@@ -86,7 +89,7 @@ class Job:
 
 
 def binary(payload: pa.Buffer) -> pa.Array:
-    """A column of one binary value, which is not copied."""
+    """Return a column of one binary value, which is not copied."""
     ends = pa.py_buffer(np.array([0, payload.size], np.int32))
     return pa.Array.from_buffers(pa.binary(), 1, [None, ends, payload])
 
@@ -103,7 +106,7 @@ def partition_keys(spark: SparkSession, num_blocks: int) -> tuple[int, ...]:
 
 
 def placed(frame: DataFrame, job: Job) -> DataFrame:
-    """The frame with the rows of each block in that block's partition.
+    """Return the frame with the rows of each block in that block's partition.
 
     Adaptive execution leaves a repartition by number as it is.
     """

@@ -56,6 +56,7 @@ class Inbox:
         return {source: found[source].as_buffer() for source in sorted(found)}
 
     def state(self, side: SideName, source: int) -> BlockState | None:
+        """Return the state of a block of a side that a source sent, None where it sent none."""
         payload = self.all(side, "state").get(source)
         return None if payload is None else BlockState(arrays_from_buffer(payload))
 
@@ -69,7 +70,8 @@ class GlobalState:
 
     Attributes
     ----------
-    expected : expected square error of a rating after each sweep, which tells when to stop
+    expected : tuple[float, ...]
+        expected square error of a rating after each sweep, which tells when to stop
     """
 
     noise: float
@@ -79,7 +81,7 @@ class GlobalState:
 
     @classmethod
     def read(cls, inbox: Inbox, job: Job) -> GlobalState:
-        """What the block knew, brought up to date by the sums that have come in."""
+        """Return what the block knew, brought up to date by the sums that have come in."""
         noise = job.settings.noise
         priors: dict[SideName, npt.NDArray[np.float32]] = {}
         history: tuple[float, ...] = ()
@@ -104,6 +106,7 @@ class GlobalState:
         return cls(noise, priors, history, expected)
 
     def to_buffer(self) -> pa.Buffer:
+        """Return the payload of a message, which `read` reads."""
         arrays: dict[str, npt.NDArray[Any]] = {
             "noise": np.array([self.noise]),
             "history": np.array(self.history, np.float64),
@@ -126,6 +129,7 @@ class Start:
     stratum: ClassVar[int] = 0
 
     def __call__(self, statics: Statics, inbox: Inbox) -> Iterator[Message]:
+        """Yield the block's states, or what `Stratum` yields of the stratum that they make."""
         own = inbox.block
         states = {side: self._state(statics, inbox, side) for side in SIDES}
         users, items = states["users"], states["items"]
@@ -165,9 +169,11 @@ class Stratum:
 
     @property
     def stratum(self) -> int:
+        """The number of the stratum within its pass."""
         return self.number % self.job.num_blocks
 
     def __call__(self, statics: Statics, inbox: Inbox) -> Iterator[Message]:
+        """Yield the two blocks' states once the stratum is learned."""
         own = inbox.block
         partner = (own + self.number) % self.job.num_blocks
         yield from self.learned(
@@ -226,9 +232,12 @@ class Half:
 
     Attributes
     ----------
-    learn : False: only send factors to where the other side's half-sweep wants them
-    send : whether another half-sweep follows
-    check : whether this reads the layout for the first time
+    learn : bool
+        False: only send factors to where the other side's half-sweep wants them
+    send : bool
+        whether another half-sweep follows
+    check : bool
+        whether this reads the layout for the first time
     """
 
     job: Job
@@ -240,6 +249,7 @@ class Half:
     stratum: ClassVar[None] = None
 
     def __call__(self, statics: Statics, inbox: Inbox) -> Iterator[Message]:
+        """Yield the block's state, its sums, and what its partners' blocks have to know of it."""
         job, side, own = self.job, self.side, inbox.block
         partner_side = OTHER[side]
         learned = GlobalState.read(inbox, job)
@@ -293,6 +303,7 @@ class NameRows:
     stratum: ClassVar[None] = None
 
     def __call__(self, statics: Statics, inbox: Inbox) -> Iterator[Message]:
+        """Yield the rows of the block's ids, and the sums and values for the driver."""
         own = inbox.block
         for side, number in SIDES.items():
             state = inbox.state(side, own)

@@ -60,7 +60,7 @@ class Answers:
         exclude: list[Key] | None,
         reasons: bool,
     ) -> out.Recommendations:
-        """The best items for a user. Raises ValueError for a bound that the model has not."""
+        """Return the best items for a user; ValueError for a bound that the model has not."""
         with self.holder.reading() as model:
             person = person_of(model, user)
             known = self.history.of(user)
@@ -73,7 +73,7 @@ class Answers:
             )
 
     def anonymous(self, asked: out.AnonymousIn) -> out.Recommendations:
-        """The best items for somebody with these ratings; one that is missing is 1.
+        """Return the best items for somebody with these ratings; one that is missing is 1.
 
         Raises DivergenceError for absurd ratings.
         """
@@ -124,7 +124,7 @@ class Answers:
     # ---- predict, explain -------------------------------------------------------------------
 
     def prediction(self, user: Key, item: Key) -> out.Prediction:
-        """What a user would give an item."""
+        """Return what a user would give an item."""
         with self.holder.reading() as model:
             return self._prediction(model, user, item)
 
@@ -214,7 +214,7 @@ class Answers:
     # ---- items ------------------------------------------------------------------------------
 
     def similar(self, item: Key, n: int) -> out.Similar:
-        """The items most like one."""
+        """Return the items most like one."""
         with self.holder.reading() as model:
             row = int(model.item_rows([item])[0])
             best = like_item(model, row, n) if row >= 0 else None
@@ -230,7 +230,7 @@ class Answers:
             )
 
     def popular(self, n: int) -> out.Popular:
-        """The items with the most ratings."""
+        """Return the items with the most ratings."""
         with self.holder.reading() as model:
             best = most_rated(model, n)
             values, _ = predicted(model, _nobody(model), best.rows)
@@ -267,7 +267,7 @@ class Answers:
     # ---- users, versions --------------------------------------------------------------------
 
     def user_ratings(self, user: Key) -> out.UserRatings:
-        """What is known of a user's ratings."""
+        """Return what is known of a user's ratings."""
         with self.holder.reading() as model:
             person = person_of(model, user)
             learned, known = person.count, self.history.of(user)
@@ -292,7 +292,7 @@ class Answers:
         )
 
     def versions(self, n: int) -> out.Versions:
-        """The newest `n` versions kept, newest first."""
+        """Return the newest `n` versions kept, newest first."""
         store = self.holder.store
         with self.holder.reading() as model:
             serving = model.version
@@ -341,7 +341,7 @@ class Answers:
         return out.Curve(points=points[::-1][::step][::-1])
 
     def news(self) -> dict[str, Any] | None:
-        """What pages are told of the version that serves."""
+        """Return what pages are told of the version that serves."""
         commit = self.holder.commit
         if commit is None:
             return None
@@ -358,7 +358,7 @@ class Answers:
 
 
 def _own(kind: IdKind, given: Key) -> Key:
-    """An id as the model knows it, as it was given where it cannot be one."""
+    """Return an id as the model knows it, as it was given where it cannot be one."""
     key = key_of(given, kind)
     return given if key is None else key
 

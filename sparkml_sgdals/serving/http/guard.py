@@ -88,8 +88,10 @@ class Guard:
 
     Parameters
     ----------
-    max_body : bytes of a request's body
-    observed : called with route, status and seconds of every request
+    max_body : int
+        bytes of a request's body
+    observed : Callable[[str, str, int, float], None]
+        called with route, status and seconds of every request
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Guard:
         self._observed = observed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it before the application sees it."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

@@ -56,12 +56,18 @@ class Service:
 
     Attributes
     ----------
-    intake : where ratings go; None where none are taken
-    token : None where writing needs none
-    buckets : limits of posting by client, in ratings a second
-    rating_range : lowest and highest rating taken; None for those the model has seen
-    force : ready whatever the diagnosis
-    origins : of other sites that may ask from a browser
+    intake : Intake | None
+        where ratings go; None where none are taken
+    token : TokenCheck | None
+        None where writing needs none
+    buckets : Buckets | None
+        limits of posting by client, in ratings a second
+    rating_range : tuple[float, float] | None
+        lowest and highest rating taken; None for those the model has seen
+    force : bool
+        ready whatever the diagnosis
+    origins : tuple[str, ...]
+        of other sites that may ask from a browser
     """
 
     answers: Answers
@@ -91,7 +97,7 @@ def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def make_app(service: Service) -> App:
-    """The application: endpoints, the page, and what guards them."""
+    """Make the application: endpoints, the page, and what guards them."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -159,7 +165,7 @@ def _read_router(service: Service) -> APIRouter:
     # before the next, whose path fits this one too
     @router.post("/recommendations/anonymous", responses=_refusals(400, 409, 413, 429))
     async def anonymous(asked: out.AnonymousIn, request: Request) -> out.Recommendations:
-        """The best items for somebody with these ratings, which are not kept."""
+        """Recommend the best items for somebody with these ratings, which are not kept."""
         _limit(service, request, 1.0)
         for one in asked.ratings:
             _checked_rating(service, one.rating)
@@ -179,7 +185,7 @@ def _read_router(service: Service) -> APIRouter:
         exclude: Annotated[Ids, Query(description="never these")] = None,
         reasons: Annotated[bool, Query(description="say why, item by item")] = False,
     ) -> out.Recommendations:
-        """The best items for a user; for one not known by mean and bias, marked cold."""
+        """Recommend the best items for a user; for one not known by mean and bias, marked cold."""
         # pydantic has seen that they are strings; keys may be either
         only: list[Key] | None = None if items is None else list(items)
         never: list[Key] | None = None if exclude is None else list(exclude)
@@ -194,7 +200,7 @@ def _read_router(service: Service) -> APIRouter:
 
     @router.get("/predictions/{user}/{item}")
     async def predictions(user: str, item: str) -> out.Prediction:
-        """What a user would give an item, known or not."""
+        """Predict what a user would give an item, known or not."""
         return answers.prediction(unquote(user), unquote(item))
 
     @router.get("/explain/{user}/{item}")
@@ -204,17 +210,17 @@ def _read_router(service: Service) -> APIRouter:
 
     @router.get("/similar/{item}")
     async def similar(item: str, n: Count = 10) -> out.Similar:
-        """The items most like one, by the cosine of their features."""
+        """List the items most like one, by the cosine of their features."""
         return await work(lambda: answers.similar(unquote(item), n))
 
     @router.get("/popular")
     async def popular(n: Count = 10) -> out.Popular:
-        """The items with the most ratings."""
+        """List the items with the most ratings."""
         return await work(lambda: answers.popular(n))
 
     @router.get("/users/{user}/ratings")
     async def user_ratings(user: str) -> out.UserRatings:
-        """The ratings of a user that the service was started with or was sent."""
+        """List the ratings of a user that the service was started with or was sent."""
         return answers.user_ratings(unquote(user))
 
     @router.get("/items")
@@ -288,7 +294,7 @@ def _write_router(service: Service) -> APIRouter:
 def _posts(
     service: Service, given: list[out.RatingIn], header: str | None
 ) -> list[tuple[str, list[Posted]]]:
-    """What goes to the stream under each key: all under the header's, or each under its own."""
+    """Return what goes to the stream by key: all under the header's, or each under its own."""
     with service.answers.holder.reading() as model:
         kinds, types = model.kinds, model.id_types
     now = int(time.time())
@@ -317,7 +323,7 @@ def _posts(
 
 
 def _checked_rating(service: Service, rating: float | None) -> float:
-    """A rating that the model can learn; 1 where it learns events and none is given."""
+    """Return a rating that the model can learn; 1 where it learns events and none is given."""
     limits = service.rating_range
     with service.answers.holder.reading() as model:
         counters, events = model.shell.counters, model.events is not None
@@ -352,7 +358,7 @@ def _watch_router(service: Service) -> APIRouter:
 
     @router.get("/versions", responses=_refusals(503))
     async def versions(n: Count = 20) -> out.Versions:
-        """The version that serves, and the newest ones kept."""
+        """List the version that serves, and the newest ones kept."""
         return await anyio.to_thread.run_sync(lambda: answers.versions(n))
 
     @router.get("/curve", responses=_refusals(503))
@@ -362,7 +368,7 @@ def _watch_router(service: Service) -> APIRouter:
 
     @router.get("/model", responses=_refusals(503))
     async def model_info() -> out.ModelInfo:
-        """The version that serves, its sizes, and which ratings are taken."""
+        """Describe the version that serves: its sizes, and which ratings are taken."""
         with answers.holder.reading() as model:
             counters = model.shell.counters
             limits = service.rating_range or (counters.low, counters.high)
@@ -417,7 +423,7 @@ def _watch_router(service: Service) -> APIRouter:
         responses=_refusals(503) | {200: {"content": {"text/event-stream": {}}}},
     )
     async def events() -> StreamingResponse:
-        """A server-sent event `version` for every version that is taken up, the current first."""
+        """Send an event `version` for every version that is taken up, the current first."""
         try:
             news = service.news.listen(answers.news())
         except TooManyError as full:

@@ -55,6 +55,7 @@ class Posted:
     time: int
 
     def known(self) -> Known:
+        """Return it as the history of its user holds it."""
         return Known(self.item, self.rating, self.time)
 
 
@@ -77,9 +78,11 @@ class _Waiting:
 class Intake(Protocol):
     """Where ratings go. `put` gives a future that is done when they are durable."""
 
-    def put(self, key: str, ratings: Sequence[Posted]) -> Future[Receipt]: ...
+    def put(self, key: str, ratings: Sequence[Posted]) -> Future[Receipt]:
+        """Take ratings under a key; the future is done when they are durable."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Write what waits, and take no more."""
 
 
 def digest_of(ratings: Sequence[Posted]) -> str:
@@ -89,7 +92,7 @@ def digest_of(ratings: Sequence[Posted]) -> str:
 
 
 def make_lines(columns: IntakeColumns, key: str, ratings: Sequence[Posted]) -> list[dict[str, Any]]:
-    """A post as rows for the stream, each with an event id: the key and its place in the post."""
+    """Return a post as rows for the stream, each with an event id: key and place in the post."""
     return [
         {
             columns.user: r.user, columns.item: r.item, columns.rating: r.rating,
@@ -104,9 +107,12 @@ class FolderIntake:
 
     Parameters
     ----------
-    folder : what the stream reads; made where it is not there
-    every : seconds between two files: what comes in meanwhile is in the next
-    key_seconds : how long a key is known, by the time of its file; files of earlier runs count
+    folder : str
+        what the stream reads; made where it is not there
+    every : float
+        seconds between two files: what comes in meanwhile is in the next
+    key_seconds : float
+        how long a key is known, by the time of its file; files of earlier runs count
 
     Only one process writes with the same keys at a time: two that share a folder write no file
     twice, but each knows the keys that the other took only after its next start.

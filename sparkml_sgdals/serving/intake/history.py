@@ -74,7 +74,7 @@ class History:
                     held[item] = Known(item, one.rating, one.time)
 
     def of(self, user: Key) -> list[Known]:
-        """A user's ratings, one an item, those posted last and in the order of posting."""
+        """Return a user's ratings, one an item, those posted last and in the order of posting."""
         key = key_of(user, self._kinds[0])
         if key is None:
             return []

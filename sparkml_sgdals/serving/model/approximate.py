@@ -45,9 +45,12 @@ class Built:
 
     Attributes
     ----------
-    version : what it was built of
-    size : items in it
-    recall : share of the exact best ten that it found, over a sample of users
+    version : int
+        what it was built of
+    size : int
+        items in it
+    recall : float
+        share of the exact best ten that it found, over a sample of users
     """
 
     index: Any
@@ -70,9 +73,16 @@ def build_index(factors: F32, queries: F32, least: float, version: int, indexes:
 
     Parameters
     ----------
-    factors : float32, shape (rank + 2, items), as `Candidates.factors`
-    queries : float32, shape (users, rank + 2), for whom recall is measured
-    least : recall that is asked for; all lists are opened where it is not reached before
+    factors : F32
+        float32, shape (rank + 2, items), as `Candidates.factors`
+    queries : F32
+        float32, shape (users, rank + 2), for whom recall is measured
+    least : float
+        recall that is asked for; all lists are opened where it is not reached before
+    version : int
+        the version that the factors are of
+    indexes : object
+        `indexes` of that version, which its rows are numbered by; other ones outdate what is built
     """
     import faiss
 
@@ -107,8 +117,10 @@ class Approximate:
 
     Parameters
     ----------
-    recall : asked for of each index
-    stale : share of the items that may have changed before it is built anew
+    recall : float
+        asked for of each index
+    stale : float
+        share of the items that may have changed before it is built anew
     """
 
     def __init__(self, holder: ModelHolder, recall: float = 0.95, stale: float = 0.05) -> None:

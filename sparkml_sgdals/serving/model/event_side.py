@@ -48,7 +48,7 @@ class ItemKeys:
         return found[found >= 0].astype(np.int32)
 
     def done(self, users: FactorTable) -> list[I32]:
-        """What each user of a table has done, as rows, the last done last."""
+        """Return what each user of a table has done, as rows, the last done last."""
         memory = users.memory
         assert isinstance(memory, UserMemory)
         return [self.rows(keys) if keys.size else _NOTHING for keys in memory.done[: users.size]]
@@ -59,7 +59,8 @@ class EventSide:
 
     Attributes
     ----------
-    done : int32 rows of items for each user, the last done last; an array is never changed
+    done
+        int32 rows of items for each user, the last done last; an array is never changed
     """
 
     def __init__(self, folder: str, settings: Settings) -> None:
@@ -94,19 +95,21 @@ class EventSide:
         self.size = size
 
     def memory(self, rows: I64 | None = None) -> ItemMemory:
-        """What is remembered of items: a copy of `rows`, or all, as views of what is in use."""
+        """Return what is remembered of items: a copy of `rows`, or views of all in use."""
         found = ItemMemory(self._settings)
         for name, array in self._arrays.items():
             found.arrays[name] = array[: self.size] if rows is None else array[rows]
         return found
 
     def biases(self, shell: ModelState, own: F32) -> tuple[F32, float]:
-        """What items have whoever asks, and what is added to all: as `serving_state`.
+        """Return what items have whoever asks, and what is added to all: as `serving_state`.
 
         Parameters
         ----------
-        shell : of the version: events learned, shares of the parts of popularity
-        own : float32, shape (items,), the items' own biases
+        shell : ModelState
+            of the version: events learned, shares of the parts of popularity
+        own : F32
+            float32, shape (items,), the items' own biases
         """
         if self._settings.solver != "bayes" or not self.size:
             return own, 0.0
@@ -116,7 +119,7 @@ class EventSide:
         return own + logs, least
 
     def context(self, done: I32) -> tuple[I32, F32]:
-        """The items done last, newest first, and what each adds to a user's features.
+        """Return the items done last, newest first, and what each adds to a user's features.
 
         Returns rows, and float32 of shape (rows, rank); nothing where the solver has none.
         """

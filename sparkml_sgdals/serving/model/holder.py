@@ -102,10 +102,14 @@ class ModelHolder:
 
     Parameters
     ----------
-    path : a model path, local or a URI
-    folder : where the factors are mapped from; private to this process
-    poll_seconds : how often to look for a new version
-    on_version : called after each swap, in the thread that polls
+    path : str
+        a model path, local or a URI
+    folder : str
+        where the factors are mapped from; private to this process
+    poll_seconds : float
+        how often to look for a new version
+    on_version : Callable[[Commit], None]
+        called after each swap, in the thread that polls
     """
 
     def __init__(
@@ -139,7 +143,7 @@ class ModelHolder:
 
     @contextmanager
     def reading(self) -> Iterator[ServedModel]:
-        """The newest version, which does not change until the block ends.
+        """Yield the newest version, which does not change until the block ends.
 
         Raises NoModelError where there is none yet.
         """
@@ -227,7 +231,7 @@ class ModelHolder:
         return True
 
     def _since(self, held: Commit, newest: Commit) -> list[Commit] | None:
-        """The commits that lead from one version to another, None where they do not."""
+        """Return the commits that lead from one version to another, None where they do not."""
         if self._apart or newest.version <= held.version or self.store.meta() != self._meta:
             return None
         again = self.store.read_commit(held.version)
@@ -327,7 +331,7 @@ class ModelHolder:
     def _tables(
         self, part: Commit, settings: Settings, kinds: tuple[IdKind, IdKind]
     ) -> tuple[FactorTable, FactorTable]:
-        """The rows of users and of items that a commit wrote."""
+        """Return the rows of users and of items that a commit wrote."""
         tables = _empty(settings, kinds)
         for name, table in zip(("users", "items"), tables, strict=True):
             if name in part.files:
@@ -337,7 +341,7 @@ class ModelHolder:
     def _whole(
         self, part: Commit, settings: Settings, kinds: tuple[IdKind, IdKind]
     ) -> Iterator[tuple[FactorTable, FactorTable]]:
-        """What a part of a version holds, a piece at a time."""
+        """Yield what a part of a version holds, a piece at a time."""
         if part.runs is None:
             # of events, what users did names items, which have to be there first
             for place, name in ((1, "items"), (0, "users")):

@@ -22,7 +22,7 @@ _WHOLE: Final = re.compile(r"-?[0-9]{1,19}")
 
 
 def key_of(given: Key, kind: IdKind) -> Key | None:
-    """An id of the model's kind; None where `given` cannot be one."""
+    """Return an id of the model's kind; None where `given` cannot be one."""
     if kind == "str":
         return str(given)
     if isinstance(given, str):
@@ -33,7 +33,7 @@ def key_of(given: Key, kind: IdKind) -> Key | None:
 
 
 def storable(given: Key, kind: IdKind, spark_type: str) -> Key | None:
-    """An id that the stream can read as a column of `spark_type`; None where it cannot."""
+    """Return an id that the stream can read as a column of `spark_type`; None where it cannot."""
     key = key_of(given, kind)
     bits = _BITS.get(spark_type)
     if isinstance(key, int) and bits is not None and not -(1 << (bits - 1)) <= key < 1 << bits - 1:

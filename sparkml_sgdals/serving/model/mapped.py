@@ -30,7 +30,7 @@ _LEAST_ROOM: Final = 256
 
 
 def map_array(folder: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """An array of zeros in a nameless file in `folder`, which the system fills as it is written."""
+    """Return zeros in a nameless file in `folder`, which the system fills as it is written."""
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     if not size:
         return np.zeros(shape, dtype)
@@ -41,7 +41,7 @@ def map_array(folder: str, shape: tuple[int, ...], dtype: npt.DTypeLike) -> npt.
 
 
 def _flat(array: Array) -> Array:
-    """The same memory as a matrix."""
+    """Return the same memory as a matrix."""
     return array.reshape(array.shape[0], math.prod(array.shape[1:]))
 
 
@@ -50,7 +50,8 @@ class MappedSide(FactorColumns):
 
     Attributes
     ----------
-    size : ids; rows beyond it are not of this version
+    size
+        ids; rows beyond it are not of this version
     """
 
     def __init__(self, folder: str, settings: Settings, learns: bool) -> None:
@@ -64,7 +65,7 @@ class MappedSide(FactorColumns):
         }
 
     def array(self, name: str) -> Array:
-        """The rows of this version, of one column."""
+        """Return the rows of this version, of one column."""
         return self.arrays[name][: self.size]
 
     @property
@@ -88,7 +89,7 @@ class MappedSide(FactorColumns):
             put_rows(_flat(array), rows, _flat(values))
 
     def table(self, side: int, kind: IdKind, ids: pa.Array, rows: I64) -> FactorTable:
-        """A factor table of its own that holds the state of `rows`, by distinct `ids`."""
+        """Return a factor table of its own that holds the state of `rows`, by distinct `ids`."""
         table = FactorTable(side, kind, self._settings)
         table.put(ids, {name: array[rows] for name, array in self.arrays.items()})
         return table
@@ -99,9 +100,11 @@ class Candidates:
 
     Attributes
     ----------
-    factors : float32, shape (rank + 2, room): features, bias, 1
-    variances : float32, shape (2 rank + 2, room): P^2 + c_P, c_P, c_b, 1; docs/algorithm.md (7);
-        (0, room) but under `bayes`
+    factors
+        float32, shape (rank + 2, room): features, bias, 1
+    variances
+        float32, shape (2 rank + 2, room): P^2 + c_P, c_P, c_b, 1; docs/algorithm.md (7); (0, room)
+        but under `bayes`
     """
 
     def __init__(self, folder: str, settings: Settings) -> None:

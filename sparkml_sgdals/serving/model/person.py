@@ -32,11 +32,16 @@ class Person:
 
     Attributes
     ----------
-    mean, var : float32, shape (rank + 1,), bias first; var (0,) but under `bayes`
-    noise_factor : noise of the user's ratings in units of the model's
-    count : ratings learned
-    cold : whether the user is not known
-    done : rows of the items that the user has done, the last one last; of models of events alone
+    mean, var : F32
+        float32, shape (rank + 1,), bias first; var (0,) but under `bayes`
+    noise_factor : float
+        noise of the user's ratings in units of the model's
+    count : int
+        ratings learned
+    cold : bool
+        whether the user is not known
+    done : I32 | None
+        rows of the items that the user has done, the last one last; of models of events alone
     """
 
     mean: F32
@@ -48,7 +53,7 @@ class Person:
 
 
 def person_of(model: ServedModel, user: Key) -> Person:
-    """A user by id; one not known has no bias and no taste, and the prior's variance."""
+    """Return a user by id; one not known has no bias and no taste, and the prior's variance."""
     row = int(model.user_rows([user])[0])
     if row < 0:
         settings = model.settings
@@ -65,7 +70,7 @@ def person_of(model: ServedModel, user: Key) -> Person:
 
 
 def fold_in(model: ServedModel, items: list[Key], values: list[float]) -> Person:
-    """A user who gives these ratings now, learned by `learn_batch` on a copy of what it touches.
+    """Return a user who gives these ratings now, by `learn_batch` on a copy of what it touches.
 
     The model stays as it is. Items that are not known tell nothing and are left out. A model of
     events is copied with all its items, because its negatives are drawn from all.
@@ -105,6 +110,6 @@ def fold_in(model: ServedModel, items: list[Key], values: list[float]) -> Person
 
 
 def alone(model: ServedModel, user: Key, item: Key) -> ModelState:
-    """A ModelState that knows, at most, one user and one item."""
+    """Return a ModelState that knows, at most, one user and one item."""
     rows = model.user_rows([user]), model.item_rows([item])
     return model.scratch(*(row[row >= 0] for row in rows))

@@ -44,13 +44,24 @@ def rank_items(
     only: I64 | None = None,
     approximate: Approximate | None = None,
 ) -> Scored:
-    """The best items for a person, equal ones by id, as `recommendForUserSubset` ranks them.
+    """Return the best items for a person, equal ones by id, as `recommendForUserSubset` ranks them.
 
     Parameters
     ----------
-    excluded : rows of items not to give; -1 counts for nothing
-    only : rows of items to choose from; all by default
-    approximate : what to ask for candidates first, where all items are ranked by prediction
+    model : ServedModel
+        the version that ranks
+    person : Person
+        whom items are for, known or not
+    count : int
+        at most so many items
+    rank_by : RankBy
+        "prediction", or its "upper" or "lower" bound one standard deviation of the mean away
+    excluded : I64 | None
+        rows of items not to give; -1 counts for nothing
+    only : I64 | None
+        rows of items to choose from; all by default
+    approximate : Approximate | None
+        what to ask for candidates first, where all items are ranked by prediction
 
     Returns rows, ids and predictions in rating units, clipped as the model does.
 
@@ -101,11 +112,16 @@ def rank_items(
 
 
 def predicted(model: ServedModel, person: Person, rows: I64) -> tuple[F64, F64 | None]:
-    """Predictions and deviations of new ratings of a person for items, in rating units.
+    """Predict new ratings of a person for items, and their deviations, in rating units.
 
     Parameters
     ----------
-    rows : rows of items, -1 where not known
+    model : ServedModel
+        the version that predicts
+    person : Person
+        whose ratings
+    rows : I64
+        rows of items, -1 where not known
 
     Returns
     -------
@@ -150,7 +166,7 @@ def _event_scores(model: ServedModel, person: Person, rows: I64) -> F64:
 
 
 def like_item(model: ServedModel, row: int, count: int) -> Scored:
-    """The items whose features point the same way as an item's, by cosine, without itself."""
+    """Return the items whose features point as an item's do, by cosine, without itself."""
     size, rank = model.items.size, model.settings.rank
     features = model.candidates.factors[:rank, :size]
     own = features[:, row].copy()
@@ -162,12 +178,12 @@ def like_item(model: ServedModel, row: int, count: int) -> Scored:
 
 
 def most_rated(model: ServedModel, count: int) -> Scored:
-    """The items with the most ratings, and how many each has."""
+    """Return the items with the most ratings, and how many each has."""
     return _highest(model, model.items.count, min(count, model.items.size), lambda v: v)
 
 
 def _highest(model: ServedModel, values, count: int, shown) -> Scored:  # type: ignore[no-untyped-def]
-    """The `count` items of the highest values, equal ones by id."""
+    """Return the `count` items of the highest values, equal ones by id."""
     if count <= 0:
         return Scored(np.empty(0, np.int64), [], np.empty(0))
     least = np.partition(values, values.size - count)[values.size - count]

@@ -35,13 +35,20 @@ class Share:
 
 
 def shares(model: ServedModel, person: Person, rated: I64, values: F64, row: int) -> list[Share]:
-    """The share of each rating in the features' part of the prediction for an item.
+    """Return the share of each rating in the features' part of the prediction for an item.
 
     Parameters
     ----------
-    rated : rows of the items that the person has rated, all known
-    values : the ratings, in rating units
-    row : the item's row
+    model : ServedModel
+        a version of a model of ratings
+    person : Person
+        who has rated
+    rated : I64
+        rows of the items that the person has rated, all known
+    values : F64
+        the ratings, in rating units, shape as `rated`
+    row : int
+        the item's row
 
     Returns shares, largest first. With P the features of the rated items, c their variances, e what
     is left of the ratings without mean and biases, the share of rating t is
@@ -66,7 +73,7 @@ def shares(model: ServedModel, person: Person, rated: I64, values: F64, row: int
 
 
 def event_shares(model: ServedModel, person: Person, row: int) -> list[Share]:
-    """What each of the items that a person did last adds to the score of an item, largest first.
+    """Return what each item that a person did last adds to the score of an item, largest first.
 
     These are exact: their sum is C . P of docs/positive-only.md, equation (1).
     """
@@ -79,11 +86,16 @@ def event_shares(model: ServedModel, person: Person, row: int) -> list[Share]:
 
 
 def event_terms(model: ServedModel, person: Person, row: int) -> list[Term]:
-    """The terms of an event's score: their sum is the prediction.
+    """Return the terms of an event's score: their sum is the prediction.
 
     Parameters
     ----------
-    row : the item's row, -1 where it is not known
+    model : ServedModel
+        a version of a model of events
+    person : Person
+        whose score
+    row : int
+        the item's row, -1 where it is not known
     """
     least, rank = model.shell.scale.mean, model.settings.rank
     known = row >= 0
@@ -111,8 +123,10 @@ def event_sentence(share: float, because: list[tuple[str, float]]) -> str:
 
     Parameters
     ----------
-    share : of the item in events now; 0 where popularity is not learned
-    because : name and share of what was done last, largest first
+    share : float
+        of the item in events now; 0 where popularity is not learned
+    because : list[tuple[str, float]]
+        name and share of what was done last, largest first
     """
     speaking = [name for name, part in because[:3] if part >= _TELLING]
     general = f"it is {share:.2%} of what is done now" if share else "by taste"
@@ -128,9 +142,12 @@ def sentence(bias: float, count: int, because: list[tuple[str, float, float]]) -
 
     Parameters
     ----------
-    bias : how far above the mean the item is rated, in rating units
-    count : ratings behind it
-    because : name, rating and share of the ratings that speak for it, largest first
+    bias : float
+        how far above the mean the item is rated, in rating units
+    count : int
+        ratings behind it
+    because : list[tuple[str, float, float]]
+        name, rating and share of the ratings that speak for it, largest first
     """
     where = "above" if bias >= 0 else "below"
     general = (

@@ -35,14 +35,22 @@ class ServedModel:
 
     Attributes
     ----------
-    commit : the version's number, time and metrics
-    shell : a ModelState of no ids with the version's scale, counters and noise
-    users, items : their factors
-    candidates : the items, laid out to be ranked
-    changes : items that versions wrote since all were loaded
-    events : what a model of events remembers besides; None for models of ratings
-    kinds, id_types : kinds of ids of users and items, and Spark's names of their types
-    clip : whether predictions are kept within the range of ratings seen
+    commit : Commit
+        the version's number, time and metrics
+    shell : ModelState
+        a ModelState of no ids with the version's scale, counters and noise
+    users, items : MappedSide
+        their factors
+    candidates : Candidates
+        the items, laid out to be ranked
+    changes : Changes
+        items that versions wrote since all were loaded
+    events : EventSide | None
+        what a model of events remembers besides; None for models of ratings
+    kinds, id_types
+        kinds of ids of users and items, and Spark's names of their types
+    clip : bool
+        whether predictions are kept within the range of ratings seen
     """
 
     commit: Commit
@@ -61,10 +69,12 @@ class ServedModel:
 
     @property
     def version(self) -> int:
+        """Number of the version."""
         return self.commit.version
 
     @property
     def settings(self) -> Settings:
+        """What the model learns by."""
         return self.shell.settings
 
     def user_rows(self, ids: list[Key]) -> I64:
@@ -84,7 +94,7 @@ class ServedModel:
         return found
 
     def scratch(self, user_rows: I64, item_rows: I64) -> ModelState:
-        """A small ModelState of its own, with the state of some users and items."""
+        """Return a small ModelState of its own, with the state of some users and items."""
         with self.lock:
             ids = self.indexes[0].ids(user_rows), self.indexes[1].ids(item_rows)
         shell, kinds = self.shell, self.kinds

@@ -34,10 +34,11 @@ class Titles:
         self._folded = pa.array([fold(title) for title in self._by_id.values()], pa.string())
 
     def __len__(self) -> int:
+        """Return how many items have a title."""
         return len(self._keys)
 
     def of(self, item: Key) -> str | None:
-        """The title of an item, None where there is none."""
+        """Return the title of an item, None where there is none."""
         return self._by_id.get(item)
 
     def search(self, query: str) -> list[Key]:
@@ -75,13 +76,13 @@ class Titles:
 
 
 def fold(text: str) -> str:
-    """A text without case and accents."""
+    """Return a text without case and accents."""
     apart = unicodedata.normalize("NFKD", text.casefold())
     return "".join(letter for letter in apart if not unicodedata.combining(letter))
 
 
 def read_file(path: str) -> pa.Table:
-    """A table from a file whose name ends in .csv, .json, .jsonl or .parquet.
+    """Read a table from a file whose name ends in .csv, .json, .jsonl or .parquet.
 
     Raises ValueError for other names, and where the file cannot be read as what it is called.
     """
