@@ -10,7 +10,6 @@ __all__ = ["Settings", "Solver"]
 Solver = Literal["bayes", "sgd", "minibatch", "isgd"]
 
 _LATER: Final[dict[str, Any]] = {
-    "implicit_prior": False,
     "positive": False,
     "alpha": 1.0,
     "num_negatives": 0,

@@ -151,10 +151,12 @@ class Commit:
 
     @staticmethod
     def broken_off(payload: bytes) -> bool:
-        """Whether what is not whole may be a put that a kill broke off: its end is missing."""
-        return not payload.rstrip().endswith(b'"}')
+        """Return whether what is not whole may be a put that a kill broke off: it lacks its end."""
+        begins = payload.startswith(_BEGINNING) or _BEGINNING.startswith(payload)
+        return begins and not payload.rstrip().endswith(b'"}')
 
 
+_BEGINNING: Final = b'{"format": '
 _MAY_LACK: Final = frozenset(("previous", "meta", "offsets", "replaces"))
 
 

@@ -215,7 +215,10 @@ class Run:
     def _read(self, part: str, size: int, start: int) -> bytes:
         file: Any = self._rows if part == "rows" else self._names
         with self._store.reading(self.entry[part]["name"]):
-            return bytes(file.read_at(size, start))
+            found = bytes(file.read_at(size, start))
+        if len(found) != size:
+            raise self._damaged(part)
+        return found
 
     def _damaged(self, part: str, missing: bool = False) -> StorageError:
         kind = GoneError if missing else DamagedError

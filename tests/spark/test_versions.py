@@ -99,6 +99,11 @@ class TestRollback:
         whole = learn(folder, path).model
         commit = path / "commits/000000000004.json"
         commit.write_bytes(commit.read_bytes().replace(b"users", b"usErs", 1))
+        for use in (StreamingBiasedALSModel.load, lambda path: learn(folder, path)):
+            with pytest.raises(StorageError, match=r"4\.json is damaged.*rollback\(path, n\)"):
+                use(str(path))
+        # half of one, as of a write broken off, is none
+        commit.write_bytes(commit.read_bytes()[:-9])
         assert StreamingBiasedALSModel.load(str(path)).version == 3
         with pytest.raises(StorageError, match=r"batch 3 is done.*rollback\(path, 3\)"):
             learn(folder, path)
