@@ -11,10 +11,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from helpers import ONCE, assert_same_bits
+from pyspark.ml.tuning import ParamGridBuilder
 
-from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
+from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel, StreamingGridSearch
 from sparkml_sgdals.errors import LeaseError
-from sparkml_sgdals.store.version_store import StorageError
+from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
 
 @pytest.fixture
@@ -32,6 +33,71 @@ def learn(als, stream):
         return job
 
     return run
+
+
+class TestReadFrom:
+    """A commit knows what its batch was read from: no rating twice, none left out."""
+
+    @staticmethod
+    def put(file, payload):
+        """Write a file of the checkpoint as somebody would who does not know of Spark's sums."""
+        (file.parent / f".{file.name}.crc").unlink(missing_ok=True)
+        file.write_bytes(payload)
+
+    def test_a_plan_put_back(self, learn, files, small, tmp_path):
+        """Spark would read the last batch again, and under another number."""
+        path, folder = tmp_path / "m", files(small.iloc[:1200], 300)
+        learn(folder, path)
+        plans = path / "checkpoint/offsets"
+        whole = (plans / "3").read_bytes()
+        self.put(plans / "3", (plans / "2").read_bytes())
+        files(small.iloc[1200:1500], 300, first=4)
+        sentence = r"offsets/3 is not as it was when version 4 was committed"
+        with pytest.raises(StorageError, match=sentence):
+            learn(folder, path)
+        self.put(plans / "3", whole)
+        job = learn(folder, path)
+        assert job.metrics().ratings.sum() == 1500
+
+    def test_a_file_taken_from_the_log(self, learn, files, small, tmp_path):
+        """Spark would take it for new."""
+        path, folder = tmp_path / "m", files(small.iloc[:1200], 300)
+        learn(folder, path)
+        log = path / "checkpoint/sources/0/1"
+        self.put(log, log.read_bytes().replace(b"000001.csv", b"000009.csv"))
+        with pytest.raises(StorageError, match="sources/0 is not as it was when version 4"):
+            learn(folder, path)
+
+    @pytest.mark.long
+    def test_across_compactions_of_the_log(self, learn, files, small, tmp_path):
+        path, folder = tmp_path / "m", files(small.iloc[:900], 100)
+        learn(folder, path)
+        for first in (900, 1300, 2200):
+            files(small.iloc[first : first + 900], 100, first=first // 100)
+            job = learn(folder, path)
+            told = VersionStore(str(path)).newest().offsets
+            assert told["files"]["0"][0] == first // 100 + 8
+        assert job.metrics().ratings.sum() == 3100
+        whole = learn(folder, tmp_path / "whole")
+        assert_same_bits(job.model, whole.model)
+        assert VersionStore(str(tmp_path / "whole")).newest().offsets["files"] == told["files"]
+
+    def test_kept_in_a_race_and_in_part(self, als, learn, files, stream, small, tmp_path):
+        """Whatever learns under a path tells it."""
+        folder = files(small.iloc[:600], 300)
+        grid = ParamGridBuilder().addGrid(als.rank, [2, 3]).build()
+        search = StreamingGridSearch(estimator=als, estimatorParamMaps=grid)
+        search.fitStream(stream(folder), str(tmp_path / "race"), trigger=ONCE).awaitTermination()
+        als.setMaxResidentIds(50)
+        learn(folder, tmp_path / "part")
+        for name in ("race", "part"):
+            told = VersionStore(str(tmp_path / name)).newest().offsets
+            assert told["files"]["0"][0] == 1
+            self.put(tmp_path / name / "checkpoint/offsets/1", b"v1\n{}\n{}")
+        with pytest.raises(StorageError, match="offsets/1 is not as it was"):
+            search.fitStream(stream(folder), str(tmp_path / "race"), trigger=ONCE)
+        with pytest.raises(StorageError, match="offsets/1 is not as it was"):
+            learn(folder, tmp_path / "part")
 
 
 class TestRollback:
