@@ -57,7 +57,9 @@ def fit(
     """Learn a model from a table, save it, and say what it is worth."""
     from sparkml_sgdals import StreamingBiasedALS
     from sparkml_sgdals.cli.sources import SourceColumns, read_table
+    from sparkml_sgdals.store.saved_model import refuse_model_path
 
+    refuse_model_path(out)
     if held_out and split:
         raise typer.BadParameter("--held-out and --split exclude each other.")
     options = pairs("--option", option or ())

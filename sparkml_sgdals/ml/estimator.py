@@ -19,7 +19,7 @@ from sparkml_sgdals.ingest.columns import id_kind, id_type_name
 from sparkml_sgdals.ingest.parquet import pack_parquet
 from sparkml_sgdals.ml.model import StreamingBiasedALSModel
 from sparkml_sgdals.ml.options import fit_options, stream_invalid
-from sparkml_sgdals.ml.persistence import EstimatorWriter
+from sparkml_sgdals.ml.persistence import EstimatorReader, EstimatorWriter
 from sparkml_sgdals.ml.setters import LearningSetters
 from sparkml_sgdals.ml.summary import TrainingSummary
 from sparkml_sgdals.state.model_state import ModelState
@@ -236,6 +236,11 @@ class StreamingBiasedALS(
     def write(self) -> MLWriter:
         """Return a writer: als.write().overwrite().save(path)."""
         return EstimatorWriter(self)
+
+    @classmethod
+    def read(cls) -> EstimatorReader[StreamingBiasedALS]:
+        """Return a reader of saved estimators."""
+        return EstimatorReader(cls)
 
     def _fit(self, dataset: DataFrame) -> StreamingBiasedALSModel:
         if dataset.isStreaming:

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, Generic, Protocol, TypeVar
 
 import pyarrow as pa
-from pyspark.errors import PySparkException
-from pyspark.ml.util import DefaultParamsReader, DefaultParamsWriter, MLReadable, MLReader, MLWriter
+from pyspark.errors import AnalysisException
+from pyspark.ml.util import (
+    DefaultParamsReadable,
+    DefaultParamsReader,
+    DefaultParamsWriter,
+    MLReadable,
+    MLReader,
+    MLWriter,
+)
 from pyspark.sql import SparkSession
 from pyspark.sql.utils import is_remote
 
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.state.settings import Settings
-from sparkml_sgdals.store.commit import FORMAT_VERSION, check_format
+from sparkml_sgdals.store.saved_model import (
+    checked_metadata,
+    described,
+    first_line,
+    naming,
+    refuse_model_path,
+    sealed,
+    state_of,
+)
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
-__all__ = ["EstimatorWriter", "ModelReader", "ModelWriter"]
+__all__ = ["EstimatorReader", "EstimatorWriter", "ModelReader", "ModelWriter"]
 
 _IDS_PER_FILE: Final = 1_000_000
+_UNREADABLE: Final = "is damaged or cannot be read"
 _SQL_TYPES: Final = {
     pa.string(): "string",
     pa.int64(): "bigint",
@@ -41,11 +57,23 @@ class Savable(Protocol):
     def idTypes(self) -> tuple[str, str]: ...
 
 
+E = TypeVar("E", bound=DefaultParamsReadable[Any])
 M = TypeVar("M", bound=MLReadable[Any])
 
 
 class _Writer(MLWriter):
-    """A writer whose overwrite() works on Spark Connect too."""
+    """A writer whose overwrite() works on Spark Connect too, and spares a stream's versions."""
+
+    def save(self, path: str) -> None:
+        """Write to `path`.
+
+        Raises
+        ------
+        StorageError
+            a stream keeps its versions there
+        """
+        refuse_model_path(path)
+        super().save(path)
 
     def _handleOverwrite(self, path: str) -> None:
         if is_remote():
@@ -55,9 +83,20 @@ class _Writer(MLWriter):
         else:
             super()._handleOverwrite(path)
 
+    def _write_metadata(self, instance: Any, path: str, extra: dict[str, Any]) -> None:
+        """Write what `DefaultParamsWriter.saveMetadata` does, with a digest of it."""
+        spark = _session(self)
+        text = sealed(DefaultParamsWriter._get_metadata_to_save(instance, spark, extra))
+        frame = spark.createDataFrame([(text,)], "value string")
+        frame.coalesce(1).write.text(f"{path}/metadata")
+
 
 class EstimatorWriter(_Writer, DefaultParamsWriter):
     """Writes an estimator: Spark's own metadata."""
+
+    def saveImpl(self, path: str) -> None:
+        """Write to `path`."""
+        self._write_metadata(self.instance, path, {})
 
 
 class ModelWriter(_Writer):
@@ -71,17 +110,7 @@ class ModelWriter(_Writer):
         """Write to `path`; the state is in memory, so the path it came from may be replaced."""
         model, spark = self.model, _session(self)
         state = model.state
-        extra: dict[str, Any] = {
-            "formatVersion": FORMAT_VERSION,
-            "settings": state.settings.to_json(),
-            "kinds": [state.users.index.kind, state.items.index.kind],
-            "idTypes": list(model.idTypes),
-            "scalars": state.scalars(),
-            "modelVersion": model.version,
-            "users": state.users.size,
-            "items": state.items.size,
-        }
-        DefaultParamsWriter.saveMetadata(model, path, spark, extraMetadata=extra)
+        self._write_metadata(model, path, described(state, model.idTypes, model.version))
         for name, side in (("users", state.users), ("items", state.items)):
             ddl = _ddl(side)
             frame = (
@@ -91,6 +120,29 @@ class ModelWriter(_Writer):
             )
             files = 1 + side.size // _IDS_PER_FILE
             frame.coalesce(files).write.mode("overwrite").parquet(f"{path}/{name}")
+
+
+class EstimatorReader(DefaultParamsReader[E], Generic[E]):
+    """Reads what `EstimatorWriter` wrote."""
+
+    def load(self, path: str) -> E:
+        """Return the estimator at `path`.
+
+        Raises
+        ------
+        StorageError
+            nothing readable is there, it is damaged, or something else
+        """
+        if _version_store(path) is not None:
+            raise StorageError(
+                f"{path} is the model path of a stream, not a saved estimator: load the model with "
+                "StreamingBiasedALSModel.load(path)."
+            )
+        metadata = _read_metadata(_session(self), path, self.cls)
+        estimator: Any = self.cls()
+        _set_params(estimator, metadata, path)
+        loaded: E = estimator
+        return loaded
 
 
 class ModelReader(MLReader[M], Generic[M]):
@@ -117,50 +169,48 @@ class ModelReader(MLReader[M], Generic[M]):
         if version is not None:
             raise StorageError(f"{path} is a saved model, not a model path: it has no versions.")
         spark = _session(self)
-        expected = f"{self.model_class.__module__}.{self.model_class.__name__}"
-        try:
-            metadata = DefaultParamsReader.loadMetadata(path, spark, expectedClassName=expected)
-        except AssertionError as other:
-            raise StorageError(f"{path} holds something else: {other}") from other
-        except (PySparkException, ValueError, KeyError) as failure:
-            raise StorageError(
-                f"There is no readable model at {path}: {str(failure).splitlines()[0]}"
-            ) from failure
-        try:
-            check_format(metadata["formatVersion"], f"The model at {path}")
-            state = _read_state(spark, path, metadata)
-        except StorageError:
-            raise
-        except Exception as failure:  # Spark's own type differs by way and release
-            raise StorageError(
-                f"The model at {path} is damaged: {str(failure).splitlines()[0]}"
-            ) from failure
+        metadata = _read_metadata(spark, path, self.model_class)
+        state = state_of(metadata, path, partial(_read_side, spark, path))
         model = self.model_class(state, tuple(metadata["idTypes"]), metadata["modelVersion"])
-        model._resetUid(metadata["uid"])
-        DefaultParamsReader.getAndSetParams(model, metadata)
+        _set_params(model, metadata, path)
         loaded: M = model
         return loaded
 
 
-def _read_state(spark: SparkSession, path: str, metadata: dict[str, Any]) -> ModelState:
-    state = ModelState.empty(Settings.from_json(metadata["settings"]), *metadata["kinds"])
-    state.set_scalars(metadata["scalars"])
-    for name, side in (("users", state.users), ("items", state.items)):
-        _read_side(spark, f"{path}/{name}", side)
-        if side.size != metadata[name]:
-            raise ValueError(f"{name} has {side.size} ids, the metadata says {metadata[name]}")
-    return state
+def _read_metadata(spark: SparkSession, path: str, expected: type[Any]) -> dict[str, Any]:
+    with naming(f"{path}/metadata", _UNREADABLE):
+        try:
+            rows = spark.read.text(f"{path}/metadata").collect()
+        except AnalysisException as missing:
+            raise StorageError(
+                f"There is no readable model at {path}: {first_line(missing)}"
+            ) from missing
+    # whole, so that a row too many does not pass for a model
+    text = "\n".join(row["value"] for row in rows)
+    return checked_metadata(text, path, f"{expected.__module__}.{expected.__name__}")
+
+
+def _set_params(instance: Any, metadata: dict[str, Any], path: str) -> None:
+    instance._resetUid(metadata["uid"])
+    try:
+        DefaultParamsReader.getAndSetParams(instance, metadata)
+    except Exception as failure:
+        raise StorageError(
+            f"{path}/metadata holds Params that this release does not take: {first_line(failure)}. "
+            "Load it by the release that saved it, or save the model again."
+        ) from failure
 
 
 def _ddl(side: FactorTable) -> str:
     return ", ".join(f"{field.name} {_SQL_TYPES[field.type]}" for field in side.schema())
 
 
-def _read_side(spark: SparkSession, path: str, side: FactorTable) -> None:
-    ddl = _ddl(side)
-    table = spark.read.schema(ddl).parquet(path).toArrow()
-    if table.num_rows:
-        side.put_arrow(table)
+def _read_side(spark: SparkSession, path: str, name: str, side: FactorTable) -> list[pa.Table]:
+    reader = spark.read.schema(_ddl(side))
+    # Spark notes a checksum of each page, and looks at it where it is told to
+    reader = reader.option("parquet.page.verify-checksum.enabled", "true")
+    with naming(f"{path}/{name}", _UNREADABLE):
+        return [reader.parquet(f"{path}/{name}").toArrow()]
 
 
 def _version_store(path: str) -> VersionStore | None:
