@@ -13,12 +13,18 @@ from pyspark.sql import DataFrame, SparkSession
 from sparkml_sgdals.fit.blocks.driver import train_in_blocks
 from sparkml_sgdals.fit.mini_batches import train_in_mini_batches
 from sparkml_sgdals.fit.one_task import train_in_one_task
-from sparkml_sgdals.fit.plan import FitOptions, Plan, Trained, TrainingReport, blocks_for
+from sparkml_sgdals.fit.plan import (
+    FitOptions,
+    Plan,
+    Trained,
+    TrainingReport,
+    choose_blocks,
+)
 from sparkml_sgdals.fit.progress import clear_progress, show_progress
 from sparkml_sgdals.fit.who_rated import remember_table
+from sparkml_sgdals.ingest.bad_rows import refuse_invalid
 from sparkml_sgdals.ingest.columns import select_ratings
 from sparkml_sgdals.ingest.packing import PackedCounts, batches_by_rows, count_packed, pack
-from sparkml_sgdals.ingest.problems import refuse_invalid
 from sparkml_sgdals.spark_jobs import local_threads, phase
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
@@ -156,10 +162,8 @@ def learn_packed(
         plain = learn_packed(packed, settings.unranked(), options, stops, before)
         return remember_table(packed.cells, options.kinds, plain, settings, prior)
     spark = packed.cells.sparkSession
-    if settings.learns_events:
-        _refuse_blocks(packed.counts.ratings, options)
     plan = Plan(
-        options.num_blocks or blocks_for(packed.counts.ratings, options.max_ratings_per_task),
+        choose_blocks(packed.counts.ratings, settings, options),
         options.num_threads or local_threads(spark),
         options.checkpoint_interval,
         stops,
@@ -193,20 +197,6 @@ def _train(
     if settings.tol > 0 and settings.solver != "bayes":
         warnings.warn("tol is not used in a fit in blocks.", UserWarning, stacklevel=2)
     return train_in_blocks(cells, settings, options.kinds, plan, prior)
-
-
-def _refuse_blocks(events: int, options: FitOptions) -> None:
-    if options.num_blocks > 1:
-        raise ValueError(
-            f"numBlocks is {options.num_blocks}, and events (implicitPrefs=True) are learned in "
-            "one task: set numBlocks to 1."
-        )
-    if events > options.max_ratings_per_task:
-        raise ValueError(
-            f"The table has {events} events, maxRatingsPerTask is {options.max_ratings_per_task}, "
-            "and events (implicitPrefs=True) are learned in one task: raise it, or learn the "
-            "table in parts with update or a stream."
-        )
 
 
 def _warn_of_unseen(spark: SparkSession, options: FitOptions) -> None:

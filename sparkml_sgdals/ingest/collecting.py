@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pyspark.sql import DataFrame
-from pyspark.sql import functions as F
 
 from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.arrays.screening import Problems, screen
+from sparkml_sgdals.ingest.bad_rows import invalid_rows
 from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
 
-__all__ = ["COLLECT_LIMIT", "Collected", "collect_ratings", "invalid_rows"]
+__all__ = ["COLLECT_LIMIT", "Collected", "collect_ratings"]
 
 I64 = npt.NDArray[np.int64]
 
@@ -24,7 +24,6 @@ COLLECT_LIMIT: Final = 1_000_000
 _FIRST_LOOK: Final = 20_000
 _FIRST_STEPS: Final = ((1, 8), (2, 4), (4, 2), (50, 1))
 """Partitions below a number may have so many times _FIRST_LOOK: small tables have few."""
-_KEPT_INVALID: Final = 10_000
 _PLACE_BITS: Final = 33
 """Low bits of monotonically_increasing_id(): the number of a row in its partition."""
 _PLACES: Final = (1 << _PLACE_BITS) - 1
@@ -142,15 +141,3 @@ def _caps(expected: int, partitions: int) -> list[tuple[int, int]]:
         first = next(steps, _FAR_LOOK)
         found.append((last, max(first, known if last <= partitions else 0)))
     return found
-
-
-def invalid_rows(
-    df: DataFrame, columns: RatingColumns, kinds: tuple[IdKind, IdKind], keep: bool
-) -> list[str]:
-    """Return some of the rows that cannot be learned, as JSON, for a batch too large to collect."""
-    if keep:
-        # a bad time or weight alone does not set a row aside
-        columns = replace(columns, time=None, weight=None)
-    raw = select_ratings(df, columns, kinds, raw=True).select("raw")
-    found = raw.where(F.col("raw").isNotNull()).limit(_KEPT_INVALID).toArrow()
-    return [str(row) for row in found.column("raw").to_pylist()]

@@ -17,8 +17,8 @@ from sparkml_sgdals.fit.grid_fit import GridFit, GridPoint
 from sparkml_sgdals.fit.plan import TrainingReport
 from sparkml_sgdals.ingest.columns import id_kind, id_type_name
 from sparkml_sgdals.ingest.parquet import pack_parquet
+from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
 from sparkml_sgdals.ml.model import StreamingBiasedALSModel
-from sparkml_sgdals.ml.options import fit_options, stream_invalid
 from sparkml_sgdals.ml.persistence import EstimatorReader, EstimatorWriter
 from sparkml_sgdals.ml.setters import LearningSetters
 from sparkml_sgdals.ml.summary import TrainingSummary

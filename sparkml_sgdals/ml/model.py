@@ -13,10 +13,10 @@ from pyspark.sql import DataFrame, SparkSession
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.arrays.screening import screen
 from sparkml_sgdals.fit.fitting import learn_table
+from sparkml_sgdals.ingest.bad_rows import refuse_invalid
 from sparkml_sgdals.ingest.collecting import COLLECT_LIMIT, collect_ratings
 from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
-from sparkml_sgdals.ingest.problems import refuse_invalid
-from sparkml_sgdals.ml.options import fit_options, stream_invalid
+from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
 from sparkml_sgdals.ml.params import default_settings
 from sparkml_sgdals.ml.persistence import ModelReader, ModelWriter
 from sparkml_sgdals.ml.recommend_methods import RankingMethods

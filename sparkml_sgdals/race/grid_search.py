@@ -16,8 +16,8 @@ from pyspark.sql import DataFrame
 
 from sparkml_sgdals.ml.converters import at_least, param
 from sparkml_sgdals.ml.estimator import StreamingBiasedALS
+from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
 from sparkml_sgdals.ml.model import StreamingBiasedALSModel
-from sparkml_sgdals.ml.options import fit_options, stream_invalid
 from sparkml_sgdals.race.standings import RaceRules
 from sparkml_sgdals.race.updater import RaceUpdater, leader_of
 from sparkml_sgdals.state.model_state import ModelState

@@ -1,4 +1,4 @@
-"""Versions under a model path: list them, go back to one, forget users in all of them (driver)."""
+"""Versions under a model path: list them, go back to one, clear up after both (driver)."""
 
 from __future__ import annotations
 

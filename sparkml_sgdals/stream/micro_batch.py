@@ -23,8 +23,8 @@ from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.arrays.screening import ZERO_WEIGHT, Problems
 from sparkml_sgdals.fit.fitting import learn_table
 from sparkml_sgdals.fit.plan import FitOptions
-from sparkml_sgdals.ingest.collecting import Collected, collect_ratings, invalid_rows
-from sparkml_sgdals.ingest.problems import refuse_invalid
+from sparkml_sgdals.ingest.bad_rows import invalid_rows, refuse_invalid
+from sparkml_sgdals.ingest.collecting import Collected, collect_ratings
 from sparkml_sgdals.learn.one_batch import BatchReport, learn_batch
 from sparkml_sgdals.learn.prequential import BatchSums
 from sparkml_sgdals.state.model_state import ModelState

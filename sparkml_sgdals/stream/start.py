@@ -13,10 +13,10 @@ from pyspark.sql import DataFrame
 
 from sparkml_sgdals.arrays.screening import screen
 from sparkml_sgdals.fit.plan import FitOptions
+from sparkml_sgdals.ingest.bad_rows import column_names, explain_problems
 from sparkml_sgdals.ingest.collecting import COLLECT_LIMIT
 from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
 from sparkml_sgdals.ingest.deduplication import drop_repeats
-from sparkml_sgdals.ingest.problems import column_names, explain_problems
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.lease import Lease

@@ -1,1 +1,1 @@
-"""Learn a table larger than one task: blocks of ids exchange factors by files and messages."""
+"""Learn a table larger than one task: blocks keep ratings in files, and exchange factors."""

@@ -22,6 +22,7 @@ from pyspark.sql import functions as F
 from sparkml_sgdals.arrays.hashing import block_of, id_keys
 from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.arrays.ipc import arrays_from_buffer, arrays_to_buffer, from_bytes, to_buffer
+from sparkml_sgdals.fit.blocks.exchange import GlobalState, Half, Inbox, NameRows, Start, Stratum
 from sparkml_sgdals.fit.blocks.files import (
     BlockFiles,
     BlockRows,
@@ -39,7 +40,6 @@ from sparkml_sgdals.fit.blocks.messages import (
     partition_keys,
     placed,
 )
-from sparkml_sgdals.fit.blocks.steps import GlobalState, Half, Inbox, NameRows, Start, Stratum
 from sparkml_sgdals.fit.plan import Plan, Trained, TrainingReport
 from sparkml_sgdals.fit.progress import TaskProgress
 from sparkml_sgdals.learn.solvers import EARLIEST_STOP, sweeps_settled

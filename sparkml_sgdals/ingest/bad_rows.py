@@ -1,11 +1,25 @@
-"""Bad rows in words that name columns, and their refusal."""
+"""What happens to a bad row: refused in words that name its column, or set aside and counted.
+
+Which rows are bad says `arrays.screening`. Under handleInvalid "error" they are refused here; under
+"skip" and "keep" a table's are counted, and a batch's go under `invalid/` of the model path as well
+(`stream.micro_batch`).
+"""
 
 from __future__ import annotations
 
-from sparkml_sgdals.arrays.screening import ZERO_WEIGHT, Problems
-from sparkml_sgdals.ingest.columns import RatingColumns
+from dataclasses import replace
+from typing import Final
 
-__all__ = ["column_names", "explain_problems", "refuse_invalid"]
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.arrays.screening import ZERO_WEIGHT, Problems
+from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
+
+__all__ = ["KEPT_INVALID", "column_names", "explain_problems", "invalid_rows", "refuse_invalid"]
+
+KEPT_INVALID: Final = 10_000
 
 
 def explain_problems(problems: Problems, names: dict[str, str]) -> str:
@@ -44,3 +58,15 @@ def refuse_invalid(problems: Problems, columns: RatingColumns) -> None:
             f"{explain_problems(problems, column_names(columns))}. Repair or remove these rows, "
             "or set handleInvalid='skip' to learn the others."
         )
+
+
+def invalid_rows(
+    df: DataFrame, columns: RatingColumns, kinds: tuple[IdKind, IdKind], keep: bool
+) -> list[str]:
+    """Return some of the rows that cannot be learned, as JSON, for a batch too large to collect."""
+    if keep:
+        # a bad time or weight alone does not set a row aside
+        columns = replace(columns, time=None, weight=None)
+    raw = select_ratings(df, columns, kinds, raw=True).select("raw")
+    found = raw.where(F.col("raw").isNotNull()).limit(KEPT_INVALID).toArrow()
+    return [str(row) for row in found.column("raw").to_pylist()]

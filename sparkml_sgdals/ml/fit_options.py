@@ -1,4 +1,4 @@
-"""What Params say to a fit and to a stream, as plain values."""
+"""What Params say of how rows are read and a fit is spread, as plain values."""
 
 from __future__ import annotations
 
