@@ -13,10 +13,20 @@ from pyspark.sql import DataFrame, SparkSession
 
 from sparkml_sgdals.errors import DivergenceError, StorageError
 
-__all__ = ["BROADCAST_IDS", "collect_payloads", "explained", "local_threads", "phase"]
+__all__ = [
+    "BROADCAST_IDS",
+    "collect_payloads",
+    "cores",
+    "explained",
+    "gathered",
+    "local_threads",
+    "phase",
+]
 
 BROADCAST_IDS: Final = 500_000
 """Factors of up to that many ids, some 100 MB at rank 16, are broadcast instead of shuffled."""
+_TASKS_A_CORE: Final = 4
+_MOST_TASKS: Final = 1000
 
 
 def local_threads(spark: SparkSession) -> int:
@@ -28,6 +38,34 @@ def local_threads(spark: SparkSession) -> int:
     if match is None:
         return 0
     return (os.cpu_count() or 1) if match[1] == "*" else int(match[1])
+
+
+def gathered(frame: DataFrame) -> DataFrame:
+    """Return the same rows in no more partitions than cores can use, moved between none.
+
+    A Python task costs Spark some 0.05 s however few rows it has, and a shuffle, a union or a
+    folder of small files leaves hundreds of partitions. Under local[N] 4 N stay, so that one that
+    is larger than the others does not keep a core waiting for long; on a cluster 4 a core where
+    its conf tells how many there are, else a thousand.
+    """
+    return frame.coalesce(_TASKS_A_CORE * cores(frame.sparkSession) or _MOST_TASKS)
+
+
+def cores(spark: SparkSession) -> int:
+    """Return how many cores a session has for its tasks, 0 where its conf does not tell."""
+    local = local_threads(spark)
+    if local:
+        return local
+    asked = [
+        spark.conf.get(name, "") or ""
+        for name in (
+            "spark.default.parallelism",
+            "spark.executor.instances",
+            "spark.executor.cores",
+        )
+    ]
+    parallelism, instances, each = (int(text) if text.isdigit() else 0 for text in asked)
+    return parallelism or instances * max(each, 1)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from sparkml_sgdals.arrays.ipc import narrow, to_bytes
 from sparkml_sgdals.arrays.screening import Problems, screen
+from sparkml_sgdals.spark_jobs import gathered
 
 __all__ = [
     "PACK_DDL",
@@ -121,7 +122,7 @@ def batches_by_rows(spark: SparkSession) -> Iterator[None]:
 
 def pack(ratings: DataFrame, keep: bool) -> DataFrame:
     """Pack ratings, as `select_ratings` gives them, into rows (count, payload, problems)."""
-    return ratings.mapInArrow(_Pack(keep), PACK_DDL)
+    return gathered(ratings).mapInArrow(_Pack(keep), PACK_DDL)
 
 
 def count_packed(packed: DataFrame) -> PackedCounts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.fit.blocks import driver, files
 from sparkml_sgdals.ingest.packing import batches_by_rows
 from sparkml_sgdals.learn.whole_table import fit_ratings
+from sparkml_sgdals.spark_jobs import cores, gathered
 from sparkml_sgdals.state.model_state import ModelState
 
 
@@ -87,6 +89,39 @@ def test_more_blocks_than_ids(spark):
     assert model.state.users.size == 2
     assert model.state.items.size == 2
     assert model.state.counters.ratings == 3
+
+
+class TestPartitions:
+    """A Python task costs as much as thousands of ratings: empty and small ones are gathered."""
+
+    def test_no_more_tasks_than_cores_can_use(self, spark):
+        many = spark.range(0, 1000, 1, 300).selectExpr("id % 7 AS user")
+        tasks = gathered(many).selectExpr("spark_partition_id() AS task", "user")
+        rows = tasks.groupBy("task").count().collect()
+        assert len(rows) == 8
+        assert sum(row["count"] for row in rows) == 1000
+        few = gathered(spark.range(0, 1000, 1, 3)).selectExpr("spark_partition_id() AS task")
+        assert few.distinct().count() == 3
+
+    @pytest.mark.parametrize(
+        ("conf", "expected"),
+        [
+            ({"master": "spark://a:7077"}, 0),
+            ({"master": "spark://a:7077", "default.parallelism": "24"}, 24),
+            ({"master": "yarn", "executor.instances": "5", "executor.cores": "4"}, 20),
+            ({"master": "yarn", "executor.instances": "5"}, 5),
+            ({"master": "local[3]", "default.parallelism": "24"}, 3),
+            ({"master": "k8s://a", "default.parallelism": "many"}, 0),
+        ],
+    )
+    def test_cores_of_a_cluster(self, conf, expected):
+        told = {f"spark.{name}": value for name, value in conf.items()}
+        assert cores(SimpleNamespace(conf=SimpleNamespace(get=told.get))) == expected
+
+    def test_same_bits_whatever_the_partitions(self, spark, small):
+        frame = spark.createDataFrame(small)
+        models = [estimator(maxIter=1).fit(frame.repartition(n)) for n in (1, 60)]
+        assert_same_bits(*models)
 
 
 class TestStaticBlocks:
