@@ -444,6 +444,12 @@ class StreamingBiasedALSModel(
     def _described(
         cls, meta: dict[str, Any], state: ModelState, version: int
     ) -> StreamingBiasedALSModel:
+        for name in ("idTypes", "pathId", "uid", "params"):
+            if name not in meta:
+                raise StorageError(
+                    f"model.json says nothing of {name}, as of a path that a stream wrote: restore "
+                    "it, or use Predictor.load(path), which does without."
+                )
         model = cls(state, tuple(meta["idTypes"]), version)
         model._path_id = meta["pathId"]
         model._resetUid(meta["uid"])

@@ -108,7 +108,7 @@ class VersionMethods:
             forget_users(store, ids)
             self._state, commit = store.load()
             self.version = commit.version
-            self._path_id = (store.meta() or {})["pathId"]
+            self._path_id = (store.meta() or {}).get("pathId")
         else:
             if self._shared:
                 self._state = self._state.copy()

@@ -89,7 +89,7 @@ class RaceUpdater(BatchUpdater):
         )  # fmt: skip
 
     def _collect(self, batch: DataFrame, batch_id: int, resident: Resident) -> Collected:
-        collected = self.collect(batch, resident)
+        collected = self.collect(batch, resident, batch_id)
         if collected is None:
             raise ValueError(
                 f"Batch {batch_id} has more than {COLLECT_LIMIT:,} ratings, a race takes smaller "

@@ -12,8 +12,10 @@ import json
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from sparkml_sgdals.errors import StorageError
+from sparkml_sgdals.errors import DamagedError, StorageError
 from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.described import COMMIT
+from sparkml_sgdals.store.shapes import parse_json
 
 __all__ = ["FORMAT_VERSION", "Base", "Commit", "check_format"]
 
@@ -128,10 +130,11 @@ class Commit:
     def from_bytes(cls, payload: bytes, place: str) -> Commit | None:
         """Return the commit read from `place`, None where the object is not whole.
 
-        Raises StorageError where it is of another format, or whole with other fields than known.
+        Raises StorageError where it is of another format, or whole with other fields than known;
+        DamagedError where a field is not what it has to be.
         """
         try:
-            outer = json.loads(payload)
+            outer = parse_json(payload)
             body = outer["commit"]
             whole = hashlib.sha256(body.encode()).hexdigest() == outer["sha256"]
             check_format(outer["format"], f"The commit {place}")
@@ -139,7 +142,12 @@ class Commit:
             return None
         if not whole:
             return None
-        values = json.loads(body)
+        try:
+            values = parse_json(body)
+        except ValueError:
+            values = None
+        if not isinstance(values, dict):
+            raise DamagedError(f"The commit {place} holds no object. {_REMEDY}")
         names = {field.name for field in fields(cls)}
         odd = (names ^ values.keys()) - _MAY_LACK
         if odd:
@@ -147,6 +155,11 @@ class Commit:
                 f"The commit {place} holds {', '.join(sorted(odd))} otherwise than this release "
                 "of sparkml_sgdals does: read it with the release that wrote it."
             )
+        fault = COMMIT.fault(values, "it")
+        if fault is None and values["base"] > values["version"]:
+            fault = "its base is a later version"
+        if fault is not None:
+            raise DamagedError(f"The commit {place} cannot be used: {fault}. {_REMEDY}")
         return cls(**values)
 
     @staticmethod
@@ -157,6 +170,9 @@ class Commit:
 
 
 _BEGINNING: Final = b'{"format": '
+_REMEDY: Final = (
+    "Restore it, or take an older version: StreamingBiasedALSModel.versions(path) lists them."
+)
 _MAY_LACK: Final = frozenset(("previous", "meta", "offsets", "replaces"))
 
 

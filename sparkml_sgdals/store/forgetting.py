@@ -84,7 +84,7 @@ def forget_users(store: VersionStore, ids: pa.Array) -> Commit:
             else:
                 # a stream goes on without held-out ratings
                 store.delete("validation.parquet")
-        _forget_invalid(store, meta["params"].get("userCol", "user"), ids)
+        _forget_invalid(store, meta.get("params", {}).get("userCol", "user"), ids)
     finally:
         lease.release()
     return made
@@ -157,7 +157,7 @@ def _forget_invalid(store: VersionStore, user_column: str, ids: pa.Array) -> Non
     for name in store.names("invalid"):
         try:
             table = store.read_table(f"invalid/{name}")
-        except pa.ArrowInvalid:
+        except DamagedError:
             # who is in a damaged file cannot be told
             store.delete(f"invalid/{name}")
             continue

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import socket
 import threading
 import time
 import uuid
@@ -14,12 +13,19 @@ from typing import Any, Final
 
 from sparkml_sgdals.errors import LeaseError, StorageError
 from sparkml_sgdals.store.objects import ObjectStore, user_name
+from sparkml_sgdals.store.processes import PROCESS, on_this_host, runs, this_process
+from sparkml_sgdals.store.shapes import ANYTHING, INSTANT, NUMBER, TEXT, Fields, parse_json
 
 __all__ = ["Lease", "check_holder"]
 
 logger = logging.getLogger(__name__)
 
 _NAME: Final = "lease.json"
+_HOLDER: Final = Fields(
+    PROCESS
+    | {"token": TEXT, "owner": TEXT, "since": INSTANT, "renewed": INSTANT, "seconds": NUMBER},
+    others=ANYTHING,
+)
 
 
 def check_holder(store: ObjectStore, token: str) -> None:
@@ -52,7 +58,8 @@ class Lease:
         A holder on this host whose process is gone, or whose stream in this process has ended,
         gives way at once; any other one when it has not renewed for its `seconds`.
 
-        Raises LeaseError that says who holds it and how to take it over.
+        Raises LeaseError that says who holds it and how to take it over, or that this cannot be
+        told.
         """
         holder = _read(store)
         if holder is not None and cls._alive(holder):
@@ -92,9 +99,7 @@ class Lease:
         holder = {
             "token": self.token,
             "owner": user_name(),
-            "host": socket.gethostname(),
-            "pid": os.getpid(),
-            "started": _process_start(os.getpid()),
+            **this_process(),
             "since": self._since,
             "renewed": time.time(),
             "seconds": self.seconds,
@@ -134,6 +139,9 @@ class Lease:
                             # taken over while this process slept: it must not be taken back
                             break
                         self.renew()
+                    except LeaseError:
+                        # nor where it cannot be told who has it
+                        break
                     except (OSError, StorageError):
                         # storage may come back before the lease runs out: try again next round
                         continue
@@ -153,7 +161,7 @@ class Lease:
             holder = _read(self.store)
             if holder is not None and holder["token"] == self.token:
                 self.store.delete(_NAME)
-        except (OSError, StorageError):
+        except (OSError, StorageError, LeaseError):
             # it ends by itself: with this process, or elsewhere by not being renewed
             logger.warning("the lease on %s could not be removed", self.store.path)
 
@@ -161,11 +169,11 @@ class Lease:
 
     @classmethod
     def _alive(cls, holder: dict[str, Any]) -> bool:
-        if holder["host"] == socket.gethostname():
+        if on_this_host(holder):
             if holder["pid"] == os.getpid():
                 active = cls._ours.get(holder["token"])
                 return active is not None and active()
-            return bool(holder["started"] == _process_start(holder["pid"]))
+            return runs(holder)
         return bool(time.time() - holder["renewed"] < holder["seconds"])
 
 
@@ -175,11 +183,21 @@ def _read(store: ObjectStore) -> dict[str, Any] | None:
         if payload is None:
             return None
         try:
-            holder: dict[str, Any] = json.loads(payload)
-            return holder if "token" in holder else None
+            holder = parse_json(payload)
         except ValueError:
             # where a put is not whole by itself, a reader may meet it half done
             time.sleep(0.02)
+            continue
+        if not isinstance(holder, dict) or "token" not in holder:
+            # without a token nobody can write by it
+            return None
+        fault = _HOLDER.fault(holder, "it")
+        if fault is not None:
+            raise LeaseError(
+                f"{store.path}/{_NAME} does not say who writes there: {fault}. See that no stream "
+                "does, then delete that file."
+            )
+        return holder
     # broken off while it was written: its writer did not get to start
     return None
 
@@ -191,23 +209,3 @@ def _describe(holder: dict[str, Any]) -> str:
 
 def _time(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
-
-
-def _process_start(pid: int) -> str | None:
-    """When a process started, None where it is gone; its bare existence where /proc is missing."""
-    try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:
-            # the name in brackets may hold blanks; field 22 counts from after it
-            fields = stat.read().rpartition(")")[2].split()
-        return None if fields[0] == "Z" else fields[19]
-    except OSError:
-        pass
-    if os.path.isdir("/proc/self"):
-        return None
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return None
-    except PermissionError:
-        pass
-    return "running"

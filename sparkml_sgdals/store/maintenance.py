@@ -86,7 +86,8 @@ def list_versions(store: VersionStore, verify: bool) -> pd.DataFrame:
 
     Raises StorageError where there is no model.
     """
-    if store.meta() is None:
+    meta = store.meta()
+    if meta is None:
         raise StorageError(f"{store.path} is no model path: there is no model.json in it.")
     whole: dict[str, bool] = {}
     there = set(store.names("files"))
@@ -107,8 +108,8 @@ def list_versions(store: VersionStore, verify: bool) -> pd.DataFrame:
     # the first version of the unbroken row that a version ends
     since: dict[int, int] = {}
     for number in store.numbers():
-        commit = store.read_commit(number)
-        if commit is None:
+        commit = store.sound_commit(number)
+        if commit is None or commit.meta not in (None, meta.get("sha256")):
             rows.append({"version": number, "loadable": False})
             continue
         own[number] = all(good(commit.files[side]) for side in ("users", "items"))
@@ -134,7 +135,7 @@ def list_versions(store: VersionStore, verify: bool) -> pd.DataFrame:
             }
         )
     frame = pd.DataFrame(rows, columns=list(VERSIONS))
-    frame["committed"] = pd.to_datetime(frame["committed"])
+    frame["committed"] = pd.to_datetime(frame["committed"], format="ISO8601", utc=True)
     frame[["rmse", "validationRmse"]] = frame[["rmse", "validationRmse"]].astype(float)
     frame[["batch", "ratings", "restored"]] = frame[["batch", "ratings", "restored"]].astype(
         "Int64"
@@ -171,7 +172,7 @@ def roll_back(store: VersionStore, version: int, reread: bool) -> Rollback:
         numbers = store.numbers()
         # the last one may be damaged: that is what one goes back for
         following = numbers[-1] + 1
-        newest = next(c for n in reversed(numbers) if (c := store.read_commit(n)) is not None)
+        newest = next(c for n in reversed(numbers) if (c := store.sound_commit(n)) is not None)
         if reread:
             checkpoint, batch = f"checkpoint-{following:012d}", wanted.batch
             # of a rollback that was broken off
@@ -206,19 +207,19 @@ def drop_later_invalid(store: VersionStore, batch: int) -> None:
     """
     for name in store.names("invalid"):
         number = name.removeprefix("batch-").removesuffix(".parquet")
-        if number.isdigit() and int(number) > batch:
+        if number.isdecimal() and int(number) > batch:
             store.delete(f"invalid/{name}")
 
 
 def drop_old_checkpoints(store: VersionStore) -> None:
     """Delete checkpoints that no kept version goes with. Only for the holder of the lease."""
-    commits = [store.read_commit(number) for number in store.numbers()]
+    commits = [store.sound_commit(number) for number in store.numbers()]
     if not commits or None in commits:
         # a damaged one may come back from a copy, and needs its checkpoint then
         return
     used = {commit.checkpoint for commit in commits if commit is not None}
     for name in store.names(""):
-        if re.fullmatch(r"checkpoint(-\d{12})?", name) and name not in used:
+        if re.fullmatch(r"checkpoint(-[0-9]{12})?", name) and name not in used:
             store.delete_folder(name)
 
 

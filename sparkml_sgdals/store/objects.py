@@ -7,6 +7,7 @@ who asks, comes from its own environment, such as AWS_ENDPOINT_URL: see docs/sto
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import getpass
@@ -23,10 +24,12 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from sparkml_sgdals.errors import GoneError, StorageError
+from sparkml_sgdals.errors import DamagedError, GoneError, StorageError
 
-__all__ = ["ObjectStore", "bad_file", "full_path", "spark_path", "user_name"]  # fmt: skip
-
+__all__ = [
+    "NothingPutError", "ObjectStore", "bad_file", "full_path", "same_place", "spark_path",
+    "user_name",
+]  # fmt: skip
 
 _CONFLICT_WAITS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, None)
 """Seconds before an exclusive put that met another is tried again; None: no more."""
@@ -73,6 +76,19 @@ def bad_file(path: str, name: str, missing: bool) -> str:
     )
 
 
+def same_place(path: str) -> str:
+    """One spelling of a place for all who name it: Spark, pyarrow and links on a local disk."""
+    if path.startswith("file:"):
+        path = "/" + re.sub(r"^file:/*", "", path)
+    if "://" in path:
+        return re.sub(r"^s3[an]://", "s3://", path).rstrip("/")
+    return os.path.realpath(path)
+
+
+class NothingPutError(StorageError):
+    """An object could not be put, and does not stand for sure."""
+
+
 class ObjectStore:
     """Reads and writes objects under one path; holds no state but the path."""
 
@@ -91,16 +107,14 @@ class ObjectStore:
     def read(self, name: str) -> bytes | None:
         """Bytes of an object under the path, None where there is none.
 
-        Raises StorageError where a local one may not be read.
+        Raises StorageError where it cannot be read, or is a folder.
         """
         try:
             with self.fs.open_input_stream(f"{self.root}/{name}") as stream:
                 return bytes(stream.read())
         except FileNotFoundError:
             return None
-        except PermissionError as failure:
-            if not self.local:
-                raise
+        except OSError as failure:
             raise StorageError(_explained(f"{self.path}/{name}", "read", failure)) from failure
 
     def write(self, name: str, payload: bytes) -> None:
@@ -138,6 +152,9 @@ class ObjectStore:
         Of two processes that try at once, one is told False: on a local disk, and on S3 where
         boto3 is installed. On other object stores pyarrow has no put that asks, so the first may
         be overwritten after it looked; then the second one alone counts.
+
+        Raises StorageError where it cannot be written; NothingPutError, which is one, where it is
+        sure that nothing stands.
         """
         if not self.local:
             if self.read(name) is not None:
@@ -147,7 +164,10 @@ class ObjectStore:
             # not what was asked for, where another put came between; or ours, tried twice
             return self.read(name) == payload
         beside = f"{name}.{uuid.uuid4().hex[:8]}"
-        self.write(beside, payload)
+        try:
+            self.write(beside, payload)
+        except StorageError as failure:
+            raise NothingPutError(str(failure)) from failure
         try:
             # unlike a rename, a link does not take the place of what is there
             os.link(f"{self.root}/{beside}", f"{self.root}/{name}")
@@ -199,7 +219,8 @@ class ObjectStore:
         """
         if not self.local:
             return
-        inside = [name for name in self.names("") if name.startswith("checkpoint")]
+        checkpoint = re.compile(r"checkpoint(-[0-9]{12})?")
+        inside = [name for name in self.names("") if checkpoint.fullmatch(name)]
         for folder in ("", "commits", "invalid", *inside):
             for name in self.names(folder):
                 if re.fullmatch(r"[\w-]+\.(json|parquet)\.[0-9a-f]{8}", name):
@@ -239,12 +260,26 @@ class ObjectStore:
                 os.unlink(target)
                 raise
 
+    @contextmanager
+    def or_without(self, names: list[str], failures: type[Exception]) -> Iterator[None]:
+        """Delete objects that nothing will name, where one of these failures is raised inside."""
+        try:
+            yield
+        except failures:
+            for name in names:
+                # the storage may be why it failed
+                with contextlib.suppress(StorageError):
+                    self.delete(name)
+            raise
+
     def delete(self, name: str) -> None:
-        """Delete an object if it is there."""
+        """Delete an object if it is there; raises StorageError where that cannot be done."""
         try:
             self.fs.delete_file(f"{self.root}/{name}")
         except FileNotFoundError:
             return
+        except OSError as failure:
+            raise StorageError(_explained(f"{self.path}/{name}", "deleted", failure)) from failure
 
     @contextmanager
     def explaining(self, name: str) -> Iterator[None]:
@@ -283,28 +318,48 @@ class ObjectStore:
         return bool(found.type == pafs.FileType.NotFound)
 
     def names(self, folder: str) -> list[str]:
-        """Names of the objects in a folder under the path, sorted."""
-        selector = pafs.FileSelector(f"{self.root}/{folder}", allow_not_found=True)
-        return sorted(info.base_name for info in self.fs.get_file_info(selector))
+        """Names of the objects in a folder under the path, sorted.
+
+        Raises StorageError where it cannot be listed, or is no folder.
+        """
+        return sorted(info.base_name for info in self._infos(folder))
 
     def walk(self, folder: str) -> list[str]:
-        """Names of all objects below a folder, from there on, sorted."""
+        """Names of all objects below a folder, from there on, sorted; raises as `names`."""
         top = f"{self.root}/{folder}"
-        selector = pafs.FileSelector(top, allow_not_found=True, recursive=True)
-        found = (info for info in self.fs.get_file_info(selector) if info.is_file)
+        found = (info for info in self._infos(folder, recursive=True) if info.is_file)
         return sorted(info.path[len(top) :].lstrip("/") for info in found)
 
+    def _infos(self, folder: str, recursive: bool = False) -> list[pafs.FileInfo]:
+        top = f"{self.root}/{folder}"
+        selector = pafs.FileSelector(top, allow_not_found=True, recursive=recursive)
+        try:
+            return list(self.fs.get_file_info(selector))
+        except OSError as failure:
+            raise StorageError(_explained(f"{self.path}/{folder}", "listed", failure)) from failure
+
     def delete_folder(self, folder: str) -> None:
-        """Delete a folder under the path and all below it, if it is there."""
+        """Delete a folder under the path and all below it, if it is there; raises as `delete`."""
         try:
             self.fs.delete_dir(f"{self.root}/{folder}")
         except FileNotFoundError:
             return
+        except OSError as failure:
+            raise StorageError(_explained(f"{self.path}/{folder}", "deleted", failure)) from failure
 
     def read_table(self, name: str) -> pa.Table | None:
-        """Return a Parquet object as Arrow, None where there is none."""
+        """Return a Parquet object as Arrow, None where there is none.
+
+        Raises DamagedError where it is no Parquet.
+        """
         payload = self.read(name)
-        return None if payload is None else pq.read_table(pa.BufferReader(payload))
+        try:
+            return None if payload is None else pq.read_table(pa.BufferReader(payload))
+        except (pa.ArrowException, OSError) as failure:
+            raise DamagedError(
+                f"{self.path}/{name} is damaged: {str(failure).splitlines()[0]}. Restore it, or "
+                "delete it."
+            ) from failure
 
     def replace_table(self, name: str, table: pa.Table) -> None:
         """Put a table as Parquet where one may be: a reader, or a kill, finds the old or new."""
@@ -351,8 +406,12 @@ def _explained(place: str, done: str, failure: OSError) -> str:
         remedy = "Free space or raise the quota there"
     elif failure.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         remedy = f"Let user {user_name()} write there"
-        if done == "read":
-            return f"{place} could not be read: {why}. Let user {user_name()} read it."
+        if done in ("read", "listed"):
+            return f"{place} could not be {done}: {why}. Let user {user_name()} read it."
+    elif failure.errno == errno.EISDIR or str(failure).endswith("is a directory"):
+        remedy = "A folder lies where a file is to be: move it away"
+    elif failure.errno == errno.ENOTDIR or str(failure).endswith("not a directory"):
+        remedy = "A file lies where a folder is to be: move it away"
     else:
         remedy = "Look after the storage"
     return (

@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.errors import GoneError
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
@@ -57,7 +58,10 @@ class Overlay:
     def __init__(self, store: VersionStore, commit: Commit, limit: int) -> None:
         self._store = store
         self._limit = limit
-        meta = store.meta() or {}
+        store.check_meta(commit)
+        meta = store.meta()
+        if meta is None:
+            raise GoneError(f"{store.path}/model.json is not there: restore it.")
         kinds: tuple[IdKind, IdKind] = (meta["kinds"][0], meta["kinds"][1])
         settings = Settings.from_json(meta["settings"])
         self._shapes = {s: RowShape.of(k, settings) for s, k in zip(SIDES, kinds, strict=True)}
@@ -87,8 +91,8 @@ class Overlay:
         if base < commit.version:
             for part in store.parts(commit)[1:]:
                 for side in SIDES:
+                    store.put_rows(part.files[side], self._table(side))
                     rows = store.read_checked(part.files[side])
-                    self._table(side).put_arrow(rows)
                     self._mark(side, rows.column("id").combine_chunks(), part.version)
 
     @property

@@ -72,6 +72,8 @@ class Run:
         self.entry = entry
         self.shape = shape
         self._store = store
+        if shape.kind == "str" and "names" not in entry:
+            raise self._damaged("rows")
         payload = store.read(entry["keys"]["name"])
         if payload is None or hashlib.sha256(payload).hexdigest() != entry["keys"]["sha256"]:
             raise self._damaged("keys", missing=payload is None)

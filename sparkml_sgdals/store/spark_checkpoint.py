@@ -16,14 +16,16 @@ import hashlib
 import json
 import re
 from typing import Any, Final
+from urllib.parse import unquote
 
 from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.store.commit import Commit
-from sparkml_sgdals.store.objects import ObjectStore
+from sparkml_sgdals.store.objects import ObjectStore, same_place
+from sparkml_sgdals.store.shapes import ANYTHING, TEXT, Fields, Plain, parse_json
 
 __all__ = [
     "check_checkpoint", "copy_until", "drop_unplanned_files", "end_of_batch", "last_done",
-    "reading",
+    "reading", "refuse_own_files",
 ]  # fmt: skip
 
 _OWNER: Final = "owner.json"
@@ -31,6 +33,9 @@ _NO_FILES: Final = ""
 """digest of a file source's log before its first batch"""
 _INTERVAL: Final = 10
 """batches between Spark's compactions of a file source's log"""
+_BATCH: Final = Plain("a batch", lambda v: type(v) is int and -1 <= v < 2**63)
+_PLACE: Final = Fields({"logOffset": _BATCH})
+_ENTRY: Final = Fields({"path": TEXT, "batchId": _BATCH}, others=ANYTHING)
 _ROLL_BACK: Final = "StreamingBiasedALSModel.rollback(path, {version})"
 
 
@@ -91,6 +96,26 @@ def check_checkpoint(store: ObjectStore, newest: Commit, path_id: str) -> None:
         )
 
 
+def refuse_own_files(store: ObjectStore, folder: str, batch: int) -> None:
+    """See that a batch is not read from files that lie under the model path.
+
+    Raises ValueError where it is: what a stream writes it would learn from.
+    """
+    plan = store.read(f"{folder}/offsets/{batch}")
+    top = same_place(store.path)
+    for source, last in ({} if plan is None else _places_in(plan)).items():
+        log = _FileLog(store, f"{folder}/sources/{source}", [str(last), f"{last}.compact"])
+        for lines in log._batches().values():
+            for line in lines:
+                file = same_place(unquote(parse_json(line)["path"]))
+                if f"{file}/".startswith(f"{top}/"):
+                    raise ValueError(
+                        f"The stream reads {file}, which lies under the model path {store.path}: "
+                        "what a stream writes there would be read as ratings. Choose a model path "
+                        "beside the stream's source folder."
+                    )
+
+
 def reading(
     store: ObjectStore, folder: str, batch: int, before: dict[str, Any] | None
 ) -> dict[str, Any] | None:
@@ -137,7 +162,7 @@ def _sha256(payload: bytes) -> str:
 def _owner(payload: bytes) -> Any:
     """Return the id of the path that a checkpoint was made for, None where it cannot be told."""
     try:
-        owner = json.loads(payload)
+        owner = parse_json(payload)
     except ValueError:
         return None
     return owner.get("pathId") if isinstance(owner, dict) else None
@@ -171,7 +196,7 @@ def end_of_batch(store: ObjectStore, folder: str, batch: int) -> list[str] | Non
     payload = store.read(f"{folder}/offsets/{batch}")
     if payload is None:
         return None
-    return payload.decode().splitlines()[2:]
+    return payload.decode(errors="replace").splitlines()[2:]
 
 
 def last_done(store: ObjectStore, folder: str) -> int:
@@ -276,11 +301,11 @@ class _FileLog:
         found = []
         for line in self._lines(name)[1:]:
             try:
-                entry = json.loads(line)
+                entry = parse_json(line)
             except ValueError:
                 return []
-            if isinstance(entry, dict) and "path" in entry and "batchId" in entry:
-                found.append((int(entry["batchId"]), line))
+            if _ENTRY.fault(entry, "it") is None:
+                found.append((entry["batchId"], line))
         return found
 
 
@@ -295,11 +320,11 @@ def _places_in(plan: bytes) -> dict[str, int]:
     found = {}
     for source, line in enumerate(plan.decode(errors="replace").splitlines()[2:]):
         try:
-            offset: Any = json.loads(line)
+            offset: Any = parse_json(line)
         except ValueError:
             continue
-        if isinstance(offset, dict) and set(offset) == {"logOffset"}:
-            found[str(source)] = int(offset["logOffset"])
+        if _PLACE.fault(offset, "it") is None:
+            found[str(source)] = offset["logOffset"]
     return found
 
 
@@ -317,4 +342,6 @@ def _number(name: str) -> int:
 
 
 def _last(store: ObjectStore, folder: str) -> int:
-    return max((int(n) for n in store.names(folder) if n.isdigit()), default=-1)
+    # digits that Spark takes for such, as many as it takes: it passes over other names
+    numbers = [int(n) for n in store.names(folder) if n.isdecimal() and len(n) < 19]
+    return max(numbers, default=-1)

@@ -24,8 +24,10 @@ import hashlib
 import itertools
 import json
 import logging
+import re
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final, TypeVar
@@ -37,10 +39,17 @@ from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.errors import DamagedError, GoneError, StorageError
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.commit import FORMAT_VERSION, Base, Commit, check_format
-from sparkml_sgdals.store.objects import ObjectStore, bad_file, full_path, spark_path
+from sparkml_sgdals.store.described import META, meta_digest, table_of
+from sparkml_sgdals.store.objects import (
+    NothingPutError,
+    ObjectStore,
+    bad_file,
+    full_path,
+    spark_path,
+)
 from sparkml_sgdals.store.packed_rows import RowShape, unpack_rows
+from sparkml_sgdals.store.shapes import parse_json
 from sparkml_sgdals.store.sorted_runs import Run
 
 __all__ = ["MAX_DELTAS", "StorageError", "VersionStore", "full_path", "spark_path"]  # fmt: skip
@@ -50,6 +59,8 @@ logger = logging.getLogger(__name__)
 _MIN_ROWS_OF_BASE: Final = 20_000
 MAX_DELTAS: Final = 500
 _READ_AGAIN: Final = 20
+_COMMIT_NAME: Final = re.compile(r"[0-9]{12}\.json")
+_NUMBERED: Final = re.compile(r"[0-9]{12}")
 _PART: Final = 1 << 22
 """bytes of a file that are read at once for its checksum"""
 
@@ -71,17 +82,17 @@ class VersionStore(ObjectStore):
             return None
         damage: Any = "its checksum does not fit"
         try:
-            meta: dict[str, Any] = json.loads(payload)
+            meta: dict[str, Any] = parse_json(payload)
             check_format(meta["format"], f"The model at {self.path}")
             if meta.get("sha256") in (None, meta_digest(meta)):
-                Settings.from_json(meta["settings"])
-                if [kind in ("int", "str") for kind in meta["kinds"]] != [True, True]:
-                    raise ValueError(f"kinds are {meta['kinds']}")
-                return meta
+                damage = META.fault(meta, "it")
+                if damage is None:
+                    return meta
         except (ValueError, KeyError, TypeError, AttributeError) as failure:
             damage = failure
         raise StorageError(
-            f"{self.path}/model.json is damaged ({damage}): restore it, or choose another path."
+            f"{self.path}/model.json is damaged ({damage}): restore it, read it with the release "
+            "of sparkml_sgdals that wrote it, or choose another path."
         )
 
     def create(self, state: ModelState, meta: dict[str, Any]) -> Commit:
@@ -107,17 +118,27 @@ class VersionStore(ObjectStore):
 
     def numbers(self) -> list[int]:
         """Numbers of the commit objects there are, rising; the last may not be whole."""
+        # no version is ever looked for under another name
         names = self.names("commits")
-        return [int(n[:-5]) for n in names if n.endswith(".json") and n[:-5].isdigit()]
+        return [int(name[:12]) for name in names if _COMMIT_NAME.fullmatch(name)]
 
     def read_commit(self, version: int) -> Commit | None:
         """Return a commit, None where there is none or it is not whole.
 
-        Raises StorageError where it is of another format.
+        Raises StorageError where it is of another format or cannot be read, DamagedError where it
+        cannot be used.
         """
         name = _commit_name(version)
         payload = self.read(name)
         return None if payload is None else self._commit_of(payload, name)
+
+    def sound_commit(self, version: int) -> Commit | None:
+        """Return a commit, None where it is not whole or cannot be used; else as `read_commit`."""
+        try:
+            return self.read_commit(version)
+        except DamagedError as damage:
+            logger.warning("%s", damage)
+            return None
 
     def newest(self) -> Commit | None:
         """Return the newest version, None where there is none.
@@ -219,14 +240,17 @@ class VersionStore(ObjectStore):
         runs = None if is_base or previous is None else previous.runs
         if onto is not None:
             base, runs = onto.version, onto.runs
-        token = uuid.uuid4().hex[:8]
+        name = f"{version:012d}-{uuid.uuid4().hex[:8]}"
+        # known before they are written, so that one broken off goes as well
+        written = [f"files/{name}-{part}.parquet" for part in ("users", "items", "metrics")]
         files = {}
-        for number, (name, side) in enumerate((("users", state.users), ("items", state.items))):
-            part = side.to_arrow(None if rows is None else rows[number])
-            files[name] = self.write_table(f"files/{version:012d}-{token}-{name}.parquet", part)
-        if is_base and previous is not None:
-            history = self.metrics(restored or previous, lenient=restored is not None)
-            files |= self.write_history(f"{version:012d}-{token}", history)
+        with self.or_without(written, Exception):
+            for number, (part, side) in enumerate((("users", state.users), ("items", state.items))):
+                table = side.to_arrow(None if rows is None else rows[number])
+                files[part] = self.write_table(f"files/{name}-{part}.parquet", table)
+            if is_base and previous is not None:
+                history = self.metrics(restored or previous, lenient=restored is not None)
+                files |= self.write_history(name, history)
         commit = Commit(
             version=version,
             batch=batch,
@@ -244,9 +268,12 @@ class VersionStore(ObjectStore):
             meta=meta if previous is None else previous.meta,
             offsets=offsets,
         )
-        self.sync("files")
-        check()
-        self.put_commit(commit, new=True)
+        with self.or_without(written, Exception):
+            self.sync("files")
+            check()
+        # from here on the commit object may stand, whatever fails
+        with self.or_without(written, NothingPutError):
+            self.put_commit(commit, new=True)
         if previous is None:
             # the path itself and its folders are new
             self.sync("")
@@ -255,7 +282,7 @@ class VersionStore(ObjectStore):
 
     def write_history(self, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Write metrics of many batches as the file `metrics`; nothing where there are none."""
-        history = _table_of(rows)
+        history = table_of(rows, self.path)
         if not history.num_columns:
             return {}
         return {"metrics": self.write_table(f"files/{name}-metrics.parquet", history)}
@@ -307,9 +334,24 @@ class VersionStore(ObjectStore):
                 if part.runs is not None:
                     self._put_runs(part.runs[name], side)
                 if name in part.files:
-                    side.put_arrow(self.read_checked(part.files[name]))
+                    self.put_rows(part.files[name], side)
         state.set_scalars(commit.scalars)
         return state, commit
+
+    def put_rows(self, file: dict[str, Any], side: FactorTable) -> None:
+        """Take over the factors in a committed file.
+
+        Raises StorageError where it is missing, its checksum does not fit, or holds other columns.
+        """
+        rows = self.read_checked(file)
+        try:
+            side.put_arrow(rows)
+        except (KeyError, ValueError, TypeError, IndexError, pa.ArrowException) as failure:
+            raise DamagedError(
+                f"{self.path}/{file['name']} does not hold factors of this model: "
+                f"{str(failure).splitlines()[0]}. Take an older version: "
+                "StreamingBiasedALSModel.versions(path)."
+            ) from failure
 
     def _put_runs(self, entries: list[dict[str, Any]], side: FactorTable) -> None:
         shape = RowShape.of(side.index.kind, side.settings)
@@ -393,24 +435,24 @@ class VersionStore(ObjectStore):
             since = (datetime.now(timezone.utc) - timedelta(seconds=seconds)).isoformat()
 
             def ended(number: int) -> str:
-                after = self.read_commit(number + 1)
+                after = self.sound_commit(number + 1)
                 return "" if after is None else after.committed
 
             first = bisect.bisect_left(numbers, since, 0, first, key=ended)
-        oldest = self.read_commit(numbers[first])
+        oldest = self.sound_commit(numbers[first])
         if oldest is None or not any(number < oldest.base for number in numbers):
             return
         # commit objects go first: a version is never there without its files
         for number in numbers:
             if number < oldest.base:
                 self.delete(_commit_name(number))
-        kept = (self.read_commit(number) for number in numbers if number >= oldest.base)
+        kept = (self.sound_commit(number) for number in numbers if number >= oldest.base)
         used = {
             file["name"] for commit in kept if commit is not None for file in commit.run_files()
         }
         for folder in ("files", "commits"):
             for name in self.names(folder):
-                old = name[:12].isdigit() and int(name[:12]) < oldest.base
+                old = _NUMBERED.match(name) and int(name[:12]) < oldest.base
                 if old and f"{folder}/{name}" not in used:
                     self.delete(f"{folder}/{name}")
 
@@ -445,17 +487,27 @@ class VersionStore(ObjectStore):
 
         Raises StorageError where it is missing or its checksum does not fit.
         """
-        return pq.read_table(self._checked(file))
+        with self._whole(file):
+            return pq.read_table(self._checked(file))
 
     def read_pieces(self, file: dict[str, Any], rows: int) -> Iterator[pa.Table]:
         """Yield a committed file as Arrow, at most `rows` at a time; raises as `read_checked`."""
-        for batch in pq.ParquetFile(self._checked(file)).iter_batches(rows):
-            yield pa.Table.from_batches([batch])
+        with self._whole(file):
+            for batch in pq.ParquetFile(self._checked(file)).iter_batches(rows):
+                yield pa.Table.from_batches([batch])
+
+    @contextmanager
+    def _whole(self, file: dict[str, Any]) -> Iterator[None]:
+        """Raise DamagedError where a file is no Parquet, though its checksum fits."""
+        try:
+            yield
+        except pa.ArrowException as failure:
+            raise self._bad(file, missing=False) from failure
 
     def _commit_of(self, payload: bytes, name: str) -> Commit | None:
         commit = Commit.from_bytes(payload, f"{self.path}/{name}")
         if commit is not None and _commit_name(commit.version) != name:
-            raise StorageError(
+            raise DamagedError(
                 f"{self.path}/{name} holds version {commit.version}: a commit object was copied or "
                 "renamed. Restore it, or take an older version: "
                 "StreamingBiasedALSModel.versions(path) lists them."
@@ -471,18 +523,6 @@ class VersionStore(ObjectStore):
     def _bad(self, file: dict[str, Any], missing: bool) -> StorageError:
         kind = GoneError if missing else DamagedError
         return kind(bad_file(self.path, file["name"], missing))
-
-
-def _table_of(rows: list[dict[str, Any]]) -> pa.Table:
-    """Rows as Arrow; a release may have added columns that the first ones lack."""
-    names = {name: None for row in rows for name in row}
-    return pa.Table.from_pylist([names | row for row in rows])
-
-
-def meta_digest(meta: dict[str, Any]) -> str:
-    """SHA-256 of what model.json says, in hexadecimal."""
-    told = {name: value for name, value in meta.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 def _commit_name(version: int) -> str:

@@ -31,7 +31,7 @@ from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.commit import Base, Commit
 from sparkml_sgdals.store.lease import check_holder
 from sparkml_sgdals.store.overlay import Overlay
-from sparkml_sgdals.store.spark_checkpoint import reading
+from sparkml_sgdals.store.spark_checkpoint import reading, refuse_own_files
 from sparkml_sgdals.store.version_store import VersionStore
 from sparkml_sgdals.stream.report import Report
 from sparkml_sgdals.stream.residents import Resident, forget_resident, learn_once
@@ -86,8 +86,10 @@ class BatchUpdater:
     keep_seconds: float
     report: Report
 
-    def collect(self, batch: DataFrame, resident: Resident) -> Collected | None:
+    def collect(self, batch: DataFrame, resident: Resident, batch_id: int) -> Collected | None:
         """Return the ratings of a batch, None where too many; raises where bad rows shall."""
+        if resident.commit.batch < 0:
+            refuse_own_files(VersionStore(self.path), resident.commit.checkpoint, batch_id)
         options = self.options
         keep = options.handle_invalid == "keep"
         collected = collect_ratings(
@@ -192,7 +194,7 @@ class StreamUpdater(BatchUpdater):
 
     def _learn(self, resident: _Resident, batch: DataFrame, batch_id: int) -> None:
         clock = BatchClock()
-        collected = self.collect(batch, resident)
+        collected = self.collect(batch, resident, batch_id)
         clock.collected()
         if collected is None:
             learned = self._learn_large(resident, batch)

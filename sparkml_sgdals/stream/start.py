@@ -22,11 +22,17 @@ from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.lease import Lease
 from sparkml_sgdals.store.maintenance import drop_later_invalid, drop_old_checkpoints
 from sparkml_sgdals.store.spark_checkpoint import check_checkpoint, drop_unplanned_files
-from sparkml_sgdals.store.version_store import VersionStore, full_path, spark_path
+from sparkml_sgdals.store.version_store import (
+    StorageError,
+    VersionStore,
+    full_path,
+    spark_path,
+)
 from sparkml_sgdals.stream.job import M, StreamJob
 from sparkml_sgdals.stream.metrics_table import METRICS
 from sparkml_sgdals.stream.micro_batch import StreamUpdater
 from sparkml_sgdals.stream.options import StreamOptions
+from sparkml_sgdals.stream.paths import refuse_other_paths
 from sparkml_sgdals.stream.residents import forget_resident
 
 if TYPE_CHECKING:
@@ -100,7 +106,8 @@ def start_stream(
     Raises
     ------
     ValueError
-        `stream` is a table, lacks a column, or the path was learned otherwise
+        `stream` is a table, lacks a column, or the path was learned otherwise; or it is that of a
+        saved model, or where the stream reads
     TypeError
         a column has a wrong type
     LeaseError
@@ -131,6 +138,9 @@ def start_stream(
         stream = drop_repeats(stream, options.event_id_col, columns.time, options.watermark)
     path = full_path(path)
     store = VersionStore(path)
+    if store.meta() is None:
+        # before anything is written there
+        refuse_other_paths(stream, path)
     lease = Lease.acquire(store, options.lease_seconds)
     try:
         meta = store.meta()
@@ -140,6 +150,12 @@ def start_stream(
         if meta is None or newest is None:
             meta = start.meta | _identity(start)
             newest = store.create(start.state, meta)
+        if "pathId" not in meta:
+            raise StorageError(
+                f"{path}/model.json lacks pathId, which a stream writes there: restore it, or go "
+                "on under a new path: "
+                "StreamingBiasedALSModel.load(path).updateStream(stream, new_path)."
+            )
         check_checkpoint(store, newest, meta["pathId"])
         drop_unplanned_files(store, newest.checkpoint)
         drop_old_checkpoints(store)
@@ -220,8 +236,9 @@ def _check_same(meta: dict[str, Any], start: StreamStart, path: str) -> None:
             f"The model at {path} has ids of kinds {meta['kinds']} (user, item), the stream has "
             f"{wanted['kinds']}. {remedy}"
         )
-    if meta["origin"] != start.origin and meta["pathId"] != start.path_id:
-        held = "nothing" if meta["origin"] == NOTHING else f"model {meta['origin'][:12]}"
+    origin = meta.get("origin")
+    if origin != start.origin and meta.get("pathId") != start.path_id:
+        held = "nothing" if origin == NOTHING else f"model {(origin or 'unknown')[:12]}"
         given = "nothing" if start.origin == NOTHING else f"model {start.origin[:12]}"
         raise ValueError(
             f"The model at {path} started from {held}, this stream would start from {given}. Call "

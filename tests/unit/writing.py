@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,6 +19,8 @@ from sparkml_sgdals.store.maintenance import list_versions
 from sparkml_sgdals.store.objects import ObjectStore
 from sparkml_sgdals.store.overlay import Overlay
 from sparkml_sgdals.store.version_store import VersionStore
+
+NOBODY = 65534
 
 META = {"settings": settings_of(rank=2).to_json(), "kinds": ["int", "str"], "origin": "nothing"}
 
@@ -94,6 +99,46 @@ class Stream:
             onto=self.part.onto(report.new_users, report.new_items),
         )
         self.part.committed(self.commit, rows)
+
+
+def plan(path: Path, batch: int, folder: str = "checkpoint", done: bool = True) -> None:
+    """Write what Spark writes of a batch of a file source, its log compacted every tenth batch."""
+    root = path / folder
+    for name in ("offsets", "commits", "sources/0"):
+        (root / name).mkdir(parents=True, exist_ok=True)
+    (root / "metadata").write_text('{"id":"1"}')
+    entry = {"path": f"file:///in/{batch}.csv", "timestamp": 1, "batchId": batch}
+    log = [json.dumps(entry)]
+    if batch % 10 == 9:
+        log = [line for n in range(batch) for line in log_lines(root, n)] + log
+    name = f"{batch}.compact" if batch % 10 == 9 else f"{batch}"
+    (root / "sources/0" / name).write_text("\n".join(["v1", *log]))
+    (root / "offsets" / f"{batch}").write_text(f'v1\n{{"conf":{{}}}}\n{{"logOffset":{batch}}}')
+    (root / "offsets" / f".{batch}.crc").write_bytes(b"crc")
+    if done:
+        (root / "commits" / f"{batch}").write_text('v1\n{"nextBatchWatermarkMs":0}')
+
+
+def log_lines(root: Path, batch: int) -> list[str]:
+    """The files of one batch, wherever the log holds them."""
+    for path in sorted((root / "sources/0").glob("*")):
+        for line in path.read_text().splitlines()[1:]:
+            if json.loads(line)["batchId"] == batch:
+                return [line]
+    return []
+
+
+@contextmanager
+def somebody_else() -> Iterator[None]:
+    """Without the rights of root, whom no folder keeps out."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
 
 
 def loadable(store: VersionStore) -> list[int]:

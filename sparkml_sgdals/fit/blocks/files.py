@@ -32,6 +32,12 @@ from sparkml_sgdals.arrays.ipc import (
     to_buffer,
 )
 from sparkml_sgdals.errors import StorageError
+from sparkml_sgdals.fit.blocks.left_behind import (
+    UNREACHABLE,
+    drop_left_folders,
+    folder_name,
+    owned,
+)
 from sparkml_sgdals.spark_jobs import local_threads
 from sparkml_sgdals.store.objects import ObjectStore
 
@@ -50,7 +56,6 @@ logger = logging.getLogger(__name__)
 _TRAILER: Final = struct.Struct("<8sQI4x")
 """After the arrays: a mark, how many bytes they take, and their CRC-32."""
 _MARK: Final = b"sgdals-1"
-_UNREACHABLE: Final = (OSError, ValueError, StorageError, pa.ArrowException)
 
 
 def static_name(kind: str, side: str, block: int, partner: int) -> str:
@@ -180,24 +185,28 @@ class BlockFiles:
 def block_folder(spark: SparkSession) -> Iterator[str | None]:
     """Yield a folder for the files of one fit, gone afterwards; None where executors share none.
 
+    Folders beside it that fits of killed drivers left are removed.
+
     With a local master under spark.local.dir, or where temporary files go; on a cluster under
     spark.checkpoint.dir, where that is a full URI that this process can write to.
     """
-    name = f"sparkml-sgdals-blocks-{uuid.uuid4().hex}"
+    name = folder_name(uuid.uuid4().hex)
     local = local_threads(spark) > 0
     given = spark.conf.get("spark.local.dir" if local else "spark.checkpoint.dir", None)
     parent = local_parent(given) if local else shared_parent(given)
     if parent is None:
         yield None
         return
+    drop_left_folders(parent)
     folder = f"{parent}/{name}"
-    try:
-        yield folder
-    finally:
-        _remove(folder)
-        if local and is_remote():
-            # the tasks' machine need not be this one
-            spark.range(1, numPartitions=1).mapInArrow(_Remove(folder), "id long").collect()
+    with owned(parent, name):
+        try:
+            yield folder
+        finally:
+            _remove(folder)
+            if local and is_remote():
+                # the tasks' machine need not be this one
+                spark.range(1, numPartitions=1).mapInArrow(_Remove(folder), "id long").collect()
 
 
 def local_parent(local_dir: str | None) -> str:
@@ -218,7 +227,7 @@ def shared_parent(checkpoint_dir: str | None) -> str | None:
         store = ObjectStore(parent)
         store.write(probe, b"")
         store.delete(probe)
-    except _UNREACHABLE as failure:
+    except UNREACHABLE as failure:
         logger.warning("blocks are moved by Spark, as %s cannot be used: %s", parent, failure)
         return None
     return parent
@@ -238,5 +247,5 @@ class _Remove:
 def _remove(folder: str) -> None:
     try:
         ObjectStore(folder).delete_folder("")
-    except _UNREACHABLE as failure:
+    except UNREACHABLE as failure:
         logger.warning("%s is left behind, as it cannot be removed: %s", folder, failure)

@@ -7,6 +7,7 @@ was acknowledged outlives a kill and a power cut. The files themselves say which
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -39,6 +40,9 @@ logger = logging.getLogger(__name__)
 _END: Final = None
 _MOST: Final = 5_000
 """posts that are written as one file"""
+_GIVEN_UP: Final = 60.0
+"""seconds after which a hidden file counts as a killed service's. Were it not, its rename would
+fail, and its posts would be refused, not lost"""
 
 
 class KeyTakenError(ValueError):
@@ -229,6 +233,10 @@ class FolderIntake:
 
     def _read_back(self) -> None:
         """Keys and ratings of files that are there; hidden ones were never acknowledged."""
+        for hidden in self.folder.glob(".ratings-*.json.tmp"):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - hidden.stat().st_mtime > _GIVEN_UP:
+                    hidden.unlink()
         names = self._columns
         posts: dict[str, tuple[list[Posted], float]] = {}
         for file in sorted(self.folder.glob("ratings-*.json")):

@@ -335,7 +335,7 @@ class ModelHolder:
         tables = _empty(settings, kinds)
         for name, table in zip(("users", "items"), tables, strict=True):
             if name in part.files:
-                table.put_arrow(self.store.read_checked(part.files[name]))
+                self.store.put_rows(part.files[name], table)
         return tables
 
     def _whole(

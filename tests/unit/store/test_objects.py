@@ -16,17 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from writing import Writer, store_of
+from writing import Writer, somebody_else, store_of
 
+from sparkml_sgdals.errors import LeaseError
 from sparkml_sgdals.store import objects
 from sparkml_sgdals.store.lease import Lease
 from sparkml_sgdals.store.objects import full_path
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
 CONFLICT = (409, "ConditionalRequestConflict")
-
-
-NOBODY = 65534
 
 
 @pytest.fixture
@@ -39,19 +37,6 @@ def model(tmp_path: Path) -> Iterator[Writer]:
         writer.learn()
     yield writer
     shutil.rmtree(folder)
-
-
-@contextmanager
-def somebody_else() -> Iterator[None]:
-    """Without the rights of root, whom no folder keeps out."""
-    if os.geteuid() != 0:
-        yield
-        return
-    os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
 
 
 @contextmanager
@@ -110,6 +95,59 @@ def test_a_limit_on_files(model: Writer) -> None:
         learn_and_fail(model, r"-users\.parquet could not be written: File too large\. Free space")
     assert sorted(os.listdir(model.path / "files")) == before
     go_on(model)
+
+
+@pytest.mark.parametrize("room", [0, 4, 8, 12])
+def test_what_a_full_disk_met_is_not_left(tmp_path: Path, room: int) -> None:
+    """Neither the files of users, where those of items did not fit, nor both without a commit."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    with mounted(folder, "-t", "tmpfs", "-o", "size=400k", "tmpfs"):
+        model = Writer(folder / "model")
+        for _ in range(3):
+            model.learn()
+        before = sorted(p.name for p in model.path.rglob("*"))
+        free = os.statvfs(folder)
+        (folder / "filler").write_bytes(bytes(free.f_bavail * free.f_frsize - room * 1024))
+        if room < 12:
+            with pytest.raises(StorageError, match="No space left on device"):
+                model.learn()
+            assert sorted(p.name for p in model.path.rglob("*")) == before
+            (folder / "filler").unlink()
+            model.assert_loads(3)
+        else:
+            # the two files and the commit object take a page each
+            model.learn()
+
+
+def test_what_may_be_committed_is_left(model: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commit object stands, though syncing its folder failed: the version is whole."""
+    sync = VersionStore.sync
+
+    def failing(store: VersionStore, folder: str) -> None:
+        sync(store, folder)
+        if folder == "commits":
+            raise StorageError("commits could not be written")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(VersionStore, "sync", failing)
+        with pytest.raises(StorageError, match="commits could"):
+            model.learn()
+    found = model.store.newest()
+    assert found is not None
+    assert found.version == 1 + model.commit.version
+    assert model.store.load()[0].fingerprint() == model.state.fingerprint()
+
+
+def test_what_a_lost_lease_forbids_is_not_left(model: Writer) -> None:
+    before = sorted(os.listdir(model.path / "files"))
+
+    def taken() -> None:
+        raise LeaseError("taken")
+
+    with pytest.raises(LeaseError):
+        model.store.commit(model.state, None, 9, model.commit, None, check=taken)
+    assert sorted(os.listdir(model.path / "files")) == before
 
 
 def test_a_full_disk(tmp_path: Path) -> None:

@@ -1,0 +1,162 @@
+"""What a JSON object under a model path has to look like, and what is said of one that does not.
+
+Checksums say whether an object is as it was written; these say whether this release can use it.
+So a reader may take fields as they come, whoever wrote them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, Protocol
+
+__all__ = [
+    "ANYTHING", "COMMITTED", "COUNT", "INSTANT", "NUMBER", "SIGNED", "TEXT", "TRUTH", "Fields",
+    "ListOf", "Maybe", "OneOf", "Plain", "Shape", "named", "parse_json",
+]  # fmt: skip
+
+_LARGEST: Final = 2**63 - 1
+_LATEST: Final = 10.0**11
+"""seconds since 1970 that a calendar still shows"""
+
+
+def parse_json(payload: bytes | str) -> Any:
+    """Return what JSON says; raises ValueError where it is none, or nests beyond reason."""
+    try:
+        return json.loads(payload)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+
+
+class Shape(Protocol):
+    """What a value has to be."""
+
+    def fault(self, value: Any, name: str) -> str | None:
+        """Say what is wrong with a value, by its name; None where nothing is."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A value that a function judges."""
+
+    told: str
+    fits: Callable[[Any], bool]
+
+    def fault(self, value: Any, name: str) -> str | None:
+        """As `Shape` says."""
+        if self.fits(value):
+            return None
+        shown = repr(value)
+        return f"{name} is {shown if len(shown) <= 40 else f'{shown[:40]}...'}, not {self.told}"
+
+
+@dataclass(frozen=True)
+class Maybe:
+    """A value or null."""
+
+    shape: Shape
+
+    def fault(self, value: Any, name: str) -> str | None:
+        """As `Shape` says."""
+        return None if value is None else self.shape.fault(value, name)
+
+
+@dataclass(frozen=True)
+class ListOf:
+    """A list of like values, of so many where that is told."""
+
+    shape: Shape
+    length: int | None = None
+
+    def fault(self, value: Any, name: str) -> str | None:
+        """As `Shape` says."""
+        if not isinstance(value, list) or self.length not in (None, len(value)):
+            return f"{name} is no list" + ("" if self.length is None else f" of {self.length}")
+        for place, each in enumerate(value):
+            if found := self.shape.fault(each, f"{name}[{place}]"):
+                return found
+        return None
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """A list with a shape of its own at each place."""
+
+    shapes: tuple[Shape, ...]
+
+    def fault(self, value: Any, name: str) -> str | None:
+        """As `Shape` says."""
+        if not isinstance(value, list) or len(value) != len(self.shapes):
+            return f"{name} is no list of {len(self.shapes)}"
+        for place, (shape, each) in enumerate(zip(self.shapes, value, strict=True)):
+            if found := shape.fault(each, f"{name}[{place}]"):
+                return found
+        return None
+
+
+@dataclass(frozen=True)
+class Fields:
+    """An object with these fields.
+
+    Attributes
+    ----------
+    needed, optional : Mapping[str, Shape]
+        fields by name
+    others : Shape | None
+        what fields of other names are; None where there may be none
+    names : Plain | None
+        what names of fields have to be
+    """
+
+    needed: Mapping[str, Shape] = field(default_factory=dict)
+    optional: Mapping[str, Shape] = field(default_factory=dict)
+    others: Shape | None = None
+    names: Plain | None = None
+
+    def fault(self, value: Any, name: str) -> str | None:
+        """As `Shape` says."""
+        if not isinstance(value, dict):
+            return f"{name} is no object"
+        for missing in self.needed.keys() - value.keys():
+            return f"{name} lacks {missing}"
+        for each, held in value.items():
+            shape = self.needed.get(each) or self.optional.get(each) or self.others
+            if shape is None:
+                return f"{name} holds {each}, which this release does not know"
+            if self.names is not None and (found := self.names.fault(each, f"a name in {name}")):
+                return found
+            if found := shape.fault(held, f"{name}.{each}"):
+                return found
+        return None
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and abs(value) <= _LARGEST and math.isfinite(value)
+
+
+def _time(value: Any) -> bool:
+    try:
+        when = datetime.fromisoformat(value)
+    except (ValueError, TypeError):
+        return False
+    return when.tzinfo is not None and 1970 <= when.year < 2200
+
+
+def named(pattern: str, told: str) -> Plain:
+    """Return the shape of texts that match a regular expression as a whole."""
+    compiled = re.compile(pattern, re.ASCII)
+    return Plain(told, lambda v: isinstance(v, str) and compiled.fullmatch(v) is not None)
+
+
+ANYTHING: Final = Plain("anything", lambda v: True)
+TEXT: Final = Plain("a text", lambda v: isinstance(v, str))
+TRUTH: Final = Plain("true or false", lambda v: isinstance(v, bool))
+NUMBER: Final = Plain("a number", _number)
+SIGNED: Final = Plain("a whole number", lambda v: type(v) is int and abs(v) <= _LARGEST)
+COUNT: Final = Plain("a whole number from 0 on", lambda v: type(v) is int and 0 <= v <= _LARGEST)
+INSTANT: Final = Plain("seconds since 1970", lambda v: _number(v) and 0 <= v < _LATEST)
+COMMITTED: Final = Plain("a time with its zone", _time)

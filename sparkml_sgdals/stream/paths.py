@@ -1,0 +1,72 @@
+"""Model paths that are something else already: a saved model, or where a stream reads (driver)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+from typing import Final
+
+from pyspark.sql import DataFrame
+
+from sparkml_sgdals.store.objects import same_place
+from sparkml_sgdals.store.saved_model import is_saved
+
+__all__ = ["refuse_other_paths"]
+
+_SOURCE: Final = re.compile(r"\bFileSource\[(.*?)\](?:, \[|$)", re.MULTILINE)
+"""a file source in a plan as it is told to people: the only place that Spark names its folder"""
+_PATTERN: Final = re.compile(r"[*?{\[]")
+
+
+def refuse_other_paths(stream: DataFrame, path: str) -> None:
+    """See that a new model path is not that of something else.
+
+    A source that a plan does not name, or names otherwise, is found at the first batch:
+    `spark_checkpoint.refuse_own_files`.
+
+    Parameters
+    ----------
+    stream : DataFrame
+        that is to be learned
+    path : str
+        where there is no model yet
+
+    Raises
+    ------
+    ValueError
+        a saved model is there, or the stream reads there, above it or below
+    """
+    if is_saved(path):
+        raise ValueError(
+            f"{path} holds a saved model, not a model path: a stream would start from nothing "
+            "beside it. To go on from that model, choose another path: "
+            "StreamingBiasedALSModel.load(path).updateStream(stream, other). To start from "
+            "nothing, fitStream to another path as well."
+        )
+    place = f"{same_place(path)}/"
+    for source in _sources(stream):
+        folder = f"{same_place(source)}/"
+        if folder.startswith(place) or place.startswith(folder):
+            how = "is" if folder == place else "lies in" if place.startswith(folder) else "holds"
+            raise ValueError(
+                f"The model path {path} {how} the folder that the stream reads, {source}: what a "
+                "stream writes there would be read as ratings, or lie among them. Choose a model "
+                "path beside the stream's source folder."
+            )
+
+
+def _sources(stream: DataFrame) -> list[str]:
+    """Folders of file sources, as far as a plan tells them; of patterns, what they start with."""
+    told = io.StringIO()
+    with contextlib.redirect_stdout(told):
+        stream.explain()
+    found = []
+    for source in _SOURCE.findall(told.getvalue()):
+        pattern = _PATTERN.search(source)
+        folder = source if pattern is None else source[: pattern.start()].rpartition("/")[0]
+        # without a scheme it is in Spark's default file system, which need not be this disk
+        if "://" in folder or folder.startswith("file:") or os.path.exists(folder):
+            found.append(folder)
+    return found
