@@ -125,7 +125,7 @@ def meta_digest(meta: dict[str, Any]) -> str:
 
 
 def table_of(rows: list[dict[str, Any]], path: str) -> pa.Table:
-    """Return metrics of batches as Arrow; a release may have added columns that the first ones lack.
+    """Return metrics of batches as Arrow; a release may have added columns that older ones lack.
 
     Raises DamagedError, by the model's path, where they are of types that do not go together.
     """
@@ -134,7 +134,7 @@ def table_of(rows: list[dict[str, Any]], path: str) -> pa.Table:
         return pa.Table.from_pylist([names | row for row in rows])
     except (pa.ArrowException, OverflowError, TypeError, ValueError) as failure:
         raise DamagedError(
-            f"The metrics of the batches of {path} do not go together, a commit object was changed: "
-            f"{str(failure).splitlines()[0]}. Take an older version: "
+            f"The metrics of the batches of {path} do not go together, a commit object was "
+            f"changed: {str(failure).splitlines()[0]}. Take an older version: "
             "StreamingBiasedALSModel.versions(path)."
         ) from failure

@@ -60,7 +60,6 @@ _MIN_ROWS_OF_BASE: Final = 20_000
 MAX_DELTAS: Final = 500
 _READ_AGAIN: Final = 20
 _COMMIT_NAME: Final = re.compile(r"[0-9]{12}\.json")
-_NUMBERED: Final = re.compile(r"[0-9]{12}")
 _PART: Final = 1 << 22
 """bytes of a file that are read at once for its checksum"""
 
@@ -128,8 +127,7 @@ class VersionStore(ObjectStore):
         Raises StorageError where it is of another format or cannot be read, DamagedError where it
         cannot be used.
         """
-        name = _commit_name(version)
-        payload = self.read(name)
+        payload = self.read(name := _commit_name(version))
         return None if payload is None else self._commit_of(payload, name)
 
     def sound_commit(self, version: int) -> Commit | None:
@@ -271,7 +269,7 @@ class VersionStore(ObjectStore):
         with self.or_without(written, Exception):
             self.sync("files")
             check()
-        # from here on the commit object may stand, whatever fails
+        # the commit object may stand, whatever else fails
         with self.or_without(written, NothingPutError):
             self.put_commit(commit, new=True)
         if previous is None:
@@ -452,7 +450,8 @@ class VersionStore(ObjectStore):
         }
         for folder in ("files", "commits"):
             for name in self.names(folder):
-                old = _NUMBERED.match(name) and int(name[:12]) < oldest.base
+                numbered = _COMMIT_NAME.fullmatch(f"{name[:12]}.json")
+                old = numbered and int(name[:12]) < oldest.base
                 if old and f"{folder}/{name}" not in used:
                     self.delete(f"{folder}/{name}")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import io
-import os
 import re
 from typing import Final
 
@@ -47,7 +47,12 @@ def refuse_other_paths(stream: DataFrame, path: str) -> None:
         )
     place = f"{same_place(path)}/"
     for source in _sources(stream):
-        folder = f"{same_place(source)}/"
+        pattern = _PATTERN.search(source)
+        # what a pattern leaves out may hold the model
+        folder = source if pattern is None else source[: pattern.start()].rpartition("/")[0]
+        folder = f"{same_place(folder)}/"
+        if pattern is not None and place.startswith(folder) and place != folder:
+            continue
         if folder.startswith(place) or place.startswith(folder):
             how = "is" if folder == place else "lies in" if place.startswith(folder) else "holds"
             raise ValueError(
@@ -58,15 +63,13 @@ def refuse_other_paths(stream: DataFrame, path: str) -> None:
 
 
 def _sources(stream: DataFrame) -> list[str]:
-    """Folders of file sources, as far as a plan tells them; of patterns, what they start with."""
+    """Folders of file sources, or patterns of them, as far as a plan tells them."""
     told = io.StringIO()
     with contextlib.redirect_stdout(told):
         stream.explain()
-    found = []
-    for source in _SOURCE.findall(told.getvalue()):
-        pattern = _PATTERN.search(source)
-        folder = source if pattern is None else source[: pattern.start()].rpartition("/")[0]
+    return [
+        source
+        for source in _SOURCE.findall(told.getvalue())
         # without a scheme it is in Spark's default file system, which need not be this disk
-        if "://" in folder or folder.startswith("file:") or os.path.exists(folder):
-            found.append(folder)
-    return found
+        if "://" in source or source.startswith("file:") or glob.glob(source)
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -218,6 +219,36 @@ def test_a_folder_written_with_other_columns(tmp_path, columns):
     (tmp_path / "ratings-1.json").write_text('{"userId": 1}\n')
     with pytest.raises(ValueError, match="columns"):
         FolderIntake(str(tmp_path), columns)
+
+
+WRITES = """
+import os, signal, sys
+from sparkml_sgdals.serving.intake import folder
+from sparkml_sgdals.serving.intake.history import IntakeColumns
+os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
+names = IntakeColumns(*sys.argv[2:])
+folder.FolderIntake(sys.argv[1], names).put("k", [folder.Posted(1, 2, 3.0, 4)]).result()
+"""
+
+
+def test_what_a_kill_left_hidden_goes_with_a_later_start(tmp_path, columns):
+    """Not what another service may be writing now."""
+    names = [getattr(columns, f.name) for f in dataclasses.fields(columns)]
+    done = subprocess.run([sys.executable, "-c", WRITES, str(tmp_path), *names], check=False)
+    assert done.returncode == -signal.SIGKILL
+    (hidden,) = tmp_path.iterdir()
+    FolderIntake(str(tmp_path), columns).close()
+    assert list(tmp_path.iterdir()) == [hidden]
+    os.utime(hidden, (time.time() - 3600,) * 2)
+    other = tmp_path / ".notes.tmp"
+    other.write_text("")
+    os.utime(other, (0, 0))
+    again = FolderIntake(str(tmp_path), columns)
+    assert list(tmp_path.iterdir()) == [other]
+    assert not again.found
+    again.put("k", [Posted(1, 2, 3.0, 4)]).result()
+    again.close()
+    assert len(rows(tmp_path)) == 1
 
 
 def test_kill_9_loses_nothing_that_was_acknowledged(modeler, started, tmp_path):

@@ -473,6 +473,61 @@ class TestBadRows:
         with pytest.raises(ValueError, match="is a table, not a stream"):
             als.fit(ratings).updateStream(ratings, str(tmp_path / "m"))
 
+    def test_a_saved_model_is_no_model_path(self, als, ratings, files, stream, small, tmp_path):
+        """Nothing is started beside it, nor written."""
+        saved, folder = tmp_path / "saved", files(small.iloc[:500], 500)
+        model = als.fit(ratings)
+        model.save(str(saved))
+        before = sorted(saved.rglob("*"))
+        remedy = r"saved model.*another path.*load\(path\)\.updateStream\(stream, other\)"
+        for start in (als.fitStream, model.updateStream):
+            with pytest.raises(ValueError, match=remedy):
+                start(stream(folder), str(saved), trigger=ONCE)
+        assert sorted(saved.rglob("*")) == before
+        loaded = StreamingBiasedALSModel.load(str(saved))
+        job = run(loaded.updateStream(stream(folder), str(tmp_path / "other"), trigger=ONCE))
+        assert job.model.state.counters.ratings == len(small) + 500
+
+    @pytest.mark.parametrize(
+        ("source", "path", "how"),
+        [
+            ("{}/in", "{}/in", "is"), ("file://{}/in", "{}/in", "is"),
+            ("{}/in", "file:{}/in", "is"), ("{}/link", "{}/in", "is"),
+            ("{}/in", "{}/in/model", "lies in"), ("{}/in", "{}", "holds"),
+            ("{}/in/*.csv", "{}/in", "is"), ("{}/in/*.csv", "{}", "holds"),
+        ],
+    )  # fmt: skip
+    def test_a_model_path_where_the_stream_reads(
+        self, als, files, stream, small, tmp_path, source, path, how
+    ):
+        """Refused before anything is written."""
+        files(small.iloc[:500], 500)
+        (tmp_path / "link").symlink_to(tmp_path / "in")
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(ValueError, match=rf"model path .* {how} the folder .*Choose a model"):
+            als.fitStream(stream(source.format(tmp_path)), path.format(tmp_path), trigger=ONCE)
+        assert sorted(tmp_path.rglob("*")) == before
+
+    @pytest.mark.parametrize("source", ["{}/in", "{}/i[n]"])
+    def test_a_model_path_beside_where_the_stream_reads(
+        self, als, files, stream, small, tmp_path, source
+    ):
+        files(small.iloc[:500], 500)
+        path = str(tmp_path / "in-model")
+        job = run(als.fitStream(stream(source.format(tmp_path)), path, trigger=ONCE))
+        assert job.model.state.counters.ratings == 500
+
+    def test_own_files_are_not_learned(self, als, files, stream, small, tmp_path, monkeypatch):
+        """Found at the first batch, where the plan does not tell the source's folder."""
+        monkeypatch.setattr("sparkml_sgdals.stream.paths._sources", lambda stream: [])
+        path = tmp_path / "m o\u00e4%20del"
+        path.mkdir()
+        folder = Path(files(small.iloc[:500], 500)).rename(path / "in")
+        job = als.fitStream(stream(str(folder)), str(path), trigger=ONCE)
+        with pytest.raises(Exception, match=r"lies under the model path .*Choose a model path"):
+            job.awaitTermination()
+        assert VersionStore(str(path)).numbers() == [0]
+
     def test_damaged_path(self, als, files, stream, small, tmp_path):
         path, folder = tmp_path / "m", files(small.iloc[:1000], 500)
         job = run(als.fitStream(stream(folder), str(path), trigger=ONCE))
