@@ -36,9 +36,10 @@ _SETTINGS: Final = Fields(
         "rank": _RANK, "max_iter": COUNT, "tol": NUMBER, "seed": SIGNED, "step_size": NUMBER,
         "regs": ListOf(NUMBER, 4), "block_size": COUNT, "bias_prior": NUMBER,
         "factor_prior": NUMBER, "noise": NUMBER, "init_std": NUMBER, "drift": NUMBER,
+        "implicit_prior": TRUTH,
     },
     {
-        "implicit_prior": TRUTH, "positive": TRUTH, "alpha": NUMBER, "num_negatives": COUNT,
+        "positive": TRUTH, "alpha": NUMBER, "num_negatives": COUNT,
         "ranking_size": COUNT, "ranking_sample": COUNT,
     },
 )  # fmt: skip

@@ -33,6 +33,8 @@ __all__ = [
 
 _CONFLICT_WAITS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, None)
 """Seconds before an exclusive put that met another is tried again; None: no more."""
+_PART: Final = 1 << 22
+"""Bytes of a file that are read at once for its checksum."""
 _ROW_GROUP: Final = 131_072
 """Rows that a reader of a table's parts has to hold at once, at most."""
 
@@ -371,6 +373,51 @@ class ObjectStore:
         self.write(name, payload)
         check = hashlib.sha256(payload).hexdigest()
         return {"name": name, "rows": table.num_rows, "bytes": len(payload), "sha256": check}
+
+    def check_file(self, file: dict[str, Any]) -> None:
+        """Compare the checksum of a committed file, part by part.
+
+        Raises StorageError where it is missing, cannot be read or its checksum does not fit.
+        """
+        check = hashlib.sha256()
+        name = file["name"]
+        with self.reading(name), self.fs.open_input_stream(f"{self.root}/{name}") as stream:
+            while part := stream.read(_PART):
+                check.update(part)
+        if check.hexdigest() != file["sha256"]:
+            raise self._bad(file, missing=False)
+
+    def read_checked(self, file: dict[str, Any]) -> pa.Table:
+        """Return a committed file as Arrow.
+
+        Raises StorageError where it is missing or its checksum does not fit.
+        """
+        with self._whole(file):
+            return pq.read_table(self._checked(file))
+
+    def read_pieces(self, file: dict[str, Any], rows: int) -> Iterator[pa.Table]:
+        """Yield a committed file as Arrow, at most `rows` at a time; raises as `read_checked`."""
+        with self._whole(file):
+            for batch in pq.ParquetFile(self._checked(file)).iter_batches(rows):
+                yield pa.Table.from_batches([batch])
+
+    @contextmanager
+    def _whole(self, file: dict[str, Any]) -> Iterator[None]:
+        """Raise DamagedError where a file is no Parquet, though its checksum fits."""
+        try:
+            yield
+        except pa.ArrowException as failure:
+            raise self._bad(file, missing=False) from failure
+
+    def _checked(self, file: dict[str, Any]) -> pa.BufferReader:
+        payload = self.read(file["name"])
+        if payload is None or hashlib.sha256(payload).hexdigest() != file["sha256"]:
+            raise self._bad(file, missing=payload is None)
+        return pa.BufferReader(payload)
+
+    def _bad(self, file: dict[str, Any], missing: bool) -> StorageError:
+        kind = GoneError if missing else DamagedError
+        return kind(bad_file(self.path, file["name"], missing))
 
 
 @functools.lru_cache(maxsize=64)

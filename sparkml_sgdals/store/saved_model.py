@@ -24,8 +24,8 @@ from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.commit import FORMAT_VERSION, check_format
+from sparkml_sgdals.store.described import meta_digest
 from sparkml_sgdals.store.objects import ObjectStore
-from sparkml_sgdals.store.version_store import meta_digest
 
 __all__ = [
     "SavedModel",

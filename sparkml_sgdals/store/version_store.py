@@ -20,20 +20,17 @@ version are synced before its commit object is written, and that before it count
 from __future__ import annotations
 
 import bisect
-import hashlib
 import itertools
 import json
 import logging
 import re
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.errors import DamagedError, GoneError, StorageError
@@ -44,7 +41,6 @@ from sparkml_sgdals.store.described import META, meta_digest, table_of
 from sparkml_sgdals.store.objects import (
     NothingPutError,
     ObjectStore,
-    bad_file,
     full_path,
     spark_path,
 )
@@ -60,8 +56,6 @@ _MIN_ROWS_OF_BASE: Final = 20_000
 MAX_DELTAS: Final = 500
 _READ_AGAIN: Final = 20
 _COMMIT_NAME: Final = re.compile(r"[0-9]{12}\.json")
-_PART: Final = 1 << 22
-"""bytes of a file that are read at once for its checksum"""
 
 T = TypeVar("T")
 
@@ -468,41 +462,6 @@ class VersionStore(ObjectStore):
                 missing = str(gone)
         return read()
 
-    def check_file(self, file: dict[str, Any]) -> None:
-        """Compare the checksum of a committed file, part by part.
-
-        Raises StorageError where it is missing, cannot be read or its checksum does not fit.
-        """
-        check = hashlib.sha256()
-        name = file["name"]
-        with self.reading(name), self.fs.open_input_stream(f"{self.root}/{name}") as stream:
-            while part := stream.read(_PART):
-                check.update(part)
-        if check.hexdigest() != file["sha256"]:
-            raise self._bad(file, missing=False)
-
-    def read_checked(self, file: dict[str, Any]) -> pa.Table:
-        """Return a committed file as Arrow.
-
-        Raises StorageError where it is missing or its checksum does not fit.
-        """
-        with self._whole(file):
-            return pq.read_table(self._checked(file))
-
-    def read_pieces(self, file: dict[str, Any], rows: int) -> Iterator[pa.Table]:
-        """Yield a committed file as Arrow, at most `rows` at a time; raises as `read_checked`."""
-        with self._whole(file):
-            for batch in pq.ParquetFile(self._checked(file)).iter_batches(rows):
-                yield pa.Table.from_batches([batch])
-
-    @contextmanager
-    def _whole(self, file: dict[str, Any]) -> Iterator[None]:
-        """Raise DamagedError where a file is no Parquet, though its checksum fits."""
-        try:
-            yield
-        except pa.ArrowException as failure:
-            raise self._bad(file, missing=False) from failure
-
     def _commit_of(self, payload: bytes, name: str) -> Commit | None:
         commit = Commit.from_bytes(payload, f"{self.path}/{name}")
         if commit is not None and _commit_name(commit.version) != name:
@@ -512,16 +471,6 @@ class VersionStore(ObjectStore):
                 "StreamingBiasedALSModel.versions(path) lists them."
             )
         return commit
-
-    def _checked(self, file: dict[str, Any]) -> pa.BufferReader:
-        payload = self.read(file["name"])
-        if payload is None or hashlib.sha256(payload).hexdigest() != file["sha256"]:
-            raise self._bad(file, missing=payload is None)
-        return pa.BufferReader(payload)
-
-    def _bad(self, file: dict[str, Any], missing: bool) -> StorageError:
-        kind = GoneError if missing else DamagedError
-        return kind(bad_file(self.path, file["name"], missing))
 
 
 def _commit_name(version: int) -> str:

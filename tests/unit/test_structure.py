@@ -13,7 +13,7 @@ NAME = "sparkml_sgdals"
 # each with those right below it; what lies below these may be imported as well
 BELOW = {
     "arrays": "errors", "kernels": "arrays", "state": "kernels", "learn": "state", "store": "state",
-    "ingest": "store", "fit": "ingest learn spark_jobs", "predict": "ingest spark_jobs",
+    "ingest": "store spark_jobs", "fit": "ingest learn spark_jobs", "predict": "ingest spark_jobs",
     "stream": "fit", "ml": "predict stream", "race": "ml",
     "errors": "", "spark_jobs": "errors", "predictor": "store", "serving": "learn store",
     NAME: "race predictor _compiling", "cli": f"{NAME} datasets", "mlflow": NAME,

@@ -153,30 +153,3 @@ def store_of(kind: type[ObjectStore] = ObjectStore) -> Any:
     store.path, store.root, store.local = "s3://bucket/model", "bucket/model", False
     store.fs = SimpleNamespace(region="us-east-1")  # type: ignore[assignment]
     return store
-
-
-def plan(path: Path, batch: int, folder: str = "checkpoint", done: bool = True) -> None:
-    """Write what Spark writes of a batch of a file source, its log compacted every tenth batch."""
-    root = path / folder
-    for name in ("offsets", "commits", "sources/0"):
-        (root / name).mkdir(parents=True, exist_ok=True)
-    (root / "metadata").write_text('{"id":"1"}')
-    entry = {"path": f"file:///in/{batch}.csv", "timestamp": 1, "batchId": batch}
-    log = [json.dumps(entry)]
-    if batch % 10 == 9:
-        log = [line for n in range(batch) for line in log_lines(root, n)] + log
-    name = f"{batch}.compact" if batch % 10 == 9 else f"{batch}"
-    (root / "sources/0" / name).write_text("\n".join(["v1", *log]))
-    (root / "offsets" / f"{batch}").write_text(f'v1\n{{"conf":{{}}}}\n{{"logOffset":{batch}}}')
-    (root / "offsets" / f".{batch}.crc").write_bytes(b"crc")
-    if done:
-        (root / "commits" / f"{batch}").write_text('v1\n{"nextBatchWatermarkMs":0}')
-
-
-def log_lines(root: Path, batch: int) -> list[str]:
-    """The files of one batch, wherever the log holds them."""
-    for path in sorted((root / "sources/0").glob("*")):
-        for line in path.read_text().splitlines()[1:]:
-            if json.loads(line)["batchId"] == batch:
-                return [line]
-    return []

@@ -22,13 +22,16 @@ from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.commit import FORMAT_VERSION, Commit
 from sparkml_sgdals.store.version_store import StorageError, VersionStore, spark_path
 
+FILE = {"name": "files/some.parquet", "rows": 0, "bytes": 9, "sha256": "ab" * 32}
+SCALARS = ModelState.empty(settings_of(rank=2), "int", "str").scalars()
+
 
 def a_commit(version: int = 3, **fields: Any) -> Commit:
-    """A commit object's content; what is not given is empty."""
+    """A commit object's content; what is not given is as of an empty model."""
     known: dict[str, Any] = {
-        "batch": version - 1, "base": 0, "files": {}, "scalars": {}, "metrics": None,
-        "committed": "", "delta_rows": 0, "ids": [0, 0], "checkpoint": "checkpoint",
-        "restored": None, "runs": None,
+        "batch": version - 1, "base": 0, "files": {"users": FILE, "items": FILE},
+        "scalars": SCALARS, "metrics": None, "committed": "2024-01-01T00:00:00.000+00:00",
+        "delta_rows": 0, "ids": [0, 0], "checkpoint": "checkpoint", "restored": None, "runs": None,
     }  # fmt: skip
     return Commit(version=version, **known | fields)
 
@@ -200,8 +203,8 @@ def test_a_missing_commit_between(versions: Writer) -> None:
 def test_no_flipped_bit_of_a_commit_goes_unseen() -> None:
     """A flipped bit gives no commit, or the very same one; never another and no other error."""
     commit = a_commit(
-        files={"users": {"name": "files/é", "rows": 2}}, scalars={"noise": 1 / 3},
-        metrics={"rmse": None}, committed="2024-01-01T00:00:00.000+00:00", delta_rows=5,
+        files={side: FILE | {"name": f"files/some-{side}"} for side in ("users", "items")},
+        scalars=SCALARS | {"noise": 1 / 3}, metrics={"é": None}, delta_rows=5,
     )  # fmt: skip
     payload = commit.to_bytes()
     assert Commit.from_bytes(payload, "here") == commit
@@ -228,7 +231,7 @@ def test_a_commit_without_a_field_is_not_whole(name: str) -> None:
 @given(st.integers(0, 400))
 def test_no_beginning_of_a_commit_is_whole(length: int) -> None:
     """However a write breaks off, what is there does not count."""
-    payload = a_commit(7, scalars={"noise": 0.5}, metrics={"batch": 6}).to_bytes()
+    payload = a_commit(7, metrics={"batch": 6}).to_bytes()
     if length < len(payload):
         assert Commit.from_bytes(payload[:length], "here") is None
 
@@ -236,7 +239,7 @@ def test_no_beginning_of_a_commit_is_whole(length: int) -> None:
 def test_commits_are_strict_json() -> None:
     """NaN is no JSON: other readers would fail on it."""
     with pytest.raises(ValueError, match="JSON"):
-        a_commit(scalars={"noise": float("nan")}).to_bytes()
+        a_commit(scalars=SCALARS | {"noise": float("nan")}).to_bytes()
 
 
 # ---- damaged files --------------------------------------------------------------------------
@@ -469,7 +472,7 @@ def test_a_uri_of_one_slash_is_refused(path: str) -> None:
 def test_a_commit_is_put_over_nothing_but_a_broken_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the put was refused and nothing is there by now, it is asked for again."""
     store = store_of(VersionStore)
-    commit = Commit(3, 2, 0, {}, {}, None, "", 0, [0, 0], "checkpoint", None, None)
+    commit = a_commit()
     there: list[bytes | None] = [None, b"{"]
     refused: list[bytes] = []
     written: list[bytes] = []
