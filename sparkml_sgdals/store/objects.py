@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from sparkml_sgdals.arrays.ipc import to_buffer
 from sparkml_sgdals.errors import DamagedError, GoneError, StorageError
 
 __all__ = [
@@ -35,6 +36,7 @@ _CONFLICT_WAITS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, None)
 """Seconds before an exclusive put that met another is tried again; None: no more."""
 _PART: Final = 1 << 22
 """Bytes of a file that are read at once for its checksum."""
+_DIGEST: Final = b"sparkml_sgdals.sha256"
 _ROW_GROUP: Final = 131_072
 """Rows that a reader of a table's parts has to hold at once, at most."""
 
@@ -352,12 +354,19 @@ class ObjectStore:
     def read_table(self, name: str) -> pa.Table | None:
         """Return a Parquet object as Arrow, None where there is none.
 
-        Raises DamagedError where it is no Parquet.
+        Raises DamagedError where it is no Parquet, or does not hold what was put.
         """
         payload = self.read(name)
         try:
-            return None if payload is None else pq.read_table(pa.BufferReader(payload))
-        except (pa.ArrowException, OSError) as failure:
+            if payload is None:
+                return None
+            table = pq.read_table(pa.BufferReader(payload))
+            told = (table.schema.metadata or {}).get(_DIGEST)
+            table = table.replace_schema_metadata()
+            if told not in (None, _digest(table)):
+                raise OSError("its digest does not fit")
+            return table
+        except (pa.ArrowException, OSError, ValueError) as failure:
             raise DamagedError(
                 f"{self.path}/{name} is damaged: {str(failure).splitlines()[0]}. Restore it, or "
                 "delete it."
@@ -365,7 +374,9 @@ class ObjectStore:
 
     def replace_table(self, name: str, table: pa.Table) -> None:
         """Put a table as Parquet where one may be: a reader, or a kill, finds the old or new."""
-        self.replace(name, _parquet(table))
+        # no commit holds the checksum of a file that is replaced
+        table = table.replace_schema_metadata()
+        self.replace(name, _parquet(table.replace_schema_metadata({_DIGEST: _digest(table)})))
 
     def write_table(self, name: str, table: pa.Table) -> dict[str, Any]:
         """Put a table as Parquet; its name, rows, size and checksum."""
@@ -435,6 +446,11 @@ def _file_system(uri: str) -> tuple[pafs.FileSystem, str]:
         found = pafs.FileSystem.from_uri(uri)
     store, root = found
     return store, root
+
+
+def _digest(table: pa.Table) -> bytes:
+    """SHA-256 of what a table holds, in hexadecimal."""
+    return hashlib.sha256(to_buffer(table.combine_chunks())).hexdigest().encode()
 
 
 def _parquet(table: pa.Table) -> bytes:

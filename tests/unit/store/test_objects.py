@@ -15,13 +15,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from writing import Writer, somebody_else, store_of
 
 from sparkml_sgdals.errors import LeaseError
 from sparkml_sgdals.store import objects
 from sparkml_sgdals.store.lease import Lease
-from sparkml_sgdals.store.objects import full_path
+from sparkml_sgdals.store.objects import ObjectStore, full_path
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
 CONFLICT = (409, "ConditionalRequestConflict")
@@ -376,3 +377,25 @@ def test_a_boto3_that_knows_no_condition(s3: Server, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(boto3, "client", old)
     assert not store_of()._put_if_none("lease.json", b"mine")
     assert not s3.asked
+
+
+def test_no_flipped_bit_of_a_table_gives_another(tmp_path: Path) -> None:
+    """Held-out ratings, say, of which no commit knows a checksum."""
+    store = ObjectStore(str(tmp_path))
+    table = pa.table({"user": list(range(40)), "rating": [n / 7 for n in range(40)]})
+    store.replace_table("validation.parquet", table)
+    payload = (tmp_path / "validation.parquet").read_bytes()
+    named = 0
+    for place in range(0, 8 * len(payload), 5):
+        damaged = bytearray(payload)
+        damaged[place // 8] ^= 1 << place % 8
+        (tmp_path / "validation.parquet").write_bytes(bytes(damaged))
+        try:
+            found = store.read_table("validation.parquet")
+        except StorageError:
+            named += 1
+        else:
+            assert found is not None
+            assert found.column("rating").equals(table.column("rating"))
+            assert found.column("user").equals(table.column("user"))
+    assert named > len(payload)
