@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from sparkml_sgdals.errors import DivergenceError, LeaseError, StorageError
     from sparkml_sgdals.ingest.messages import parseRatings
     from sparkml_sgdals.ml.estimator import StreamingBiasedALS
+    from sparkml_sgdals.ml.evaluate_methods import RankingEvaluation
     from sparkml_sgdals.ml.model import StreamingBiasedALSModel
     from sparkml_sgdals.ml.summary import TrainingSummary
     from sparkml_sgdals.predictor import Predictor
@@ -26,6 +27,7 @@ __all__ = [
     "LeaseError",
     "Predictor",
     "RaceJob",
+    "RankingEvaluation",
     "Rollback",
     "StorageError",
     "StreamJob",
@@ -43,6 +45,7 @@ _HOME = {
     "LeaseError": "errors",
     "Predictor": "predictor",
     "RaceJob": "race.grid_search",
+    "RankingEvaluation": "ml.evaluate_methods",
     "Rollback": "store.maintenance",
     "StorageError": "errors",
     "StreamJob": "stream.job",

@@ -16,10 +16,10 @@ from sparkml_sgdals.fit.fitting import learn_table
 from sparkml_sgdals.ingest.bad_rows import refuse_invalid
 from sparkml_sgdals.ingest.collecting import COLLECT_LIMIT, collect_ratings
 from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
+from sparkml_sgdals.ml.evaluate_methods import EvaluationMethods
 from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
 from sparkml_sgdals.ml.params import default_settings
 from sparkml_sgdals.ml.persistence import ModelReader, ModelWriter
-from sparkml_sgdals.ml.recommend_methods import RankingMethods
 from sparkml_sgdals.ml.setters import ModelSetters
 from sparkml_sgdals.ml.summary import TrainingSummary
 from sparkml_sgdals.ml.version_methods import VersionMethods
@@ -47,7 +47,7 @@ __all__ = ["StreamingBiasedALSModel"]
 
 
 class StreamingBiasedALSModel(
-    RankingMethods,
+    EvaluationMethods,
     VersionMethods,
     Model,
     ModelSetters,

@@ -1,0 +1,256 @@
+"""What a model's user judges its rankings with, on a table (driver)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Final
+
+import pandas as pd
+import pyarrow as pa
+from pyspark.sql import DataFrame
+from pyspark.sql import functions as F
+
+from sparkml_sgdals.ingest.columns import RatingColumns, column_type, id_column, select_ratings
+from sparkml_sgdals.ml.recommend_methods import RankingMethods
+from sparkml_sgdals.predict.judging import (
+    JudgedLists,
+    held_out_pairs,
+    judge_lists,
+    ranking_columns,
+)
+from sparkml_sgdals.predict.recommending import Ranking, recommend
+from sparkml_sgdals.state.model_state import ModelState
+
+__all__ = ["RANKING_METRICS", "EvaluationMethods", "RankingEvaluation"]
+
+RANKING_METRICS: Final = ("ndcg", "recall", "mrr", "map", "hitRate", "precision")
+"""Fields of `RankingEvaluation` that are means over users."""
+
+
+@dataclass(frozen=True, repr=False)
+class RankingEvaluation:
+    """How well a model ranks, on a table: docs/metrics.md has the formula of each metric.
+
+    Attributes
+    ----------
+    k : int
+        length of the lists
+    users : int
+        users judged: those with anything held out; all means are over them
+    recall, ndcg, mrr, map, hitRate, precision : float
+        Recall@k, NDCG@k, MRR@k, MAP@k, Hit rate@k and Precision@k; NaN without users
+    coverage : float
+        share of the items that the model knows that anyone is recommended
+    gini : float
+        how unevenly recommendations spread over the items that the model knows: 0 evenly, 1 all are
+        of one item
+    novelty : float
+        mean self-information of what is recommended, in bits: high where few have done it; NaN
+        where no excludeSeen was given
+    heldOut : int
+        pairs that count as held out
+    items : int
+        items that the model knows: all are ranked
+    coldUsers : int
+        of the users judged, those that the model does not know
+    usersLeftOut : int
+        users of the test with nothing that counts as held out
+    unknownHeldOut : int
+        of the pairs held out, those of items that the model does not know; all are missed
+    standardErrors : dict[str, float]
+        of the means over users, by name
+    """
+
+    k: int
+    users: int
+    recall: float
+    ndcg: float
+    mrr: float
+    map: float
+    hitRate: float
+    precision: float
+    coverage: float
+    gini: float
+    novelty: float
+    heldOut: int
+    items: int
+    coldUsers: int
+    usersLeftOut: int
+    unknownHeldOut: int
+    standardErrors: dict[str, float]
+
+    @classmethod
+    def of(cls, judged: JudgedLists, k: int, items: int, users_left_out: int) -> RankingEvaluation:
+        """Return the evaluation of lists that have just been judged."""
+        public = {"hit_rate": "hitRate"}
+        return cls(
+            k=k,
+            users=judged.users,
+            **{public.get(name, name): value for name, value in judged.means.items()},
+            coverage=judged.coverage,
+            gini=judged.gini,
+            novelty=judged.novelty,
+            heldOut=judged.held_out,
+            items=items,
+            coldUsers=judged.cold_users,
+            usersLeftOut=users_left_out,
+            unknownHeldOut=judged.unknown_held_out,
+            standardErrors={public.get(name, name): v for name, v in judged.errors.items()},
+        )
+
+    def toPandas(self) -> pd.DataFrame:
+        """Return one row, a column a field, and for each mean one of its standard error.
+
+        Rows of several models stand below each other by pandas.concat.
+        """
+        row = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "standardErrors"}
+        row |= {f"{name}StandardError": self.standardErrors[name] for name in RANKING_METRICS}
+        return pd.DataFrame([row])
+
+    def __repr__(self) -> str:
+        """Return a few lines to read."""
+        means = [
+            f"{name}@{self.k} {getattr(self, name):.4f} +- {self.standardErrors[name]:.4f}"
+            for name in RANKING_METRICS
+        ]
+        left_out = f", {self.usersLeftOut} left out" if self.usersLeftOut else ""
+        return (
+            f"{self.users} users ({self.coldUsers} not known{left_out}), {self.heldOut} pairs held "
+            f"out ({self.unknownHeldOut} of items not known), ranked among {self.items} items\n"
+            f"{', '.join(means[:3])}\n{', '.join(means[3:])}\n"
+            f"coverage {self.coverage:.4f}, gini {self.gini:.4f}, novelty {self.novelty:.2f} bits"
+        )
+
+
+class EvaluationMethods(RankingMethods):
+    """Methods of the model that judge its rankings."""
+
+    _state: ModelState
+    ratingColumns: Callable[[], RatingColumns]
+
+    def evaluateRanking(
+        self,
+        test: DataFrame,
+        k: int = 10,
+        excludeSeen: DataFrame | None = None,
+        threshold: float | None = None,
+    ) -> RankingEvaluation:
+        """Judge what the model recommends to the users of a table by what they did in it.
+
+        Each user gets the best `k` of all items that the model knows, as from
+        `recommendForUserSubset`; nothing is sampled. A user that the model does not know is judged
+        like the others, by what such a user is recommended. An item that it does not know is
+        missed.
+
+        Parameters
+        ----------
+        test : DataFrame
+            a table of ratings or events; a pair that it repeats counts once. Under implicitPrefs
+            rows with a rating of 0 or less, where there is a ratingCol, do not count
+        k : int
+            length of the lists
+        excludeSeen : DataFrame | None
+            a table with the columns userCol and itemCol, as a rule what the model was fitted to:
+            pairs not to recommend, which do not count in `test` either. Novelty is by its users
+        threshold : float | None
+            only rows of `test` with at least this rating count; None: all do
+
+        Raises
+        ------
+        ValueError
+            a missing column, a stream, or `k` below 1
+        TypeError
+            a column or `k` of a wrong type
+        """
+        if not isinstance(k, int):
+            raise TypeError(f"k must be an integer, the length of the lists, got {k!r}.")
+        state = self._scoring_state()
+        ranking = Ranking.of(state, k, "prediction", self.getClipPredictions())
+        seen = None if excludeSeen is None else self._pairs(excludeSeen)
+        pairs = held_out_pairs(self._relevant(test, threshold), seen)
+        users, items = state.users, state.items
+
+        def recommended(ids: pa.Array) -> DataFrame:
+            return recommend(test.sparkSession, state, users, items, ranking, ids, seen)
+
+        judged = judge_lists(pairs, recommended, seen, items.index.ids(), k)
+        tested = self._pairs(test).agg(F.count_distinct("query").alias("users")).toArrow()
+        left_out = tested.column("users")[0].as_py() - judged.users
+        return RankingEvaluation.of(judged, k, items.size, left_out)
+
+    def rankingColumns(
+        self,
+        recommendations: DataFrame,
+        test: DataFrame,
+        excludeSeen: DataFrame | None = None,
+        threshold: float | None = None,
+    ) -> DataFrame:
+        """Return recommendations beside what users did, as Spark's RankingEvaluator takes them.
+
+        Parameters
+        ----------
+        recommendations : DataFrame
+            what recommendForAllUsers or recommendForUserSubset returned
+        test : DataFrame
+            a table of ratings or events, as `evaluateRanking` takes it
+        excludeSeen : DataFrame | None
+            pairs that do not count in `test`, as `evaluateRanking` takes them
+        threshold : float | None
+            only rows of `test` with at least this rating count; None: all do
+
+        Returns
+        -------
+        DataFrame of userCol, prediction and label, both array<double>, a row for each user with
+        anything held out, with an empty prediction where there are no recommendations. Items are
+        their ids; where these are strings, or too large for a double, they are numbers that agree
+        within a row: places of the list, and numbers behind it for what is not in it
+
+        Raises
+        ------
+        ValueError
+            a missing column
+        TypeError
+            a column of a wrong type
+        """
+        users, param, name, id_type = self._side("user")
+        items, _, item, _ = self._side("item")
+        ddl = "bigint" if items.index.kind == "int" else "string"
+        column_type(recommendations.schema, "recommendations", "recommendations")
+        lists = recommendations.select(
+            id_column(recommendations.schema, param, name, users.index.kind).alias("query"),
+            F.col("recommendations").getField(item).cast(f"array<{ddl}>").alias("found"),
+        )
+        seen = None if excludeSeen is None else self._pairs(excludeSeen)
+        pairs = held_out_pairs(self._relevant(test, threshold), seen)
+        both = ranking_columns(pairs, lists, items.index.ids())
+        return both.select(F.col("query").cast(id_type).alias(name), "prediction", "label")
+
+    def _relevant(self, test: DataFrame, threshold: float | None) -> DataFrame:
+        """Return pairs of the rows that count: those that users liked, or did."""
+        if test.isStreaming:
+            raise ValueError("The DataFrame is a stream: rankings are judged on a table.")
+        events = self._state.settings.learns_events
+        if threshold is None and not events:
+            return self._pairs(test)
+        columns = replace(self.ratingColumns(), rating_needed=threshold is not None)
+        named = replace(columns, time=None, weight=None)
+        kinds = self._side("user")[0].index.kind, self._side("item")[0].index.kind
+        rows = select_ratings(test, named, kinds)
+        rating = F.col("rating")
+        if events:
+            rows = rows.where((rating > 0) & ~F.isnan(rating))
+        if threshold is not None:
+            # as float32, or a rating of 3.3 would be less than 3.3
+            least = F.lit(float(threshold)).cast("float")
+            rows = rows.where((rating >= least) & ~F.isnan(rating))
+        return rows.select(F.col("user").alias("query"), F.col("item").alias("candidate"))
+
+    def _pairs(self, table: DataFrame) -> DataFrame:
+        """Return the pairs of a table: query, the user, and candidate, the item."""
+        users, user_param, user, _ = self._side("user")
+        items, item_param, item, _ = self._side("item")
+        return table.select(
+            id_column(table.schema, user_param, user, users.index.kind).alias("query"),
+            id_column(table.schema, item_param, item, items.index.kind).alias("candidate"),
+        )
