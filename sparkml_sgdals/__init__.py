@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from sparkml_sgdals.ml.summary import TrainingSummary
     from sparkml_sgdals.predictor import Predictor
     from sparkml_sgdals.race.grid_search import RaceJob, StreamingGridSearch
+    from sparkml_sgdals.race.ranking_split import (
+        RankingValidationSplit,
+        RankingValidationSplitModel,
+    )
     from sparkml_sgdals.state.diagnosis import Diagnosis
     from sparkml_sgdals.store.maintenance import Rollback
     from sparkml_sgdals.stream.job import StreamJob
@@ -28,6 +32,8 @@ __all__ = [
     "Predictor",
     "RaceJob",
     "RankingEvaluation",
+    "RankingValidationSplit",
+    "RankingValidationSplitModel",
     "Rollback",
     "StorageError",
     "StreamJob",
@@ -46,6 +52,8 @@ _HOME = {
     "Predictor": "predictor",
     "RaceJob": "race.grid_search",
     "RankingEvaluation": "ml.evaluate_methods",
+    "RankingValidationSplit": "race.ranking_split",
+    "RankingValidationSplitModel": "race.ranking_split",
     "Rollback": "store.maintenance",
     "StorageError": "errors",
     "StreamJob": "stream.job",

@@ -38,6 +38,7 @@ __all__ = [
     "id_type_name",
     "quoted",
     "select_ratings",
+    "time_column",
 ]
 
 _INTEGERS = (ByteType, ShortType, IntegerType, LongType)
@@ -114,6 +115,14 @@ def id_column(schema: StructType, param: str, name: str, kind: IdKind) -> Column
     Raises TypeError where integers meet a model of strings or the other way round.
     """
     return F.expr(_id(schema, param, name, kind))
+
+
+def time_column(schema: StructType, name: str) -> Column:
+    """Expression of a time as bigint, in the order of the column; null where it has none.
+
+    Raises ValueError for a missing column, TypeError for one of a wrong type.
+    """
+    return F.expr(_time(schema, name))
 
 
 def select_ratings(

@@ -103,8 +103,15 @@ def judge_lists(
     with ExitStack() as stack:
         pairs = pairs.persist()
         stack.callback(pairs.unpersist)
-        held = pairs.groupBy("query").agg(F.collect_list("candidate").alias("held"))
-        users = held.select("query").toArrow().column("query").combine_chunks()
+        users = pairs.select("query").distinct().toArrow().column("query").combine_chunks()
+        held = (
+            _marked(pairs, catalogue)
+            .groupBy("query")
+            .agg(
+                F.collect_list("candidate").alias("held"),
+                F.count_if(F.col("known").isNull()).alias("unknown"),
+            )
+        )
         lists = recommended(users).select(
             "query", "cold", F.col("recommendations.candidate").alias("found")
         )
@@ -112,16 +119,15 @@ def judge_lists(
         ddl = ", ".join(f"{name} double" for name in MEANS)
         judged = (
             held.join(lists, "query", "left")
-            .select("held", "found", F.coalesce("cold", F.lit(True)).alias("cold"))
-            .mapInArrow(_Judge(count), f"{ddl}, held long, cold boolean, found array<{id_type}>")
+            .select("held", "unknown", "found", F.coalesce("cold", F.lit(True)).alias("cold"))
+            .mapInArrow(
+                _Judge(count),
+                f"{ddl}, held long, unknown long, cold boolean, found array<{id_type}>",
+            )
             .persist()
         )
         stack.callback(judged.unpersist)
         sums = judged.agg(*_sums()).toArrow().to_pylist()[0]
-        known = 0
-        if len(catalogue):
-            ids = pairs.sparkSession.createDataFrame(pa.table({"candidate": catalogue}))
-            known = pairs.join(ids, "candidate", "left_semi").count()
         together = _together(judged, seen, len(catalogue))
     number = sums["users"]
     means = {name: _ratio(sums[name], number) for name in MEANS}
@@ -129,7 +135,7 @@ def judge_lists(
         users=number,
         cold_users=sums["cold"] or 0,
         held_out=sums["held"] or 0,
-        unknown_held_out=(sums["held"] or 0) - known,
+        unknown_held_out=sums["unknown"] or 0,
         means=means,
         errors={
             name: _standard_error(means[name], _ratio(sums[f"{name}2"], number), number)
@@ -172,6 +178,14 @@ def ranking_columns(pairs: DataFrame, lists: DataFrame, catalogue: pa.Array) -> 
     return both.select("query", prediction.alias("prediction"), label.alias("label"))
 
 
+def _marked(pairs: DataFrame, catalogue: pa.Array) -> DataFrame:
+    """Return the pairs with a column known, null where the model does not know the candidate."""
+    if not len(catalogue):
+        return pairs.withColumn("known", F.lit(None).cast("boolean"))
+    marks = pa.table({"candidate": catalogue, "known": pa.repeat(True, len(catalogue))})
+    return pairs.join(pairs.sparkSession.createDataFrame(marks), "candidate", "left")
+
+
 @dataclass(frozen=True)
 class _Judge:
     """A row a user: what is held out and the list, to how well that does."""
@@ -204,7 +218,7 @@ class _Judge:
             "held": sizes,
         }
         columns = {name: pa.array(values) for name, values in numbers.items()}
-        columns |= {"cold": batch.column("cold"), "found": batch.column("found")}
+        columns |= {name: batch.column(name) for name in ("unknown", "cold", "found")}
         return pa.RecordBatch.from_pydict(columns)
 
 
@@ -220,6 +234,7 @@ def _sums() -> list[Column]:
         F.count(F.lit(1)).alias("users"),
         F.sum(F.col("cold").cast("long")).alias("cold"),
         F.sum("held").alias("held"),
+        F.sum("unknown").alias("unknown"),
     ]
     for name in MEANS:
         value = F.col(name)
