@@ -89,7 +89,7 @@ class TestSplit:
         pd.testing.assert_frame_equal(held, wanted[ROW].sort_values(ROW, ignore_index=True))
 
     def test_times_are_asked_for(self, als, ratings):
-        with pytest.raises(ValueError, match="'last' needs to know when.*set timestampCol"):
+        with pytest.raises(ValueError, match=r"'last' needs to know when.*set timestampCol"):
             split(als.copy({als.timestampCol: ""}), ratings, "last")
 
 
@@ -126,11 +126,11 @@ def test_candidates_side_by_side(als, grid, ratings, found):
     assert again.subModels is None
 
 
-def test_with_and_without_times(als, ratings):
-    """A grid may ask whether times help; of events, whose rating has no say."""
-    events = als.copy({als.implicitPrefs: True})
+def test_with_and_without_times(ratings):
+    """A grid may ask whether times help; here of events, whatever their rating."""
+    als = StreamingBiasedALS(rank=2, implicitPrefs=True, timestampCol="time")
     search = RankingValidationSplit(
-        estimator=events, estimatorParamMaps=[{als.timestampCol: ""}, {als.timestampCol: "time"}],
+        estimator=als, estimatorParamMaps=[{als.timestampCol: ""}, {als.timestampCol: "time"}],
         split="last",
     )  # fmt: skip
     metrics = search.fit(ratings).validationMetrics
@@ -208,7 +208,7 @@ def test_what_is_refused(als, grid, ratings, files, stream, small):
         search.copy().setEstimatorParamMaps([{als.itemCol: "user"}]).fit(ratings)
     with pytest.raises(ValueError, match="race candidates by StreamingGridSearch"):
         search.fit(stream(files(small.iloc[:20], 10)))
-    with pytest.raises(ValueError, match="Nothing was held out to judge by.*threshold 9"):
+    with pytest.raises(ValueError, match=r"Nothing was held out to judge by.*threshold 9"):
         search.copy({search.threshold: 9.0}).setEstimatorParamMaps(grid[:1]).fit(ratings)
 
 
