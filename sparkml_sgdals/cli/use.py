@@ -96,10 +96,16 @@ def evaluate(
     run: Invocation,
     model: Model,
     ratings: Annotated[str, typer.Argument(help="Table of held-out ratings.")],
+    top: Annotated[
+        int, typer.Option(help="Judge lists of so many items instead; of events too.", min=0)
+    ] = 0,
+    exclude_seen: Annotated[
+        str, typer.Option(help="For --top: table of pairs left out of lists.", show_default=False)
+    ] = "",
     kind: Format = "",
     option: Option = None,
 ) -> None:
-    """RMSE and MAE of a model on ratings, by Spark's RegressionEvaluator."""
+    """RMSE and MAE of a model on ratings, by Spark's RegressionEvaluator; or how well it ranks."""
     from pyspark.ml.evaluation import RegressionEvaluator
     from pyspark.sql import functions as F
 
@@ -107,8 +113,17 @@ def evaluate(
     from sparkml_sgdals.cli.sources import read_table
 
     options = pairs("--option", option or ())
+    if exclude_seen and not top:
+        raise typer.BadParameter("--exclude-seen is of lists: give --top, how long they are.")
     with run.spark() as spark:
         loaded = StreamingBiasedALSModel.load(model)
+        if top:
+            seen = read_table(spark, exclude_seen, kind, options) if exclude_seen else None
+            judged = loaded.evaluateRanking(read_table(spark, ratings, kind, options), top, seen)
+            (row,) = judged.toPandas().to_dict("records")
+            told = {str(name): value for name, value in row.items()}
+            run.output.facts({"model": model, "version": loaded.version} | told)
+            return
         rating, prediction = loaded.getRatingCol(), loaded.getPredictionCol()
         scored = loaded.transform(read_table(spark, ratings, kind, options))
         scored = scored.where(F.col(rating).isNotNull() & ~F.isnan(prediction)).cache()

@@ -82,6 +82,17 @@ def test_evaluate_agrees_with_transform(spark, tables, fitted):
     assert found["rmse"] == pytest.approx(said["rmse"], rel=1e-6)
 
 
+def test_evaluate_ranks(spark, tables, fitted):
+    train, test = tables / "train.csv", tables / "test.parquet"
+    found = answer("evaluate", fitted[0], test, "--top", 5, "--exclude-seen", train)
+    model = StreamingBiasedALSModel.load(str(fitted[0]))
+    seen = spark.read.csv(str(train), header=True, inferSchema=True)
+    judged = model.evaluateRanking(spark.read.parquet(str(test)), 5, excludeSeen=seen)
+    assert (found["k"], found["recall"], found["novelty"]) == (5, judged.recall, judged.novelty)
+    assert found["ndcgStandardError"] == judged.standardErrors["ndcg"]
+    run("evaluate", fitted[0], test, "--exclude-seen", train, code=2)
+
+
 def test_diagnose_tells_by_its_exit_code(tables, fitted):
     found = answer("diagnose", fitted[0], "--held-out", tables / "test.parquet")
     assert found["beatsBaseline"] is True
