@@ -15,6 +15,17 @@ import numpy as np
 
 from sparkml_sgdals.arrays.hashing import mix64
 from sparkml_sgdals.kernels.checks import MIN_VARIANCE
+from sparkml_sgdals.kernels.prefetch import prefetch_row
+from sparkml_sgdals.kernels.vectors import (
+    LANES,
+    fill,
+    larger,
+    load,
+    load_first,
+    store,
+    store_first,
+    summed,
+)
 
 __all__ = [
     "CONTEXT_DECAY",
@@ -22,6 +33,7 @@ __all__ = [
     "MIN_INFORMATION",
     "SHARES_RATE",
     "filter_events",
+    "guide_draws",
     "note_done",
 ]
 
@@ -44,55 +56,102 @@ def _unit(state):  # type: ignore[no-untyped-def]
     return np.float64(mix64(state) >> np.uint64(11)) * _TO_UNIT
 
 
+@nb.njit(cache=True, nogil=True, inline="always")
+def _gather(  # type: ignore[no-untyped-def]
+    x, recent, count, shares, user_mean, user_var, context, context_var,
+    means, variances, taste, unsure,
+):  # fmt: skip
+    """Put what makes up the taste of x side by side: its own features, then those of its context.
+
+    Row 0 of `means` and `variances` is the user's, row k + 1 that of recent[k]; `taste` is their
+    sum by `shares`, `unsure` its variance. Zeros stand beyond the rank.
+    """
+    wide, rank = taste.size, context.shape[1]
+    for f in range(0, wide, LANES):
+        own, some = x * (rank + 1) + 1 + f, rank - f
+        tastes, unsures = load_first(user_mean, own, some), load_first(user_var, own, some)
+        store(means, f, tastes)
+        store(variances, f, unsures)
+        for k in range(count):
+            at, share = (k + 1) * wide + f, shares[k + 1]
+            source = np.int64(recent[k]) * rank + f
+            found, spread = load_first(context, source, some), load_first(context_var, source, some)
+            store(means, at, found)
+            store(variances, at, spread)
+            tastes += share * found
+            unsures += share * share * spread
+        store(taste, f, tastes)
+        store(unsure, f, unsures)
+
+
+@nb.njit(cache=True, nogil=True, inline="always")
+def _scatter(  # type: ignore[no-untyped-def]
+    x, recent, count, user_mean, user_var, context, context_var, means, variances
+):
+    """Put what `_gather` took back into its places."""
+    wide, rank = means.shape[1], context.shape[1]
+    for f in range(0, wide, LANES):
+        own, some = x * (rank + 1) + 1 + f, rank - f
+        store_first(user_mean, own, some, load(means, f))
+        store_first(user_var, own, some, load(variances, f))
+        for k in range(count):
+            at, source = (k + 1) * wide + f, np.int64(recent[k]) * rank + f
+            store_first(context, source, some, load(means, at))
+            store_first(context_var, source, some, load(variances, at))
+
+
 @nb.njit(cache=True, nogil=True)
 def _step(  # type: ignore[no-untyped-def]
-    x, y, target, weight, offset, drift, regressor, recent, shares, count,
-    user_mean, user_var, item_mean, item_var, context, context_var,
+    y, target, weight, offset, drift, shares, sources, item_mean, item_var, means, variances, taste,
+    unsure,
 ):  # fmt: skip
     """One step of the filter towards 0 or 1: equations (2) and (3)."""
     width = item_mean.shape[1]
-    logit = offset + item_mean[y, 0]
-    spread = item_var[y, 0]
-    for f in range(1, width):
-        taste = user_mean[x, f]
-        for k in range(count):
-            taste += shares[k] * context[recent[k], f - 1]
-        regressor[f] = taste
-        feature = item_mean[y, f]
-        logit += taste * feature
-        unsure = user_var[x, f]
-        for k in range(count):
-            unsure += shares[k] * shares[k] * context_var[recent[k], f - 1]
-        spread += item_var[y, f] * taste * taste + unsure * feature * feature
-    p = 1.0 / (1.0 + math.exp(-logit))
-    information = max(p * (1.0 - p), MIN_INFORMATION)
-    inverse = 1.0 / (spread + 1.0 / (information * weight))
-    gain = (target - p) / information * inverse
-    c = item_var[y, 0]
-    item_mean[y, 0] += c * gain
-    item_var[y, 0] = max(c - c * c * inverse, MIN_VARIANCE) + drift
-    for f in range(1, width):
-        feature = item_mean[y, f]
-        c = item_var[y, f]
-        a = c * regressor[f]
-        item_mean[y, f] += a * gain
-        item_var[y, f] = max(c - a * a * inverse, MIN_VARIANCE) + drift
-        c = user_var[x, f]
-        a = c * feature
-        user_mean[x, f] += a * gain
-        user_var[x, f] = max(c - a * a * inverse, MIN_VARIANCE) + drift
-        for k in range(count):
-            c = context_var[recent[k], f - 1]
-            a = c * shares[k] * feature
-            context[recent[k], f - 1] += a * gain
-            context_var[recent[k], f - 1] = max(c - a * a * inverse, MIN_VARIANCE) + drift
+    wide = taste.size
+    zeros, least = fill(np.float32(0.0)), fill(MIN_VARIANCE)
+    products, spreads = zeros, zeros
+    for f in range(0, wide, LANES):
+        item, some = y * width + 1 + f, width - 1 - f
+        tastes, features = load(taste, f), load_first(item_mean, item, some)
+        products += tastes * features
+        spreads += load_first(item_var, item, some) * tastes * tastes
+        spreads += load(unsure, f) * features * features
+    bias = item_var[y, 0]
+    spread = np.float64(summed(spreads)) + bias
+    p = 1.0 / (1.0 + math.exp(-(offset + item_mean[y, 0] + np.float64(summed(products)))))
+    information = max(p * (1.0 - p), MIN_INFORMATION) * weight
+    # 1 / S, and the residual times that, with one division for both
+    scale = 1.0 / (1.0 + spread * information)
+    inverse = np.float32(information * scale)
+    gain = np.float32((target - p) * weight * scale)
+    item_mean[y, 0] += bias * gain
+    item_var[y, 0] = max(bias - bias * bias * inverse, MIN_VARIANCE) + drift
+    for f in range(0, wide, LANES):
+        item, some = y * width + 1 + f, width - 1 - f
+        tastes, features = load(taste, f), load_first(item_mean, item, some)
+        c = load_first(item_var, item, some)
+        a = c * tastes
+        store_first(item_mean, item, some, features + a * gain)
+        store_first(item_var, item, some, larger(c - a * a * inverse, least) + drift)
+        moved, certain = features * gain, features * features * inverse
+        store(taste, f, tastes + load(unsure, f) * moved)
+        unsures = zeros
+        for k in range(sources):
+            at, share = k * wide + f, shares[k]
+            c = load(variances, at)
+            a = c * share
+            store(means, at, load(means, at) + a * moved)
+            c = larger(c - a * a * certain, least) + drift
+            store(variances, at, c)
+            unsures += share * share * c
+        store(unsure, f, unsures)
 
 
 @nb.njit(cache=True, nogil=True)
 def filter_events(  # type: ignore[no-untyped-def]
     users, items, values, weights, draw_keys, first_event, num_negatives, drift, with_context,
     user_mean, user_var, item_mean, item_var, context, context_var,
-    done, starts, lengths, order, cumulative, fades, popularity, last, parts, marks, touched,
+    done, starts, lengths, order, cumulative, guide, fades, popularity, last, parts, marks, touched,
 ):  # fmt: skip
     """Learn one event after another.
 
@@ -131,6 +190,8 @@ def filter_events(  # type: ignore[no-untyped-def]
         int32, shape (items,), all items in an order that does not depend on the process
     cumulative
         float64, shape (parts, items), cumulated popularity in that order before these
+    guide
+        int32, shape (parts, buckets + 1): where in `cumulative` to look, as `guide_draws` makes it
     fades
         float64, shape (parts,), share of popularity that is left after one event
     popularity, last
@@ -146,21 +207,21 @@ def filter_events(  # type: ignore[no-untyped-def]
     -----
     A pair that comes again is an event again, and does not count twice in `done`.
     """
-    num_parts = fades.size
+    num_parts, wide = fades.size, -(-context.shape[1] // LANES) * LANES
     offset = -math.log(num_negatives)
-    regressor = np.empty(item_mean.shape[1], np.float64)
     recent = np.empty(CONTEXT_ITEMS, np.int32)
-    shares = np.empty(CONTEXT_ITEMS, np.float64)
+    shares = np.ones(CONTEXT_ITEMS + 1, np.float32)
+    means = np.empty((CONTEXT_ITEMS + 1, wide), np.float32)
+    variances = np.empty((CONTEXT_ITEMS + 1, wide), np.float32)
+    taste, unsure = np.empty(wide, np.float32), np.empty(wide, np.float32)
+    drawn = np.empty(num_negatives, np.int32)
     counted = np.empty(users.size, np.int32)
     events = 0
-    totals = np.empty(num_parts, np.float64)
-    base = np.empty(num_parts, np.float64)
-    for h in range(num_parts):
-        base[h] = cumulative[h, -1]
-        totals[h] = base[h]
+    base = cumulative[:, -1].copy()
+    totals, left = base.copy(), np.ones(num_parts, np.float64)
     for n in range(users.size):
-        x = users[n]
-        y = items[n]
+        x = np.int64(users[n])
+        y = np.int64(items[n])
         touched[y] = True
         # the items that x has done are marked; the last of them but y colour this event
         count = 0
@@ -173,68 +234,122 @@ def filter_events(  # type: ignore[no-untyped-def]
             elif with_context and count < CONTEXT_ITEMS:
                 recent[count] = item
                 count += 1
+        marks[y] = n + 1
         squares = 0.0
         for k in range(count):
-            shares[k] = CONTEXT_DECAY**k
-            squares += shares[k] * shares[k]
+            squares += CONTEXT_DECAY ** (2 * k)
         for k in range(count):
-            shares[k] /= math.sqrt(squares)
+            shares[k + 1] = CONTEXT_DECAY**k / math.sqrt(squares)
             touched[recent[k]] = True
         positive = values[n] > 0
-        _step(
-            x, y, 1.0 if positive else 0.0, weights[n], offset, drift, regressor, recent, shares,
-            count, user_mean, user_var, item_mean, item_var, context, context_var,
-        )  # fmt: skip
-        if not positive:
-            continue
-        marks[y] = n + 1
-        state = draw_keys[n]
-        for _ in range(num_negatives):
-            state += _GOLDEN
-            which = _unit(state)
-            part = 0
-            while part < num_parts - 1 and which >= parts[part]:
-                which -= parts[part]
-                part += 1
-            state += _GOLDEN
-            point = _unit(state) * totals[part]
-            if totals[part] <= 0.0:
-                continue
-            faded = base[part] * fades[part] ** events
-            if events == 0 or point < faded:
-                sought = point / faded * base[part]
-                low = 0
-                high = order.size - 1
-                while low < high:
-                    middle = (low + high) // 2
-                    if cumulative[part, middle] > sought:
-                        high = middle
-                    else:
-                        low = middle + 1
-                item = order[low]
-            else:
-                # events of this batch: the one `age` before the last weighs fade^age
-                rest = (point - faded) / (totals[part] - faded)
-                if fades[part] < 1.0:
-                    left = 1.0 - rest * (1.0 - fades[part] ** events)
-                    age = np.int64(math.log(left) / math.log(fades[part]))
-                else:
-                    age = np.int64(rest * events)
-                if age >= events:
-                    age = np.int64(events - 1)
-                item = counted[events - 1 - age]
-            if marks[item] == n + 1:
-                continue
-            touched[item] = True
-            _step(
-                x, item, 0.0, 1.0, offset, drift, regressor, recent, shares, count,
-                user_mean, user_var, item_mean, item_var, context, context_var,
+        draws = 0
+        if positive:
+            draws = _draw(
+                draw_keys[n], n + 1, events, order, cumulative, guide, base, totals, left, fades,
+                parts, counted, marks, drawn,
             )  # fmt: skip
-        _count_event(y, first_event + events, fades, totals, popularity, last, parts)
-        counted[events] = y
-        events += 1
-        _put_last(x, y, place, done, starts, lengths)
+            for k in range(draws):
+                touched[drawn[k]] = True
+                prefetch_row(item_mean, drawn[k])
+                prefetch_row(item_var, drawn[k])
+        _gather(
+            x, recent, count, shares, user_mean, user_var, context, context_var,
+            means, variances, taste, unsure,
+        )  # fmt: skip
+        _step(
+            y, 1.0 if positive else 0.0, weights[n], offset, drift, shares, count + 1, item_mean,
+            item_var, means, variances, taste, unsure,
+        )  # fmt: skip
+        for k in range(draws):
+            _step(
+                np.int64(drawn[k]), 0.0, np.float32(1.0), offset, drift, shares, count + 1,
+                item_mean, item_var, means, variances, taste, unsure,
+            )  # fmt: skip
+        _scatter(x, recent, count, user_mean, user_var, context, context_var, means, variances)
+        if positive:
+            _count_event(y, first_event + events, fades, totals, left, popularity, last, parts)
+            counted[events] = y
+            events += 1
+            _put_last(x, y, place, done, starts, lengths)
     return events
+
+
+@nb.njit(cache=True, nogil=True)
+def guide_draws(cumulative, buckets):  # type: ignore[no-untyped-def]
+    """Return where draws that begin with a share of cumulated popularity end.
+
+    Parameters
+    ----------
+    cumulative
+        float64, shape (parts, items)
+    buckets
+        how many shares, a power of two
+
+    Returns
+    -------
+    int32, shape (parts, buckets + 1): the first item beyond that share, then the last item
+    """
+    guide = np.empty((cumulative.shape[0], buckets + 1), np.int32)
+    final = cumulative.shape[1] - 1
+    for h in range(cumulative.shape[0]):
+        item = 0
+        for bucket in range(buckets):
+            point = bucket / buckets * cumulative[h, final]
+            while item < final and cumulative[h, item] <= point:
+                item += 1
+            guide[h, bucket] = item
+        guide[h, buckets] = final
+    return guide
+
+
+@nb.njit(cache=True, nogil=True)
+def _draw(  # type: ignore[no-untyped-def]
+    state, mark, events, order, cumulative, guide, base, totals, left, fades, parts, counted, marks,
+    drawn,
+):  # fmt: skip
+    """Draw items by their popularity, leave out those with this mark, and return how many are left.
+
+    `base` is the sum of each part of popularity before the batch, `left` what share of it is left.
+    """
+    num_parts, buckets = fades.size, guide.shape[1] - 1
+    found = 0
+    for _ in range(drawn.size):
+        state += _GOLDEN
+        which = _unit(state)
+        part = 0
+        while part < num_parts - 1 and which >= parts[part]:
+            which -= parts[part]
+            part += 1
+        state += _GOLDEN
+        point = _unit(state) * totals[part]
+        if totals[part] <= 0.0:
+            continue
+        faded = base[part] * left[part]
+        if events == 0 or point < faded:
+            # buckets are a power of two, so that rounding leaves the item in its bucket
+            share = point / faded
+            bucket = min(np.int64(share * buckets), buckets - 1)
+            sought = share * base[part]
+            low, high = guide[part, bucket], guide[part, bucket + 1]
+            while low < high:
+                middle = (low + high) // 2
+                if cumulative[part, middle] > sought:
+                    high = middle
+                else:
+                    low = middle + 1
+            item = order[low]
+        else:
+            # events of this batch: the one `age` before the last weighs fade^age
+            rest = (point - faded) / (totals[part] - faded)
+            if fades[part] < 1.0:
+                age = np.int64(math.log(1.0 - rest * (1.0 - left[part])) / math.log(fades[part]))
+            else:
+                age = np.int64(rest * events)
+            item = counted[events - 1 - min(age, events - 1)]
+        if marks[item] != mark:
+            drawn[found] = item
+            found += 1
+    return found
 
 
 @nb.njit(cache=True, nogil=True)
@@ -263,7 +378,7 @@ def note_done(users, items, values, done, starts, lengths):  # type: ignore[no-u
 
 
 @nb.njit(cache=True, nogil=True)
-def _count_event(y, before, fades, totals, popularity, last, parts):  # type: ignore[no-untyped-def]
+def _count_event(y, before, fades, totals, left, popularity, last, parts):  # type: ignore[no-untyped-def]
     """Move the shares of the parts of popularity, and count an event: equations (4) and (5)."""
     likelihood = 0.0
     for h in range(fades.size):
@@ -279,6 +394,7 @@ def _count_event(y, before, fades, totals, popularity, last, parts):  # type: ig
         total += parts[h]
         popularity[y, h] = popularity[y, h] * fades[h] + 1.0
         totals[h] = totals[h] * fades[h] + 1.0
+        left[h] *= fades[h]
     for h in range(fades.size):
         parts[h] /= total
     last[y] = before + 1

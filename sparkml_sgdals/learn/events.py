@@ -15,7 +15,7 @@ import numpy.typing as npt
 from sparkml_sgdals.arrays.hashing import id_keys, pair_hash
 from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.kernels.checks import check_rows
-from sparkml_sgdals.kernels.events import filter_events, note_done
+from sparkml_sgdals.kernels.events import filter_events, guide_draws, note_done
 from sparkml_sgdals.kernels.isgd import descend_events
 from sparkml_sgdals.learn.event_ranks import EventsToRank, judge_ranks
 from sparkml_sgdals.learn.prequential import BatchSums
@@ -128,6 +128,9 @@ class _Work:
         fades = 0.5 ** (1.0 / np.array(HALF_LIVES))
         popularity = faded_popularity(self.memory, state.events_learned, fades)
         cumulative = np.cumsum(popularity[order], axis=0).T.copy()
+        # a guide is worth making where more is drawn than it holds; it changes no draw
+        many = len(r) * settings.num_negatives >= state.items.size
+        buckets = 1 << state.items.size.bit_length() if many else 1
         seed = np.uint64(settings.seed & 0xFFFFFFFFFFFFFFFF)
         numbers = np.arange(len(r), dtype=np.uint64) + np.uint64(state.counters.ratings)
         touched = np.zeros(state.items.size, bool)
@@ -136,8 +139,8 @@ class _Work:
             state.events_learned, settings.num_negatives, np.float32(settings.drift),
             settings.implicit_prior, self.users.mean, self.users.var, self.mean, self.var,
             self.memory.context, self.memory.context_var, self.done, self.starts, self.lengths,
-            order.astype(np.int32), cumulative, fades, self.memory.popularity, self.memory.last,
-            self.parts, np.zeros(state.items.size, np.int64), touched,
+            order.astype(np.int32), cumulative, guide_draws(cumulative, buckets), fades,
+            self.memory.popularity, self.memory.last, self.parts, np.zeros(state.items.size, np.int64), touched,
         )  # fmt: skip
         return touched, int(counted)
 
