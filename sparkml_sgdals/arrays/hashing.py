@@ -15,7 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-__all__ = ["ITEM_SIDE", "USER_SIDE", "block_of", "id_keys", "mix64", "pair_hash", "start_factors"]
+__all__ = [
+    "ITEM_SIDE",
+    "USER_SIDE",
+    "block_of",
+    "find_keys",
+    "id_keys",
+    "mix64",
+    "pair_hash",
+    "start_factors",
+]
 
 USER_SIDE: Final = 1
 ITEM_SIDE: Final = 2
@@ -74,6 +83,45 @@ def _start_normals(keys, rank, start_seed, std, out):  # type: ignore[no-untyped
             state += _GOLDEN
             u2 = np.float64(mix64(state) >> np.uint64(11)) * to_unit
             out[n, f] = std * math.sqrt(-2.0 * math.log(u1)) * math.cos(2.0 * math.pi * u2)
+
+
+@nb.njit(cache=True, nogil=True)
+def find_keys(keys, order, wanted):  # type: ignore[no-untyped-def]
+    """Where distinct keys stand, -1 for those that are not among them.
+
+    Parameters
+    ----------
+    keys
+        uint64, shape (n,), above 0 of them
+    order
+        int64, shape (n,), what sorts them
+    wanted
+        uint64, shape (m,)
+
+    Returns
+    -------
+    int64, shape (m,): rows of `keys`
+    """
+    # keys are even over 64 bits: their first ones say where among the sorted they stand
+    bits = 1
+    while 1 << bits < keys.size:
+        bits += 1
+    shift = np.uint64(64 - bits)
+    starts = np.empty((1 << bits) + 1, np.int64)
+    at = 0
+    for first in range(1 << bits):
+        while at < keys.size and keys[order[at]] >> shift < np.uint64(first):
+            at += 1
+        starts[first] = at
+    starts[-1] = keys.size
+    rows = np.full(wanted.size, -1, np.int64)
+    for n in range(wanted.size):
+        begins = np.int64(wanted[n] >> shift)
+        for at in range(starts[begins], starts[begins + 1]):
+            if keys[order[at]] == wanted[n]:
+                rows[n] = order[at]
+                break
+    return rows
 
 
 def id_keys(ids: pa.Array) -> U64:

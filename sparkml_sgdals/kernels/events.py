@@ -32,7 +32,10 @@ __all__ = [
     "CONTEXT_ITEMS",
     "MIN_INFORMATION",
     "SHARES_RATE",
+    "cumulate",
+    "draw_events",
     "filter_events",
+    "finite_rows",
     "guide_draws",
     "note_done",
 ]
@@ -149,36 +152,117 @@ def _step(  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True)
 def filter_events(  # type: ignore[no-untyped-def]
-    users, items, values, weights, draw_keys, first_event, num_negatives, drift, with_context,
+    users, items, values, weights, begin, end, recent, drawn, drift,
     user_mean, user_var, item_mean, item_var, context, context_var,
-    done, starts, lengths, order, cumulative, guide, fades, popularity, last, parts, marks, touched,
 ):  # fmt: skip
-    """Learn one event after another.
+    """Learn one event after another, with the negatives that `draw_events` found for them.
 
     Parameters
     ----------
-    users
-        int32, shape (n,), rows of `user_mean`, `starts` and `lengths`
-    items
-        int32, shape (n,), rows of the items' arrays
-    values
-        float32, shape (n,): a row of 0 or less is a step towards 0 and no event
+    users, items, values
+        as in `draw_events`; a row of 0 or less is a step towards 0
     weights
         float32, shape (n,), above 0: how much the row's own step counts
-    draw_keys
-        uint64, shape (n,), what the draws of a row follow from
-    first_event
-        number of events before these
-    num_negatives
-        draws an event
+    begin, end
+        the rows to learn are begin..end-1
+    recent, drawn
+        as in `draw_events`
     drift
         float32, variance added to every coordinate that a step touches
-    with_context
-        whether what a user did last moves its features
     user_mean, user_var, item_mean, item_var
         float32, shape (ids, rank + 1), in place
     context, context_var
         float32, shape (items, rank), in place
+    """
+    wide = -(-context.shape[1] // LANES) * LANES
+    offset = -math.log(drawn.shape[1])
+    # the user's own features count once
+    shares = np.ones(recent.shape[1] + 1, np.float32)
+    means = np.empty((shares.size, wide), np.float32)
+    variances = np.empty((shares.size, wide), np.float32)
+    taste, unsure = np.empty(wide, np.float32), np.empty(wide, np.float32)
+    for n in range(begin, end):
+        if n + 1 < end:
+            _prefetch_event(
+                users[n + 1], items[n + 1], recent[n + 1 - begin], drawn[n + 1 - begin],
+                user_mean, user_var, item_mean, item_var, context, context_var,
+            )  # fmt: skip
+        x = np.int64(users[n])
+        before, negatives = recent[n - begin], drawn[n - begin]
+        count = 0
+        squares = 0.0
+        while count < before.size and before[count] >= 0:
+            squares += CONTEXT_DECAY ** (2 * count)
+            count += 1
+        for k in range(count):
+            shares[k + 1] = CONTEXT_DECAY**k / math.sqrt(squares)
+        _gather(
+            x, before, count, shares, user_mean, user_var, context, context_var,
+            means, variances, taste, unsure,
+        )  # fmt: skip
+        _step(
+            np.int64(items[n]), 1.0 if values[n] > 0 else 0.0, weights[n], offset, drift, shares,
+            count + 1, item_mean, item_var, means, variances, taste, unsure,
+        )  # fmt: skip
+        for k in range(negatives.size):
+            if negatives[k] < 0:
+                break
+            _step(
+                np.int64(negatives[k]), 0.0, np.float32(1.0), offset, drift, shares, count + 1,
+                item_mean, item_var, means, variances, taste, unsure,
+            )  # fmt: skip
+        _scatter(
+            x, before, count, user_mean, user_var, context, context_var, means, variances
+        )  # fmt: skip
+
+
+@nb.njit(cache=True, nogil=True, inline="always")
+def _prefetch_event(  # type: ignore[no-untyped-def]
+    x, y, recent, drawn, user_mean, user_var, item_mean, item_var, context, context_var
+):
+    """Fetch all rows that an event reads."""
+    prefetch_row(user_mean, x)
+    prefetch_row(user_var, x)
+    prefetch_row(item_mean, y)
+    prefetch_row(item_var, y)
+    for k in range(recent.size):
+        if recent[k] < 0:
+            break
+        prefetch_row(context, recent[k])
+        prefetch_row(context_var, recent[k])
+    for k in range(drawn.size):
+        if drawn[k] < 0:
+            break
+        prefetch_row(item_mean, drawn[k])
+        prefetch_row(item_var, drawn[k])
+
+
+@nb.njit(cache=True, nogil=True)
+def draw_events(  # type: ignore[no-untyped-def]
+    users, items, values, draw_keys, begin, end, first_event, events, with_context,
+    done, starts, lengths, order, cumulative, guide, fades, totals, left, counted, popularity, last,
+    parts, marks, recent, drawn, touched,
+):  # fmt: skip
+    """Find what colours each event and its negatives, and count it: nothing of that needs factors.
+
+    Parameters
+    ----------
+    users
+        int32, shape (n,), rows of the users' factors, of `starts` and `lengths`
+    items
+        int32, shape (n,), rows of the items' arrays
+    values
+        float32, shape (n,): a row of 0 or less is no event
+    draw_keys
+        uint64, shape (n,), what the draws of a row follow from
+    begin, end
+        the rows to go through are begin..end-1
+    first_event
+        number of events before these n rows
+    events
+        how many of the rows before `begin` are events
+    with_context
+        whether what a user did last moves its features
     done
         int32, rows of the items that each user has done, in order: those of user x lie at
         starts[x]..starts[x]+lengths[x]-1, with room for those to come; in place
@@ -189,39 +273,45 @@ def filter_events(  # type: ignore[no-untyped-def]
     order
         int32, shape (items,), all items in an order that does not depend on the process
     cumulative
-        float64, shape (parts, items), cumulated popularity in that order before these
+        float64, shape (parts, items), popularity before these n rows: `cumulate`
     guide
-        int32, shape (parts, buckets + 1): where in `cumulative` to look, as `guide_draws` makes it
+        int32, shape (parts, buckets + 1): where in `cumulative` to look, by `guide_draws`
     fades
         float64, shape (parts,), share of popularity that is left after one event
+    totals
+        float64, shape (parts,), sum of each part of popularity, in place
+    left
+        float64, shape (parts,), share that is left of what was there before the n rows, in place
+    counted
+        int32, shape (n,), the items of the events so far, in place
     popularity, last
         as in `ItemMemory`, in place
     parts
         float64, shape (parts,), share of each part of popularity, in place
     marks
-        int64, shape (items,), at most 0 at the start: work space
+        int64, shape (items,), at most 0 before the first row: work space
+    recent
+        int32, shape (end - begin, CONTEXT_ITEMS), out: the items that colour each row, the last
+        done first, then -1
+    drawn
+        int32, shape (end - begin, negatives), out: the items to step towards 0, then -1
     touched
-        bool, shape (items,), out: items whose state has changed
+        bool, shape (items,), True for the items of these rows and of `recent` and `drawn`
+
+    Returns
+    -------
+    `events` and how many of these rows are events
 
     Notes
     -----
     A pair that comes again is an event again, and does not count twice in `done`.
     """
-    num_parts, wide = fades.size, -(-context.shape[1] // LANES) * LANES
-    offset = -math.log(num_negatives)
-    recent = np.empty(CONTEXT_ITEMS, np.int32)
-    shares = np.ones(CONTEXT_ITEMS + 1, np.float32)
-    means = np.empty((CONTEXT_ITEMS + 1, wide), np.float32)
-    variances = np.empty((CONTEXT_ITEMS + 1, wide), np.float32)
-    taste, unsure = np.empty(wide, np.float32), np.empty(wide, np.float32)
-    drawn = np.empty(num_negatives, np.int32)
-    counted = np.empty(users.size, np.int32)
-    events = 0
     base = cumulative[:, -1].copy()
-    totals, left = base.copy(), np.ones(num_parts, np.float64)
-    for n in range(users.size):
-        x = np.int64(users[n])
-        y = np.int64(items[n])
+    recent[:] = -1
+    drawn[:] = -1
+    for n in range(begin, end):
+        x = users[n]
+        y = items[n]
         touched[y] = True
         # the items that x has done are marked; the last of them but y colour this event
         count = 0
@@ -231,47 +321,49 @@ def filter_events(  # type: ignore[no-untyped-def]
             marks[item] = n + 1
             if item == y:
                 place = j
-            elif with_context and count < CONTEXT_ITEMS:
-                recent[count] = item
+            elif with_context and count < recent.shape[1]:
+                recent[n - begin, count] = item
+                touched[item] = True
                 count += 1
-        marks[y] = n + 1
-        squares = 0.0
-        for k in range(count):
-            squares += CONTEXT_DECAY ** (2 * k)
-        for k in range(count):
-            shares[k + 1] = CONTEXT_DECAY**k / math.sqrt(squares)
-            touched[recent[k]] = True
-        positive = values[n] > 0
-        draws = 0
-        if positive:
-            draws = _draw(
+        if values[n] > 0:
+            marks[y] = n + 1
+            found = _draw(
                 draw_keys[n], n + 1, events, order, cumulative, guide, base, totals, left, fades,
-                parts, counted, marks, drawn,
+                parts, counted, marks, drawn[n - begin],
             )  # fmt: skip
-            for k in range(draws):
-                touched[drawn[k]] = True
-                prefetch_row(item_mean, drawn[k])
-                prefetch_row(item_var, drawn[k])
-        _gather(
-            x, recent, count, shares, user_mean, user_var, context, context_var,
-            means, variances, taste, unsure,
-        )  # fmt: skip
-        _step(
-            y, 1.0 if positive else 0.0, weights[n], offset, drift, shares, count + 1, item_mean,
-            item_var, means, variances, taste, unsure,
-        )  # fmt: skip
-        for k in range(draws):
-            _step(
-                np.int64(drawn[k]), 0.0, np.float32(1.0), offset, drift, shares, count + 1,
-                item_mean, item_var, means, variances, taste, unsure,
-            )  # fmt: skip
-        _scatter(x, recent, count, user_mean, user_var, context, context_var, means, variances)
-        if positive:
+            for k in range(found):
+                touched[drawn[n - begin, k]] = True
             _count_event(y, first_event + events, fades, totals, left, popularity, last, parts)
             counted[events] = y
             events += 1
             _put_last(x, y, place, done, starts, lengths)
     return events
+
+
+@nb.njit(cache=True, nogil=True)
+def cumulate(popularity, last, now, fades, order):  # type: ignore[no-untyped-def]
+    """Cumulate popularity as it stands now, float64, shape (parts, items).
+
+    Parameters
+    ----------
+    popularity, last
+        as in `ItemMemory`
+    now
+        number of events so far
+    fades
+        float64, shape (parts,), share of popularity that is left after one event
+    order
+        int32, shape (items,), the order of the items
+    """
+    cumulative = np.empty((fades.size, order.size), np.float64)
+    sums = np.zeros(fades.size, np.float64)
+    for at in range(order.size):
+        y = order[at]
+        for h in range(fades.size):
+            if popularity[y, h] > np.float32(0.0):
+                sums[h] += np.float64(popularity[y, h]) * fades[h] ** (now - last[y])
+            cumulative[h, at] = sums[h]
+    return cumulative
 
 
 @nb.njit(cache=True, nogil=True)
@@ -300,6 +392,18 @@ def guide_draws(cumulative, buckets):  # type: ignore[no-untyped-def]
             guide[h, bucket] = item
         guide[h, buckets] = final
     return guide
+
+
+@nb.njit(cache=True, nogil=True)
+def finite_rows(matrix, rows):  # type: ignore[no-untyped-def]
+    """Whether all numbers in these rows of a float32 matrix are finite."""
+    for row in rows:
+        rest = np.float32(0.0)
+        for f in range(matrix.shape[1]):
+            rest += matrix[row, f] * np.float32(0.0)
+        if rest != np.float32(0.0):
+            return False
+    return True
 
 
 @nb.njit(cache=True, nogil=True)

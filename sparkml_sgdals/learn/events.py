@@ -7,7 +7,7 @@ of the kernels in `kernels.events` and `kernels.isgd`.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +15,21 @@ import numpy.typing as npt
 from sparkml_sgdals.arrays.hashing import id_keys, pair_hash
 from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.kernels.checks import check_rows
-from sparkml_sgdals.kernels.events import filter_events, guide_draws, note_done
+from sparkml_sgdals.kernels.events import (
+    CONTEXT_ITEMS,
+    cumulate,
+    draw_events,
+    filter_events,
+    finite_rows,
+    guide_draws,
+    note_done,
+)
 from sparkml_sgdals.kernels.isgd import descend_events
 from sparkml_sgdals.learn.event_ranks import EventsToRank, judge_ranks
 from sparkml_sgdals.learn.prequential import BatchSums
 from sparkml_sgdals.learn.solvers import not_finite
 from sparkml_sgdals.state.event_memory import HALF_LIVES, with_room
-from sparkml_sgdals.state.event_scores import even_parts, faded_popularity, known_done, memories_of
+from sparkml_sgdals.state.event_scores import even_parts, known_done, memories_of
 from sparkml_sgdals.state.model_state import ModelState
 
 __all__ = ["LearnedEvents", "learn_events"]
@@ -31,6 +39,8 @@ F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 _EVENT: Final = np.uint64(0xA0761D6478BD642F)
+_CHUNK: Final = 4096
+"""Rows whose draws are kept at once: they stay in the cache of a core."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +67,7 @@ def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> Le
         the state is then as it was before, as after any other error
     """
     sizes = state.users.size, state.items.size
+    work = None
     try:
         user_rows, new_users = state.users.ensure(ratings.user_ids)
         item_rows, new_items = state.items.ensure(ratings.item_ids)
@@ -72,10 +83,12 @@ def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> Le
         if not work.finite(touched):
             raise not_finite(state.settings)
     except BaseException:
+        if work is not None:
+            work.restore()
         state.users.truncate(sizes[0])
         state.items.truncate(sizes[1])
         raise
-    work.put(touched)
+    work.put()
     low, high = ratings.value_range()
     before = state.counters
     state.counters = replace(
@@ -88,8 +101,26 @@ def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> Le
     return LearnedEvents(user_rows, np.flatnonzero(touched), new_users, new_items, sums)
 
 
+class _Kept:
+    """Rows of arrays as they were before they were learned in place."""
+
+    def __init__(self, *arrays: npt.NDArray[Any]) -> None:
+        self.arrays = arrays
+        self.held: list[tuple[I64, list[npt.NDArray[Any]]]] = []
+
+    def keep(self, rows: I64) -> None:
+        """Copy rows, none of which is kept yet."""
+        self.held.append((rows, [array[rows] for array in self.arrays]))
+
+    def restore(self) -> None:
+        """Put all of them back."""
+        for rows, copies in self.held:
+            for array, before in zip(self.arrays, copies, strict=True):
+                array[rows] = before
+
+
 class _Work:
-    """A batch on copies: users compact, items whole because draws may reach any of them."""
+    """A batch: users on compact copies, items in place because draws may reach any of them."""
 
     def __init__(self, state: ModelState, ratings: Ratings, user_rows: I64, item_rows: I64) -> None:
         self.state, self.ratings, self.user_rows = state, ratings, user_rows
@@ -102,9 +133,9 @@ class _Work:
         self.weights = (
             confidence * ratings.weights if ratings.weights.size else confidence
         ).astype(np.float32)
-        self.mean = state.items.mean.copy()
-        self.var = state.items.var.copy()
-        self.memory = self.item_memory.copy()
+        memory = self.item_memory
+        self.factors = _Kept(state.items.mean, state.items.var, memory.context, memory.context_var)
+        self.times = _Kept(memory.popularity, memory.last)
         self.parts = np.array(state.popularity_parts or even_parts())
         self.keys = id_keys(state.items.index.ids())
         self.order = np.argsort(self.keys)
@@ -124,62 +155,77 @@ class _Work:
     def filter(self) -> tuple[npt.NDArray[np.bool_], int]:
         """Learn by the logistic filter; which items have changed, and how many events there are."""
         state, r, settings = self.state, self.ratings, self.state.settings
-        order = self.order
+        memory, order = self.item_memory, self.order.astype(np.int32)
         fades = 0.5 ** (1.0 / np.array(HALF_LIVES))
-        popularity = faded_popularity(self.memory, state.events_learned, fades)
-        cumulative = np.cumsum(popularity[order], axis=0).T.copy()
+        cumulative = cumulate(memory.popularity, memory.last, state.events_learned, fades, order)
         # a guide is worth making where more is drawn than it holds; it changes no draw
         many = len(r) * settings.num_negatives >= state.items.size
-        buckets = 1 << state.items.size.bit_length() if many else 1
+        guide = guide_draws(cumulative, 1 << state.items.size.bit_length() if many else 1)
         seed = np.uint64(settings.seed & 0xFFFFFFFFFFFFFFFF)
         numbers = np.arange(len(r), dtype=np.uint64) + np.uint64(state.counters.ratings)
-        touched = np.zeros(state.items.size, bool)
-        counted = filter_events(
-            r.users, self.items, r.values, self.weights, self.pairs ^ ((numbers + seed) * _EVENT),
-            state.events_learned, settings.num_negatives, np.float32(settings.drift),
-            settings.implicit_prior, self.users.mean, self.users.var, self.mean, self.var,
-            self.memory.context, self.memory.context_var, self.done, self.starts, self.lengths,
-            order.astype(np.int32), cumulative, guide_draws(cumulative, buckets), fades,
-            self.memory.popularity, self.memory.last, self.parts, np.zeros(state.items.size, np.int64), touched,
-        )  # fmt: skip
-        return touched, int(counted)
+        draw_keys = self.pairs ^ ((numbers + seed) * _EVENT)
+        self.times.keep(self.item_rows)
+        totals, left = cumulative[:, -1].copy(), np.ones(fades.size)
+        counted, marks = np.empty(len(r), np.int32), np.zeros(state.items.size, np.int64)
+        recent = np.empty((min(_CHUNK, len(r)), CONTEXT_ITEMS), np.int32)
+        drawn = np.empty((len(recent), settings.num_negatives), np.int32)
+        touched, kept = np.zeros((2, state.items.size), bool)
+        events = 0
+        for begin in range(0, len(r), _CHUNK):
+            end = min(begin + _CHUNK, len(r))
+            events = draw_events(
+                r.users, self.items, r.values, draw_keys, begin, end, state.events_learned, events,
+                settings.implicit_prior, self.done, self.starts, self.lengths, order, cumulative,
+                guide, fades, totals, left, counted, memory.popularity, memory.last, self.parts,
+                marks, recent[: end - begin], drawn[: end - begin], touched,
+            )  # fmt: skip
+            self.factors.keep(np.flatnonzero(touched & ~kept))
+            kept |= touched
+            filter_events(
+                r.users, self.items, r.values, self.weights, begin, end, recent, drawn,
+                np.float32(settings.drift), self.users.mean, self.users.var, *self.factors.arrays,
+            )  # fmt: skip
+        return touched, int(events)
 
     def descend(self) -> tuple[npt.NDArray[np.bool_], int]:
         """Learn by ISGD; as `filter`."""
         state, r, settings = self.state, self.ratings, self.state.settings
-        last = self.memory.last
+        last = self.item_memory.last
         known = np.flatnonzero(last > 0)
         touched = np.zeros(state.items.size, bool)
+        everything = np.arange(state.items.size)
+        self.factors.keep(everything)
+        self.times.keep(everything)
         counted = descend_events(
             r.users, self.items, r.values, self.weights, state.events_learned,
             settings.num_negatives, np.float32(settings.step_size), np.float32(settings.regs[2]),
-            np.float32(settings.regs[3]), self.users.mean, self.mean,
+            np.float32(settings.regs[3]), self.users.mean, state.items.mean,
             known[np.argsort(last[known])].astype(np.int32), last, touched,
         )  # fmt: skip
         note_done(r.users, self.items, r.values, self.done, self.starts, self.lengths)
         return touched, int(counted)
 
+    def restore(self) -> None:
+        """Give the state back the items as they were."""
+        self.factors.restore()
+        self.times.restore()
+
     def finite(self, touched: npt.NDArray[np.bool_]) -> bool:
         """Whether what was learned is finite."""
         rows = np.flatnonzero(touched)
-        held = (self.mean[rows], self.var[rows])
-        return (
-            self.users.finite()
-            and all(bool(np.isfinite(array).all()) for array in held)
-            and self.memory.finite(rows)
+        return self.users.finite() and all(
+            finite_rows(array, rows)
+            for array in (*self.factors.arrays, self.item_memory.popularity)
         )
 
-    def put(self, touched: npt.NDArray[np.bool_]) -> None:
-        """Give the state what was learned."""
+    def put(self) -> None:
+        """Give the state what was learned of users, and counts."""
         state, r = self.state, self.ratings
         state.users.put_rows(self.users)
-        state.items.mean[touched] = self.mean[touched]
-        state.items.var[touched] = self.var[touched]
-        state.items.memory = self.memory
-        signed = self.keys.view(np.int64)
+        done = self.keys.view(np.int64)[self.done]
         places = zip(self.starts.tolist(), self.lengths.tolist(), strict=True)
         self.user_memory.replace(
-            self.user_rows, (signed[self.done[begin : begin + length]] for begin, length in places)
+            self.user_rows, (done[begin : begin + length].copy() for begin, length in places)
         )
         state.users.count[self.user_rows] += np.bincount(r.users, minlength=self.user_rows.size)
         state.items.count[self.item_rows] += np.bincount(r.items, minlength=self.item_rows.size)

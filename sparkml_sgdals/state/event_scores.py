@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sparkml_sgdals.arrays.hashing import id_keys
+from sparkml_sgdals.arrays.hashing import find_keys, id_keys
 from sparkml_sgdals.kernels.events import CONTEXT_DECAY, CONTEXT_ITEMS
 from sparkml_sgdals.state.event_memory import HALF_LIVES, ItemMemory, UserMemory
 from sparkml_sgdals.state.factors import FactorTable
@@ -107,6 +107,10 @@ def rows_of_keys(held: I64, keys: npt.NDArray[np.uint64], order: I64) -> I64:
     if not keys.size:
         return np.full(held.size, -1, np.int64)
     wanted = held.view(np.uint64)
+    if wanted.size * 8 > keys.size:
+        # worth a pass over all keys
+        found: I64 = find_keys(keys, order, wanted)
+        return found
     places = np.minimum(np.searchsorted(keys, wanted, sorter=order), keys.size - 1)
     rows = order[places]
     return np.where(keys[rows] == wanted, rows, -1)
