@@ -14,7 +14,7 @@ import numba as nb
 import numpy as np
 
 from sparkml_sgdals.arrays.hashing import mix64
-from sparkml_sgdals.kernels.checks import MIN_VARIANCE
+from sparkml_sgdals.kernels.checks import FAST, MIN_VARIANCE
 from sparkml_sgdals.kernels.prefetch import prefetch_row
 from sparkml_sgdals.kernels.vectors import (
     LANES,
@@ -103,7 +103,7 @@ def _scatter(  # type: ignore[no-untyped-def]
             store_first(context_var, source, some, load(variances, at))
 
 
-@nb.njit(cache=True, nogil=True)
+@nb.njit(cache=True, nogil=True, inline="always")
 def _step(  # type: ignore[no-untyped-def]
     y, target, weight, offset, drift, shares, sources, item_mean, item_var, means, variances, taste,
     unsure,
@@ -200,16 +200,20 @@ def filter_events(  # type: ignore[no-untyped-def]
             x, before, count, shares, user_mean, user_var, context, context_var,
             means, variances, taste, unsure,
         )  # fmt: skip
-        _step(
-            np.int64(items[n]), 1.0 if values[n] > 0 else 0.0, weights[n], offset, drift, shares,
-            count + 1, item_mean, item_var, means, variances, taste, unsure,
-        )  # fmt: skip
-        for k in range(negatives.size):
-            if negatives[k] < 0:
-                break
+        y = np.int64(items[n])
+        target = 1.0 if values[n] > 0 else 0.0
+        weight = weights[n]
+        # once in the code, because it is compiled into its place
+        for k in range(negatives.size + 1):
+            if k > 0:
+                if negatives[k - 1] < 0:
+                    break
+                y = np.int64(negatives[k - 1])
+                target = 0.0
+                weight = np.float32(1.0)
             _step(
-                np.int64(negatives[k]), 0.0, np.float32(1.0), offset, drift, shares, count + 1,
-                item_mean, item_var, means, variances, taste, unsure,
+                y, target, weight, offset, drift, shares, count + 1, item_mean, item_var,
+                means, variances, taste, unsure,
             )  # fmt: skip
         _scatter(
             x, before, count, user_mean, user_var, context, context_var, means, variances
@@ -306,7 +310,7 @@ def draw_events(  # type: ignore[no-untyped-def]
     -----
     A pair that comes again is an event again, and does not count twice in `done`.
     """
-    base = cumulative[:, -1].copy()
+    base, rates = cumulative[:, -1].copy(), np.log(fades)
     recent[:] = -1
     drawn[:] = -1
     for n in range(begin, end):
@@ -328,12 +332,14 @@ def draw_events(  # type: ignore[no-untyped-def]
         if values[n] > 0:
             marks[y] = n + 1
             found = _draw(
-                draw_keys[n], n + 1, events, order, cumulative, guide, base, totals, left, fades,
+                draw_keys[n], n + 1, events, order, cumulative, guide, base, totals, left, rates,
                 parts, counted, marks, drawn[n - begin],
             )  # fmt: skip
             for k in range(found):
                 touched[drawn[n - begin, k]] = True
-            _count_event(y, first_event + events, fades, totals, left, popularity, last, parts)
+            _count_event(
+                y, first_event + events, fades, rates, totals, left, popularity, last, parts
+            )
             counted[events] = y
             events += 1
             _put_last(x, y, place, done, starts, lengths)
@@ -356,12 +362,12 @@ def cumulate(popularity, last, now, fades, order):  # type: ignore[no-untyped-de
         int32, shape (items,), the order of the items
     """
     cumulative = np.empty((fades.size, order.size), np.float64)
-    sums = np.zeros(fades.size, np.float64)
+    sums, rates = np.zeros(fades.size, np.float64), np.log(fades)
     for at in range(order.size):
         y = order[at]
         for h in range(fades.size):
             if popularity[y, h] > np.float32(0.0):
-                sums[h] += np.float64(popularity[y, h]) * fades[h] ** (now - last[y])
+                sums[h] += popularity[y, h] * math.exp(rates[h] * (now - last[y]))
             cumulative[h, at] = sums[h]
     return cumulative
 
@@ -394,7 +400,7 @@ def guide_draws(cumulative, buckets):  # type: ignore[no-untyped-def]
     return guide
 
 
-@nb.njit(cache=True, nogil=True)
+@nb.njit(cache=True, nogil=True, fastmath=FAST)
 def finite_rows(matrix, rows):  # type: ignore[no-untyped-def]
     """Whether all numbers in these rows of a float32 matrix are finite."""
     for row in rows:
@@ -408,14 +414,14 @@ def finite_rows(matrix, rows):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True)
 def _draw(  # type: ignore[no-untyped-def]
-    state, mark, events, order, cumulative, guide, base, totals, left, fades, parts, counted, marks,
+    state, mark, events, order, cumulative, guide, base, totals, left, rates, parts, counted, marks,
     drawn,
 ):  # fmt: skip
     """Draw items by their popularity, leave out those with this mark, and return how many are left.
 
     `base` is the sum of each part of popularity before the batch, `left` what share of it is left.
     """
-    num_parts, buckets = fades.size, guide.shape[1] - 1
+    num_parts, buckets = rates.size, guide.shape[1] - 1
     found = 0
     for _ in range(drawn.size):
         state += _GOLDEN
@@ -445,8 +451,8 @@ def _draw(  # type: ignore[no-untyped-def]
         else:
             # events of this batch: the one `age` before the last weighs fade^age
             rest = (point - faded) / (totals[part] - faded)
-            if fades[part] < 1.0:
-                age = np.int64(math.log(1.0 - rest * (1.0 - left[part])) / math.log(fades[part]))
+            if rates[part] < 0.0:
+                age = np.int64(math.log(1.0 - rest * (1.0 - left[part])) / rates[part])
             else:
                 age = np.int64(rest * events)
             item = counted[events - 1 - min(age, events - 1)]
@@ -482,11 +488,11 @@ def note_done(users, items, values, done, starts, lengths):  # type: ignore[no-u
 
 
 @nb.njit(cache=True, nogil=True)
-def _count_event(y, before, fades, totals, left, popularity, last, parts):  # type: ignore[no-untyped-def]
+def _count_event(y, before, fades, rates, totals, left, popularity, last, parts):  # type: ignore[no-untyped-def]
     """Move the shares of the parts of popularity, and count an event: equations (4) and (5)."""
     likelihood = 0.0
     for h in range(fades.size):
-        now = np.float64(popularity[y, h]) * fades[h] ** (before - last[y])
+        now = popularity[y, h] * math.exp(rates[h] * (before - last[y]))
         popularity[y, h] = now
         if totals[h] > 0.0:
             likelihood += parts[h] * now / totals[h]

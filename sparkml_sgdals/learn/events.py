@@ -159,8 +159,10 @@ class _Work:
         fades = 0.5 ** (1.0 / np.array(HALF_LIVES))
         cumulative = cumulate(memory.popularity, memory.last, state.events_learned, fades, order)
         # a guide is worth making where more is drawn than it holds; it changes no draw
-        many = len(r) * settings.num_negatives >= state.items.size
-        guide = guide_draws(cumulative, 1 << state.items.size.bit_length() if many else 1)
+        many = 4 * len(r) * settings.num_negatives >= state.items.size
+        guide = guide_draws(
+            cumulative, 1 << (max(state.items.size.bit_length() - 3, 0) if many else 0)
+        )
         seed = np.uint64(settings.seed & 0xFFFFFFFFFFFFFFFF)
         numbers = np.arange(len(r), dtype=np.uint64) + np.uint64(state.counters.ratings)
         draw_keys = self.pairs ^ ((numbers + seed) * _EVENT)

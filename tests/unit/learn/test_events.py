@@ -19,7 +19,14 @@ from sparkml_sgdals.arrays.ipc import to_bytes
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.fit.one_task import _Train
-from sparkml_sgdals.kernels.events import CONTEXT_DECAY, CONTEXT_ITEMS, MIN_INFORMATION, SHARES_RATE
+from sparkml_sgdals.kernels.events import (
+    CONTEXT_DECAY,
+    CONTEXT_ITEMS,
+    MIN_INFORMATION,
+    SHARES_RATE,
+    filter_events,
+    guide_draws,
+)
 from sparkml_sgdals.learn import events
 from sparkml_sgdals.learn.events import learn_events
 from sparkml_sgdals.learn.one_batch import learn_batch
@@ -234,6 +241,66 @@ def test_rows_that_are_reported_are_all_that_changed():
         kept.items.put_arrow(state.items.to_arrow(report.item_rows))
         kept.set_scalars(state.scalars())
     assert kept.fingerprint() == state.fingerprint()
+
+
+def test_how_many_draws_are_kept_at_once_does_not_matter(monkeypatch):
+    users, items = some_events()
+    whole, chunked = empty(), empty()
+    learn_events(whole, encode_ratings(table(users, items)))
+    monkeypatch.setattr(events, "_CHUNK", 7)
+    learn_events(chunked, encode_ratings(table(users, items)))
+    assert whole.fingerprint() == chunked.fingerprint()
+
+
+def test_what_is_broken_off_in_a_later_chunk_leaves_the_state_as_it_was(monkeypatch):
+    users, items = some_events()
+    state = empty()
+    learn_events(state, encode_ratings(table(users, items)))
+    before, calls = state.fingerprint(), []
+
+    def break_off(*given):
+        calls.append(given)
+        filter_events(*given)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(events, "_CHUNK", 7)
+    monkeypatch.setattr(events, "filter_events", break_off)
+    with pytest.raises(KeyboardInterrupt):
+        learn_events(state, encode_ratings(table(users, items, first=300)))
+    assert state.fingerprint() == before
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 1000])
+@pytest.mark.parametrize("buckets", [1, 4, 2048])
+def test_the_guide_of_draws_holds_the_item_sought(number, buckets):
+    """As a search of all of them finds it, also at the ends of buckets."""
+    rng = np.random.default_rng(number)
+    weights = rng.random((6, number)) * (rng.random((6, number)) < 0.6)
+    cumulative = np.cumsum(weights, axis=1)
+    guide = guide_draws(cumulative, buckets)
+    share = np.concatenate([rng.random(2000), np.arange(buckets) / buckets, [np.nextafter(1, 0)]])
+    bucket = (share * buckets).astype(int)
+    for part in range(6):
+        sought = np.searchsorted(cumulative[part], share * cumulative[part, -1], side="right")
+        sought = np.minimum(sought, number - 1)
+        assert (guide[part, bucket] <= sought).all()
+        assert (sought <= guide[part, bucket + 1]).all()
+
+
+def test_many_draws_at_once_find_the_items_that_few_find():
+    """Batches that make a guide, and such that do not, onto the same model."""
+    users, items = some_events(2000)
+    one, other = empty(), empty()
+    for state in (one, other):
+        learn_events(state, encode_ratings(table(users, (np.array(items) * 7).tolist())))
+    assert one.items.size < 4 * 4 * 20
+    for state, monkeyed in ((one, False), (other, True)):
+        with pytest.MonkeyPatch.context() as patch:
+            if monkeyed:
+                patch.setattr(events, "guide_draws", lambda sums, _: guide_draws(sums, 1))
+            learn_events(state, encode_ratings(table(users[:20], items[:20], first=2000)))
+    assert one.fingerprint() == other.fingerprint()
 
 
 def test_an_event_says_more_the_higher_its_rating():
