@@ -452,7 +452,9 @@ def _draw(  # type: ignore[no-untyped-def]
             # events of this batch: the one `age` before the last weighs fade^age
             rest = (point - faded) / (totals[part] - faded)
             if rates[part] < 0.0:
-                age = np.int64(math.log(1.0 - rest * (1.0 - left[part])) / rates[part])
+                # above 0 also where `rest` is rounded to 1
+                after = max(1.0 - rest * (1.0 - left[part]), 1e-300)
+                age = np.int64(math.log(after) / rates[part])
             else:
                 age = np.int64(rest * events)
             item = counted[events - 1 - min(age, events - 1)]
@@ -475,7 +477,7 @@ def _put_last(x, y, place, done, starts, lengths):  # type: ignore[no-untyped-de
 
 @nb.njit(cache=True, nogil=True)
 def note_done(users, items, values, done, starts, lengths):  # type: ignore[no-untyped-def]
-    """Put events into the lists of what users have done, as `filter_events` does; in place."""
+    """Put events into the lists of what users have done, as `draw_events` does; in place."""
     for n in range(users.size):
         if values[n] > 0:
             x = users[n]

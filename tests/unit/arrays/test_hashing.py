@@ -14,6 +14,7 @@ from sparkml_sgdals.arrays.hashing import (
     ITEM_SIDE,
     USER_SIDE,
     block_of,
+    find_keys,
     id_keys,
     pair_hash,
     start_factors,
@@ -227,3 +228,12 @@ def test_shape_of_a_start(rank: int) -> None:
     larger = start_factors(keys, USER_SIDE, rank + 2, 42, 0.05)
     np.testing.assert_array_equal(larger[:, : rank + 1], found)
     assert start_factors(keys[:0], USER_SIDE, rank, 42, 0.05).shape == (0, rank + 1)
+
+
+@given(st.lists(st.integers(0, 2**64 - 1), min_size=1, unique=True), st.data())
+def test_rows_of_keys_are_found(keys: list[int], data: st.DataObject) -> None:
+    """Also of such that are not even, as those of a hash are; -1 for keys that are not there."""
+    held = np.array(keys, np.uint64)
+    wanted = data.draw(st.lists(st.sampled_from(keys) | st.integers(0, 2**64 - 1)))
+    rows = find_keys(held, np.argsort(held), np.array(wanted, np.uint64))
+    assert rows.tolist() == [keys.index(key) if key in keys else -1 for key in wanted]
