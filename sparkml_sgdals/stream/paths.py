@@ -8,6 +8,7 @@ import io
 import re
 from typing import Final
 
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 
 from sparkml_sgdals.store.objects import same_place
@@ -65,8 +66,13 @@ def refuse_other_paths(stream: DataFrame, path: str) -> None:
 def _sources(stream: DataFrame) -> list[str]:
     """Folders of file sources, or patterns of them, as far as a plan tells them."""
     told = io.StringIO()
-    with contextlib.redirect_stdout(told):
-        stream.explain()
+    try:
+        with contextlib.redirect_stdout(told):
+            stream.explain()
+    except PySparkException as failure:
+        # Spark does not plan every stream that it runs, those of SQLTransformer for one; what it
+        # says then names the sources as well
+        told.write(str(failure))
     return [
         source
         for source in _SOURCE.findall(told.getvalue())

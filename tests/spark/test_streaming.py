@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import ONCE, assert_same_bits, rmse
+from pyspark.ml.feature import SQLTransformer
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
 from sparkml_sgdals.errors import LeaseError
@@ -507,6 +508,17 @@ class TestBadRows:
         with pytest.raises(ValueError, match=rf"model path .* {how} the folder .*Choose a model"):
             als.fitStream(stream(source.format(tmp_path)), path.format(tmp_path), trigger=ONCE)
         assert sorted(tmp_path.rglob("*")) == before
+
+    def test_a_stream_that_spark_does_not_plan_beforehand(
+        self, als, files, stream, small, tmp_path
+    ):
+        """One that a SQLTransformer made: it runs, and its source is known all the same."""
+        folder = files(small.iloc[:500], 500)
+        made = SQLTransformer(statement="SELECT * FROM __THIS__").transform(stream(folder))
+        with pytest.raises(ValueError, match=r"lies in the folder .*Choose a model path"):
+            als.fitStream(made, f"{folder}/model", trigger=ONCE)
+        job = run(als.fitStream(made, str(tmp_path / "m"), trigger=ONCE))
+        assert job.model.state.counters.ratings == 500
 
     @pytest.mark.parametrize("source", ["{}/in", "{}/i[n]"])
     def test_a_model_path_beside_where_the_stream_reads(
