@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from building import settings_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from writing import Stream, Writer, plan, somebody_else
 
@@ -226,6 +226,7 @@ def test_undamaged(whole: Path) -> None:
         assert read_all(path) == NOTHING
 
 
+@settings(max_examples=15)
 @given(st.data())
 def test_a_commit_that_is_whole_and_odd(whole: Path, data: st.DataObject) -> None:
     number = data.draw(st.integers(0, 4))
@@ -236,6 +237,7 @@ def test_a_commit_that_is_whole_and_odd(whole: Path, data: st.DataObject) -> Non
         read_all(path)
 
 
+@settings(max_examples=15)
 @given(st.data())
 def test_a_model_json_that_is_whole_and_odd(whole: Path, data: st.DataObject) -> None:
     with copied(whole) as path:
@@ -245,6 +247,7 @@ def test_a_model_json_that_is_whole_and_odd(whole: Path, data: st.DataObject) ->
         read_all(path)
 
 
+@settings(max_examples=15)
 @given(st.data())
 def test_an_object_that_is_odd(whole: Path, data: st.DataObject) -> None:
     """Nothing is sealed: the objects without a checksum, and the outer one of a commit."""
@@ -256,6 +259,7 @@ def test_an_object_that_is_odd(whole: Path, data: st.DataObject) -> None:
         read_all(path)
 
 
+@settings(max_examples=15)
 @given(st.data())
 def test_a_line_of_the_checkpoint_that_is_odd(whole: Path, data: st.DataObject) -> None:
     with copied(whole) as path:
@@ -269,6 +273,7 @@ def test_a_line_of_the_checkpoint_that_is_odd(whole: Path, data: st.DataObject) 
         read_all(path)
 
 
+@settings(max_examples=15)
 @given(st.data())
 def test_bytes_in_an_object_s_place(whole: Path, data: st.DataObject) -> None:
     with copied(whole) as path:
