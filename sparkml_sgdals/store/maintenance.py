@@ -107,15 +107,21 @@ def list_versions(store: VersionStore, verify: bool) -> pd.DataFrame:
     own: dict[int, bool] = {}
     # the first version of the unbroken row that a version ends
     since: dict[int, int] = {}
+    # and that of the row of commits of which each was added to the one before
+    chained: dict[int, int] = {}
+    before = None
     for number in store.numbers():
         commit = store.sound_commit(number)
         if commit is None or commit.meta not in (None, meta.get("sha256")):
             rows.append({"version": number, "loadable": False})
             continue
         own[number] = all(good(commit.files[side]) for side in ("users", "items"))
-        since[number] = number
+        since[number] = chained[number] = number
         if own[number] and own.get(number - 1, False):
             since[number] = since[number - 1]
+        if before is not None and before.version == number - 1 and before.followed_by(commit):
+            chained[number] = chained[number - 1]
+        before = commit
         # whole are the files that it adds to, and those of all versions from there to itself; runs
         # lack the metrics of the version that they hold, so its commit object is needed too
         first = commit.base + (commit.runs is not None)
@@ -131,7 +137,11 @@ def list_versions(store: VersionStore, verify: bool) -> pd.DataFrame:
                 "rmse": metrics.get("rmse"),
                 "validationRmse": metrics.get("validationRmse"),
                 "restored": commit.restored,
-                "loadable": commit.base in own and runs and own[number] and since[number] <= first,
+                "loadable": commit.base in own
+                and runs
+                and own[number]
+                and since[number] <= first
+                and chained[number] <= commit.base,
             }
         )
     frame = pd.DataFrame(rows, columns=list(VERSIONS))

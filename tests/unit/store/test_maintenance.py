@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -330,6 +331,17 @@ def test_a_forgetting_killed_at_every_step(learned: Writer) -> None:
         steps += 1
     assert steps > 5
     assert holders_of(learned, 1) == []
+
+
+def test_a_version_onto_another_commit_is_listed_as_such(learned: Writer) -> None:
+    """What was put back in a commit's place is whole, and not what the next one was added to."""
+    path = learned.commit_path(1)
+    commit = learned.store.read_commit(1)
+    path.write_bytes(dataclasses.replace(commit, committed="2024-01-01T00:00:00+00:00").to_bytes())
+    assert loadable(learned.store) == [0, 1, 4, 5, 6]
+    for version in (2, 3):
+        with pytest.raises(StorageError, match="is not the commit that version 2 was added to"):
+            learned.store.load(version)
 
 
 # ---- retention ------------------------------------------------------------------------------
