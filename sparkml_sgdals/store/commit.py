@@ -88,7 +88,7 @@ class Commit:
     @property
     def digest(self) -> str:
         """SHA-256 of the body, in hexadecimal: what the next commit calls `previous`."""
-        return hashlib.sha256(self._body().encode()).hexdigest()
+        return _sha256(self._body())
 
     def followed_by(self, following: Commit) -> bool:
         """Whether the commit is the one that another was added to."""
@@ -123,7 +123,8 @@ class Commit:
 
     def to_bytes(self) -> bytes:
         """One JSON object with a checksum of all its other fields."""
-        outer = {"format": FORMAT_VERSION, "sha256": self.digest, "commit": self._body()}
+        body = self._body()
+        outer = {"format": FORMAT_VERSION, "sha256": _sha256(body), "commit": body}
         return json.dumps(outer).encode()
 
     @classmethod
@@ -136,7 +137,7 @@ class Commit:
         try:
             outer = parse_json(payload)
             body = outer["commit"]
-            whole = hashlib.sha256(body.encode()).hexdigest() == outer["sha256"]
+            whole = _sha256(body) == outer["sha256"]
             check_format(outer["format"], f"The commit {place}")
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
@@ -167,6 +168,10 @@ class Commit:
         """Return whether what is not whole may be a put that a kill broke off: it lacks its end."""
         begins = payload.startswith(_BEGINNING) or _BEGINNING.startswith(payload)
         return begins and not payload.rstrip().endswith(b'"}')
+
+
+def _sha256(body: str) -> str:
+    return hashlib.sha256(body.encode()).hexdigest()
 
 
 _BEGINNING: Final = b'{"format": '

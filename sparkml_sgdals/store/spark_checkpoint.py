@@ -81,7 +81,7 @@ def check_checkpoint(store: ObjectStore, newest: Commit, path_id: str) -> None:
     told = newest.offsets
     if told is None:
         return
-    plan = store.read(f"{folder}/offsets/{batch}")
+    plan = _plan_of(store, folder, batch)
     wrong = [] if plan is not None and _sha256(plan) == told["plan"] else [f"offsets/{batch}"]
     for source, (last, digest) in told["files"].items():
         log = _FileLog.read(store, f"{folder}/sources/{source}")
@@ -101,10 +101,10 @@ def refuse_own_files(store: ObjectStore, folder: str, batch: int) -> None:
 
     Raises ValueError where it is: what a stream writes it would learn from.
     """
-    plan = store.read(f"{folder}/offsets/{batch}")
+    plan = _plan_of(store, folder, batch)
     top = same_place(store.path)
     for source, last in ({} if plan is None else _places_in(plan)).items():
-        log = _FileLog(store, f"{folder}/sources/{source}", [str(last), f"{last}.compact"])
+        log = _FileLog.of_batch(store, f"{folder}/sources/{source}", last)
         for lines in log._batches().values():
             for line in lines:
                 file = same_place(unquote(parse_json(line)["path"]))
@@ -137,13 +137,13 @@ def reading(
     plan, the SHA-256 of Spark's plan of the batch, and files, of each file source by its number:
     the place in its log after the batch, and a digest of all files that it names up to there
     """
-    plan = store.read(f"{folder}/offsets/{batch}")
+    plan = _plan_of(store, folder, batch)
     if plan is None:
         return None
     files: dict[str, Any] = {}
     known = {} if before is None else before["files"]
     for source, last in _places_in(plan).items():
-        log = _FileLog(store, f"{folder}/sources/{source}", [str(last), f"{last}.compact"])
+        log = _FileLog.of_batch(store, f"{folder}/sources/{source}", last)
         place, digest = known.get(source, (-1, _NO_FILES))
         if last != place + 1 and last != place:
             # batches that are not known one by one, as after a checkpoint of its own
@@ -193,10 +193,8 @@ def drop_unplanned_files(store: ObjectStore, folder: str) -> None:
 
 def end_of_batch(store: ObjectStore, folder: str, batch: int) -> list[str] | None:
     """Where each source stands after a batch, as Spark writes it; None where it is not kept."""
-    payload = store.read(f"{folder}/offsets/{batch}")
-    if payload is None:
-        return None
-    return payload.decode(errors="replace").splitlines()[2:]
+    plan = _plan_of(store, folder, batch)
+    return None if plan is None else _ends_in(plan)
 
 
 def last_done(store: ObjectStore, folder: str) -> int:
@@ -251,6 +249,11 @@ class _FileLog:
         names = [n for n in store.names(folder) if re.fullmatch(r"\d+(\.compact)?", n)]
         log = cls(store, folder, names)
         return log if any(log._entries(name) for name in names) else None
+
+    @classmethod
+    def of_batch(cls, store: ObjectStore, folder: str, last: int) -> _FileLog:
+        """Return the log of one batch alone, in whichever of two files Spark put it."""
+        return cls(store, folder, [str(last), f"{last}.compact"])
 
     def whole_until(self, last: int) -> bool:
         """Whether what there is up to a batch does without anything later."""
@@ -311,14 +314,23 @@ class _FileLog:
 
 def _log_offsets(store: ObjectStore, folder: str, batch: int) -> dict[str, int]:
     """Return the place in its log of each file source after a batch."""
-    plan = store.read(f"{folder}/offsets/{batch}")
+    plan = _plan_of(store, folder, batch)
     return {} if plan is None else _places_in(plan)
+
+
+def _plan_of(store: ObjectStore, folder: str, batch: int) -> bytes | None:
+    return store.read(f"{folder}/offsets/{batch}")
+
+
+def _ends_in(plan: bytes) -> list[str]:
+    """Return where each source stands in Spark's plan of a batch: it follows two lines."""
+    return plan.decode(errors="replace").splitlines()[2:]
 
 
 def _places_in(plan: bytes) -> dict[str, int]:
     """Return the place in its log of each file source, in Spark's plan of a batch."""
     found = {}
-    for source, line in enumerate(plan.decode(errors="replace").splitlines()[2:]):
+    for source, line in enumerate(_ends_in(plan)):
         try:
             offset: Any = parse_json(line)
         except ValueError:

@@ -387,10 +387,6 @@ class VersionStore(ObjectStore):
             parts[0] = replace(parts[0], files=files, runs=commit.runs)
         return [*parts, replace(commit, runs=None)]
 
-    def count_ids(self, commit: Commit) -> int:
-        """Users and items of a version."""
-        return sum(commit.ids)
-
     def metrics(self, commit: Commit | None = None, lenient: bool = False) -> list[dict[str, Any]]:
         """Return the metrics of every batch up to a version, the newest by default, in order.
 

@@ -178,7 +178,7 @@ class StreamUpdater(BatchUpdater):
         newest = store.newest()
         table = store.read_table("validation.parquet")
         validation = None if table is None else encode_ratings(table)
-        if newest is None or not self._too_large(store, newest):
+        if newest is None or not self._too_large(newest):
             state, commit = store.load()
             return _Resident(commit, self.token, state, validation)
         overlay = Overlay(store, newest, self.options.max_resident_ids)
@@ -186,11 +186,11 @@ class StreamUpdater(BatchUpdater):
             overlay.pin(validation.user_ids, validation.item_ids)
         return _Resident(newest, self.token, overlay.state, validation, overlay)
 
-    def _too_large(self, store: VersionStore, commit: Commit) -> bool:
+    def _too_large(self, commit: Commit) -> bool:
         """Whether a version is kept in part; not while its scale settles and all rows change."""
         limit = self.options.max_resident_ids
         settled = bool(commit.scalars["scale"]["frozen"])
-        return bool(limit and settled and store.count_ids(commit) > limit)
+        return bool(limit and settled and sum(commit.ids) > limit)
 
     def _learn(self, resident: _Resident, batch: DataFrame, batch_id: int) -> None:
         clock = BatchClock()
@@ -213,7 +213,7 @@ class StreamUpdater(BatchUpdater):
         if overlay is not None:
             assert learned.rows is not None
             overlay.committed(resident.commit, learned.rows)
-        elif self._too_large(VersionStore(self.path), resident.commit):
+        elif self._too_large(resident.commit):
             # the next batch opens it again, in part
             forget_resident(self.path)
         self.finish(resident.state, metrics)
