@@ -33,7 +33,7 @@ import pyarrow as pa
 from sparkml_sgdals import StreamingBiasedALS
 from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE, id_keys, start_factors
 from sparkml_sgdals.arrays.ratings import encode_ratings
-from sparkml_sgdals.kernels.isgd import descend_events
+from sparkml_sgdals.kernels.events.isgd import descend_events
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.state.event_scores import serving_state
 from sparkml_sgdals.state.model_state import ModelState

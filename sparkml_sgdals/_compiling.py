@@ -16,7 +16,7 @@ from typing import Final
 
 __all__ = ["ROOMS", "keep_kernels"]
 
-ROOMS: Final = ("arrays", "kernels", "store")
+ROOMS: Final = ("arrays", "kernels", "kernels/events", "store")
 """packages that hold compiled functions"""
 
 

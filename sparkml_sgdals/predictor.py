@@ -13,9 +13,9 @@ import pyarrow as pa
 
 from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 from sparkml_sgdals.errors import StorageError
-from sparkml_sgdals.kernels.topn import candidate_products, query_products, top_n
+from sparkml_sgdals.kernels.topn import Tastes, candidate_products, query_products, top_n
 from sparkml_sgdals.state.columns import prior_variances
-from sparkml_sgdals.state.event_scores import serving_state
+from sparkml_sgdals.state.event_scores import cold_rows, score_pairs, serving_state
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.saved_model import is_saved, read_saved
@@ -88,7 +88,10 @@ class Predictor:
         rows = _rows(state.users, users, "user"), _rows(state.items, items, "item")
         if rows[0].size != rows[1].size:
             raise ValueError(f"There are {rows[0].size} users and {rows[1].size} items.")
-        means, variances = state.predict(*rows)
+        if self._events:
+            means, variances = score_pairs(state, *rows), np.zeros(rows[0].size, np.float32)
+        else:
+            means, variances = state.predict(*rows)
         if self._clips:
             means = state.clip(means)
         stds = np.full(means.size, np.nan, np.float32)
@@ -137,7 +140,12 @@ class Predictor:
         rows = _rows(state.users, wanted, "user")
         # the row after the last stands for ids that are not known: mean 0, prior variance
         prior = prior_variances(state.settings)
-        mean = np.where(rows[:, None] >= 0, state.users.mean[rows] if state.users.size else 0, 0)
+        mean, taste = (
+            np.vstack([known, unknown])[rows]
+            for known, unknown in zip(
+                (state.users.mean, state.users.taste), cold_rows(state.users), strict=True
+            )
+        )
         var = None
         if sign:
             known = state.users.var[rows] if state.users.size else prior
@@ -151,6 +159,7 @@ class Predictor:
             None if exclude is None else self._excluded(exclude, order),
             None if own is None else (own, other),
             sign,
+            Tastes.of(taste, state.items.taste[order]),
         )
         found = best >= 0
         values = scores[found].astype(np.float64) * state.scale.spread + state.scale.mean

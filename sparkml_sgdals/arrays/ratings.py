@@ -42,6 +42,8 @@ class Ratings:
         float32, shape (n,), the ratings
     weights : F32
         float32, shape (n,), or (0,) where every weight is one
+    timed : bool
+        whether the order is that of times, not of a hash
     """
 
     user_ids: pa.Array
@@ -50,6 +52,7 @@ class Ratings:
     items: I32
     values: F32
     weights: F32
+    timed: bool = False
 
     def __len__(self) -> int:
         """Return the number of ratings."""
@@ -138,8 +141,9 @@ def encode_ratings(table: pa.Table, threads: int = 1) -> Ratings:
     ordered = run_all([partial(_take, column, order) for column in columns], threads)
     users, items, values = ordered[:3]
     return Ratings(
-        user_ids, item_ids, users, items, values, ordered[3] if weights.size else weights
-    )
+        user_ids, item_ids, users, items, values, ordered[3] if weights.size else weights,
+        time is not None,
+    )  # fmt: skip
 
 
 @nb.njit(cache=True, nogil=True)

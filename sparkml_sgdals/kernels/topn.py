@@ -6,20 +6,49 @@ scores go to the smaller id.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from typing import Final
 
 import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["candidate_products", "query_products", "top_n"]
+from sparkml_sgdals.kernels.events.judges import mixed
+
+__all__ = ["Tastes", "candidate_products", "query_products", "top_n"]
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
+_LEAST: Final = np.float32(1e-37)
+"""below it a score of two judgements is as low as can be told"""
 _TILE: Final = 1024
 """candidates scored at once: their scores and factors stay in the cache of a core"""
+
+
+@dataclass(frozen=True)
+class Tastes:
+    """What a fitted table of events says beside the scores of `top_n`.
+
+    Attributes
+    ----------
+    queries : F32
+        float32, shape (m, table rank + 1): a logarithm, then factors
+    candidates : F32
+        float32, shape (table rank + 1, n), C-contiguous: likewise, a row a feature
+    """
+
+    queries: F32
+    candidates: F32
+
+    @classmethod
+    def of(cls, queries: F32, candidates: F32) -> Tastes | None:
+        """Return those of two tables' rows, shapes (m, width) and (n, width); None for no width."""
+        if not queries.shape[1]:
+            return None
+        return cls(queries, np.ascontiguousarray(candidates.T))
 
 
 def query_products(mean: F32, var: F32 | None) -> tuple[F32, F32 | None]:
@@ -54,14 +83,16 @@ def candidate_products(mean: F32, var: F32 | None) -> tuple[F32, F32 | None]:
 
 @nb.njit(cache=True, nogil=True)
 def _top_n(  # type: ignore[no-untyped-def]
-    queries, candidates, query_vars, candidate_vars, sign, starts, excluded, best, scores
-):
+    queries, candidates, query_vars, candidate_vars, sign, query_tastes, tastes, starts, excluded,
+    best, scores,
+):  # fmt: skip
     width, total = candidates.shape
     var_width = candidate_vars.shape[0]
     wanted = best.shape[1]
     lowest = np.float32(-np.inf)
     tile_scores = np.empty(_TILE, np.float32)
     tile_vars = np.empty(_TILE, np.float32)
+    judged = tastes.shape[0] > 0
     for q in range(queries.shape[0]):
         found = 0
         worst = lowest
@@ -84,6 +115,17 @@ def _top_n(  # type: ignore[no-untyped-def]
                         tile_vars[j] += factor * row[j]
                 for j in range(size):
                     tile_scores[j] += sign * np.sqrt(tile_vars[j])
+            if judged:
+                tile_vars[:size] = np.float32(0.0)
+                for f in range(1, tastes.shape[0]):
+                    factor = query_tastes[q, f]
+                    row = tastes[f, begin : begin + size]
+                    for j in range(size):
+                        tile_vars[j] += factor * row[j]
+                for j in range(size):
+                    tile_scores[j] = mixed(
+                        tile_scores[j], tile_vars[j], query_tastes[q, 0] + tastes[0, begin + j]
+                    )
             while gone < last_gone and excluded[gone] < begin + size:
                 tile_scores[excluded[gone] - begin] = lowest
                 gone += 1
@@ -104,6 +146,10 @@ def _top_n(  # type: ignore[no-untyped-def]
         for place in range(found, wanted):
             best[q, place] = -1
             scores[q, place] = lowest
+        if judged:
+            for place in range(found):
+                least = max(scores[q, place], _LEAST)
+                scores[q, place] = np.float32(math.log(least))
 
 
 def top_n(
@@ -113,8 +159,11 @@ def top_n(
     excluded: tuple[I64, I32] | None = None,
     variances: tuple[F32, F32] | None = None,
     sign: int = 0,
+    tastes: Tastes | None = None,
 ) -> tuple[I32, F32]:
     """Candidates of the highest score = q . c + sign sqrt(qv . cv), ties to the first.
+
+    With tastes it is the logarithm of exp(q . c) and what the table says: `judges.mixed`.
 
     Parameters
     ----------
@@ -131,6 +180,8 @@ def top_n(
         as queries and candidates, of any other width; needed where sign is not 0
     sign : int
         1 for the upper, -1 for the lower bound of a score, 0 for the score itself
+    tastes : Tastes | None
+        of queries and candidates, where a table of events was fitted; sign is 0 then
 
     Returns
     -------
@@ -151,11 +202,14 @@ def top_n(
             raise IndexError(f"excluded positions reach outside the {total} candidates")
     if variances is None:
         variances = np.empty((queries.shape[0], 0), np.float32), np.empty((0, total), np.float32)
+    if tastes is None:
+        tastes = Tastes(np.empty((queries.shape[0], 0), np.float32), np.empty((0, 0), np.float32))
     if wanted:
         factors = np.ascontiguousarray(queries, np.float32), np.ascontiguousarray(candidates)
         bounds = np.ascontiguousarray(variances[0]), np.ascontiguousarray(variances[1])
         _top_n(
             factors[0], factors[1], bounds[0], bounds[1],
-            np.float32(sign), starts, positions, best, scores,
+            np.float32(sign), np.ascontiguousarray(tastes.queries, np.float32),
+            np.ascontiguousarray(tastes.candidates), starts, positions, best, scores,
         )  # fmt: skip
     return best, scores

@@ -1,7 +1,7 @@
 """Learning events onto a model in memory (driver, executor; no Spark).
 
 A table and a micro-batch are learned alike: each event once, in its order. It only arranges calls
-of the kernels in `kernels.events` and `kernels.isgd`.
+of the kernels in `kernels.events`.
 """
 
 from __future__ import annotations
@@ -15,24 +15,18 @@ import numpy.typing as npt
 from sparkml_sgdals.arrays.hashing import id_keys, pair_hash
 from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.kernels.checks import check_rows
-from sparkml_sgdals.kernels.events import (
-    CONTEXT_ITEMS,
-    cumulate,
-    draw_events,
-    filter_events,
-    finite_rows,
-    guide_draws,
-    note_done,
-)
-from sparkml_sgdals.kernels.isgd import descend_events
-from sparkml_sgdals.learn.event_ranks import EventsToRank, judge_ranks
+from sparkml_sgdals.kernels.events.draws import cumulate, draw_events, guide_draws, note_done
+from sparkml_sgdals.kernels.events.filter import CONTEXT_ITEMS, filter_events, finite_rows
+from sparkml_sgdals.kernels.events.isgd import descend_events
+from sparkml_sgdals.learn.event_ranks import EventsToRank, believed_share, judge_ranks
 from sparkml_sgdals.learn.prequential import BatchSums
 from sparkml_sgdals.learn.solvers import not_finite
 from sparkml_sgdals.state.event_memory import HALF_LIVES, with_room
 from sparkml_sgdals.state.event_scores import even_parts, known_done, memories_of
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
 
-__all__ = ["LearnedEvents", "learn_events"]
+__all__ = ["LearnedEvents", "confidences", "learn_events"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -75,6 +69,7 @@ def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> Le
         check_rows(ratings.items, item_rows.size, "item")
         work = _Work(state, ratings, user_rows, item_rows)
         sums = work.ranks(*sizes) if judge and state.settings.ranking_size else BatchSums()
+        share = work.share(*sizes) if judge else state.filter_share
         if state.settings.solver == "bayes" and not np.all(work.weights > 0.0):
             # fell below what a float32 holds, or is not a number
             raise not_finite(state.settings)
@@ -98,7 +93,16 @@ def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> Le
         high=max(high, before.high),
     )
     state.events_learned += counted
+    state.filter_share = share
     return LearnedEvents(user_rows, np.flatnonzero(touched), new_users, new_items, sums)
+
+
+def confidences(settings: Settings, ratings: Ratings) -> F32:
+    """How much each row counts, float32: (1 + alpha |r|) / (1 + alpha), times its weight."""
+    alpha = np.float32(settings.alpha)
+    confidence = (1.0 + alpha * np.abs(ratings.values)) / (1.0 + alpha)
+    weighted = confidence * ratings.weights if ratings.weights.size else confidence
+    return weighted.astype(np.float32)
 
 
 class _Kept:
@@ -128,11 +132,7 @@ class _Work:
         self.users = state.users.take(user_rows)
         self.items = item_rows[ratings.items].astype(np.int32)
         self.user_memory, self.item_memory = memories_of(state)
-        alpha = np.float32(state.settings.alpha)
-        confidence = (1.0 + alpha * np.abs(ratings.values)) / (1.0 + alpha)
-        self.weights = (
-            confidence * ratings.weights if ratings.weights.size else confidence
-        ).astype(np.float32)
+        self.weights = confidences(state.settings, ratings)
         memory = self.item_memory
         self.factors = _Kept(state.items.mean, state.items.var, memory.context, memory.context_var)
         self.times = _Kept(memory.popularity, memory.last)
@@ -146,11 +146,19 @@ class _Work:
 
     def ranks(self, known_users: int, known_items: int) -> BatchSums:
         """How the items stood among those known before, of users known before."""
-        events = EventsToRank(
+        return judge_ranks(self.state, self._events(), known_users, known_items)
+
+    def share(self, known_users: int, known_items: int) -> float:
+        """How far the filter is believed after the batch, the table having the rest."""
+        if not self.state.settings.fits_events:
+            return self.state.filter_share
+        return believed_share(self.state, self._events(), known_users, known_items)
+
+    def _events(self) -> EventsToRank:
+        return EventsToRank(
             self.ratings.users, self.items, self.ratings.values > 0, self.pairs, self.user_rows,
             self.starts, self.lengths, self.done,
         )  # fmt: skip
-        return judge_ranks(self.state, events, known_users, known_items)
 
     def filter(self) -> tuple[npt.NDArray[np.bool_], int]:
         """Learn by the logistic filter; which items have changed, and how many events there are."""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.kernels.checks import check_rows
+from sparkml_sgdals.learn.event_tables import caught_up
 from sparkml_sgdals.learn.events import learn_events
 from sparkml_sgdals.learn.influences import FilterSide, run_influence_filter
 from sparkml_sgdals.learn.noise import expected_squares, learn_noise_factors
@@ -21,6 +22,7 @@ from sparkml_sgdals.learn.rated_lists import lists_after, memory_of_users, rank_
 from sparkml_sgdals.learn.smoothing import smooth_batch
 from sparkml_sgdals.learn.solvers import not_finite, run_filter, run_minibatches, run_sgd
 from sparkml_sgdals.learn.whole_table import settle_scale
+from sparkml_sgdals.state.event_scores import table_alone
 from sparkml_sgdals.state.factors import FactorRows
 from sparkml_sgdals.state.model_state import SETTLING_RATINGS, Counters, ModelState
 from sparkml_sgdals.state.settings import Settings
@@ -57,10 +59,18 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
         nothing = np.empty(0, np.int64)
         return BatchReport(0, 0, 0, nothing, nothing, math.nan, math.nan)
     if state.settings.learns_events:
-        done = learn_events(state, ratings, judge=True)
+        begun = state
+        if table_alone(state):
+            # the first batch after a table without times: the filter learns that table before
+            begun = caught_up(state)
+        done = learn_events(begun, ratings, judge=True)
+        user_rows, item_rows = done.user_rows, done.item_rows
+        if begun is not state:
+            state.restore(begun)
+            user_rows, item_rows = np.arange(state.users.size), np.arange(state.items.size)
         return BatchReport(
-            len(ratings), done.new_users, done.new_items, done.user_rows, done.item_rows,
-            math.nan, math.nan, done.sums,
+            len(ratings), done.new_users, done.new_items, user_rows, item_rows, math.nan,
+            math.nan, done.sums,
         )  # fmt: skip
     noise = state.noise, state.noise_weight
     predicted = not state.blank

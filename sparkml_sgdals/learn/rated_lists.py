@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from sparkml_sgdals.arrays.hashing import id_keys, pair_hash
 from sparkml_sgdals.arrays.ratings import Ratings
-from sparkml_sgdals.kernels.events import note_done
+from sparkml_sgdals.kernels.events.draws import note_done
 from sparkml_sgdals.kernels.scatter import append_lists, drop_listed
 from sparkml_sgdals.learn.event_ranks import EventsToRank, judge_ranks
 from sparkml_sgdals.learn.prequential import BatchSums

@@ -18,6 +18,7 @@ from sparkml_sgdals.arrays.threads import run_all
 from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.kernels.checks import check_rows
 from sparkml_sgdals.kernels.predict import clipped_squares
+from sparkml_sgdals.learn.event_tables import fit_events
 from sparkml_sgdals.learn.events import learn_events
 from sparkml_sgdals.learn.influences import (
     InfluencePrior,
@@ -95,8 +96,8 @@ def fit_stops(
     ratings : Ratings
         the table, in the order of learning
     state : ModelState
-        the model that it is added to, empty for a fresh fit; it gets the table's scale and ids, not
-        what is learned of ratings
+        the model that it is added to, empty for a fresh fit; it may get the table's scale and ids,
+        not what is learned of ratings
     stops : Iterable[int]
         passes after which to keep the state, each at most `max_iter`
     threads : int
@@ -114,6 +115,8 @@ def fit_stops(
         as `fit_ratings`
     """
     wanted = sorted(stops)
+    if state.settings.fits_events:
+        return fit_events(state, ratings, wanted, threads, progress)
     if state.settings.learns_events:
         # one pass, whatever max_iter: an event counts once
         learn_events(state, ratings)

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from pyspark.ml.param import Param, Params
 
-from sparkml_sgdals.ml.converters import at_least, flag, non_negative, one_of, param
+from sparkml_sgdals.ml.converters import at_least, flag, non_negative, one_of, param, positive
 
 __all__ = ["UNUSED_OF_ALS", "ALSParams"]
 
@@ -61,6 +61,12 @@ class ALSParams(Params):
         "under implicitPrefs an event of rating r counts (1 + alpha r) / (1 + alpha) times.",
         non_negative("alpha"),
     )
+    unobservedWeight: Param[float] = param(
+        "unobservedWeight",
+        "under implicitPrefs, where a table is fitted: weight of every pair of a user and an item, "
+        "that of an event of rating 1 being 1.",
+        positive("unobservedWeight"),
+    )
     numUserBlocks: Param[int] = param(
         "numUserBlocks",
         "as in ALS: blocks of users; no effect, see numBlocks.",
@@ -88,6 +94,7 @@ class ALSParams(Params):
             implicitPrefs=False,
             nonnegative=False,
             alpha=1.0,
+            unobservedWeight=0.1,
             numUserBlocks=10,
             numItemBlocks=10,
             intermediateStorageLevel="MEMORY_AND_DISK",
@@ -105,6 +112,10 @@ class ALSParams(Params):
     def getAlpha(self) -> float:
         """Value of alpha."""
         return self.getOrDefault(self.alpha)
+
+    def getUnobservedWeight(self) -> float:
+        """Value of unobservedWeight."""
+        return self.getOrDefault(self.unobservedWeight)
 
     def getNumUserBlocks(self) -> int:
         """Value of numUserBlocks."""

@@ -154,6 +154,9 @@ class StreamingBiasedALS(
     alpha : float, default 1.0
         under implicitPrefs an event of rating r counts (1 + alpha r) / (1 + alpha) times; at
         least 0
+    unobservedWeight : float, default 0.1
+        under implicitPrefs, where a table is fitted: weight of every pair of a user and an item,
+        that of an event of rating 1 being 1; above 0
     numUserBlocks : int, default 10
         as in ALS: blocks of users; no effect, see numBlocks; at least 1
     numItemBlocks : int, default 10
@@ -219,6 +222,7 @@ class StreamingBiasedALS(
         implicitPrefs: bool = False,
         nonnegative: bool = False,
         alpha: float = 1.0,
+        unobservedWeight: float = 0.1,
         numUserBlocks: int = 10,
         numItemBlocks: int = 10,
         intermediateStorageLevel: str = "MEMORY_AND_DISK",
@@ -247,7 +251,7 @@ class StreamingBiasedALS(
             raise ValueError("The DataFrame is a stream: call fitStream.")
         self.warnOfUnused()
         kinds, id_types = self._ids_of(dataset)
-        settings = self.settings()
+        settings = self.settings(table=True)
         options = fit_options(self, kinds, self.getHandleInvalid(), settings)
         state, report, _ = learn_table(dataset, settings, options)
         return self._model(state, id_types, report)
@@ -269,7 +273,7 @@ class StreamingBiasedALS(
         self.warnOfUnused()
         dataset = SparkSession.active().read.parquet(spark_path(path))
         kinds, id_types = self._ids_of(dataset)
-        settings = self.settings()
+        settings = self.settings(table=True)
         options = fit_options(self, kinds, self.getHandleInvalid(), settings)
         keep = options.handle_invalid == "keep"
         cells = pack_parquet(dataset, path, options.columns, kinds, keep)
@@ -291,7 +295,7 @@ class StreamingBiasedALS(
         for stage in stages:
             stage.warnOfUnused()
             kinds, types = stage._ids_of(dataset)
-            settings = stage.settings()
+            settings = stage.settings(table=True)
             options = fit_options(stage, kinds, stage.getHandleInvalid(), settings)
             points.append(GridPoint(settings, options))
             id_types.append(types)

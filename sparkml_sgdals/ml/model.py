@@ -99,7 +99,8 @@ class StreamingBiasedALSModel(
     @property
     def rank(self) -> int:
         """Number of features."""
-        return self._state.settings.rank
+        settings = self._state.settings
+        return settings.table_rank or settings.rank
 
     @property
     def globalMean(self) -> float:

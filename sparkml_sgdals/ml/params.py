@@ -36,7 +36,12 @@ from sparkml_sgdals.ml.converters import (
     positive,
     text,
 )
-from sparkml_sgdals.ml.solver_params import EVENT_DEFAULTS, refuse_unfit, unused_params
+from sparkml_sgdals.ml.solver_params import (
+    EVENT_DEFAULTS,
+    MOST_FILTERED,
+    refuse_unfit,
+    unused_params,
+)
 from sparkml_sgdals.state.settings import Settings, Solver
 
 __all__ = ["DEFAULT_SEED", "LearningParams", "ModelParams", "default_settings"]
@@ -358,6 +363,14 @@ class LearningParams(
             seed=DEFAULT_SEED,
         )
 
+    def getMaxIter(self) -> int:
+        """Value of maxIter."""
+        return self._value(self.maxIter)
+
+    def getTol(self) -> float:
+        """Value of tol."""
+        return self._value(self.tol)
+
     def getSolver(self) -> Solver:
         """Value of solver."""
         return self.getOrDefault(self.solver)
@@ -426,22 +439,33 @@ class LearningParams(
         """Value of implicitPrior."""
         return self.getOrDefault(self.implicitPrior)
 
-    def settings(self) -> Settings:
-        """Return what the arithmetic needs of the Params; what has no effect is 0, alpha 1."""
+    def settings(self, table: bool = False) -> Settings:
+        """Return what the arithmetic needs of the Params; what has no effect is 0, alpha 1.
+
+        Parameters
+        ----------
+        table : bool
+            whether a table is learned: one of events is fitted as a whole, beside the filter
+        """
         events, size = self.getImplicitPrefs(), self.getRankingSize()
+        filters = events and self.getSolver() == "bayes"
+        # what a stream of events does not use stands as for ratings
+        value = self.getOrDefault if filters and not table else self._value
+        biases, factors = (
+            [value(one if self.isSet(one) else self.regParam) for one in pair]
+            for pair in (
+                (self.userBiasRegParam, self.itemBiasRegParam),
+                (self.userFactorRegParam, self.itemFactorRegParam),
+            )
+        )
         return Settings(
             solver=self.getSolver(),
-            rank=self.getRank(),
-            max_iter=self.getMaxIter(),
-            tol=self.getTol() if self.getSolver() == "bayes" or self.isSet("tol") else 0.0,
+            rank=min(self.getRank(), MOST_FILTERED) if filters else self.getRank(),
+            max_iter=value(self.maxIter),
+            tol=value(self.tol) if self.getSolver() == "bayes" or self.isSet("tol") else 0.0,
             seed=self.getSeed(),
             step_size=self.getStepSize(),
-            regs=(
-                self.getUserBiasRegParam(),
-                self.getItemBiasRegParam(),
-                self.getUserFactorRegParam(),
-                self.getItemFactorRegParam(),
-            ),
+            regs=(biases[0], biases[1], factors[0], factors[1]),
             block_size=self.getBlockSize(),
             bias_prior=self.getBiasPriorVariance(),
             factor_prior=self.getFactorPriorVariance(),
@@ -454,6 +478,8 @@ class LearningParams(
             num_negatives=self.getNumNegatives() if events else 0,
             ranking_size=size,
             ranking_sample=self.getRankingSample() if size or events else 0,
+            table_rank=self.getRank() if filters and table else 0,
+            unobserved_weight=self.getUnobservedWeight(),
         )
 
     def warnOfUnused(self) -> None:

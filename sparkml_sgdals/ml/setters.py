@@ -183,6 +183,10 @@ class LearningSetters(ModelSetters, LearningParams):
         """Set nonnegative."""
         return self._set(nonnegative=value)
 
+    def setUnobservedWeight(self, value: float) -> Self:
+        """Set unobservedWeight."""
+        return self._set(unobservedWeight=value)
+
     def setAlpha(self, value: float) -> Self:
         """Set alpha."""
         return self._set(alpha=value)

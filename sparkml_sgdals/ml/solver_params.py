@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any, Final
 
 from sparkml_sgdals.ml.als_params import UNUSED_OF_ALS
+from sparkml_sgdals.state.settings import CHOSEN
 
-__all__ = ["EVENT_DEFAULTS", "refuse_unfit", "unused_params"]
+__all__ = ["EVENT_DEFAULTS", "MOST_FILTERED", "refuse_unfit", "unused_params"]
+
+MOST_FILTERED: Final = 32
+"""Features of the filter of events at most: more gain nothing there."""
 
 _DESCENT: Final = (
     "regParam",
@@ -24,9 +28,9 @@ _BAYES: Final = (
     "implicitPrior",
 )
 _NEVER: Final = ("parallelism", *UNUSED_OF_ALS)
-_OF_EVENTS: Final = ("alpha", "numNegatives")
+_OF_EVENTS: Final = ("alpha", "numNegatives", "unobservedWeight")
 _OF_RATINGS: Final = (
-    "maxIter", "tol", "noiseVariance", "userBiasRegParam", "itemBiasRegParam", "blockSize",
+    "noiseVariance", "userBiasRegParam", "itemBiasRegParam", "blockSize",
     "predictionStdCol", "clipPredictions", "maxResidentIds", "checkpointInterval",
 )  # fmt: skip
 _UNUSED: Final[dict[str, tuple[str, ...]]] = {
@@ -36,14 +40,19 @@ _UNUSED: Final[dict[str, tuple[str, ...]]] = {
 }
 """Params that a solver does not use."""
 _UNUSED_UNDER_IMPLICIT_PREFS: Final[dict[str, tuple[str, ...]]] = {
-    "bayes": tuple(dict.fromkeys((*_DESCENT, *_OF_RATINGS, *_NEVER))),
-    "isgd": tuple(dict.fromkeys((*_BAYES, *_OF_RATINGS, *_NEVER))),
+    "bayes": ("stepSize", *_OF_RATINGS, *_NEVER),
+    "isgd": (
+        "maxIter",
+        "tol",
+        "unobservedWeight",
+        *dict.fromkeys((*_BAYES, *_OF_RATINGS, *_NEVER)),
+    ),
 }
 """The same where rows are events, for the solvers that learn them."""
 EVENT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "bayes": {
-        "rank": 32, "factorPriorVariance": 0.5, "biasPriorVariance": 0.1, "numNegatives": 20,
-        "rankingSize": 10,
+        "rank": 64, "maxIter": 16, "tol": 0.001, "regParam": CHOSEN, "factorPriorVariance": 0.5,
+        "biasPriorVariance": 0.1, "numNegatives": 20, "rankingSize": 10,
     },
     "isgd": {
         "stepSize": 0.05, "regParam": 0.01, "initStd": 0.1, "numNegatives": 0, "rankingSize": 10,

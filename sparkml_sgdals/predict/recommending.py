@@ -19,8 +19,9 @@ from pyspark.sql import functions as F
 from sparkml_sgdals.arrays.hashing import block_of, id_keys
 from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 from sparkml_sgdals.arrays.ipc import from_bytes, to_bytes
-from sparkml_sgdals.kernels.topn import candidate_products, query_products, top_n
+from sparkml_sgdals.kernels.topn import Tastes, candidate_products, query_products, top_n
 from sparkml_sgdals.state.columns import list_column, prior_variances
+from sparkml_sgdals.state.event_scores import cold_rows, tastes_of
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 
@@ -89,6 +90,17 @@ class _Part:
     ids: pa.Array
     mean: F32
     var: F32
+    taste: F32
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """What is ranked for, in the order of their ids' rows."""
+
+    mean: F32
+    var: F32
+    taste: F32
+    cold: npt.NDArray[np.bool_]
 
 
 def recommend(
@@ -126,9 +138,10 @@ def recommend(
     ids = queries.index.ids() if subset is None else subset
     variances = ranking.sign != 0
     prior = prior_variances(state.settings)
-    width = queries.mean.shape[1]
     # the row after the last stands for ids that are not known: mean 0, prior variance
-    mean = np.vstack([queries.mean, np.zeros((1, width), np.float32)])[rows]
+    unknown = cold_rows(queries)
+    mean = np.vstack([queries.mean, unknown[0]])[rows]
+    taste = np.vstack([queries.taste, unknown[1]])[rows]
     var = (
         np.vstack([queries.var, prior[None, :]])[rows]
         if variances
@@ -139,9 +152,12 @@ def recommend(
     for first in range(0, order.size, _CANDIDATES_PER_PART):
         some = order[first : first + _CANDIDATES_PER_PART]
         held = candidates.var[some] if variances else np.empty((some.size, 0), np.float32)
-        parts.append(_Part(candidates.index.ids(some), candidates.mean[some], held))
+        parts.append(
+            _Part(candidates.index.ids(some), candidates.mean[some], held, candidates.taste[some])
+        )
     kinds = (queries.index.kind, candidates.index.kind)
-    return _ranked(spark, ids, (mean, var, rows < 0), parts, ranking, kinds, seen)
+    asked = _Queries(mean, var, taste, rows < 0)
+    return _ranked(spark, ids, asked, parts, ranking, kinds, seen)
 
 
 def similar(spark: SparkSession, table: FactorTable, count: int, subset: pa.Array) -> DataFrame:
@@ -154,7 +170,7 @@ def similar(spark: SparkSession, table: FactorTable, count: int, subset: pa.Arra
         raise ValueError(f"The number of similar ids must be at least 1, got {count}.")
     rows = table.index.find(subset)
     subset, rows = subset.filter(pa.array(rows >= 0)), rows[rows >= 0]
-    features = table.mean.copy()
+    features = tastes_of(table).copy()
     features[:, 0] = 0.0
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     features /= np.where(norms > 0, norms, np.float32(1.0))
@@ -163,14 +179,13 @@ def similar(spark: SparkSession, table: FactorTable, count: int, subset: pa.Arra
     parts = []
     for first in range(0, order.size, _CANDIDATES_PER_PART):
         some = order[first : first + _CANDIDATES_PER_PART]
-        parts.append(_Part(table.index.ids(some), features[some], nothing[some]))
+        parts.append(_Part(table.index.ids(some), features[some], nothing[some], nothing[some]))
     kinds = (table.index.kind, table.index.kind)
     itself = _pairs(spark, subset, table.index.kind)
     ranking = Ranking(count, 0, 0.0, 1.0, -1.0, 1.0)
     cold = np.zeros(rows.size, bool)
-    return _ranked(
-        spark, subset, (features[rows], nothing[rows], cold), parts, ranking, kinds, itself
-    )
+    asked = _Queries(features[rows], nothing[rows], nothing[rows], cold)
+    return _ranked(spark, subset, asked, parts, ranking, kinds, itself)
 
 
 def _pairs(spark: SparkSession, ids: pa.Array, kind: IdKind) -> DataFrame:
@@ -183,7 +198,7 @@ def _pairs(spark: SparkSession, ids: pa.Array, kind: IdKind) -> DataFrame:
 def _ranked(
     spark: SparkSession,
     ids: pa.Array,
-    factors: tuple[F32, F32, npt.NDArray[np.bool_]],
+    asked: _Queries,
     parts: list[_Part],
     ranking: Ranking,
     kinds: tuple[IdKind, IdKind],
@@ -197,7 +212,7 @@ def _ranked(
     if not len(ids) or not parts:
         return spark.createDataFrame([], ddl)
     num_blocks = -(-len(ids) // _QUERIES_PER_BLOCK)
-    blocks = _query_blocks(spark, ids, factors, num_blocks)
+    blocks = _query_blocks(spark, ids, asked, num_blocks)
     routed = None
     if seen is not None:
         cells = seen.where(F.col("query").isNotNull() & F.col("candidate").isNotNull())
@@ -231,7 +246,7 @@ def _ranked(
 def _query_blocks(
     spark: SparkSession,
     ids: pa.Array,
-    factors: tuple[F32, F32, npt.NDArray[np.bool_]],
+    asked: _Queries,
     num_blocks: int,
 ) -> DataFrame:
     block = block_of(id_keys(ids), num_blocks)
@@ -239,12 +254,12 @@ def _query_blocks(
     for number in range(num_blocks):
         rows = np.flatnonzero(block == number)
         if rows.size:
-            mean, var, cold = factors[0][rows], factors[1][rows], factors[2][rows]
             columns = {
                 "id": ids.take(pa.array(rows)),
-                "mean": list_column(mean),
-                "var": list_column(var),
-                "cold": pa.array(cold),
+                "mean": list_column(asked.mean[rows]),
+                "var": list_column(asked.var[rows]),
+                "taste": list_column(asked.taste[rows]),
+                "cold": pa.array(asked.cold[rows]),
             }
             numbers.append(number)
             payloads.append(to_bytes(pa.table(columns)))
@@ -311,6 +326,7 @@ class _Rank:
             None if seen is None else self._excluded(ids, seen),
             variances,
             ranking.sign,
+            Tastes.of(_matrix(queries, "taste"), part.taste),
         )
         return self._result(ids, queries.column("cold").combine_chunks(), best, scores)
 

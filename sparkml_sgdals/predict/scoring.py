@@ -16,9 +16,12 @@ from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
 from pyspark.sql.types import StructType
 
+from sparkml_sgdals.arrays.hashing import USER_SIDE
 from sparkml_sgdals.ingest.columns import id_column
+from sparkml_sgdals.kernels.events.judges import FLOOR, NEVER
 from sparkml_sgdals.spark_jobs import BROADCAST_IDS
 from sparkml_sgdals.state.columns import list_column, prior_variances
+from sparkml_sgdals.state.event_scores import tastes_of
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 
@@ -55,6 +58,7 @@ def factor_frame(spark: SparkSession, table: FactorTable, deviations: bool) -> D
         "id": "bigint" if table.index.kind == "int" else "string",
         "mean": "array<float>",
         **({"variance": "array<float>", "noise_factor": "float"} if deviations else {}),
+        **({"taste": "array<float>"} if table.settings.fits_events else {}),
     }
     if not table.size:
         ddl = ", ".join(f"{name} {kind}" for name, kind in types.items())
@@ -67,15 +71,22 @@ def public_factors(
 ) -> DataFrame:
     """Return factors in rating units: id, features array<float>, bias float.
 
-    A prediction is then mean + user bias + item bias + U . P.
+    A prediction is then mean + user bias + item bias + U . P. Of a fitted table of events U . P is
+    the preference, and an item's bias the logarithm of its share of events, above that of none.
     """
     ids = table.index.ids()
     order = pa.compute.array_sort_indices(ids).to_numpy(zero_copy_only=False)
-    mean = table.mean[order]
-    features = np.ascontiguousarray(mean[:, 1:] * np.float32(np.sqrt(spread)))
-    biases = pa.array(mean[:, 0] * np.float32(spread))
+    features = tastes_of(table)[order, 1:] * np.float32(np.sqrt(spread))
+    biases = table.mean[order, 0] * np.float32(spread)
+    if table.settings.fits_events and table.side == USER_SIDE:
+        # what a user's judgements are multiplied with is no bias
+        biases = np.zeros_like(biases)
     arrow = pa.table(
-        {"id": ids.take(pa.array(order)), "features": list_column(features), "bias": biases}
+        {
+            "id": ids.take(pa.array(order)),
+            "features": list_column(np.ascontiguousarray(features)),
+            "bias": pa.array(biases),
+        }
     )
     id_type = table.index.type_name(id_type)
     ddl = f"id {id_type}, features array<float>, bias float"
@@ -116,6 +127,7 @@ def score(
             "mean": f"__{side}_mean_{tag}",
             "variance": f"__{side}_var_{tag}",
             "noise_factor": f"__{side}_noise_{tag}",
+            "taste": f"__{side}_taste_{tag}",
         }
         factors = frame.toDF(*[names[name] for name in frame.columns])
         if table.size <= BROADCAST_IDS:
@@ -140,7 +152,10 @@ def _prediction(state: ModelState, tag: str, columns: ScoreColumns, known: Colum
         f"coalesce(double(get({user}, {f})) * get({item}, {f}), 0D)"
         for f in range(1, state.settings.rank + 1)
     ]
-    value = F.expr(_sum(terms)) * F.lit(state.scale.spread) + F.lit(state.scale.mean)
+    score = F.expr(_sum(terms))
+    if state.settings.fits_events:
+        score = _both_judges(score, state.settings.table_rank, tag)
+    value = score * F.lit(state.scale.spread) + F.lit(state.scale.mean)
     if columns.clip and state.counters.ratings:
         low, high = F.lit(float(state.counters.low)), F.lit(float(state.counters.high))
         value = F.least(F.greatest(value, low), high)
@@ -149,6 +164,19 @@ def _prediction(state: ModelState, tag: str, columns: ScoreColumns, known: Colum
     if columns.cold_start == "nan":
         value = F.when(known, value).otherwise(F.lit(float("nan")))
     return value.cast("float").alias(columns.prediction)
+
+
+def _both_judges(score: Column, rank: int, tag: str) -> Column:
+    """Return the logarithm of what filter and table say: `kernels.events.judges`."""
+    user, item = f"__user_taste_{tag}", f"__item_taste_{tag}"
+    terms = [
+        f"coalesce(double(get({user}, {f})) * get({item}, {f}), 0D)" for f in range(1, rank + 1)
+    ]
+    offset = F.expr(f"coalesce(double(get({user}, 0)), {float(NEVER)!r}D) + "
+                    f"coalesce(get({item}, 0), 0D)")  # fmt: skip
+    product = F.expr(_sum(terms))
+    root = F.sqrt(product * product + F.lit(4.0 * float(FLOOR) ** 2))
+    return F.log(F.exp(score) + F.exp(offset) * (product + root) / F.lit(2.0))
 
 
 def _sum(terms: list[str]) -> str:

@@ -134,6 +134,9 @@ class Column(Generic[A]):
             the table lacks the column, or it has another width
         """
         if self.stored not in table.column_names:
+            if not self.numbers(settings):
+                # files of before there was such a column
+                return self.zeros(settings, table.num_rows)
             raise ValueError(f"column {self.stored!r} is missing: the file is damaged")
         column = table.column(self.stored).combine_chunks()
         width = self.numbers(settings)
@@ -273,6 +276,10 @@ def _drawn(settings: Settings) -> int:
     return _coordinates(settings) if _draws(settings) else 0
 
 
+def _table_features(settings: Settings) -> int:
+    return settings.table_rank + 1 if settings.fits_events else 0
+
+
 class FactorColumns(ColumnSet):
     """What is remembered of every id, in units of the standardised rating; n ids.
 
@@ -296,6 +303,10 @@ class FactorColumns(ColumnSet):
         count of each
     noise_factor
         float32, shape (n,), noise of the id's ratings in units of the model's
+    taste
+        float32, shape (n, table_rank + 1), what a table of events that was fitted as a whole says:
+        log(1 + events of the id in it), which is 0 for ids that were not in it, then features; (n,
+        0) for other models
     """
 
     mean = Column[F32](_coordinates, start=_start_means, unit="mean", predicts=True)
@@ -312,3 +323,6 @@ class FactorColumns(ColumnSet):
     influence = Column[F32](_drawn, unit="offset", used=_draws)
     evidence = Column[F32](None, used=_draws)
     noise_factor = Column[F32](None, start=1.0, predicts=True, told=False)
+    taste = Column[F32](
+        _table_features, used=lambda settings: settings.fits_events, predicts=True, told=False
+    )

@@ -1,4 +1,8 @@
-"""What a model of events ranks by: popularity, what a user did last, and tastes (no Spark)."""
+"""What a model of events ranks by: popularity, what a user did last, and tastes (no Spark).
+
+Two judges know a user: the filter, which learns event by event, and a table that was fitted as a
+whole. Either may be alone.
+"""
 
 from __future__ import annotations
 
@@ -8,19 +12,28 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sparkml_sgdals.arrays.hashing import find_keys, id_keys
-from sparkml_sgdals.kernels.events import CONTEXT_DECAY, CONTEXT_ITEMS
+from sparkml_sgdals.arrays.hashing import USER_SIDE, find_keys, id_keys
+from sparkml_sgdals.kernels.events.filter import CONTEXT_DECAY, CONTEXT_ITEMS
+from sparkml_sgdals.kernels.events.judges import NEVER, judge_sums, mix_pairs
 from sparkml_sgdals.state.event_memory import HALF_LIVES, ItemMemory, UserMemory
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState, Scale
 
 __all__ = [
+    "Anchors",
+    "cold_rows",
     "even_parts",
     "faded_popularity",
+    "known_done",
     "log_shares",
     "memories_of",
+    "recent_context",
     "rows_of_keys",
+    "score_pairs",
     "serving_state",
+    "table_alone",
+    "table_biases",
+    "tastes_of",
 ]
 
 F32 = npt.NDArray[np.float32]
@@ -29,30 +42,170 @@ I64 = npt.NDArray[np.int64]
 
 _UNSEEN: Final = 0.01
 """share of all events that popularity keeps for items without any"""
+_ANCHORS: Final = 1024
+"""items by which two judgements are brought to one unit, all where there are no more"""
 
 
 def serving_state(state: ModelState) -> ModelState:
-    """Return the model that scores pairs: score = scale.mean + bias of the item + U . P.
+    """Return the model that scores pairs: docs/positive-only.md, equation (1).
 
-    Under 'bayes' an item's bias holds the logarithm of its share of events and a user's features
-    what it did last: the score is the logarithm of the probability that the user's next event is
-    this item, but for a constant of the user's. Under 'isgd' it is U . P. Nothing is clipped.
+    Under 'bayes' the bias of an item in `mean` is the logarithm of its share of events, and its
+    own, and a user's features hold what it did last. In `taste`, of models that were fitted,
+    column 0 is what the table's judgement is multiplied with, as a logarithm, of the user and of
+    the item; the user's column 0 of `mean` is the same for the filter's. Under 'isgd' the score is
+    U . P. Nothing is clipped.
     """
     settings = replace(state.settings, learns_events=False, implicit_prior=False)
     served = ModelState.empty(settings, state.users.index.kind, state.items.index.kind)
     served.users, served.items = (_bare(table) for table in (state.users, state.items))
     served.scale = Scale(frozen=True)
-    if settings.solver == "bayes" and state.items.size:
-        user_memory, item_memory = memories_of(state)
+    if settings.solver != "bayes" or not state.items.size:
+        return served
+    user_memory, item_memory = memories_of(state)
+    logs, least = _logs(state)
+    served.items.mean[:, 0] += logs
+    served.scale = Scale(mean=least, frozen=True)
+    users = np.arange(state.users.size)
+    if not table_alone(state):
         keys = id_keys(state.items.index.ids())
-        users = np.arange(state.users.size)
-        served.users.mean[:, 1:] += _recent_context(user_memory, item_memory, users, keys)
-        logs, least = log_shares(
-            item_memory, state.events_learned, state.popularity_parts, state.items.size
-        )
-        served.items.mean[:, 0] += logs
-        served.scale = Scale(mean=least, frozen=True)
+        context = recent_context(user_memory, item_memory, users, keys)
+        served.users.mean[:, 1:] += context
+    if settings.fits_events:
+        features = served.users.mean[:, 1:]
+        own, table = Anchors.of(state, served.items.mean[:, 0]).weights(state, users, features)
+        served.users.mean[:, 0], served.users.taste[:, 0] = own, table
+        served.items.taste[:, 0] = table_biases(state, served.items.mean[:, 0])
     return served
+
+
+def table_alone(state: ModelState) -> bool:
+    """Whether a table was fitted and the filter has learned nothing: no time came with it."""
+    return state.settings.fits_events and not state.events_learned
+
+
+def table_biases(state: ModelState, biases: F32) -> F32:
+    """Return what the table's judgement of items is multiplied with, as logarithms.
+
+    That is what they are popular by now, `biases`, against what they were popular by in the table.
+    """
+    if table_alone(state):
+        return np.zeros(state.items.size, np.float32)
+    known: F32 = biases - state.items.taste[:, 0]
+    return known
+
+
+def cold_rows(table: FactorTable) -> tuple[F32, F32]:
+    """Mean and taste of an id that a served model does not know, as rows."""
+    mean = np.zeros((1, table.mean.shape[1]), np.float32)
+    taste = np.zeros((1, table.taste.shape[1]), np.float32)
+    if taste.size and table.side == USER_SIDE:
+        taste[0, 0] = NEVER
+    return mean, taste
+
+
+def score_pairs(served: ModelState, users: I64, items: I64) -> F32:
+    """Score pairs by what `serving_state` gave.
+
+    Parameters
+    ----------
+    served : ModelState
+        the model
+    users, items : I64
+        int64, shape (n,), rows; -1 for an id that is not known
+
+    Returns
+    -------
+    float32, shape (n,)
+    """
+    scores = np.empty(users.size, np.float32)
+    user_mean, user_taste = _with_cold(served.users)
+    item_mean, item_taste = _with_cold(served.items)
+    mix_pairs(users, items, user_mean, item_mean, user_taste, item_taste, scores)
+    return scores + np.float32(served.scale.mean)
+
+
+def _with_cold(table: FactorTable) -> tuple[F32, F32]:
+    mean, taste = cold_rows(table)
+    return np.vstack([table.mean, mean]), np.vstack([table.taste, taste])
+
+
+def tastes_of(table: FactorTable) -> F32:
+    """Return the features by which ids are alike, column 0 apart: the table's where it has some."""
+    return table.taste if table.settings.fits_events else table.mean
+
+
+class Anchors:
+    """Items that stand for all of them: by their sums two judgements are brought to one unit.
+
+    All items where there are at most 1,024, else as many drawn in proportion to popularity, in an
+    order of items that does not depend on the process.
+    """
+
+    def __init__(self, rows: I64, biases: F32, bases: F32) -> None:
+        self._rows, self._biases, self._bases = rows, biases, bases
+
+    @classmethod
+    def of(cls, state: ModelState, biases: F32) -> Anchors:
+        """Choose them; `biases` of all items as `serving_state` has them."""
+        rows, weights = np.arange(state.items.size), np.zeros(1, np.float32)
+        if rows.size > _ANCHORS:
+            order = np.argsort(id_keys(state.items.index.ids()))
+            total = np.cumsum(np.exp(_logs(state)[0][order].astype(np.float64)))
+            points = (np.arange(_ANCHORS) + 0.5) / _ANCHORS * total[-1]
+            places = np.minimum(np.searchsorted(total, points), rows.size - 1)
+            shares = np.diff(total, prepend=0.0)[places] / total[-1]
+            rows, weights = order[places], -np.log(shares * _ANCHORS).astype(np.float32)
+        bases = table_biases(state, biases)[rows] + weights
+        return cls(rows, biases[rows] + weights, bases.astype(np.float32))
+
+    def sums(self, state: ModelState, rows: I64, features: F32) -> F64:
+        """Logarithms of what both judgements sum up to, float64, shape (2, users)."""
+        items = state.items
+        found = np.empty((2, rows.size))
+        judge_sums(
+            np.ascontiguousarray(features),
+            np.ascontiguousarray(state.users.taste[rows, 1:]),
+            np.ascontiguousarray(items.mean[self._rows, 1:]),
+            np.ascontiguousarray(items.taste[self._rows, 1:]),
+            self._biases, self._bases, found,
+        )  # fmt: skip
+        return found
+
+    def weights(self, state: ModelState, rows: I64, features: F32) -> tuple[F32, F32]:
+        """Return what filter and table of these users are multiplied with, as logarithms.
+
+        Parameters
+        ----------
+        state : ModelState
+            a model that was fitted
+        rows : I64
+            int64, shape (n,), rows of users
+        features : F32
+            float32, shape (n, rank), of these users, what they did last added
+        """
+        own, table = np.zeros(rows.size, np.float32), np.full(rows.size, NEVER, np.float32)
+        known = np.flatnonzero(state.users.taste[rows, 0] > 0)
+        if not known.size:
+            return own, table
+        # the scale's mean, which is added to all scores, is no part of a probability
+        least = _logs(state)[1]
+        if table_alone(state):
+            own[known], table[known] = NEVER, -least
+            return own, table
+        sums = self.sums(state, rows[known], features[known])
+        share = min(max(state.filter_share, 1e-6), 1.0 - 1e-6)
+        own[known] = np.log(share) - sums[0] - least
+        table[known] = np.log(1.0 - share) - sums[1] - least
+        return own, table
+
+
+def _logs(state: ModelState) -> tuple[F32, float]:
+    """`log_shares` of a model; of one whose filter has learned nothing by how often items came."""
+    if table_alone(state):
+        counts = state.items.count.astype(np.float64)
+        return _log_of(counts / max(float(counts.sum()), 1e-300))
+    memory = memories_of(state)[1]
+    return log_shares(memory, state.events_learned, state.popularity_parts, state.items.size)
 
 
 def log_shares(
@@ -77,8 +230,12 @@ def log_shares(
     """
     fades = 0.5 ** (1.0 / np.array(HALF_LIVES))
     faded = faded_popularity(memory, now, fades)[:known]
-    shares = (faded / np.maximum(faded.sum(axis=0), 1e-300)) @ np.array(parts or even_parts())
-    floor = _UNSEEN / (known + 1)
+    shares = faded / np.maximum(faded.sum(axis=0), 1e-300)
+    return _log_of(shares @ np.array(parts or even_parts()))
+
+
+def _log_of(shares: F64) -> tuple[F32, float]:
+    floor = _UNSEEN / (shares.size + 1)
     logs = np.log((1.0 - _UNSEEN) * shares + floor)
     return (logs - np.log(floor)).astype(np.float32), float(np.log(floor))
 
@@ -138,7 +295,7 @@ def known_done(
     return np.bincount(owner, minlength=rows.size).astype(np.int64), found[found >= 0]
 
 
-def _recent_context(
+def recent_context(
     users: UserMemory, items: ItemMemory, rows: I64, keys: npt.NDArray[np.uint64]
 ) -> F32:
     """Return what the items that users did last add to their features, shape (users, rank)."""

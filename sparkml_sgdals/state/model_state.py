@@ -22,13 +22,16 @@ from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.settings import Settings
 
-__all__ = ["SETTLING_RATINGS", "Counters", "ModelState", "Scale"]
+__all__ = ["FIRST_SHARE", "SETTLING_RATINGS", "Counters", "ModelState", "Scale"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 
 SETTLING_RATINGS: Final = 1000
 """Ratings of a stream from nothing after which mean and spread are frozen."""
+FIRST_SHARE: Final = 0.4
+"""How far the filter is believed before events have judged it beside the table: best, or near it,
+on what came next after cuts in time of two sets."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,11 @@ class ModelState:
     """of positive-only feedback: how many have been learned"""
     popularity_parts: tuple[float, ...] = ()
     """share of each part of popularity; empty before the first event"""
+    filter_share: float = FIRST_SHARE
+    """how far the filter's judgement is believed, the table's having the rest; of models of events
+    that were fitted"""
+    regularisation: tuple[float, float] = (0.0, 0.0)
+    """lambda of users and of items that the last table of events was fitted with"""
 
     @classmethod
     def empty(cls, settings: Settings, user_kind: IdKind, item_kind: IdKind) -> ModelState:
@@ -155,7 +163,15 @@ class ModelState:
         counters = asdict(self.counters)
         if not self.counters.ratings:
             counters |= {"low": None, "high": None}
-        events = {"events": self.events_learned, "popularityParts": list(self.popularity_parts)}
+        events: dict[str, Any] = {
+            "events": self.events_learned,
+            "popularityParts": list(self.popularity_parts),
+        }
+        if self.settings.fits_events:
+            events |= {
+                "filterShare": self.filter_share,
+                "regularisation": list(self.regularisation),
+            }
         return {
             "scale": asdict(self.scale),
             "counters": counters,
@@ -174,6 +190,9 @@ class ModelState:
         self.noise_weight = float(values["noiseWeight"])
         self.events_learned = int(values.get("events", 0))
         self.popularity_parts = tuple(values.get("popularityParts", ()))
+        self.filter_share = float(values.get("filterShare", FIRST_SHARE))
+        lams = values.get("regularisation", (0.0, 0.0))
+        self.regularisation = (float(lams[0]), float(lams[1]))
 
     def fingerprint(self) -> str:
         """Return a hash of the whole state, the same whatever the order of rows in memory."""

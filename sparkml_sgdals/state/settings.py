@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
-__all__ = ["Settings", "Solver"]
+__all__ = ["CHOSEN", "Settings", "Solver"]
 
 Solver = Literal["bayes", "sgd", "minibatch", "isgd"]
+
+CHOSEN: Final = -1.0
+"""in the place of a lambda that is chosen from the table"""
 
 _LATER: Final[dict[str, Any]] = {
     "positive": False,
@@ -15,6 +18,8 @@ _LATER: Final[dict[str, Any]] = {
     "num_negatives": 0,
     "ranking_size": 0,
     "ranking_sample": 0,
+    "table_rank": 0,
+    "unobserved_weight": 0.1,
 }
 """what stored settings that lack it were learned with, by the names they have there"""
 _STORED_AS: Final = {"learns_events": "positive"}
@@ -35,7 +40,8 @@ class Settings:
     seed: int
     step_size: float
     regs: tuple[float, float, float, float]
-    """lambda of user bias, item bias, user factor, item factor"""
+    """lambda of user bias, item bias, user factor, item factor; CHOSEN where a table of events
+    has to say"""
     block_size: int
     bias_prior: float
     factor_prior: float
@@ -51,6 +57,16 @@ class Settings:
     """N of Recall@N and MRR@N of a stream; 0 for none"""
     ranking_sample: int
     """items that the item of an event or rating is ranked among; 0 for all"""
+    table_rank: int
+    """features by which a table of events is fitted as a whole; 0 where models are not, as those
+    that streams begin"""
+    unobserved_weight: float
+    """weight of a pair without an event, where a table is fitted"""
+
+    @property
+    def fits_events(self) -> bool:
+        """Whether tables of events are fitted as a whole, beside what the filter learns."""
+        return self.table_rank > 0
 
     @property
     def draws_prior(self) -> bool:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from sparkml_sgdals.arrays.hashing import id_keys
 from sparkml_sgdals.arrays.id_index import IdIndex
-from sparkml_sgdals.kernels.events import CONTEXT_DECAY, CONTEXT_ITEMS
+from sparkml_sgdals.kernels.events.filter import CONTEXT_DECAY, CONTEXT_ITEMS
 from sparkml_sgdals.serving.model.mapped import map_array
 from sparkml_sgdals.state.event_memory import ItemMemory, UserMemory
 from sparkml_sgdals.state.event_scores import log_shares

@@ -19,13 +19,12 @@ from sparkml_sgdals.arrays.ipc import to_bytes
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.fit.one_task import _Train
-from sparkml_sgdals.kernels.events import (
+from sparkml_sgdals.kernels.events.draws import SHARES_RATE, guide_draws
+from sparkml_sgdals.kernels.events.filter import (
     CONTEXT_DECAY,
     CONTEXT_ITEMS,
     MIN_INFORMATION,
-    SHARES_RATE,
     filter_events,
-    guide_draws,
 )
 from sparkml_sgdals.learn import events
 from sparkml_sgdals.learn.events import learn_events

@@ -31,7 +31,7 @@ def descend_events(  # type: ignore[no-untyped-def]
     Parameters
     ----------
     users, items, values, weights, first_event, touched
-        as in `kernels.events.filter_events`
+        as in `filter.filter_events`
     num_negatives
         the items that were touched longest ago, so many an event, are learned as not done by its
         user (but for the event's own), move the user's features alone, and go to the end of the

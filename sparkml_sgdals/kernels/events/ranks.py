@@ -9,7 +9,8 @@ import numba as nb
 import numpy as np
 
 from sparkml_sgdals.arrays.hashing import mix64
-from sparkml_sgdals.kernels.events import CONTEXT_DECAY, CONTEXT_ITEMS
+from sparkml_sgdals.kernels.events.filter import CONTEXT_DECAY, CONTEXT_ITEMS
+from sparkml_sgdals.kernels.events.judges import mixed
 
 __all__ = ["rank_events"]
 
@@ -34,18 +35,23 @@ def _chain(users, items, starts, lengths, done, newest, earlier, first):  # type
 
 
 @nb.njit(cache=True, nogil=True)
-def _score(taste, products, item):  # type: ignore[no-untyped-def]
+def _score(taste, products, judged, table, own, item):  # type: ignore[no-untyped-def]
     """One score, by the operations of a tile in their order, so that equal items tie."""
     total = products[item, 0]
     for f in range(1, products.shape[1]):
         total += taste[f] * products[item, f]
-    return total
+    if not judged:
+        return total
+    product = np.float32(0.0)
+    for f in range(1, table.shape[1]):
+        product += own[f] * table[item, f]
+    return mixed(total + taste[0], product, own[0] + table[item, 0])
 
 
 @nb.njit(cache=True, nogil=True)
 def rank_events(  # type: ignore[no-untyped-def]
-    chosen, users, items, earlier, user_mean, products, columns, popular, context, starts, lengths,
-    done, draws, sample, order, marks, ranks,
+    chosen, users, items, earlier, user_mean, products, columns, user_table, table, table_columns,
+    popular, context, starts, lengths, done, draws, sample, order, marks, ranks,
 ):  # fmt: skip
     """Rank the item of each chosen event, by the model and by popularity; an equal one is better.
 
@@ -59,11 +65,14 @@ def rank_events(  # type: ignore[no-untyped-def]
         int64, shape (n,), the place of the event of its user before, -1 for none; each of those is
         an item that its user had not done before
     user_mean
-        float32, shape (users, rank + 1); column 0 is not used
+        float32, shape (users, rank + 1); column 0 is added where there are two judges
     products
         float32, shape (items, rank + 1), of the known items: bias, then features
     columns
         float32, shape (rank + 1, items), the same transposed
+    user_table, table, table_columns
+        likewise what a fitted table says, of width table rank + 1, a logarithm first; width 0 for
+        models without: see `judges.mixed`
     popular
         int64, shape (items,), what the baseline ranks by
     context
@@ -82,11 +91,14 @@ def rank_events(  # type: ignore[no-untyped-def]
     known, width = products.shape
     taste = np.empty(width, np.float32)
     tile = np.empty(_TILE, np.float32)
+    second = np.empty(_TILE, np.float32)
+    judged = user_table.shape[1] > 0
     for e in range(chosen.size):
         n = chosen[e]
         x = users[n]
         y = items[n]
-        taste[0] = np.float32(0.0)
+        own_table = user_table[x]
+        taste[0] = user_mean[x, 0]
         for f in range(1, width):
             taste[f] = user_mean[x, f]
         if context.shape[0] > 0:
@@ -99,7 +111,7 @@ def rank_events(  # type: ignore[no-untyped-def]
                 item = done[starts[x] + lengths[x] - 1 - k]
                 for f in range(1, width):
                     taste[f] += share * context[item, f - 1]
-        own = _score(taste, products, y)
+        own = _score(taste, products, judged, table, own_table, y)
         own_popular = popular[y]
         marks[y] = e + 1
         better = 0
@@ -119,7 +131,7 @@ def rank_events(  # type: ignore[no-untyped-def]
                 item = order[np.int64(mix64(state) % np.uint64(known))]
                 if marks[item] != e + 1:
                     marks[item] = e + 1
-                    better += _score(taste, products, item) >= own
+                    better += _score(taste, products, judged, table, own_table, item) >= own
                     favoured += popular[item] >= own_popular
         else:
             for begin in range(0, known, _TILE):
@@ -131,6 +143,19 @@ def rank_events(  # type: ignore[no-untyped-def]
                     row = columns[f, begin : begin + size]
                     for j in range(size):
                         tile[j] += factor * row[j]
+                if judged:
+                    second[:size] = np.float32(0.0)
+                    for f in range(1, user_table.shape[1]):
+                        factor = own_table[f]
+                        row = table_columns[f, begin : begin + size]
+                        for j in range(size):
+                            second[j] += factor * row[j]
+                    for j in range(size):
+                        tile[j] = mixed(
+                            tile[j] + taste[0],
+                            second[j],
+                            own_table[0] + table_columns[0, begin + j],
+                        )
                 for j in range(size):
                     better += tile[j] >= own
                     favoured += popular[begin + j] >= own_popular
@@ -140,13 +165,13 @@ def rank_events(  # type: ignore[no-untyped-def]
             for j in range(starts[x], starts[x] + lengths[x]):
                 item = done[j]
                 if item < known:
-                    better -= _score(taste, products, item) >= own
+                    better -= _score(taste, products, judged, table, own_table, item) >= own
                     favoured -= popular[item] >= own_popular
             before = earlier[n]
             while before >= 0:
                 item = items[before]
                 if item < known:
-                    better -= _score(taste, products, item) >= own
+                    better -= _score(taste, products, judged, table, own_table, item) >= own
                     favoured -= popular[item] >= own_popular
                 before = earlier[before]
         ranks[0, e] = 1 + better

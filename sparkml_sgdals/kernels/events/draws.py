@@ -1,0 +1,288 @@
+"""What events are drawn against, and how popularity is counted: compiled, arrays only, no Spark.
+
+None of it needs factors: negatives of an event follow from its pair, its number and the popularity
+of items as it is then. docs/positive-only.md has the equations, numbered there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numba as nb
+import numpy as np
+
+from sparkml_sgdals.arrays.hashing import mix64
+
+__all__ = ["SHARES_RATE", "cumulate", "draw_events", "guide_draws", "note_done"]
+
+SHARES_RATE: Final = 0.001
+"""how far an event moves the shares of the parts of popularity"""
+
+_GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
+_TO_UNIT: Final = 1.0 / 9007199254740992.0
+
+
+@nb.njit(cache=True, nogil=True)
+def draw_events(  # type: ignore[no-untyped-def]
+    users, items, values, draw_keys, begin, end, first_event, events, with_context,
+    done, starts, lengths, order, cumulative, guide, fades, totals, left, counted, popularity, last,
+    parts, marks, recent, drawn, touched,
+):  # fmt: skip
+    """Find what colours each event and its negatives, and count it: nothing of that needs factors.
+
+    Parameters
+    ----------
+    users
+        int32, shape (n,), rows of the users' factors, of `starts` and `lengths`
+    items
+        int32, shape (n,), rows of the items' arrays
+    values
+        float32, shape (n,): a row of 0 or less is no event
+    draw_keys
+        uint64, shape (n,), what the draws of a row follow from
+    begin, end
+        the rows to go through are begin..end-1
+    first_event
+        number of events before these n rows
+    events
+        how many of the rows before `begin` are events
+    with_context
+        whether what a user did last moves its features
+    done
+        int32, rows of the items that each user has done, in order: those of user x lie at
+        starts[x]..starts[x]+lengths[x]-1, with room for those to come; in place
+    starts
+        int64, shape (users,), where the items of each user begin in `done`
+    lengths
+        int64, shape (users,), in place
+    order
+        int32, shape (items,), all items in an order that does not depend on the process
+    cumulative
+        float64, shape (parts, items), popularity before these n rows: `cumulate`
+    guide
+        int32, shape (parts, buckets + 1): where in `cumulative` to look, by `guide_draws`
+    fades
+        float64, shape (parts,), share of popularity that is left after one event
+    totals
+        float64, shape (parts,), sum of each part of popularity, in place
+    left
+        float64, shape (parts,), share that is left of what was there before the n rows, in place
+    counted
+        int32, shape (n,), the items of the events so far, in place
+    popularity, last
+        as in `ItemMemory`, in place
+    parts
+        float64, shape (parts,), share of each part of popularity, in place
+    marks
+        int64, shape (items,), at most 0 before the first row: work space
+    recent
+        int32, shape (end - begin, CONTEXT_ITEMS), out: the items that colour each row, the last
+        done first, then -1
+    drawn
+        int32, shape (end - begin, negatives), out: the items to step towards 0, then -1
+    touched
+        bool, shape (items,), True for the items of these rows and of `recent` and `drawn`
+
+    Returns
+    -------
+    `events` and how many of these rows are events
+
+    Notes
+    -----
+    A pair that comes again is an event again, and does not count twice in `done`.
+    """
+    base, rates = cumulative[:, -1].copy(), np.log(fades)
+    recent[:] = -1
+    drawn[:] = -1
+    for n in range(begin, end):
+        x = users[n]
+        y = items[n]
+        touched[y] = True
+        # the items that x has done are marked; the last of them but y colour this event
+        count = 0
+        place = -1
+        for j in range(lengths[x] - 1, -1, -1):
+            item = done[starts[x] + j]
+            marks[item] = n + 1
+            if item == y:
+                place = j
+            elif with_context and count < recent.shape[1]:
+                recent[n - begin, count] = item
+                touched[item] = True
+                count += 1
+        if values[n] > 0:
+            marks[y] = n + 1
+            found = _draw(
+                draw_keys[n], n + 1, events, order, cumulative, guide, base, totals, left, rates,
+                parts, counted, marks, drawn[n - begin],
+            )  # fmt: skip
+            for k in range(found):
+                touched[drawn[n - begin, k]] = True
+            _count_event(
+                y, first_event + events, fades, rates, totals, left, popularity, last, parts
+            )
+            counted[events] = y
+            events += 1
+            _put_last(x, y, place, done, starts, lengths)
+    return events
+
+
+@nb.njit(cache=True, nogil=True)
+def cumulate(popularity, last, now, fades, order):  # type: ignore[no-untyped-def]
+    """Cumulate popularity as it stands now, float64, shape (parts, items).
+
+    Parameters
+    ----------
+    popularity, last
+        as in `ItemMemory`
+    now
+        number of events so far
+    fades
+        float64, shape (parts,), share of popularity that is left after one event
+    order
+        int32, shape (items,), the order of the items
+    """
+    cumulative = np.empty((fades.size, order.size), np.float64)
+    sums, rates = np.zeros(fades.size, np.float64), np.log(fades)
+    for at in range(order.size):
+        y = order[at]
+        for h in range(fades.size):
+            if popularity[y, h] > np.float32(0.0):
+                sums[h] += popularity[y, h] * math.exp(rates[h] * (now - last[y]))
+            cumulative[h, at] = sums[h]
+    return cumulative
+
+
+@nb.njit(cache=True, nogil=True)
+def guide_draws(cumulative, buckets):  # type: ignore[no-untyped-def]
+    """Return where draws that begin with a share of cumulated popularity end.
+
+    Parameters
+    ----------
+    cumulative
+        float64, shape (parts, items)
+    buckets
+        how many shares, a power of two
+
+    Returns
+    -------
+    int32, shape (parts, buckets + 1): the first item beyond that share, then the last item
+    """
+    guide = np.empty((cumulative.shape[0], buckets + 1), np.int32)
+    final = cumulative.shape[1] - 1
+    for h in range(cumulative.shape[0]):
+        item = 0
+        for bucket in range(buckets):
+            point = bucket / buckets * cumulative[h, final]
+            while item < final and cumulative[h, item] <= point:
+                item += 1
+            guide[h, bucket] = item
+        guide[h, buckets] = final
+    return guide
+
+
+@nb.njit(cache=True, nogil=True)
+def note_done(users, items, values, done, starts, lengths):  # type: ignore[no-untyped-def]
+    """Put events into the lists of what users have done, as `draw_events` does; in place."""
+    for n in range(users.size):
+        if values[n] > 0:
+            x = users[n]
+            place = -1
+            for j in range(lengths[x] - 1, -1, -1):
+                if done[starts[x] + j] == items[n]:
+                    place = j
+                    break
+            _put_last(x, items[n], place, done, starts, lengths)
+
+
+@nb.njit(cache=True, nogil=True)
+def _draw(  # type: ignore[no-untyped-def]
+    state, mark, events, order, cumulative, guide, base, totals, left, rates, parts, counted, marks,
+    drawn,
+):  # fmt: skip
+    """Draw items by their popularity, leave out those with this mark, and return how many are left.
+
+    `base` is the sum of each part of popularity before the batch, `left` what share of it is left.
+    """
+    num_parts, buckets = rates.size, guide.shape[1] - 1
+    found = 0
+    for _ in range(drawn.size):
+        state += _GOLDEN
+        which = _unit(state)
+        part = 0
+        while part < num_parts - 1 and which >= parts[part]:
+            which -= parts[part]
+            part += 1
+        state += _GOLDEN
+        point = _unit(state) * totals[part]
+        if totals[part] <= 0.0:
+            continue
+        faded = base[part] * left[part]
+        if events == 0 or point < faded:
+            # buckets are a power of two, so that rounding leaves the item in its bucket
+            share = point / faded
+            bucket = min(np.int64(share * buckets), buckets - 1)
+            sought = share * base[part]
+            low, high = guide[part, bucket], guide[part, bucket + 1]
+            while low < high:
+                middle = (low + high) // 2
+                if cumulative[part, middle] > sought:
+                    high = middle
+                else:
+                    low = middle + 1
+            item = order[low]
+        else:
+            # events of this batch: the one `age` before the last weighs fade^age
+            rest = (point - faded) / (totals[part] - faded)
+            if rates[part] < 0.0:
+                # above 0 also where `rest` is rounded to 1
+                after = max(1.0 - rest * (1.0 - left[part]), 1e-300)
+                age = np.int64(math.log(after) / rates[part])
+            else:
+                age = np.int64(rest * events)
+            item = counted[events - 1 - min(age, events - 1)]
+        if marks[item] != mark:
+            drawn[found] = item
+            found += 1
+    return found
+
+
+@nb.njit(cache=True, nogil=True)
+def _unit(state):  # type: ignore[no-untyped-def]
+    """Return a number in [0, 1) from 64 bits."""
+    return np.float64(mix64(state) >> np.uint64(11)) * _TO_UNIT
+
+
+@nb.njit(cache=True, nogil=True)
+def _put_last(x, y, place, done, starts, lengths):  # type: ignore[no-untyped-def]
+    """Make y the last item that x has done; `place` is where it stood, -1 for nowhere."""
+    if place >= 0:
+        for j in range(place, lengths[x] - 1):
+            done[starts[x] + j] = done[starts[x] + j + 1]
+    else:
+        lengths[x] += 1
+    done[starts[x] + lengths[x] - 1] = y
+
+
+@nb.njit(cache=True, nogil=True)
+def _count_event(y, before, fades, rates, totals, left, popularity, last, parts):  # type: ignore[no-untyped-def]
+    """Move the shares of the parts of popularity, and count an event: equations (4) and (5)."""
+    likelihood = 0.0
+    for h in range(fades.size):
+        now = popularity[y, h] * math.exp(rates[h] * (before - last[y]))
+        popularity[y, h] = now
+        if totals[h] > 0.0:
+            likelihood += parts[h] * now / totals[h]
+    total = 0.0
+    for h in range(fades.size):
+        if likelihood > 0.0 and totals[h] > 0.0:
+            share = parts[h] * np.float64(popularity[y, h]) / totals[h] / likelihood
+            parts[h] += SHARES_RATE * (share - parts[h])
+        total += parts[h]
+        popularity[y, h] = popularity[y, h] * fades[h] + 1.0
+        totals[h] = totals[h] * fades[h] + 1.0
+        left[h] *= fades[h]
+    for h in range(fades.size):
+        parts[h] /= total
+    last[y] = before + 1

@@ -1,0 +1,158 @@
+"""Two judgements of one item put together: the filter's and that of a fitted table. No Spark.
+
+Each gives a weight to each item, which over all items make a probability: the filter exp(s), the
+table exp(o) soft(t), where t is the product of the factors and soft(t) is t where that is well
+above 0 and goes to 0, without reaching it, where it is below. docs/positive-only.md has the
+equations.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numba as nb
+import numpy as np
+
+from sparkml_sgdals.kernels.checks import FAST
+
+__all__ = [
+    "FLOOR",
+    "NEVER",
+    "SHARE_RATE",
+    "believed",
+    "judge_sums",
+    "mix_pairs",
+    "mixed",
+    "pair_probabilities",
+    "soft",
+]
+
+NEVER: Final = np.float32(-1e30)
+"""the logarithm of a weight of 0, which can be added to"""
+SHARE_RATE: Final = 0.01
+"""how far an event moves the share in which the filter is believed"""
+FLOOR: Final = np.float32(0.01)
+"""soft(0): the preference for an item of which nothing is known"""
+
+
+@nb.njit(cache=True, nogil=True, inline="always")
+def soft(product):  # type: ignore[no-untyped-def]
+    """Return (t + sqrt(t^2 + 4 f^2)) / 2, f being the floor; float32."""
+    root = np.sqrt(product * product + np.float32(4.0) * FLOOR * FLOOR)
+    if product > np.float32(0.0):
+        return np.float32(0.5) * (product + root)
+    # the same without the difference of two numbers that are nearly equal
+    return np.float32(2.0) * FLOOR * FLOOR / (root - product)
+
+
+@nb.njit(cache=True, nogil=True, inline="always")
+def mixed(score, product, offset):  # type: ignore[no-untyped-def]
+    """Return exp(s) + exp(o) soft(t), float32, which rises with the judgement of both."""
+    own = np.float32(0.0)
+    if score > NEVER / np.float32(2.0):
+        own = np.float32(math.exp(score))
+    if offset > NEVER / np.float32(2.0):
+        own += np.float32(math.exp(offset)) * soft(product)
+    return own
+
+
+@nb.njit(cache=True, nogil=True, fastmath=FAST)
+def judge_sums(features, tastes, items, item_tastes, biases, bases, sums):  # type: ignore[no-untyped-def]
+    """Logarithms of what both judgements sum up to over some items, for each user.
+
+    Parameters
+    ----------
+    features, tastes
+        float32, shapes (n, rank) and (n, table rank), of users: for the filter and for the table
+    items, item_tastes
+        float32, shapes (m, rank) and (m, table rank)
+    biases, bases
+        float32, shape (m,): what items have besides, for the filter and for the table
+    sums
+        float64, shape (2, n), out
+    """
+    for x in range(features.shape[0]):
+        own, other = 0.0, 0.0
+        for y in range(items.shape[0]):
+            score = biases[y]
+            for f in range(items.shape[1]):
+                score += features[x, f] * items[y, f]
+            own += math.exp(score)
+            product = np.float32(0.0)
+            for f in range(item_tastes.shape[1]):
+                product += tastes[x, f] * item_tastes[y, f]
+            root = np.sqrt(product * product + np.float32(4.0) * FLOOR * FLOOR)
+            value = np.float32(2.0) * FLOOR * FLOOR / (root - product)
+            if product > np.float32(0.0):
+                value = np.float32(0.5) * (product + root)
+            other += math.exp(bases[y]) * value
+        sums[0, x] = math.log(max(own, 1e-300))
+        sums[1, x] = math.log(max(other, 1e-300))
+
+
+@nb.njit(cache=True, nogil=True)
+def mix_pairs(users, items, user_mean, item_mean, user_taste, item_taste, scores):  # type: ignore[no-untyped-def]
+    """Score pairs by both judgements, or by the filter's alone where there are no tastes.
+
+    Parameters
+    ----------
+    users, items
+        int64, shape (n,), rows; -1 for the last one
+    user_mean, item_mean
+        float32, shape (ids, rank + 1), bias first
+    user_taste, item_taste
+        float32, shape (ids, table rank + 1), a logarithm first; width 0 for none
+    scores
+        float32, shape (n,), out
+    """
+    for n in range(users.size):
+        x, y = users[n], items[n]
+        score = user_mean[x, 0] + item_mean[y, 0]
+        for f in range(1, user_mean.shape[1]):
+            score += user_mean[x, f] * item_mean[y, f]
+        if user_taste.shape[1] > 0:
+            product = np.float32(0.0)
+            for f in range(1, user_taste.shape[1]):
+                product += user_taste[x, f] * item_taste[y, f]
+            both = mixed(score, product, user_taste[x, 0] + item_taste[y, 0])
+            score = np.float32(math.log(max(both, np.float32(1e-37))))
+        scores[n] = score
+
+
+@nb.njit(cache=True, nogil=True)
+def pair_probabilities(scores, products, bases, sums):  # type: ignore[no-untyped-def]
+    """Probabilities that filter and table give to items, float64, shape (2, n).
+
+    Parameters
+    ----------
+    scores, products
+        float32, shape (n,), of the filter, its bias of the item in it, and of the table's factors
+    bases
+        float32, shape (n,), what the table's judgement of the item is multiplied with
+    sums
+        float64, shape (2, n), of the users, as `judge_sums`
+    """
+    found = np.empty((2, scores.size))
+    for n in range(scores.size):
+        found[0, n] = math.exp(scores[n] - sums[0, n])
+        found[1, n] = math.exp(bases[n] - sums[1, n]) * soft(products[n])
+    return found
+
+
+@nb.njit(cache=True, nogil=True)
+def believed(share, ours, theirs):  # type: ignore[no-untyped-def]
+    """Return the filter's share after events, by online EM, one after another.
+
+    Parameters
+    ----------
+    share
+        float64, before them
+    ours, theirs
+        float64, shape (n,), probability that the filter and the table gave to what was done
+    """
+    for n in range(ours.size):
+        total = share * ours[n] + (1.0 - share) * theirs[n]
+        if total > 0.0:
+            share += SHARE_RATE * (share * ours[n] / total - share)
+    return share

@@ -1,0 +1,298 @@
+"""Learning a table of events onto a model in memory: fitted as a whole, and filtered where timed.
+
+The table's judgement is what users like; the filter's, which needs to know what came when, what
+they do next. Driver and executors, no Spark.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from sparkml_sgdals.arrays.hashing import id_keys, pair_hash, start_factors
+from sparkml_sgdals.arrays.ratings import Ratings
+from sparkml_sgdals.arrays.threads import run_all
+from sparkml_sgdals.kernels.events.draws import note_done
+from sparkml_sgdals.kernels.lanes import padded_rows
+from sparkml_sgdals.learn.events import confidences, learn_events
+from sparkml_sgdals.learn.least_squares import (
+    EventTable,
+    Factors,
+    choose_regularisation,
+    fit_table,
+    gram_of,
+    start_deviation,
+    unpadded,
+)
+from sparkml_sgdals.learn.solvers import EARLIEST_STOP, not_finite, settled
+from sparkml_sgdals.state.event_scores import memories_of, rows_of_keys, table_alone
+from sparkml_sgdals.state.factors import FactorTable
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import CHOSEN, Settings
+
+__all__ = ["caught_up", "chosen_lambdas", "fit_events", "note_table"]
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+Progress = Callable[[int, float], None]
+
+
+def fit_events(
+    state: ModelState, ratings: Ratings, stops: Iterable[int], threads: int, progress: Progress
+) -> list[tuple[ModelState, list[float]]]:
+    """Learn a table of events, as `whole_table.fit_stops` learns one of ratings.
+
+    A pass of the filter goes with it where the table is in the order of times, or the filter has
+    learned before, or no sweep is asked for.
+
+    Parameters
+    ----------
+    state : ModelState
+        the model that the table is added to; what is learned goes to copies
+    ratings : Ratings
+        the table, in the order of learning
+    stops : Iterable[int]
+        sweeps after which to keep a model
+    threads : int
+        at most so many at once; they change no result
+    progress : Progress
+        called after each sweep with its number and the root of the mean squared error of an event
+
+    Returns
+    -------
+    for each stop the state and these roots
+    """
+    wanted = sorted(stops)
+    kept: list[tuple[ModelState, list[float]]] = []
+    if 0 in wanted:
+        filtered = caught_up(state)
+        learn_events(filtered, ratings)
+        kept.append((filtered, []))
+    if wanted[-1] == 0:
+        progress(1, math.nan)
+        return kept * len(wanted)
+    own = caught_up(state) if ratings.timed else state.copy()
+    fit = _Fit.of(own, ratings)
+    sweeps = partial(fit.sweep, [stop for stop in wanted if stop], threads, progress)
+    filters = ratings.timed or own.events_learned > 0
+    results, _ = run_all([sweeps, partial(_filter, own, ratings, filters)], threads)
+    for factors, history in results:
+        target = own if factors is results[-1][0] else own.copy()
+        fit.put_into(target, factors)
+        kept.append((target, history))
+    return kept
+
+
+def _filter(state: ModelState, ratings: Ratings, filters: bool) -> None:
+    if filters:
+        learn_events(state, ratings)
+    else:
+        note_table(state, ratings)
+
+
+def note_table(state: ModelState, ratings: Ratings) -> None:
+    """Count the events of a table and note who did what, without learning any; in place."""
+    user_rows, _ = state.users.ensure(ratings.user_ids)
+    item_rows, _ = state.items.ensure(ratings.item_ids)
+    memory = memories_of(state)[0]
+    before, held = memory.ragged(user_rows)
+    more = np.bincount(ratings.users, minlength=user_rows.size)
+    lengths = np.diff(before)
+    starts = np.cumsum(lengths + more) - (lengths + more)
+    done = np.zeros(int((lengths + more).sum()), np.int64)
+    done[np.arange(held.size) + np.repeat(starts - before[:-1], lengths)] = held
+    keys = id_keys(ratings.item_ids).view(np.int64)[ratings.items]
+    note_done(ratings.users, keys, ratings.values, done, starts, lengths)
+    places = zip(starts.tolist(), lengths.tolist(), strict=True)
+    memory.replace(user_rows, (done[begin : begin + size].copy() for begin, size in places))
+    state.users.count[user_rows] += more
+    state.items.count[item_rows] += np.bincount(ratings.items, minlength=item_rows.size)
+    low, high = ratings.value_range()
+    counted = state.counters
+    state.counters = replace(
+        counted,
+        ratings=counted.ratings + len(ratings),
+        low=min(low, counted.low),
+        high=max(high, counted.high),
+    )
+
+
+def caught_up(state: ModelState) -> ModelState:
+    """Return a copy whose filter has learned what the table held, where it has learned nothing.
+
+    Each pair that the model remembers is an event of weight 1, in the order of a hash: a table
+    without times has no other.
+    """
+    twin = state.copy()
+    if not table_alone(state) or not state.users.size:
+        return twin
+    memory = memories_of(state)[0]
+    starts, held = memory.ragged(np.arange(state.users.size))
+    item_ids = state.items.index.ids()
+    item_keys = id_keys(item_ids)
+    found = rows_of_keys(held, item_keys, np.argsort(item_keys))
+    users = np.repeat(np.arange(state.users.size), np.diff(starts))[found >= 0].astype(np.int32)
+    items = found[found >= 0].astype(np.int32)
+    user_ids = state.users.index.ids()
+    order = np.argsort(pair_hash(id_keys(user_ids), item_keys, users, items), kind="stable")
+    settings = replace(state.settings, table_rank=0)
+    scratch = ModelState.empty(settings, state.users.index.kind, state.items.index.kind)
+    learn_events(
+        scratch,
+        Ratings(
+            user_ids, item_ids, users[order], items[order], np.ones(users.size, np.float32),
+            np.empty(0, np.float32),
+        ),
+    )  # fmt: skip
+    for table, learned in ((twin.users, scratch.users), (twin.items, scratch.items)):
+        # rows of the scratch model are those of the ids as they were given
+        table.mean, table.var = learned.mean, learned.var
+    memories_of(twin)[1].arrays = memories_of(scratch)[1].arrays
+    twin.events_learned, twin.popularity_parts = scratch.events_learned, scratch.popularity_parts
+    return twin
+
+
+def chosen_lambdas(
+    state: ModelState, settings: Settings, choose: Callable[[], float]
+) -> tuple[float, float]:
+    """Lambda of users and of items: what is set, else that of the model, else what is chosen."""
+    lams = settings.regs[2], settings.regs[3]
+    if CHOSEN not in lams:
+        return lams
+    found = state.regularisation if any(state.regularisation) else (choose(),) * 2
+    return (
+        found[0] if lams[0] == CHOSEN else lams[0],
+        found[1] if lams[1] == CHOSEN else lams[1],
+    )
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """A table to be fitted onto all ids of a model.
+
+    Attributes
+    ----------
+    table : EventTable
+        events by rows of the model
+    start : Factors
+        of all ids: the model's own, or those of new ids
+    counts : tuple[F64, F64]
+        events of each user and each item that earlier tables held
+    """
+
+    state: ModelState
+    settings: Settings
+    table: EventTable
+    start: Factors
+    counts: tuple[F64, F64]
+    user_keys: npt.NDArray[np.uint64]
+
+    @classmethod
+    def of(cls, state: ModelState, ratings: Ratings) -> _Fit:
+        """Make room for the table's ids in the state, and start."""
+        settings = state.settings
+        rows = state.users.ensure(ratings.user_ids)[0], state.items.ensure(ratings.item_ids)[0]
+        weights = confidences(settings, ratings)
+        if not np.all(weights > 0.0):
+            # fell below what a float32 holds, or is not a number
+            raise not_finite(settings)
+        nothing = np.empty(0, np.float32)
+        done = ratings.values > 0
+        keys = id_keys(ratings.user_ids), id_keys(ratings.item_ids)
+        table = EventTable(
+            rows[0][ratings.users].astype(np.int32),
+            rows[1][ratings.items].astype(np.int32),
+            (state.users.size, state.items.size),
+            nothing if done.all() else done.astype(np.float32),
+            nothing if np.all(weights == np.float32(1.0)) else weights,
+            pair_hash(*keys, ratings.users, ratings.items),
+        )
+        start = Factors.start(*(_start(side, settings) for side in (state.users, state.items)))
+        counts = (_events_in_tables(state.users), _events_in_tables(state.items))
+        return cls(state, settings, table, start, counts, id_keys(state.users.index.ids()))
+
+    def sweep(
+        self, stops: list[int], threads: int, progress: Progress
+    ) -> list[tuple[Factors, list[float]]]:
+        """Fit; the factors and the roots of mean squared errors at each stop."""
+        settings, table = self.settings, self.table
+        state = self.state
+        lams = chosen_lambdas(
+            state, settings,
+            lambda: choose_regularisation(
+                table, self.start, self.user_keys, settings.unobserved_weight, threads
+            ),
+        )  # fmt: skip
+        state.regularisation = lams
+        total = float(table.weights.sum(dtype=np.float64)) if table.weights.size else len(table)
+        factors = self.start.copy()
+        losses: list[float] = []
+        history: list[float] = []
+        found: list[tuple[Factors, list[float]]] = []
+        steps = fit_table(
+            table, factors, lams, settings.unobserved_weight, stops[-1], threads, self._priors()
+        )
+        for number, (loss, errors) in enumerate(steps, 1):
+            losses.append(loss)
+            history.append(math.sqrt(errors / total))
+            progress(number, history[-1])
+            if number in stops[:-1]:
+                found.append((factors.copy(), list(history)))
+            if number >= EARLIEST_STOP and settled(losses, settings.tol):
+                break
+        found += [(factors, history)] * (len(stops) - len(found))
+        if not all(np.isfinite(side).all() for side in (factors.users, factors.items)):
+            raise not_finite(settings)
+        return found
+
+    def put_into(self, target: ModelState, factors: Factors) -> None:
+        """Give a copy of the state that this was made of what is fitted."""
+        target.regularisation = self.state.regularisation
+        rank, targets = self.settings.table_rank, self.table.targets
+        done = targets > 0 if targets.size else slice(None)
+        for side, learned, before, own in zip(
+            (target.users, target.items), (factors.users, factors.items), self.counts,
+            (self.table.users, self.table.items), strict=True,
+        ):  # fmt: skip
+            taste = side.taste
+            taste[:, 1:] = unpadded(learned, rank)
+            taste[:, 0] = np.log1p(before + np.bincount(own[done], minlength=side.size))
+            # of ids that no table held nothing is known
+            taste[taste[:, 0] <= 0.0] = 0.0
+
+    def _priors(self) -> tuple[tuple[F32, F32], tuple[F32, F32]] | None:
+        """Return what ids of earlier tables are drawn to, as strongly as their events then."""
+        if not any(counts.any() for counts in self.counts):
+            return None
+        sides = self.start.users, self.start.items
+        rank = self.settings.table_rank
+        strengths = [
+            float(np.trace(gram_of(other))) / max(1, other.shape[0]) / rank for other in sides[::-1]
+        ]
+        users, items = (
+            (padded_rows(side), (counts * strength).astype(np.float32))
+            for side, counts, strength in zip(sides, self.counts, strengths, strict=True)
+        )
+        return users, items
+
+
+def _start(side: FactorTable, settings: Settings) -> F32:
+    rank = settings.table_rank
+    deviation = start_deviation(rank)
+    features: F32 = start_factors(
+        id_keys(side.index.ids()), side.side, rank, settings.seed, deviation
+    )[:, 1:]
+    known = side.taste[:, 0] > 0
+    features[known] = side.taste[known, 1:]
+    return features
+
+
+def _events_in_tables(side: FactorTable) -> F64:
+    counts: F64 = np.rint(np.expm1(side.taste[:, 0].astype(np.float64)))
+    return counts
