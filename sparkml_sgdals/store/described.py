@@ -40,7 +40,8 @@ _SETTINGS: Final = Fields(
     },
     {
         "positive": TRUTH, "alpha": NUMBER, "num_negatives": COUNT,
-        "ranking_size": COUNT, "ranking_sample": COUNT,
+        "ranking_size": COUNT, "ranking_sample": COUNT, "table_rank": _RANK,
+        "unobserved_weight": NUMBER,
     },
 )  # fmt: skip
 """as `Settings.from_json` takes them"""
@@ -80,7 +81,10 @@ _SCALARS: Final = Fields(
         "noise": NUMBER,
         "noiseWeight": NUMBER,
     },
-    {"settings": _SETTINGS, "events": COUNT, "popularityParts": ListOf(NUMBER)},
+    {
+        "settings": _SETTINGS, "events": COUNT, "popularityParts": ListOf(NUMBER),
+        "filterShare": NUMBER, "regularisation": ListOf(NUMBER, 2),
+    },
     others=ANYTHING,
 )  # fmt: skip
 

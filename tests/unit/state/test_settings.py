@@ -12,7 +12,7 @@ from sparkml_sgdals.state.settings import Settings
 
 OTHERS = Settings(
     "minibatch", 3, 7, 0.1, -5, 0.2, (1.0, 2.0, 3.0, 4.0), 9, 0.3, 0.4, 0.5, 0.6, 0.7, True, True,
-    0.8, 4, 5, 6,
+    0.8, 4, 5, 6, 7, 0.3,
 )  # fmt: skip
 
 
@@ -46,7 +46,10 @@ def test_no_defaults() -> None:
 def test_those_of_a_model_of_ratings_that_ranks_nothing() -> None:
     """Files lack what came after them."""
     values = settings_of().to_json()
-    for name in ("positive", "alpha", "num_negatives", "ranking_size", "ranking_sample"):
+    for name in (
+        "positive", "alpha", "num_negatives", "ranking_size", "ranking_sample", "table_rank",
+        "unobserved_weight",
+    ):  # fmt: skip
         del values[name]
     assert Settings.from_json(values) == settings_of()
 
@@ -56,5 +59,6 @@ def test_names_in_files_stay() -> None:
     assert list(settings_of().to_json()) == [
         "solver", "rank", "max_iter", "tol", "seed", "step_size", "regs", "block_size",
         "bias_prior", "factor_prior", "noise", "init_std", "drift", "implicit_prior", "positive",
-        "alpha", "num_negatives", "ranking_size", "ranking_sample",
+        "alpha", "num_negatives", "ranking_size", "ranking_sample", "table_rank",
+        "unobserved_weight",
     ]  # fmt: skip
