@@ -67,13 +67,15 @@ class StreamingBiasedALS(
         'minibatch' (summed gradients, a Spark join a mini-batch), or, under implicitPrefs, 'bayes'
         or 'isgd'
     rank : int, default 16
-        number of features; at least 1; default under implicitPrefs 32
+        number of features; at least 1; default under implicitPrefs 64, of which what learns a stream
+        of events has at most 32
     maxIter : int, default 10
         sweeps of 'bayes' after its filter pass (0 = filter only), at most, see tol; passes of 'sgd'
-        and 'minibatch'
+        and 'minibatch'; default under implicitPrefs 16, sweeps over a table
     tol : float, default 0.005
         stop when a sweep changes the expected square error of a training rating by less than this
-        share; of 'sgd', only where it is set, the training RMSE; 0 = never
+        share; of 'sgd', only where it is set, the training RMSE; 0 = never; default under
+        implicitPrefs 0.001, of the loss
     seed : int | None, default 20_140_707
         random seed
     coldStartStrategy : str, default "bias"
@@ -87,7 +89,8 @@ class StreamingBiasedALS(
         (as skip, but a missing time counts as the earliest and a bad weight as 1)
     regParam : float, default 0.1
         every lambda of 'sgd' and 'minibatch' at once; 'bayes' shrinks by its variances instead; at
-        least 0; default under implicitPrefs 0.01
+        least 0; default under implicitPrefs -1.0, which is: chosen from the table, on events held
+        out; with 'isgd' under implicitPrefs 0.01
     userBiasRegParam : float | None, default None
         lambda of user biases, for regParam; None: as regParam; at least 0
     itemBiasRegParam : float | None, default None

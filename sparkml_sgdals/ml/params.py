@@ -442,10 +442,7 @@ class LearningParams(
     def settings(self, table: bool = False) -> Settings:
         """Return what the arithmetic needs of the Params; what has no effect is 0, alpha 1.
 
-        Parameters
-        ----------
-        table : bool
-            whether a table is learned: one of events is fitted as a whole, beside the filter
+        Under `table`, a bool, a table is learned: one of events is fitted as a whole.
         """
         events, size = self.getImplicitPrefs(), self.getRankingSize()
         filters = events and self.getSolver() == "bayes"

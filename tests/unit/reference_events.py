@@ -137,3 +137,44 @@ def isgd(users, items, user_mean, item_mean, step, regs, negatives=0, queue=()):
             queue.remove(y)
         queue.append(y)
     return queue
+
+
+def least_squares_half(events, factors, partners, unobserved, regs, before=None, pulls=None):
+    """Half a sweep of coordinate descent over all pairs, written from the loss.
+
+    `events` are rows (own, partner, target, weight); returns the new factors, float64.
+    """
+    new = np.array(factors, np.float64)
+    other = np.array(partners, np.float64)
+    for x in range(len(new)):
+        own = [row for row in events if row[0] == x]
+        if not own:
+            continue
+        for f in range(new.shape[1]):
+            top = bottom = 0.0
+            for _, y, target, weight in own:
+                rest = new[x] @ other[y] - new[x, f] * other[y, f]
+                top += weight * (target - rest) * other[y, f]
+                bottom += weight * other[y, f] ** 2
+            for y in range(len(other)):
+                rest = new[x] @ other[y] - new[x, f] * other[y, f]
+                top -= unobserved * rest * other[y, f]
+                bottom += unobserved * other[y, f] ** 2
+            bottom += regs[x]
+            if before is not None:
+                top += pulls[x] * before[x, f]
+                bottom += pulls[x]
+            if bottom > 0.0:
+                new[x, f] = top / bottom
+    return new
+
+
+def least_squares_loss(events, users, items, unobserved, user_regs, item_regs):
+    """The whole loss that both half-sweeps make smaller."""
+    users, items = np.array(users, np.float64), np.array(items, np.float64)
+    scores = users @ items.T
+    total = unobserved * np.sum(scores**2)
+    for x, y, target, weight in events:
+        total += weight * (target - scores[x, y]) ** 2
+    total += np.sum(user_regs * np.sum(users**2, axis=1))
+    return total + np.sum(item_regs * np.sum(items**2, axis=1))

@@ -16,7 +16,7 @@ SOLVERS_OF_EVENTS = pytest.mark.parametrize("solver", ["bayes", "isgd"])
 
 
 @SOLVERS_OF_EVENTS
-@pytest.mark.parametrize("name", ["maxResidentIds", "checkpointInterval", "maxIter"])
+@pytest.mark.parametrize("name", ["maxResidentIds", "checkpointInterval", "noiseVariance"])
 def test_params_without_effect_on_events_are_named(solver: str, name: str) -> None:
     with pytest.warns(UserWarning, match=f"does not use {name}:"):
         StreamingBiasedALS(implicitPrefs=True, solver=solver, **{name: 7}).warnOfUnused()

@@ -51,7 +51,7 @@ def test_a_large_side_is_several_parts() -> None:
     state.users.ensure(pa.array(np.arange(10**9, 10**9 + 600_000)))
     parts = list(state_parts(state))
     assert [kind for kind, _ in parts] == ["state", "users", "users", "users", "items"]
-    assert max(len(payload) for _, payload in parts) < 2**24
+    assert max(len(payload) for _, payload in parts) < 2**25
     back, extra = state_from_parts(parts[::-1])
     assert back.users.size == state.users.size
     assert back.fingerprint() == state.fingerprint()

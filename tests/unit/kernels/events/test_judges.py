@@ -1,0 +1,122 @@
+"""Two judgements put together, against the formula."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparkml_sgdals.kernels.events.judges import (
+    FLOOR,
+    NEVER,
+    SHARE_RATE,
+    believed,
+    judge_sums,
+    mix_pairs,
+    mixed,
+    pair_probabilities,
+    soft,
+)
+from sparkml_sgdals.kernels.topn import Tastes, candidate_products, query_products, top_n
+
+F32 = np.float32
+
+
+def exact_soft(t: float) -> float:
+    return (t + math.sqrt(t * t + 4 * float(FLOOR) ** 2)) / 2
+
+
+@given(st.floats(-3, 3), st.floats(-3, 3))
+def test_soft_rises_and_stays_above_zero(one, two):
+    """Below 0, where a logarithm of max(t, 0) would tie, the order is that of t."""
+    low, high = sorted((F32(one), F32(two)))
+    assert soft(low) > 0
+    assert soft(low) == pytest.approx(exact_soft(float(low)), rel=1e-3)
+    assert soft(high) >= soft(low)
+    if high - low > 1e-4:
+        assert soft(high) > soft(low)
+
+
+def test_either_judge_may_be_silent():
+    assert mixed(F32(NEVER), F32(0.5), F32(0.0)) == soft(F32(0.5))
+    assert mixed(F32(1.5), F32(0.5), F32(NEVER)) == pytest.approx(math.exp(1.5), rel=1e-6)
+    assert mixed(F32(NEVER), F32(0.5), F32(NEVER)) == 0.0
+
+
+@st.composite
+def models(draw):
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    users, items = draw(st.integers(1, 5)), draw(st.integers(1, 30))
+    rank, table_rank = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    mean = [rng.normal(0, 0.7, (n, rank + 1)).astype(F32) for n in (users, items)]
+    taste = [rng.normal(0, 0.5, (n, table_rank + 1)).astype(F32) for n in (users, items)]
+    taste[0][rng.random(users) < 0.3, 0] = NEVER
+    mean[0][rng.random(users) < 0.3, 0] = NEVER
+    return mean, taste
+
+
+def exact(mean, taste, x, y):
+    score = float(mean[0][x, 0]) + float(mean[1][y, 0])
+    score += mean[0][x, 1:].astype(float) @ mean[1][y, 1:].astype(float)
+    product = taste[0][x, 1:].astype(float) @ taste[1][y, 1:].astype(float)
+    offset = float(taste[0][x, 0]) + float(taste[1][y, 0])
+    both = math.exp(max(score, -700)) + math.exp(max(offset, -700)) * exact_soft(product)
+    return math.log(max(both, 1e-37))
+
+
+@given(models())
+def test_pairs_and_lists_have_one_score(model):
+    """What `transform` gives is what lists are ordered by."""
+    mean, taste = model
+    users, items = (np.arange(len(side)) for side in mean)
+    pairs = np.repeat(users, items.size), np.tile(items, users.size)
+    scores = np.empty(pairs[0].size, F32)
+    mix_pairs(*pairs, *mean, *taste, scores)
+    wanted = [exact(mean, taste, x, y) for x, y in zip(*pairs, strict=True)]
+    np.testing.assert_allclose(scores, wanted, atol=2e-3, rtol=2e-3)
+    best, values = top_n(
+        query_products(mean[0], None)[0], candidate_products(mean[1], None)[0], items.size,
+        tastes=Tastes.of(*taste),
+    )  # fmt: skip
+    grid = scores.reshape(users.size, items.size)
+    for x in users:
+        np.testing.assert_allclose(values[x], grid[x, best[x]], atol=2e-3, rtol=2e-3)
+        assert (np.diff(values[x]) <= 0).all()
+        assert sorted(best[x]) == items.tolist()
+
+
+@given(models())
+def test_sums_make_probabilities(model):
+    """Over all items each judge's probabilities sum up to 1."""
+    mean, taste = model
+    n = len(mean[1])
+    sums = np.empty((2, len(mean[0])))
+    biases, bases = mean[1][:, 0].copy(), taste[1][:, 0].copy()
+    sides = [np.ascontiguousarray(side[:, 1:]) for side in (mean[0], taste[0], mean[1], taste[1])]
+    judge_sums(*sides, biases, bases, sums)
+    for x in range(len(mean[0])):
+        scores = biases + sides[2] @ sides[0][x]
+        products = sides[3] @ sides[1][x]
+        found = pair_probabilities(
+            scores.astype(F32),
+            products.astype(F32),
+            bases,
+            np.repeat(sums[:, x : x + 1], n, axis=1),
+        )
+        np.testing.assert_allclose(found.sum(axis=1), 1.0, rtol=1e-3)
+
+
+@given(st.floats(0.01, 0.99), st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), max_size=20))
+def test_the_share_follows_who_predicted(share, told):
+    ours, theirs = (np.array([t[n] for t in told]) for n in (0, 1))
+    wanted = share
+    for a, b in told:
+        both = wanted * a + (1 - wanted) * b
+        if both > 0:
+            wanted += SHARE_RATE * (wanted * a / both - wanted)
+    found = believed(share, ours, theirs)
+    assert found == pytest.approx(wanted)
+    assert 0 < found < 1
