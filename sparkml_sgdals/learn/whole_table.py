@@ -75,6 +75,12 @@ def fit_ratings(
     DivergenceError
         where a pass leaves factors that are not finite, or predictions far worse than the mean
     """
+    if state.settings.learns_events:
+        ((learned, history),) = fit_stops(
+            ratings, state, [state.settings.max_iter], threads, progress
+        )
+        state.restore(learned)
+        return history
     work = _Work.start(ratings, state, threads, progress)
     for _ in work.passes():
         pass

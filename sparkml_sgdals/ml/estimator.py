@@ -67,8 +67,8 @@ class StreamingBiasedALS(
         'minibatch' (summed gradients, a Spark join a mini-batch), or, under implicitPrefs, 'bayes'
         or 'isgd'
     rank : int, default 16
-        number of features; at least 1; default under implicitPrefs 64, of which what learns a stream
-        of events has at most 32
+        number of features; at least 1; default under implicitPrefs 64; what learns a stream of
+        events has at most 32 of them
     maxIter : int, default 10
         sweeps of 'bayes' after its filter pass (0 = filter only), at most, see tol; passes of 'sgd'
         and 'minibatch'; default under implicitPrefs 16, sweeps over a table
