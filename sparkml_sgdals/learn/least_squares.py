@@ -55,6 +55,8 @@ _FIRST_TRIED: Final = 4.0
 _STEP: Final = 1.5
 """from one value tried to the next"""
 _MOST_TRIED: Final = 9
+_TRIED_RANK: Final = 64
+"""features at most that a regularisation is chosen with: with more the best one is the same"""
 _MOST_EVENTS: Final = 2_000_000
 """a regularisation is chosen on as many users as have about so many events: their share of the
 table changes neither side's equations but for a common factor"""
@@ -271,6 +273,8 @@ def choose_regularisation(
     threads : int
         at most so many at once; they change no result
     """
+    if start.users.shape[1] > _TRIED_RANK:
+        start = Factors.start(start.users[:, :_TRIED_RANK], start.items[:, :_TRIED_RANK])
     if len(table) > _MOST_EVENTS:
         table, start = _some_users(table, start, keys)
     held = (table.hashes % np.uint64(_HELD) == 0) & _has_more(table)

@@ -67,7 +67,7 @@ class StreamingBiasedALS(
         'minibatch' (summed gradients, a Spark join a mini-batch), or, under implicitPrefs, 'bayes'
         or 'isgd'
     rank : int, default 16
-        number of features; at least 1; default under implicitPrefs 64; what learns a stream of
+        number of features; at least 1; default under implicitPrefs 128; what learns a stream of
         events has at most 32 of them
     maxIter : int, default 10
         sweeps of 'bayes' after its filter pass (0 = filter only), at most, see tol; passes of 'sgd'
@@ -75,7 +75,7 @@ class StreamingBiasedALS(
     tol : float, default 0.005
         stop when a sweep changes the expected square error of a training rating by less than this
         share; of 'sgd', only where it is set, the training RMSE; 0 = never; default under
-        implicitPrefs 0.001, of the loss
+        implicitPrefs 0.0003, of the loss
     seed : int | None, default 20_140_707
         random seed
     coldStartStrategy : str, default "bias"

@@ -51,7 +51,7 @@ _UNUSED_UNDER_IMPLICIT_PREFS: Final[dict[str, tuple[str, ...]]] = {
 """The same where rows are events, for the solvers that learn them."""
 EVENT_DEFAULTS: Final[dict[str, dict[str, Any]]] = {
     "bayes": {
-        "rank": 64, "maxIter": 16, "tol": 0.001, "regParam": CHOSEN, "factorPriorVariance": 0.5,
+        "rank": 128, "maxIter": 16, "tol": 0.0003, "regParam": CHOSEN, "factorPriorVariance": 0.5,
         "biasPriorVariance": 0.1, "numNegatives": 20, "rankingSize": 10,
     },
     "isgd": {
