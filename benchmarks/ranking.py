@@ -235,16 +235,23 @@ def speed(runs: int) -> None:
             print("implicit is left out: pip install implicit threadpoolctl")
             del ways["implicit"]
         # compiled and warm
-        own.fit(events.limit(10_000))
-        in_blocks.fit(events.limit(10_000))
+        few = events.limit(10_000).cache()
+        own.fit(few)
+        in_blocks.fit(few)
+        small = encode_ratings(arrow.slice(0, 10_000))
+        learned_alone(small, SPEED_RANK, SPEED_SWEEPS)
+        if "implicit" in ways:
+            ways["implicit"]()
         rows = in_turns(ways, runs)
         spark.stop()
-    for kind in ("median", "medianCpu"):
-        print(kind, {one["label"]: round(one[kind], 2) for one in rows})
-    median = {one["label"]: one["median"] for one in rows}
-    ratios = {"ours to ALS": median["ours"] / min(median["ALS"], median["ALS, a block a core"])}
-    if "implicit" in median:
-        ratios["learning alone to implicit"] = median["ours, learning alone"] / median["implicit"]
+    ratios = {}
+    for kind, suffix in (("median", ""), ("medianCpu", ", CPU")):
+        took = {one["label"]: one[kind] for one in rows}
+        als = min(took["ALS"], took["ALS, a block a core"])
+        ratios[f"ALS to ours{suffix}"] = als / took["ours"]
+        if "implicit" in took:
+            alone = took["ours, learning alone"] / took["implicit"]
+            ratios[f"learning alone to implicit{suffix}"] = alone
     write("ranking_speed", rows, ratios, events=MILLION, peers=_versions())
 
 
@@ -283,12 +290,16 @@ def twenty(blocks: int, memory: str) -> None:
                 print(f"{label}: no result, {reason}")
                 continue
             one = json.loads(done.stdout.splitlines()[-1])
-            bytes_each = one["peaks"]["all"] / one["learned"]
-            rows.append(row(label, [one.pop("seconds")], [one.pop("cpu")], **one,
-                            bytesPerEvent=bytes_each))  # fmt: skip
+            peaks = one["peaks"]
+            one["bytesPerEvent"] = peaks["all"] / one["learned"]
+            one["pythonBytesPerEvent"] = (peaks["driver"] + peaks["workers"]) / one["learned"]
+            rows.append(row(label, [one.pop("seconds")], [one.pop("cpu")], **one))
             seconds[number] = rows[-1]["median"]
-            peaks = {name: f"{value / 2**30:.2f} GiB" for name, value in one["peaks"].items()}
-            print(f"{label}: {seconds[number]:.1f} s, {peaks}, {bytes_each:.0f} bytes an event")
+            said = ", ".join(f"{name} {value / 2**30:.2f} GiB" for name, value in peaks.items())
+            print(
+                f"{label}: {seconds[number]:.1f} s; {said}; {one['bytesPerEvent']:.0f} bytes an "
+                f"event, {one['pythonBytesPerEvent']:.0f} of them Python's"
+            )
     ratios = {"blocks to one task": seconds[blocks] / seconds[1]} if len(seconds) > 1 else {}
     write("ranking_twenty", rows, ratios, events=TWENTY, memory=memory)
 
