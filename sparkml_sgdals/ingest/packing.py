@@ -20,6 +20,7 @@ from pyspark.sql import DataFrame, SparkSession
 from sparkml_sgdals.arrays.ipc import narrow, to_bytes
 from sparkml_sgdals.arrays.screening import Problems, screen
 from sparkml_sgdals.spark_jobs import gathered
+from sparkml_sgdals.spark_workers import need_workers
 
 __all__ = [
     "PACK_DDL",
@@ -122,6 +123,7 @@ def batches_by_rows(spark: SparkSession) -> Iterator[None]:
 
 def pack(ratings: DataFrame, keep: bool) -> DataFrame:
     """Pack ratings, as `select_ratings` gives them, into rows (count, payload, problems)."""
+    need_workers(ratings.sparkSession)
     return gathered(ratings).mapInArrow(_Pack(keep), PACK_DDL)
 
 

@@ -22,6 +22,7 @@ from pyspark.sql import types as T
 from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 from sparkml_sgdals.ingest.columns import RatingColumns
 from sparkml_sgdals.ingest.packing import PACK_DDL, ROWS_PER_CELL, pack_cell
+from sparkml_sgdals.spark_workers import need_workers
 from sparkml_sgdals.store.objects import ObjectStore, full_path
 
 __all__ = ["pack_parquet", "row_group_splits"]
@@ -84,6 +85,7 @@ def pack_parquet(
     splits = row_group_splits(store, {name: types[name] for name in wanted.values()})
     if splits is None:
         return None
+    need_workers(df.sparkSession)
     reader = _Read(store.path, tuple(wanted.items()), kinds, keep)
     return df.sparkSession.createDataFrame(splits, _SPLIT_DDL).mapInArrow(reader, PACK_DDL)
 

@@ -20,6 +20,7 @@ from sparkml_sgdals.arrays.hashing import block_of, id_keys
 from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 from sparkml_sgdals.arrays.ipc import from_bytes, to_bytes
 from sparkml_sgdals.kernels.topn import Tastes, candidate_products, query_products, top_n
+from sparkml_sgdals.spark_workers import need_workers
 from sparkml_sgdals.state.columns import list_column, prior_variances
 from sparkml_sgdals.state.event_scores import cold_rows, tastes_of
 from sparkml_sgdals.state.factors import FactorTable
@@ -211,6 +212,7 @@ def _ranked(
     )
     if not len(ids) or not parts:
         return spark.createDataFrame([], ddl)
+    need_workers(spark)
     num_blocks = -(-len(ids) // _QUERIES_PER_BLOCK)
     blocks = _query_blocks(spark, ids, asked, num_blocks)
     routed = None

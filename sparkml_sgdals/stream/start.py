@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
+from pyspark.sql.utils import is_remote
 
 from sparkml_sgdals.arrays.screening import screen
 from sparkml_sgdals.fit.plan import FitOptions
@@ -17,6 +18,7 @@ from sparkml_sgdals.ingest.bad_rows import column_names, explain_problems
 from sparkml_sgdals.ingest.collecting import COLLECT_LIMIT
 from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
 from sparkml_sgdals.ingest.deduplication import drop_repeats
+from sparkml_sgdals.spark_workers import need_workers
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.lease import Lease
@@ -134,6 +136,9 @@ def start_stream(
         )
     columns = fit_options.columns
     select_ratings(stream, columns, fit_options.kinds, raw=True)
+    if is_remote():
+        # there the function of a batch runs in a worker beside the server
+        need_workers(stream.sparkSession)
     if options.event_id_col is not None:
         stream = drop_repeats(stream, options.event_id_col, columns.time, options.watermark)
     path = full_path(path)

@@ -13,9 +13,10 @@ NAME = "sparkml_sgdals"
 # each with those right below it; what lies below these may be imported as well
 BELOW = {
     "arrays": "errors", "kernels": "arrays", "state": "kernels", "learn": "state", "store": "state",
-    "ingest": "store spark_jobs", "fit": "ingest learn", "predict": "ingest metrics",
+    "ingest": "store spark_workers", "fit": "ingest learn", "predict": "ingest metrics",
     "stream": "fit", "ml": "predict stream", "race": "ml",
-    "errors": "", "spark_jobs": "errors", "predictor": "store", "serving": "learn store",
+    "errors": "", "spark_jobs": "errors", "spark_workers": "spark_jobs",
+    "predictor": "store", "serving": "learn store",
     NAME: "race predictor _compiling", "cli": f"{NAME} datasets", "mlflow": NAME,
     "metrics": "", "plotting": "", "datasets": "", "_compiling": "",
 }  # fmt: skip
@@ -73,7 +74,8 @@ def test_the_package_keeps_its_floors():
 def test_the_picture_shows_these_floors():
     page = (REPOSITORY / "docs/architecture.md").read_text()
     arrows = re.findall(r"(\w+) --> (?=(\w+))", page.split("```mermaid")[1].split("```")[0])
-    beside = {"errors", "metrics", "spark_jobs", "_compiling", NAME, "cli", "mlflow"}
+    beside = {"errors", "metrics", "spark_jobs", "spark_workers"}
+    beside |= {"_compiling", NAME, "cli", "mlflow"}
     assert {(a, b) for a in BELOW for b in BELOW[a].split() if not {a, b} & beside} == set(arrows)
 
 

@@ -1,0 +1,143 @@
+"""Can Spark's Python workers run this package? Asked once a session, before the first real job."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import Any, Final
+
+from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.utils import is_remote
+
+from sparkml_sgdals.spark_jobs import local_threads
+
+__all__ = ["need_workers"]
+
+logger = logging.getLogger(__name__)
+
+_PACKAGE: Final = "sparkml_sgdals"
+_NEEDED: Final = (_PACKAGE, "numpy", "pandas", "pyarrow", "numba")
+_CANNOT_START: Final = re.compile(
+    r'Cannot run program "(?P<program>[^"]+)"'
+    r"|(?P<versions>Python versions? (?:in|on)[^\n]*?different[^\n]*|PYTHON_VERSION_MISMATCH[^\n]*)"
+    r"|No module named '(?P<module>[^']+)'"
+)
+_asked: set[str] = set()
+
+
+def need_workers(spark: SparkSession) -> None:
+    """See that Python workers can import what tasks run; call before a job with a Python step.
+
+    Where the master is a local one and nobody chose a Python for the workers, it is this process's
+    own from here on. One job of one row a session, which does not fail where they lack something:
+    a task that fails for it is tried four times and fills the log with traces.
+
+    Raises
+    ------
+    RuntimeError
+        they cannot: which Python, what it lacks, and what to do
+    """
+    session = _name(spark)
+    if session in _asked:
+        return
+    if local_threads(spark) and not is_remote():
+        _use_own_python()
+    try:
+        told = _ask(spark)
+    except Exception as failure:
+        fault = _CANNOT_START.search(str(failure))
+        if fault is None:
+            # whatever it is, the caller's own job will say it better
+            logger.debug("the workers' Python is not known: %s", failure)
+            return
+        raise RuntimeError(_cannot_start(fault, spark)) from None
+    if told["missing"]:
+        raise RuntimeError(_lacking(told, spark))
+    _asked.add(session)
+
+
+def _name(spark: SparkSession) -> str:
+    """Return what stays the same for sessions that share their workers."""
+    return spark.conf.get("spark.app.id", None) or str(id(spark))
+
+
+def _use_own_python() -> None:
+    """Let workers on this machine run this process's Python, unless the user named one.
+
+    PySpark takes `python3` from the PATH otherwise, which is another one wherever a virtual
+    environment is not activated.
+    """
+    if "PYSPARK_PYTHON" in os.environ:
+        return
+    from pyspark import SparkContext
+
+    # a classic session's own field, read whenever a Python function is handed to Spark
+    context: Any = SparkContext._active_spark_context
+    if context is not None and getattr(context, "pythonExec", None) == "python3":
+        context.pythonExec = sys.executable
+
+
+def _ask(spark: SparkSession) -> dict[str, Any]:
+    # a plain function: an Arrow one would fail, with traces, where there is no pyarrow
+    question = F.udf(_question(_NEEDED), "string", useArrow=False)
+    row = spark.range(1, numPartitions=1).select(question("id").alias("told")).collect()[0]
+    told: dict[str, Any] = json.loads(row["told"])
+    return told
+
+
+def _question(names: tuple[str, ...]) -> Callable[[Any], str]:
+    # made here, so that it travels by value: a worker without the package can run it
+    def answer(_: Any) -> str:
+        import importlib.util
+        import json
+        import sys
+
+        missing = [name for name in names if importlib.util.find_spec(name) is None]
+        return json.dumps({"python": sys.executable, "missing": missing})
+
+    return answer
+
+
+def _lacking(told: dict[str, Any], spark: SparkSession) -> str:
+    python, missing = told["python"], told["missing"]
+    here = bool(local_threads(spark))
+    lacks = f"Spark's Python workers run {python}, which has no {', '.join(missing)}: "
+    if here and os.path.abspath(python) == os.path.abspath(sys.executable):
+        spec = find_spec(_PACKAGE)
+        folder = os.path.dirname(os.path.dirname(str(spec.origin if spec else "")))
+        return (
+            f"{lacks}install the package there ({sys.executable} -m pip install {folder}), or set "
+            f"PYTHONPATH={folder}, before the Spark session starts."
+        )
+    return lacks + _choose(here)
+
+
+def _cannot_start(fault: re.Match[str], spark: SparkSession) -> str:
+    here = bool(local_threads(spark))
+    if fault["program"]:
+        what = f"cannot be started: there is no program {fault['program']!r} where they run"
+    elif fault["module"]:
+        what = f"cannot be started: their Python has no {fault['module']}"
+    else:
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        what = f"run another Python than this process's {version}"
+    return f"Spark's Python workers {what}: {_choose(here)}"
+
+
+def _choose(here: bool) -> str:
+    if here:
+        return (
+            f"set the environment variable PYSPARK_PYTHON={sys.executable} before the Spark "
+            "session starts."
+        )
+    return (
+        "install sparkml_sgdals on every executor, or set the environment variable PYSPARK_PYTHON "
+        "(spark.pyspark.python of spark-submit) to a Python there that has it, before the Spark "
+        "session starts."
+    )

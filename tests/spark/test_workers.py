@@ -1,0 +1,89 @@
+"""Which Python the workers run: found out before the first real job, and said in a sentence."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyspark
+import pytest
+
+PACKAGE = Path(__file__).parents[2]
+# the package is importable in this process alone, as in a notebook that changes sys.path
+PROGRAM = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pyspark.sql import SparkSession
+
+way, where = sys.argv[2:]
+spark = getattr(SparkSession.builder, way)(where).config("spark.ui.enabled", "false").getOrCreate()
+rows = spark.range(60).selectExpr("id % 6 AS user", "id % 5 AS item", "id % 4 AS rating")
+from sparkml_sgdals import StreamingBiasedALS
+try:
+    model = StreamingBiasedALS(rank=2, maxIter=1).fit(rows)
+    print("SAID", model.recommendForAllUsers(2).count())
+except RuntimeError as failure:
+    print("SAID", failure)
+"""
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """A Python of the same version with nothing installed."""
+    folder = tmp_path_factory.mktemp("bare")
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+    return folder / "bin"
+
+
+def said(tmp_path, bare, way, where, **names):
+    # another folder than the checkout, which workers would find the package in
+    left_out = ("PYSPARK_PYTHON", "PYSPARK_DRIVER_PYTHON", "PYTHONPATH", "SPARK_LOCAL_IP")
+    kept = {name: value for name, value in os.environ.items() if name not in left_out}
+    found = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(PACKAGE), way, where],
+        env=kept | {"PATH": f"{bare}{os.pathsep}{os.environ['PATH']}"} | names,
+        cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert "SAID" in found.stdout, found.stderr[-3000:]
+    return found.stdout.partition("SAID ")[2].strip(), found.stderr
+
+
+def test_a_program_without_an_activated_environment_runs(tmp_path, bare):
+    answer, _ = said(tmp_path, bare, "master", "local[2]", PYTHONPATH=str(PACKAGE))
+    assert answer == "6"
+
+
+def test_a_python_without_the_package_is_named_before_a_task_fails(tmp_path, bare):
+    answer, log = said(tmp_path, bare, "master", "local[2]", PYSPARK_PYTHON=str(bare / "python"))
+    assert answer == (
+        f"Spark's Python workers run {bare / 'python'}, which has no sparkml_sgdals, numpy, "
+        "pandas, pyarrow, numba: set the environment variable "
+        f"PYSPARK_PYTHON={sys.executable} before the Spark session starts."
+    )
+    assert "Traceback" not in log
+    assert "ERROR" not in log
+
+
+@pytest.mark.long
+def test_a_python_that_is_not_there_is_named(tmp_path, bare):
+    answer, _ = said(tmp_path, bare, "master", "local[2]", PYSPARK_PYTHON="/nowhere/python")
+    assert "there is no program '/nowhere/python'" in answer
+    assert f"PYSPARK_PYTHON={sys.executable}" in answer
+
+
+@pytest.mark.long
+def test_a_cluster_is_told_the_same(tmp_path, bare):
+    home = {"SPARK_HOME": str(Path(pyspark.__file__).parent)}
+    answer, log = said(tmp_path, bare, "master", "local-cluster[1,1,1024]", **home)
+    assert answer.startswith(f"Spark's Python workers run {bare / 'python3'}, which has no")
+    assert "install sparkml_sgdals on every executor, or set" in answer
+    assert "Traceback" not in log
+
+
+@pytest.mark.connect
+def test_connect_is_told_the_same(tmp_path, bare):
+    answer, log = said(tmp_path, bare, "remote", "local[2]")
+    assert f"{bare / 'python3'}, which has no sparkml_sgdals" in answer
+    assert "ModuleNotFoundError" not in log
