@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any, Final
@@ -11,13 +12,14 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
+from sparkml_sgdals.arrays.given_ids import given_ids
 from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.kernels.topn import Tastes, candidate_products, query_products, top_n
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.event_scores import cold_rows, score_pairs, serving_state
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.store.objects import Location
 from sparkml_sgdals.store.saved_model import is_saved, read_saved
 from sparkml_sgdals.store.version_store import VersionStore
 
@@ -46,11 +48,12 @@ class Predictor:
         self.version = version
 
     @classmethod
-    def load(cls, path: str, version: int | None = None) -> Predictor:
+    def load(cls, path: Location, version: int | None = None) -> Predictor:
         """Read what `model.save(path)` wrote, or a version of a model path, the newest by default.
 
         Raises StorageError where nothing readable is there, it is damaged or of another format.
         """
+        path = os.fspath(path)
         store = VersionStore(path)
         meta = store.meta()
         if meta is not None:
@@ -213,37 +216,8 @@ class Predictor:
 
 def _rows(table: FactorTable, ids: Iterable[Any], side: str) -> I64:
     """Rows of ids, -1 where not known or null."""
-    kind: IdKind = table.index.kind
-    given = _array(ids)
-    held = pa.types.is_string(given.type) if kind == "str" else pa.types.is_integer(given.type)
-    if pa.types.is_floating(given.type) and kind == "int":
-        # where an id is missing, pandas has made floats of all of them
-        values = given.to_numpy(zero_copy_only=False)
-        held = bool(np.all(np.isnan(values) | (values == np.floor(values))))
-        given = pa.array(values, from_pandas=True)
-    if not held and not pa.types.is_null(given.type):
-        words = {"int": "whole numbers", "str": "strings"}
-        raise TypeError(
-            f"Ids of {side}s are {words[kind]} in this model, got {given.type}: convert them."
-        )
-    try:
-        given = given.cast(id_array_type(kind))
-    except pa.ArrowInvalid as failure:
-        raise TypeError(f"Ids of {side}s have to fit into a bigint: {failure}") from failure
+    given = given_ids(ids, table.index.kind, side)
     rows = np.full(len(given), -1, np.int64)
     known = given.is_valid().to_numpy(zero_copy_only=False)
     rows[known] = table.index.find(given.drop_null())
     return rows
-
-
-def _array(ids: Iterable[Any]) -> pa.Array:
-    """Ids as one Arrow array, string where they are text of whatever form."""
-    if isinstance(ids, pa.ChunkedArray):
-        ids = ids.combine_chunks()
-    if not isinstance(ids, (pa.Array, np.ndarray, pd.Series)):
-        ids = list(ids)
-    given = ids if isinstance(ids, pa.Array) else pa.array(ids, from_pandas=True)
-    if pa.types.is_dictionary(given.type):
-        given = given.dictionary_decode()
-    is_text = pa.types.is_large_string(given.type) or pa.types.is_string_view(given.type)
-    return given.cast(pa.string()) if is_text else given

@@ -15,6 +15,7 @@ from sparkml_sgdals.errors import DivergenceError, StorageError
 
 __all__ = [
     "BROADCAST_IDS",
+    "active_session",
     "collect_payloads",
     "cores",
     "explained",
@@ -27,6 +28,11 @@ BROADCAST_IDS: Final = 500_000
 """Factors of up to that many ids, some 100 MB at rank 16, are broadcast instead of shuffled."""
 _TASKS_A_CORE: Final = 4
 _MOST_TASKS: Final = 1000
+
+
+def active_session() -> SparkSession:
+    """Return the session at hand, a new one where there is none."""
+    return SparkSession.getActiveSession() or SparkSession.builder.getOrCreate()
 
 
 def local_threads(spark: SparkSession) -> int:

@@ -59,6 +59,11 @@ class RatingColumns:
     weight: str | None = None
     rating_needed: bool = True
 
+    @property
+    def in_order(self) -> tuple[str, ...]:
+        """Names of the values of a row that has none: user, item, rating and perhaps time."""
+        return (self.user, self.item, self.rating, *([self.time] if self.time else []))
+
 
 def column_type(schema: StructType, param: str, name: str) -> DataType:
     """Type of a column, found as Spark finds it (case does not count, dots reach into structs).

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
 from pyspark.ml.param import Param, Params, TypeConverters
 
-__all__ = ["at_least", "flag", "interval", "non_negative", "one_of", "param", "positive", "text"]
+__all__ = [
+    "at_least",
+    "flag",
+    "interval",
+    "non_negative",
+    "one_of",
+    "param",
+    "place",
+    "positive",
+    "text",
+]
 
 text = TypeConverters.toString
 flag = TypeConverters.toBoolean
+
+
+def place(value: Any) -> str:
+    """Return a folder or file as text, also where it is a pathlib.Path."""
+    return text(os.fspath(value) if isinstance(value, os.PathLike) else value)
 
 
 def param(name: str, doc: str, converter: Callable[[Any], Any]) -> Param[Any]:
@@ -63,7 +79,11 @@ def _number(
     name: str, kind: Callable[[Any], Any], low: float, inclusive: bool = True
 ) -> Callable[[Any], Any]:
     def convert(value: Any) -> Any:
-        number = kind(value)
+        try:
+            number = kind(value)
+        except TypeError as failure:
+            whole = "a whole number" if kind is TypeConverters.toInt else "a number"
+            raise TypeError(f"{name} must be {whole}, got {value!r}.") from failure
         if not (math.isfinite(number) and (number >= low if inclusive else number > low)):
             bound = "at least" if inclusive else "greater than"
             raise ValueError(f"{name} must be {bound} {low:g}, got {value!r}.")

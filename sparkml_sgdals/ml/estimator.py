@@ -10,22 +10,24 @@ from pyspark.ml import Estimator
 from pyspark.ml.base import _FitMultipleIterator
 from pyspark.ml.param import Param
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable, MLWriter
-from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import DataFrame
 
 from sparkml_sgdals.fit.fitting import learn_table
 from sparkml_sgdals.fit.grid_fit import GridFit, GridPoint
 from sparkml_sgdals.fit.plan import TrainingReport
 from sparkml_sgdals.ingest.columns import id_kind, id_type_name
+from sparkml_sgdals.ingest.frames import Table, as_stream, as_table
 from sparkml_sgdals.ingest.parquet import pack_parquet
 from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
 from sparkml_sgdals.ml.model import StreamingBiasedALSModel
 from sparkml_sgdals.ml.persistence import EstimatorReader, EstimatorWriter
 from sparkml_sgdals.ml.setters import LearningSetters
 from sparkml_sgdals.ml.summary import TrainingSummary
+from sparkml_sgdals.spark_jobs import active_session
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.store.objects import spark_path
+from sparkml_sgdals.store.objects import Location, full_path, spark_path
 from sparkml_sgdals.stream.job import StreamJob
-from sparkml_sgdals.stream.options import StreamOptions
+from sparkml_sgdals.stream.options import StreamOptions, Trigger
 from sparkml_sgdals.stream.report import OnBatch
 from sparkml_sgdals.stream.start import NOTHING, StreamStart, start_stream
 
@@ -249,9 +251,8 @@ class StreamingBiasedALS(
         """Return a reader of saved estimators."""
         return EstimatorReader(cls)
 
-    def _fit(self, dataset: DataFrame) -> StreamingBiasedALSModel:
-        if dataset.isStreaming:
-            raise ValueError("The DataFrame is a stream: call fitStream.")
+    def _fit(self, dataset: Any) -> StreamingBiasedALSModel:
+        dataset = self._table(dataset)
         self.warnOfUnused()
         kinds, id_types = self._ids_of(dataset)
         settings = self.settings(table=True)
@@ -259,12 +260,12 @@ class StreamingBiasedALS(
         state, report, _ = learn_table(dataset, settings, options)
         return self._model(state, id_types, report)
 
-    def fitParquet(self, path: str) -> StreamingBiasedALSModel:
+    def fitParquet(self, path: Location) -> StreamingBiasedALSModel:
         """`fit(spark.read.parquet(path))`, to the same bits and faster: tasks read the columns.
 
         Parameters
         ----------
-        path : str
+        path : Location
             folder or file, local or a URI that pyarrow.fs reads, the same on driver and executors;
             without a scheme it is local
 
@@ -274,25 +275,24 @@ class StreamingBiasedALS(
         stands in the names of folders, this is `fit`.
         """
         self.warnOfUnused()
-        dataset = SparkSession.active().read.parquet(spark_path(path))
+        dataset = active_session().read.parquet(spark_path(path))
         kinds, id_types = self._ids_of(dataset)
         settings = self.settings(table=True)
         options = fit_options(self, kinds, self.getHandleInvalid(), settings)
         keep = options.handle_invalid == "keep"
-        cells = pack_parquet(dataset, path, options.columns, kinds, keep)
+        cells = pack_parquet(dataset, full_path(path), options.columns, kinds, keep)
         state, report, _ = learn_table(dataset, settings, options, cells=cells)
         return self._model(state, id_types, report)
 
     def fitMultiple(
-        self, dataset: DataFrame, paramMaps: Sequence[dict[Param[Any], Any]]
+        self, dataset: Table, paramMaps: Sequence[dict[Param[Any], Any]]
     ) -> Iterator[tuple[int, StreamingBiasedALSModel]]:
         """Models of a grid, one by one as (index, model), from any number of threads.
 
         The ratings are packed once for all param maps; maps that differ in `maxIter` alone are
         learned once, with the models of fewer passes taken on the way.
         """
-        if dataset.isStreaming:
-            raise ValueError("The DataFrame is a stream: call fitStream.")
+        dataset = self._table(dataset)
         stages = [self.copy(params) for params in paramMaps]
         points, id_types = [], []
         for stage in stages:
@@ -313,9 +313,9 @@ class StreamingBiasedALS(
     def fitStream(
         self,
         stream: DataFrame,
-        modelPath: str,
-        trigger: dict[str, Any] | None = None,
-        validation: DataFrame | None = None,
+        modelPath: Location,
+        trigger: Trigger = None,
+        validation: Table | None = None,
         queryName: str | None = None,
         keepVersions: int = 5,
         keepDays: float = 0.0,
@@ -323,7 +323,7 @@ class StreamingBiasedALS(
         eventIdCol: str | None = None,
         watermark: str = "1 hour",
         onBatch: OnBatch | None = None,
-        prometheusPath: str = "",
+        prometheusPath: Location = "",
         metricsTable: bool = False,
     ) -> StreamJob[StreamingBiasedALSModel]:
         """Learn from a stream, from nothing, exactly once, one committed version a micro-batch.
@@ -335,11 +335,11 @@ class StreamingBiasedALS(
         ----------
         stream : DataFrame
             a streaming DataFrame with the columns of ratings
-        modelPath : str
+        modelPath : Location
             folder or URI for versions and Spark's checkpoint
-        trigger : dict[str, Any] | None
-            as DataStreamWriter.trigger takes it
-        validation : DataFrame | None
+        trigger : Trigger
+            as DataStreamWriter.trigger takes it, or in a word or two: "availableNow", "5 seconds"
+        validation : Table | None
             held-out ratings, scored after each batch
         queryName : str | None
             name of Spark's query
@@ -355,7 +355,7 @@ class StreamingBiasedALS(
             how late by timestampCol an event or its repeat may come, such as "1 hour"
         onBatch : OnBatch | None
             called with the metrics of each batch
-        prometheusPath : str
+        prometheusPath : Location
             folder or URI of metrics.prom
         metricsTable : bool
             whether each batch adds a Parquet file to metrics/ under the path
@@ -373,11 +373,7 @@ class StreamingBiasedALS(
             the path is damaged
         """
         self.warnOfUnused()
-        if not stream.isStreaming:
-            raise ValueError(
-                "The DataFrame is a table, not a stream: read it with spark.readStream, or call "
-                "fit."
-            )
+        stream = as_stream(stream, "call fit")
         kinds, id_types = self._ids_of(stream)
         empty = self._model(ModelState.empty(self.settings(), *kinds), id_types, None)
         return start_stream(
@@ -400,6 +396,9 @@ class StreamingBiasedALS(
             ),
             empty._at_newest,
         )
+
+    def _table(self, dataset: Any) -> DataFrame:
+        return as_table(dataset, "dataset", self.ratingColumns().in_order, "call fitStream")
 
     def _ids_of(self, dataset: DataFrame) -> tuple[tuple[Any, Any], tuple[str, str]]:
         schema = dataset.schema

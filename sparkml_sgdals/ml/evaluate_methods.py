@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
 from sparkml_sgdals.ingest.columns import RatingColumns, column_type, id_column, select_ratings
-from sparkml_sgdals.ml.recommend_methods import RankingMethods
+from sparkml_sgdals.ingest.frames import Table, as_table
+from sparkml_sgdals.ml.recommend_methods import RankingMethods, Seen
 from sparkml_sgdals.predict.judging import (
     JudgedLists,
     held_out_pairs,
@@ -20,7 +22,6 @@ from sparkml_sgdals.predict.judging import (
     ranking_columns,
 )
 from sparkml_sgdals.predict.recommending import Ranking, recommend
-from sparkml_sgdals.state.model_state import ModelState
 
 __all__ = ["RANKING_METRICS", "EvaluationMethods", "RankingEvaluation"]
 
@@ -126,14 +127,13 @@ class RankingEvaluation:
 class EvaluationMethods(RankingMethods):
     """Methods of the model that judge its rankings."""
 
-    _state: ModelState
     ratingColumns: Callable[[], RatingColumns]
 
     def evaluateRanking(
         self,
-        test: DataFrame,
+        test: Table,
         k: int = 10,
-        excludeSeen: DataFrame | None = None,
+        excludeSeen: Seen = None,
         threshold: float | None = None,
     ) -> RankingEvaluation:
         """Judge what the model recommends to the users of a table by what they did in it.
@@ -145,12 +145,12 @@ class EvaluationMethods(RankingMethods):
 
         Parameters
         ----------
-        test : DataFrame
+        test : Table
             a table of ratings or events; a pair that it repeats counts once. Under implicitPrefs
             rows with a rating of 0 or less, where there is a ratingCol, do not count
         k : int
             length of the lists
-        excludeSeen : DataFrame | None
+        excludeSeen : Seen
             a table with the columns userCol and itemCol, as a rule what the model was fitted to:
             pairs not to recommend, which do not count in `test` either. Novelty is by its users
         threshold : float | None
@@ -163,11 +163,12 @@ class EvaluationMethods(RankingMethods):
         TypeError
             a column or `k` of a wrong type
         """
-        if not isinstance(k, int):
+        if not isinstance(k, (int, np.integer)):
             raise TypeError(f"k must be an integer, the length of the lists, got {k!r}.")
+        test = self._judged_on(test)
         state = self._scoring_state()
         ranking = Ranking.of(state, k, "prediction", self.getClipPredictions())
-        seen = None if excludeSeen is None else self._pairs(excludeSeen)
+        seen = self._seen(excludeSeen)
         pairs = held_out_pairs(self._relevant(test, threshold), seen)
         users, items = state.users, state.items
 
@@ -182,8 +183,8 @@ class EvaluationMethods(RankingMethods):
     def rankingColumns(
         self,
         recommendations: DataFrame,
-        test: DataFrame,
-        excludeSeen: DataFrame | None = None,
+        test: Table,
+        excludeSeen: Seen = None,
         threshold: float | None = None,
     ) -> DataFrame:
         """Return recommendations beside what users did, as Spark's RankingEvaluator takes them.
@@ -192,9 +193,9 @@ class EvaluationMethods(RankingMethods):
         ----------
         recommendations : DataFrame
             what recommendForAllUsers or recommendForUserSubset returned
-        test : DataFrame
+        test : Table
             a table of ratings or events, as `evaluateRanking` takes it
-        excludeSeen : DataFrame | None
+        excludeSeen : Seen
             pairs that do not count in `test`, as `evaluateRanking` takes them
         threshold : float | None
             only rows of `test` with at least this rating count; None: all do
@@ -221,15 +222,17 @@ class EvaluationMethods(RankingMethods):
             id_column(recommendations.schema, param, name, users.index.kind).alias("query"),
             F.col("recommendations").getField(item).cast(f"array<{ddl}>").alias("found"),
         )
-        seen = None if excludeSeen is None else self._pairs(excludeSeen)
-        pairs = held_out_pairs(self._relevant(test, threshold), seen)
+        seen = self._seen(excludeSeen)
+        pairs = held_out_pairs(self._relevant(self._judged_on(test), threshold), seen)
         both = ranking_columns(pairs, lists, items.index.ids())
         return both.select(F.col("query").cast(id_type).alias(name), "prediction", "label")
 
+    def _judged_on(self, test: Any) -> DataFrame:
+        names = self.ratingColumns().in_order
+        return as_table(test, "test", names, "rankings are judged on a table")
+
     def _relevant(self, test: DataFrame, threshold: float | None) -> DataFrame:
         """Return pairs of the rows that count: those that users liked, or did."""
-        if test.isStreaming:
-            raise ValueError("The DataFrame is a stream: rankings are judged on a table.")
         events = self._state.settings.learns_events
         if threshold is None and not events:
             return self._pairs(test)
@@ -245,12 +248,3 @@ class EvaluationMethods(RankingMethods):
             least = F.lit(float(threshold)).cast("float")
             rows = rows.where((rating >= least) & ~F.isnan(rating))
         return rows.select(F.col("user").alias("query"), F.col("item").alias("candidate"))
-
-    def _pairs(self, table: DataFrame) -> DataFrame:
-        """Return the pairs of a table: query, the user, and candidate, the item."""
-        users, user_param, user, _ = self._side("user")
-        items, item_param, item, _ = self._side("item")
-        return table.select(
-            id_column(table.schema, user_param, user, users.index.kind).alias("query"),
-            id_column(table.schema, item_param, item, items.index.kind).alias("candidate"),
-        )

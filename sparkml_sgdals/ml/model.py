@@ -16,8 +16,10 @@ from sparkml_sgdals.fit.fitting import learn_table
 from sparkml_sgdals.ingest.bad_rows import refuse_invalid
 from sparkml_sgdals.ingest.collecting import COLLECT_LIMIT, collect_ratings
 from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
+from sparkml_sgdals.ingest.frames import Table, as_table, like_given
 from sparkml_sgdals.ml.evaluate_methods import EvaluationMethods
 from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
+from sparkml_sgdals.ml.one_methods import OneMethods
 from sparkml_sgdals.ml.params import default_settings
 from sparkml_sgdals.ml.persistence import ModelReader, ModelWriter
 from sparkml_sgdals.ml.setters import ModelSetters
@@ -30,16 +32,18 @@ from sparkml_sgdals.predict.scoring import (
     public_factors,
     score,
 )
+from sparkml_sgdals.spark_jobs import active_session
 from sparkml_sgdals.state.diagnosis import Diagnosis, diagnose_state
 from sparkml_sgdals.state.event_scores import serving_state
 from sparkml_sgdals.state.explaining import EXPLANATION_DDL, explain_pair
 from sparkml_sgdals.state.factors import FactorTable, put_features
 from sparkml_sgdals.state.model_state import ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
-from sparkml_sgdals.store.version_store import StorageError, VersionStore, full_path
+from sparkml_sgdals.store.objects import Location, full_path
+from sparkml_sgdals.store.version_store import StorageError, VersionStore
 from sparkml_sgdals.stream.job import StreamJob
 from sparkml_sgdals.stream.micro_batch import learn_collected
-from sparkml_sgdals.stream.options import StreamOptions
+from sparkml_sgdals.stream.options import StreamOptions, Trigger
 from sparkml_sgdals.stream.report import OnBatch
 from sparkml_sgdals.stream.start import StreamStart, start_stream
 
@@ -48,6 +52,7 @@ __all__ = ["StreamingBiasedALSModel"]
 
 class StreamingBiasedALSModel(
     EvaluationMethods,
+    OneMethods,
     VersionMethods,
     Model,
     ModelSetters,
@@ -82,6 +87,7 @@ class StreamingBiasedALSModel(
         self._shared = False
         self._path_id: str | None = None
         self._frames: tuple[tuple[SparkSession, bool], FactorFrames] | None = None
+        self._predictor = None
         self._serving: tuple[ModelState, int, ModelState] | None = None
 
     @property
@@ -135,12 +141,12 @@ class StreamingBiasedALSModel(
             )
         return self._summary
 
-    def diagnose(self, validation: DataFrame | None = None, minRatings: int = 5) -> Diagnosis:
+    def diagnose(self, validation: Table | None = None, minRatings: int = 5) -> Diagnosis:
         """Say what the model has learned from and whether it beats mean and biases.
 
         Parameters
         ----------
-        validation : DataFrame | None
+        validation : Table | None
             held-out ratings, of which at most a million are used; by default those that the model
             predicted before it learned them (later half of the filter pass of a fit, every
             micro-batch and update after it)
@@ -151,6 +157,9 @@ class StreamingBiasedALSModel(
         held_out = None
         if validation is not None:
             columns = RatingColumns(self.getUserCol(), self.getItemCol(), self.getRatingCol())
+            validation = as_table(
+                validation, "validation", columns.in_order, "diagnose judges on a table"
+            )
             rows = select_ratings(validation, columns, self._kinds()).limit(COLLECT_LIMIT)
             table, _, problems = screen(rows.toArrow())
             if self.getHandleInvalid() == "error":
@@ -160,7 +169,11 @@ class StreamingBiasedALSModel(
 
     # ---- predict ----------------------------------------------------------------------------
 
-    def _transform(self, dataset: DataFrame) -> DataFrame:
+    def _transform(self, dataset: Any) -> Any:
+        names = (self.getUserCol(), self.getItemCol())
+        return like_given(dataset, names, self._scored)
+
+    def _scored(self, dataset: DataFrame) -> DataFrame:
         columns = ScoreColumns(
             user=self.getUserCol(),
             item=self.getItemCol(),
@@ -237,7 +250,7 @@ class StreamingBiasedALSModel(
 
     # ---- go on learning ---------------------------------------------------------------------
 
-    def update(self, dataset: DataFrame) -> StreamingBiasedALSModel:
+    def update(self, dataset: Table) -> StreamingBiasedALSModel:
         """Learn more ratings, each once, in place, and return the model; `version` grows by one.
 
         Up to a million ratings are filtered on the driver; more are learned the way of `fit`,
@@ -252,8 +265,8 @@ class StreamingBiasedALSModel(
         DivergenceError
             the model is then as it was before
         """
-        if dataset.isStreaming:
-            raise ValueError("The DataFrame is a stream: call updateStream.")
+        given = self.ratingColumns().in_order
+        dataset = as_table(dataset, "dataset", given, "call updateStream")
         settings = self._state.settings
         options = fit_options(self, self._kinds(), self.getHandleInvalid(), settings)
         keep = options.handle_invalid == "keep"
@@ -277,9 +290,9 @@ class StreamingBiasedALSModel(
     def updateStream(
         self,
         stream: DataFrame,
-        modelPath: str,
-        trigger: dict[str, Any] | None = None,
-        validation: DataFrame | None = None,
+        modelPath: Location,
+        trigger: Trigger = None,
+        validation: Table | None = None,
         queryName: str | None = None,
         keepVersions: int = 5,
         keepDays: float = 0.0,
@@ -287,7 +300,7 @@ class StreamingBiasedALSModel(
         eventIdCol: str | None = None,
         watermark: str = "1 hour",
         onBatch: OnBatch | None = None,
-        prometheusPath: str = "",
+        prometheusPath: Location = "",
         metricsTable: bool = False,
     ) -> StreamJob[StreamingBiasedALSModel]:
         """Learn from a stream, exactly once, one committed version a micro-batch.
@@ -299,11 +312,12 @@ class StreamingBiasedALSModel(
         ----------
         stream : DataFrame
             a streaming DataFrame with the columns of ratings
-        modelPath : str
+        modelPath : Location
             folder or URI for versions and Spark's checkpoint; without a scheme local
-        trigger : dict[str, Any] | None
-            as DataStreamWriter.trigger takes it, e.g. {"availableNow": True}
-        validation : DataFrame | None
+        trigger : Trigger
+            as DataStreamWriter.trigger takes it, e.g. {"availableNow": True}, or in a word or two:
+            "availableNow", "5 seconds"
+        validation : Table | None
             held-out ratings, scored after each batch and kept under the path
         queryName : str | None
             name of Spark's query
@@ -322,7 +336,7 @@ class StreamingBiasedALSModel(
             called with the metrics of each batch, a dict, once it is committed, in the process that
             learns (on Spark Connect beside the server, so it must be picklable); what it raises is
             logged
-        prometheusPath : str
+        prometheusPath : Location
             folder or URI in which metrics.prom is replaced after each batch
         metricsTable : bool
             whether each batch adds a Parquet file to metrics/ under the path, a row with the
@@ -364,7 +378,11 @@ class StreamingBiasedALSModel(
 
     @classmethod
     def resumeStream(
-        cls, stream: DataFrame, modelPath: str, maxResidentIds: int | None = None, **options: Any
+        cls,
+        stream: DataFrame,
+        modelPath: Location,
+        maxResidentIds: int | None = None,
+        **options: Any,
     ) -> StreamJob[StreamingBiasedALSModel]:
         """Go on with the stream of a model path without loading its model into memory first.
 
@@ -372,7 +390,7 @@ class StreamingBiasedALSModel(
         ----------
         stream : DataFrame
             a streaming DataFrame with the columns of ratings
-        modelPath : str
+        modelPath : Location
             folder or URI of a model that a stream has begun
         maxResidentIds : int | None
             the Param, by default as it was set for the path
@@ -420,7 +438,7 @@ class StreamingBiasedALSModel(
         return ModelReader(cls, cls._from_store)
 
     @classmethod
-    def load(cls, path: str, version: int | None = None) -> StreamingBiasedALSModel:
+    def load(cls, path: Location, version: int | None = None) -> StreamingBiasedALSModel:
         """Load a saved model, or a version (the newest by default) under a model path.
 
         Raises StorageError where nothing readable is there, it is damaged or of another format.
@@ -488,7 +506,7 @@ class StreamingBiasedALSModel(
 
     @staticmethod
     def _session() -> SparkSession:
-        return SparkSession.getActiveSession() or SparkSession.builder.getOrCreate()
+        return active_session()
 
     def _public(self, table: FactorTable, id_type: str) -> DataFrame:
         return public_factors(self._session(), table, self._scoring_state().scale.spread, id_type)

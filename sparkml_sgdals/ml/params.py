@@ -33,6 +33,7 @@ from sparkml_sgdals.ml.converters import (
     non_negative,
     one_of,
     param,
+    place,
     positive,
     text,
 )
@@ -120,7 +121,7 @@ class ModelParams(
         "progressPath",
         "folder, shared by driver and executors, where tasks of a fit write how far they are; "
         "empty: a temporary one while showProgress shows it under local[N], else none.",
-        text,
+        place,
     )
     ratingCol: Param[str] = param("ratingCol", "column of ratings: numbers.", text)
     timestampCol: Param[str] = param(

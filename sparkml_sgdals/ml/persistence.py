@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -21,6 +22,7 @@ from pyspark.sql.utils import is_remote
 
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.store.objects import Location
 from sparkml_sgdals.store.saved_model import (
     checked_metadata,
     described,
@@ -64,7 +66,7 @@ M = TypeVar("M", bound=MLReadable[Any])
 class _Writer(MLWriter):
     """A writer whose overwrite() works on Spark Connect too, and spares a stream's versions."""
 
-    def save(self, path: str) -> None:
+    def save(self, path: Location) -> None:
         """Write to `path`.
 
         Raises
@@ -73,7 +75,7 @@ class _Writer(MLWriter):
             a stream keeps its versions there
         """
         refuse_model_path(path)
-        super().save(path)
+        super().save(os.fspath(path))
 
     def _handleOverwrite(self, path: str) -> None:
         if is_remote():
@@ -125,7 +127,7 @@ class ModelWriter(_Writer):
 class EstimatorReader(DefaultParamsReader[E], Generic[E]):
     """Reads what `EstimatorWriter` wrote."""
 
-    def load(self, path: str) -> E:
+    def load(self, path: Location) -> E:
         """Return the estimator at `path`.
 
         Raises
@@ -133,6 +135,7 @@ class EstimatorReader(DefaultParamsReader[E], Generic[E]):
         StorageError
             nothing readable is there, it is damaged, or something else
         """
+        path = os.fspath(path)
         if _version_store(path) is not None:
             raise StorageError(
                 f"{path} is the model path of a stream, not a saved estimator: load the model with "
@@ -155,7 +158,7 @@ class ModelReader(MLReader[M], Generic[M]):
         self.model_class = model_class
         self.from_store = from_store
 
-    def load(self, path: str, version: int | None = None) -> M:
+    def load(self, path: Location, version: int | None = None) -> M:
         """Load the model at `path`.
 
         Raises
@@ -163,6 +166,7 @@ class ModelReader(MLReader[M], Generic[M]):
         StorageError
             nothing readable is there, it is damaged, or of another format
         """
+        path = os.fspath(path)
         store = _version_store(path)
         if store is not None:
             return self.from_store(store, version)

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
-from pyspark.sql import DataFrame
 
+from sparkml_sgdals.ml.recommend_methods import TableOrIds
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.forgetting import forget_users
 from sparkml_sgdals.store.maintenance import Rollback, list_versions, roll_back
-from sparkml_sgdals.store.objects import full_path
+from sparkml_sgdals.store.objects import Location, full_path
 from sparkml_sgdals.store.version_store import VersionStore
 
 __all__ = ["VersionMethods"]
@@ -25,15 +25,15 @@ class VersionMethods:
     _shared: bool
     _frames: Any
     _path_id: str | None
-    _subset: Callable[[DataFrame, str], Any]
+    _subset: Callable[[Any, str], Any]
 
     @classmethod
-    def versions(cls, path: str, verify: bool = True) -> pd.DataFrame:
+    def versions(cls, path: Location, verify: bool = True) -> pd.DataFrame:
         """List the versions kept under a model path, oldest first.
 
         Parameters
         ----------
-        path : str
+        path : Location
             the model path, a folder or URI
         verify : bool
             read all files and compare their checksums, which takes as long as reading them; else
@@ -50,7 +50,7 @@ class VersionMethods:
         return list_versions(VersionStore(full_path(path)), verify)
 
     @classmethod
-    def rollback(cls, path: str, version: int, reread: bool = True) -> Rollback:
+    def rollback(cls, path: Location, version: int, reread: bool = True) -> Rollback:
         """Go back to a version, for example because bad data got in, and say where it reads on.
 
         The version's factors become those of a new version, the newest one; versions in between
@@ -59,7 +59,7 @@ class VersionMethods:
 
         Parameters
         ----------
-        path : str
+        path : Location
             the model path, a folder or URI
         version : int
             the version to go back to, one that `versions` lists
@@ -78,16 +78,16 @@ class VersionMethods:
         """
         return roll_back(VersionStore(full_path(path)), version, reread)
 
-    def forget(self, users: DataFrame, modelPath: str | None = None) -> Any:
+    def forget(self, users: TableOrIds, modelPath: Location | None = None) -> Any:
         """Remove users and all that is stored of them alone; `version` grows by one.
 
         What they rated has moved the factors of the items, and stays in these.
 
         Parameters
         ----------
-        users : DataFrame
-            a table with the column userCol
-        modelPath : str | None
+        users : TableOrIds
+            a table with the column userCol, or a list of ids
+        modelPath : Location | None
             remove them in every version kept under this path as well, then be its newest version;
             stop the stream before
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,24 @@ RankBy = Literal["prediction", "upper", "lower"]
 _SIGNS: Final = {"prediction": 0, "upper": 1, "lower": -1}
 _QUERIES_PER_BLOCK: Final = 4096
 _CANDIDATES_PER_PART: Final = 200_000
+
+
+def whole_count(what: str, given: Any) -> int:
+    """Return a number of things as an int.
+
+    Raises
+    ------
+    TypeError
+        it is no whole number
+    ValueError
+        it is below 1
+    """
+    number = isinstance(given, (int, float, np.number)) and not isinstance(given, bool)
+    if not number or given != np.floor(given):
+        raise TypeError(f"{what} must be a whole number, got {given!r}.")
+    if given < 1:
+        raise ValueError(f"{what} must be at least 1, got {given}.")
+    return int(given)
 
 
 @dataclass(frozen=True)
@@ -69,8 +87,7 @@ class Ranking:
             `count` below 1, an unknown `rank_by`, or one that the model's solver has no variances
             for
         """
-        if count < 1:
-            raise ValueError(f"The number of recommendations must be at least 1, got {count}.")
+        count = whole_count("The number of recommendations", count)
         if rank_by not in _SIGNS:
             raise ValueError(f"rankBy must be one of {', '.join(_SIGNS)}, got {rank_by!r}.")
         if rank_by != "prediction" and state.settings.solver != "bayes":
@@ -167,8 +184,7 @@ def similar(spark: SparkSession, table: FactorTable, count: int, subset: pa.Arra
     Returns query, cold and recommendations as `recommend`, the rating being the cosine; ids that
     are not known have none.
     """
-    if count < 1:
-        raise ValueError(f"The number of similar ids must be at least 1, got {count}.")
+    count = whole_count("The number of similar ids", count)
     rows = table.index.find(subset)
     subset, rows = subset.filter(pa.array(rows >= 0)), rows[rows >= 0]
     features = tastes_of(table).copy()

@@ -14,6 +14,7 @@ from pyspark import keyword_only
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.sql import DataFrame
 
+from sparkml_sgdals.ingest.frames import as_stream
 from sparkml_sgdals.ml.converters import at_least, param
 from sparkml_sgdals.ml.estimator import StreamingBiasedALS
 from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
@@ -22,9 +23,10 @@ from sparkml_sgdals.race.standings import RaceRules
 from sparkml_sgdals.race.updater import RaceUpdater, leader_of
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.objects import Location
 from sparkml_sgdals.store.version_store import VersionStore
 from sparkml_sgdals.stream.job import StreamJob
-from sparkml_sgdals.stream.options import StreamOptions
+from sparkml_sgdals.stream.options import StreamOptions, Trigger
 from sparkml_sgdals.stream.report import OnBatch
 from sparkml_sgdals.stream.start import StreamStart, start_stream
 
@@ -199,8 +201,8 @@ class StreamingGridSearch(Params):
     def fitStream(
         self,
         stream: DataFrame,
-        modelPath: str,
-        trigger: dict[str, Any] | None = None,
+        modelPath: Location,
+        trigger: Trigger = None,
         queryName: str | None = None,
         keepVersions: int = 5,
         keepDays: float = 0.0,
@@ -208,7 +210,7 @@ class StreamingGridSearch(Params):
         eventIdCol: str | None = None,
         watermark: str = "1 hour",
         onBatch: OnBatch | None = None,
-        prometheusPath: str = "",
+        prometheusPath: Location = "",
         metricsTable: bool = False,
     ) -> RaceJob:
         """Start the race on a stream, or resume it where the path holds it: same winner, same bits.
@@ -220,10 +222,10 @@ class StreamingGridSearch(Params):
         stream : DataFrame
             a streaming DataFrame with the columns of ratings, of at most a million ratings a
             micro-batch
-        modelPath : str
+        modelPath : Location
             folder or URI for versions and Spark's checkpoint
-        trigger : dict[str, Any] | None
-            as DataStreamWriter.trigger takes it
+        trigger : Trigger
+            as DataStreamWriter.trigger takes it, or in a word or two: "availableNow", "5 seconds"
         queryName : str | None
             name of Spark's query
         keepVersions : int
@@ -238,7 +240,7 @@ class StreamingGridSearch(Params):
             how late by timestampCol an event or its repeat may come, such as "1 hour"
         onBatch : OnBatch | None
             called with the metrics of each batch
-        prometheusPath : str
+        prometheusPath : Location
             folder or URI of metrics.prom
         metricsTable : bool
             whether each batch adds a Parquet file to metrics/ under the path
@@ -255,11 +257,7 @@ class StreamingGridSearch(Params):
         StorageError
             the path is damaged, or was rolled back
         """
-        if not stream.isStreaming:
-            raise ValueError(
-                "The DataFrame is a table, not a stream: use CrossValidator, or read it with "
-                "spark.readStream."
-            )
+        stream = as_stream(stream, "use CrossValidator or RankingValidationSplit")
         stages = [self._estimator.copy(params) for params in self._maps]
         settings = self._settings_of(stages)
         first = stages[0]

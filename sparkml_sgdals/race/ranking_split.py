@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -24,12 +25,14 @@ from pyspark.ml.util import (
 )
 from pyspark.sql import DataFrame
 
+from sparkml_sgdals.ingest.frames import as_table
 from sparkml_sgdals.ml.converters import at_least, one_of, param
 from sparkml_sgdals.ml.estimator import StreamingBiasedALS
 from sparkml_sgdals.ml.evaluate_methods import RANKING_METRICS, RankingEvaluation
 from sparkml_sgdals.ml.model import StreamingBiasedALSModel
 from sparkml_sgdals.ml.persistence import EstimatorWriter
 from sparkml_sgdals.race.splitting import SPLITS, Split, split_table
+from sparkml_sgdals.store.objects import Location
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -246,8 +249,14 @@ class RankingValidationSplit(
         """Return a reader of what `write` wrote."""
         return _SplitReader(cls)
 
-    def _fit(self, dataset: DataFrame) -> RankingValidationSplitModel:
-        estimator, maps = self._candidates(dataset)
+    def _fit(self, dataset: Any) -> RankingValidationSplitModel:
+        estimator, maps = self._candidates()
+        dataset = as_table(
+            dataset,
+            "dataset",
+            estimator.ratingColumns().in_order,
+            "race candidates by StreamingGridSearch",
+        )
         kinds, _ = estimator._ids_of(dataset)
         parts = split_table(
             dataset,
@@ -286,9 +295,7 @@ class RankingValidationSplit(
             RankingValidationSplitModel(best, metrics, evaluations, sub_models if keep else None)
         )
 
-    def _candidates(self, dataset: DataFrame) -> tuple[StreamingBiasedALS, list[ParamMap]]:
-        if dataset.isStreaming:
-            raise ValueError("The DataFrame is a stream: race candidates by StreamingGridSearch.")
+    def _candidates(self) -> tuple[StreamingBiasedALS, list[ParamMap]]:
         if not self.isSet(self.estimator):
             raise ValueError("estimator is not set: give the one that learns.")
         estimator = self.getEstimator()
@@ -399,7 +406,8 @@ class _SplitReader(MLReader[Any]):
         super().__init__()
         self.stage_class = stage_class
 
-    def load(self, path: str) -> Any:
+    def load(self, path: Location) -> Any:
+        path = os.fspath(path)
         metadata = DefaultParamsReader.loadMetadata(
             path, self.sparkSession, f"{self.stage_class.__module__}.{self.stage_class.__name__}"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import os
 import signal
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from sparkml_sgdals.serving.model.approximate import Approximate
 from sparkml_sgdals.serving.model.holder import ModelHolder
 from sparkml_sgdals.serving.model.titles import Titles
 from sparkml_sgdals.store.commit import Commit
+from sparkml_sgdals.store.objects import Location
 from sparkml_sgdals.store.saved_model import is_saved, read_saved
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
@@ -38,24 +40,24 @@ _HERE: Final = {"127.0.0.1", "::1", "localhost"}
 
 
 def serve(
-    model: str,
+    model: Location,
     *,
     host: str = "127.0.0.1",
     port: int = 8000,
-    inbox: str | None = None,
+    inbox: Location | None = None,
     kafka: str | None = None,
     topic: str = "ratings",
     columns: IntakeColumns | None = None,
-    titles: str | None = None,
-    ratings: str | None = None,
-    token_file: str | None = None,
+    titles: Location | None = None,
+    ratings: Location | None = None,
+    token_file: Location | None = None,
     open_writes: bool = False,
     rate: float = 20.0,
     rating_range: tuple[float, float] | None = None,
     max_body: int = 1 << 20,
     origins: tuple[str, ...] = (),
     force: bool = False,
-    cache: str | None = None,
+    cache: Location | None = None,
     poll_seconds: float = 0.25,
     wait_seconds: float = 0.0,
     trust_proxy: str | None = None,
@@ -68,14 +70,14 @@ def serve(
 
     Parameters
     ----------
-    model : str
+    model : Location
         a model path, as `fitStream` and `updateStream` write it, or what `model.save` wrote, which
         never changes; local or a URI
     host : str
         name or address to listen at
     port : int
         port to listen at; 0 for one that is free
-    inbox : str | None
+    inbox : Location | None
         folder that the stream reads: ratings posted are appended to it as JSON lines
     kafka : str | None
         host:port of a broker, where ratings posted go instead of an inbox
@@ -83,11 +85,11 @@ def serve(
         topic of that broker
     columns : IntakeColumns | None
         names of the columns of ratings, sent and read; those of `IntakeColumns` by default
-    titles : str | None
+    titles : Location | None
         a file .csv, .json, .jsonl or .parquet with ids and titles of items
-    ratings : str | None
+    ratings : Location | None
         a file, or folder of files, of ratings that users are known to have given
-    token_file : str | None
+    token_file : Location | None
         file with the token that posting needs
     open_writes : bool
         take ratings without a token from other machines too
@@ -101,7 +103,7 @@ def serve(
         origins of other sites that may ask from a browser (CORS); none by default
     force : bool
         ready whatever the diagnosis says
-    cache : str | None
+    cache : Location | None
         folder to map factors in, by default a temporary one; about 0.3 kB an id and copy at rank 16
         for users, 1 kB for items, on a disk
     poll_seconds : float
@@ -126,6 +128,11 @@ def serve(
     ValueError
         options that do not go together, or a file that cannot be used
     """
+    model = os.fspath(model)
+    inbox, titles, ratings, token_file, cache = (
+        None if place is None else os.fspath(place)
+        for place in (inbox, titles, ratings, token_file, cache)
+    )
     if inbox is not None and kafka is not None:
         raise ValueError("Ratings go to an inbox or to Kafka, not to both: leave one out.")
     writes = inbox is not None or kafka is not None

@@ -28,10 +28,12 @@ from sparkml_sgdals.arrays.ipc import to_buffer
 from sparkml_sgdals.errors import DamagedError, GoneError, StorageError
 
 __all__ = [
-    "NothingPutError", "ObjectStore", "bad_file", "full_path", "same_place", "spark_path",
-    "user_name",
+    "Location", "NothingPutError", "ObjectStore", "bad_file", "full_path", "same_place",
+    "spark_path", "user_name",
 ]  # fmt: skip
 
+Location = str | os.PathLike[str]
+"""A folder or file: text, which may be a URI, or a local pathlib.Path."""
 _CONFLICT_WAITS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, None)
 """Seconds before an exclusive put that met another is tried again; None: no more."""
 _PART: Final = 1 << 22
@@ -41,8 +43,9 @@ _ROW_GROUP: Final = 131_072
 """Rows that a reader of a table's parts has to hold at once, at most."""
 
 
-def full_path(path: str) -> str:
+def full_path(path: Location) -> str:
     """One spelling of a path, whatever the folder that a process works in: absolute if local."""
+    path = os.fspath(path)
     _check_uri(path)
     if "://" in path or path.startswith("file:"):
         return path.rstrip("/")
@@ -63,8 +66,9 @@ def user_name() -> str:
         return str(os.getuid())
 
 
-def spark_path(path: str) -> str:
+def spark_path(path: Location) -> str:
     """Return the path as Spark has to be given it: one without a scheme is local, S3 is its S3A."""
+    path = os.fspath(path)
     if path.startswith("s3://"):
         return f"s3a{path[2:]}"
     return path if "://" in path or path.startswith("file:") else f"file:{os.path.abspath(path)}"
@@ -96,8 +100,8 @@ class NothingPutError(StorageError):
 class ObjectStore:
     """Reads and writes objects under one path; holds no state but the path."""
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: Location) -> None:
+        self.path = path = os.fspath(path)
         _check_uri(path)
         if path.startswith("file:"):
             self.fs: pafs.FileSystem = pafs.LocalFileSystem()

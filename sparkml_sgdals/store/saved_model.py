@@ -25,7 +25,7 @@ from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.commit import FORMAT_VERSION, check_format
 from sparkml_sgdals.store.described import meta_digest
-from sparkml_sgdals.store.objects import ObjectStore
+from sparkml_sgdals.store.objects import Location, ObjectStore
 
 __all__ = [
     "SavedModel",
@@ -98,7 +98,7 @@ def sealed(text: str) -> str:
     return json.dumps(metadata | {"sha256": meta_digest(metadata)}, separators=(",", ":"))
 
 
-def refuse_model_path(path: str) -> None:
+def refuse_model_path(path: Location) -> None:
     """See that nothing is saved where a stream keeps its versions.
 
     Raises
@@ -202,7 +202,7 @@ def state_of(metadata: dict[str, Any], path: str, read: Read) -> ModelState:
     return state
 
 
-def is_saved(path: str) -> bool:
+def is_saved(path: Location) -> bool:
     """Whether there is what `model.save(path)` writes, of whatever class.
 
     Raises

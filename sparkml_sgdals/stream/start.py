@@ -18,11 +18,13 @@ from sparkml_sgdals.ingest.bad_rows import column_names, explain_problems
 from sparkml_sgdals.ingest.collecting import COLLECT_LIMIT
 from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
 from sparkml_sgdals.ingest.deduplication import drop_repeats
+from sparkml_sgdals.ingest.frames import as_stream, as_table
 from sparkml_sgdals.spark_workers import need_workers
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.lease import Lease
 from sparkml_sgdals.store.maintenance import drop_later_invalid, drop_old_checkpoints
+from sparkml_sgdals.store.objects import Location
 from sparkml_sgdals.store.spark_checkpoint import check_checkpoint, drop_unplanned_files
 from sparkml_sgdals.store.version_store import (
     StorageError,
@@ -79,7 +81,7 @@ class StreamStart:
 
 def start_stream(
     stream: DataFrame,
-    path: str,
+    path: Location,
     start: StreamStart,
     fit_options: FitOptions,
     options: StreamOptions,
@@ -92,7 +94,7 @@ def start_stream(
     ----------
     stream : DataFrame
         a streaming DataFrame with the columns of ratings
-    path : str
+    path : Location
         the model path
     start : StreamStart
         what an empty path starts from
@@ -117,11 +119,7 @@ def start_stream(
     StorageError
         the path is damaged
     """
-    if not stream.isStreaming:
-        raise ValueError(
-            "The DataFrame is a table, not a stream: read it with spark.readStream, or call "
-            "update or fit."
-        )
+    stream = as_stream(stream, "call update or fit")
     if options.validation is not None and start.state.settings.learns_events:
         raise ValueError(
             "validation is scored by RMSE, and events (implicitPrefs=True) have no ratings: leave "
@@ -181,8 +179,9 @@ def start_stream(
         )
         if options.query_name is not None:
             writer = writer.queryName(options.query_name)
-        if options.trigger is not None:
-            writer = writer.trigger(**options.trigger)
+        trigger = options.starts()
+        if trigger:
+            writer = writer.trigger(**trigger)
         query = start_query(writer)
     except BaseException:
         lease.release()
@@ -254,6 +253,9 @@ def _check_same(meta: dict[str, Any], start: StreamStart, path: str) -> None:
 
 def _keep_validation(store: VersionStore, validation: DataFrame, options: FitOptions) -> None:
     columns = RatingColumns(options.columns.user, options.columns.item, options.columns.rating)
+    validation = as_table(
+        validation, "validation", columns.in_order, "validation is a table of held-out ratings"
+    )
     rows = select_ratings(validation, columns, options.kinds).limit(COLLECT_LIMIT).toArrow()
     table, _, problems = screen(rows)
     if problems:

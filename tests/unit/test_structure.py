@@ -14,7 +14,7 @@ NAME = "sparkml_sgdals"
 BELOW = {
     "arrays": "errors", "kernels": "arrays", "state": "kernels", "learn": "state", "store": "state",
     "ingest": "store spark_workers", "fit": "ingest learn", "predict": "ingest metrics",
-    "stream": "fit", "ml": "predict stream", "race": "ml",
+    "stream": "fit", "ml": "predict stream predictor", "race": "ml",
     "errors": "", "spark_jobs": "errors", "spark_workers": "spark_jobs",
     "predictor": "store", "serving": "learn store",
     NAME: "race predictor _compiling", "cli": f"{NAME} datasets", "mlflow": NAME,

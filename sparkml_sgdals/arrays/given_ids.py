@@ -1,0 +1,68 @@
+"""Ids as a caller has them, in lists, arrays and columns, as one Arrow array (no Spark)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
+
+__all__ = ["given_ids"]
+
+
+def given_ids(ids: Iterable[Any], kind: IdKind, side: str) -> pa.Array:
+    """Ids as int64 or string, null where one is missing.
+
+    Parameters
+    ----------
+    ids : Iterable[Any]
+        a list, a NumPy array, a column of pandas, Polars or Arrow, or anything else to go through
+    kind : IdKind
+        of the model's ids
+    side : str
+        "user" or "item", for messages
+
+    Raises
+    ------
+    TypeError
+        ids of another kind, or too large
+    """
+    words = {"int": "whole numbers", "str": "strings"}
+    try:
+        given = _array(ids)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as failure:
+        raise TypeError(
+            f"Ids of {side}s are {words[kind]} in this model, and those given are not all of one "
+            f"kind or too large: {failure}"
+        ) from failure
+    held = pa.types.is_string(given.type) if kind == "str" else pa.types.is_integer(given.type)
+    if pa.types.is_floating(given.type) and kind == "int":
+        # where an id is missing, pandas has made floats of all of them
+        values = given.to_numpy(zero_copy_only=False)
+        held = bool(np.all(np.isnan(values) | (values == np.floor(values))))
+        given = pa.array(values, from_pandas=True)
+    if not held and not pa.types.is_null(given.type):
+        raise TypeError(
+            f"Ids of {side}s are {words[kind]} in this model, got {given.type}: convert them."
+        )
+    try:
+        return given.cast(id_array_type(kind))
+    except pa.ArrowInvalid as failure:
+        raise TypeError(f"Ids of {side}s have to fit into a bigint: {failure}") from failure
+
+
+def _array(ids: Iterable[Any]) -> pa.Array:
+    """Ids as one Arrow array, string where they are text of whatever form."""
+    if not isinstance(ids, (pa.Array, pa.ChunkedArray, np.ndarray, pd.Series)):
+        ids = pa.chunked_array(ids) if hasattr(ids, "__arrow_c_stream__") else list(ids)
+    if isinstance(ids, pa.ChunkedArray):
+        ids = ids.combine_chunks()
+    given = ids if isinstance(ids, pa.Array) else pa.array(ids, from_pandas=True)
+    if pa.types.is_dictionary(given.type):
+        given = given.dictionary_decode()
+    is_text = pa.types.is_large_string(given.type) or pa.types.is_string_view(given.type)
+    return given.cast(pa.string()) if is_text else given

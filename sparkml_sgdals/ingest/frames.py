@@ -1,0 +1,295 @@
+"""Tables of other libraries, and rows in lists, as Spark DataFrames and back (driver).
+
+What is small and plain is converted: frames of pandas, Polars and Arrow, NumPy arrays, rows in
+lists. For the rest an error shows the line to write.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import uuid
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from pyspark.sql import DataFrame
+
+from sparkml_sgdals.spark_jobs import active_session
+
+__all__ = ["Table", "as_frame", "as_stream", "as_table", "is_spark", "like_given", "lists_ids"]
+
+Table = Any
+"""A DataFrame of Spark, pandas, pandas on Spark or Polars, an Arrow table, or rows: `as_frame`."""
+
+_MOST_BYTES: Final = 2**31
+"""Of a table that goes through the driver: more has to be read by Spark itself."""
+
+
+def is_spark(given: Any) -> bool:
+    """Whether this is a DataFrame of Spark's own, of a classic session or of Spark Connect."""
+    return isinstance(given, DataFrame)
+
+
+def as_table(given: Any, what: str, names: Sequence[str], instead: str) -> DataFrame:
+    """Return a table as a DataFrame; see `as_frame`.
+
+    Parameters
+    ----------
+    given, what, names
+        as `as_frame` takes them
+    instead : str
+        what to do where it is a stream, as a clause
+
+    Raises
+    ------
+    ValueError
+        it is a stream
+    TypeError
+        it is no table that can be converted
+    """
+    frame = as_frame(given, what, names)
+    if frame.isStreaming:
+        whose = "The DataFrame" if what == "dataset" else f"The DataFrame {what}"
+        raise ValueError(f"{whose} is a stream: {instead}.")
+    return frame
+
+
+def as_stream(given: Any, instead: str) -> DataFrame:
+    """Return a stream as it is.
+
+    Raises
+    ------
+    ValueError
+        it is a table: `instead` says what to do, as a clause
+    TypeError
+        it is no DataFrame of Spark's
+    """
+    if not isinstance(given, DataFrame):
+        raise TypeError(
+            "A stream is a DataFrame that spark.readStream gives, got "
+            f"{_told(given)}: {instead} for a table."
+        )
+    if not given.isStreaming:
+        raise ValueError(
+            f"The DataFrame is a table, not a stream: read it with spark.readStream, or {instead}."
+        )
+    return given
+
+
+def as_frame(given: Any, what: str, names: Sequence[str]) -> DataFrame:
+    """Return a DataFrame, converted where it is another kind of table.
+
+    Parameters
+    ----------
+    given : Any
+        a DataFrame of Spark, pandas, pandas on Spark or Polars, an Arrow table, a NumPy array, a
+        dict of columns, or rows as tuples or dicts
+    what : str
+        the parameter, for messages
+    names : Sequence[str]
+        columns of rows that have no names: tuples, and arrays of two dimensions
+
+    Raises
+    ------
+    TypeError
+        it is no table that can be converted
+    """
+    if isinstance(given, DataFrame):
+        return given
+    if _is_pandas_on_spark(given):
+        with warnings.catch_warnings():
+            # that the index is lost, which holds no column of ratings
+            warnings.simplefilter("ignore")
+            spark_frame: DataFrame = given.to_spark()
+        return spark_frame
+    return _sent(_arrow(given, what, names), what)
+
+
+def like_given(given: Any, names: Sequence[str], use: Callable[[DataFrame], DataFrame]) -> Any:
+    """Return `use` of a table, in the kind that the table is, in its order and with its index.
+
+    Parameters
+    ----------
+    given : Any
+        as `as_frame` takes it; lists and arrays come back as a pandas DataFrame
+    names : Sequence[str]
+        as `as_frame` takes them
+    use : Callable[[DataFrame], DataFrame]
+        keeps the columns of its argument, may leave rows out and adds columns
+    """
+    if is_spark(given):
+        return use(given)
+    if _is_pandas_on_spark(given):
+        kept = [f"__index_{n}" for n in range(given.index.nlevels)]
+        back = use(given.to_spark(index_col=kept)).pandas_api(index_col=kept)
+        back.index.names = given.index.names
+        return back
+    table = _arrow(given, "dataset", names)
+    line = f"__line_{uuid.uuid4().hex[:12]}"
+    numbered = table.append_column(line, pa.array(np.arange(table.num_rows)))
+    found = use(_sent(numbered, "dataset"))
+    news = [name for name in found.columns if name not in numbered.column_names]
+    added = found.select(line, *[f"`{name}`" for name in news]).toArrow().sort_by(line)
+    rows = added.column(line).to_numpy()
+    added = added.drop_columns(line)
+    if isinstance(given, pd.DataFrame):
+        frame = given.iloc[rows].copy()
+        for name in news:
+            frame[name] = added.column(name).to_numpy()
+        return frame
+    back = table.take(pa.array(rows))
+    for name in news:
+        back = back.append_column(name, added.column(name))
+    if _comes_from(given, "polars"):
+        return sys.modules["polars"].from_arrow(back)
+    return back if isinstance(given, pa.Table) else back.to_pandas()
+
+
+def lists_ids(given: Any) -> bool:
+    """Whether this is a list, an array or a column of ids alone, not a table."""
+    if isinstance(given, np.ndarray):
+        return given.ndim == 1 and given.dtype.names is None
+    if isinstance(given, (list, tuple, set, frozenset)):
+        return all(_is_scalar(one) for one in given)
+    columns = (pd.Series, pd.Index, pa.Array, pa.ChunkedArray, range)
+    return isinstance(given, columns) or type(given).__name__ == "Series"
+
+
+def _sent(table: pa.Table, what: str) -> DataFrame:
+    if table.nbytes > _MOST_BYTES:
+        raise TypeError(
+            f"{what} has {table.num_rows:,} rows, {table.nbytes / 2**30:.1f} GiB, too many to send "
+            "from here: write it as Parquet and give spark.read.parquet(path)."
+        )
+    spark = active_session()
+    if not table.num_rows:
+        # without rows Spark has only the types to go by
+        return spark.createDataFrame(table.slice(0, 0))
+    return spark.createDataFrame(table)
+
+
+def _arrow(given: Any, what: str, names: Sequence[str]) -> pa.Table:
+    """Return a table in memory as Arrow, in types that Spark has."""
+    try:
+        table = _as_it_is(given, what, names)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError) as failure:
+        raise TypeError(
+            f"{what} has a column that is not all of one type: {failure}. Convert it, or leave it "
+            f"out: {what}[{[*names]}]."
+        ) from failure
+    return pa.Table.from_arrays(
+        [_plain(pa.chunked_array(column)) for column in table.columns], table.column_names
+    )
+
+
+def _as_it_is(given: Any, what: str, names: Sequence[str]) -> pa.Table:
+    if isinstance(given, pd.DataFrame):
+        # one by one: a frame may have two columns of one name, as a Spark table may
+        columns = [pa.Array.from_pandas(given.iloc[:, n]) for n in range(given.shape[1])]
+        return pa.Table.from_arrays(columns, [str(name) for name in given.columns])
+    if isinstance(given, np.ndarray):
+        return _of_array(given, what, names)
+    if isinstance(given, dict) and given and not any(_is_scalar(one) for one in given.values()):
+        return pa.table({str(name): pa.array(column) for name, column in given.items()})
+    if isinstance(given, (list, tuple)) and given:
+        return _of_rows(given, what, names)
+    if hasattr(given, "__arrow_c_stream__") and not lists_ids(given):
+        return pa.table(given)
+    raise TypeError(_no_table(given, what, names))
+
+
+def _of_array(given: np.ndarray, what: str, names: Sequence[str]) -> pa.Table:
+    if given.dtype.names is not None:
+        return pa.table({name: pa.array(given[name]) for name in given.dtype.names})
+    if given.ndim != 2 or not 2 <= given.shape[1] <= len(names):
+        raise TypeError(_no_table(given, what, names))
+    return pa.table({name: pa.array(given[:, n]) for n, name in enumerate(names[: given.shape[1]])})
+
+
+def _of_rows(given: Sequence[Any], what: str, names: Sequence[str]) -> pa.Table:
+    if all(isinstance(row, dict) for row in given):
+        found = list(dict.fromkeys(name for row in given for name in row))
+        return pa.table({str(name): pa.array([row.get(name) for row in given]) for name in found})
+    first = given[0]
+    # Row of Spark, and named tuples
+    own = getattr(first, "__fields__", None) or getattr(first, "_fields", None)
+    width = len(first) if isinstance(first, (tuple, list)) else 0
+    wanted = list(own or names[:width])
+    same = all(isinstance(row, (tuple, list)) and len(row) == width for row in given)
+    if not same or width < 2 or len(wanted) != width:
+        raise TypeError(_no_table(given, what, names))
+    return pa.table(
+        {
+            name: pa.array([row[n] for row in given], from_pandas=True)
+            for n, name in enumerate(wanted)
+        }
+    )
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Return a column in a type that Spark has."""
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return _plain(column.cast(kind.value_type))
+    wider = {pa.uint8(): pa.int16(), pa.uint16(): pa.int32(), pa.uint32(): pa.int64()}
+    wider |= {pa.uint64(): pa.decimal128(20, 0), pa.float16(): pa.float32()}
+    wider |= {pa.string_view(): pa.string(), pa.large_string(): pa.string()}
+    return column.cast(wider[kind]) if kind in wider else column
+
+
+def _no_table(given: Any, what: str, names: Sequence[str]) -> str:
+    """Return what to write for something that is no table, or not plainly one."""
+    columns = [*names]
+    start = f"{what} must be a table with the columns {', '.join(columns)}, got {_told(given)}: "
+    if isinstance(given, (str, os.PathLike)):
+        path = os.fspath(given)
+        reader = (
+            "parquet({!r})"
+            if str(path).endswith(".parquet")
+            else ("csv({!r}, header=True, inferSchema=True)")
+        )
+        return f"{start}read it with spark.read.{reader.format(str(path))}."
+    if _comes_from(given, "scipy"):
+        three = ["row", "col", "data"]
+        pairs = ", ".join(f"{n!r}: m.{own}" for n, own in zip(columns, three, strict=False))
+        return f"{start}with m = {what}.tocoo(), give pandas.DataFrame({{{pairs}}})."
+    if hasattr(given, "collect") and _comes_from(given, "polars"):
+        return f"{start}give {what}.collect()."
+    if hasattr(given, "compute"):
+        return f"{start}give {what}.compute()."
+    if hasattr(given, "toDF"):
+        return f"{start}give {what}.toDF({columns})."
+    if isinstance(given, (list, tuple, np.ndarray)):
+        return f"{start}name its columns, e.g. pandas.DataFrame({what}, columns={columns})."
+    return f"{start}make a DataFrame of it, e.g. spark.createDataFrame(rows, {columns})."
+
+
+def _told(given: Any) -> str:
+    """Return what something is, in a few words."""
+    if isinstance(given, np.ndarray):
+        return f"a NumPy array of shape {given.shape}"
+    if isinstance(given, (list, tuple)) and given:
+        first = given[0]
+        if isinstance(first, (list, tuple)):
+            return f"a {type(given).__name__} of rows of {len(first)} values"
+        return f"a {type(given).__name__} of {type(first).__name__}"
+    kind = type(given)
+    library = kind.__module__.partition(".")[0]
+    name = kind.__name__ if library == "builtins" else f"{library}'s {kind.__name__}"
+    return f"{given!r}" if _is_scalar(given) else f"a {name}" if library == "builtins" else name
+
+
+def _is_scalar(value: Any) -> bool:
+    return value is None or isinstance(value, (str, bytes, int, float, np.generic))
+
+
+def _comes_from(given: Any, library: str) -> bool:
+    return type(given).__module__.partition(".")[0] == library
+
+
+def _is_pandas_on_spark(given: Any) -> bool:
+    return type(given).__module__.startswith("pyspark.pandas.frame")

@@ -1,0 +1,93 @@
+"""What a model's user asks for one user at once: no Spark job runs (driver)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from pyspark.sql import Row
+
+from sparkml_sgdals.arrays.given_ids import given_ids
+from sparkml_sgdals.predict.recommending import whole_count
+from sparkml_sgdals.predict.seen import remembered_pairs
+from sparkml_sgdals.predictor import Predictor
+from sparkml_sgdals.state.model_state import ModelState
+
+__all__ = ["OneMethods"]
+
+
+class OneMethods:
+    """Methods of the model that answer for one user, in milliseconds."""
+
+    version: int
+    _state: ModelState
+    _predictor: tuple[tuple[Any, ...], Predictor] | None
+    getItemCol: Callable[[], str]
+    getColdStartStrategy: Callable[[], str]
+    getClipPredictions: Callable[[], bool]
+
+    def predictOne(self, user: int | str, item: int | str) -> float:
+        """Return the prediction of one pair at once, as `transform` gives it.
+
+        Parameters
+        ----------
+        user, item : int | str
+            ids, known or not
+
+        Returns
+        -------
+        float : in units of the ratings; NaN where coldStartStrategy gives none
+
+        Raises
+        ------
+        TypeError
+            an id of another kind than the model's
+        """
+        return float(self._at_hand().predict([user], [item])["prediction"].iloc[0])
+
+    def recommendOne(
+        self, user: int | str, n: int = 10, excludeSeen: Iterable[Any] | bool | None = None
+    ) -> list[Row]:
+        """Return the best items for one user at once, as `recommendForUserSubset` ranks them.
+
+        Parameters
+        ----------
+        user : int | str
+            an id; one that is not known gets items by their biases
+        n : int
+            at most so many
+        excludeSeen : Iterable[Any] | bool | None
+            ids of items not to recommend; True: those that the model remembers of the user
+
+        Returns
+        -------
+        list of rows of itemCol and rating, best first
+
+        Raises
+        ------
+        TypeError
+            an id of another kind than the model's
+        ValueError
+            `n` below 1, or `excludeSeen=True` where the model remembers nothing
+        """
+        count = whole_count("n", n)
+        none = excludeSeen is None or isinstance(excludeSeen, bool)
+        exclude: Any = [] if none else excludeSeen
+        if excludeSeen is True:
+            known = given_ids([user], self._state.users.index.kind, "user")
+            exclude = remembered_pairs(self._state, known.drop_null()).column("item")
+        best = self._at_hand().recommend([user], count, [exclude])
+        row = Row(self.getItemCol(), "rating")
+        pairs = zip(best["item"].tolist(), best["rating"].tolist(), strict=True)
+        return [row(item, rating) for item, rating in pairs]
+
+    def _at_hand(self) -> Predictor:
+        """Return the model as arrays in this process, made once a version."""
+        params = {
+            "coldStartStrategy": self.getColdStartStrategy(),
+            "clipPredictions": self.getClipPredictions(),
+        }
+        key = (id(self._state), self.version, *params.values())
+        if self._predictor is None or self._predictor[0] != key:
+            self._predictor = (key, Predictor(self._state, params, self.version))
+        return self._predictor[1]
