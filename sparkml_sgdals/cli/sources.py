@@ -10,6 +10,7 @@ from typing import Final
 import typer
 from pyspark.sql import DataFrame, SparkSession
 
+from sparkml_sgdals.ingest.columns import quoted
 from sparkml_sgdals.ingest.messages import parseRatings
 
 __all__ = ["SourceColumns", "read_files_stream", "read_kafka_stream", "read_table"]
@@ -36,8 +37,9 @@ class SourceColumns:
     @property
     def ddl(self) -> str:
         """A schema of integer ids, for messages and files that state none."""
-        time = f", `{self.time}` long" if self.time else ""
-        return f"`{self.user}` long, `{self.item}` long, `{self.rating}` double{time}"
+        time = f", {quoted(self.time)} long" if self.time else ""
+        ids = f"{quoted(self.user)} long, {quoted(self.item)} long"
+        return f"{ids}, {quoted(self.rating)} double{time}"
 
 
 def read_table(spark: SparkSession, path: str, kind: str, options: Mapping[str, str]) -> DataFrame:

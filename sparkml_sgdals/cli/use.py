@@ -170,10 +170,12 @@ def diagnose(
 
 def _ids(spark: SparkSession, given: list[str], column: str, kind: str) -> DataFrame:
     """Ids of a command line as a table, of the kind that the model learned."""
+    from sparkml_sgdals.ingest.columns import quoted
+
     if kind == "string":
-        return spark.createDataFrame([(one,) for one in given], f"`{column}` string")
+        return spark.createDataFrame([(one,) for one in given], f"{quoted(column)} string")
     try:
         numbers = [(int(one),) for one in given]
     except ValueError as error:
         raise typer.BadParameter(f"The model's users are integers, got {given}.") from error
-    return spark.createDataFrame(numbers, f"`{column}` long")
+    return spark.createDataFrame(numbers, f"{quoted(column)} long")

@@ -71,6 +71,11 @@ def column_type(schema: StructType, param: str, name: str) -> DataType:
     Raises ValueError that names the Param, the column and the columns there are.
     """
     field = _find(schema, name)
+    if schema.names.count(name) > 1:
+        raise ValueError(
+            f"{param} {name!r} is the name of {schema.names.count(name)} columns of the DataFrame, "
+            "as after a join: drop or rename all but one."
+        )
     if field is None and "." in name:
         inner: DataType = schema
         for part in name.split("."):
@@ -171,9 +176,8 @@ def select_ratings(
             faults.append(f"abs({value}) = double('Infinity')")
             if name == "weight":
                 faults.append(f"{value} < 0")
-        whole_row = ", ".join(quoted(c) for c in schema.names)
         bad = f"coalesce({' OR '.join(faults)}, true)"
-        chosen["raw"] = f"CASE WHEN {bad} THEN to_json(struct({whole_row})) END"
+        chosen["raw"] = f"CASE WHEN {bad} THEN to_json(struct(*)) END"
     return df.selectExpr(*[f"{value} AS {quoted(name)}" for name, value in chosen.items()], *also)
 
 

@@ -6,12 +6,17 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import TimestampNTZType, TimestampType
 
-from sparkml_sgdals.ingest.columns import column, column_type, quoted
+from sparkml_sgdals.ingest.columns import column, column_type
 
 __all__ = ["drop_repeats"]
 
 _KEY = "_event_key"
 _TIME = "_event_time"
+_MOMENT = "yyyy-MM-dd\\'T\\'HH:mm:ss.SSSSSS"
+_WHOLE_ROW = (
+    f"to_json(struct(*), map('timestampFormat', '{_MOMENT}XXX', 'timestampNTZFormat', '{_MOMENT}'))"
+)
+"""A row as JSON, in SQL, with a format lest times lose what is below a millisecond."""
 
 
 def drop_repeats(stream: DataFrame, event_id: str, time: str | None, watermark: str) -> DataFrame:
@@ -53,7 +58,7 @@ def drop_repeats(stream: DataFrame, event_id: str, time: str | None, watermark: 
             f"{found.simpleString()}. Convert it first, e.g. with F.timestamp_seconds or "
             "F.timestamp_millis."
         )
-    row = F.expr(_whole_row(stream.columns))
+    row = F.expr(_WHOLE_ROW)
     own = column(schema, event_id).cast("string")
     # hashed: what is kept in the checkpoint is not to tell who rated what
     key = F.when(own.isNotNull(), F.concat(F.lit("i"), own)).otherwise(
@@ -75,12 +80,3 @@ def drop_repeats(stream: DataFrame, event_id: str, time: str | None, watermark: 
             f"watermark {watermark!r} is not an interval: write e.g. '1 hour'."
         ) from failure
     return unique
-
-
-def _whole_row(names: list[str]) -> str:
-    """Return SQL of a row as JSON, with a format lest times lose what is below a millisecond."""
-    moment = "yyyy-MM-dd''T''HH:mm:ss.SSSSSS".replace("''", "\\'")
-    return (
-        f"to_json(struct({', '.join(map(quoted, names))}), "
-        f"map('timestampFormat', '{moment}XXX', 'timestampNTZFormat', '{moment}'))"
-    )

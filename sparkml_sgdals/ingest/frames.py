@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 from pyspark.sql import DataFrame
 
+from sparkml_sgdals.ingest.columns import quoted
 from sparkml_sgdals.spark_jobs import active_session
 
 __all__ = ["Table", "as_frame", "as_stream", "as_table", "is_spark", "like_given", "lists_ids"]
@@ -133,7 +134,7 @@ def like_given(given: Any, names: Sequence[str], use: Callable[[DataFrame], Data
     numbered = table.append_column(line, pa.array(np.arange(table.num_rows)))
     found = use(_sent(numbered, "dataset"))
     news = [name for name in found.columns if name not in numbered.column_names]
-    added = found.select(line, *[f"`{name}`" for name in news]).toArrow().sort_by(line)
+    added = found.select(line, *[quoted(name) for name in news]).toArrow().sort_by(line)
     rows = added.column(line).to_numpy()
     added = added.drop_columns(line)
     if isinstance(given, pd.DataFrame):

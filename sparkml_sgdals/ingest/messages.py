@@ -14,6 +14,8 @@ from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import BinaryType, StringType, StructField, StructType
 
+from sparkml_sgdals.ingest.columns import quoted
+
 __all__ = ["parseRatings"]
 
 _FORMATS: Final = ("json", "avro")
@@ -91,7 +93,7 @@ def parseRatings(
             "origin. Rename it."
         )
     holder = "record.record" if format == "json" else "record"
-    columns = [F.when(whole, F.col(f"{holder}.`{name}`")).alias(name) for name in inner.names]
+    columns = [F.when(whole, F.col(f"{holder}.{quoted(name)}")).alias(name) for name in inner.names]
     return read.select(*columns, _MESSAGE)
 
 

@@ -182,7 +182,7 @@ class EvaluationMethods(RankingMethods):
 
     def rankingColumns(
         self,
-        recommendations: DataFrame,
+        recommendations: Table,
         test: Table,
         excludeSeen: Seen = None,
         threshold: float | None = None,
@@ -191,7 +191,7 @@ class EvaluationMethods(RankingMethods):
 
         Parameters
         ----------
-        recommendations : DataFrame
+        recommendations : Table
             what recommendForAllUsers or recommendForUserSubset returned
         test : Table
             a table of ratings or events, as `evaluateRanking` takes it
@@ -217,6 +217,9 @@ class EvaluationMethods(RankingMethods):
         users, param, name, id_type = self._side("user")
         items, _, item, _ = self._side("item")
         ddl = "bigint" if items.index.kind == "int" else "string"
+        recommendations = as_table(
+            recommendations, "recommendations", [name, "recommendations"], "give a table of lists"
+        )
         column_type(recommendations.schema, "recommendations", "recommendations")
         lists = recommendations.select(
             id_column(recommendations.schema, param, name, users.index.kind).alias("query"),

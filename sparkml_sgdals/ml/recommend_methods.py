@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from sparkml_sgdals.arrays.given_ids import given_ids
-from sparkml_sgdals.ingest.columns import id_column
+from sparkml_sgdals.ingest.columns import id_column, quoted
 from sparkml_sgdals.ingest.frames import Table, as_table, is_spark, lists_ids
 from sparkml_sgdals.predict.recommending import RankBy, Ranking, recommend, similar
 from sparkml_sgdals.predict.seen import remembered_pairs
@@ -187,7 +187,7 @@ class RankingMethods:
         spark = dataset.sparkSession if is_spark(dataset) else self._session()
         pairs = self._seen(seen, side)
         ranked = recommend(spark, state, queries, candidates, ranking, subset, pairs)
-        fields = f"array<struct<`{other}`:{other_type},rating:float>>"
+        fields = f"array<struct<{quoted(other)}:{other_type},rating:float>>"
         columns = [
             F.col("query").cast(id_type).alias(name),
             F.col("recommendations").cast(fields).alias("recommendations"),
@@ -198,7 +198,7 @@ class RankingMethods:
         table, _, name, id_type = self._side(side)
         spark = dataset.sparkSession if is_spark(dataset) else self._session()
         ranked = similar(spark, table, count, self._subset(dataset, side))
-        fields = f"array<struct<`{name}`:{id_type},similarity:float>>"
+        fields = f"array<struct<{quoted(name)}:{id_type},similarity:float>>"
         return ranked.select(
             F.col("query").cast(id_type).alias(name),
             F.col("recommendations").cast(fields).alias("similar"),

@@ -117,6 +117,7 @@ def score(
     tag = uuid.uuid4().hex[:12]
     schema: StructType = df.schema
     joined = df
+    helpers = []
     for side, param, name, frame, table in (
         ("user", "userCol", columns.user, frames.users, state.users),
         ("item", "itemCol", columns.item, frames.items, state.items),
@@ -130,6 +131,7 @@ def score(
             "taste": f"__{side}_taste_{tag}",
         }
         factors = frame.toDF(*[names[name] for name in frame.columns])
+        helpers += [key, *factors.columns]
         if table.size <= BROADCAST_IDS:
             factors = F.broadcast(factors)
         joined = joined.withColumn(key, id_column(schema, param, name, table.index.kind))
@@ -141,7 +143,8 @@ def score(
     added_columns = [_prediction(state, tag, columns, user_known & item_known)]
     if columns.std:
         added_columns.append(_deviation(state, tag, columns, user_known & item_known))
-    return joined.select(*[F.col(f"`{name}`") for name in df.columns], *added_columns)
+    # not by name: of two columns of one name, as joins leave them, Spark would not know which
+    return joined.select("*", *added_columns).drop(*helpers)
 
 
 def _prediction(state: ModelState, tag: str, columns: ScoreColumns, known: Column) -> Column:

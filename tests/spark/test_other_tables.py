@@ -198,7 +198,7 @@ class TestIds:
     def test_a_param_in_quotes_is_told_so(self):
         with pytest.raises(TypeError, match="rank must be a whole number, got '16'"):
             StreamingBiasedALS(rank="16")
-        with pytest.raises(TypeError, match="tol must be a number, got '0.1'"):
+        with pytest.raises(TypeError, match=r"tol must be a number, got '0\.1'"):
             StreamingBiasedALS(tol="0.1")
 
 
