@@ -47,7 +47,8 @@ def screen(table: pa.Table, keep: bool = False) -> tuple[pa.Table, npt.NDArray[n
     for name in ("user", "item"):
         column = table.column(name)
         if column.null_count:
-            found(f"{name}: null or no whole number", column.is_null().to_numpy())
+            what = "null or no 64-bit whole number" if pa.types.is_integer(column.type) else "null"
+            found(f"{name}: {what}", column.is_null().to_numpy())
     rating = _floats(table.column("rating"))
     finite = np.isfinite(rating)
     if not finite.all():
@@ -59,7 +60,7 @@ def screen(table: pa.Table, keep: bool = False) -> tuple[pa.Table, npt.NDArray[n
             filled = table.column("time").fill_null(-(2**63))
             table = table.set_column(names.index("time"), "time", filled)
         else:
-            found("time: null", table.column("time").is_null().to_numpy())
+            found("time: null or too large", table.column("time").is_null().to_numpy())
     if "weight" in names:
         weight = _floats(table.column("weight"))
         valid = np.isfinite(weight) & (weight >= 0)

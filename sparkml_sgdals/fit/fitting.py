@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 
 from pyspark.sql import DataFrame, SparkSession
 
+from sparkml_sgdals.arrays.screening import ZERO_WEIGHT
 from sparkml_sgdals.fit.blocks.driver import train_in_blocks
 from sparkml_sgdals.fit.mini_batches import train_in_mini_batches
 from sparkml_sgdals.fit.one_task import train_in_one_task
@@ -22,7 +23,7 @@ from sparkml_sgdals.fit.plan import (
 )
 from sparkml_sgdals.fit.progress import clear_progress, show_progress
 from sparkml_sgdals.fit.who_rated import remember_table
-from sparkml_sgdals.ingest.bad_rows import refuse_invalid
+from sparkml_sgdals.ingest.bad_rows import column_names, explain_problems, refuse_invalid
 from sparkml_sgdals.ingest.columns import select_ratings
 from sparkml_sgdals.ingest.packing import PackedCounts, batches_by_rows, count_packed, pack
 from sparkml_sgdals.spark_jobs import local_threads, phase
@@ -107,11 +108,10 @@ def pack_table(
             with phase(df.sparkSession, "pack"):
                 counts = count_packed(cells)
             if options.handle_invalid == "error":
-                refuse_invalid(counts.problems, options.columns)
+                refuse_invalid(counts.problems, options.columns, df, options.kinds)
             if counts.ratings == 0 and not allow_empty:
-                faults = (
-                    f" but for rows set aside: {dict(counts.problems)}" if counts.problems else ""
-                )
+                told = explain_problems(counts.problems, column_names(options.columns))
+                faults = f" but for rows set aside ({told})" if told else ""
                 raise ValueError(
                     f"There are no ratings to learn from: the table is empty{faults}. Start a "
                     "model without ratings with fitStream."
@@ -120,7 +120,10 @@ def pack_table(
             cells.unpersist()
             raise
     if counts.problems:
-        logger.warning("rows not learned: %s", counts.problems)
+        told = explain_problems(counts.problems, column_names(options.columns))
+        zero = counts.problems.get(ZERO_WEIGHT, 0)
+        weights = f"{zero} of weight 0" if zero else ""
+        logger.warning("rows not learned: %s", "; ".join(filter(None, (told, weights))))
     return PackedTable(cells, counts, time.perf_counter() - clock)
 
 

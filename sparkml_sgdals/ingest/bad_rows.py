@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 
 from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.arrays.screening import ZERO_WEIGHT, Problems
+from sparkml_sgdals.ingest.bad_values import causes_of
 from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
 
 __all__ = ["KEPT_INVALID", "column_names", "explain_problems", "invalid_rows", "refuse_invalid"]
@@ -22,7 +23,9 @@ __all__ = ["KEPT_INVALID", "column_names", "explain_problems", "invalid_rows", "
 KEPT_INVALID: Final = 10_000
 
 
-def explain_problems(problems: Problems, names: dict[str, str]) -> str:
+def explain_problems(
+    problems: Problems, names: dict[str, str], causes: dict[str, str] | None = None
+) -> str:
     """One sentence on the rows that cannot be learned.
 
     Parameters
@@ -31,11 +34,15 @@ def explain_problems(problems: Problems, names: dict[str, str]) -> str:
         rows by fault, each told as "column: what it is"
     names : dict[str, str]
         the user's column by our name for it, "user" and so on, each as "userCol 'userId'"
+    causes : dict[str, str] | None
+        what `causes_of` found, where it was asked
     """
     found = []
     for fault, count in sorted(problems.items()):
         column, _, what = fault.partition(": ")
-        if fault != ZERO_WEIGHT:
+        if causes and column in causes and what.startswith("null"):
+            found.append(f"{names[column]} {causes[column]}")
+        elif fault != ZERO_WEIGHT:
             found.append(f"{names[column]} is {what} in {count} row{'s' if count > 1 else ''}")
     return "; ".join(found)
 
@@ -51,12 +58,16 @@ def column_names(columns: RatingColumns) -> dict[str, str]:
     }
 
 
-def refuse_invalid(problems: Problems, columns: RatingColumns) -> None:
-    """Raise ValueError where rows cannot be learned."""
+def refuse_invalid(
+    problems: Problems, columns: RatingColumns, rows: DataFrame, kinds: tuple[IdKind, IdKind]
+) -> None:
+    """Raise ValueError where rows, those of `rows`, cannot be learned."""
     if any(fault != ZERO_WEIGHT for fault in problems):
+        faulty = {fault.partition(":")[0] for fault in problems if ": null" in fault}
+        causes = causes_of(rows, columns, kinds, sorted(faulty))
+        told = explain_problems(problems, column_names(columns), causes)
         raise ValueError(
-            f"{explain_problems(problems, column_names(columns))}. Repair or remove these rows, "
-            "or set handleInvalid='skip' to learn the others."
+            f"{told}. Repair or remove these rows, or set handleInvalid='skip' to learn the others."
         )
 
 

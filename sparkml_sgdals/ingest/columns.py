@@ -5,7 +5,9 @@ Runs on the driver; builds expressions only and starts no job.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -88,7 +90,7 @@ def column_type(schema: StructType, param: str, name: str) -> DataType:
     if field is None:
         raise ValueError(
             f"{param} {name!r} is not a column of the DataFrame, which has "
-            f"{', '.join(schema.names) or 'none'}. Set {param} to one of them."
+            f"{', '.join(map(repr, schema.names)) or 'none'}. {_meant(schema.names, param, name)}"
         )
     return field.dataType
 
@@ -179,6 +181,23 @@ def select_ratings(
         bad = f"coalesce({' OR '.join(faults)}, true)"
         chosen["raw"] = f"CASE WHEN {bad} THEN to_json(struct(*)) END"
     return df.selectExpr(*[f"{value} AS {quoted(name)}" for name, value in chosen.items()], *also)
+
+
+def _meant(names: list[str], param: str, name: str) -> str:
+    """Return what to do where there is no column of this name."""
+
+    def plain(text: str) -> str:
+        # what cannot be seen in a header, and what nobody means by it
+        return re.sub(r"[\W_]", "", text).casefold()
+
+    alike = [one for one in names if plain(one) == plain(name)]
+    if any(one.strip("\ufeff \t") == name for one in alike):
+        return (
+            "Take what cannot be seen out of the names: "
+            "df.toDF(*[name.strip('\\ufeff \\t') for name in df.columns])."
+        )
+    near = alike or get_close_matches(name, names, 1)
+    return f"Set {param} to one of them{f', such as {near[0]!r}' if near else ''}."
 
 
 def _id(schema: StructType, param: str, name: str, kind: IdKind) -> str:

@@ -7,14 +7,26 @@ message that is wrong in part from being learned in part.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any, Final
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import BinaryType, StringType, StructField, StructType
+from pyspark.sql.types import (
+    ArrayType,
+    BinaryType,
+    DataType,
+    IntegralType,
+    MapType,
+    NumericType,
+    StringType,
+    StructField,
+    StructType,
+)
 
 from sparkml_sgdals.ingest.columns import quoted
+from sparkml_sgdals.ingest.frames import Table, as_frame
 
 __all__ = ["parseRatings"]
 
@@ -23,16 +35,25 @@ _ORIGIN: Final = ("topic", "partition", "offset", "timestamp")
 _MESSAGE: Final = "message"
 _FLAT: Final = r"^[ \t\r\n]*[{][^{}\[\]]*[}][ \t\r\n]*\z"
 """One pair of braces, around everything, and no bracket."""
+_TEXT: Final = r'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_QUOTED: Final = r'"(-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?)"'
+_NOUGHTS: Final = r"\.0+(?![0-9eE.])"
+_REWRITTEN: Final = 4_000
+"""Characters beyond which a message is not looked through: patterns go down as deep as texts have
+escapes."""
 
 
 def parseRatings(
-    stream: DataFrame, format: str, schema: str | StructType | dict[str, Any]
+    stream: Table,
+    format: str,
+    schema: str | StructType | dict[str, Any],
+    quotedNumbers: bool = False,
 ) -> DataFrame:
     """Columns of ratings from messages, for `fitStream`, `updateStream` and, of a table, `fit`.
 
     Parameters
     ----------
-    stream : DataFrame
+    stream : Table
         a stream or table with the column `value` (binary or string), as Spark's Kafka source gives
         it, or `spark.readStream.text` with a message a line
     format : str
@@ -41,6 +62,8 @@ def parseRatings(
     schema : str | StructType | dict[str, Any]
         the fields of a message. For JSON a DDL string ("userId int, movieId int, rating double") or
         a StructType; for Avro the schema of the record, as JSON or as a dict
+    quotedNumbers : bool
+        whether a number in quotes ("3.5") counts as one in JSON; else its message is malformed
 
     Returns
     -------
@@ -60,28 +83,32 @@ def parseRatings(
     A malformed message stops nothing: every field of it is null, so that a stream sets it aside
     with its `message` and counts it (`handleInvalid`). Malformed is what cannot be read, a field of
     another type than the schema says (a rating "4.5" where it says double), and text or bytes after
-    the end. A field that is missing is null by itself. Avro does not mark the end of a record:
+    the end. A whole number may be written 1.0, and JSON may begin with a byte order mark. A field
+    that is missing is null by itself. Avro does not mark the end of a record:
     bytes left over are seen where all fields are primitive, or primitive or null.
     """
     if format not in _FORMATS:
         raise ValueError(f"format must be one of {', '.join(_FORMATS)}, got {format!r}.")
-    names = stream.columns
+    given: DataFrame = as_frame(stream, "stream", ["value"])
+    names = given.columns
     if "value" not in names:
         raise ValueError(
             "There is no column 'value' with the messages; the DataFrame has "
             f"{', '.join(names) or 'none'}. Read it with format('kafka'), or rename the column."
         )
-    found = stream.schema["value"].dataType
+    found = given.schema["value"].dataType
     if not isinstance(found, BinaryType | StringType):
         raise TypeError(
             f"The column 'value' must be binary or string, got {found.simpleString()}. Cast it "
             "first, e.g. to 'binary'."
         )
-    record, alone, whole, value = (_json if format == "json" else _avro)(schema)
+    record, alone, whole, value = (
+        _json(schema, quotedNumbers) if format == "json" else _avro(schema)
+    )
     origin = [F.col(name) for name in _ORIGIN if name in names]
     # a projection of its own: each message is read once, however many columns look into it
     message = F.struct(*origin, value.alias("value")).alias(_MESSAGE)
-    read = stream.select(message, record, alone.alias("alone"))
+    read = given.select(message, record, alone.alias("alone"))
     whole = whole & F.col("alone")
     fields = read.schema["record"].dataType
     inner = fields["record"].dataType if format == "json" else fields  # type: ignore[index]
@@ -97,7 +124,7 @@ def parseRatings(
     return read.select(*columns, _MESSAGE)
 
 
-def _json(schema: Any) -> tuple[Column, Column, Column, Column]:
+def _json(schema: Any, quoted_numbers: bool) -> tuple[Column, Column, Column, Column]:
     """Return a JSON message read, whether it is one object alone, whether it fits, what to keep."""
     if isinstance(schema, str):
         fields = StructType.fromDDL(schema)
@@ -108,8 +135,9 @@ def _json(schema: Any) -> tuple[Column, Column, Column, Column]:
             "For format 'json', schema must be a DDL string or a StructType, got "
             f"{type(schema).__name__}."
         )
-    text = F.col("value").cast("string")
-    legible = F.is_valid_utf8(text)
+    sent = F.col("value").cast("string")
+    legible = F.is_valid_utf8(sent)
+    text = _plain_numbers(F.ltrim(sent, F.lit("\ufeff")), fields, quoted_numbers)
     wrapped = StructType([StructField("record", fields), StructField("corrupt", StringType())])
     # Spark ignores what follows an object at the top. As a field of an object, text can end that
     # object early only by a brace too many, as the one element of an array only by a bracket. Text
@@ -124,9 +152,63 @@ def _json(schema: Any) -> tuple[Column, Column, Column, Column]:
         {"mode": "PERMISSIVE", "columnNameOfCorruptRecord": "corrupt"},
     )
     unread = F.concat(F.lit("base64:"), F.base64(F.col("value").cast("binary")))
-    kept = F.when(legible, text).otherwise(unread)
+    kept = F.when(legible, sent).otherwise(unread)
     alone = F.when(flat, F.lit(True)).otherwise(F.coalesce(F.size(only) == 1, F.lit(False)))
     return record.alias("record"), alone, F.col("record.corrupt").isNull(), kept
+
+
+def _plain_numbers(text: Column, fields: DataType, quoted_numbers: bool) -> Column:
+    """Return JSON in which numbers of these fields are written as Spark's reader takes them.
+
+    A pattern takes a whole text in quotes at once, so that nothing inside one is changed.
+    """
+    kinds = _kinds(fields)
+    whole = [name for name, held in kinds.items() if all(map(_is_whole, held))]
+    numbers = [
+        name for name, held in kinds.items() if all(isinstance(one, NumericType) for one in held)
+    ]
+    short = F.length(text) <= _REWRITTEN
+    if quoted_numbers and numbers:
+        text = F.when(
+            short,
+            F.regexp_replace(
+                text, F.lit(f"({_names(numbers)}){_QUOTED}|({_TEXT})"), F.lit("$1$2$3")
+            ),
+        ).otherwise(text)
+    if whole:
+        noughts = f"({_names(whole)}-?[0-9]+){_NOUGHTS}|({_TEXT})"
+        text = F.when(
+            short & text.contains(".0"),
+            F.regexp_replace(text, F.lit(noughts), F.lit("$1$2")),
+        ).otherwise(text)
+    return text
+
+
+def _kinds(fields: DataType) -> dict[str, list[DataType]]:
+    """Types of the fields of a name, at whatever depth."""
+    found: dict[str, list[DataType]] = {}
+    waiting: list[DataType] = [fields]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, StructType):
+            for field in one.fields:
+                found.setdefault(field.name, []).append(field.dataType)
+                waiting.append(field.dataType)
+        elif isinstance(one, ArrayType):
+            waiting.append(one.elementType)
+        elif isinstance(one, MapType):
+            waiting.append(one.valueType)
+    # others are not written as they are
+    return {name: held for name, held in found.items() if not set(name) & {'"', "\\"}}
+
+
+def _is_whole(kind: DataType) -> bool:
+    return isinstance(kind, IntegralType)
+
+
+def _names(names: list[str]) -> str:
+    """Return a pattern of these names of fields, with what stands before their values."""
+    return f'"(?:{"|".join(map(re.escape, names))})"[ \\t\\r\\n]*:[ \\t\\r\\n]*'
 
 
 def _avro(schema: Any) -> tuple[Column, Column, Column, Column]:

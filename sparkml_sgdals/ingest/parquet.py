@@ -7,6 +7,7 @@ Handing rows to Python is the largest part of packing a DataFrame. What comes ou
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -43,6 +44,7 @@ _STORED_AS: Final[dict[type[T.DataType], tuple[pa.DataType, ...]]] = {
 """Types in files that need no decision of Spark's how to convert them."""
 _SPLIT_DDL: Final = "file string, groups array<int>"
 _ROWS_PER_SPLIT: Final = 2_000_000
+_PATTERN: Final = re.compile(r"[*?{\[]")
 
 
 def pack_parquet(
@@ -68,6 +70,9 @@ def pack_parquet(
     the cells, or None where only Spark reads these columns as it should: ids or times that have
     to be converted, columns in structs or in the names of folders
     """
+    if _PATTERN.search(path):
+        # Spark reads what a pattern names, and only Spark knows it as it does
+        return None
     wanted = {"user": columns.user, "item": columns.item, "rating": columns.rating}
     wanted |= {"time": columns.time} if columns.time else {}
     wanted |= {"weight": columns.weight} if columns.weight else {}

@@ -272,7 +272,7 @@ class StreamingBiasedALS(
         Notes
         -----
         Integer and string ids and numbers are read so; where a column has to be converted, or
-        stands in the names of folders, this is `fit`.
+        stands in the names of folders, or the path is a pattern ("*.parquet"), this is `fit`.
         """
         self.warnOfUnused()
         dataset = active_session().read.parquet(spark_path(path))

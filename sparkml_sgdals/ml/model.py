@@ -163,7 +163,7 @@ class StreamingBiasedALSModel(
             rows = select_ratings(validation, columns, self._kinds()).limit(COLLECT_LIMIT)
             table, _, problems = screen(rows.toArrow())
             if self.getHandleInvalid() == "error":
-                refuse_invalid(problems, columns)
+                refuse_invalid(problems, columns, validation, self._kinds())
             held_out = encode_ratings(table)
         return diagnose_state(self._state, held_out, minRatings)
 
@@ -277,7 +277,7 @@ class StreamingBiasedALSModel(
             self._summary = TrainingSummary.of(self._state, report)
         else:
             if options.handle_invalid == "error":
-                refuse_invalid(collected.problems, options.columns)
+                refuse_invalid(collected.problems, options.columns, dataset, options.kinds)
             if self._shared:
                 self._state = self._state.copy()
             learn_collected(self._state, collected)

@@ -107,6 +107,11 @@ def score(
     TypeError
         ids of another kind than the model's
     """
+    if columns.std and columns.std.lower() == columns.prediction.lower():
+        raise ValueError(
+            f"predictionStdCol and predictionCol are both {columns.std!r}: give the deviation a "
+            "column of its own, or set predictionStdCol to ''."
+        )
     for added in filter(None, (columns.prediction, columns.std)):
         if added.lower() in (name.lower() for name in df.columns):
             raise ValueError(

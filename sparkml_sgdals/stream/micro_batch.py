@@ -8,6 +8,7 @@ see `overlay`. What a race does alike stands in `BatchUpdater`.
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -23,7 +24,12 @@ from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.arrays.screening import ZERO_WEIGHT, Problems
 from sparkml_sgdals.fit.fitting import learn_table
 from sparkml_sgdals.fit.plan import FitOptions
-from sparkml_sgdals.ingest.bad_rows import invalid_rows, refuse_invalid
+from sparkml_sgdals.ingest.bad_rows import (
+    column_names,
+    explain_problems,
+    invalid_rows,
+    refuse_invalid,
+)
 from sparkml_sgdals.ingest.collecting import Collected, collect_ratings
 from sparkml_sgdals.learn.one_batch import BatchReport, learn_batch
 from sparkml_sgdals.learn.prequential import BatchSums
@@ -40,6 +46,8 @@ __all__ = [
     "BatchClock", "BatchUpdater", "LearnedBatch", "StreamUpdater", "batch_metrics",
     "learn_collected",
 ]  # fmt: skip
+
+logger = logging.getLogger(__name__)
 
 _READERS_SECONDS: Final = 60.0
 """How long a version stays, once it is not the newest any more, for those who are reading it."""
@@ -98,7 +106,7 @@ class BatchUpdater:
         if collected is not None:
             resident.largest, resident.partitions = collected.largest, collected.partitions
             if options.handle_invalid == "error":
-                refuse_invalid(collected.problems, options.columns)
+                refuse_invalid(collected.problems, options.columns, batch, options.kinds)
         return collected
 
     def commit(
@@ -135,6 +143,7 @@ class BatchUpdater:
             more to keep among the commit's `scalars`, of JSON types
         """
         store = VersionStore(self.path)
+        self._warn_of_nothing(learned, batch_id)
         if learned.invalid:
             rows = pa.table({"row": pa.array(learned.invalid, pa.string())})
             store.replace_table(f"invalid/batch-{batch_id:012d}.parquet", rows)
@@ -154,6 +163,14 @@ class BatchUpdater:
             offsets=reading(store, before.checkpoint, batch_id, before.offsets),
         )
         return metrics
+
+    def _warn_of_nothing(self, learned: LearnedBatch, batch_id: int) -> None:
+        if learned.bad_rows and not learned.ratings:
+            logger.warning(
+                "batch %d: nothing was learned, all %d rows were set aside under %s/invalid: %s",
+                batch_id, learned.bad_rows, self.path,
+                explain_problems(learned.problems, column_names(self.options.columns)),
+            )  # fmt: skip
 
     def finish(self, state: ModelState, metrics: dict[str, Any]) -> None:
         """Prune old versions, and tell of the batch that is committed."""

@@ -27,6 +27,18 @@ def read_by_tasks(spark, path, als):
     return pack_parquet(df, str(path), als.ratingColumns(), kinds, False) is not None
 
 
+def test_a_pattern_is_left_to_spark(spark, small: pd.DataFrame, tmp_path: Path, monkeypatch):
+    for number, part in enumerate(np.array_split(np.arange(len(small)), 3)):
+        table = pa.Table.from_pandas(small.iloc[part], preserve_index=False)
+        pq.write_table(table, tmp_path / f"part-{number}.parquet")
+    als = estimator()
+    monkeypatch.chdir(tmp_path)
+    expected = als.fit(spark.read.parquet(f"{tmp_path}/part-[01].parquet"))
+    for path in (tmp_path / "part-[01].parquet", "part-{0,1}.parquet", "*-[!2].parquet"):
+        assert_same_bits(als.fitParquet(path), expected)
+    assert als.fitParquet("*.parquet").state.counters.ratings == len(small)
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_folder_of_files_and_row_groups(spark, small: pd.DataFrame, tmp_path: Path, blocks):

@@ -84,6 +84,55 @@ class TestJson:
             assert tuple(row)[:4] == (None,) * 4, value
             assert row.message.value == value
 
+    def test_numbers_as_producers_write_them(self, spark):
+        whole = {"user": "1.0", "item": "2.00", "rating": "4.5", "time": "9.0"}
+        sent = [
+            "\ufeff" + GOOD,
+            GOOD.replace("1,", "1.0,"),
+            GOOD.replace('"time": 9', '"time" : 9.000 '),
+            json.dumps(whole).replace('": "', '": ').replace('",', ",").replace('"}', "}"),
+        ]
+        for kind in ("binary", "string"):
+            for row in parseRatings(table(spark, sent, kind), "json", DDL).collect():
+                assert tuple(row)[:4] == (1, 2, 4.5, 9), row.message.value
+                assert row.message.value in sent
+
+    QUOTED = (
+        '{"user": "1", "item": 2, "rating": "4.5", "time": "9.0"}',
+        '{"user": "1", "item": "2", "rating": "45e-1", "time": 9, "x": "a\\"user\\": \\"7"}',
+    )
+    UNQUOTED = tuple(
+        f'{{"user": "{user}", "item": 2, "rating": 4.5, "time": 9}}'
+        for user in ("1x", "", "1.5", "01", "99999999999999999999")
+    )
+
+    def test_quoted_numbers_where_asked(self, spark):
+        frame = table(spark, [*self.QUOTED, *self.UNQUOTED])
+        for row in parseRatings(frame, "json", DDL).collect():
+            assert tuple(row)[:4] == (None,) * 4, row.message.value
+        asked = parseRatings(frame, "json", DDL, quotedNumbers=True).orderBy("message.offset")
+        rows = [tuple(row)[:4] for row in asked.collect()]
+        assert rows == [(1, 2, 4.5, 9)] * 2 + [(None,) * 4] * len(self.UNQUOTED)
+
+    def test_texts_stay_as_they_are(self, spark):
+        """Whatever stands in a field of text, and in names of others."""
+        texts = [
+            "1.0", '"user": 1.0, ', '\\"user": "5"', "user", '{"user":1.0}', "x.0,", "\\", '"',
+            "\ufeff", '", "user": 3.0, "z": "', "a" * 5000 + '"user": 1.0',
+        ]  # fmt: skip
+        sent = [
+            json.dumps({"note": text, "user": 1.0, "deep": {"user": 2.0, f"z{text}": "1.0"}})
+            for text in texts
+        ]
+        schema = "note string, user long, deep struct<user: long>"
+        for asked in (False, True):
+            read = parseRatings(table(spark, sent), "json", schema, asked).orderBy("message.offset")
+            found = read.collect()
+            # too long to be looked through: as it was
+            assert tuple(found[-1])[:3] == (None, None, None)
+            for row, text in zip(found[:-1], texts[:-1], strict=True):
+                assert (row.note, row.user, row.deep and row.deep.user) == (text, 1, 2)
+
     def test_whole_messages_of_all_shapes(self, spark):
         values = [
             f" \r\n\t{GOOD}\n",

@@ -454,11 +454,27 @@ class TestBadRows:
         assert job.metrics().invalid.tolist() == [200, 4]
         assert job.metrics().ratings.tolist() == [0, 596]
 
+    def test_a_batch_of_nothing_else_leaves_a_line_in_the_log(
+        self, classic_only, als, files, stream, small, tmp_path, caplog
+    ):
+        hopeless = small[:40].assign(rating=np.nan)
+        path = str(tmp_path / "m")
+        folder = files(hopeless, 40)
+        files(small[:40], 40, first=1)
+        with caplog.at_level("WARNING", "sparkml_sgdals"):
+            job = run(als.fitStream(stream(folder), path, trigger=ONCE))
+        assert job.metrics().ratings.tolist() == [0, 40]
+        (line,) = [one for one in caplog.messages if "nothing was learned" in one]
+        assert line == (
+            f"batch 0: nothing was learned, all 40 rows were set aside under {path}/invalid: "
+            "ratingCol 'rating' is null, NaN or infinite in 40 rows"
+        )
+
     def test_stop_the_stream_where_asked(self, als, files, stream, small, tmp_path):
         bad, _ = self.spoilt(small)
         strict = als.copy({als.handleInvalid: "error"})
         job = strict.fitStream(stream(files(bad, 300)), str(tmp_path / "m"), trigger=ONCE)
-        with pytest.raises(Exception, match="userCol 'user' is null or no whole number in 1 row"):
+        with pytest.raises(Exception, match="userCol 'user' is null in 1 row"):
             job.awaitTermination()
         assert job.model.version == 0
 

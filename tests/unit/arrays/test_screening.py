@@ -32,10 +32,10 @@ def raw_table(**columns: list[Any]) -> pa.Table:
 @pytest.mark.parametrize(
     ("column", "values", "bad", "problems"),
     [
-        ("user", [1, None, 3], [1], {"user: null or no whole number": 1}),
-        ("item", [None, None, 3], [0, 1], {"item: null or no whole number": 2}),
+        ("user", [1, None, 3], [1], {"user: null or no 64-bit whole number": 1}),
+        ("item", [None, None, 3], [0, 1], {"item: null or no 64-bit whole number": 2}),
         ("rating", [1.0, None, math.nan, math.inf, -math.inf], [1, 2, 3, 4], {RATING_FAULT: 4}),
-        ("time", [5, None, 7], [1], {"time: null": 1}),
+        ("time", [5, None, 7], [1], {"time: null or too large": 1}),
         (
             "weight", [1.0, None, math.nan, math.inf, -math.inf, -0.5], [1, 2, 3, 4, 5],
             {WEIGHT_FAULT: 5},
@@ -58,12 +58,20 @@ def test_screen_finds_every_fault(
     assert good.equals(table.take(kept))
 
 
+def test_an_id_of_text_is_null_or_good() -> None:
+    """Text is never too wide, nor does it have a fraction."""
+    rating = pa.array([1.0, 2.0], pa.float32())
+    ids = pa.table({"user": ["a", None], "item": ["b", "c"], "rating": rating})
+    assert screen(ids)[2] == {"user: null": 1}
+
+
 def test_a_row_may_have_several_faults() -> None:
     """Each is counted, the row is set aside once; with a fault, its weight of 0 is none."""
     table = raw_table(user=[None, 1], rating=[math.nan, 1.0], time=[None, 1], weight=[0.0, 1.0])
     good, bad, problems = screen(table)
     assert bad.tolist() == [True, False]
-    assert problems == {"user: null or no whole number": 1, RATING_FAULT: 1, "time: null": 1}
+    user, time = "user: null or no 64-bit whole number", "time: null or too large"
+    assert problems == {user: 1, RATING_FAULT: 1, time: 1}
     assert good.num_rows == 1
 
 
@@ -110,7 +118,7 @@ def test_keep_repairs_time_and_weight() -> None:
     )
     good, bad, problems = screen(table, keep=True)
     assert np.flatnonzero(bad).tolist() == [5]
-    assert problems == {"user: null or no whole number": 1, ZERO_WEIGHT: 1}
+    assert problems == {"user: null or no 64-bit whole number": 1, ZERO_WEIGHT: 1}
     assert good.column("user").to_pylist() == [1, 2, 3, 4, 5]
     assert good.column("weight").to_pylist() == [2.0, 3.0, 1.0, 1.0, 1.0]
     times = good.column("time").to_pylist()
