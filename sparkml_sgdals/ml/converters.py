@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from pyspark.ml.param import Param, Params, TypeConverters
@@ -21,6 +22,7 @@ __all__ = [
     "text",
 ]
 
+Converter = Callable[[Any], Any]
 text = TypeConverters.toString
 flag = TypeConverters.toBoolean
 
@@ -30,63 +32,78 @@ def place(value: Any) -> str:
     return text(os.fspath(value) if isinstance(value, os.PathLike) else value)
 
 
-def param(name: str, doc: str, converter: Callable[[Any], Any]) -> Param[Any]:
+def param(name: str, doc: str, converter: Converter) -> Param[Any]:
     """Return a Param of a class, as pyspark.ml declares them."""
     return Param(Params._dummy(), name, doc, typeConverter=converter)
 
 
-def at_least(name: str, low: int) -> Callable[[Any], int]:
+def at_least(name: str, low: int) -> Converter:
     """Return a converter to an int of at least `low`; ValueError for less."""
-    return _number(name, TypeConverters.toInt, low)
+    return _Number(name, TypeConverters.toInt, low)
 
 
-def non_negative(name: str) -> Callable[[Any], float]:
+def non_negative(name: str) -> Converter:
     """Return a converter to a finite float of at least 0; ValueError for anything else."""
-    return _number(name, TypeConverters.toFloat, 0)
+    return _Number(name, TypeConverters.toFloat, 0)
 
 
-def positive(name: str) -> Callable[[Any], float]:
+def positive(name: str) -> Converter:
     """Return a converter to a finite float above 0; ValueError for anything else."""
-    return _number(name, TypeConverters.toFloat, 0, inclusive=False)
+    return _Number(name, TypeConverters.toFloat, 0, inclusive=False)
 
 
-def interval(name: str) -> Callable[[Any], int]:
+def interval(name: str) -> Converter:
     """Return a converter to an int of at least 1, or -1 for never; ValueError for the rest."""
+    return _Interval(name)
 
-    def convert(value: Any) -> int:
+
+def one_of(name: str, allowed: tuple[str, ...]) -> Converter:
+    """Return a converter to one of some words, in any case as in Spark; ValueError for the rest."""
+    return _Word(name, allowed)
+
+
+# objects, not functions made in functions: a Param is pickled with its converter
+@dataclass(frozen=True)
+class _Number:
+    name: str
+    kind: Converter
+    low: float
+    inclusive: bool = True
+
+    def __call__(self, value: Any) -> Any:
+        try:
+            number = self.kind(value)
+        except TypeError as failure:
+            whole = "a whole number" if self.kind is TypeConverters.toInt else "a number"
+            raise TypeError(f"{self.name} must be {whole}, got {value!r}.") from failure
+        enough = number >= self.low if self.inclusive else number > self.low
+        if not (math.isfinite(number) and enough):
+            bound = "at least" if self.inclusive else "greater than"
+            raise ValueError(f"{self.name} must be {bound} {self.low:g}, got {value!r}.")
+        return number
+
+
+@dataclass(frozen=True)
+class _Interval:
+    name: str
+
+    def __call__(self, value: Any) -> int:
         number: int = TypeConverters.toInt(value)
         if number != -1 and number < 1:
-            raise ValueError(f"{name} must be at least 1, or -1 for never, got {value!r}.")
+            raise ValueError(f"{self.name} must be at least 1, or -1 for never, got {value!r}.")
         return number
 
-    return convert
 
+@dataclass(frozen=True)
+class _Word:
+    name: str
+    allowed: tuple[str, ...]
 
-def one_of(name: str, allowed: tuple[str, ...]) -> Callable[[Any], str]:
-    """Return a converter to one of some words, in any case as in Spark; ValueError for the rest."""
-    words = {word.lower(): word for word in allowed}
-
-    def convert(value: Any) -> str:
+    def __call__(self, value: Any) -> str:
         given = TypeConverters.toString(value)
+        words = {word.lower(): word for word in self.allowed}
         if given.lower() not in words:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {given!r}.")
+            raise ValueError(
+                f"{self.name} must be one of {', '.join(self.allowed)}, got {given!r}."
+            )
         return words[given.lower()]
-
-    return convert
-
-
-def _number(
-    name: str, kind: Callable[[Any], Any], low: float, inclusive: bool = True
-) -> Callable[[Any], Any]:
-    def convert(value: Any) -> Any:
-        try:
-            number = kind(value)
-        except TypeError as failure:
-            whole = "a whole number" if kind is TypeConverters.toInt else "a number"
-            raise TypeError(f"{name} must be {whole}, got {value!r}.") from failure
-        if not (math.isfinite(number) and (number >= low if inclusive else number > low)):
-            bound = "at least" if inclusive else "greater than"
-            raise ValueError(f"{name} must be {bound} {low:g}, got {value!r}.")
-        return number
-
-    return convert

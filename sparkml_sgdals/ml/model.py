@@ -21,7 +21,7 @@ from sparkml_sgdals.ml.evaluate_methods import EvaluationMethods
 from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
 from sparkml_sgdals.ml.one_methods import OneMethods
 from sparkml_sgdals.ml.params import default_settings
-from sparkml_sgdals.ml.persistence import ModelReader, ModelWriter
+from sparkml_sgdals.ml.persistence import ModelReader, ModelWriter, Picklable
 from sparkml_sgdals.ml.setters import ModelSetters
 from sparkml_sgdals.ml.summary import TrainingSummary
 from sparkml_sgdals.ml.version_methods import VersionMethods
@@ -54,6 +54,7 @@ class StreamingBiasedALSModel(
     EvaluationMethods,
     OneMethods,
     VersionMethods,
+    Picklable,
     Model,
     ModelSetters,
     MLWritable,

@@ -34,7 +34,7 @@ from sparkml_sgdals.store.saved_model import (
 )
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
-__all__ = ["EstimatorReader", "EstimatorWriter", "ModelReader", "ModelWriter"]
+__all__ = ["EstimatorReader", "EstimatorWriter", "ModelReader", "ModelWriter", "Picklable"]
 
 _IDS_PER_FILE: Final = 1_000_000
 _UNREADABLE: Final = "is damaged or cannot be read"
@@ -57,6 +57,22 @@ class Savable(Protocol):
 
     @property
     def idTypes(self) -> tuple[str, str]: ...
+
+
+class Picklable:
+    """A model that pickle and joblib take as it is, but for what belongs to a session."""
+
+    _of_session = ("_frames", "_serving", "_predictor")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the model's fields; an unpickled one makes the others again."""
+        return self.__dict__ | dict.fromkeys(self._of_session)
+
+    def __copy__(self) -> Any:
+        """Return what Params.copy begins with: a twin that shares all, also of the session."""
+        twin = type(self).__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
 
 
 E = TypeVar("E", bound=DefaultParamsReadable[Any])

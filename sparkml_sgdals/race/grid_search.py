@@ -39,14 +39,11 @@ RACE: Final = (
 """Columns of `RaceJob.race`."""
 
 
-def _share(name: str) -> Any:
-    def convert(value: Any) -> float:
-        number = TypeConverters.toFloat(value)
-        if not 0.0 < number < 1.0:
-            raise ValueError(f"{name} must be above 0 and below 1, got {value!r}.")
-        return number
-
-    return convert
+def _share(name: str, value: Any) -> float:
+    number = TypeConverters.toFloat(value)
+    if not 0.0 < number < 1.0:
+        raise ValueError(f"{name} must be above 0 and below 1, got {value!r}.")
+    return number
 
 
 def _tolerance(value: Any) -> float:
@@ -137,7 +134,7 @@ class StreamingGridSearch(Params):
     errorProbability: Param[float] = param(
         "errorProbability",
         "probability that the best candidate is ever dropped, at most.",
-        _share("errorProbability"),
+        partial(_share, "errorProbability"),
     )
     keep: Param[int] = param(
         "keep", "candidates that stay whatever the evidence.", at_least("keep", 1)
@@ -153,7 +150,7 @@ class StreamingGridSearch(Params):
     fadingFactor: Param[float] = param(
         "fadingFactor",
         "what a rating counts in a candidate's loss when the next one comes.",
-        _share("fadingFactor"),
+        partial(_share, "fadingFactor"),
     )
     tolerance: Param[float] = param(
         "tolerance",
