@@ -15,6 +15,7 @@ from pyspark.sql import functions as F
 from sparkml_sgdals.ingest.columns import RatingColumns, column_type, id_column, select_ratings
 from sparkml_sgdals.ingest.frames import Table, as_table
 from sparkml_sgdals.ml.recommend_methods import RankingMethods, Seen
+from sparkml_sgdals.notebook import html_table, number
 from sparkml_sgdals.predict.judging import (
     JudgedLists,
     held_out_pairs,
@@ -108,6 +109,17 @@ class RankingEvaluation:
         row = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "standardErrors"}
         row |= {f"{name}StandardError": self.standardErrors[name] for name in RANKING_METRICS}
         return pd.DataFrame([row])
+
+    def _repr_html_(self) -> str:
+        means = [
+            (f"{name}@{self.k}", f"{getattr(self, name):.4f} ± {self.standardErrors[name]:.4f}")
+            for name in RANKING_METRICS
+        ]
+        of_lists = [(name, number(getattr(self, name))) for name in ("coverage", "gini", "novelty")]
+        users = f"{self.users:,}, of whom {self.coldUsers:,} not known"
+        pairs = f"{self.heldOut:,}, of which {self.unknownHeldOut:,} of items not known"
+        about = [("users", users), ("pairs held out", pairs), ("ranked among", f"{self.items:,}")]
+        return html_table(f"Ranking of the best {self.k}", [*means, *of_lists, *about])
 
     def __repr__(self) -> str:
         """Return a few lines to read."""

@@ -1,4 +1,4 @@
-"""What a model's user asks for one user at once: no Spark job runs (driver)."""
+"""What a model answers at once, without a Spark job: for one user, and of itself (driver)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 from pyspark.sql import Row
 
 from sparkml_sgdals.arrays.given_ids import given_ids
+from sparkml_sgdals.notebook import html_table, number
 from sparkml_sgdals.predict.recommending import whole_count
 from sparkml_sgdals.predict.seen import remembered_pairs
 from sparkml_sgdals.predictor import Predictor
@@ -17,11 +18,12 @@ __all__ = ["OneMethods"]
 
 
 class OneMethods:
-    """Methods of the model that answer for one user, in milliseconds."""
+    """Methods of the model that answer in milliseconds."""
 
     version: int
     _state: ModelState
     _predictor: tuple[tuple[Any, ...], Predictor] | None
+    getUserCol: Callable[[], str]
     getItemCol: Callable[[], str]
     getColdStartStrategy: Callable[[], str]
     getClipPredictions: Callable[[], bool]
@@ -80,6 +82,23 @@ class OneMethods:
         row = Row(self.getItemCol(), "rating")
         pairs = zip(best["item"].tolist(), best["rating"].tolist(), strict=True)
         return [row(item, rating) for item, rating in pairs]
+
+    def _repr_html_(self) -> str:
+        state, settings = self._state, self._state.settings
+        counters = state.counters
+        rows = [
+            ("users", number(state.users.size)),
+            ("items", number(state.items.size)),
+            ("events" if settings.learns_events else "ratings", number(counters.ratings)),
+            ("rank", settings.rank),
+            ("solver", settings.solver),
+            ("version", self.version),
+            ("columns", f"{self.getUserCol()}, {self.getItemCol()}"),
+        ]
+        if counters.ratings and not settings.learns_events:
+            span = f"{counters.low:g} to {counters.high:g}, mean {number(state.scale.mean)}"
+            rows.append(("ratings from", span))
+        return html_table(type(self).__name__, rows)
 
     def _at_hand(self) -> Predictor:
         """Return the model as arrays in this process, made once a version."""

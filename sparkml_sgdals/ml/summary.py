@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from sparkml_sgdals.fit.plan import TrainingReport
+from sparkml_sgdals.notebook import html_table, number, pictures
 from sparkml_sgdals.state.model_state import ModelState
 
 __all__ = ["TrainingSummary"]
@@ -53,6 +55,29 @@ class TrainingSummary:
             noiseVariance=state.noise * state.scale.spread**2,
             seconds=dict(report.seconds),
         )
+
+    def plot(self) -> Any:
+        """Draw the training RMSE by pass: a matplotlib Figure (extra `plot`).
+
+        Raises
+        ------
+        ValueError
+            none was taken
+        """
+        return pictures().plot_passes(self.rmse, f"{self.ratings:,} ratings, {self.form}")
+
+    def _repr_html_(self) -> str:
+        phases = [(f"seconds, {name}", f"{value:.2f}") for name, value in self.seconds.items()]
+        rows = [
+            ("ratings", number(self.ratings)),
+            ("users", number(self.users)),
+            ("items", number(self.items)),
+            ("learned in", self.form),
+            ("passes", self.totalIterations),
+            ("training RMSE by pass", ", ".join(map(number, self.rmse)) or "not taken"),
+            ("noise variance", number(self.noiseVariance)),
+        ]
+        return html_table("Training summary", rows + phases)
 
     def __str__(self) -> str:
         """Return a few lines to read."""

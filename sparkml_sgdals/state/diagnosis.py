@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
 from sparkml_sgdals.arrays.ratings import Ratings
+from sparkml_sgdals.notebook import html_table, number, pictures
 from sparkml_sgdals.state.model_state import ModelState
 
 __all__ = ["ENOUGH", "Diagnosis", "diagnose_state"]
@@ -71,6 +72,30 @@ class Diagnosis:
             f"Not yet: its predictions are {-gain:.2%} worse than mean and biases "
             f"({self.evidence})."
         )
+
+    def plot(self) -> Any:
+        """Draw both errors: a matplotlib Figure (extra `plot`).
+
+        Raises
+        ------
+        ValueError
+            nothing was predicted
+        """
+        errors = {"this model": self.rmse, "mean and biases": self.baselineRmse}
+        return pictures().plot_errors(errors, f"{self.predicted:,} {self.evidence} ratings")
+
+    def _repr_html_(self) -> str:
+        few = f"{self.thinUsers:.0%} of users, {self.thinItems:.0%} of items"
+        rows = [
+            ("ratings", number(self.ratings)),
+            ("users", number(self.users)),
+            ("items", number(self.items)),
+            (f"with fewer than {self.minRatings} ratings", few),
+            ("RMSE", number(self.rmse)),
+            ("RMSE of mean and biases", number(self.baselineRmse)),
+            ("on", f"{self.predicted:,} {self.evidence} ratings"),
+        ]
+        return html_table("Diagnosis", rows, f"Serve it? {self.verdict}")
 
     def __str__(self) -> str:
         """Return the diagnosis as lines of text."""

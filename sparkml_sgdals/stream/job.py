@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import pandas as pd
 
+from sparkml_sgdals.notebook import html_table, number, pictures
 from sparkml_sgdals.store.lease import Lease
 from sparkml_sgdals.store.version_store import VersionStore
 from sparkml_sgdals.stream.metrics_table import metrics_frame
@@ -84,6 +85,46 @@ class StreamJob(Generic[M]):
             window or fading out of range
         """
         return metrics_frame(VersionStore(self.path).metrics(), window, fading)
+
+    def plot(self) -> Any:
+        """Draw the errors of the stream so far, or its ranks where it learns events.
+
+        Returns
+        -------
+        a matplotlib Figure (extra `plot`)
+
+        Raises
+        ------
+        ValueError
+            nothing was predicted yet
+        """
+        metrics = self.metrics()
+        errors = metrics[["rmse", "validationRmse"]].astype(float)
+        if errors.notna().to_numpy().any() or not metrics["ranked"].astype(float).sum():
+            return pictures().plot_stream(metrics)
+        return pictures().plot_ranks(metrics)
+
+    def _repr_html_(self) -> str:
+        store = VersionStore(self.path)
+        newest = store.newest()
+        metrics = self.metrics()
+        rows = [
+            ("model path", self.path),
+            ("stream", "learning" if self.query.isActive else "ended"),
+            ("version", "none yet" if newest is None else number(newest.version)),
+            ("micro-batches", number(len(metrics))),
+            ("ratings", number(int(metrics["ratings"].sum()))),
+            ("rows set aside", number(int(metrics["invalid"].sum()))),
+        ]
+        shown = ("rmse", "baselineRmse", "validationRmse", "recall", "baselineRecall", "seconds")
+        if len(metrics):
+            last = metrics.iloc[-1]
+            rows += [
+                (f"{name} of the last", number(float(last[name])))
+                for name in shown
+                if pd.notna(last[name])
+            ]
+        return html_table(type(self).__name__, rows)
 
     def awaitTermination(self, timeout: float | None = None) -> bool:
         """Wait until the stream ends; whether it has ended.

@@ -12,16 +12,17 @@ REPOSITORY = Path(__file__).parents[2]
 NAME = "sparkml_sgdals"
 # each with those right below it; what lies below these may be imported as well
 BELOW = {
-    "arrays": "errors", "kernels": "arrays", "state": "kernels", "learn": "state", "store": "state",
+    "arrays": "errors", "kernels": "arrays", "state": "kernels notebook", "learn": "state",
+    "store": "state",
     "ingest": "store spark_workers", "fit": "ingest learn", "predict": "ingest metrics",
     "stream": "fit", "ml": "predict stream predictor", "race": "ml",
     "errors": "", "spark_jobs": "errors", "spark_workers": "spark_jobs",
     "predictor": "store", "serving": "learn store",
     NAME: "race predictor _compiling", "cli": f"{NAME} datasets", "mlflow": NAME,
-    "metrics": "", "plotting": "", "datasets": "", "_compiling": "",
+    "metrics": "", "notebook": "", "plotting": "", "datasets": "", "_compiling": "",
 }  # fmt: skip
 NO_SPARK = {"serving", "predictor", "learn", "store", "state", "kernels", "arrays", "errors"}
-NO_SPARK |= {"datasets", "metrics", "_compiling"}
+NO_SPARK |= {"datasets", "metrics", "notebook", "_compiling"}
 MOST_MODULES, MOST_LINES = 15, 520
 
 
@@ -75,7 +76,7 @@ def test_the_picture_shows_these_floors():
     page = (REPOSITORY / "docs/architecture.md").read_text()
     arrows = re.findall(r"(\w+) --> (?=(\w+))", page.split("```mermaid")[1].split("```")[0])
     beside = {"errors", "metrics", "spark_jobs", "spark_workers"}
-    beside |= {"_compiling", NAME, "cli", "mlflow"}
+    beside |= {"notebook", "_compiling", NAME, "cli", "mlflow"}
     assert {(a, b) for a in BELOW for b in BELOW[a].split() if not {a, b} & beside} == set(arrows)
 
 

@@ -13,9 +13,12 @@ from sparkml_sgdals.plotting import (
     MatrixStep,
     calibration_table,
     plot_calibration,
+    plot_errors,
     plot_factors,
     plot_matrix,
+    plot_passes,
     plot_race,
+    plot_ranks,
     plot_stream,
     save_film,
 )
@@ -212,3 +215,38 @@ def test_labels_are_moved_apart_and_keep_their_order():
     np.testing.assert_allclose(sorted(placed[:2] + placed[3:]), [0.51, 1.01, 1.51])
     assert placed[0] < placed[1] < placed[3]
     assert place_labels([], 1.0) == []
+
+
+def test_passes_are_drawn_from_the_first_on():
+    figure = plot_passes([0.9, 0.8, 0.75], "100 ratings")
+    (line,) = figure.axes[0].lines
+    np.testing.assert_array_equal(line.get_xdata(), [1, 2, 3])
+    np.testing.assert_array_equal(line.get_ydata(), [0.9, 0.8, 0.75])
+    assert {"0.7500", "100 ratings", "pass over the ratings"} <= set(words(figure))
+    with pytest.raises(ValueError, match="no passes to draw"):
+        plot_passes([])
+
+
+def test_errors_are_bars_with_their_values():
+    figure = plot_errors({"ours": 0.5, "theirs": 0.75})
+    bars = figure.axes[0].patches
+    assert [bar.get_width() for bar in bars] == [0.5, 0.75]
+    # the first on top
+    assert bars[0].get_y() > bars[1].get_y()
+    assert {"0.5000", "0.7500"} <= set(words(figure))
+    for errors in ({"ours": np.nan}, {}):
+        with pytest.raises(ValueError, match="Give held-out ratings"):
+            plot_errors(errors)
+
+
+def test_ranks_are_means_over_what_was_ranked():
+    table = pd.DataFrame({
+        "ratings": [10] * 20, "ranked": [1, 3] * 10, "recall": [1.0, 0.5] * 10,
+        "baselineRecall": [np.nan, *[0.25] * 19],
+    })  # fmt: skip
+    ours, theirs = plot_ranks(table).axes[0].lines
+    assert ours.get_xdata()[-1] == 200
+    assert ours.get_ydata()[-1] == pytest.approx((1 * 1.0 + 3 * 0.5) / 4)
+    assert theirs.get_ydata()[-1] == pytest.approx(0.25)
+    with pytest.raises(ValueError, match="No batch was ranked"):
+        plot_ranks(table.assign(ranked=0))
