@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Final
 
@@ -26,7 +27,8 @@ _NEEDED: Final = (_PACKAGE, "numpy", "pandas", "pyarrow", "numba")
 _CANNOT_START: Final = re.compile(
     r'Cannot run program "(?P<program>[^"]+)"'
     r"|(?P<versions>Python versions? (?:in|on)[^\n]*?different[^\n]*|PYTHON_VERSION_MISMATCH[^\n]*)"
-    r"|No module named '(?P<module>[^']+)'"
+    r"|No module named '?(?P<module>[\w.]+)"
+    r"|Error from python worker:\s+(?P<told>[^\n]+)"
 )
 _asked: set[str] = set()
 
@@ -59,6 +61,13 @@ def need_workers(spark: SparkSession) -> None:
         raise RuntimeError(_cannot_start(fault, spark)) from None
     if told["missing"]:
         raise RuntimeError(_lacking(told, spark))
+    version = import_module(_PACKAGE).__version__
+    if told["version"] != version:
+        raise RuntimeError(
+            f"Spark's Python workers have {_PACKAGE} {told['version']} in {told['python']}, and "
+            f"this process has {version}: install the same release there, or "
+            f"{_choose(bool(local_threads(spark)))}"
+        )
     _asked.add(session)
 
 
@@ -94,12 +103,16 @@ def _ask(spark: SparkSession) -> dict[str, Any]:
 def _question(names: tuple[str, ...]) -> Callable[[Any], str]:
     # made here, so that it travels by value: a worker without the package can run it
     def answer(_: Any) -> str:
+        import importlib
         import importlib.util
         import json
         import sys
 
         missing = [name for name in names if importlib.util.find_spec(name) is None]
-        return json.dumps({"python": sys.executable, "missing": missing})
+        told = {"python": sys.executable, "missing": missing, "version": None}
+        if not missing:
+            told["version"] = importlib.import_module(names[0]).__version__
+        return json.dumps(told)
 
     return answer
 
@@ -124,6 +137,8 @@ def _cannot_start(fault: re.Match[str], spark: SparkSession) -> str:
         what = f"cannot be started: there is no program {fault['program']!r} where they run"
     elif fault["module"]:
         what = f"cannot be started: their Python has no {fault['module']}"
+    elif fault["told"]:
+        what = f"cannot be started: {fault['told'].strip()!r} is all that they say"
     else:
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         what = f"run another Python than this process's {version}"

@@ -26,8 +26,8 @@ __all__ = ["Table", "as_frame", "as_stream", "as_table", "is_spark", "like_given
 Table = Any
 """A DataFrame of Spark, pandas, pandas on Spark or Polars, an Arrow table, or rows: `as_frame`."""
 
-_MOST_BYTES: Final = 2**31
-"""Of a table that goes through the driver: more has to be read by Spark itself."""
+_MOST_BYTES: Final = 2**27
+"""Of a table that goes through the driver, where Spark has a gigabyte unless told otherwise."""
 
 
 def is_spark(given: Any) -> bool:
@@ -163,8 +163,9 @@ def lists_ids(given: Any) -> bool:
 def _sent(table: pa.Table, what: str) -> DataFrame:
     if table.nbytes > _MOST_BYTES:
         raise TypeError(
-            f"{what} has {table.num_rows:,} rows, {table.nbytes / 2**30:.1f} GiB, too many to send "
-            "from here: write it as Parquet and give spark.read.parquet(path)."
+            f"{what} has {table.num_rows:,} rows, {table.nbytes / 2**20:,.0f} MiB, and up to "
+            f"{_MOST_BYTES / 2**20:.0f} MiB are sent to Spark from here: write it as Parquet and "
+            "give spark.read.parquet(path), or leave out columns that are not needed."
         )
     spark = active_session()
     if not table.num_rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -275,6 +276,11 @@ class StreamingBiasedALS(
         stands in the names of folders, or the path is a pattern ("*.parquet"), this is `fit`.
         """
         self.warnOfUnused()
+        if not isinstance(path, (str, os.PathLike)):
+            raise TypeError(
+                f"path is one folder, file or pattern, got {path!r}: of several, "
+                "fit(spark.read.parquet(*paths))."
+            )
         dataset = active_session().read.parquet(spark_path(path))
         kinds, id_types = self._ids_of(dataset)
         settings = self.settings(table=True)

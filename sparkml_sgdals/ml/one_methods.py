@@ -8,6 +8,7 @@ from typing import Any
 from pyspark.sql import Row
 
 from sparkml_sgdals.arrays.given_ids import given_ids
+from sparkml_sgdals.ingest.frames import lists_ids
 from sparkml_sgdals.notebook import html_table, number
 from sparkml_sgdals.predict.recommending import whole_count
 from sparkml_sgdals.predict.seen import remembered_pairs
@@ -73,8 +74,15 @@ class OneMethods:
             `n` below 1, or `excludeSeen=True` where the model remembers nothing
         """
         count = whole_count("n", n)
-        none = excludeSeen is None or isinstance(excludeSeen, bool)
-        exclude: Any = [] if none else excludeSeen
+        asked = None if isinstance(excludeSeen, bool) else excludeSeen
+        if asked is not None and not lists_ids(asked):
+            raise TypeError(
+                "excludeSeen of one user is a list of ids of items or True, got a "
+                f"{type(asked).__name__}: of a pandas DataFrame give "
+                f"ratings.loc[ratings['{self.getUserCol()}'] == {user!r}, '{self.getItemCol()}'], "
+                "or ask recommendForUserSubset."
+            )
+        exclude: Any = [] if asked is None else asked
         if excludeSeen is True:
             known = given_ids([user], self._state.users.index.kind, "user")
             exclude = remembered_pairs(self._state, known.drop_null()).column("item")

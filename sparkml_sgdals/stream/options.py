@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Final
@@ -15,7 +16,7 @@ __all__ = ["StreamOptions", "Trigger"]
 
 Trigger = dict[str, Any] | str | timedelta | None
 """When micro-batches start; None: as soon as the one before has ended."""
-_AT_ONCE: Final = ("availableNow", "once")
+_AT_ONCE: Final = {"availablenow": "availableNow", "once": "once"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +60,12 @@ class StreamOptions:
             return {}
         if isinstance(given, str) and given.strip():
             name = given.strip()
-            return {name: True} if name in _AT_ONCE else {"processingTime": name}
+            word = re.sub(r"[ _-]", "", name).lower()
+            if word in _AT_ONCE:
+                return {_AT_ONCE[word]: True}
+            # further words, such as "2 minutes 30 seconds", are Spark's to read
+            if re.match(r"(interval +)?[0-9.]+ +[a-z]", name.lower()):
+                return {"processingTime": name}
         if isinstance(given, timedelta) and given.total_seconds() > 0:
             return {"processingTime": f"{round(given.total_seconds() * 1000)} milliseconds"}
         if isinstance(given, dict) and len(given) == 1:

@@ -152,6 +152,11 @@ class TestNoTable:
         with pytest.raises(TypeError, match=line):
             als.fit(given)
 
+    def test_a_table_too_large_to_send(self, als, small, monkeypatch):
+        monkeypatch.setattr("sparkml_sgdals.ingest.frames._MOST_BYTES", 2**16)
+        with pytest.raises(TypeError, match=r"4,000 rows.*give spark.read.parquet\(path\)"):
+            als.fit(small)
+
     def test_a_sparse_matrix_is_told_its_columns(self, als):
         sparse = pytest.importorskip("scipy.sparse")
         with pytest.raises(TypeError, match=r"'user': m.row, 'item': m.col, 'rating': m.data"):
@@ -252,7 +257,7 @@ class TestOne:
         model.setColdStartStrategy("nan")
         assert np.isnan(model.predictOne(-8, item))
 
-    def test_unknown_ids_and_wrong_ones(self, model):
+    def test_unknown_ids_and_wrong_ones(self, model, ratings):
         assert len(model.recommendOne(-1, 3)) == 3
         with pytest.raises(TypeError, match="users are whole numbers in this model, got string"):
             model.predictOne("1", 5)
@@ -260,6 +265,8 @@ class TestOne:
             model.recommendOne(1, "3")
         with pytest.raises(ValueError, match="n must be at least 1, got 0"):
             model.recommendOne(1, 0)
+        with pytest.raises(TypeError, match="a list of ids of items or True, got a DataFrame"):
+            model.recommendOne(1, 3, excludeSeen=ratings)
 
 
 class TestPaths:

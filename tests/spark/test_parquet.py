@@ -37,6 +37,8 @@ def test_a_pattern_is_left_to_spark(spark, small: pd.DataFrame, tmp_path: Path, 
     for path in (tmp_path / "part-[01].parquet", "part-{0,1}.parquet", "*-[!2].parquet"):
         assert_same_bits(als.fitParquet(path), expected)
     assert als.fitParquet("*.parquet").state.counters.ratings == len(small)
+    with pytest.raises(TypeError, match=r"fit\(spark.read.parquet\(\*paths\)\)"):
+        als.fitParquet(["part-0.parquet", "part-1.parquet"])
 
 
 @pytest.mark.long

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pyspark
 import pytest
+
+from sparkml_sgdals import __version__
 
 PACKAGE = Path(__file__).parents[2]
 # the package is importable in this process alone, as in a notebook that changes sys.path
@@ -87,3 +90,37 @@ def test_connect_is_told_the_same(tmp_path, bare):
     answer, log = said(tmp_path, bare, "remote", "local[2]")
     assert f"{bare / 'python3'}, which has no sparkml_sgdals" in answer
     assert "ModuleNotFoundError" not in log
+
+
+@pytest.mark.long
+def test_another_release_in_the_workers_is_told(tmp_path, bare):
+    """The same package, copied with another number, first where the workers look."""
+    copied = tmp_path / "other"
+    shutil.copytree(PACKAGE / "sparkml_sgdals", copied / "sparkml_sgdals")
+    module = copied / "sparkml_sgdals" / "__init__.py"
+    text = module.read_text().replace(f'__version__ = "{__version__}"', '__version__ = "0.0.1"')
+    module.write_text(text)
+    answer, _ = said(tmp_path, bare, "master", "local[2]", PYTHONPATH=str(copied))
+    assert answer.startswith("Spark's Python workers have sparkml_sgdals 0.0.1 in")
+    assert f"and this process has {__version__}: install the same release" in answer
+
+
+@pytest.mark.long
+def test_another_python_in_the_workers_is_told(tmp_path, bare):
+    versions = {f"python3.{n}" for n in range(10, 15)} - {f"python3.{sys.version_info.minor}"}
+    named = [found for name in sorted(versions) if (found := shutil.which(name))]
+    # one that stands for what is not installed does not run
+    others = [one for one in named if not subprocess.run([one, "-V"], check=False).returncode]
+    if not others:
+        pytest.skip("there is no other Python here")
+    answer, _ = said(tmp_path, bare, "master", "local[2]", PYSPARK_PYTHON=others[0])
+    assert f"run another Python than this process's 3.{sys.version_info.minor}: set" in answer
+
+
+@pytest.mark.long
+def test_a_python_that_does_not_run_is_told_with_what_it_says(tmp_path, bare):
+    program = tmp_path / "python"
+    program.write_text("#!/bin/sh\necho no such version >&2\nexit 127\n")
+    program.chmod(0o755)
+    answer, _ = said(tmp_path, bare, "master", "local[2]", PYSPARK_PYTHON=str(program))
+    assert "cannot be started: 'no such version' is all that they say: set" in answer

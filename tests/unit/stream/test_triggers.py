@@ -22,6 +22,8 @@ def options(trigger):
         ("5 seconds", {"processingTime": "5 seconds"}),
         (" availableNow ", {"availableNow": True}),
         ("once", {"once": True}),
+        ("available now", {"availableNow": True}),
+        ("2 minutes 30 seconds", {"processingTime": "2 minutes 30 seconds"}),
         (timedelta(seconds=1.5), {"processingTime": "1500 milliseconds"}),
         ({"processingTime": "1 minute"}, {"processingTime": "1 minute"}),
     ],
@@ -30,7 +32,9 @@ def test_words_become_what_spark_takes(given, expected):
     assert options(given).starts() == expected
 
 
-@pytest.mark.parametrize("given", [5, "", {}, {"once": True, "availableNow": True}, timedelta(0)])
+@pytest.mark.parametrize(
+    "given", [5, "", "5s", "sometimes", {}, {"once": True, "availableNow": True}, timedelta(0)]
+)
 def test_anything_else_is_told_what_to_write(given):
     with pytest.raises(TypeError, match='"5 seconds", "availableNow" or what'):
         options(given)
