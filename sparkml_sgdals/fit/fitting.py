@@ -166,7 +166,7 @@ def learn_packed(
         return remember_table(packed.cells, options.kinds, plain, settings, prior)
     spark = packed.cells.sparkSession
     plan = Plan(
-        choose_blocks(packed.counts.ratings, settings, options),
+        choose_blocks(packed.counts.ratings, settings, options, stops, fresh=prior is None),
         options.num_threads or local_threads(spark),
         options.checkpoint_interval,
         stops,

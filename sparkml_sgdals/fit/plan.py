@@ -54,7 +54,9 @@ class TrainingReport:
 Trained = tuple[ModelState, TrainingReport]
 
 
-def choose_blocks(ratings: int, settings: Settings, options: FitOptions) -> int:
+def choose_blocks(
+    ratings: int, settings: Settings, options: FitOptions, stops: tuple[int, ...], fresh: bool
+) -> int:
     """Return in how many blocks a table is learned; 1 for one task.
 
     Parameters
@@ -65,15 +67,34 @@ def choose_blocks(ratings: int, settings: Settings, options: FitOptions) -> int:
         of the model
     options : FitOptions
         what the Params say of blocks
+    stops : tuple[int, ...]
+        passes after which to keep a model, ascending
+    fresh : bool
+        whether the table is not added to a model
 
     Raises
     ------
     ValueError
-        events ask for more than one block
+        events that only one task can learn ask for more than one block
     """
-    if settings.learns_events:
-        _refuse_blocks(ratings, options)
-    return options.num_blocks or blocks_for(ratings, options.max_ratings_per_task)
+    wanted = options.num_blocks or blocks_for(ratings, options.max_ratings_per_task)
+    if wanted == 1 or not settings.learns_events:
+        return wanted
+    if settings.fits_events and not fresh and ratings <= options.max_ratings_per_task:
+        # numBlocks is what the model was fitted with
+        return 1
+    why = _why_in_one_task(settings, options, stops, fresh)
+    if not why:
+        return wanted
+    reason, remedy = why
+    if options.num_blocks > 1:
+        raise ValueError(
+            f"numBlocks is {options.num_blocks}, and {reason}: set numBlocks to 1, {remedy}."
+        )
+    raise ValueError(
+        f"The table has {ratings} events, maxRatingsPerTask is {options.max_ratings_per_task}, "
+        f"and {reason}: raise maxRatingsPerTask, {remedy}."
+    )
 
 
 def blocks_for(ratings: int, max_per_task: int) -> int:
@@ -98,15 +119,28 @@ class FitOptions:
     """of a stream: users and items that its process keeps in memory; 0 = all"""
 
 
-def _refuse_blocks(events: int, options: FitOptions) -> None:
-    if options.num_blocks > 1:
-        raise ValueError(
-            f"numBlocks is {options.num_blocks}, and events (implicitPrefs=True) are learned in "
-            "one task: set numBlocks to 1."
+def _why_in_one_task(
+    settings: Settings, options: FitOptions, stops: tuple[int, ...], fresh: bool
+) -> tuple[str, str] | None:
+    """Return why events are learned in one task, and what else than a larger one there is."""
+    in_parts = "or learn the table in parts with update or a stream"
+    if not settings.fits_events:
+        return (
+            f"events are learned in one task by what learns them one by one, as solver "
+            f"'{settings.solver}' does here",
+            in_parts,
         )
-    if events > options.max_ratings_per_task:
-        raise ValueError(
-            f"The table has {events} events, maxRatingsPerTask is {options.max_ratings_per_task}, "
-            "and events (implicitPrefs=True) are learned in one task: raise it, or learn the "
-            "table in parts with update or a stream."
+    if not fresh:
+        return "events are added to a model in one task", in_parts
+    if options.columns.time is not None:
+        return (
+            f"events with times (timestampCol {options.columns.time!r}) are learned in one task, "
+            "as the filter takes them in their order",
+            "or leave timestampCol out to rank by the table alone",
         )
+    if stops[0] == 0:
+        return (
+            "maxIter=0 leaves events to the filter, which learns them in one task",
+            "or set maxIter to 1 or more",
+        )
+    return None

@@ -13,8 +13,10 @@ from functools import partial
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from sparkml_sgdals.arrays.hashing import id_keys, pair_hash, start_factors
+from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.arrays.threads import run_all
 from sparkml_sgdals.kernels.events.draws import note_done
@@ -35,7 +37,15 @@ from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import CHOSEN, Settings
 
-__all__ = ["caught_up", "chosen_lambdas", "fit_events", "note_table"]
+__all__ = [
+    "caught_up",
+    "chosen_lambdas",
+    "fit_events",
+    "lambda_of_sample",
+    "note_table",
+    "said_by_events",
+    "start_features",
+]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -172,6 +182,47 @@ def chosen_lambdas(
     )
 
 
+def lambda_of_sample(
+    settings: Settings, kinds: tuple[IdKind, IdKind], sample: Ratings, item_ids: pa.Array,
+    threads: int,
+) -> float:  # fmt: skip
+    """Return the lambda that is chosen for a table, from all events of some of its users.
+
+    Parameters
+    ----------
+    settings : Settings
+        of the model to be fitted
+    kinds : tuple[IdKind, IdKind]
+        of the ids of users and of items
+    sample : Ratings
+        the events of these users; it may be the whole table
+    item_ids : pa.Array
+        all items of the table, sorted
+    threads : int
+        at most so many at once; they change no result
+    """
+    state = ModelState.empty(settings, *kinds)
+    state.items.ensure(item_ids)
+    return _Fit.of(state, sample).chosen(threads)
+
+
+def said_by_events(settings: Settings, ratings: Ratings) -> tuple[F32, F32]:
+    """Targets and weights of events, as those of an `EventTable`.
+
+    Raises DivergenceError where a weight is not a number above 0.
+    """
+    weights = confidences(settings, ratings)
+    if not np.all(weights > 0.0):
+        # fell below what a float32 holds, or is not a number
+        raise not_finite(settings)
+    nothing = np.empty(0, np.float32)
+    done = ratings.values > 0
+    return (
+        nothing if done.all() else done.astype(np.float32),
+        nothing if np.all(weights == np.float32(1.0)) else weights,
+    )
+
+
 @dataclass(frozen=True)
 class _Fit:
     """A table to be fitted onto all ids of a model.
@@ -198,19 +249,12 @@ class _Fit:
         """Make room for the table's ids in the state, and start."""
         settings = state.settings
         rows = state.users.ensure(ratings.user_ids)[0], state.items.ensure(ratings.item_ids)[0]
-        weights = confidences(settings, ratings)
-        if not np.all(weights > 0.0):
-            # fell below what a float32 holds, or is not a number
-            raise not_finite(settings)
-        nothing = np.empty(0, np.float32)
-        done = ratings.values > 0
         keys = id_keys(ratings.user_ids), id_keys(ratings.item_ids)
         table = EventTable(
             rows[0][ratings.users].astype(np.int32),
             rows[1][ratings.items].astype(np.int32),
             (state.users.size, state.items.size),
-            nothing if done.all() else done.astype(np.float32),
-            nothing if np.all(weights == np.float32(1.0)) else weights,
+            *said_by_events(settings, ratings),
             pair_hash(*keys, ratings.users, ratings.items),
         )
         start = Factors.start(*(_start(side, settings) for side in (state.users, state.items)))
@@ -223,12 +267,7 @@ class _Fit:
         """Fit; the factors and the roots of mean squared errors at each stop."""
         settings, table = self.settings, self.table
         state = self.state
-        lams = chosen_lambdas(
-            state, settings,
-            lambda: choose_regularisation(
-                table, self.start, self.user_keys, settings.unobserved_weight, threads
-            ),
-        )  # fmt: skip
+        lams = chosen_lambdas(state, settings, lambda: self.chosen(threads))
         state.regularisation = lams
         total = float(table.weights.sum(dtype=np.float64)) if table.weights.size else len(table)
         factors = self.start.copy()
@@ -250,6 +289,11 @@ class _Fit:
         if not all(np.isfinite(side).all() for side in (factors.users, factors.items)):
             raise not_finite(settings)
         return found
+
+    def chosen(self, threads: int) -> float:
+        """Return the lambda that the events held out speak for."""
+        weight = self.settings.unobserved_weight
+        return choose_regularisation(self.table, self.start, self.user_keys, weight, threads)
 
     def put_into(self, target: ModelState, factors: Factors) -> None:
         """Give a copy of the state that this was made of what is fitted."""
@@ -282,12 +326,15 @@ class _Fit:
         return users, items
 
 
-def _start(side: FactorTable, settings: Settings) -> F32:
+def start_features(keys: npt.NDArray[np.uint64], side: int, settings: Settings) -> F32:
+    """Features of ids before the first sweep, float32, shape (ids, table_rank)."""
     rank = settings.table_rank
-    deviation = start_deviation(rank)
-    features: F32 = start_factors(
-        id_keys(side.index.ids()), side.side, rank, settings.seed, deviation
-    )[:, 1:]
+    features: F32 = start_factors(keys, side, rank, settings.seed, start_deviation(rank))[:, 1:]
+    return features
+
+
+def _start(side: FactorTable, settings: Settings) -> F32:
+    features = start_features(id_keys(side.index.ids()), side.side, settings)
     known = side.taste[:, 0] > 0
     features[known] = side.taste[known, 1:]
     return features

@@ -24,6 +24,7 @@ from sparkml_sgdals.kernels.lanes import padded_rows, padded_width
 from sparkml_sgdals.learn.solvers import over_ids
 
 __all__ = [
+    "MOST_CHOOSING",
     "EventTable",
     "Factors",
     "choose_regularisation",
@@ -57,7 +58,7 @@ _STEP: Final = 1.5
 _MOST_TRIED: Final = 9
 _TRIED_RANK: Final = 64
 """features at most that a regularisation is chosen with: with more the best one is the same"""
-_MOST_EVENTS: Final = 2_000_000
+MOST_CHOOSING: Final = 2_000_000
 """a regularisation is chosen on as many users as have about so many events: their share of the
 table changes neither side's equations but for a common factor"""
 _LEAST_JUDGED: Final = 4096
@@ -275,7 +276,7 @@ def choose_regularisation(
     """
     if start.users.shape[1] > _TRIED_RANK:
         start = Factors.start(start.users[:, :_TRIED_RANK], start.items[:, :_TRIED_RANK])
-    if len(table) > _MOST_EVENTS:
+    if len(table) > MOST_CHOOSING:
         table, start = _some_users(table, start, keys)
     held = (table.hashes % np.uint64(_HELD) == 0) & _has_more(table)
     if table.targets.size:
@@ -317,10 +318,10 @@ def _has_more(table: EventTable) -> npt.NDArray[np.bool_]:
 
 
 def _some_users(table: EventTable, start: Factors, keys: U64) -> tuple[EventTable, Factors]:
-    """Return the events of as many users as have about _MOST_EVENTS."""
+    """Return the events of as many users as have about MOST_CHOOSING."""
     order = np.argsort(keys, kind="stable")
     counts = np.bincount(table.users, minlength=table.sizes[0])
-    chosen = order[: int(np.searchsorted(np.cumsum(counts[order]), _MOST_EVENTS)) + 1]
+    chosen = order[: int(np.searchsorted(np.cumsum(counts[order]), MOST_CHOOSING)) + 1]
     place = np.full(table.sizes[0], -1, np.int32)
     chosen.sort()
     place[chosen] = np.arange(chosen.size, dtype=np.int32)

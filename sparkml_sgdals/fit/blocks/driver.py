@@ -22,6 +22,13 @@ from pyspark.sql import functions as F
 from sparkml_sgdals.arrays.hashing import block_of, id_keys
 from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.arrays.ipc import arrays_from_buffer, arrays_to_buffer, from_bytes, to_buffer
+from sparkml_sgdals.fit.blocks.event_block import EventTotals
+from sparkml_sgdals.fit.blocks.event_exchange import (
+    DescendHalf,
+    NameEvents,
+    StartEvents,
+    read_totals,
+)
 from sparkml_sgdals.fit.blocks.exchange import GlobalState, Half, Inbox, NameRows, Start, Stratum
 from sparkml_sgdals.fit.blocks.files import (
     BlockFiles,
@@ -40,12 +47,13 @@ from sparkml_sgdals.fit.blocks.messages import (
     partition_keys,
     placed,
 )
+from sparkml_sgdals.fit.blocks.regularisation import lambdas_in_one_task
 from sparkml_sgdals.fit.plan import Plan, Trained, TrainingReport
 from sparkml_sgdals.fit.progress import TaskProgress
-from sparkml_sgdals.learn.solvers import EARLIEST_STOP, sweeps_settled
+from sparkml_sgdals.learn.solvers import EARLIEST_STOP
 from sparkml_sgdals.learn.whole_table import check_finite, settle_scale
 from sparkml_sgdals.spark_jobs import collect_payloads, phase
-from sparkml_sgdals.state.model_state import Counters, ModelState
+from sparkml_sgdals.state.model_state import Counters, ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = ["train_in_blocks"]
@@ -101,7 +109,12 @@ def train_in_blocks(
         with phase(spark, "route"):
             job, moments = measured(cells, job)
         routed = time.perf_counter()
-        if prior is None:
+        lams = (0.0, 0.0)
+        if settings.fits_events:
+            # events have no unit
+            scale = Scale()
+            lams = lambdas_in_one_task(packed, settings, kinds, plan.threads, moments.ratings)
+        elif prior is None:
             scale = replace(moments.scale, frozen=True)
         else:
             prior = prior.copy()
@@ -110,13 +123,16 @@ def train_in_blocks(
             scale = prior.scale
         job = replace(job, scale=(scale.mean, scale.spread))
         blocks = _OnRows(cells, job, held) if files is None else _OnFiles(files, job)
-        for stop, messages in _learn(blocks, spark, job, plan, prior):
+        steps = _event_steps(job, plan, lams) if settings.fits_events else _rating_steps(job, plan)
+        for stop, messages in _learn(blocks, spark, job, plan, prior, steps):
             if stop != plan.stops[-1]:
                 held.keep(messages)
             with phase(spark, f"sweep {stop}" if stop else "filter"):
                 state, history = _collect(blocks, messages, job, moments, prior, stop)
             state.settings = settings if prior else replace(settings, max_iter=stop)
             state.scale = scale
+            if settings.fits_events:
+                state.regularisation = lams
             check_finite(state, np.arange(state.users.size), np.arange(state.items.size))
             now = time.perf_counter()
             seconds = {"route": routed - clock, "learn": now - routed}
@@ -142,33 +158,44 @@ class _Held:
 # ---- learn ----------------------------------------------------------------------------------
 
 
-_Step = Start | Stratum | Half | NameRows
+_Step = Start | Stratum | Half | NameRows | StartEvents | DescendHalf | NameEvents
+_Steps = list[tuple[str, _Step, int | None]]
+"""name of the phase, step, and the stop that is reached by it"""
 
 
 class _Blocks(Protocol):
     """Runs steps on all blocks: messages in, messages out."""
 
     def start(
-        self, step: Start, messages: DataFrame, note: TaskProgress | None = None
+        self, step: Start | StartEvents, messages: DataFrame, note: TaskProgress | None = None
     ) -> DataFrame:
         """Lay the blocks out, and run their first step."""
 
     def run(self, step: _Step, messages: DataFrame, note: TaskProgress | None = None) -> DataFrame:
         """Run a step; `note` says how far it is, the number of its block left open."""
 
-    def name(self, step: NameRows, messages: DataFrame) -> DataFrame:
+    def name(self, step: NameRows | NameEvents, messages: DataFrame) -> DataFrame:
         """Run the last step, which needs no message from another block."""
 
 
-def _learn(
-    blocks: _Blocks, spark: SparkSession, job: Job, plan: Plan, prior: ModelState | None
-) -> Iterator[tuple[int, DataFrame]]:
-    """Chain the steps from the start of all blocks, and yield their states at each stop."""
-    bayes = job.settings.solver == "bayes"
-    stops = plan.stops if job.fresh or bayes else (1,)
+def _stops(job: Job, plan: Plan) -> tuple[int, ...]:
+    return plan.stops if job.fresh or job.settings.solver == "bayes" else (1,)
+
+
+def _event_steps(job: Job, plan: Plan, lams: tuple[float, float]) -> _Steps:
+    steps: _Steps = [("start", StartEvents(job), None)]
+    for sweep in range(1, plan.stops[-1] + 1):
+        name, again = f"sweep {sweep}", sweep < plan.stops[-1]
+        steps.append((name, DescendHalf(job, "users", lams[0]), None))
+        steps.append((name, DescendHalf(job, "items", lams[1], send=again), sweep))
+    return steps
+
+
+def _rating_steps(job: Job, plan: Plan) -> _Steps:
+    """Return the steps of ratings; the start learns a stratum too."""
+    bayes, stops = job.settings.solver == "bayes", _stops(job, plan)
     untouched = not bayes and 0 in stops
-    # name of the phase, step, and the stop that is reached by it; the start learns a stratum too
-    steps: list[tuple[str, _Step, int | None]] = []
+    steps: _Steps = []
     for stratum in range((1 if bayes else stops[-1]) * job.num_blocks):
         passes, rest = divmod(stratum + 1, job.num_blocks)
         stop = None if rest else (0 if bayes else passes)
@@ -180,15 +207,24 @@ def _learn(
             name, again = f"sweep {sweep}", sweep < stops[-1]
             steps.append((name, Half(job, "users", check=sweep == 1), None))
             steps.append((name, Half(job, "items", send=again), sweep))
+    return steps
+
+
+def _learn(
+    blocks: _Blocks, spark: SparkSession, job: Job, plan: Plan, prior: ModelState | None,
+    steps: _Steps,
+) -> Iterator[tuple[int, DataFrame]]:  # fmt: skip
+    """Chain the steps from the start of all blocks, and yield their states at each stop."""
+    bayes, stops = job.settings.solver == "bayes", _stops(job, plan)
     messages = _first_messages(spark, job, prior)
-    if untouched:
+    if not bayes and 0 in stops:
         messages = blocks.start(Start(job, False), messages)
         yield 0, messages
     for number, (name, step, stop) in enumerate(steps, 1):
         note = TaskProgress(plan.progress_path, number, len(steps))
         messages = (
             blocks.start(step, messages, note)
-            if isinstance(step, Start)
+            if isinstance(step, (Start, StartEvents))
             else blocks.run(step, messages, note)
         )
         may_settle = bayes and job.settings.tol > 0 and stop is not None
@@ -209,13 +245,17 @@ def _learn(
 def _settled(messages: DataFrame, job: Job) -> bool:
     """Whether the blocks have found, in the step before these messages, that sweeps may end."""
     rows = collect_payloads(messages.where(F.col("kind").isin("learned", "sums")))
-    return sweeps_settled(_told(rows, job).expected, job.settings.tol)
+    return _told(rows, job).settled(job.settings.tol)
 
 
-def _told(rows: pa.Table, job: Job) -> GlobalState:
+def _told(rows: pa.Table, job: Job) -> GlobalState | EventTotals:
     """Return what blocks know of the whole, by the messages to one: all are told the same."""
     first = pc.min(rows.column("target")).as_py()
-    return GlobalState.read(Inbox(first, rows.filter(pc.field("target") == first)), job)
+    return _known(Inbox(first, rows.filter(pc.field("target") == first)), job)
+
+
+def _known(inbox: Inbox, job: Job) -> GlobalState | EventTotals:
+    return (read_totals if job.settings.fits_events else GlobalState.read)(inbox, job)
 
 
 def _first_messages(spark: SparkSession, job: Job, prior: ModelState | None) -> DataFrame:
@@ -248,7 +288,7 @@ class _Noted:
         for message in self.step(statics, inbox):
             yield job.batch(message)
         if self.note is not None:
-            history = GlobalState.read(inbox, job).history
+            history = _known(inbox, job).history
             rmse = history[-1] * job.scale[1] if history else None
             place = replace(self.note, task=inbox.block)
             place.write(self.note.task, rmse)
@@ -286,7 +326,7 @@ class _OnFiles:
     job: Job
 
     def start(
-        self, step: Start, messages: DataFrame, note: TaskProgress | None = None
+        self, step: Start | StartEvents, messages: DataFrame, note: TaskProgress | None = None
     ) -> DataFrame:
         task = _TaskOnFiles(_Noted(step, note), self.files, first=True)
         return placed(messages, self.job).mapInArrow(task, MESSAGE_DDL)
@@ -295,7 +335,7 @@ class _OnFiles:
         task = _TaskOnFiles(_Noted(step, note), self.files)
         return placed(messages, self.job).mapInArrow(task, MESSAGE_DDL)
 
-    def name(self, step: NameRows, messages: DataFrame) -> DataFrame:
+    def name(self, step: NameRows | NameEvents, messages: DataFrame) -> DataFrame:
         task = _TaskOnFiles(_Noted(step, None), self.files)
         return messages.mapInArrow(task, MESSAGE_DDL)
 
@@ -366,7 +406,7 @@ class _OnRows:
         self.laid_out = held.keep(placed(laid_out, job))
 
     def start(
-        self, step: Start, messages: DataFrame, note: TaskProgress | None = None
+        self, step: Start | StartEvents, messages: DataFrame, note: TaskProgress | None = None
     ) -> DataFrame:
         return self.run(step, messages, note)
 
@@ -387,7 +427,7 @@ class _OnRows:
             .applyInArrow(task, MESSAGE_DDL)
         )
 
-    def name(self, step: NameRows, messages: DataFrame) -> DataFrame:
+    def name(self, step: NameRows | NameEvents, messages: DataFrame) -> DataFrame:
         return self.run(step, messages)
 
     @staticmethod
@@ -408,7 +448,8 @@ def _collect(
     """Return the model that the final states make, and the training RMSE of each sweep."""
     state = ModelState.empty(job.settings, *job.kinds) if prior is None else prior.copy()
     final = messages.where(F.col("kind").isin("state", "learned", "sums"))
-    rows = collect_payloads(blocks.name(NameRows(job), final))
+    naming = NameEvents(job) if job.settings.fits_events else NameRows(job)
+    rows = collect_payloads(blocks.name(naming, final))
     found = list(
         zip(
             *(rows.column(name).to_pylist() for name in ("target", "source", "side", "kind")),
@@ -427,7 +468,7 @@ def _collect(
     if job.settings.solver == "bayes" and sweeps:
         learned = _told(rows, job)
         history = [rmse * job.scale[1] for rmse in learned.history]
-        if job.fresh:
+        if job.fresh and isinstance(learned, GlobalState):
             state.noise, state.noise_weight = learned.noise, job.total_weight
     before = state.counters
     state.counters = Counters(

@@ -35,7 +35,16 @@ from sparkml_sgdals.kernels.predict import clipped_squares
 from sparkml_sgdals.learn.solvers import sweeps_settled
 from sparkml_sgdals.state.model_state import ModelState
 
-__all__ = ["GlobalState", "Half", "Inbox", "NameRows", "Start", "Step", "Stratum"]
+__all__ = [
+    "GlobalState",
+    "Half",
+    "Inbox",
+    "NameRows",
+    "Start",
+    "Step",
+    "Stratum",
+    "state_message",
+]
 
 
 class Inbox:
@@ -105,6 +114,10 @@ class GlobalState:
                     history = (*history, math.sqrt(total.squares / job.total_weight))
         return cls(noise, priors, history, expected)
 
+    def settled(self, tol: float) -> bool:
+        """Whether sweeps may end."""
+        return sweeps_settled(self.expected, tol)
+
     def to_buffer(self) -> pa.Buffer:
         """Return the payload of a message, which `read` reads."""
         arrays: dict[str, npt.NDArray[Any]] = {
@@ -115,7 +128,8 @@ class GlobalState:
         return arrays_to_buffer(arrays | dict(self.priors))
 
 
-def _state_message(target: int, side: SideName, source: int, state: BlockState) -> Message:
+def state_message(target: int, side: SideName, source: int, state: BlockState) -> Message:
+    """Return the message that hands the state of a block of a side on."""
     return (target, side, source, "state", arrays_to_buffer(state.arrays))
 
 
@@ -138,7 +152,7 @@ class Start:
             return
         for side, state in states.items():
             if state is not None:
-                yield _state_message(own, side, own, state)
+                yield state_message(own, side, own, state)
 
     def _state(self, statics: Statics, inbox: Inbox, side: SideName) -> BlockState | None:
         job, own = self.job, inbox.block
@@ -208,10 +222,10 @@ class Stratum:
                 counted = users.arrays["prequential"]
                 counted += _clipped_squares(a["values"], errors, baseline, job)
         if users is not None:
-            yield _state_message(own, "users", own, users)
+            yield state_message(own, "users", own, users)
         if items is not None:
             # where the next stratum wants it; after a whole pass that is at home
-            yield _state_message((partner - number - 1) % blocks, "items", partner, items)
+            yield state_message((partner - number - 1) % blocks, "items", partner, items)
 
 
 def _clipped_squares(
@@ -260,9 +274,9 @@ class Half:
         state = inbox.state(side, own)
         if state is None:
             return
-        if sweeps_settled(learned.expected, job.settings.tol):
+        if learned.settled(job.settings.tol):
             # all blocks see the same sums, and hand on what they have from here on
-            yield _state_message(own, side, own, state)
+            yield state_message(own, side, own, state)
             return
         arrays = statics.arrays(static_name("layout", side, own, own), self.check)
         block = BlockLayout.from_arrays(arrays)
@@ -271,7 +285,7 @@ class Half:
             payload = arrays_to_buffer({"sums": sums.to_array()})
             for target in range(job.num_blocks):
                 yield target, side, own, "sums", payload
-        yield _state_message(own, side, own, state)
+        yield state_message(own, side, own, state)
         if self.send:
             for target, rows in enumerate(block.sends):
                 if rows.size:

@@ -25,12 +25,22 @@ from sparkml_sgdals.arrays.ipc import arrays_to_buffer, from_bytes, packed_table
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.arrays.sorting import encode_ids
 from sparkml_sgdals.fit.blocks.block import build_layout, standardised
+from sparkml_sgdals.fit.blocks.event_block import event_cells
 from sparkml_sgdals.fit.blocks.files import BlockFiles, Statics, static_name
 from sparkml_sgdals.fit.blocks.messages import SIDES, Job, SideName, binary
 from sparkml_sgdals.spark_jobs import collect_payloads
 from sparkml_sgdals.state.model_state import Scale
 
-__all__ = ["PIECE_DDL", "Encode", "Moments", "Route", "as_ids", "lay_out", "measured"]
+__all__ = [
+    "PIECE_DDL",
+    "Encode",
+    "Moments",
+    "Route",
+    "as_ids",
+    "cell_of",
+    "lay_out",
+    "measured",
+]
 
 
 _PIECE_SCHEMA: Final = pa.schema(
@@ -155,7 +165,8 @@ def _cell_arrays(ratings: Ratings) -> dict[str, Any]:
     }
 
 
-def _cell(a: dict[str, Any]) -> Ratings:
+def cell_of(a: dict[str, Any]) -> Ratings:
+    """Return the cell of a static."""
     return Ratings(
         as_ids(a["user_ids"]), as_ids(a["item_ids"]), a["users"], a["items"], a["values"],
         a["weights"],
@@ -189,10 +200,13 @@ def lay_out(statics: Statics, own: int, job: Job) -> Iterator[Static]:
             found = None
             if job.has_cell(side, own, partner):
                 u, i = (own, partner) if side == "users" else (partner, own)
-                found = _cell(statics.arrays(static_name("cell", "users", u, i), check=True))
+                found = cell_of(statics.arrays(static_name("cell", "users", u, i), check=True))
             cells.append(found)
-        ids, block = build_layout(cells, side)
-        block = standardised(block, *job.scale)
+        if job.settings.fits_events:
+            ids, block = build_layout(event_cells(cells, job.settings), side)
+        else:
+            ids, block = build_layout(cells, side)
+            block = standardised(block, *job.scale)
         named = ids if pa.types.is_string(ids.type) else ids.to_numpy()
         yield "ids", side, own, own, {"id": named, "count": block.layout.counts()}
         for partner in blocks:

@@ -1,0 +1,145 @@
+"""How strongly a table of events in blocks is shrunk: chosen in one task on some of its users.
+
+On the driver; closures on executors. The users' equations do not change where others are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+from pyspark import TaskContext
+from pyspark.sql import DataFrame
+
+from sparkml_sgdals.arrays.hashing import id_keys
+from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
+from sparkml_sgdals.arrays.ipc import from_bytes, packed_tables, to_bytes
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.arrays.sorting import encode_ids
+from sparkml_sgdals.learn.event_tables import chosen_lambdas, lambda_of_sample
+from sparkml_sgdals.learn.least_squares import MOST_CHOOSING
+from sparkml_sgdals.spark_jobs import collect_payloads, phase
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
+
+__all__ = ["lambdas_in_one_task"]
+
+_MARGIN: Final = 1.25
+"""more events than are asked for, as users differ in how many they have"""
+_PART_DDL: Final = "kind string, payload binary"
+_PART_SCHEMA: Final = pa.schema([("kind", pa.string()), ("payload", pa.binary())])
+_MERGED: Final = 1 << 22
+"""ids of items that a task holds before it looks which are the same"""
+
+
+def lambdas_in_one_task(
+    packed: DataFrame, settings: Settings, kinds: tuple[IdKind, IdKind], threads: int, events: int
+) -> tuple[float, float]:
+    """Lambda of users and of items: as set, else chosen from the table as in one task.
+
+    Parameters
+    ----------
+    packed : DataFrame
+        cells as `ingest.packing` makes them, columns of PACK_DDL
+    settings : Settings
+        of the model to fit
+    kinds : tuple[IdKind, IdKind]
+        of the ids of users and of items
+    threads : int
+        of the task; 0 for the CPUs that Spark gives it
+    events : int
+        rows of the table
+    """
+
+    def choose() -> float:
+        share = min(1.0, _MARGIN * MOST_CHOOSING / events)
+        some = packed.select("payload").mapInArrow(_Sample(kinds, share), _PART_DDL)
+        work = _Choose(settings, kinds, threads)
+        with phase(packed.sparkSession, "choose the regularisation"):
+            found = collect_payloads(some.repartition(1).mapInArrow(work, "value double"))
+        return float(found.column("value")[0].as_py())
+
+    return chosen_lambdas(ModelState.empty(settings, *kinds), settings, choose)
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """Packed events in, those of a share of the users out, and all items."""
+
+    kinds: tuple[IdKind, IdKind]
+    share: float
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        items = _Items(self.kinds[1])
+        for table in packed_tables(batches):
+            user_ids, users = encode_ids(table.column("user"))
+            # the users of least keys, whom `choose_regularisation` takes too
+            chosen = id_keys(user_ids).astype(np.float64) <= self.share * 2.0**64
+            items.add(table.column("item"))
+            some = table.filter(pa.array(chosen[users]))
+            if some.num_rows:
+                yield _part("events", some.combine_chunks())
+        yield _part("items", pa.table({"item": items.ids()}))
+
+
+@dataclass(frozen=True)
+class _Choose:
+    """What `_Sample` gave in, lambda out."""
+
+    settings: Settings
+    kinds: tuple[IdKind, IdKind]
+    threads: int
+
+    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        tables, items = [], _Items(self.kinds[1])
+        for batch in batches:
+            for kind, payload in zip(
+                batch.column("kind").to_pylist(), batch.column("payload"), strict=True
+            ):
+                table = from_bytes(payload.as_buffer())
+                if kind == "events":
+                    tables.append(table)
+                else:
+                    items.add(table.column("item"))
+        context = TaskContext.get()
+        threads = self.threads or (context.cpus() if context else 1)
+        # integers are as narrow as each cell's values let them be
+        sample = encode_ratings(pa.concat_tables(tables, promote_options="permissive"), threads)
+        del tables
+        found = lambda_of_sample(self.settings, self.kinds, sample, items.ids(), threads)
+        yield pa.RecordBatch.from_arrays([pa.array([found])], names=["value"])
+
+
+class _Items:
+    """The distinct items of many tables."""
+
+    def __init__(self, kind: IdKind) -> None:
+        self._kind = kind
+        self._held: list[pa.Array] = []
+        self._size = 0
+
+    def add(self, column: pa.ChunkedArray) -> None:
+        """Add the items of a table."""
+        own = column.unique().cast(id_array_type(self._kind))
+        self._held.append(own)
+        self._size += len(own)
+        if self._size > _MERGED:
+            self._held = [self._distinct()]
+            self._size = 0
+
+    def ids(self) -> pa.Array:
+        """Return them, sorted."""
+        found = self._distinct()
+        return found.take(pa.compute.array_sort_indices(found))
+
+    def _distinct(self) -> pa.Array:
+        return pa.chunked_array(self._held, id_array_type(self._kind)).unique()
+
+
+def _part(kind: str, table: pa.Table) -> pa.RecordBatch:
+    return pa.RecordBatch.from_arrays(
+        [pa.array([kind]), pa.array([to_bytes(table)], pa.binary())], schema=_PART_SCHEMA
+    )
