@@ -31,7 +31,7 @@ _NEVER: Final = ("parallelism", *UNUSED_OF_ALS)
 _OF_EVENTS: Final = ("alpha", "numNegatives", "unobservedWeight")
 _OF_RATINGS: Final = (
     "noiseVariance", "userBiasRegParam", "itemBiasRegParam", "blockSize",
-    "predictionStdCol", "clipPredictions", "maxResidentIds", "checkpointInterval",
+    "predictionStdCol", "clipPredictions", "maxResidentIds",
 )  # fmt: skip
 _UNUSED: Final[dict[str, tuple[str, ...]]] = {
     "bayes": (*_DESCENT, "blockSize", *_OF_EVENTS, *_NEVER),
@@ -45,6 +45,7 @@ _UNUSED_UNDER_IMPLICIT_PREFS: Final[dict[str, tuple[str, ...]]] = {
         "maxIter",
         "tol",
         "unobservedWeight",
+        "checkpointInterval",
         *dict.fromkeys((*_BAYES, *_OF_RATINGS, *_NEVER)),
     ),
 }
