@@ -119,8 +119,14 @@ def test_what_does_not_go_together(liked, spark, stream, files, tmp_path):
         (events.copy({events.solver: "sgd"}), "solver 'sgd' learns ratings.*'isgd'"),
         (StreamingBiasedALS(solver="isgd"), "'isgd' learns events.*implicitPrefs=True"),
         (events.copy({events.numNegatives: 0}), "numNegatives must be at least 1"),
-        (events.copy({events.numBlocks: 3}), "numBlocks is 3, .*set numBlocks to 1"),
-        (events.copy({events.maxRatingsPerTask: 10}), "maxRatingsPerTask is 10"),
+        (
+            events.copy({events.numBlocks: 3, events.timestampCol: "time"}),
+            "numBlocks is 3, .*timestampCol 'time'.*set numBlocks to 1, or leave timestampCol out",
+        ),
+        (
+            events.copy({events.maxRatingsPerTask: 10, events.solver: "isgd"}),
+            "maxRatingsPerTask is 10, .*raise maxRatingsPerTask, or learn the table in parts",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             als.fit(frame)

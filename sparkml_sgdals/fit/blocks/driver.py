@@ -52,7 +52,7 @@ from sparkml_sgdals.fit.plan import Plan, Trained, TrainingReport
 from sparkml_sgdals.fit.progress import TaskProgress
 from sparkml_sgdals.learn.solvers import EARLIEST_STOP
 from sparkml_sgdals.learn.whole_table import check_finite, settle_scale
-from sparkml_sgdals.spark_jobs import collect_payloads, phase
+from sparkml_sgdals.spark_jobs import collect_payloads, explained, phase
 from sparkml_sgdals.state.model_state import Counters, ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
 
@@ -231,7 +231,7 @@ def _learn(
         asked = may_settle and stop in range(EARLIEST_STOP, stops[-1])
         if plan.checkpoint_interval > 0 and (asked or number % plan.checkpoint_interval == 0):
             with phase(spark, name):
-                messages = messages.localCheckpoint()
+                messages = _cut(messages)
                 settled = asked and _settled(messages, job)
             if settled:
                 # what blocks would hand on to the last step is here
@@ -240,6 +240,14 @@ def _learn(
                 return
         if stop in stops:
             yield stop, messages
+
+
+def _cut(messages: DataFrame) -> DataFrame:
+    """Run what leads to these messages; raises as `collect_payloads`."""
+    try:
+        return messages.localCheckpoint()
+    except Exception as failure:
+        raise explained(failure) from failure
 
 
 def _settled(messages: DataFrame, job: Job) -> bool:

@@ -56,11 +56,16 @@ def lambdas_in_one_task(
 
     def choose() -> float:
         share = min(1.0, _MARGIN * MOST_CHOOSING / events)
-        some = packed.select("payload").mapInArrow(_Sample(kinds, share), _PART_DDL)
-        work = _Choose(settings, kinds, threads)
-        with phase(packed.sparkSession, "choose the regularisation"):
-            found = collect_payloads(some.repartition(1).mapInArrow(work, "value double"))
-        return float(found.column("value")[0].as_py())
+        while True:
+            some = packed.select("payload").mapInArrow(_Sample(kinds, share), _PART_DDL)
+            work = _Choose(settings, kinds, threads, 0 if share == 1.0 else MOST_CHOOSING)
+            with phase(packed.sparkSession, "choose the regularisation"):
+                found = collect_payloads(some.repartition(1).mapInArrow(work, "value double"))
+            (chosen,) = found.column("value").to_pylist()
+            if chosen is not None:
+                return float(chosen)
+            # a few users have most of the events, and others were sampled
+            share = min(1.0, 4.0 * share)
 
     return chosen_lambdas(ModelState.empty(settings, *kinds), settings, choose)
 
@@ -87,11 +92,12 @@ class _Sample:
 
 @dataclass(frozen=True)
 class _Choose:
-    """What `_Sample` gave in, lambda out."""
+    """What `_Sample` gave in, lambda out; null where that is not more than the `least` events."""
 
     settings: Settings
     kinds: tuple[IdKind, IdKind]
     threads: int
+    least: int
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         tables, items = [], _Items(self.kinds[1])
@@ -104,13 +110,17 @@ class _Choose:
                     tables.append(table)
                 else:
                     items.add(table.column("item"))
+        found = None
+        if sum(table.num_rows for table in tables) > self.least:
+            found = self._chosen(tables, items.ids())
+        yield pa.RecordBatch.from_arrays([pa.array([found], pa.float64())], names=["value"])
+
+    def _chosen(self, tables: list[pa.Table], items: pa.Array) -> float:
         context = TaskContext.get()
         threads = self.threads or (context.cpus() if context else 1)
         # integers are as narrow as each cell's values let them be
         sample = encode_ratings(pa.concat_tables(tables, promote_options="permissive"), threads)
-        del tables
-        found = lambda_of_sample(self.settings, self.kinds, sample, items.ids(), threads)
-        yield pa.RecordBatch.from_arrays([pa.array([found])], names=["value"])
+        return lambda_of_sample(self.settings, self.kinds, sample, items, threads)
 
 
 class _Items:

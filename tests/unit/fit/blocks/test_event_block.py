@@ -215,5 +215,8 @@ def test_lambda_is_chosen_as_in_one_task(
     counts = [from_bytes(p).num_rows for k, p in zip(*tables_of.to_pydict().values(), strict=True)
               if k == "events"]  # fmt: skip
     assert 2000 < sum(counts) < 4500
-    (found,) = _Choose(settings, (kind, kind), 2)(iter(tables_of.to_batches()))
+    (found,) = _Choose(settings, (kind, kind), 2, 2000)(iter(tables_of.to_batches()))
     assert found.column("value")[0].as_py() == expected
+    few = iter(tables_of.to_batches())
+    (found,) = _Choose(settings, (kind, kind), 2, sum(counts))(few)
+    assert found.column("value").to_pylist() == [None]
