@@ -123,9 +123,10 @@ def _top_n(  # type: ignore[no-untyped-def]
                     for j in range(size):
                         tile_vars[j] += factor * row[j]
                 for j in range(size):
-                    tile_scores[j] = mixed(
-                        tile_scores[j], tile_vars[j], query_tastes[q, 0] + tastes[0, begin + j]
-                    )
+                    if tile_scores[j] > lowest:
+                        tile_scores[j] = mixed(
+                            tile_scores[j], tile_vars[j], query_tastes[q, 0] + tastes[0, begin + j]
+                        )
             while gone < last_gone and excluded[gone] < begin + size:
                 tile_scores[excluded[gone] - begin] = lowest
                 gone += 1
@@ -170,7 +171,7 @@ def top_n(
     queries : F32
         float32, shape (m, width)
     candidates : F32
-        float32, shape (width, n), C-contiguous: a row a feature
+        float32, shape (width, n), C-contiguous: a row a feature; one of score -inf is none
     count : int
         how many to find for each query
     excluded : tuple[I64, I32] | None

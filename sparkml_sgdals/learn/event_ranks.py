@@ -22,6 +22,7 @@ from sparkml_sgdals.state.event_scores import (
     Anchors,
     log_shares,
     memories_of,
+    popularity_logs,
     recent_context,
     table_biases,
 )
@@ -115,7 +116,7 @@ def judge_ranks(
     if settings.fits_events:
         judges = _Judges.of(state, events)
         products[:, 0] = judges.biases[known]
-        table[:, 0] = table_biases(state, judges.biases)[known]
+        table[:, 0] = table_biases(state, judges.biases, state.items.taste[:, 0])[known]
         own[:, 0], user_table[:, 0] = judges.weights()
     order = np.empty(0, np.int64)
     if sample:
@@ -146,25 +147,25 @@ class _Judges:
         rows = events.user_rows
         keys = id_keys(state.items.index.ids())
         features = state.users.mean[rows, 1:] + recent_context(users, items, rows, keys)
-        logs, _ = log_shares(items, state.events_learned, state.popularity_parts, state.items.size)
-        biases = state.items.mean[:, 0] + logs
-        return cls(state, rows, features, biases, Anchors.of(state, biases))
+        popularity = popularity_logs(state, items, state.items.count)
+        biases = state.items.mean[:, 0] + popularity[0]
+        return cls(state, rows, features, biases, Anchors.of(state, biases, popularity))
 
     def weights(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
         """Return what both judgements of each user are multiplied with, as logarithms."""
-        return self.anchors.weights(self.state, self.rows, self.features)
+        return self.anchors.weights(self.state.users.taste[self.rows], self.features)
 
     def probabilities(self, users: I64, items: I64) -> npt.NDArray[np.float64]:
         """Return what filter and table say of pairs: places of users, rows of items; (2, n)."""
         state = self.state
         sides = state.users.taste[self.rows[users], 1:], state.items.taste[items, 1:]
         distinct, places = np.unique(users, return_inverse=True)
-        sums = self.anchors.sums(state, self.rows[distinct], self.features[distinct])
+        sums = self.anchors.sums(state.users.taste[self.rows[distinct]], self.features[distinct])
         scores = self.biases[items] + np.einsum(
             "nf,nf->n", self.features[users], state.items.mean[items, 1:]
         )
         products = np.einsum("nf,nf->n", *sides)
-        bases = table_biases(state, self.biases)[items]
+        bases = table_biases(state, self.biases, state.items.taste[:, 0])[items]
         found: npt.NDArray[np.float64] = pair_probabilities(
             scores, products, bases, sums[:, places]
         )

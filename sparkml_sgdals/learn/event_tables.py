@@ -28,6 +28,7 @@ from sparkml_sgdals.learn.least_squares import (
     choose_regularisation,
     fit_table,
     gram_of,
+    shrinkage,
     start_deviation,
     unpadded,
 )
@@ -41,10 +42,12 @@ __all__ = [
     "caught_up",
     "chosen_lambdas",
     "fit_events",
+    "folded_in",
     "lambda_of_sample",
     "note_table",
     "said_by_events",
     "start_features",
+    "user_system",
 ]
 
 F32 = npt.NDArray[np.float32]
@@ -166,6 +169,71 @@ def caught_up(state: ModelState) -> ModelState:
     memories_of(twin)[1].arrays = memories_of(scratch)[1].arrays
     twin.events_learned, twin.popularity_parts = scratch.events_learned, scratch.popularity_parts
     return twin
+
+
+def user_system(
+    settings: Settings, lam: float, features: F32, weights: F32, squares: F64, items: int
+) -> F64:
+    """Return what a user's features times are the right side, with the items' fixed.
+
+    Their equations are (sum_t c_t P_t P_t' + a0 G + l I) U = sum_t c_t p_t P_t.
+
+    Parameters
+    ----------
+    settings : Settings
+        a0
+    lam : float
+        lambda of users
+    features : F32
+        float32, shape (n, table rank), of the user's events
+    weights : F32
+        float32, shape (n,), of the events
+    squares : F64
+        float64, shape (table rank, table rank), G: the sum of P P' over all items
+    items : int
+        how many items that is
+    """
+    own, unobserved = features.astype(np.float64), settings.unobserved_weight
+    ridge = float(
+        shrinkage(weights.sum(dtype=np.float64, keepdims=True), items, unobserved, lam)[0]
+    )
+    system: F64 = (own.T * weights) @ own + unobserved * squares + ridge * np.eye(own.shape[1])
+    return system
+
+
+def folded_in(
+    settings: Settings, lam: float, tastes: F32, ratings: Ratings, squares: F64, items: int
+) -> F32:
+    """Return the `taste` of a user that the table would have with these events, items fixed.
+
+    Parameters
+    ----------
+    settings : Settings
+        of a model that was fitted
+    lam : float
+        lambda of users
+    tastes : F32
+        float32, shape (n, table rank + 1), of the items of the events
+    ratings : Ratings
+        the events of one user, shape (n,)
+    squares, items
+        as `user_system`
+
+    Returns float32, shape (table rank + 1,).
+    """
+    taste = np.zeros(tastes.shape[1], np.float32)
+    # of items that no table held nothing is known
+    there = tastes[:, 0] > 0
+    done = ratings.values > 0
+    weights, features = confidences(settings, ratings)[there], tastes[there, 1:]
+    if not np.any(done & there):
+        return taste
+    system = user_system(settings, lam, features, weights, squares, items)
+    right = features[done[there]].astype(np.float64).T @ weights[done[there]]
+    taste[0], taste[1:] = np.log1p(np.count_nonzero(done & there)), np.linalg.solve(system, right)
+    if not np.isfinite(taste).all():
+        raise not_finite(settings)
+    return taste
 
 
 def chosen_lambdas(

@@ -6,6 +6,7 @@ whole. Either may be alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Final
 
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from sparkml_sgdals.arrays.hashing import USER_SIDE, find_keys, id_keys
 from sparkml_sgdals.kernels.events.filter import CONTEXT_DECAY, CONTEXT_ITEMS
 from sparkml_sgdals.kernels.events.judges import NEVER, judge_sums, mix_pairs
+from sparkml_sgdals.state.columns import FactorColumns
 from sparkml_sgdals.state.event_memory import HALF_LIVES, ItemMemory, UserMemory
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState, Scale
@@ -27,6 +29,7 @@ __all__ = [
     "known_done",
     "log_shares",
     "memories_of",
+    "popularity_logs",
     "recent_context",
     "rows_of_keys",
     "score_pairs",
@@ -62,7 +65,7 @@ def serving_state(state: ModelState) -> ModelState:
     if settings.solver != "bayes" or not state.items.size:
         return served
     user_memory, item_memory = memories_of(state)
-    logs, least = _logs(state)
+    logs, least = popularity_logs(state, item_memory, state.items.count)
     served.items.mean[:, 0] += logs
     served.scale = Scale(mean=least, frozen=True)
     users = np.arange(state.users.size)
@@ -72,9 +75,11 @@ def serving_state(state: ModelState) -> ModelState:
         served.users.mean[:, 1:] += context
     if settings.fits_events:
         features = served.users.mean[:, 1:]
-        own, table = Anchors.of(state, served.items.mean[:, 0]).weights(state, users, features)
+        biases = served.items.mean[:, 0]
+        anchors = Anchors.of(state, biases, (logs, least))
+        own, table = anchors.weights(state.users.taste, features)
         served.users.mean[:, 0], served.users.taste[:, 0] = own, table
-        served.items.taste[:, 0] = table_biases(state, served.items.mean[:, 0])
+        served.items.taste[:, 0] = table_biases(state, biases, state.items.taste[:, 0])
     return served
 
 
@@ -83,14 +88,15 @@ def table_alone(state: ModelState) -> bool:
     return state.settings.fits_events and not state.events_learned
 
 
-def table_biases(state: ModelState, biases: F32) -> F32:
+def table_biases(state: ModelState, biases: F32, counts: F32) -> F32:
     """Return what the table's judgement of items is multiplied with, as logarithms.
 
-    That is what they are popular by now, `biases`, against what they were popular by in the table.
+    That is what they are popular by now, `biases`, against what they were popular by in the table,
+    `counts`: column 0 of their `taste`.
     """
     if table_alone(state):
-        return np.zeros(state.items.size, np.float32)
-    known: F32 = biases - state.items.taste[:, 0]
+        return np.zeros(biases.size, np.float32)
+    known: F32 = biases - counts
     return known
 
 
@@ -139,73 +145,99 @@ class Anchors:
 
     All items where there are at most 1,024, else as many drawn in proportion to popularity, in an
     order of items that does not depend on the process.
+
+    Parameters
+    ----------
+    state : ModelState
+        the model that was fitted; its ids are not looked at
+    items : FactorColumns
+        its items
+    biases : F32
+        float32, shape (items,), as `serving_state` has them
+    popularity : tuple[F32, float]
+        as `popularity_logs`
+    order : Callable[[], I64]
+        what sorts the items by their keys
     """
 
-    def __init__(self, rows: I64, biases: F32, bases: F32) -> None:
-        self._rows, self._biases, self._bases = rows, biases, bases
-
-    @classmethod
-    def of(cls, state: ModelState, biases: F32) -> Anchors:
-        """Choose them; `biases` of all items as `serving_state` has them."""
-        rows, weights = np.arange(state.items.size), np.zeros(1, np.float32)
+    def __init__(
+        self, state: ModelState, items: FactorColumns, biases: F32, popularity: tuple[F32, float],
+        order: Callable[[], I64],
+    ) -> None:  # fmt: skip
+        logs, self._least = popularity
+        rows, weights = np.arange(biases.size), np.zeros(1, np.float32)
         if rows.size > _ANCHORS:
-            order = np.argsort(id_keys(state.items.index.ids()))
-            total = np.cumsum(np.exp(_logs(state)[0][order].astype(np.float64)))
+            ordered = order()
+            total = np.cumsum(np.exp(logs[ordered].astype(np.float64)))
             points = (np.arange(_ANCHORS) + 0.5) / _ANCHORS * total[-1]
             places = np.minimum(np.searchsorted(total, points), rows.size - 1)
             shares = np.diff(total, prepend=0.0)[places] / total[-1]
-            rows, weights = order[places], -np.log(shares * _ANCHORS).astype(np.float32)
-        bases = table_biases(state, biases)[rows] + weights
-        return cls(rows, biases[rows] + weights, bases.astype(np.float32))
+            rows, weights = ordered[places], -np.log(shares * _ANCHORS).astype(np.float32)
+        self._alone = table_alone(state)
+        self._share = min(max(state.filter_share, 1e-6), 1.0 - 1e-6)
+        self._features = np.ascontiguousarray(items.mean[rows, 1:])
+        self._tastes = np.ascontiguousarray(items.taste[rows, 1:])
+        self._biases = biases[rows] + weights
+        self._bases = table_biases(state, biases[rows], items.taste[rows, 0]) + weights
 
-    def sums(self, state: ModelState, rows: I64, features: F32) -> F64:
-        """Logarithms of what both judgements sum up to, float64, shape (2, users)."""
-        items = state.items
-        found = np.empty((2, rows.size))
+    @classmethod
+    def of(cls, state: ModelState, biases: F32, popularity: tuple[F32, float]) -> Anchors:
+        """Choose them from a model in memory."""
+        return cls(
+            state, state.items, biases, popularity,
+            lambda: np.argsort(id_keys(state.items.index.ids())),
+        )  # fmt: skip
+
+    def sums(self, tastes: F32, features: F32) -> F64:
+        """Logarithms of what both judgements sum up to, float64, shape (2, users): as `weights`."""
+        found = np.empty((2, tastes.shape[0]))
         judge_sums(
-            np.ascontiguousarray(features),
-            np.ascontiguousarray(state.users.taste[rows, 1:]),
-            np.ascontiguousarray(items.mean[self._rows, 1:]),
-            np.ascontiguousarray(items.taste[self._rows, 1:]),
-            self._biases, self._bases, found,
+            np.ascontiguousarray(features), np.ascontiguousarray(tastes[:, 1:]), self._features,
+            self._tastes, self._biases, self._bases, found,
         )  # fmt: skip
         return found
 
-    def weights(self, state: ModelState, rows: I64, features: F32) -> tuple[F32, F32]:
-        """Return what filter and table of these users are multiplied with, as logarithms.
+    def weights(self, tastes: F32, features: F32) -> tuple[F32, F32]:
+        """Return what filter and table of users are multiplied with, as logarithms.
 
         Parameters
         ----------
-        state : ModelState
-            a model that was fitted
-        rows : I64
-            int64, shape (n,), rows of users
+        tastes : F32
+            float32, shape (n, table rank + 1), as the column of that name
         features : F32
             float32, shape (n, rank), of these users, what they did last added
         """
-        own, table = np.zeros(rows.size, np.float32), np.full(rows.size, NEVER, np.float32)
-        known = np.flatnonzero(state.users.taste[rows, 0] > 0)
+        size = tastes.shape[0]
+        own, table = np.zeros(size, np.float32), np.full(size, NEVER, np.float32)
+        known = np.flatnonzero(tastes[:, 0] > 0)
         if not known.size:
             return own, table
         # the scale's mean, which is added to all scores, is no part of a probability
-        least = _logs(state)[1]
-        if table_alone(state):
-            own[known], table[known] = NEVER, -least
+        if self._alone:
+            own[known], table[known] = NEVER, -self._least
             return own, table
-        sums = self.sums(state, rows[known], features[known])
-        share = min(max(state.filter_share, 1e-6), 1.0 - 1e-6)
-        own[known] = np.log(share) - sums[0] - least
-        table[known] = np.log(1.0 - share) - sums[1] - least
+        sums = self.sums(tastes[known], features[known])
+        own[known] = np.log(self._share) - sums[0] - self._least
+        table[known] = np.log(1.0 - self._share) - sums[1] - self._least
         return own, table
 
 
-def _logs(state: ModelState) -> tuple[F32, float]:
-    """`log_shares` of a model; of one whose filter has learned nothing by how often items came."""
+def popularity_logs(state: ModelState, memory: ItemMemory, counts: I64) -> tuple[F32, float]:
+    """`log_shares` of a model; of one whose filter has learned nothing by how often items came.
+
+    Parameters
+    ----------
+    state : ModelState
+        the model; its ids are not looked at
+    memory : ItemMemory
+        of its items
+    counts : I64
+        int64, shape (items,), of its items
+    """
     if table_alone(state):
-        counts = state.items.count.astype(np.float64)
-        return _log_of(counts / max(float(counts.sum()), 1e-300))
-    memory = memories_of(state)[1]
-    return log_shares(memory, state.events_learned, state.popularity_parts, state.items.size)
+        came = counts.astype(np.float64)
+        return _log_of(came / max(float(came.sum()), 1e-300))
+    return log_shares(memory, state.events_learned, state.popularity_parts, counts.size)
 
 
 def log_shares(

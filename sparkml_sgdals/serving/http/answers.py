@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,7 +14,7 @@ from sparkml_sgdals.serving.intake.history import History, Known
 from sparkml_sgdals.serving.model.approximate import Approximate
 from sparkml_sgdals.serving.model.holder import ModelHolder
 from sparkml_sgdals.serving.model.ids import Key, key_of
-from sparkml_sgdals.serving.model.person import Person, alone, fold_in, person_of
+from sparkml_sgdals.serving.model.person import Person, alone, fold_in, nobody, person_of
 from sparkml_sgdals.serving.model.ranking import (
     RankBy,
     like_item,
@@ -114,7 +113,7 @@ class Answers:
             if rated is not None:
                 because = self._because(model, person, rated, int(best.rows[place]))
                 one.because = because[:3]
-                one.reason = self._reason(model, int(best.rows[place]), because)
+                one.reason = self._reason(model, person, int(best.rows[place]), because)
             found.append(one)
         whose = None if user is None else _own(model.kinds[0], user)
         return out.Recommendations(
@@ -160,7 +159,7 @@ class Answers:
             if row >= 0:
                 rated = self._rated(model, self.history.of(user))
                 because = self._because(model, person, rated, row)
-                reason = self._reason(model, row, because)
+                reason = self._reason(model, person, row, because)
             return out.Explanation(
                 **dict(found),
                 parts=[out.PartOut(**asdict(part)) for part in parts],
@@ -198,11 +197,12 @@ class Answers:
             for one in shares(model, person, rows, values, row)[:10]
         ]
 
-    def _reason(self, model: ServedModel, row: int, because: list[out.Because]) -> str:
+    def _reason(
+        self, model: ServedModel, person: Person, row: int, because: list[out.Because]
+    ) -> str:
         if model.events is not None:
-            parts = {one.part: one.value for one in event_terms(model, _nobody(model), row)}
-            share = math.exp(parts["popularity"] or 0.0) if "popularity" in parts else 0.0
-            return event_sentence(share, [(b.title or str(b.item), b.share) for b in because])
+            spoken = [(b.title or str(b.item), b.share) for b in because]
+            return event_sentence(model, person, row, spoken)
         bias = float(model.items.mean[row, 0]) * model.shell.scale.spread
         named = [(b.title or str(b.item), b.rating, b.share) for b in because]
         return sentence(bias, int(model.items.count[row]), named)
@@ -233,7 +233,7 @@ class Answers:
         """Return the items with the most ratings."""
         with self.holder.reading() as model:
             best = most_rated(model, n)
-            values, _ = predicted(model, _nobody(model), best.rows)
+            values, _ = predicted(model, nobody(model), best.rows)
             return out.Popular(
                 version=model.version,
                 items=[
@@ -366,11 +366,3 @@ def _own(kind: IdKind, given: Key) -> Key:
 def _or_unknown(key: Key | None) -> Key:
     # the state it is looked up in knows nothing of what cannot be an id
     return -(2**63) if key is None else key
-
-
-def _nobody(model: ServedModel) -> Person:
-    rank = model.settings.rank + 1
-    varies = model.settings.solver == "bayes"
-    return Person(
-        np.zeros(rank, np.float32), np.zeros(rank if varies else 0, np.float32), 1.0, 0, True
-    )

@@ -18,7 +18,7 @@ from sparkml_sgdals.arrays.id_index import IdIndex
 from sparkml_sgdals.kernels.events.filter import CONTEXT_DECAY, CONTEXT_ITEMS
 from sparkml_sgdals.serving.model.mapped import map_array
 from sparkml_sgdals.state.event_memory import ItemMemory, UserMemory
-from sparkml_sgdals.state.event_scores import log_shares
+from sparkml_sgdals.state.event_scores import popularity_logs
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
@@ -37,6 +37,7 @@ class ItemKeys:
 
     def __init__(self) -> None:
         self._index = IdIndex("int")
+        self._order = np.empty(0, np.int64)
 
     def add(self, ids: pa.Array) -> None:
         """Take further items, in the order of their rows."""
@@ -46,6 +47,14 @@ class ItemKeys:
         """Rows of the items of these keys; those not known any more are left out."""
         found = self._index.find(pa.array(keys))
         return found[found >= 0].astype(np.int32)
+
+    def order(self, size: int) -> I64:
+        """Return what sorts the first `size` items by their keys."""
+        held = self._order
+        if held.size != size:
+            rows = np.arange(size)
+            self._order = held = np.argsort(self._index.ids(rows).to_numpy().view(np.uint64))
+        return held
 
     def done(self, users: FactorTable) -> list[I32]:
         """Return what each user of a table has done, as rows, the last done last."""
@@ -101,22 +110,19 @@ class EventSide:
             found.arrays[name] = array[: self.size] if rows is None else array[rows]
         return found
 
-    def biases(self, shell: ModelState, own: F32) -> tuple[F32, float]:
-        """Return what items have whoever asks, and what is added to all: as `serving_state`.
+    def popularity(self, shell: ModelState, counts: I64) -> tuple[F32, float]:
+        """Return logarithms of the items' shares of events, and what is added to all scores.
 
         Parameters
         ----------
         shell : ModelState
             of the version: events learned, shares of the parts of popularity
-        own : F32
-            float32, shape (items,), the items' own biases
+        counts : I64
+            int64, shape (items,), events of the items
         """
         if self._settings.solver != "bayes" or not self.size:
-            return own, 0.0
-        logs, least = log_shares(
-            self.memory(), shell.events_learned, shell.popularity_parts, self.size
-        )
-        return own + logs, least
+            return np.zeros(self.size, np.float32), 0.0
+        return popularity_logs(shell, self.memory(), counts)
 
     def context(self, done: I32) -> tuple[I32, F32]:
         """Return the items done last, newest first, and what each adds to a user's features.

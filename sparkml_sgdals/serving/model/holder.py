@@ -26,6 +26,7 @@ from sparkml_sgdals.serving.model.changed_items import Changes
 from sparkml_sgdals.serving.model.event_side import EventSide, ItemKeys
 from sparkml_sgdals.serving.model.mapped import Candidates, MappedSide
 from sparkml_sgdals.serving.model.served_model import ServedModel
+from sparkml_sgdals.state.event_scores import Anchors, table_biases
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
@@ -62,12 +63,22 @@ class _Copy:
     events: EventSide | None = None
     readers: int = 0
 
-    def settle(self, shell: ModelState) -> None:
-        """Bring up what a version changes in all rows: popularity, which fades."""
-        if self.events is not None:
-            biases, least = self.events.biases(shell, self.items.mean[:, 0])
+    def settle(self, shell: ModelState, item_keys: ItemKeys | None) -> Anchors | None:
+        """Bring up what a version changes in all rows: popularity, which fades.
+
+        Returns what filter and table of a user are weighed by, where a table was fitted.
+        """
+        if self.events is None or item_keys is None:
+            return None
+        items, size = self.items, self.items.size
+        popularity = self.events.popularity(shell, items.count)
+        biases = items.mean[:, 0] + popularity[0]
+        shell.scale = Scale(mean=popularity[1], frozen=True)
+        if not shell.settings.fits_events:
             self.candidates.set_biases(biases)
-            shell.scale = Scale(mean=least, frozen=True)
+            return None
+        self.candidates.set_biases(biases, table_biases(shell, biases, items.taste[:, 0]))
+        return Anchors(shell, items, biases, popularity, lambda: item_keys.order(size))
 
 
 @dataclass(frozen=True)
@@ -92,7 +103,7 @@ class _Change:
     def write(self, to: _Copy) -> None:
         to.users.put(self.rows[0], self.parts[0], self.sizes[0])
         to.items.put(self.rows[1], self.parts[1], self.sizes[1])
-        to.candidates.put(self.rows[1], self.parts[1].mean, self.parts[1].var, self.sizes[1])
+        to.candidates.put(self.rows[1], self.parts[1], self.sizes[1])
         if to.events is not None:
             to.events.put(self.rows[0], self.done, self.rows[1], self.parts[1], self.sizes)
 
@@ -384,7 +395,7 @@ class ModelHolder:
         kinds: tuple[IdKind, IdKind] = (meta["kinds"][0], meta["kinds"][1])
         shell = ModelState.empty(newest.settings(meta).unranked(), *kinds)
         shell.set_scalars(newest.scalars)
-        copy.settle(shell)
+        anchors = copy.settle(shell, ids.item_keys)
         types = meta.get("idTypes", ["bigint", "bigint"])
         model = ServedModel(
             newest,
@@ -400,6 +411,7 @@ class ModelHolder:
             ids.changes,
             copy.events,
             ids.item_keys,
+            anchors,
         )
         with self._changed:
             self._model, self._shown = model, shown

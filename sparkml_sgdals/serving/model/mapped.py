@@ -24,8 +24,10 @@ from sparkml_sgdals.state.settings import Settings
 __all__ = ["Candidates", "MappedSide", "map_array"]
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
+_PIECE: Final = 1 << 16
 _LEAST_ROOM: Final = 256
 
 
@@ -105,11 +107,17 @@ class Candidates:
     variances
         float32, shape (2 rank + 2, room): P^2 + c_P, c_P, c_b, 1; docs/algorithm.md (7); (0, room)
         but under `bayes`
+    tastes
+        float32, shape (table rank + 1, room), as `topn.Tastes`; (0, room) but for fitted tables of
+        events
     """
 
     def __init__(self, folder: str, settings: Settings) -> None:
         self._folder = folder
         self._rank = settings.rank
+        width = settings.table_rank + 1 if settings.fits_events else 0
+        self.tastes: F32 = np.zeros((width, 0), np.float32)
+        self._squares: F64 | None = None
         self._varies = settings.solver == "bayes"
         self.factors: F32 = np.zeros((self._rank + 2, 0), np.float32)
         self.variances: F32 = np.zeros((2 * self._rank + 2 if self._varies else 0, 0), np.float32)
@@ -117,14 +125,15 @@ class Candidates:
     @property
     def nbytes(self) -> int:
         """Bytes mapped, room for growth included."""
-        return self.factors.nbytes + self.variances.nbytes
+        return self.factors.nbytes + self.variances.nbytes + self.tastes.nbytes
 
-    def put(self, rows: I64, mean: F32, var: F32, size: int) -> None:
-        """Set the columns `rows`; there are `size` items from now on."""
+    def put(self, rows: I64, items: FactorTable, size: int) -> None:
+        """Set the columns `rows` to the state in `items`; there are `size` from now on."""
+        mean, var = items.mean, items.var
         rank, room = self._rank, self.factors.shape[1]
         if size > room:
             grown_room = max(size, 2 * room if room else size + size // 8, _LEAST_ROOM)
-            for name in ("factors", "variances"):
+            for name in ("factors", "variances", "tastes"):
                 old = getattr(self, name)
                 grown = map_array(self._folder, (old.shape[0], grown_room), np.float32)
                 grown[:, :room] = old
@@ -136,10 +145,31 @@ class Candidates:
         if self._varies:
             parts = [mean[:, 1:] ** 2 + var[:, 1:], var[:, 1:], var[:, :1], ones]
             put_columns(self.variances, rows, np.hstack(parts))
+        if self.tastes.shape[0]:
+            taste = items.taste
+            if not np.array_equal(self.tastes[1:, rows], taste[:, 1:].T):
+                self._squares = None
+            put_columns(self.tastes, rows, np.ascontiguousarray(taste))
 
-    def set_biases(self, biases: F32) -> None:
-        """Rank by other biases than the items' own; float32, shape (items,)."""
+    def set_biases(self, biases: F32, table: F32 | None = None) -> None:
+        """Rank by other biases than the items' own; float32, shape (items,).
+
+        `table` is what a fitted table's judgement of items is multiplied with, as logarithms.
+        """
         self.factors[self._rank, : biases.size] = biases
+        if table is not None:
+            self.tastes[0, : table.size] = table
+
+    def squares(self) -> F64:
+        """Sum of the products of the tastes' features over all items: `user_system`."""
+        held = self._squares
+        if held is None:
+            held = np.zeros((self.tastes.shape[0] - 1,) * 2)
+            for first in range(0, self.tastes.shape[1], _PIECE):
+                part = self.tastes[1:, first : first + _PIECE].astype(np.float64)
+                held += part @ part.T
+            self._squares = held
+        return held
 
     def query(self, means: F32, variances: F32) -> tuple[F32, F32]:
         """Rows to multiply with `factors` and `variances`, of users' means and variances."""

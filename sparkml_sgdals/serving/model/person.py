@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -10,14 +10,17 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sparkml_sgdals.arrays.id_kinds import id_array_type
-from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
+from sparkml_sgdals.kernels.events.judges import NEVER
+from sparkml_sgdals.learn.event_tables import folded_in
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.serving.model.ids import Key, key_of
 from sparkml_sgdals.serving.model.served_model import ServedModel
 from sparkml_sgdals.state.columns import prior_variances
+from sparkml_sgdals.state.event_scores import table_alone
 from sparkml_sgdals.state.model_state import ModelState
 
-__all__ = ["Person", "alone", "fold_in", "person_of"]
+__all__ = ["Person", "alone", "fold_in", "nobody", "person_at", "person_of"]
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -42,6 +45,12 @@ class Person:
         whether the user is not known
     done : I32 | None
         rows of the items that the user has done, the last one last; of models of events alone
+    taste : F32
+        float32, shape (table rank + 1,), as `topn.Tastes`: what the table's judgement is multiplied
+        with, as a logarithm, then features; (0,) but where a table of events was fitted, where
+        mean[0] is the same for the filter's
+    fitted : int
+        events of the user that the table held
     """
 
     mean: F32
@@ -50,63 +59,102 @@ class Person:
     count: int
     cold: bool
     done: I32 | None = None
+    taste: F32 = field(default_factory=lambda: np.empty(0, np.float32))
+    fitted: int = 0
+
+
+def nobody(model: ServedModel) -> Person:
+    """Return a user that is not known: without bias and taste, and with the prior's variance."""
+    settings = model.settings
+    prior = prior_variances(settings) if settings.solver == "bayes" else np.empty(0, np.float32)
+    taste = np.zeros(model.users.taste.shape[1], np.float32)
+    taste[:1] = NEVER
+    return Person(np.zeros(settings.rank + 1, np.float32), prior, 1.0, 0, True, taste=taste)
 
 
 def person_of(model: ServedModel, user: Key) -> Person:
-    """Return a user by id; one not known has no bias and no taste, and the prior's variance."""
+    """Return a user by id; one not known is `nobody`."""
     row = int(model.user_rows([user])[0])
-    if row < 0:
-        settings = model.settings
-        prior = prior_variances(settings) if settings.solver == "bayes" else np.empty(0, np.float32)
-        return Person(np.zeros(settings.rank + 1, np.float32), prior, 1.0, 0, True)
+    return nobody(model) if row < 0 else person_at(model, row)
+
+
+def person_at(model: ServedModel, row: int) -> Person:
+    """Return a user by its row."""
     users = model.users
     mean, var = users.mean[row].copy(), users.var[row].copy()
     noise, count = float(users.noise_factor[row]), int(users.count[row])
     if model.events is None:
         return Person(mean, var, noise, count, False)
     done = model.events.done[row]
+    return _judged(model, Person(mean, var, noise, count, False, done, users.taste[row].copy()))
+
+
+def _judged(model: ServedModel, person: Person) -> Person:
+    """Return a person of events as scores need it, from the state of a user, whose arrays it takes.
+
+    What was done last is added to the features, and filter and table are weighed.
+    """
+    mean, taste, done = person.mean, person.taste, person.done
+    assert model.events is not None
+    assert done is not None
     mean[1:] += model.events.context(done)[1].sum(axis=0)
-    return Person(mean, var, noise, count, False, done)
+    if model.anchors is None:
+        return person
+    fitted = round(np.expm1(float(taste[0])))
+    own, table = model.anchors.weights(taste[None, :], mean[None, 1:])
+    mean[0], taste[0] = own[0], table[0]
+    return replace(person, fitted=fitted)
 
 
 def fold_in(model: ServedModel, items: list[Key], values: list[float]) -> Person:
     """Return a user who gives these ratings now, by `learn_batch` on a copy of what it touches.
 
     The model stays as it is. Items that are not known tell nothing and are left out. A model of
-    events is copied with all its items, because its negatives are drawn from all.
+    events is copied with all its items, because its negatives are drawn from all; where a table
+    was fitted the user gets the features that the table gives with the items fixed, and no others
+    where the table came without times.
 
     Raises DivergenceError for ratings of an absurd size.
     """
     rows = model.item_rows(items)
     known = np.flatnonzero(rows >= 0)
     if not known.size:
-        return person_of(model, _SOMEONE[model.kinds[0]])
+        return nobody(model)
     kind = model.kinds[0]
+    someone = pa.array([_SOMEONE[kind]] * known.size, id_array_type(kind))
+    found = pa.array(
+        [key_of(items[n], model.kinds[1]) for n in known], id_array_type(model.kinds[1])
+    )
+    given = pa.array([values[n] for n in known], pa.float32())
+    ratings = encode_ratings(pa.table({"user": someone, "item": found, "rating": given}))
+    if table_alone(model.shell):
+        cold = nobody(model)
+        done = rows[known[given.to_numpy() > 0]][::-1]
+        last = done[np.sort(np.unique(done, return_index=True)[1])][::-1].astype(np.int32)
+        taste = _taste(model, ratings)
+        return _judged(model, replace(cold, count=known.size, cold=False, done=last, taste=taste))
     # of repeated items, all ratings count, as in a batch of the stream
     touched = np.unique(rows[known])
     if model.events is not None:
         touched = np.arange(model.items.size)
     scratch = model.scratch(np.empty(0, np.int64), touched)
-    someone = pa.array([_SOMEONE[kind]] * known.size, id_array_type(kind))
-    found = pa.array(
-        [key_of(items[n], model.kinds[1]) for n in known], id_array_type(model.kinds[1])
-    )
-    table = pa.table(
-        {
-            "user": someone,
-            "item": found,
-            "rating": pa.array([values[n] for n in known], pa.float32()),
-        }
-    )
-    learn_batch(scratch, encode_ratings(table))
+    learn_batch(scratch, ratings)
     users = scratch.users
     mean, var, noise = users.mean[0].copy(), users.var[0].copy(), float(users.noise_factor[0])
     if model.events is None or model.item_keys is None:
         return Person(mean, var, noise, known.size, False)
     with model.lock:
-        (done,) = model.item_keys.done(users)
-    mean[1:] += model.events.context(done)[1].sum(axis=0)
-    return Person(mean, var, noise, known.size, False, done)
+        (last,) = model.item_keys.done(users)
+    taste = users.taste[0].copy() if model.anchors is None else _taste(model, ratings)
+    return _judged(model, Person(mean, var, noise, known.size, False, last, taste))
+
+
+def _taste(model: ServedModel, ratings: Ratings) -> F32:
+    rows = model.item_rows(ratings.item_ids.to_pylist())[ratings.items]
+    return folded_in(
+        model.settings, model.shell.regularisation[0], model.items.taste[rows], ratings,
+        model.candidates.squares(), int(np.count_nonzero(model.items.taste[:, 0])),
+    )  # fmt: skip
 
 
 def alone(model: ServedModel, user: Key, item: Key) -> ModelState:

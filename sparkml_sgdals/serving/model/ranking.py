@@ -8,8 +8,9 @@ from typing import Final, Literal
 import numpy as np
 import numpy.typing as npt
 
+from sparkml_sgdals.kernels.events.judges import mix_pairs
 from sparkml_sgdals.kernels.predict import predict_rows
-from sparkml_sgdals.kernels.topn import top_n
+from sparkml_sgdals.kernels.topn import Tastes, top_n
 from sparkml_sgdals.serving.model.approximate import Approximate
 from sparkml_sgdals.serving.model.ids import Key
 from sparkml_sgdals.serving.model.person import Person
@@ -78,7 +79,7 @@ def rank_items(
     left, own = candidates.query(person.mean[None, :], person.var[None, :])
     gone = np.unique(excluded[excluded >= 0]) if excluded is not None else np.empty(0, np.int64)
     if approximate is not None and only is None and not sign:
-        near = approximate.candidates(model, left, count, gone.size)
+        near = approximate.candidates(model, left, count, gone.size, person.taste)
         # too few are left of what it found: all are looked at
         if near is not None and np.setdiff1d(near, gone).size >= count:
             only = near
@@ -87,17 +88,21 @@ def rank_items(
         only = np.setdiff1d(only[only >= 0], gone)
         factors = np.ascontiguousarray(candidates.factors[:, only])
         variances = np.ascontiguousarray(candidates.variances[:, only]) if sign else None
+        tastes = candidates.tastes[:, only]
         gone, total = np.empty(0, np.int64), only.size
     else:
         factors, total = candidates.factors, model.items.size
         variances = candidates.variances if sign else None
+        tastes = candidates.tastes
     count = min(count, total - gone.size)
     starts = np.array([0, gone.size], np.int64)
     bounds = None if variances is None else (own, variances)
+    judges = Tastes(person.taste[None, :], tastes) if person.taste.size else None
     best, scores = np.empty(0, np.int64), np.empty(0, np.float32)
     wanted = count + 1
     while count:
-        found, valued = top_n(left, factors, wanted, (starts, gone.astype(np.int32)), bounds, sign)
+        leave_out = starts, gone.astype(np.int32)
+        found, valued = top_n(left, factors, wanted, leave_out, bounds, sign, judges)
         best, scores = found[0][found[0] >= 0].astype(np.int64), valued[0][found[0] >= 0]
         # rows come in the order of arrival: of items equal to the last one, all have to be seen
         if best.size < wanted or scores[-1] < scores[count - 1]:
@@ -158,17 +163,34 @@ def predicted(model: ServedModel, person: Person, rows: I64) -> tuple[F64, F64 |
 
 def _event_scores(model: ServedModel, person: Person, rows: I64) -> F64:
     """Scores as `transform` gives them for events; of items not known, that of none."""
-    left, _ = model.candidates.query(person.mean[None, :], person.var[None, :])
+    candidates, rank = model.candidates, model.settings.rank
     scores = np.zeros(rows.size, np.float32)
     known = rows >= 0
-    scores[known] = left[0] @ model.candidates.factors[:, rows[known]]
+    if person.taste.size:
+        # the last item stands for those that are not known
+        held = np.zeros((rank + 1, rows.size + 1), np.float32)
+        held[1:, :-1][:, known] = candidates.factors[:rank, rows[known]]
+        held[0, :-1][known] = candidates.factors[rank, rows[known]]
+        tastes = np.zeros((person.taste.size, rows.size + 1), np.float32)
+        tastes[:, :-1][:, known] = candidates.tastes[:, rows[known]]
+        whose = np.zeros(rows.size, np.int64)
+        mix_pairs(
+            whose, np.where(known, np.arange(rows.size), -1), person.mean[None, :],
+            np.ascontiguousarray(held.T), person.taste[None, :], np.ascontiguousarray(tastes.T),
+            scores,
+        )  # fmt: skip
+    else:
+        left, _ = candidates.query(person.mean[None, :], person.var[None, :])
+        scores[known] = left[0] @ candidates.factors[:, rows[known]]
     return scores.astype(np.float64) + model.shell.scale.mean
 
 
 def like_item(model: ServedModel, row: int, count: int) -> Scored:
     """Return the items whose features point as an item's do, by cosine, without itself."""
-    size, rank = model.items.size, model.settings.rank
-    features = model.candidates.factors[:rank, :size]
+    size, settings, candidates = model.items.size, model.settings, model.candidates
+    features = candidates.factors[: settings.rank, :size]
+    if settings.fits_events:
+        features = candidates.tastes[1:, :size]
     own = features[:, row].copy()
     norms = np.sqrt(np.einsum("fn,fn->n", features, features))
     scale = norms * (float(np.linalg.norm(own)) or 1.0)

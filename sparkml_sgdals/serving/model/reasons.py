@@ -6,14 +6,18 @@ part of a prediction splits into a share of each rating: Hu, Koren and Volinsky 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
+from sparkml_sgdals.kernels.events.judges import NEVER, soft
+from sparkml_sgdals.learn.event_tables import user_system
 from sparkml_sgdals.serving.model.person import Person
 from sparkml_sgdals.serving.model.served_model import ServedModel
+from sparkml_sgdals.state.event_scores import table_alone
 from sparkml_sgdals.state.explaining import Term
 
 __all__ = ["Share", "event_sentence", "event_shares", "event_terms", "sentence", "shares"]
@@ -73,16 +77,64 @@ def shares(model: ServedModel, person: Person, rated: I64, values: F64, row: int
 
 
 def event_shares(model: ServedModel, person: Person, row: int) -> list[Share]:
-    """Return what each item that a person did last adds to the score of an item, largest first.
+    """Return how far the items that a person did speak for an item, largest first.
 
-    These are exact: their sum is C . P of docs/positive-only.md, equation (1).
+    Of what the filter says, these are the parts of C . P of docs/positive-only.md, of which they
+    are the sum; of what a fitted table says those of U . P, by `_table_shares`. Where both speak
+    it is the one that says more of this item, and nothing where that is a table which did not
+    hold just what the person has done.
     """
-    if model.events is None or person.done is None:
+    if model.events is None or person.done is None or row < 0:
         return []
+    own, table, _ = _judgements(model, person, row)
+    if table > own:
+        return _table_shares(model, person, row)
     last, parts = model.events.context(person.done)
-    found = parts @ model.items.mean[row, 1:]
+    return _ordered(last, parts @ model.items.mean[row, 1:])
+
+
+def _ordered(rows: npt.NDArray[np.int32], found: npt.NDArray[Any]) -> list[Share]:
     order = np.argsort(-found, kind="stable")
-    return [Share(int(last[n]), 1.0, float(found[n])) for n in order]
+    return [Share(int(rows[n]), 1.0, float(found[n])) for n in order]
+
+
+def _judgements(model: ServedModel, person: Person, row: int) -> tuple[float, float, float]:
+    """Logarithms of what filter and table say of an item, and U . P.
+
+    -inf where one says nothing; of models without a table the score, and -inf.
+    """
+    candidates, rank = model.candidates, model.settings.rank
+    known = row >= 0
+    own = float(person.mean[0])
+    if known:
+        own += float(candidates.factors[rank, row])
+        own += float(person.mean[1:] @ candidates.factors[:rank, row])
+    own = own if own > NEVER / 2 else -math.inf
+    taste = person.taste
+    if not taste.size or taste[0] <= NEVER / 2:
+        return own, -math.inf, 0.0
+    product = float(taste[1:] @ candidates.tastes[1:, row]) if known else 0.0
+    base = float(taste[0]) + (float(candidates.tastes[0, row]) if known else 0.0)
+    return own, base + math.log(soft(np.float32(product))), product
+
+
+def _table_shares(model: ServedModel, person: Person, row: int) -> list[Share]:
+    """Return the share of each item that the person has done in U . P, items fixed.
+
+    U solves A U = sum_t P_t over what was done, so it is the sum of P_y' A^-1 P_t.
+    """
+    done = person.done
+    if done is None or done.size != person.fitted:
+        # what came since, or more than once, the table does not tell apart
+        return []
+    tastes = model.items.taste
+    features = tastes[done, 1:]
+    system = user_system(
+        model.settings, model.shell.regularisation[0], features, np.ones(done.size, np.float32),
+        model.candidates.squares(), int(np.count_nonzero(tastes[:, 0])),
+    )  # fmt: skip
+    towards = np.linalg.solve(system, tastes[row, 1:].astype(np.float64))
+    return _ordered(done, features @ towards)
 
 
 def event_terms(model: ServedModel, person: Person, row: int) -> list[Term]:
@@ -97,13 +149,35 @@ def event_terms(model: ServedModel, person: Person, row: int) -> list[Term]:
     row : int
         the item's row, -1 where it is not known
     """
+    judged, table, product = _judgements(model, person, row)
+    least, known = model.shell.scale.mean, row >= 0
+    terms: list[tuple[str, float, int | None, str]] = []
+    if judged > -math.inf:
+        terms = _filter_terms(model, person, row)
+    if table > -math.inf:
+        said = f"the table's U . P is {product:.2f}"
+        if terms:
+            # log(a + b) is log a + log(1 + b / a)
+            terms.append(("table", float(np.logaddexp(0.0, table - judged)), person.fitted, said))
+        else:
+            terms.append(("table", least + table, person.fitted, said))
+    total = sum(value for _, value, _, _ in terms)
+    terms.append(("prediction", total, None, "" if known else "the item is not known"))
+    return [Term(name, value, None, ratings, note) for name, value, ratings, note in terms]
+
+
+def _filter_terms(
+    model: ServedModel, person: Person, row: int
+) -> list[tuple[str, float, int | None, str]]:
     least, rank = model.shell.scale.mean, model.settings.rank
     known = row >= 0
     own = float(model.items.mean[row, 0]) if known else 0.0
     shown = float(model.candidates.factors[rank, row]) if known else 0.0
     features = model.items.mean[row, 1:] if known else np.zeros(rank, np.float32)
     count = int(model.items.count[row]) if known else 0
-    lately = sum(one.share for one in event_shares(model, person, row)) if known else 0.0
+    lately = 0.0
+    if known and model.events is not None and person.done is not None:
+        lately = float((model.events.context(person.done)[1] @ features).sum())
     taste = float(person.mean[1:] @ features) - lately
     terms: list[tuple[str, float, int | None, str]] = [
         ("item bias", own, count, "beyond its popularity"),
@@ -111,25 +185,47 @@ def event_terms(model: ServedModel, person: Person, row: int) -> list[Term]:
     ]
     if model.settings.solver == "bayes":
         share = least + shown - own
-        terms.insert(0, ("popularity", share, count, f"{np.exp(share):.2%} of events now"))
+        of = "of all events" if table_alone(model.shell) else "of events now"
+        terms.insert(0, ("popularity", share, count, f"{np.exp(share):.2%} {of}"))
         terms.append(("done last", lately, None, "what the user did last"))
-    total = sum(value for _, value, _, _ in terms)
-    terms.append(("prediction", total, None, "" if known else "the item is not known"))
-    return [Term(name, value, None, ratings, note) for name, value, ratings, note in terms]
+    if person.taste.size and person.mean[0]:
+        said = f"believed {model.shell.filter_share:.0%}, the table the rest"
+        terms.append(("weight", float(person.mean[0]), None, said))
+    return terms
 
 
-def event_sentence(share: float, because: list[tuple[str, float]]) -> str:
+def popular_share(model: ServedModel, row: int) -> float:
+    """Return the share of an item in events; 0 where popularity is not learned."""
+    if model.settings.solver != "bayes":
+        return 0.0
+    shown = model.candidates.factors[model.settings.rank, row] - model.items.mean[row, 0]
+    return math.exp(model.shell.scale.mean + float(shown))
+
+
+def event_sentence(
+    model: ServedModel, person: Person, row: int, because: list[tuple[str, float]]
+) -> str:
     """Why an item comes next, for a person to read.
 
     Parameters
     ----------
-    share : float
-        of the item in events now; 0 where popularity is not learned
+    model : ServedModel
+        a version of a model of events
+    person : Person
+        to whom it is said
+    row : int
+        the item's row
     because : list[tuple[str, float]]
-        name and share of what was done last, largest first
+        name and share of what was done, largest first
     """
     speaking = [name for name, part in because[:3] if part >= _TELLING]
-    general = f"it is {share:.2%} of what is done now" if share else "by taste"
+    share, general = popular_share(model, row), "by taste"
+    if table_alone(model.shell):
+        # what a table is fitted to is no popularity: that speaks to those that it does not hold
+        if not person.taste.size or person.taste[0] <= NEVER / 2:
+            general = f"it is {share:.2%} of all that was done"
+    elif share:
+        general = f"it is {share:.2%} of what is done now"
     if not speaking:
         return general[0].upper() + general[1:]
     last = speaking.pop()

@@ -17,6 +17,7 @@ from sparkml_sgdals.serving.model.event_side import EventSide, ItemKeys
 from sparkml_sgdals.serving.model.ids import Key, find_rows
 from sparkml_sgdals.serving.model.mapped import Candidates, MappedSide
 from sparkml_sgdals.state.diagnosis import ENOUGH, Diagnosis
+from sparkml_sgdals.state.event_scores import Anchors
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.commit import Commit
@@ -51,6 +52,8 @@ class ServedModel:
         kinds of ids of users and items, and Spark's names of their types
     clip : bool
         whether predictions are kept within the range of ratings seen
+    anchors : Anchors | None
+        what filter and table of a user are weighed by; None but where a table of events was fitted
     """
 
     commit: Commit
@@ -66,6 +69,7 @@ class ServedModel:
     changes: Changes
     events: EventSide | None = None
     item_keys: ItemKeys | None = None
+    anchors: Anchors | None = None
 
     @property
     def version(self) -> int:
@@ -111,6 +115,8 @@ class ServedModel:
             shell.noise_weight,
             events_learned=shell.events_learned,
             popularity_parts=shell.popularity_parts,
+            filter_share=shell.filter_share,
+            regularisation=shell.regularisation,
         )
 
     def verdict(self) -> tuple[bool, str]:
@@ -118,7 +124,9 @@ class ServedModel:
         if self.events is None:
             diagnosis = self.diagnose()
             return diagnosis.beatsBaseline, diagnosis.verdict
-        learned = self.shell.events_learned
+        shell = self.shell
+        # a table without times is fitted, and the filter has learned none of it
+        learned = shell.counters.ratings if shell.settings.fits_events else shell.events_learned
         if learned < ENOUGH:
             return False, f"Not yet: {learned} events are learned, {ENOUGH:,} are needed."
         return True, f"Yes: {learned:,} events are learned. How well it ranks is not known here."

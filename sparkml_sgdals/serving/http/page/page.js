@@ -214,7 +214,7 @@ function explainer(one) {
       cell(p.std === null ? "" : `± ${number(p.std)}`), el("td", { textContent: p.note })));
     const because = found.because.filter((b) => Math.abs(b.share) >= 0.005).slice(0, 5).map((b) => el("tr", {},
       el("th", { scope: "row", textContent: model.events ? `you did ${nameOf(b)}` : `your ${b.rating} for ${nameOf(b)}` }), cell((b.share >= 0 ? "+" : "") + number(b.share)),
-      el("td", {}), el("td", { textContent: model.events ? "its share in what was done last" : "its share in the features" })));
+      el("td", {}), el("td", { textContent: model.events ? "how far it speaks for this" : "its share in the features" })));
     box.append(el("table", {}, el("tbody", {}, ...rows, ...because)));
   });
   return box;
