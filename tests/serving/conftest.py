@@ -42,6 +42,8 @@ class Modeler:
     users: int = 60
     items: int = 40
     types: tuple[str, str] | None = None
+    start: Callable[[Modeler], ModelState] | None = None
+    """makes what the path starts from; a stream of ratings by default"""
 
     def __post_init__(self) -> None:
         self.store = VersionStore(str(self.path))
@@ -55,7 +57,10 @@ class Modeler:
             "idTypes": list(self.types or [names[kind] for kind in self.kinds]),
         }  # fmt: skip
         self.rng = rng
-        learn_batch(self.state, encode_ratings(self.ratings(3_000)))
+        if self.start is None:
+            learn_batch(self.state, encode_ratings(self.ratings(3_000)))
+        else:
+            self.state = self.start(self)
         self.commit: Commit = self.store.create(self.state, meta)
 
     def key(self, side: int, number: int) -> Any:

@@ -7,8 +7,8 @@ much has changed, and measures its own recall against the exact ranking for user
 The largest q . x is the nearest neighbour of q among x with a coordinate more, the root of
 max |x|^2 - |x|^2: Bachrach et al. 2014, "Speeding up the Xbox recommender system using a euclidean
 transformation for inner-product spaces". A bias is a feature whose other side is 1. The lists are
-faiss's IVF. Where a table of events was fitted, its product U . P proposes, and the filter's score
-beside it where that has learned; who is not in the table is ranked exactly.
+faiss's IVF. Where a table of events was fitted, what it says of items proposes, and the filter's
+score beside it where that has learned; who is not in the table is ranked exactly.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sparkml_sgdals.kernels.events.judges import NEVER
+from sparkml_sgdals.kernels.events.judges import FLOOR, NEVER
 from sparkml_sgdals.kernels.topn import Tastes, top_n
 from sparkml_sgdals.serving.model.holder import ModelHolder, NoModelError
 from sparkml_sgdals.serving.model.person import person_at
@@ -76,10 +76,21 @@ class Built:
         taste : F32 | None
             float32, shape (1, table rank + 1), where a table of events was fitted
         """
-        asked = {"score": query, "taste": None if taste is None else taste[:, 1:]}
+        asked = {"score": query, "table": None if taste is None else _taste_query(taste)}
         found = [lists.search(asked[lists.name], count)[0] for lists in self.lists]
         rows: I64 = found[0] if len(found) == 1 else np.unique(np.concatenate(found))
         return rows[rows >= 0]
+
+
+def _taste_query(tastes: F32) -> F32:
+    """Rows to multiply with `_taste_factors`, of users' tastes."""
+    return np.hstack([tastes[:, 1:], np.full((len(tastes), 1), FLOOR, np.float32)])
+
+
+def _taste_factors(tastes: F32) -> F32:
+    """Return factors whose product e^o (U . P + f) orders items as the table, but for the lowest."""
+    scales = np.exp(tastes[0] - tastes[0].max())
+    return np.vstack([tastes[1:] * scales, scales]).astype(np.float32)
 
 
 class _Lists:
@@ -143,7 +154,7 @@ def build_index(
     faiss.omp_set_num_threads(1)
     products = {} if table_alone else {"score": factors}
     if tastes is not None:
-        products["taste"] = tastes.candidates[1:]
+        products["table"] = _taste_factors(tastes.candidates)
     held = tuple(_Lists(name, some) for name, some in products.items())
     exact, _ = top_n(queries, factors, _BEST, tastes=tastes)
     # what requests for so many fetch, where that is ranked otherwise than by one product
