@@ -17,7 +17,7 @@ from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
 
-__all__ = ["learn_with_all", "warm_start"]
+__all__ = ["learn_with_all", "started_from", "warm_start"]
 
 
 def learn_with_all(
@@ -39,11 +39,21 @@ def learn_with_all(
     return dict(zip(states, pool.map(learn, states.values()), strict=True))
 
 
+def started_from(leader: Settings, settings: Settings) -> Settings:
+    """Return the settings of a candidate that starts from a model: the table of events is its."""
+    if not settings.learns_events:
+        return settings
+    return replace(
+        settings, table_rank=leader.table_rank, unobserved_weight=leader.unobserved_weight
+    )
+
+
 def warm_start(leader: ModelState, settings: Settings) -> ModelState:
     """Return a model of other settings that starts from what the leader knows.
 
     Features beyond the leader's rank start as those of new ids do; of more than `settings.rank`
-    the first ones are taken. The leader is left as it is. Models of events have one solver both.
+    the first ones are taken. The leader is left as it is. Models of events have one solver both,
+    and what a fitted table says is the same in all candidates.
     """
     kinds = leader.users.index.kind, leader.items.index.kind
     state = ModelState.empty(settings, *kinds)
@@ -61,6 +71,8 @@ def warm_start(leader: ModelState, settings: Settings) -> ModelState:
             leader.events_learned,
             leader.popularity_parts,
         )
+    if settings.fits_events and leader.settings.fits_events:
+        state.filter_share, state.regularisation = leader.filter_share, leader.regularisation
     for own, other in ((state.users, leader.users), (state.items, leader.items)):
         _take_over(own, other, ratio)
     if settings.solver == "bayes" and leader.settings.solver == "bayes":

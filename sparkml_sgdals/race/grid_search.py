@@ -14,11 +14,13 @@ from pyspark import keyword_only
 from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.sql import DataFrame
 
+from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.ingest.frames import as_stream
 from sparkml_sgdals.ml.converters import at_least, param
 from sparkml_sgdals.ml.estimator import StreamingBiasedALS
 from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
 from sparkml_sgdals.ml.model import StreamingBiasedALSModel
+from sparkml_sgdals.race.candidates import started_from
 from sparkml_sgdals.race.standings import RaceRules
 from sparkml_sgdals.race.updater import RaceUpdater, leader_of
 from sparkml_sgdals.state.model_state import ModelState
@@ -209,6 +211,7 @@ class StreamingGridSearch(Params):
         onBatch: OnBatch | None = None,
         prometheusPath: Location = "",
         metricsTable: bool = False,
+        initialModel: StreamingBiasedALSModel | None = None,
     ) -> RaceJob:
         """Start the race on a stream, or resume it where the path holds it: same winner, same bits.
 
@@ -241,12 +244,17 @@ class StreamingGridSearch(Params):
             folder or URI of metrics.prom
         metricsTable : bool
             whether each batch adds a Parquet file to metrics/ under the path
+        initialModel : StreamingBiasedALSModel | None
+            what all candidates start from, each with its own Params; what a fitted table of events
+            says is the same in all. None for nothing. A race that is resumed gets the same one
 
         Raises
         ------
         ValueError
             not a stream, a missing column, an option out of range, no candidates, two that learn
-            the same, maps that set columns, or a path with another race or with a model without one
+            the same, maps that set columns, a path with another race or with a model without one,
+            or an initialModel of other ids, of events where candidates learn ratings or the other
+            way round, or of events by another solver
         TypeError
             a column of a wrong type
         LeaseError
@@ -259,6 +267,8 @@ class StreamingGridSearch(Params):
         settings = self._settings_of(stages)
         first = stages[0]
         kinds, id_types = first._ids_of(stream)
+        if initialModel is not None:
+            settings = _starting_from(initialModel, settings, kinds)
         options = fit_options(first, kinds, stream_invalid(first), settings[0])
         rules = RaceRules(
             self.getOrDefault(self.errorProbability),
@@ -276,7 +286,11 @@ class StreamingGridSearch(Params):
         }
         identity = json.dumps([named["candidates"], named["rules"]], sort_keys=True)
         origin = f"race {hashlib.sha256(identity.encode()).hexdigest()}"
-        empty = first._model(ModelState.empty(settings[0], *kinds), id_types, None)
+        start = ModelState.empty(settings[0], *kinds)
+        if initialModel is not None:
+            start = initialModel.state
+            origin += f" from {start.fingerprint()}"
+        begun = first._model(start, id_types, None)
         threads = self.getOrDefault(self.parallelism) or os.cpu_count() or 1
 
         def load(store: VersionStore) -> StreamingBiasedALSModel:
@@ -288,7 +302,7 @@ class StreamingGridSearch(Params):
         job = start_stream(
             stream,
             modelPath,
-            StreamStart(empty.state, origin, None, empty._meta() | {"race": named}),
+            StreamStart(start, origin, None, begun._meta() | {"race": named}),
             options,
             StreamOptions(
                 trigger=trigger,
@@ -360,6 +374,32 @@ class StreamingGridSearch(Params):
                 "challengers cannot start from the leader where candidates of events differ in "
                 "solver: set challengers to 0, or one solver on the estimator."
             )
+
+
+def _starting_from(
+    model: StreamingBiasedALSModel, settings: tuple[Settings, ...], kinds: tuple[IdKind, IdKind]
+) -> tuple[Settings, ...]:
+    """Return the candidates' settings where they start from a model."""
+    state, held = model.state, model.state.settings
+    if (state.users.index.kind, state.items.index.kind) != kinds:
+        raise ValueError(
+            f"initialModel has ids of types {', '.join(model.idTypes)} (user, item), and the "
+            "stream has others: cast its columns."
+        )
+    if held.learns_events != settings[0].learns_events:
+        what = {True: "events", False: "ratings"}
+        raise ValueError(
+            f"initialModel learned {what[held.learns_events]} and the candidates learn "
+            f"{what[settings[0].learns_events]}: set implicitPrefs on the estimator as in the "
+            "model."
+        )
+    others = {own.solver for own in settings} - {held.solver}
+    if held.learns_events and others:
+        raise ValueError(
+            f"initialModel learned events by solver {held.solver!r}, and candidates of solver "
+            f"{', '.join(sorted(others))!r} cannot start from it: set solver on the estimator."
+        )
+    return tuple(started_from(held, own) for own in settings)
 
 
 def _named(params: dict[Param[Any], Any]) -> dict[str, Any]:

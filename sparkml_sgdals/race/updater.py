@@ -54,7 +54,7 @@ class _Runner:
 
     state: ModelState
     snapshot: int | None
-    """version under candidates/NN that it was last written as; None: it started from nothing"""
+    """version under candidates/NN that it was last written as; None: it is as it started"""
     changed: list[tuple[I64, I64]] | None = field(default_factory=list)
     """rows changed by each batch since; None for all"""
 
@@ -108,6 +108,8 @@ class RaceUpdater(BatchUpdater):
             kinds = self.options.kinds
             runners = {
                 number: _Runner(ModelState.empty(settings, *kinds), None)
+                if committed.blank
+                else _Runner(warm_start(committed, settings), None, None)
                 for number, settings in enumerate(self.settings)
             }
             race = Race(len(self.settings), self.rules)
@@ -170,6 +172,9 @@ class RaceUpdater(BatchUpdater):
                 if told is not None:
                     _note(runners[number], told)
             due = self._bring_in(race, runners, standings)
+            fresh = runners[race.leader].changed is None
+            # what the race starts from may be pruned soon
+            due = due or any(runner.changed is None for runner in runners.values())
             clock.learned()
             log = resident.log
             due = due or len(log) + 1 >= _SNAPSHOT_BATCHES
@@ -183,7 +188,7 @@ class RaceUpdater(BatchUpdater):
                 log = [*log, store.write_table(name, collected.table)]
                 store.sync("race")
         learned = LearnedBatch.of(collected, ratings, shown)
-        if led != race.leader or reports.get(led) is None:
+        if led != race.leader or reports.get(led) is None or fresh:
             # the path goes on with another model
             learned = replace(learned, rows=None)
         leader = runners[race.leader].state

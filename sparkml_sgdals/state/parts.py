@@ -21,7 +21,7 @@ __all__ = ["PART_DDL", "PART_SCHEMA", "part_batch", "state_from_parts", "state_p
 
 PART_DDL: Final = "kind string, payload binary"
 PART_SCHEMA: Final = pa.schema([("kind", pa.string()), ("payload", pa.binary())])
-_ROWS_PER_PART: Final = 250_000
+_ROWS_PER_PART: Final = 220_000
 _BYTES_PER_PART: Final = 1 << 29
 
 Part = tuple[str, bytes]
@@ -43,8 +43,9 @@ def state_parts(state: ModelState, extra: dict[str, Any] | None = None) -> Itera
         "extra": extra or {},
     }
     yield "state", json.dumps(header).encode()
+    width = state.settings.rank + state.settings.table_rank + 1
     for kind, side in (("users", state.users), ("items", state.items)):
-        step = max(1, min(_ROWS_PER_PART, _BYTES_PER_PART // (16 * (state.settings.rank + 1))))
+        step = max(1, min(_ROWS_PER_PART, _BYTES_PER_PART // (16 * width)))
         for first in range(0, side.size, step):
             rows = np.arange(first, min(first + step, side.size))
             yield kind, to_bytes(side.to_arrow(rows))

@@ -88,7 +88,7 @@ def _taste_query(tastes: F32) -> F32:
 
 
 def _taste_factors(tastes: F32) -> F32:
-    """Return factors whose product e^o (U . P + f) orders items as the table, but for the lowest."""
+    """Return factors whose product e^o (U . P + f) orders items as the table, the lowest apart."""
     scales = np.exp(tastes[0] - tastes[0].max())
     return np.vstack([tastes[1:] * scales, scales]).astype(np.float32)
 

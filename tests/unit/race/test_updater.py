@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,11 +19,14 @@ from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.fit.plan import FitOptions
 from sparkml_sgdals.ingest.collecting import Collected
 from sparkml_sgdals.ingest.columns import RatingColumns
+from sparkml_sgdals.learn.event_tables import fit_events
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.race import updater
+from sparkml_sgdals.race.candidates import started_from, warm_start
 from sparkml_sgdals.race.grid_search import RaceJob
 from sparkml_sgdals.race.standings import Race, RaceRules
 from sparkml_sgdals.race.updater import RaceUpdater, leader_of
+from sparkml_sgdals.state.event_scores import table_alone
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.lease import Lease
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
@@ -326,3 +330,101 @@ class TestEvents:
             broken.feed(events[part], part.start)
             broken.end()
         assert broken.result() == whole.result()
+
+
+def fitted(timed: bool) -> ModelState:
+    """A model of a table of events, as `fit` makes it."""
+    settings = settings_of(
+        rank=4, learns_events=True, num_negatives=4, ranking_size=10, table_rank=6, max_iter=5,
+        regs=(0.01,) * 4,
+    )  # fmt: skip
+    table, _ = low_rank(1_500, noise=0.5, seed=7)
+    ratings = replace(encode_ratings(as_events(table)), timed=timed)
+    ((state, _),) = fit_events(
+        ModelState.empty(settings, "int", "int"), ratings, [5], 1, lambda *_: None
+    )
+    return state
+
+
+def as_events(table: pa.Table) -> pa.Table:
+    return table.set_column(2, "rating", pa.array(np.ones(table.num_rows), pa.float32()))
+
+
+class TestFromAFittedTableOfEvents:
+    """Candidates keep the table's judgement, and differ in the filter beside it."""
+
+    @pytest.fixture(params=[False, True], ids=["table", "timed"])
+    def start(self, request):
+        return fitted(request.param)
+
+    @pytest.fixture
+    def grid(self, start):
+        fields = {"learns_events": True, "ranking_size": 10}
+        return tuple(
+            started_from(start.settings, settings_of(**fields, **own))
+            for own in (
+                {"rank": 2, "num_negatives": 4}, {"rank": 8, "num_negatives": 2},
+                {"rank": 4, "factor_prior": 1e-4, "num_negatives": 4},
+            )
+        )  # fmt: skip
+
+    @pytest.fixture
+    def events(self, batches):
+        return [as_events(table) for table in batches[:9]]
+
+    @pytest.fixture
+    def from_start(self, racing, start, grid, monkeypatch):
+        def begin(path):
+            store = VersionStore(str(path))
+            if store.newest() is None:
+                meta = {"settings": start.settings.to_json(), "kinds": ["int", "int"], "race": {}}
+                store.create(start, meta)
+            return racing(path, grid=grid, rules=replace(RULES, squares=False, keep=3))
+
+        return begin
+
+    def test_each_is_what_it_is_alone(self, from_start, start, grid, events, tmp_path):
+        race = from_start(tmp_path).feed(events)
+        leader, bits, *_ = race.result()
+        for number, settings in enumerate(grid):
+            alone = warm_start(start, settings)
+            assert table_alone(alone) is table_alone(start)
+            for table in events:
+                learn_batch(alone, encode_ratings(table))
+            # the ids of the table kept what it says of them, those of the stream have nothing
+            known = start.users.index.ids()
+            rows = alone.users.index.find(known)
+            np.testing.assert_array_equal(alone.users.taste[rows], start.users.taste)
+            assert alone.regularisation == start.regularisation
+            assert alone.events_learned > 0
+            if number == leader:
+                assert bits == alone.fingerprint()
+        state, commit = race.store.load()
+        assert state.settings == grid[leader]
+        assert commit.batch == len(events) - 1
+
+    def test_broken_off_anywhere_and_begun_again(self, from_start, events, tmp_path, often):
+        whole = from_start(tmp_path / "whole").feed(events).result()
+        for number in range(len(events)):
+            race = from_start(tmp_path / "parts")
+            race.feed(events[number : number + 1], number)
+            race.end()
+        assert from_start(tmp_path / "parts").result()[:3] == whole[:3]
+
+    def test_a_kill_before_the_first_commit(self, from_start, events, tmp_path, monkeypatch):
+        whole = from_start(tmp_path / "whole").feed(events[:2]).result()
+        race = from_start(tmp_path / "killed")
+        with monkeypatch.context() as patch:
+            patch.setattr(VersionStore, "put_commit", refusing("gone"))
+            with pytest.raises(OSError, match="gone"):
+                race.feed(events[:1])
+        race.end()
+        again = from_start(tmp_path / "killed").feed(events[:2])
+        assert again.result()[:2] == whole[:2]
+
+
+def refusing(message: str):  # type: ignore[no-untyped-def]
+    def refuse(*_args: Any, **_more: Any) -> None:
+        raise OSError(message)
+
+    return refuse
