@@ -140,6 +140,9 @@ class Column(Generic[A]):
             raise ValueError(f"column {self.stored!r} is missing: the file is damaged")
         column = table.column(self.stored).combine_chunks()
         width = self.numbers(settings)
+        if not width and column.null_count == table.num_rows:
+            # Spark's reader puts nulls where a file lacks the column
+            return self.zeros(settings, table.num_rows)
         flat, ragged = column, False
         if pa.types.is_list(column.type):
             flat = column.flatten()

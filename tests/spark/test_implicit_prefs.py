@@ -41,12 +41,24 @@ def test_fit_score_recommend(als, liked, spark):
     ranked = spark.createDataFrame(rows, "user long, item long, rating float")
     again = predictions(model.transform(ranked), ["user", "item"])
     np.testing.assert_allclose(again, predictions(ranked, ["user", "item"], "rating"), rtol=1e-5)
-    # what the factors that it shows say: mean + bias + U . P
     users, items = model.userFactors.toPandas(), model.itemFactors.toPandas()
     user, item, score = rows[0]
     (u,), (i,) = users[users.id == user].itertuples(), items[items.id == item].itertuples()
-    by_hand = model.globalMean + u.bias + i.bias + np.dot(u.features, i.features)
-    assert score == pytest.approx(by_hand, rel=1e-5)
+    if als.getSolver() == "isgd":
+        # what the factors that it shows say: mean + bias + U . P
+        by_hand = model.globalMean + u.bias + i.bias + np.dot(u.features, i.features)
+        assert score == pytest.approx(by_hand, rel=1e-5)
+    else:
+        # of a table without times the logarithm of U . P alone, which goes on below 0
+        table = als.copy({als.timestampCol: ""}).fit(frame)
+        for name, factors in (("user", table.userFactors), ("item", table.itemFactors)):
+            frame = frame.join(factors.toDF(name, f"{name}_features", f"{name}_bias"), name)
+        found = table.transform(frame).toPandas()
+        products = np.array(
+            [np.dot(u, i) for u, i in zip(found.user_features, found.item_features, strict=True)]
+        )
+        soft = (products + np.sqrt(products**2 + 4e-4)) / 2
+        np.testing.assert_allclose(found.prediction, np.log(soft), atol=2e-4)
 
 
 def test_a_new_user_gets_what_is_popular(liked, spark):
@@ -144,7 +156,7 @@ def test_what_does_not_go_together(liked, spark, stream, files, tmp_path):
             str(tmp_path / "m"), validation=frame,
         )  # fmt: skip
     with pytest.warns(UserWarning, match="does not use maxIter"):
-        events.copy({events.maxIter: 3}).fit(frame)
+        events.copy({events.solver: "isgd", events.maxIter: 3}).fit(frame)
 
 
 def test_defaults_of_events():
@@ -153,7 +165,12 @@ def test_defaults_of_events():
         (als.getRank(), als.getFactorPriorVariance(), als.getBiasPriorVariance())
         for als in (ratings, events, events.copy({events.rank: 8, events.biasPriorVariance: 0.3}))
     ]
-    assert found == [(16, 0.1, 0.2), (32, 0.5, 0.1), (8, 0.5, 0.3)]
+    assert found == [(16, 0.1, 0.2), (64, 0.5, 0.1), (8, 0.5, 0.3)]
+    # what a stream begins with is the filter alone, a table is fitted besides
+    events = StreamingBiasedALS(implicitPrefs=True)
+    assert [(events.settings(table).rank, events.settings(table).table_rank) for table in (0, 1)] == [
+        (32, 0), (32, 64),
+    ]  # fmt: skip
     isgd = StreamingBiasedALS(implicitPrefs=True, solver="isgd", itemFactorRegParam=0.2)
     settings = isgd.settings()
     assert (settings.step_size, settings.regs[2:], settings.num_negatives) == (0.05, (0.01, 0.2), 0)

@@ -23,6 +23,7 @@ from writing import Writer
 from sparkml_sgdals import Predictor
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.errors import StorageError
+from sparkml_sgdals.learn.event_tables import fit_events
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
@@ -42,6 +43,7 @@ SETTINGS: dict[str, Settings] = {
     "ranked": settings_of(rank=2, ranking_size=5),
     "events": settings_of(rank=2, learns_events=True, num_negatives=3),
     "isgd": settings_of(rank=2, learns_events=True, solver="isgd"),
+    "fitted": settings_of(rank=2, learns_events=True, num_negatives=3, table_rank=3, max_iter=3),
 }
 CHUNKS = range(6)
 MORE = range(100, 160)
@@ -58,7 +60,10 @@ def learned(settings: Settings, strings: bool, seed: int = 7) -> ModelState:
     columns = {"user": id_array(names), "item": id_array(items)}
     columns |= {"rating": pa.array(ratings, pa.float32()), "time": pa.array(np.arange(200))}
     state = ModelState.empty(replace(settings, seed=seed), "str" if strings else "int", "int")
-    learn_batch(state, encode_ratings(pa.table(columns)))
+    table = encode_ratings(pa.table(columns))
+    if settings.fits_events:
+        return fit_events(state, replace(table, timed=True), [3], 1, lambda *_: None)[0][0]
+    learn_batch(state, table)
     return state
 
 
@@ -228,8 +233,9 @@ def test_whatever_is_stored_of_an_id_is_covered(
             read_saved(str(path))
         tried.append(column)
     assert {"id", "mean", "base_mean", "base_variance", "evidence", "noise_factor"} < set(tried)
-    assert ("done" in tried) == (side == "users" and name in ("ranked", "events", "isgd"))
-    assert ("last" in tried) == (side == "items" and name in ("events", "isgd"))
+    assert ("done" in tried) == (side == "users" and name in ("ranked", "events", "isgd", "fitted"))
+    assert ("last" in tried) == (side == "items" and name in ("events", "isgd", "fitted"))
+    assert ("taste" in tried) == (name == "fitted")
     pq.write_table(table, part)
     read_saved(str(path))
 
