@@ -96,7 +96,9 @@ def judge_ranks(
     chosen, earlier = _eligible(events, known_users, known_items)
     number = np.uint64(state.counters.ratings) + chosen.astype(np.uint64)
     draws = events.pairs[chosen] ^ (number * _EVENT)
-    room = max(1, _SCORES // max(1, min(sample, known_items) if sample else known_items))
+    # a score of two judges costs as much as its features are more
+    room = _SCORES * (settings.rank + 1) // (settings.rank + 1 + state.users.taste.shape[1])
+    room = max(1, room // max(1, min(sample, known_items) if sample else known_items))
     if chosen.size > room:
         kept = np.sort(np.argsort(draws * _GOLDEN, kind="stable")[:room])
         chosen, draws = chosen[kept], draws[kept]

@@ -45,7 +45,7 @@ I64 = npt.NDArray[np.int64]
 
 _UNSEEN: Final = 0.01
 """share of all events that popularity keeps for items without any"""
-_ANCHORS: Final = 1024
+_ANCHORS: Final = 512
 """items by which two judgements are brought to one unit, all where there are no more"""
 
 
@@ -143,7 +143,7 @@ def tastes_of(table: FactorTable) -> F32:
 class Anchors:
     """Items that stand for all of them: by their sums two judgements are brought to one unit.
 
-    All items where there are at most 1,024, else as many drawn in proportion to popularity, in an
+    All items where there are at most 512, else as many drawn in proportion to popularity, in an
     order of items that does not depend on the process.
 
     Parameters
