@@ -169,8 +169,9 @@ def _sent(table: pa.Table, what: str) -> DataFrame:
         )
     spark = active_session()
     if not table.num_rows:
-        # without rows Spark has only the types to go by
-        return spark.createDataFrame(table.slice(0, 0))
+        # Spark Connect takes no types from a table without rows
+        nothing = [pa.nulls(1, field.type) for field in table.schema]
+        return spark.createDataFrame(pa.table(nothing, names=table.column_names)).limit(0)
     return spark.createDataFrame(table)
 
 
