@@ -15,8 +15,17 @@ from sparkml_sgdals.store.version_store import VersionStore
 SOLVERS_OF_EVENTS = pytest.mark.parametrize("solver", ["bayes", "isgd"])
 
 
-@SOLVERS_OF_EVENTS
-@pytest.mark.parametrize("name", ["maxResidentIds", "checkpointInterval", "noiseVariance"])
+@pytest.mark.parametrize(
+    ("solver", "name"),
+    [
+        *(
+            (solver, name)
+            for solver in ("bayes", "isgd")
+            for name in ("maxResidentIds", "noiseVariance")
+        ),
+        ("isgd", "checkpointInterval"),
+    ],
+)
 def test_params_without_effect_on_events_are_named(solver: str, name: str) -> None:
     with pytest.warns(UserWarning, match=f"does not use {name}:"):
         StreamingBiasedALS(implicitPrefs=True, solver=solver, **{name: 7}).warnOfUnused()
@@ -28,6 +37,13 @@ def test_threads_have_an_effect_on_events(solver: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         StreamingBiasedALS(implicitPrefs=True, solver=solver, numThreads=2).warnOfUnused()
+
+
+def test_checkpoints_have_an_effect_on_tables_of_events() -> None:
+    """They go in blocks."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        StreamingBiasedALS(implicitPrefs=True, checkpointInterval=2).warnOfUnused()
 
 
 def test_a_limit_of_ids_in_memory_is_refused_for_events(tmp_path: Path) -> None:
