@@ -24,6 +24,8 @@ Params = Annotated[
     ),
 ]
 
+_LISTED: Final = 10
+"""items of a list that a model of events is judged by"""
 _SHOWN: Final = ("batch", "ratings", "invalid", "newUsers", "newItems", "rmse", "validationRmse")
 _HEADINGS: Final = ("batch", "ratings", "invalid", "new users", "new items", "RMSE before learning",
                     "held-out RMSE")  # fmt: skip
@@ -54,7 +56,10 @@ def fit(
     kind: Format = "",
     option: Option = None,
 ) -> None:
-    """Learn a model from a table, save it, and say what it is worth."""
+    """Learn a model from a table, save it, and say what it is worth.
+
+    With -P implicitPrefs=true rows are events, and lists of ten are judged: see evaluate --top.
+    """
     from sparkml_sgdals import StreamingBiasedALS
     from sparkml_sgdals.cli.sources import SourceColumns, read_table
     from sparkml_sgdals.store.saved_model import refuse_model_path
@@ -72,11 +77,15 @@ def fit(
         elif split:
             table, test = table.randomSplit([1 - split, split], seed=als.getSeed())
         model = als.setParams(showProgress=run.output.terminal and _has_tqdm()).fit(table)
-        diagnosis = model.diagnose(test)
+        facts: dict[str, Any] = {"model": out}
+        if als.getImplicitPrefs():
+            facts |= _told_of_events(model, test, table)
+        else:
+            diagnosis = model.diagnose(test)
+            facts |= asdict(diagnosis) | {"verdict": diagnosis.verdict}
         writer = model.write()
         (writer.overwrite() if overwrite else writer).save(out)
     summary = model.summary
-    facts = {"model": out} | asdict(diagnosis) | {"verdict": diagnosis.verdict}
     facts |= {"trainingRmse": summary.rmse, "form": summary.form, "seconds": summary.seconds}
     run.output.facts(facts)
 
@@ -146,6 +155,16 @@ def stream(
         else:
             job = als.fitStream(ratings, model_path, **arguments)
         _watch(run, job)
+
+
+def _told_of_events(model: Any, test: Any, seen: Any) -> dict[str, Any]:
+    """Return what a model of events learned, and how its lists of ten do on a table, if any."""
+    summary = model.summary
+    told = {name: getattr(summary, name) for name in ("ratings", "users", "items")}
+    if test is not None:
+        (row,) = model.evaluateRanking(test, _LISTED, seen).toPandas().to_dict("records")
+        told |= {f"test{name.title()}" if name in told else str(name): v for name, v in row.items()}
+    return told
 
 
 def _watch(run: Invocation, job: StreamJob[Any]) -> None:

@@ -219,3 +219,17 @@ def test_in_a_session_of_its_own(classic_only, tables, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["ratings"] == 3000
+
+
+def test_fit_of_events_is_judged_by_its_lists(spark, tables):
+    """A table of events has no RMSE to be judged by."""
+    out = tables / "events"
+    said = answer("fit", tables / "train.csv", out, "--held-out", tables / "test.parquet",
+                  "-P", "implicitPrefs=true", "-P", "rank=4", "-P", "maxIter=3")  # fmt: skip
+    loaded = StreamingBiasedALSModel.load(str(out))
+    assert (said["ratings"], said["users"]) == (3000, loaded.state.users.size)
+    assert 0 < said["recall"] < 1
+    again = answer("evaluate", out, tables / "test.parquet", "--top", 10,
+                   "--exclude-seen", tables / "train.csv")  # fmt: skip
+    assert again["recall"] == pytest.approx(said["recall"])
+    assert (loaded.state.settings.table_rank, loaded.rank) == (4, 4)

@@ -168,9 +168,8 @@ def test_defaults_of_events():
     assert found == [(16, 0.1, 0.2), (64, 0.5, 0.1), (8, 0.5, 0.3)]
     # what a stream begins with is the filter alone, a table is fitted besides
     events = StreamingBiasedALS(implicitPrefs=True)
-    assert [(events.settings(table).rank, events.settings(table).table_rank) for table in (0, 1)] == [
-        (32, 0), (32, 64),
-    ]  # fmt: skip
+    both = events.settings(), events.settings(table=True)
+    assert [(own.rank, own.table_rank) for own in both] == [(32, 0), (32, 64)]
     isgd = StreamingBiasedALS(implicitPrefs=True, solver="isgd", itemFactorRegParam=0.2)
     settings = isgd.settings()
     assert (settings.step_size, settings.regs[2:], settings.num_negatives) == (0.05, (0.01, 0.2), 0)

@@ -207,3 +207,58 @@ class TestEvents:
             job = run(self.search().fitStream(stream(str(some)), str(tmp_path / "r"), trigger=ONCE))
         assert_same_bits(job.model, whole.model)
         assert job.race().equals(race)
+
+
+class TestInitialModel:
+    def fitted(self, spark, small, **params):
+        als = StreamingBiasedALS(implicitPrefs=True, ratingCol="", maxIter=3, **params)
+        return als.fit(spark.createDataFrame(small.iloc[:600][["user", "item", "time"]]))
+
+    def search(self, **params):
+        als = StreamingBiasedALS(
+            implicitPrefs=True, timestampCol="time", ratingCol="", rankingSize=20, **params
+        )
+        maps = [{als.rank: 2, als.numNegatives: 3}, {als.rank: 8, als.numNegatives: 3}]
+        return StreamingGridSearch(estimator=als, estimatorParamMaps=maps, keep=2)
+
+    @pytest.mark.parametrize("times", ["", "time"])
+    def test_candidates_keep_what_the_table_says(
+        self, files, stream, small, spark, tmp_path, times
+    ):
+        start = self.fitted(spark, small, rank=5, timestampCol=times)
+        before = start.state.fingerprint()
+        folder = files(small.iloc[600:1200], 200)
+        path = str(tmp_path / "m")
+        for more in ({}, {"first": 3}):
+            if more:
+                files(small.iloc[1200:1400], 200, **more)
+            job = run(
+                self.search().fitStream(stream(folder), path, trigger=ONCE, initialModel=start)
+            )
+        state = job.model.state
+        assert job.metrics().ratings.sum() == 800
+        assert state.settings.table_rank == 5
+        assert state.settings.rank in (2, 8)
+        known = start.state.users.index.ids()
+        taste = state.users.taste[state.users.index.find(known)]
+        assert (taste == start.state.users.taste).all()
+        assert state.counters.ratings == 1400
+        assert start.state.fingerprint() == before
+        # resumed without it, or with another one
+        for other in (None, self.fitted(spark, small, rank=6)):
+            with pytest.raises(ValueError, match=f"The path {path} holds a race"):
+                self.search().fitStream(stream(folder), path, trigger=ONCE, initialModel=other)
+
+    def test_models_that_candidates_cannot_start_from(self, files, stream, small, spark, tmp_path):
+        rows = stream(files(small, 500))
+        ratings = StreamingBiasedALS(rank=2).fit(spark.createDataFrame(small))
+        with pytest.raises(ValueError, match=r"initialModel learned ratings .*implicitPrefs"):
+            self.search().fitStream(rows, str(tmp_path / "m"), initialModel=ratings)
+        other = self.fitted(spark, small, rank=2, solver="isgd")
+        with pytest.raises(ValueError, match="by solver 'isgd', and candidates of solver 'bayes'"):
+            self.search().fitStream(rows, str(tmp_path / "m"), initialModel=other)
+        named = small.assign(user=small.user.astype(str))
+        strings = self.fitted(spark, named, rank=2)
+        with pytest.raises(ValueError, match="initialModel has ids of types string, bigint"):
+            self.search().fitStream(rows, str(tmp_path / "m"), initialModel=strings)
+        assert not (tmp_path / "m").exists()
