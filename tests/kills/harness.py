@@ -282,12 +282,15 @@ class Trial:
 
 def run_trial(
     way: str, source: str, kills: int, points: tuple[str, ...], seed: int, batches: int, size: int,
-    resident: int = 0,
+    resident: int = 0, fitted: bool = False,
 ) -> Figures:  # fmt: skip
     """Random kills on one model path after the other, then every named point twice on another.
 
-    With `resident`, the killed streams keep so many ids in memory, the undisturbed one all.
+    With `resident`, the killed streams keep so many ids in memory, the undisturbed one all. Streams
+    go on from a table of events that was fitted without times, where `fitted`, and are killed in
+    their first batch, else begin from nothing.
     """
+    os.environ["KILLS_FITTED"] = "1" if fitted else ""
     rng = random.Random(seed)
     clock = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
@@ -309,11 +312,13 @@ def run_trial(
             round_ += 1
         path = Path(folder) / "points"
         # as long as the scale settles, all of a model is in memory
-        first = 1000 // size if resident else 0
+        first, apart = (1000 // size if resident else 0) + 2, 3
+        if fitted:
+            first = apart = 0
         for number, point in enumerate(points):
             for tries_left in range(4, -1, -1):
                 try:
-                    trial.kill_at(path, point, first + 2 + number * 3)
+                    trial.kill_at(path, point, first + number * apart)
                     break
                 except TooSlowError:
                     figures.failed_starts += 1

@@ -30,6 +30,16 @@ stream = (SOURCES | POSTED)[source].read(spark, settings)
 resident = int(os.environ.get("KILLS_RESIDENT", "0"))
 als = StreamingBiasedALS(timestampCol="time", rank=4, maxResidentIds=resident)
 trigger = settings.get("trigger", {"availableNow": True})
-job = als.fitStream(stream, path, trigger=trigger, keepVersions=2, **settings.get("options", {}))
+options = {"trigger": trigger, "keepVersions": 2, **settings.get("options", {})}
+if os.environ.get("KILLS_FITTED"):
+    # fitted anew at each start, to the same bits: what a path of its stream is told by
+    pairs = [(n % 23, (n * n + 3 * (n % 23)) % 17) for n in range(150)]
+    table = spark.createDataFrame(sorted(set(pairs)), "user long, item long")
+    als = StreamingBiasedALS(implicitPrefs=True, ratingCol="", rank=4, maxIter=4)
+    start = als.fit(table)
+    assert not start.state.events_learned
+    job = start.setTimestampCol("time").updateStream(stream, path, **options)
+else:
+    job = als.fitStream(stream, path, **options)
 job.awaitTermination()
 spark.stop()

@@ -23,6 +23,16 @@ def test_a_few_kills():
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
+def test_kills_of_a_stream_that_goes_on_from_a_table_of_events():
+    """Killed in the first batch, which teaches the filter the table, before its commit and after."""
+    points = ("half of the users written", "after the commit object")
+    figures = run_trial("classic", "files", 0, points, seed=3, batches=6, size=40, fitted=True)
+    assert figures.differences == []
+    assert figures.points == list(points)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_kills_while_a_part_is_in_memory():
     """While runs are written, and once they count; the end is that of all in memory."""
     points = COMPACTION[1:4:2]
