@@ -24,7 +24,7 @@ def test_a_few_kills():
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_kills_of_a_stream_that_goes_on_from_a_table_of_events():
-    """Killed in the first batch, which teaches the filter the table, before its commit and after."""
+    """Killed in the first batch, which teaches the filter the table, and after its commit."""
     points = ("half of the users written", "after the commit object")
     figures = run_trial("classic", "files", 0, points, seed=3, batches=6, size=40, fitted=True)
     assert figures.differences == []

@@ -286,7 +286,8 @@ class TestWhy:
         item = quote(str(made.key(1, 3)), safe="")
         told = run.get(f"/explain/{quote(str(nobody(made)), safe='')}/{item}")["reason"]
         assert ("of all that was done" in told) is alone
-        assert run.get("/model")["events"] is True
+        described = run.get("/model")
+        assert (described["events"], described["table"]) == (True, alone)
 
 
 def test_what_is_alike_by_the_table(made, follow):

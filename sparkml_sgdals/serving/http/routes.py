@@ -31,6 +31,7 @@ from sparkml_sgdals.serving.intake.folder import Intake, KeyTakenError, Posted
 from sparkml_sgdals.serving.model.holder import NoModelError
 from sparkml_sgdals.serving.model.ids import Key, storable
 from sparkml_sgdals.serving.model.ranking import RankBy
+from sparkml_sgdals.state.event_scores import table_alone
 
 __all__ = ["Service", "make_app"]
 
@@ -384,6 +385,7 @@ def _watch_router(service: Service) -> APIRouter:
                 lowest=limits[0] if known else None,
                 highest=limits[1] if known else None,
                 events=model.events is not None,
+                table=table_alone(model.shell),
                 titles=len(answers.titles),
                 writes=service.intake is not None,
                 token=service.token is not None,

@@ -288,6 +288,7 @@ class ModelInfo(BaseModel):
     lowest: float | None = Field(description="lowest rating taken", examples=[0.5])
     highest: float | None = Field(description="highest rating taken", examples=[5.0])
     events: bool = Field(description="learned from events (implicitPrefs), not from ratings")
+    table: bool = Field(description="of events, fitted as a table without times, which alone ranks")
     titles: int = Field(description="titles known")
     writes: bool = Field(description="whether ratings can be posted")
     token: bool = Field(description="whether posting needs a token")

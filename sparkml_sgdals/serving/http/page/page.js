@@ -404,7 +404,8 @@ async function start() {
   if (model.events) {
     $("h-rate").textContent = "What you did";
     $("h-mine").firstChild.textContent = "Done by you ";
-    $("scale").textContent = "Score: the logarithm of the probability that this comes next, but for a constant.";
+    $("scale").textContent = model.table ? "Score: the logarithm of how much you would like it, about 0 for what you did." :
+      "Score: the logarithm of the probability that this comes next, but for a constant.";
   }
   $("closed").hidden = model.writes;
   $("tokens").hidden = !(model.writes && model.token);
