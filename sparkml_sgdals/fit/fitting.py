@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkml_sgdals.arrays.screening import ZERO_WEIGHT
+from sparkml_sgdals.arrays.screening import ZERO_WEIGHT, Limits, Problems
+from sparkml_sgdals.arrays.value_range import Tally
 from sparkml_sgdals.fit.blocks.driver import train_in_blocks
 from sparkml_sgdals.fit.mini_batches import train_in_mini_batches
 from sparkml_sgdals.fit.one_task import train_in_one_task
@@ -26,8 +27,10 @@ from sparkml_sgdals.fit.who_rated import remember_table
 from sparkml_sgdals.ingest.bad_rows import column_names, explain_problems, refuse_invalid
 from sparkml_sgdals.ingest.columns import select_ratings
 from sparkml_sgdals.ingest.packing import PackedCounts, batches_by_rows, count_packed, pack
+from sparkml_sgdals.learn.far_values import limits_for
 from sparkml_sgdals.spark_jobs import local_threads, phase
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.ranges import Ranges
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = ["PackedTable", "learn_packed", "learn_table", "pack_table"]
@@ -55,7 +58,8 @@ def learn_table(
     prior: ModelState | None = None,
     allow_empty: bool = False,
     cells: DataFrame | None = None,
-) -> tuple[ModelState, TrainingReport, PackedCounts]:
+    screened: bool = False,
+) -> tuple[ModelState, TrainingReport, PackedCounts, Limits]:
     """Learn a table of any size, fresh or onto a model; the state given is left as it is.
 
     Parameters
@@ -72,6 +76,13 @@ def learn_table(
         whether a fresh fit may be of no ratings; else it raises
     cells : DataFrame | None
         the table as packed already, not persisted
+    screened : bool
+        whether the table is of a stream or an update, which set aside what lies far outside the
+        ratings learned
+
+    Returns
+    -------
+    the state, what was done, what was packed, and how far out a row of it might lie
 
     Raises
     ------
@@ -83,12 +94,64 @@ def learn_table(
     DivergenceError
         where the solver ran away
     """
-    packed = pack_table(df, options, allow_empty or prior is not None, cells)
+    before = ModelState.empty(settings, *options.kinds) if prior is None else prior
+    limits = limits_for(before, options.rating_range) if screened else _given(options)
+    # onto a model there may be nothing to learn
+    allow_empty = allow_empty or prior is not None
+    packed = pack_table(df, options, allow_empty, cells, limits)
     try:
+        if screened:
+            ranges = _after(before.ranges, packed.counts)
+            found = ranges.rating.range(), ranges.weight.range()
+            known = Limits.of(options.rating_range, *found)
+            if not settings.learns_events and _far_in(packed.counts, known):
+                # only now is it known what lies far outside
+                packed.release()
+                limits = known
+                packed = pack_table(df, options, allow_empty, None, limits)
+        elif not settings.learns_events:
+            _warn_of_far(packed.counts, options)
         ((state, report),) = learn_packed(packed, settings, options, (settings.max_iter,), prior)
     finally:
         packed.release()
-    return state, report, packed.counts
+    return state, report, packed.counts, limits
+
+
+def _given(options: FitOptions) -> Limits:
+    """Return the limits of a fit: ratingRange alone."""
+    return Limits.of(options.rating_range, None, None)
+
+
+def _after(ranges: Ranges, counts: PackedCounts) -> Ranges:
+    tallies = counts.tallies
+    return ranges.after(tallies.get("rating", Tally()), tallies.get("weight", Tally()))
+
+
+def _far_in(counts: PackedCounts, limits: Limits) -> Problems:
+    """How many packed rows lie beyond limits, by fault, as far as their tallies tell."""
+    far: Problems = {}
+    weight = None if limits.weight is None else (0.0, limits.weight)
+    for name, bounds, why in zip(
+        ("rating", "weight"), (limits.rating, weight), limits.why, strict=True
+    ):
+        if bounds is not None and name in counts.tallies:
+            count = counts.tallies[name].outside(*bounds)
+            far |= {f"{name}: {why}": count} if count else {}
+    return far
+
+
+def _warn_of_far(counts: PackedCounts, options: FitOptions) -> None:
+    ranges = _after(Ranges(), counts)
+    found = Limits.of(options.rating_range, ranges.rating.range(), ranges.weight.range())
+    far = _far_in(counts, found)
+    if far:
+        warnings.warn(
+            f"{explain_problems(far, column_names(options.columns))}. A fit learns from these as "
+            "well, and they may spoil it: repair or remove them, or set ratingRange to the lowest "
+            "and the highest rating.",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def pack_table(
@@ -96,12 +159,14 @@ def pack_table(
     options: FitOptions,
     allow_empty: bool = False,
     cells: DataFrame | None = None,
+    limits: Limits | None = None,
 ) -> PackedTable:
     """Select, check, pack and count a table; raises as `learn_table` says."""
     clock = time.perf_counter()
     ratings = select_ratings(df, options.columns, options.kinds)
     if cells is None:
-        cells = pack(ratings, keep=options.handle_invalid == "keep")
+        keep = options.handle_invalid == "keep"
+        cells = pack(ratings, keep, _given(options) if limits is None else limits)
     with batches_by_rows(df.sparkSession):
         cells = cells.persist()
         try:
@@ -180,6 +245,10 @@ def learn_packed(
         if plan.progress_path:
             clear_progress(plan.progress_path)
         trained = _train(packed.cells, settings, options, plan, prior)
+    if not settings.learns_events:
+        ranges = _after(Ranges() if prior is None else prior.ranges, packed.counts)
+        for state, _ in trained:
+            state.ranges = ranges
     return [
         (state, replace(report, seconds={"pack": packed.seconds} | report.seconds))
         for state, report in trained

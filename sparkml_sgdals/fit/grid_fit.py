@@ -19,7 +19,7 @@ from sparkml_sgdals.state.settings import Settings
 __all__ = ["GridFit", "GridPoint"]
 
 
-Packing = tuple[RatingColumns, tuple[IdKind, IdKind], str]
+Packing = tuple[RatingColumns, tuple[IdKind, IdKind], str, tuple[float, float] | None]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class GridPoint:
 
     def packing(self) -> Packing:
         """Return what the packed table depends on: equal for points that can share it."""
-        return self.options.columns, self.options.kinds, self.options.handle_invalid
+        options = self.options
+        return options.columns, options.kinds, options.handle_invalid, options.rating_range
 
     def learning(self) -> tuple[Settings, FitOptions]:
         """Return what learning depends on besides passes: equal for points that can share it."""

@@ -115,6 +115,8 @@ class FitOptions:
     checkpoint_interval: int
     show_progress: bool = False
     progress_path: str = ""
+    rating_range: tuple[float, float] | None = None
+    """least and greatest rating that is learned; None: ratingRange is not set"""
     max_resident_ids: int = 0
     """of a stream: users and items that its process keeps in memory; 0 = all"""
 

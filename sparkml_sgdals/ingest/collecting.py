@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,7 +12,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 
 from sparkml_sgdals.arrays.id_kinds import IdKind
-from sparkml_sgdals.arrays.screening import Problems, screen
+from sparkml_sgdals.arrays.screening import NO_LIMITS, Limits, Problems, screen, set_far_aside
 from sparkml_sgdals.ingest.bad_rows import invalid_rows
 from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
 
@@ -69,6 +70,7 @@ def collect_ratings(
     keep: bool,
     expected: int = 0,
     partitions: int = 0,
+    limits_of: Callable[[pa.Table], Limits] = lambda table: NO_LIMITS,
 ) -> Collected | None:
     """Return a batch's ratings on the driver, None where it has more than COLLECT_LIMIT rows.
 
@@ -84,6 +86,8 @@ def collect_ratings(
         whether rows whose time or weight alone is bad are learned
     expected, partitions : int
         `largest` and `partitions` of the batch before
+    limits_of : Callable[[pa.Table], Limits]
+        how far out ratings and weights may lie, of rows without other faults
 
     Notes
     -----
@@ -110,13 +114,15 @@ def collect_ratings(
         # many small partitions: what a batch is learned by must not depend on them
         return None
     good, bad, problems = screen(table.drop_columns("line"), keep)
-    invalid = invalid_rows(df, columns, kinds, keep) if bad.any() else []
+    limits = limits_of(good)
+    good, far, too_far = set_far_aside(good, limits, keep)
+    bad_rows = int(bad.sum()) + int(far.sum())
     return Collected(
         good,
         table.num_rows,
-        int(bad.sum()),
-        problems,
-        invalid,
+        bad_rows,
+        problems | too_far,
+        invalid_rows(df, columns, kinds, keep, limits) if bad_rows else [],
         largest=int(place.max(initial=0)),
         partitions=int(part.max(initial=-1)) + 1,
     )

@@ -30,6 +30,7 @@ from pyspark.sql.types import (
 )
 
 from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.arrays.screening import NO_LIMITS, Limits
 
 __all__ = [
     "RatingColumns",
@@ -143,12 +144,13 @@ def select_ratings(
     kinds: tuple[IdKind, IdKind],
     raw: bool = False,
     also: tuple[str, ...] = (),
+    limits: Limits = NO_LIMITS,
 ) -> DataFrame:
     """Return the ratings as user, item, rating and, where named, time and weight.
 
     Values that no conversion can give are null, for `screening.screen` to find. With `raw` there is
-    one more column of that name: the whole row as JSON where something in it is not valid. `also`
-    are more columns, as SQL.
+    one more column of that name: the whole row as JSON where something in it is not valid or not
+    within `limits`. `also` are more columns, as SQL.
 
     Raises ValueError for a missing column, TypeError for one of a wrong type.
 
@@ -178,6 +180,13 @@ def select_ratings(
             faults.append(f"abs({value}) = double('Infinity')")
             if name == "weight":
                 faults.append(f"{value} < 0")
+        if limits.rating is not None:
+            low, high = limits.rating
+            faults.append(
+                f"{chosen['rating']} NOT BETWEEN double('{low!r}') AND double('{high!r}')"
+            )
+        if limits.weight is not None and "weight" in chosen:
+            faults.append(f"{chosen['weight']} > double('{limits.weight!r}')")
         bad = f"coalesce({' OR '.join(faults)}, true)"
         chosen["raw"] = f"CASE WHEN {bad} THEN to_json(struct(*)) END"
     return df.selectExpr(*[f"{value} AS {quoted(name)}" for name, value in chosen.items()], *also)

@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import pyarrow as pa
@@ -18,7 +18,8 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
 from sparkml_sgdals.arrays.ipc import narrow, to_bytes
-from sparkml_sgdals.arrays.screening import Problems, screen
+from sparkml_sgdals.arrays.screening import NO_LIMITS, Limits, Problems, screen, set_far_aside
+from sparkml_sgdals.arrays.value_range import Tally
 from sparkml_sgdals.spark_jobs import gathered
 from sparkml_sgdals.spark_workers import need_workers
 
@@ -32,13 +33,14 @@ __all__ = [
     "pack_cell",
 ]
 
-PACK_DDL: Final = "count bigint, bad bigint, payload binary, problems string"
+PACK_DDL: Final = "count bigint, bad bigint, payload binary, problems string, tallies string"
 _PACK_SCHEMA: Final = pa.schema(
     [
         ("count", pa.int64()),
         ("bad", pa.int64()),
         ("payload", pa.binary()),
         ("problems", pa.string()),
+        ("tallies", pa.string()),
     ]
 )
 ROWS_PER_CELL: Final = 500_000
@@ -59,11 +61,14 @@ class PackedCounts:
         rows that were set aside
     problems : Problems
         the same by fault; a row may have several
+    tallies : dict[str, Tally]
+        how ratings, and weights, that were packed are spread
     """
 
     ratings: int
     bad_rows: int
     problems: Problems
+    tallies: dict[str, Tally] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class _Pack:
     """The function of the packing tasks; plain values only, so that it pickles by reference."""
 
     keep: bool
+    limits: Limits
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         held: list[pa.RecordBatch] = []
@@ -79,17 +85,26 @@ class _Pack:
             held.append(batch)
             rows += batch.num_rows
             if rows >= ROWS_PER_CELL:
-                yield pack_cell(pa.Table.from_batches(held), self.keep)
+                yield pack_cell(pa.Table.from_batches(held), self.keep, self.limits)
                 held, rows = [], 0
         if rows:
-            yield pack_cell(pa.Table.from_batches(held), self.keep)
+            yield pack_cell(pa.Table.from_batches(held), self.keep, self.limits)
 
 
-def pack_cell(table: pa.Table, keep: bool) -> pa.RecordBatch:
+def pack_cell(table: pa.Table, keep: bool, limits: Limits = NO_LIMITS) -> pa.RecordBatch:
     """One row of packed ratings, from a table as `screening.screen` takes it."""
     table, bad, problems = screen(table, keep)
+    table, far, too_far = set_far_aside(table, limits, keep)
+    tallies = {
+        name: Tally.of(table.column(name).to_numpy()).buckets
+        for name in ("rating", "weight")
+        if name in table.column_names
+    }
     payload = to_bytes(narrow(table).combine_chunks())
-    values = [[table.num_rows], [int(bad.sum())], [payload], [json.dumps(problems)]]
+    values = [
+        [table.num_rows], [int(bad.sum()) + int(far.sum())], [payload],
+        [json.dumps(problems | too_far)], [json.dumps(tallies)],
+    ]  # fmt: skip
     return pa.RecordBatch.from_arrays(
         [pa.array(v, f.type) for v, f in zip(values, _PACK_SCHEMA, strict=True)],
         schema=_PACK_SCHEMA,
@@ -121,18 +136,22 @@ def batches_by_rows(spark: SparkSession) -> Iterator[None]:
                 spark.conf.set(_MAX_BYTES, replaced)
 
 
-def pack(ratings: DataFrame, keep: bool) -> DataFrame:
-    """Pack ratings, as `select_ratings` gives them, into rows (count, payload, problems)."""
+def pack(ratings: DataFrame, keep: bool, limits: Limits = NO_LIMITS) -> DataFrame:
+    """Pack ratings, as `select_ratings` gives them, into rows of PACK_DDL."""
     need_workers(ratings.sparkSession)
-    return gathered(ratings).mapInArrow(_Pack(keep), PACK_DDL)
+    return gathered(ratings).mapInArrow(_Pack(keep, limits), PACK_DDL)
 
 
 def count_packed(packed: DataFrame) -> PackedCounts:
     """Count what was packed; the one action that computes a persisted `packed`."""
     problems: Counter[str] = Counter()
+    tallies: dict[str, Tally] = {}
     ratings, bad_rows = 0, 0
-    for cell in packed.select("count", "bad", "problems").collect():
+    for cell in packed.select("count", "bad", "problems", "tallies").collect():
         ratings += cell[0]
         bad_rows += cell.bad
         problems.update(json.loads(cell.problems))
-    return PackedCounts(ratings, bad_rows, dict(problems))
+        for name, buckets in json.loads(cell.tallies).items():
+            own = Tally(tuple((n, least, greatest) for n, least, greatest in buckets))
+            tallies[name] = tallies.get(name, Tally()).plus(own)
+    return PackedCounts(ratings, bad_rows, dict(problems), tallies)

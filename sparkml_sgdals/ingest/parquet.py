@@ -21,6 +21,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import types as T
 
 from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
+from sparkml_sgdals.arrays.screening import NO_LIMITS, Limits
 from sparkml_sgdals.ingest.columns import RatingColumns
 from sparkml_sgdals.ingest.packing import PACK_DDL, ROWS_PER_CELL, pack_cell
 from sparkml_sgdals.spark_workers import need_workers
@@ -48,8 +49,9 @@ _PATTERN: Final = re.compile(r"[*?{\[]")
 
 
 def pack_parquet(
-    df: DataFrame, path: str, columns: RatingColumns, kinds: tuple[IdKind, IdKind], keep: bool
-) -> DataFrame | None:
+    df: DataFrame, path: str, columns: RatingColumns, kinds: tuple[IdKind, IdKind], keep: bool,
+    limits: Limits = NO_LIMITS,
+) -> DataFrame | None:  # fmt: skip
     """Pack the ratings of a folder or file of Parquet.
 
     Parameters
@@ -64,6 +66,8 @@ def pack_parquet(
         of the ids of users and of items
     keep : bool
         whether rows whose time or weight alone is bad are learned
+    limits : Limits
+        how far out ratings and weights may lie
 
     Returns
     -------
@@ -91,7 +95,7 @@ def pack_parquet(
     if splits is None:
         return None
     need_workers(df.sparkSession)
-    reader = _Read(store.path, tuple(wanted.items()), kinds, keep)
+    reader = _Read(store.path, tuple(wanted.items()), kinds, keep, limits)
     return df.sparkSession.createDataFrame(splits, _SPLIT_DDL).mapInArrow(reader, PACK_DDL)
 
 
@@ -161,6 +165,7 @@ class _Read:
     wanted: tuple[tuple[str, str], ...]
     kinds: tuple[IdKind, IdKind]
     keep: bool
+    limits: Limits
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         files = ObjectStore(self.path).fs
@@ -179,4 +184,4 @@ class _Read:
                             for ours, name in self.wanted
                         ]
                         names = [ours for ours, _ in self.wanted]
-                        yield pack_cell(pa.table(arrays, names), self.keep)
+                        yield pack_cell(pa.table(arrays, names), self.keep, self.limits)

@@ -11,16 +11,9 @@ from typing import Any
 from pyspark.ml.param import Param, Params, TypeConverters
 
 __all__ = [
-    "at_least",
-    "flag",
-    "interval",
-    "non_negative",
-    "one_of",
-    "param",
-    "place",
-    "positive",
-    "text",
-]
+    "at_least", "bounds", "flag", "interval", "non_negative", "one_of", "param", "place",
+    "positive", "text",
+]  # fmt: skip
 
 Converter = Callable[[Any], Any]
 text = TypeConverters.toString
@@ -55,6 +48,11 @@ def positive(name: str) -> Converter:
 def interval(name: str) -> Converter:
     """Return a converter to an int of at least 1, or -1 for never; ValueError for the rest."""
     return _Interval(name)
+
+
+def bounds(name: str) -> Converter:
+    """Return a converter to two finite numbers, the first below the second; else ValueError."""
+    return _Bounds(name)
 
 
 def one_of(name: str, allowed: tuple[str, ...]) -> Converter:
@@ -92,6 +90,21 @@ class _Interval:
         if number != -1 and number < 1:
             raise ValueError(f"{self.name} must be at least 1, or -1 for never, got {value!r}.")
         return number
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    name: str
+
+    def __call__(self, value: Any) -> list[float]:
+        meant = f"{self.name} must be two numbers, the lowest and the highest, got {value!r}."
+        try:
+            numbers: list[float] = TypeConverters.toListFloat(value)
+        except TypeError as failure:
+            raise TypeError(meant) from failure
+        if len(numbers) != 2 or not -math.inf < numbers[0] < numbers[1] < math.inf:
+            raise ValueError(meant)
+        return numbers
 
 
 @dataclass(frozen=True)

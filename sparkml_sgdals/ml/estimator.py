@@ -13,6 +13,7 @@ from pyspark.ml.param import Param
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable, MLWriter
 from pyspark.sql import DataFrame
 
+from sparkml_sgdals.arrays.screening import Limits
 from sparkml_sgdals.fit.fitting import learn_table
 from sparkml_sgdals.fit.grid_fit import GridFit, GridPoint
 from sparkml_sgdals.fit.plan import TrainingReport
@@ -90,6 +91,10 @@ class StreamingBiasedALS(
         ratings that cannot be learned (null id, null or infinite rating, negative weight): 'error'
         (default of fit and update), 'skip' (default of streams: set aside and counted), or 'keep'
         (as skip, but a missing time counts as the earliest and a bad weight as 1)
+    ratingRange : Sequence[float] | None, default None
+        lowest and highest rating: others cannot be learned, see handleInvalid. Where it is not set,
+        streams and updates set aside what lies more than ten widths outside the ratings that they
+        have learned, and a fit warns of it
     regParam : float, default 0.1
         every lambda of 'sgd' and 'minibatch' at once; 'bayes' shrinks by its variances instead; at
         least 0; default under implicitPrefs -1.0, which is: chosen from the table, on events held
@@ -201,6 +206,7 @@ class StreamingBiasedALS(
         coldStartStrategy: str = "bias",
         clipPredictions: bool = True,
         handleInvalid: str = "error",
+        ratingRange: Sequence[float] | None = None,
         regParam: float = 0.1,
         userBiasRegParam: float | None = None,
         itemBiasRegParam: float | None = None,
@@ -258,7 +264,7 @@ class StreamingBiasedALS(
         kinds, id_types = self._ids_of(dataset)
         settings = self.settings(table=True)
         options = fit_options(self, kinds, self.getHandleInvalid(), settings)
-        state, report, _ = learn_table(dataset, settings, options)
+        state, report, *_ = learn_table(dataset, settings, options)
         return self._model(state, id_types, report)
 
     def fitParquet(self, path: Location) -> StreamingBiasedALSModel:
@@ -286,8 +292,9 @@ class StreamingBiasedALS(
         settings = self.settings(table=True)
         options = fit_options(self, kinds, self.getHandleInvalid(), settings)
         keep = options.handle_invalid == "keep"
-        cells = pack_parquet(dataset, full_path(path), options.columns, kinds, keep)
-        state, report, _ = learn_table(dataset, settings, options, cells=cells)
+        limits = Limits.of(options.rating_range, None, None)
+        cells = pack_parquet(dataset, full_path(path), options.columns, kinds, keep, limits)
+        state, report, *_ = learn_table(dataset, settings, options, cells=cells)
         return self._model(state, id_types, report)
 
     def fitMultiple(

@@ -1,4 +1,4 @@
-"""What a model's user judges its rankings with, on a table (driver)."""
+"""What a model's user judges it with: its predictions, and its rankings on a table (driver)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.arrays.screening import screen
+from sparkml_sgdals.ingest.bad_rows import refuse_invalid
+from sparkml_sgdals.ingest.collecting import COLLECT_LIMIT
 from sparkml_sgdals.ingest.columns import RatingColumns, column_type, id_column, select_ratings
 from sparkml_sgdals.ingest.frames import Table, as_table
 from sparkml_sgdals.ml.recommend_methods import RankingMethods, Seen
@@ -23,6 +27,7 @@ from sparkml_sgdals.predict.judging import (
     ranking_columns,
 )
 from sparkml_sgdals.predict.recommending import Ranking, recommend
+from sparkml_sgdals.state.diagnosis import Diagnosis, diagnose_state
 
 __all__ = ["RANKING_METRICS", "EvaluationMethods", "RankingEvaluation"]
 
@@ -137,9 +142,39 @@ class RankingEvaluation:
 
 
 class EvaluationMethods(RankingMethods):
-    """Methods of the model that judge its rankings."""
+    """Methods of the model that judge it."""
 
     ratingColumns: Callable[[], RatingColumns]
+    getRatingCol: Callable[[], str]
+    getHandleInvalid: Callable[[], str]
+    _kinds: Callable[[], tuple[Any, Any]]
+    _refuse_of_events: Callable[[str], None]
+
+    def diagnose(self, validation: Table | None = None, minRatings: int = 5) -> Diagnosis:
+        """Say what the model has learned from and whether it beats mean and biases.
+
+        Parameters
+        ----------
+        validation : Table | None
+            held-out ratings, of which at most a million are used; by default those that the model
+            predicted before it learned them (later half of the filter pass of a fit, every
+            micro-batch and update after it)
+        minRatings : int
+            ids with fewer ratings count as thin
+        """
+        self._refuse_of_events("diagnose compares ratings with predictions")
+        held_out, kinds = None, self._kinds()
+        if validation is not None:
+            columns = RatingColumns(self.getUserCol(), self.getItemCol(), self.getRatingCol())
+            validation = as_table(
+                validation, "validation", columns.in_order, "diagnose judges on a table"
+            )
+            rows = select_ratings(validation, columns, kinds).limit(COLLECT_LIMIT)
+            table, _, problems = screen(rows.toArrow())
+            if self.getHandleInvalid() == "error":
+                refuse_invalid(problems, columns, validation, kinds)
+            held_out = encode_ratings(table)
+        return diagnose_state(self._state, held_out, minRatings)
 
     def evaluateRanking(
         self,

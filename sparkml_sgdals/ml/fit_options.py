@@ -28,6 +28,7 @@ def fit_options(
         checkpoint_interval=params.getCheckpointInterval(),
         show_progress=params.getShowProgress(),
         progress_path=params.getProgressPath(),
+        rating_range=None if settings.learns_events else params.getRatingRange(),
         # events draw their negatives from all items, and ratings are ranked among all of them
         max_resident_ids=0
         if settings.learns_events or (settings.ranks_ratings and not params.isSet("maxResidentIds"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import astuple
 from typing import Any
 
@@ -10,13 +11,11 @@ from pyspark.ml.recommendation import ALSModel
 from pyspark.ml.util import MLReadable, MLWritable, MLWriter
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkml_sgdals.arrays.ratings import encode_ratings
-from sparkml_sgdals.arrays.screening import screen
 from sparkml_sgdals.fit.fitting import learn_table
-from sparkml_sgdals.ingest.bad_rows import refuse_invalid
-from sparkml_sgdals.ingest.collecting import COLLECT_LIMIT, collect_ratings
-from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
+from sparkml_sgdals.ingest.bad_rows import column_names, explain_problems, refuse_invalid
+from sparkml_sgdals.ingest.collecting import collect_ratings
 from sparkml_sgdals.ingest.frames import Table, as_table, like_given
+from sparkml_sgdals.learn.far_values import limits_for
 from sparkml_sgdals.ml.evaluate_methods import EvaluationMethods
 from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
 from sparkml_sgdals.ml.one_methods import OneMethods
@@ -33,7 +32,6 @@ from sparkml_sgdals.predict.scoring import (
     score,
 )
 from sparkml_sgdals.spark_jobs import active_session
-from sparkml_sgdals.state.diagnosis import Diagnosis, diagnose_state
 from sparkml_sgdals.state.event_scores import serving_state
 from sparkml_sgdals.state.explaining import EXPLANATION_DDL, explain_pair
 from sparkml_sgdals.state.factors import FactorTable, put_features
@@ -48,6 +46,8 @@ from sparkml_sgdals.stream.report import OnBatch
 from sparkml_sgdals.stream.start import StreamStart, start_stream
 
 __all__ = ["StreamingBiasedALSModel"]
+
+logger = logging.getLogger(__name__)
 
 
 class StreamingBiasedALSModel(
@@ -141,32 +141,6 @@ class StreamingBiasedALSModel(
                 "diagnose() says what any model has learned."
             )
         return self._summary
-
-    def diagnose(self, validation: Table | None = None, minRatings: int = 5) -> Diagnosis:
-        """Say what the model has learned from and whether it beats mean and biases.
-
-        Parameters
-        ----------
-        validation : Table | None
-            held-out ratings, of which at most a million are used; by default those that the model
-            predicted before it learned them (later half of the filter pass of a fit, every
-            micro-batch and update after it)
-        minRatings : int
-            ids with fewer ratings count as thin
-        """
-        self._refuse_of_events("diagnose compares ratings with predictions")
-        held_out = None
-        if validation is not None:
-            columns = RatingColumns(self.getUserCol(), self.getItemCol(), self.getRatingCol())
-            validation = as_table(
-                validation, "validation", columns.in_order, "diagnose judges on a table"
-            )
-            rows = select_ratings(validation, columns, self._kinds()).limit(COLLECT_LIMIT)
-            table, _, problems = screen(rows.toArrow())
-            if self.getHandleInvalid() == "error":
-                refuse_invalid(problems, columns, validation, self._kinds())
-            held_out = encode_ratings(table)
-        return diagnose_state(self._state, held_out, minRatings)
 
     # ---- predict ----------------------------------------------------------------------------
 
@@ -266,22 +240,29 @@ class StreamingBiasedALSModel(
         DivergenceError
             the model is then as it was before
         """
-        given = self.ratingColumns().in_order
-        dataset = as_table(dataset, "dataset", given, "call updateStream")
+        names = self.ratingColumns().in_order
+        dataset = as_table(dataset, "dataset", names, "call updateStream")
         settings = self._state.settings
         options = fit_options(self, self._kinds(), self.getHandleInvalid(), settings)
         keep = options.handle_invalid == "keep"
-        collected = collect_ratings(dataset, options.columns, options.kinds, keep)
+        given = options.rating_range
+        collected = collect_ratings(
+            dataset, options.columns, options.kinds, keep,
+            limits_of=lambda table: limits_for(self._state, given, table),
+        )  # fmt: skip
         if collected is None:
             prior = None if self._state.blank else self._state
-            self._state, report, _ = learn_table(dataset, settings, options, prior)
+            self._state, report, *_ = learn_table(dataset, settings, options, prior, screened=True)
             self._summary = TrainingSummary.of(self._state, report)
         else:
             if options.handle_invalid == "error":
                 refuse_invalid(collected.problems, options.columns, dataset, options.kinds)
             if self._shared:
                 self._state = self._state.copy()
-            learn_collected(self._state, collected)
+            done = learn_collected(self._state, collected, options)
+            if done.bad_rows:
+                told = explain_problems(done.problems, column_names(options.columns))
+                logger.warning("rows not learned: %s", told)
         self._shared = False
         self._frames = None
         self._path_id = None

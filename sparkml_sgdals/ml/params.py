@@ -14,7 +14,6 @@ from pyspark.ml.param import Param, TypeConverters
 from pyspark.ml.param.shared import (
     HasBlockSize,
     HasCheckpointInterval,
-    HasHandleInvalid,
     HasMaxIter,
     HasParallelism,
     HasPredictionCol,
@@ -22,10 +21,8 @@ from pyspark.ml.param.shared import (
     HasSeed,
     HasStepSize,
     HasTol,
-    HasWeightCol,
 )
 
-from sparkml_sgdals.ingest.columns import RatingColumns
 from sparkml_sgdals.ml.als_params import ALSParams
 from sparkml_sgdals.ml.converters import (
     at_least,
@@ -37,6 +34,7 @@ from sparkml_sgdals.ml.converters import (
     positive,
     text,
 )
+from sparkml_sgdals.ml.row_params import RowParams
 from sparkml_sgdals.ml.solver_params import (
     EVENT_DEFAULTS,
     MOST_FILTERED,
@@ -54,16 +52,11 @@ SOLVERS: Final = ("bayes", "sgd", "minibatch", "isgd")
 T = TypeVar("T")
 
 COLD_START: Final = ("bias", "nan", "drop")
-INVALID: Final = ("error", "skip", "keep")
 
 
-class ModelParams(
-    HasPredictionCol, HasHandleInvalid, HasWeightCol, HasCheckpointInterval, HasBlockSize
-):
+class ModelParams(HasPredictionCol, RowParams, HasCheckpointInterval, HasBlockSize):
     """Params that using a model and adding ratings to it depend on."""
 
-    userCol: Param[str] = param("userCol", "column of user ids: integers or strings.", text)
-    itemCol: Param[str] = param("itemCol", "column of item ids: integers or strings.", text)
     predictionStdCol: Param[str] = param(
         "predictionStdCol",
         "column for the standard deviation of a prediction, noise included; empty for none. "
@@ -81,14 +74,6 @@ class ModelParams(
         "whether predictions are clipped to the range of ratings seen.",
         TypeConverters.toBoolean,
     )
-    handleInvalid: Param[str] = param(
-        "handleInvalid",
-        "ratings that cannot be learned (null id, null or infinite rating, negative weight): "
-        "'error' (default of fit and update), 'skip' (default of streams: set aside and counted), "
-        "or 'keep' (as skip, but a missing time counts as the earliest and a bad weight as 1).",
-        one_of("handleInvalid", INVALID),
-    )
-
     numThreads: Param[int] = param(
         "numThreads",
         "threads of a training task; 0 = N under local[N], else the task's cores.",
@@ -123,15 +108,6 @@ class ModelParams(
         "empty: a temporary one while showProgress shows it under local[N], else none.",
         place,
     )
-    ratingCol: Param[str] = param("ratingCol", "column of ratings: numbers.", text)
-    timestampCol: Param[str] = param(
-        "timestampCol",
-        "column of the time of a rating, which gives the order of learning; empty for none.",
-        text,
-    )
-    weightCol: Param[str] = param(
-        "weightCol", "column of weights: w counts as w observations; empty for none.", text
-    )
     checkpointInterval: Param[int] = param(
         "checkpointInterval",
         "steps of a fit in blocks after which its lineage is cut; -1 = never.",
@@ -144,33 +120,19 @@ class ModelParams(
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._setDefault(
-            userCol="user",
-            itemCol="item",
             predictionCol="prediction",
             predictionStdCol="",
             coldStartStrategy="bias",
             clipPredictions=True,
-            handleInvalid="error",
             numThreads=0,
             numBlocks=0,
             maxRatingsPerTask=50_000_000,
             maxResidentIds=5_000_000,
             showProgress=False,
             progressPath="",
-            ratingCol="rating",
-            timestampCol="",
-            weightCol="",
             checkpointInterval=10,
             blockSize=10_000,
         )
-
-    def getUserCol(self) -> str:
-        """Value of userCol."""
-        return self.getOrDefault(self.userCol)
-
-    def getItemCol(self) -> str:
-        """Value of itemCol."""
-        return self.getOrDefault(self.itemCol)
 
     def getPredictionStdCol(self) -> str:
         """Value of predictionStdCol, "" for none."""
@@ -207,24 +169,6 @@ class ModelParams(
     def getProgressPath(self) -> str:
         """Value of progressPath, "" for none."""
         return self.getOrDefault(self.progressPath)
-
-    def getRatingCol(self) -> str:
-        """Value of ratingCol."""
-        return self.getOrDefault(self.ratingCol)
-
-    def getTimestampCol(self) -> str:
-        """Value of timestampCol, "" for none."""
-        return self.getOrDefault(self.timestampCol)
-
-    def ratingColumns(self) -> RatingColumns:
-        """Return the columns that ratings are learned from."""
-        return RatingColumns(
-            user=self.getUserCol(),
-            item=self.getItemCol(),
-            rating=self.getRatingCol(),
-            time=self.getTimestampCol() or None,
-            weight=self.getWeightCol() or None,
-        )
 
 
 class LearningParams(

@@ -55,6 +55,10 @@ class ModelSetters(ModelParams):
         """Set handleInvalid."""
         return self._set(handleInvalid=value)
 
+    def setRatingRange(self, value: list[float]) -> Self:
+        """Set ratingRange."""
+        return self._set(ratingRange=value)
+
     def setNumThreads(self, value: int) -> Self:
         """Set numThreads."""
         return self._set(numThreads=value)

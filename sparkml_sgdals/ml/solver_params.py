@@ -31,7 +31,7 @@ _NEVER: Final = ("parallelism", *UNUSED_OF_ALS)
 _OF_EVENTS: Final = ("alpha", "numNegatives", "unobservedWeight")
 _OF_RATINGS: Final = (
     "noiseVariance", "userBiasRegParam", "itemBiasRegParam", "blockSize",
-    "predictionStdCol", "clipPredictions", "maxResidentIds",
+    "predictionStdCol", "clipPredictions", "maxResidentIds", "ratingRange",
 )  # fmt: skip
 _UNUSED: Final[dict[str, tuple[str, ...]]] = {
     "bayes": (*_DESCENT, "blockSize", *_OF_EVENTS, *_NEVER),

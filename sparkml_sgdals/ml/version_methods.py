@@ -113,6 +113,7 @@ class VersionMethods:
             if self._shared:
                 self._state = self._state.copy()
             self._state.users = self._state.users.without(ids)
+            self._state.ranges = self._state.ranges.without_users(ids)
             self.version += 1
             self._path_id = None
         self._shared = False

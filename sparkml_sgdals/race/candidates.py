@@ -64,7 +64,7 @@ def warm_start(leader: ModelState, settings: Settings) -> ModelState:
         # after a fit or a load the moments need not give it again
         scale = old
     state.scale = replace(scale, frozen=old.frozen)
-    state.counters = leader.counters
+    state.counters, state.ranges = leader.counters, leader.ranges
     ratio = old.spread / state.scale.spread
     if settings.learns_events:
         state.events_learned, state.popularity_parts = (

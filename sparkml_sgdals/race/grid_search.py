@@ -327,11 +327,12 @@ class StreamingGridSearch(Params):
     def _settings_of(self, stages: list[StreamingBiasedALS]) -> tuple[Settings, ...]:
         if not stages:
             raise ValueError("estimatorParamMaps is empty: give one map a candidate.")
-        columns = {stage.ratingColumns() for stage in stages}
-        if len(columns) > 1:
+        read = {(stage.ratingColumns(), stage.getRatingRange()) for stage in stages}
+        if len(read) > 1:
             raise ValueError(
-                "The candidates read different columns: set userCol, itemCol, ratingCol, "
-                "timestampCol and weightCol on the estimator, not in estimatorParamMaps."
+                "The candidates read different columns or ratings: set userCol, itemCol, "
+                "ratingCol, timestampCol, weightCol and ratingRange on the estimator, not in "
+                "estimatorParamMaps."
             )
         for stage in stages:
             stage.warnOfUnused()

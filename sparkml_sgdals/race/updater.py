@@ -22,11 +22,13 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 from pyspark.sql import DataFrame
 
-from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.ingest.collecting import COLLECT_LIMIT, Collected
+from sparkml_sgdals.learn.far_values import learn_without_extremes, prepare, take_back
 from sparkml_sgdals.learn.one_batch import BatchReport
 from sparkml_sgdals.race.candidates import learn_with_all, warm_start
 from sparkml_sgdals.race.standings import Race, RaceRules, Standing
@@ -34,7 +36,12 @@ from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
-from sparkml_sgdals.stream.micro_batch import BatchClock, BatchUpdater, LearnedBatch
+from sparkml_sgdals.stream.micro_batch import (
+    BatchClock,
+    BatchUpdater,
+    LearnedBatch,
+    with_set_aside,
+)
 from sparkml_sgdals.stream.residents import Resident, learn_once
 
 __all__ = ["RaceUpdater", "leader_of"]
@@ -81,15 +88,17 @@ class RaceUpdater(BatchUpdater):
         """Learn and commit a micro-batch, unless it is committed already."""
         self.learn(lambda resident: self._collect(batch, batch_id, resident), batch_id)
 
-    def learn(self, collect: Callable[[Resident], Collected], batch_id: int) -> None:
+    def learn(self, collect: Callable[[_Resident], Collected], batch_id: int) -> None:
         """Learn and commit what `collect` gives, unless the batch is committed already."""
         learn_once(
             self.path, self.token, batch_id, self._open,
             lambda resident: self._learn(resident, collect, batch_id),
         )  # fmt: skip
 
-    def _collect(self, batch: DataFrame, batch_id: int, resident: Resident) -> Collected:
-        collected = self.collect(batch, resident, batch_id)
+    def _collect(self, batch: DataFrame, batch_id: int, resident: _Resident) -> Collected:
+        # all candidates have learned the same rows, and know the same of their range
+        leader = resident.runners[resident.race.leader].state
+        collected = self.collect(batch, resident, batch_id, leader)
         if collected is None:
             raise ValueError(
                 f"Batch {batch_id} has more than {COLLECT_LIMIT:,} ratings, a race takes smaller "
@@ -140,6 +149,8 @@ class RaceUpdater(BatchUpdater):
                             f"learned: {file['name']}. Start the race on a new path."
                         )
                     _note(runners[number], told)
+        for runner in runners.values():
+            runner.state.ranges = committed.ranges
         leader = runners[race.leader]
         if leader.state.fingerprint() != committed.fingerprint():
             logger.warning(
@@ -153,18 +164,41 @@ class RaceUpdater(BatchUpdater):
     # ---- a batch ----------------------------------------------------------------------------
 
     def _learn(
-        self, resident: _Resident, collect: Callable[[Resident], Collected], batch_id: int
+        self, resident: _Resident, collect: Callable[[_Resident], Collected], batch_id: int
     ) -> None:
         clock = BatchClock()
         collected = collect(resident)
         clock.collected()
         store = VersionStore(self.path)
         race, runners = resident.race, resident.runners
-        ratings = encode_ratings(collected.table)
         led = race.leader
+        ready = prepare(runners[led].state, collected.table, self.options.rating_range)
         with ThreadPoolExecutor(self.threads) as pool:
             states = {number: runner.state for number, runner in runners.items()}
-            reports = learn_with_all(pool, states, ratings)
+            if ready.again is not None:
+                for runner in runners.values():
+                    take_back(runner.state)
+                    runner.changed = None
+
+            def learn(table: pa.Table) -> tuple[Ratings, dict[int, BatchReport | None]]:
+                ratings = encode_ratings(table)
+                reports = learn_with_all(pool, states, ratings)
+                if not any(reports.values()):
+                    raise DivergenceError(
+                        "Every candidate of the race diverged: lower stepSize, or look for ratings "
+                        "of an absurd size."
+                    )
+                return ratings, reports
+
+            if self.options.handle_invalid == "error":
+                ratings, reports = learn(ready.table)
+                table = ready.table
+            else:
+                (ratings, reports), out = learn_without_extremes(ready.table, learn)
+                collected = with_set_aside(collected, ready, out, self.options)
+                table = ready.table.filter(pa.array(~out)) if out.any() else ready.table
+            for runner in runners.values():
+                runner.state.ranges = ready.ranges
             standings = self._step(race, reports)
             shown = reports.get(led) or reports[race.leader]
             assert shown is not None
@@ -177,7 +211,7 @@ class RaceUpdater(BatchUpdater):
             due = due or any(runner.changed is None for runner in runners.values())
             clock.learned()
             log = resident.log
-            due = due or len(log) + 1 >= _SNAPSHOT_BATCHES
+            due = due or ready.again is not None or len(log) + 1 >= _SNAPSHOT_BATCHES
             due = due or sum(f["rows"] for f in log) + len(ratings) >= _SNAPSHOT_RATINGS
             if due:
                 list(pool.map(lambda c: self._snapshot(c, runners[c], batch_id), runners))
@@ -185,9 +219,9 @@ class RaceUpdater(BatchUpdater):
             else:
                 version = resident.commit.version + 1
                 name = f"race/{version:012d}-{uuid.uuid4().hex[:8]}.parquet"
-                log = [*log, store.write_table(name, collected.table)]
+                log = [*log, store.write_table(name, table)]
                 store.sync("race")
-        learned = LearnedBatch.of(collected, ratings, shown)
+        learned = LearnedBatch.of(collected, ratings, shown, ready.again)
         if led != race.leader or reports.get(led) is None or fresh:
             # the path goes on with another model
             learned = replace(learned, rows=None)
@@ -214,11 +248,6 @@ class RaceUpdater(BatchUpdater):
 
     def _step(self, race: Race, reports: dict[int, BatchReport | None]) -> list[Standing]:
         alive = [told for told in reports.values() if told is not None]
-        if not alive:
-            raise DivergenceError(
-                "Every candidate of the race diverged: lower stepSize, or look for ratings of an "
-                "absurd size."
-            )
         positive = self.settings[0].learns_events
         losses = {
             c: None if told is None else told.sums.loss(positive)[0] for c, told in reports.items()

@@ -16,10 +16,12 @@ import pyarrow as pa
 
 from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.arrays.value_range import FIRST_LOOK, ValueRange
 from sparkml_sgdals.kernels.filter import standardise
 from sparkml_sgdals.kernels.predict import predict_rows
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.factors import FactorTable
+from sparkml_sgdals.state.ranges import Ranges
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = ["FIRST_SHARE", "SETTLING_RATINGS", "Counters", "ModelState", "Scale"]
@@ -125,6 +127,8 @@ class ModelState:
     that were fitted"""
     regularisation: tuple[float, float] = (0.0, 0.0)
     """lambda of users and of items that the last table of events was fitted with"""
+    ranges: Ranges = field(default_factory=Ranges)
+    """of ratings: where they lie; not told by the fingerprint, as no prediction depends on it"""
 
     @classmethod
     def empty(cls, settings: Settings, user_kind: IdKind, item_kind: IdKind) -> ModelState:
@@ -177,7 +181,7 @@ class ModelState:
             "counters": counters,
             "noise": self.noise,
             "noiseWeight": self.noise_weight,
-        } | (events if self.settings.learns_events else {})
+        } | (events if self.settings.learns_events else {"ranges": self.ranges.to_json()})
 
     def set_scalars(self, values: dict[str, Any]) -> None:
         """Take over what `scalars` gave."""
@@ -193,10 +197,17 @@ class ModelState:
         self.filter_share = float(values.get("filterShare", FIRST_SHARE))
         lams = values.get("regularisation", (0.0, 0.0))
         self.regularisation = (float(lams[0]), float(lams[1]))
+        if "ranges" in values:
+            self.ranges = Ranges.from_json(values["ranges"])
+        elif self.counters.ratings >= FIRST_LOOK and not self.settings.learns_events:
+            # of a release that did not learn them
+            seen = self.counters.low, self.counters.high
+            self.ranges = Ranges(ValueRange(settled=seen))
 
     def fingerprint(self) -> str:
         """Return a hash of the whole state, the same whatever the order of rows in memory."""
-        digest = hashlib.sha256(repr(sorted(self.scalars().items())).encode())
+        told = {name: value for name, value in self.scalars().items() if name != "ranges"}
+        digest = hashlib.sha256(repr(sorted(told.items())).encode())
         for side in (self.users, self.items):
             table = side.to_arrow()
             silent = [column.stored for column in side.registry() if not side.told(column)]

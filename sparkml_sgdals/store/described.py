@@ -62,6 +62,12 @@ _FILE: Final = Fields({"name": _NAME, "bytes": COUNT, "sha256": TEXT}, {"rows": 
 _RUN: Final = Fields(
     {"count": COUNT, "rows": _FILE, "keys": _FILE}, {"salt": COUNT, "names": _FILE}
 )
+_RANGE: Final = Fields(
+    {"settled": Maybe(ListOf(NUMBER, 2)), "buckets": ListOf(OneOf((COUNT, NUMBER, NUMBER)))}
+)
+_ID: Final = Plain("an id", lambda v: type(v) in (int, str))
+_ROW: Final = {"user": _ID, "item": _ID, "rating": NUMBER}
+_ROW_LATER: Final = {"time": SIGNED, "weight": NUMBER}
 _SCALARS: Final = Fields(
     {
         "scale": Fields(
@@ -84,6 +90,9 @@ _SCALARS: Final = Fields(
     {
         "settings": _SETTINGS, "events": COUNT, "popularityParts": ListOf(NUMBER),
         "filterShare": NUMBER, "regularisation": ListOf(NUMBER, 2),
+        "ranges": Fields(
+            {"rating": _RANGE, "weight": _RANGE, "first": ListOf(Fields(_ROW, _ROW_LATER))}
+        ),
     },
     others=ANYTHING,
 )  # fmt: skip

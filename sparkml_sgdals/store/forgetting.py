@@ -12,6 +12,7 @@ import pyarrow as pa
 from sparkml_sgdals.arrays.id_kinds import id_array_type
 from sparkml_sgdals.errors import DamagedError, GoneError, StorageError
 from sparkml_sgdals.state.factors import drop_ids
+from sparkml_sgdals.state.ranges import Ranges
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.lease import check_holder
@@ -55,6 +56,7 @@ def forget_users(store: VersionStore, ids: pa.Array) -> Commit:
                 f"StreamingBiasedALSModel.rollback(path, {newest.version})."
             )
         state.users = state.users.without(ids)
+        state.ranges = state.ranges.without_users(ids)
         made = store.commit(
             state, None, newest.batch, newest, None,
             check=lambda: check_holder(store, lease.token),
@@ -143,11 +145,15 @@ def _rewrite(store: VersionStore, commit: Commit, ids: pa.Array, runs: _Forgetfu
         if kept.num_rows < table.num_rows:
             name = file["name"].replace("-users.parquet", "-kept-users.parquet")
             files = files | {"users": store.write_table(name, kept)}
-    if files == commit.files and held == commit.runs:
+    scalars = commit.scalars
+    if "ranges" in scalars:
+        ranges = Ranges.from_json(scalars["ranges"]).without_users(ids)
+        scalars = scalars | {"ranges": ranges.to_json()}
+    if files == commit.files and held == commit.runs and scalars == commit.scalars:
         return
     store.sync("files")
     was = commit.replaces or commit.digest
-    store.put_commit(replace(commit, files=files, runs=held, replaces=was))
+    store.put_commit(replace(commit, files=files, runs=held, scalars=scalars, replaces=was))
     if files != commit.files:
         store.delete(file["name"])
 

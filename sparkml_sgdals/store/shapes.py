@@ -135,7 +135,9 @@ class Fields:
 
 
 def _number(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) <= _LARGEST and math.isfinite(value)
+    if type(value) is int:
+        return abs(value) <= _LARGEST
+    return type(value) is float and math.isfinite(value)
 
 
 def _time(value: Any) -> bool:

@@ -23,19 +23,21 @@ METRICS: Final = (
     "ranked", "recall", "mrr", "baselineRecall", "baselineMrr",
     "windowRecall", "windowMrr", "windowBaselineRecall", "windowBaselineMrr",
     "fadingRecall", "fadingMrr", "fadingBaselineRecall", "fadingBaselineMrr",
+    "outside", "faults",
 )  # fmt: skip
 """Columns of `StreamJob.metrics`; errors are from before the batch was learned."""
 _MEANS: Final = {"Rmse": "judged", "Mae": "judged", "Recall": "ranked", "Mrr": "ranked"}
 """What is told over several batches, and the column of what it is a mean over."""
 _WHOLE: Final = ("batch", "version", "ratings", "invalid", "zeroWeight", "newUsers", "newItems")
+_TEXTS: Final = ("committed", "faults")
 ROW_SCHEMA: Final = pa.schema(
     [
         (
             name,
             pa.int64()
-            if name in (*_WHOLE, "judged", "users", "items", "ranked")
+            if name in (*_WHOLE, "judged", "users", "items", "ranked", "outside")
             else pa.string()
-            if name == "committed"
+            if name in _TEXTS
             else pa.float64(),
         )
         for name in METRICS
@@ -69,7 +71,7 @@ def metrics_frame(
         raise ValueError(f"fading must be above 0 and at most 1, got {fading}.")
     frame = pd.DataFrame([plain_row(row) for row in rows], columns=list(METRICS))
     frame["committed"] = pd.to_datetime(frame["committed"])
-    numbers = [name for name in METRICS if name not in (*_WHOLE, "committed")]
+    numbers = [name for name in METRICS if name not in (*_WHOLE, *_TEXTS)]
     frame[numbers] = frame[numbers].astype(float)
     for source in ("", "Baseline"):
         for suffix, over_what in _MEANS.items():

@@ -12,25 +12,36 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 from pyspark.sql import DataFrame
 
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
-from sparkml_sgdals.arrays.screening import ZERO_WEIGHT, Problems
+from sparkml_sgdals.arrays.screening import ZERO_WEIGHT, Problems, is_far
 from sparkml_sgdals.fit.fitting import learn_table
 from sparkml_sgdals.fit.plan import FitOptions
 from sparkml_sgdals.ingest.bad_rows import (
+    as_invalid,
     column_names,
     explain_problems,
     invalid_rows,
     refuse_invalid,
 )
 from sparkml_sgdals.ingest.collecting import Collected, collect_ratings
+from sparkml_sgdals.learn.far_values import (
+    DIVERGES,
+    FAR_BEFORE,
+    Prepared,
+    learn_without_extremes,
+    limits_for,
+    prepare,
+    take_back,
+)
 from sparkml_sgdals.learn.one_batch import BatchReport, learn_batch
 from sparkml_sgdals.learn.prequential import BatchSums
 from sparkml_sgdals.state.model_state import ModelState
@@ -44,7 +55,7 @@ from sparkml_sgdals.stream.residents import Resident, forget_resident, learn_onc
 
 __all__ = [
     "BatchClock", "BatchUpdater", "LearnedBatch", "StreamUpdater", "batch_metrics",
-    "learn_collected",
+    "learn_collected", "with_set_aside",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -94,15 +105,21 @@ class BatchUpdater:
     keep_seconds: float
     report: Report
 
-    def collect(self, batch: DataFrame, resident: Resident, batch_id: int) -> Collected | None:
-        """Return the ratings of a batch, None where too many; raises where bad rows shall."""
+    def collect(
+        self, batch: DataFrame, resident: Resident, batch_id: int, state: ModelState
+    ) -> Collected | None:
+        """Return the ratings of a batch, None where too many; raises where bad rows shall.
+
+        `state` is a model that has learned what came before.
+        """
         if resident.commit.batch < 0:
             refuse_own_files(VersionStore(self.path), resident.commit.checkpoint, batch_id)
         options = self.options
         keep = options.handle_invalid == "keep"
         collected = collect_ratings(
-            batch, options.columns, options.kinds, keep, resident.largest, resident.partitions
-        )
+            batch, options.columns, options.kinds, keep, resident.largest, resident.partitions,
+            lambda table: limits_for(state, options.rating_range, table),
+        )  # fmt: skip
         if collected is not None:
             resident.largest, resident.partitions = collected.largest, collected.partitions
             if options.handle_invalid == "error":
@@ -143,7 +160,7 @@ class BatchUpdater:
             more to keep among the commit's `scalars`, of JSON types
         """
         store = VersionStore(self.path)
-        self._warn_of_nothing(learned, batch_id)
+        self._warn_of_set_aside(learned, batch_id)
         if learned.invalid:
             rows = pa.table({"row": pa.array(learned.invalid, pa.string())})
             store.replace_table(f"invalid/batch-{batch_id:012d}.parquet", rows)
@@ -164,11 +181,12 @@ class BatchUpdater:
         )
         return metrics
 
-    def _warn_of_nothing(self, learned: LearnedBatch, batch_id: int) -> None:
-        if learned.bad_rows and not learned.ratings:
+    def _warn_of_set_aside(self, learned: LearnedBatch, batch_id: int) -> None:
+        if learned.bad_rows:
             logger.warning(
-                "batch %d: nothing was learned, all %d rows were set aside under %s/invalid: %s",
-                batch_id, learned.bad_rows, self.path,
+                "batch %d: %s%d rows were set aside under %s/invalid: %s",
+                batch_id, "" if learned.ratings else "nothing was learned, all ",
+                learned.bad_rows, self.path,
                 explain_problems(learned.problems, column_names(self.options.columns)),
             )  # fmt: skip
 
@@ -211,14 +229,17 @@ class StreamUpdater(BatchUpdater):
 
     def _learn(self, resident: _Resident, batch: DataFrame, batch_id: int) -> None:
         clock = BatchClock()
-        collected = self.collect(batch, resident, batch_id)
+        collected = self.collect(batch, resident, batch_id, resident.state)
         clock.collected()
         if collected is None:
             learned = self._learn_large(resident, batch)
         else:
             overlay = resident.overlay
             learned = learn_collected(
-                resident.state, collected, _nothing if overlay is None else overlay.fetch
+                resident.state,
+                collected,
+                self.options,
+                _nothing if overlay is None else overlay.fetch,
             )
         clock.learned()
         told = {"validationRmse": self._validate(resident)}
@@ -244,8 +265,8 @@ class StreamUpdater(BatchUpdater):
             resident.state, _ = VersionStore(self.path).load()
         before = resident.state
         prior = None if before.blank else before
-        state, _, packed = learn_table(
-            batch, before.settings, self.options, prior, allow_empty=True
+        state, _, packed, limits = learn_table(
+            batch, before.settings, self.options, prior, allow_empty=True, screened=True
         )
         resident.state = state
         options = self.options
@@ -259,7 +280,9 @@ class StreamUpdater(BatchUpdater):
             ratings=now.ratings - old.ratings,
             bad_rows=bad,
             problems=packed.problems,
-            invalid=invalid_rows(batch, options.columns, options.kinds, keep) if bad else [],
+            invalid=invalid_rows(batch, options.columns, options.kinds, keep, limits)
+            if bad
+            else [],
             new_users=state.users.size - before.users.size,
             new_items=state.items.size - before.items.size,
             # the distinct ids of a batch of this size are not counted, nor its errors kept
@@ -300,10 +323,15 @@ class LearnedBatch:
     rows: tuple[Any, Any] | None
 
     @classmethod
-    def of(cls, collected: Collected, ratings: Ratings, report: BatchReport) -> LearnedBatch:
-        """Of a collected batch, encoded as `ratings`, that was learned."""
+    def of(
+        cls, collected: Collected, ratings: Ratings, report: BatchReport, again: int | None = None
+    ) -> LearnedBatch:
+        """Of a collected batch, encoded as `ratings`, that was learned, with `again` earlier rows.
+
+        None of these where the model went on.
+        """
         return cls(
-            ratings=report.ratings,
+            ratings=report.ratings - (again or 0),
             bad_rows=collected.bad_rows,
             problems=collected.problems,
             invalid=collected.invalid,
@@ -312,7 +340,7 @@ class LearnedBatch:
             users=len(ratings.user_ids),
             items=len(ratings.item_ids),
             sums=report.sums,
-            rows=(report.user_rows, report.item_rows),
+            rows=(report.user_rows, report.item_rows) if again is None else None,
         )
 
 
@@ -323,6 +351,7 @@ def _nothing(user_ids: pa.Array, item_ids: pa.Array) -> None:
 def learn_collected(
     state: ModelState,
     collected: Collected,
+    options: FitOptions,
     fetch: Callable[[pa.Array, pa.Array], None] = _nothing,
 ) -> LearnedBatch:
     """Learn a collected batch onto `state`, in place.
@@ -333,12 +362,67 @@ def learn_collected(
         the model before the batch; has learned it after
     collected : Collected
         the batch's ratings, as Arrow, with what was set aside
+    options : FitOptions
+        how rows were read, and whether one that makes learning diverge is set aside
     fetch : Callable[[pa.Array, pa.Array], None]
         called before, with the distinct ids of the users and items, to bring their rows
     """
-    ratings = encode_ratings(collected.table)
-    fetch(ratings.user_ids, ratings.item_ids)
-    return LearnedBatch.of(collected, ratings, learn_batch(state, ratings))
+    ready = prepare(state, collected.table, options.rating_range)
+
+    def learn(table: pa.Table) -> tuple[Ratings, BatchReport]:
+        ratings = encode_ratings(table)
+        fetch(ratings.user_ids, ratings.item_ids)
+        return ratings, learn_batch(state, ratings)
+
+    kept = None
+    if ready.again is not None:
+        # few rows ago there was nothing
+        kept = state.copy()
+        take_back(state)
+    try:
+        if options.handle_invalid == "error":
+            ratings, report = learn(ready.table)
+        else:
+            (ratings, report), out = learn_without_extremes(ready.table, learn)
+            collected = with_set_aside(collected, ready, out, options)
+    except BaseException:
+        if kept is not None:
+            state.restore(kept)
+        raise
+    state.ranges = ready.ranges
+    return LearnedBatch.of(collected, ratings, report, ready.again)
+
+
+def with_set_aside(
+    collected: Collected, ready: Prepared, out: npt.NDArray[np.bool_], options: FitOptions
+) -> Collected:
+    """Return a batch with the rows that were set aside only while it was learned.
+
+    Parameters
+    ----------
+    collected : Collected
+        as it came
+    ready : Prepared
+        as it was to be learned; tells of rows of earlier batches that lie far outside
+    out : npt.NDArray[np.bool_]
+        rows of it that make learning diverge
+    options : FitOptions
+        names the columns
+    """
+    diverged = ready.table.filter(pa.array(out)).to_pylist() if out.any() else []
+    rows = [*ready.far, *diverged]
+    if not rows:
+        return collected
+    problems = dict(collected.problems)
+    for fault, some in ((FAR_BEFORE, ready.far), (DIVERGES, diverged)):
+        if some:
+            problems[fault] = len(some)
+    return replace(
+        collected,
+        bad_rows=collected.bad_rows + len(rows),
+        problems=problems,
+        invalid=[*collected.invalid, *as_invalid(rows, options.columns)],
+    )
 
 
 class BatchClock:
@@ -368,12 +452,16 @@ def batch_metrics(
     batch_id: int, version: int, learned: LearnedBatch, clock: BatchClock
 ) -> dict[str, Any]:
     """Return what a commit says of its batch, by the names of job.metrics(); None where unknown."""
+    faults = sorted((f, n) for f, n in learned.problems.items() if f != ZERO_WEIGHT)
+    told = [f"{fault}: {count}" for fault, count in faults]
     return {
         "batch": batch_id,
         "version": version,
         "committed": pd.Timestamp.now("UTC").isoformat(timespec="milliseconds"),
         "ratings": learned.ratings,
         "invalid": learned.bad_rows,
+        "outside": sum(n for fault, n in learned.problems.items() if is_far(fault)),
+        "faults": "; ".join(told) or None,
         "zeroWeight": learned.problems.get(ZERO_WEIGHT, 0),
         "newUsers": learned.new_users,
         "newItems": learned.new_items,

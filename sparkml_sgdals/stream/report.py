@@ -32,6 +32,7 @@ _GAUGES: Final = {
     "version": "Number of the newest version.",
     "ratings": "Ratings learned from the newest batch.",
     "invalid": "Rows of the newest batch set aside.",
+    "outside": "Of these, rows whose rating or weight lies too far outside.",
     "newUsers": "Users that the newest batch named first.",
     "newItems": "Items that the newest batch named first.",
     "rmse": "RMSE of the newest batch before it was learned.",
