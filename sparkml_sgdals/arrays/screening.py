@@ -79,14 +79,15 @@ def screen(table: pa.Table, keep: bool = False) -> tuple[pa.Table, npt.NDArray[n
     Parameters
     ----------
     table : pa.Table
-        columns user, item, rating and perhaps time, weight; nulls and NaN allowed
+        columns user, item, rating and perhaps time, weight, nulls and NaN allowed; and perhaps
+        future, whether a row's time has not come yet
     keep : bool
         keep rows whose only fault is the time (then it counts as the earliest) or the weight (then
         it counts as 1)
 
     Returns
     -------
-    table : the rows to learn, without nulls
+    table : the rows to learn, without nulls and without `future`
     bad : bool, shape (rows of the table given,): rows with a fault; a weight of 0 is none
     problems : how many rows have which fault, zero weights included
     """
@@ -110,6 +111,16 @@ def screen(table: pa.Table, keep: bool = False) -> tuple[pa.Table, npt.NDArray[n
     if not finite.all():
         found("rating: null, NaN or infinite", ~finite)
     learn = None
+    if "future" in names:
+        future = table.column("future").to_numpy().astype(bool)
+        table = table.drop_columns("future")
+        names = table.column_names
+        if keep and future.any():
+            unknown = pa.nulls(table.num_rows, pa.int64())
+            times = pa.compute.if_else(pa.array(future), unknown, table.column("time"))
+            table = table.set_column(names.index("time"), "time", times)
+        else:
+            found("time: later than now", future)
     if "time" in names and table.column("time").null_count:
         if keep:
             # earliest of all, not of this part of the table: parts are screened by themselves

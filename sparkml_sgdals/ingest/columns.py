@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from difflib import get_close_matches
+from typing import Final
 
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
@@ -33,6 +34,7 @@ from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.arrays.screening import NO_LIMITS, Limits
 
 __all__ = [
+    "FUTURE",
     "RatingColumns",
     "column",
     "column_type",
@@ -45,6 +47,8 @@ __all__ = [
 ]
 
 _INTEGERS = (ByteType, ShortType, IntegerType, LongType)
+FUTURE: Final = "_sgdals_future"
+"""Column of a stream's batch: whether the event's time had not come yet when the batch began."""
 _MOMENTS = (TimestampType, TimestampNTZType, DateType)
 
 
@@ -148,6 +152,8 @@ def select_ratings(
 ) -> DataFrame:
     """Return the ratings as user, item, rating and, where named, time and weight.
 
+    And future, where the table has the column FUTURE.
+
     Values that no conversion can give are null, for `screening.screen` to find. With `raw` there is
     one more column of that name: the whole row as JSON where something in it is not valid or not
     within `limits`. `also` are more columns, as SQL.
@@ -172,6 +178,8 @@ def select_ratings(
         chosen["time"] = _time(schema, columns.time)
     if columns.weight is not None:
         chosen["weight"] = _number(schema, "weightCol", columns.weight)
+    if FUTURE in schema.names:
+        chosen["future"] = quoted(FUTURE)
     if raw:
         faults = [f"({value}) IS NULL" for value in chosen.values()]
         for name in [name for name in ("rating", "weight") if name in chosen]:
@@ -187,8 +195,11 @@ def select_ratings(
             )
         if limits.weight is not None and "weight" in chosen:
             faults.append(f"{chosen['weight']} > double('{limits.weight!r}')")
+        if "future" in chosen and columns.time is not None:
+            faults.append(chosen["future"])
         bad = f"coalesce({' OR '.join(faults)}, true)"
-        chosen["raw"] = f"CASE WHEN {bad} THEN to_json(struct(*)) END"
+        own = f"* EXCEPT ({quoted(FUTURE)})" if "future" in chosen else "*"
+        chosen["raw"] = f"CASE WHEN {bad} THEN to_json(struct({own})) END"
     return df.selectExpr(*[f"{value} AS {quoted(name)}" for name, value in chosen.items()], *also)
 
 

@@ -1,4 +1,9 @@
-"""Events of a stream that are delivered again, or too late to tell, are dropped (driver)."""
+"""Events of a stream that are delivered again, or too late to tell, are dropped (driver).
+
+One whose time has not come yet is marked, and does not move the watermark: all later events would
+be too late for it. Now is the batch's own time, which Spark keeps in its checkpoint: a batch that
+is replayed sees the same.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +11,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import TimestampNTZType, TimestampType
 
-from sparkml_sgdals.ingest.columns import column, column_type
+from sparkml_sgdals.ingest.columns import FUTURE, column, column_type
 
 __all__ = ["drop_repeats"]
 
@@ -23,7 +28,8 @@ def drop_repeats(stream: DataFrame, event_id: str, time: str | None, watermark: 
     """Return the stream without events whose id came before, as far back as `watermark` reaches.
 
     Spark's dropDuplicatesWithinWatermark, which keeps the ids in the checkpoint. A row without
-    an id counts as repeated only by one that is the same in all columns.
+    an id counts as repeated only by one that is the same in all columns. One more column, FUTURE,
+    says of a row whether its time lies further ahead of now than the watermark is behind.
 
     Parameters
     ----------
@@ -64,12 +70,17 @@ def drop_repeats(stream: DataFrame, event_id: str, time: str | None, watermark: 
     key = F.when(own.isNotNull(), F.concat(F.lit("i"), own)).otherwise(
         F.concat(F.lit("r"), F.sha2(row, 256))
     )
+    # a watermark is of a timestamp, and of a column, not of a field in one
+    moment = column(schema, time).cast("timestamp")
+    # so far ahead, it makes no event late that comes when it happens
+    ahead = F.current_timestamp() + F.lit(watermark).cast("interval")
+    future = F.coalesce(moment > ahead, F.lit(False))
+    # what is set aside is not to take the place of its other deliveries
+    key = F.when(future, F.concat(F.lit("f"), key)).otherwise(key)
     try:
-        marked = stream.withColumn(_KEY, key)
-        if "." in time:
-            # a watermark is of a column, not of a field in one
-            marked = marked.withColumn(_TIME, column(schema, time))
-        marked = marked.withWatermark(_TIME if "." in time else time, watermark)
+        marked = stream.withColumn(_KEY, key).withColumn(FUTURE, future)
+        marked = marked.withColumn(_TIME, F.when(~F.col(FUTURE), moment))
+        marked = marked.withWatermark(_TIME, watermark)
         unique = marked.dropDuplicatesWithinWatermark([_KEY]).drop(_KEY, _TIME)
         # Spark Connect looks at the interval only now
         unique.schema  # noqa: B018

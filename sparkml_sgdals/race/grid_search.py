@@ -322,7 +322,7 @@ class StreamingGridSearch(Params):
                 RaceUpdater, settings=settings, rules=rules, threads=min(threads, len(settings))
             ),
         )
-        return RaceJob(job.query, job.path, job._lease, load)
+        return RaceJob(job.query, job.path, job._lease, load, job._late)
 
     def _settings_of(self, stages: list[StreamingBiasedALS]) -> tuple[Settings, ...]:
         if not stages:

@@ -12,6 +12,7 @@ import pandas as pd
 from sparkml_sgdals.notebook import html_table, number, pictures
 from sparkml_sgdals.store.lease import Lease
 from sparkml_sgdals.store.version_store import VersionStore
+from sparkml_sgdals.stream.late_rows import LateRows
 from sparkml_sgdals.stream.metrics_table import metrics_frame
 from sparkml_sgdals.stream.residents import forget_resident
 
@@ -52,8 +53,10 @@ class StreamJob(Generic[M]):
         path: str,
         lease: Lease,
         load: Callable[[VersionStore], M],
+        late: LateRows | None = None,
     ) -> None:
         self.query = query
+        self._late = late
         self.path = path
         self._lease = lease
         self._load = load
@@ -84,7 +87,10 @@ class StreamJob(Generic[M]):
         ValueError
             window or fading out of range
         """
-        return metrics_frame(VersionStore(self.path).metrics(), window, fading)
+        late = {} if self._late is None else self._late.look(self.query)
+        rows = VersionStore(self.path).metrics()
+        told = [row | {"late": late.get(row["batch"], 0)} for row in rows]
+        return metrics_frame(told, window, fading)
 
     def plot(self) -> Any:
         """Draw the errors of the stream so far, or its ranks where it learns events.

@@ -23,7 +23,7 @@ METRICS: Final = (
     "ranked", "recall", "mrr", "baselineRecall", "baselineMrr",
     "windowRecall", "windowMrr", "windowBaselineRecall", "windowBaselineMrr",
     "fadingRecall", "fadingMrr", "fadingBaselineRecall", "fadingBaselineMrr",
-    "outside", "faults",
+    "outside", "faults", "late",
 )  # fmt: skip
 """Columns of `StreamJob.metrics`; errors are from before the batch was learned."""
 _MEANS: Final = {"Rmse": "judged", "Mae": "judged", "Recall": "ranked", "Mrr": "ranked"}
@@ -41,7 +41,7 @@ ROW_SCHEMA: Final = pa.schema(
             else pa.float64(),
         )
         for name in METRICS
-        if not name.startswith(("window", "fading"))
+        if not name.startswith(("window", "fading", "late"))
     ]
 )
 

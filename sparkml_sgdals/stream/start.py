@@ -33,6 +33,7 @@ from sparkml_sgdals.store.version_store import (
     spark_path,
 )
 from sparkml_sgdals.stream.job import M, StreamJob
+from sparkml_sgdals.stream.late_rows import LateRows
 from sparkml_sgdals.stream.metrics_table import METRICS
 from sparkml_sgdals.stream.micro_batch import StreamUpdater
 from sparkml_sgdals.stream.options import StreamOptions
@@ -186,8 +187,16 @@ def start_stream(
     except BaseException:
         lease.release()
         raise
-    lease.keep_while(lambda: bool(query.isActive), ended=lambda: forget_resident(path, lease.token))
-    return StreamJob(query, path, lease, load)
+    late = LateRows(store, newest.batch, options.event_id_col is not None)
+
+    def active() -> bool:
+        running = bool(query.isActive)
+        # once it has ended there is one more batch to tell of
+        late.look(query, now=not running)
+        return running
+
+    lease.keep_while(active, ended=lambda: forget_resident(path, lease.token))
+    return StreamJob(query, path, lease, load, late)
 
 
 def start_query(writer: Any) -> Query:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import logging
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,7 +25,9 @@ def als():
 def events(small):
     """The first 1,000 ratings as events a second apart."""
     frame = small.iloc[:1000].copy()
-    frame["time"] = pd.Timestamp("2024-05-01") + pd.to_timedelta(np.arange(1000), "s")
+    times = pd.Timestamp("2024-05-01") + pd.to_timedelta(np.arange(1000), "s")
+    # nanoseconds end in 2262
+    frame["time"] = times.astype("datetime64[us]")
     frame["event"] = [f"e{n}" for n in range(1000)]
     return frame
 
@@ -77,6 +82,43 @@ class TestRepeats:
         job = learned(als, frame, tmp_path / "m", eventIdCol="event", watermark="10 seconds")
         metrics = job.metrics()
         assert metrics.ratings[metrics.ratings > 0].tolist() == [100, 100, 10]
+        # five repeats within the watermark, ten rows beyond it; and known after a restart
+        assert metrics.late.tolist() == [0 if n != 2 else 10 for n in range(len(metrics))]
+        again = learned(als, frame, tmp_path / "m", eventIdCol="event", watermark="10 seconds")
+        assert again.metrics().late.sum() == 10
+
+    @pytest.mark.parametrize("kind", ["timestamp", "timestamp_ntz"])
+    def test_a_time_that_has_not_come(self, als, events, files, stream, tmp_path, caplog, kind):
+        """It is set aside and moves no watermark: events of the past and of now are learned."""
+        now = np.datetime64("now", "us")
+        recent = events.assign(time=now - np.arange(1000)[::-1].astype("timedelta64[s]"))
+        times = [np.datetime64("9999-12-31T23:59:00", "us"), now + np.timedelta64(2, "h")]
+        far = events[:2].assign(time=np.array(times), event=["e0", "far"])
+        soon = events[2:3].assign(time=np.array([now + np.timedelta64(50, "m")]), event="soon")
+        folder = files(pd.concat([events[:300], far]), 400)
+        for n, part in enumerate((events[300:600], recent[600:800], soon, recent[800:]), 1):
+            files(part, 400, first=n)
+        frame = stream(folder, SCHEMA.replace("timestamp", kind))
+        path = tmp_path / "m"
+        with caplog.at_level(logging.WARNING, "sparkml_sgdals"):
+            job = learned(als, frame, path, eventIdCol="event")
+        metrics = job.metrics()
+        assert metrics.ratings[metrics.ratings > 0].tolist() == [300, 300, 200, 1, 200]
+        assert metrics.late.sum() == 0
+        assert metrics.faults.dropna().tolist() == ["time: later than now: 2"]
+        assert "timestampCol 'time' is later than now in 2 rows" in caplog.text
+        rows = [json.loads(row) for row in pd.read_parquet(path / "invalid").row]
+        assert sorted(row["time"][:4] for row in rows)[1] == "9999"
+        assert all(set(row) == {"user", "item", "rating", "time", "event"} for row in rows)
+
+    def test_kept_as_the_earliest(self, als, events, files, stream, tmp_path):
+        far = events[:1].assign(time=np.array(["9999-12-31"], "datetime64[us]"), event="far")
+        folder = files(pd.concat([events[:300], far]), 400)
+        files(events[300:600], 400, first=1)
+        keeping = als.copy({als.handleInvalid: "keep"})
+        job = learned(keeping, stream(folder, SCHEMA), tmp_path / "m", eventIdCol="event")
+        metrics = job.metrics()
+        assert metrics.ratings[metrics.ratings > 0].tolist() == [301, 300]
 
     def test_rows_without_id_or_time(self, als, events, files, stream, tmp_path):
         """Without an id only equal rows are one; a row without a time is set aside and counted."""

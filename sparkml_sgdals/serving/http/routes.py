@@ -42,6 +42,9 @@ T = TypeVar("T")
 _PAGE: Final = Path(__file__).parent / "page"
 _INLINE_ITEMS: Final = 200_000
 """up to so many items a ranking takes less than what a thread of its own costs"""
+_AHEAD: Final = 3600
+"""seconds that a posted time may be ahead of now: clocks differ, and a stream's watermark is as far
+behind by default"""
 
 Count = Annotated[int, Query(ge=1, le=1000, description="how many items")]
 # what fits into a request line, also where every letter is encoded as twelve
@@ -314,6 +317,9 @@ def _posts(
         assert user is not None
         assert item is not None
         time_ = now if one.timestamp is None else one.timestamp
+        if time_ > now + _AHEAD:
+            # a stream that drops repeats would take all later events for late ones
+            raise HTTPException(409, f"The timestamp {time_} is more than an hour ahead of now.")
         posted.append(Posted(user, item, rating, time_))
     if header is not None:
         return [(f"k:{header}", posted)]
