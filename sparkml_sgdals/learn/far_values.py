@@ -58,7 +58,7 @@ def limits_for(
     def learned(held: ValueRange, name: str) -> tuple[float, float] | None:
         if held.settled is not None or table is None:
             return held.range()
-        return held.range(tally_of(table, name))
+        return held.range(tally_of(pairs_once(table, name), name))
 
     ranges = state.ranges
     return Limits.of(
@@ -110,7 +110,7 @@ def prepare(
         return Prepared(table, held)
     ranges = held
     if held.rating.settled is None or held.weight.settled is None:
-        ranges = held.after(tally_of(table, "rating"), tally_of(table, "weight"))
+        ranges = _learned(held, table)
     anew = False
     far: tuple[dict[str, Any], ...] = ()
     first = held.first
@@ -121,7 +121,7 @@ def prepare(
         if out.any():
             ranges = Ranges()
             for part in (good, table):
-                ranges = ranges.after(tally_of(part, "rating"), tally_of(part, "weight"))
+                ranges = _learned(ranges, part)
             far = tuple(row for row, beyond in zip(first, out, strict=True) if beyond)
             first = tuple(row for row, beyond in zip(first, out, strict=True) if not beyond)
             anew = True
@@ -139,6 +139,28 @@ def prepare(
     if not anew:
         return Prepared(table, ranges)
     return Prepared(pa.concat_tables([again, table]), ranges, again.num_rows, far)
+
+
+def _learned(ranges: Ranges, table: pa.Table) -> Ranges:
+    """Return ranges after the rows of a table, of which each pair counts once."""
+    tallies = [tally_of(pairs_once(table, name), name) for name in ("rating", "weight")]
+    return ranges.after(*tallies)
+
+
+def pairs_once(table: pa.Table, by: str) -> pa.Table:
+    """Return one row of each pair of a table, that with the least value of a column."""
+    if by not in table.column_names:
+        return table
+    user, item = (
+        table.column(name).combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
+        for name in ("user", "item")
+    )
+    pair = user * table.num_rows + item
+    # by its value, as rows come in any order
+    order = np.lexsort((table.column(by).to_numpy(), pair))
+    first = np.ones(order.size, bool)
+    first[1:] = pair[order[1:]] != pair[order[:-1]]
+    return table if first.all() else table.take(pa.array(order[first]))
 
 
 def _as_table(rows: tuple[dict[str, Any], ...], schema: pa.Schema) -> pa.Table:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,7 @@ from sparkml_sgdals.learn.influences import FilterSide, run_influence_filter
 from sparkml_sgdals.learn.noise import expected_squares, learn_noise_factors
 from sparkml_sgdals.learn.prequential import BatchSums, judge_batch
 from sparkml_sgdals.learn.rated_lists import lists_after, memory_of_users, rank_ratings
+from sparkml_sgdals.learn.shares import counts_for_all, some_of
 from sparkml_sgdals.learn.smoothing import smooth_batch
 from sparkml_sgdals.learn.solvers import not_finite, run_filter, run_minibatches, run_sgd
 from sparkml_sgdals.learn.whole_table import settle_scale
@@ -31,6 +33,9 @@ __all__ = ["BatchReport", "learn_batch"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
+
+_SURPRISING: Final = 100.0
+"""What one rating says of noise, at most, in units of it; of real ones 25 was the most seen."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +87,12 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
     try:
         # while the scale settles factors move as a whole, which may part or join equal scores
         ranked = rank_ratings(state, ratings) if ranks else BatchSums()
-        sums, surprises = _score_before(state, ratings)
+        shared = counts_for_all(state, ratings)
+        sums, surprises = _score_before(state, ratings, shared)
         sums = sums.with_ranks(ranked)
-        first = min(SETTLING_RATINGS - state.scale.seen, len(ratings))
-        settle_scale(state, ratings.moments(max(first, 0)), first)
+        some = some_of(ratings, shared)
+        first = min(SETTLING_RATINGS - state.scale.seen, len(some))
+        settle_scale(state, some.moments(max(first, 0)), first)
         user_rows, new_users = state.users.ensure(ratings.user_ids)
         item_rows, new_items = state.items.ensure(ratings.item_ids)
         values = state.scale.standardise(ratings.values)
@@ -163,12 +170,12 @@ def _learn_rows(
 
 
 def _score_before(
-    state: ModelState, ratings: Ratings
+    state: ModelState, ratings: Ratings, counted: npt.NDArray[np.bool_] | None
 ) -> tuple[BatchSums, npt.NDArray[np.float64] | None]:
     """Return what the model and its baseline say of ratings not yet learned, against what they are.
 
-    Under `bayes` the noise variance, which only stated deviations use, learns from them too; and
-    the squared noise expected behind each, in its units, is the second, None where unknown.
+    Under `bayes` the noise variance, which only stated deviations use, learns from those `counted`;
+    and the squared noise expected behind each, in its units, is the second, None where unknown.
     """
     users = state.users.index.find(ratings.user_ids)[ratings.users]
     items = state.items.index.find(ratings.item_ids)[ratings.items]
@@ -183,13 +190,19 @@ def _score_before(
     known = variances.astype(np.float64)
     sums = judge_batch(truth, clipped, baseline, known + noise * units)
     expected = expected_squares(truth - predictions, known, noise * units)
-    surprises = expected / (state.noise * units)
-    surplus = (truth - predictions) ** 2 - variances
+    most = _SURPRISING * max(state.noise, 0.1) * units
+    surprises = np.minimum(expected, most) / (state.noise * units)
+    surplus = np.minimum((truth - predictions) ** 2 - variances, most)
     weights = ratings.weights if ratings.weights.size else np.ones(truth.size, np.float32)
+    known_weight = state.noise_weight
+    if counted is not None:
+        surplus, weights = surplus[counted], weights[counted]
+        # little is known of others' noise yet, and what somebody repeats is not to stand for it
+        known_weight = max(known_weight, SETTLING_RATINGS)
     weight = float(weights.sum(dtype=np.float64))
-    total = state.noise_weight + weight
+    total = known_weight + weight
     seen = float(np.sum(surplus * weights)) / state.scale.spread**2
     if total > 0.0:
-        state.noise = max((state.noise * state.noise_weight + seen) / total, 0.01)
-    state.noise_weight = total
+        state.noise = max((state.noise * known_weight + seen) / total, 0.01)
+    state.noise_weight += weight
     return sums, surprises

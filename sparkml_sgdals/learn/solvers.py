@@ -47,6 +47,8 @@ Rows = I32 | I64
 
 EARLIEST_STOP: Final = 3
 """The first sweep after which learning may have settled."""
+_MOST: Final = 1000.0
+"""What one id adds to a prior variance, at most, in units of that from before."""
 _CHUNKS_PER_THREAD: Final = 8
 _DIVERGED: Final = 100.0
 """a mini-batch whose squared error is this many times the variance of its ratings has diverged"""
@@ -65,7 +67,9 @@ class Side:
         """Set the prior variance of each coordinate from the rated ids: algorithm.md (6)."""
         centre = self.prior_mean[rated] if self.prior_mean.shape[0] > 1 else self.prior_mean
         apart = self.mean[rated].astype(np.float64) - centre
-        spread = np.mean(apart**2 + self.var[rated], axis=0)
+        # one id counts as so many usual ones at most
+        squares = np.minimum(apart**2 + self.var[rated], _MOST * self.prior_var[0])
+        spread = np.mean(squares, axis=0)
         self.prior_var = spread.astype(np.float32)[None, :]
 
 
@@ -97,8 +101,12 @@ def half_sweep(
     partner_var: F32,
     noise: float,
     threads: int,
+    shares: npt.NDArray[np.float64] | None = None,
 ) -> tuple[float, float]:
-    """Sweep one side in place; the weighted sums of e^2 and of V over its ratings afterwards."""
+    """Sweep one side in place; the weighted sums of e^2 and of V over its ratings afterwards.
+
+    With `shares`, shape (ids,), an id counts in these by its share.
+    """
     check_rows(layout.partners, partner_mean.shape[0], "partner")
     num_ids = side.mean.shape[0]
     partners = padded_rows(partner_mean), padded_rows(partner_var)
@@ -113,6 +121,8 @@ def half_sweep(
         )  # fmt: skip
 
     over_ids(sweep, layout, threads)
+    if shares is not None:
+        square_errors, variances = square_errors * shares, variances * shares
     return float(square_errors.sum()), float(variances.sum())
 
 

@@ -27,6 +27,7 @@ from sparkml_sgdals.learn.noise import (
     expected_after_learning,
     learn_noise_factors,
 )
+from sparkml_sgdals.learn.shares import capped_items
 from sparkml_sgdals.learn.solvers import (
     Side,
     half_sweep,
@@ -291,6 +292,11 @@ class _Work:
             return
         by_user, by_item = layouts
         rated_users, rated_items = by_user.counts() > 0, by_item.counts() > 0
+        shares = capped_items(by_item.counts(), users.mean.shape[0])
+        if shares is not None:
+            r_weights = r.weights if r.weights.size else None
+            by_id = np.bincount(r.items, r_weights, minlength=shares.size)
+            self.total_weight = float(by_id @ shares)
         influences = self.influences if self.fresh else None
         if influences is not None:
             influences.start(by_user, by_item, users, items, threads)
@@ -300,7 +306,7 @@ class _Work:
             if influences is not None:
                 influences.learn_items(by_item, users, threads)
             squares, variances = half_sweep(
-                by_item, items, users.mean, users.var, self.noise, threads
+                by_item, items, users.mean, users.var, self.noise, threads, shares
             )
             if influences is not None:
                 influences.learn_users(by_user, items, threads)

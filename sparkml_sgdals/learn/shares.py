@@ -1,0 +1,108 @@
+"""What one pair, user or item may do to what all share: scale, noise and range (no Spark).
+
+A rating is learned as often as it comes, by its own user and item. But who sends one pair again and
+again says nothing new of how ratings spread about their predictions; so for that a pair counts a
+few times a batch, and an id a few times as often as there are partners for it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sparkml_sgdals.arrays.ratings import Ratings
+from sparkml_sgdals.state.factors import FactorTable
+from sparkml_sgdals.state.model_state import ModelState
+
+__all__ = ["capped_items", "counts_for_all", "some_of"]
+
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+
+_TIMES: Final = 5
+"""How often a pair counts in a batch."""
+_A_PARTNER: Final = 2
+"""How often an id counts for each partner that there is."""
+_LEAST: Final = 10_000
+"""Ratings of an id that count in any case, where there are as many partners."""
+_SHARE: Final = 0.1
+"""Of the ratings behind the noise an id may be so large a part, beyond _LEAST."""
+
+
+def counts_for_all(state: ModelState, ratings: Ratings) -> Mask | None:
+    """Say which ratings of a batch, not learned yet, move what all ids share; None for all.
+
+    Parameters
+    ----------
+    state : ModelState
+        the model before the batch
+    ratings : Ratings
+        the batch, in the order of learning
+    """
+    counted = np.ones(len(ratings), bool)
+    code = ratings.users.astype(np.int64) * len(ratings.item_ids) + ratings.items
+    _, position, times = np.unique(code, return_inverse=True, return_counts=True)
+    if times.max(initial=0) > _TIMES:
+        counted = _number(position, counted) < _TIMES
+    if not state.partial:
+        # of a model in part in memory, how many ids there are is not known here
+        sides = (
+            (state.users, ratings.user_ids, ratings.users),
+            (state.items, ratings.item_ids, ratings.items),
+        )
+        known = [table.index.find(ids) for table, ids, _ in sides]
+        sizes = [
+            table.size + int(np.count_nonzero(rows < 0))
+            for (table, _, _), rows in zip(sides, known, strict=True)
+        ]
+        for own, other in ((0, 1), (1, 0)):
+            table, _, positions = sides[own]
+            most = min(_A_PARTNER * sizes[other], max(_LEAST, int(_SHARE * state.noise_weight)))
+            _cap(table, known[own], positions, most, counted)
+    return None if counted.all() else counted
+
+
+def _cap(table: FactorTable, rows: I64, positions: I32, most: int, counted: Mask) -> None:
+    """Let ids count up to their `most`-th rating, in place."""
+    before = np.where(rows < 0, 0, table.count[rows]) if table.size else np.zeros(rows.size, int)
+    after = before + np.bincount(positions[counted], minlength=rows.size)
+    if not np.any(after > most):
+        return
+    counted &= _number(positions, counted) + before[positions] < most
+
+
+def _number(positions: I32 | I64, counted: Mask) -> I64:
+    """How many of the ratings before each, of those counted, have the same position."""
+    number = np.zeros(positions.size, np.int64)
+    order = np.argsort(positions, kind="stable")
+    order = order[counted[order]]
+    sorted_positions = positions[order]
+    number[order] = np.arange(order.size) - np.searchsorted(sorted_positions, sorted_positions)
+    return number
+
+
+def some_of(ratings: Ratings, chosen: Mask | None) -> Ratings:
+    """Return the chosen ratings, all of them for None."""
+    if chosen is None:
+        return ratings
+    weights = ratings.weights[chosen] if ratings.weights.size else ratings.weights
+    return replace(
+        ratings, users=ratings.users[chosen], items=ratings.items[chosen],
+        values=ratings.values[chosen], weights=weights,
+    )  # fmt: skip
+
+
+def capped_items(counts: I64, users: int) -> npt.NDArray[np.float64] | None:
+    """By how much each item of a table counts in its noise, None where all count in full.
+
+    Less than in full count those with many more ratings than there are users.
+    """
+    most = _TIMES * users
+    if counts.max(initial=0) <= most:
+        return None
+    shares: npt.NDArray[np.float64] = most / np.maximum(counts, most)
+    return shares
