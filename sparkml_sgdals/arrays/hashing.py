@@ -117,10 +117,17 @@ def find_keys(keys, order, wanted):  # type: ignore[no-untyped-def]
     rows = np.full(wanted.size, -1, np.int64)
     for n in range(wanted.size):
         begins = np.int64(wanted[n] >> shift)
-        for at in range(starts[begins], starts[begins + 1]):
-            if keys[order[at]] == wanted[n]:
-                rows[n] = order[at]
-                break
+        at, end = starts[begins], starts[begins + 1]
+        last = end
+        # halved, as ids may be chosen so that their keys are not even
+        while at < end:
+            middle = (at + end) // 2
+            if keys[order[middle]] < wanted[n]:
+                at = middle + 1
+            else:
+                end = middle
+        if at < last and keys[order[at]] == wanted[n]:
+            rows[n] = order[at]
     return rows
 
 

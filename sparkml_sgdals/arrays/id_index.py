@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from typing import Any, Final
 
 import numba as nb
@@ -17,13 +18,25 @@ __all__ = ["IdIndex"]
 I64 = npt.NDArray[np.int64]
 _EMPTY: Final = -1
 _BITS: Final = {"tinyint": 8, "smallint": 16, "int": 32}
+_SALT: Final = np.uint64(secrets.randbits(64) | 1)
+"""Of this process. Keys of integers follow from them, so that somebody could choose ids that share
+their slots: multiplied by an odd number that he does not know, two of them do only by chance
+(Dietzfelbinger et al. 1997)."""
 
 
 @nb.njit(cache=True, nogil=True)
-def _find(slots, ids, keys, wanted, rows):  # type: ignore[no-untyped-def]
-    mask = np.uint64(slots.size - 1)
+def _shift_of(slots):  # type: ignore[no-untyped-def]
+    bits = 0
+    while (1 << bits) < slots.size:
+        bits += 1
+    return np.uint64(64 - bits)
+
+
+@nb.njit(cache=True, nogil=True)
+def _find(slots, salt, ids, keys, wanted, rows):  # type: ignore[no-untyped-def]
+    mask, shift = np.uint64(slots.size - 1), _shift_of(slots)
     for n in range(wanted.size):
-        slot = keys[n] & mask
+        slot = (keys[n] * salt) >> shift
         rows[n] = -1
         while slots[slot] != -1:
             if ids[slots[slot]] == wanted[n]:
@@ -33,10 +46,10 @@ def _find(slots, ids, keys, wanted, rows):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
-def _insert(slots, keys, first_row):  # type: ignore[no-untyped-def]
-    mask = np.uint64(slots.size - 1)
+def _insert(slots, salt, keys, first_row):  # type: ignore[no-untyped-def]
+    mask, shift = np.uint64(slots.size - 1), _shift_of(slots)
     for n in range(keys.size):
-        slot = keys[n] & mask
+        slot = (keys[n] * salt) >> shift
         while slots[slot] != -1:
             slot = (slot + np.uint64(1)) & mask
         slots[slot] = first_row + n
@@ -46,12 +59,14 @@ class IdIndex:
     """A growing set of ids of one kind, each with the row at which it was added.
 
     Integers live in an open-addressing table over their 64-bit keys, strings in a dict; neither
-    can confuse two ids.
+    can confuse two ids, and which slots ids share is not for those who choose them to know.
     """
 
     def __init__(self, kind: IdKind) -> None:
         self.kind: IdKind = kind
         self.size = 0
+        # kept with the slots, which another process may be given
+        self._salt = _SALT
         self._ids: I64 = np.empty(0, np.int64)
         self._slots: I64 = np.full(16, _EMPTY, np.int64)
         self._names: list[str] = []
@@ -64,7 +79,7 @@ class IdIndex:
             return np.fromiter((get(i, _EMPTY) for i in ids.to_pylist()), np.int64, len(ids))
         wanted = _int64(ids)
         rows = np.empty(wanted.size, np.int64)
-        _find(self._slots, self._ids, id_keys(ids), wanted, rows)
+        _find(self._slots, self._salt, self._ids, id_keys(ids), wanted, rows)
         return rows
 
     def add(self, ids: pa.Array) -> I64:
@@ -84,9 +99,9 @@ class IdIndex:
             if 2 * self.size > self._slots.size:
                 slots = 1 << (2 * self.size - 1).bit_length()
                 self._slots = np.full(slots, _EMPTY, np.int64)
-                _insert(self._slots, id_keys(self.ids()), 0)
+                _insert(self._slots, self._salt, id_keys(self.ids()), 0)
             else:
-                _insert(self._slots, id_keys(ids), first)
+                _insert(self._slots, self._salt, id_keys(ids), first)
         return np.arange(first, self.size)
 
     def truncate(self, size: int) -> None:
@@ -100,7 +115,7 @@ class IdIndex:
         self.size = size
         if self.kind == "int":
             self._slots[:] = _EMPTY
-            _insert(self._slots, id_keys(self.ids()), 0)
+            _insert(self._slots, self._salt, id_keys(self.ids()), 0)
 
     def ids(self, rows: I64 | None = None) -> pa.Array:
         """Return the ids of `rows`, by default of all, as an Arrow array of int64 or string."""
@@ -121,7 +136,7 @@ class IdIndex:
     def copy(self) -> IdIndex:
         """Return an independent copy."""
         twin = IdIndex(self.kind)
-        twin.size = self.size
+        twin.size, twin._salt = self.size, self._salt
         twin._ids = self._ids.copy()
         twin._slots = self._slots.copy()
         twin._names = list(self._names)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import pickle
+import subprocess
+import sys
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +17,7 @@ from building import id_array
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparkml_sgdals.arrays.hashing import find_keys, id_keys
 from sparkml_sgdals.arrays.id_index import IdIndex
 from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 
@@ -118,3 +124,54 @@ def test_empty(kind: IdKind) -> None:
         assert index.ids(np.empty(0, np.int64)).equals(nothing)
         index.add(array([index.size] if kind == "int" else [str(index.size)], kind))
     assert index.size == 2
+
+
+def unmixed(keys: np.ndarray) -> np.ndarray:
+    """Ids whose keys these are: the hash of integers turned round."""
+    z = keys.copy()
+    with np.errstate(over="ignore"):
+        for shift, factor in ((31, 0x94D049BB133111EB), (27, 0xBF58476D1CE4E5B9), (30, None)):
+            mixed = z
+            for _ in range(64 // shift + 1):
+                z = mixed ^ (z >> np.uint64(shift))
+            if factor is not None:
+                z = z * np.uint64(pow(factor, -1, 1 << 64))
+        return (z - np.uint64(0x9E3779B97F4A7C15)).view(np.int64)
+
+
+@pytest.mark.parametrize("bits", ["low", "high", "both"])
+def test_chosen_ids_take_no_longer(bits: str) -> None:
+    """Ids whose keys agree in many bits: in a table by these bits each would try them all."""
+    count = 100_000
+    numbers = np.arange(count, dtype=np.uint64)
+    keys = {
+        "low": numbers << np.uint64(40), "high": numbers,
+        "both": (numbers << np.uint64(24)) ^ np.uint64(0xABC),
+    }[bits]  # fmt: skip
+    ids = unmixed(keys)
+    assert id_keys(pa.array(ids)).tolist() == keys.tolist()
+    index, even = IdIndex("int"), IdIndex("int")
+    times = []
+    for some, known in ((even, pa.array(numbers.view(np.int64))), (index, pa.array(ids))):
+        start = time.perf_counter()
+        some.add(known)
+        assert some.find(known).tolist() == list(range(count))
+        times.append(time.perf_counter() - start)
+    # with some room for a busy machine; by the keys' own bits it is 40 seconds
+    assert times[1] < 20 * times[0] + 1
+    start = time.perf_counter()
+    assert find_keys(keys, np.argsort(keys), keys).tolist() == list(range(count))
+    assert time.perf_counter() - start < 5
+
+
+def test_slots_go_with_the_index_to_another_process() -> None:
+    index = IdIndex("int")
+    index.add(pa.array(range(100)))
+    program = (
+        "import pickle, sys, pyarrow as pa; index = pickle.load(sys.stdin.buffer); "
+        "index.add(pa.array(range(100, 300))); print(index.find(pa.array(range(300))).tolist())"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], input=pickle.dumps(index), capture_output=True, check=True
+    )
+    assert json.loads(found.stdout) == list(range(300))
