@@ -48,21 +48,18 @@ def counts_for_all(state: ModelState, ratings: Ratings) -> Mask | None:
     _, position, times = np.unique(code, return_inverse=True, return_counts=True)
     if times.max(initial=0) > _TIMES:
         counted = _number(position, counted) < _TIMES
-    if not state.partial:
-        # of a model in part in memory, how many ids there are is not known here
-        sides = (
-            (state.users, ratings.user_ids, ratings.users),
-            (state.items, ratings.item_ids, ratings.items),
-        )
-        known = [table.index.find(ids) for table, ids, _ in sides]
-        sizes = [
-            table.size + int(np.count_nonzero(rows < 0))
-            for (table, _, _), rows in zip(sides, known, strict=True)
-        ]
-        for own, other in ((0, 1), (1, 0)):
-            table, _, positions = sides[own]
-            most = min(_A_PARTNER * sizes[other], max(_LEAST, int(_SHARE * state.noise_weight)))
-            _cap(table, known[own], positions, most, counted)
+    sides = (
+        (state.users, ratings.user_ids, ratings.users),
+        (state.items, ratings.item_ids, ratings.items),
+    )
+    known = [table.index.find(ids) for table, ids, _ in sides]
+    sizes = [
+        size + int(np.count_nonzero(rows < 0)) for size, rows in zip(state.ids, known, strict=True)
+    ]
+    for own, other in ((0, 1), (1, 0)):
+        table, _, positions = sides[own]
+        most = min(_A_PARTNER * sizes[other], max(_LEAST, int(_SHARE * state.noise_weight)))
+        _cap(table, known[own], positions, most, counted)
     return None if counted.all() else counted
 
 

@@ -118,6 +118,8 @@ class ModelState:
     """observations behind `noise`"""
     partial: bool = False
     """whether there are ids beside those in memory: see `store.overlay`"""
+    known_ids: tuple[int, int] = (0, 0)
+    """users and items that there are, where `partial`"""
     events_learned: int = 0
     """of positive-only feedback: how many have been learned"""
     popularity_parts: tuple[float, ...] = ()
@@ -139,6 +141,11 @@ class ModelState:
             FactorTable(ITEM_SIDE, item_kind, settings),
             noise=settings.noise,
         )
+
+    @property
+    def ids(self) -> tuple[int, int]:
+        """Users and items that it knows, in memory or not."""
+        return self.known_ids if self.partial else (self.users.size, self.items.size)
 
     @property
     def blank(self) -> bool:

@@ -88,6 +88,7 @@ class Overlay:
         self._stopped = False
         self._ids = list(commit.ids)
         self.state.partial = sum(self._ids) > 0
+        self.state.known_ids = self._ids[0], self._ids[1]
         if base < commit.version:
             for part in store.parts(commit)[1:]:
                 for side in SIDES:
@@ -140,6 +141,7 @@ class Overlay:
             return
         self._ids = list(commit.ids)
         self.state.partial = sum(self._ids) > 0
+        self.state.known_ids = self._ids[0], self._ids[1]
         written = sum(some.size for some in rows)
         self._written += written
         self._written_since += written
