@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkml_sgdals.arrays.screening import ZERO_WEIGHT, Limits, Problems
+from sparkml_sgdals.arrays.screening import NO_LIMITS, ZERO_WEIGHT, Limits, Problems
 from sparkml_sgdals.arrays.value_range import Tally
 from sparkml_sgdals.fit.blocks.driver import train_in_blocks
 from sparkml_sgdals.fit.mini_batches import train_in_mini_batches
@@ -33,7 +33,14 @@ from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.ranges import Ranges
 from sparkml_sgdals.state.settings import Settings
 
-__all__ = ["PackedTable", "learn_packed", "learn_table", "pack_table"]
+__all__ = [
+    "PackedTable",
+    "learn_packed",
+    "learn_table",
+    "pack_for_fit",
+    "pack_screened",
+    "pack_table",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +85,7 @@ def learn_table(
         the table as packed already, not persisted
     screened : bool
         whether the table is of a stream or an update, which set aside what lies far outside the
-        ratings learned
+        ratings learned; so does a fit where ratingRange is set
 
     Returns
     -------
@@ -95,31 +102,39 @@ def learn_table(
         where the solver ran away
     """
     before = ModelState.empty(settings, *options.kinds) if prior is None else prior
-    limits = limits_for(before, options.rating_range) if screened else _given(options)
     # onto a model there may be nothing to learn
     allow_empty = allow_empty or prior is not None
-    packed = pack_table(df, options, allow_empty, cells, limits)
-    try:
-        if screened:
-            ranges = _after(before.ranges, packed.counts)
-            found = ranges.rating.range(), ranges.weight.range()
-            known = Limits.of(options.rating_range, *found)
-            if not settings.learns_events and _far_in(packed.counts, known):
-                # only now is it known what lies far outside
-                packed.release()
-                limits = known
-                packed = pack_table(df, options, allow_empty, None, limits)
-        elif not settings.learns_events:
+    if screened or options.rating_range is not None:
+        packed, limits = pack_screened(df, options, before, allow_empty, cells)
+    else:
+        packed, limits = pack_table(df, options, allow_empty, cells), NO_LIMITS
+        if not settings.learns_events:
             _warn_of_far(packed.counts, options)
+    try:
         ((state, report),) = learn_packed(packed, settings, options, (settings.max_iter,), prior)
     finally:
         packed.release()
     return state, report, packed.counts, limits
 
 
-def _given(options: FitOptions) -> Limits:
-    """Return the limits of a fit: ratingRange alone."""
-    return Limits.of(options.rating_range, None, None)
+def pack_screened(
+    df: DataFrame, options: FitOptions, before: ModelState, allow_empty: bool = False,
+    cells: DataFrame | None = None,
+) -> tuple[PackedTable, Limits]:  # fmt: skip
+    """Pack a table without what lies far outside the ratings that a model has learned, or its own.
+
+    Returns the table, and how far out a row of it might lie; raises as `learn_table` says.
+    """
+    limits = limits_for(before, options.rating_range)
+    packed = pack_table(df, options, allow_empty, cells, limits)
+    ranges = _after(before.ranges, packed.counts)
+    known = Limits.of(options.rating_range, ranges.rating.range(), ranges.weight.range())
+    if not before.settings.learns_events and _far_in(packed.counts, known):
+        # only now is it known what lies far outside
+        packed.release()
+        limits = known
+        packed = pack_table(df, options, allow_empty, None, limits)
+    return packed, limits
 
 
 def _after(ranges: Ranges, counts: PackedCounts) -> Ranges:
@@ -138,6 +153,16 @@ def _far_in(counts: PackedCounts, limits: Limits) -> Problems:
             count = counts.tallies[name].outside(*bounds)
             far |= {f"{name}: {why}": count} if count else {}
     return far
+
+
+def pack_for_fit(df: DataFrame, settings: Settings, options: FitOptions) -> PackedTable:
+    """Pack a table for a fit of it, or several."""
+    if options.rating_range is not None:
+        return pack_screened(df, options, ModelState.empty(settings, *options.kinds))[0]
+    packed = pack_table(df, options)
+    if not settings.learns_events:
+        _warn_of_far(packed.counts, options)
+    return packed
 
 
 def _warn_of_far(counts: PackedCounts, options: FitOptions) -> None:
@@ -159,14 +184,13 @@ def pack_table(
     options: FitOptions,
     allow_empty: bool = False,
     cells: DataFrame | None = None,
-    limits: Limits | None = None,
+    limits: Limits = NO_LIMITS,
 ) -> PackedTable:
     """Select, check, pack and count a table; raises as `learn_table` says."""
     clock = time.perf_counter()
     ratings = select_ratings(df, options.columns, options.kinds)
     if cells is None:
-        keep = options.handle_invalid == "keep"
-        cells = pack(ratings, keep, _given(options) if limits is None else limits)
+        cells = pack(ratings, options.handle_invalid == "keep", limits)
     with batches_by_rows(df.sparkSession):
         cells = cells.persist()
         try:

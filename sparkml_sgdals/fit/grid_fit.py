@@ -11,7 +11,7 @@ from pyspark.sql import DataFrame
 
 from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.errors import DivergenceError
-from sparkml_sgdals.fit.fitting import PackedTable, learn_packed, pack_table
+from sparkml_sgdals.fit.fitting import PackedTable, learn_packed, pack_for_fit
 from sparkml_sgdals.fit.plan import FitOptions, Trained
 from sparkml_sgdals.ingest.columns import RatingColumns
 from sparkml_sgdals.state.settings import Settings
@@ -73,7 +73,7 @@ class GridFit:
         group = [i for i in self._waiting if self._points[i].learning() == point.learning()]
         try:
             if packing not in self._packed:
-                self._packed[packing] = pack_table(self._df, point.options)
+                self._packed[packing] = pack_for_fit(self._df, point.settings, point.options)
             try:
                 self._learn(group)
             except DivergenceError:

@@ -90,6 +90,11 @@ class Prepared:
     again: int | None = None
     far: tuple[dict[str, Any], ...] = ()
 
+    @property
+    def earlier(self) -> int | None:
+        """How many rows of earlier batches are no longer learned as they were; None as `again`."""
+        return None if self.again is None else self.again + len(self.far)
+
 
 def prepare(
     state: ModelState, table: pa.Table, given: tuple[float, float] | None = None

@@ -13,13 +13,14 @@ from pyspark.ml.param import Param
 from pyspark.ml.util import DefaultParamsReadable, DefaultParamsWritable, MLWriter
 from pyspark.sql import DataFrame
 
-from sparkml_sgdals.arrays.screening import Limits
+from sparkml_sgdals.arrays.screening import NO_LIMITS
 from sparkml_sgdals.fit.fitting import learn_table
 from sparkml_sgdals.fit.grid_fit import GridFit, GridPoint
 from sparkml_sgdals.fit.plan import TrainingReport
 from sparkml_sgdals.ingest.columns import id_kind, id_type_name
 from sparkml_sgdals.ingest.frames import Table, as_stream, as_table
 from sparkml_sgdals.ingest.parquet import pack_parquet
+from sparkml_sgdals.learn.far_values import limits_for
 from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
 from sparkml_sgdals.ml.model import StreamingBiasedALSModel
 from sparkml_sgdals.ml.persistence import EstimatorReader, EstimatorWriter
@@ -292,7 +293,9 @@ class StreamingBiasedALS(
         settings = self.settings(table=True)
         options = fit_options(self, kinds, self.getHandleInvalid(), settings)
         keep = options.handle_invalid == "keep"
-        limits = Limits.of(options.rating_range, None, None)
+        limits = NO_LIMITS
+        if options.rating_range is not None:
+            limits = limits_for(ModelState.empty(settings, *kinds), options.rating_range)
         cells = pack_parquet(dataset, full_path(path), options.columns, kinds, keep, limits)
         state, report, *_ = learn_table(dataset, settings, options, cells=cells)
         return self._model(state, id_types, report)

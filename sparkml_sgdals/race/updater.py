@@ -221,7 +221,7 @@ class RaceUpdater(BatchUpdater):
                 name = f"race/{version:012d}-{uuid.uuid4().hex[:8]}.parquet"
                 log = [*log, store.write_table(name, table)]
                 store.sync("race")
-        learned = LearnedBatch.of(collected, ratings, shown, ready.again)
+        learned = LearnedBatch.of(collected, ratings, shown, ready.earlier)
         if led != race.leader or reports.get(led) is None or fresh:
             # the path goes on with another model
             learned = replace(learned, rows=None)

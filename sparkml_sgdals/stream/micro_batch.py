@@ -324,14 +324,15 @@ class LearnedBatch:
 
     @classmethod
     def of(
-        cls, collected: Collected, ratings: Ratings, report: BatchReport, again: int | None = None
+        cls, collected: Collected, ratings: Ratings, report: BatchReport, earlier: int | None = None
     ) -> LearnedBatch:
-        """Of a collected batch, encoded as `ratings`, that was learned, with `again` earlier rows.
+        """Of a collected batch, encoded as `ratings`, that was learned.
 
-        None of these where the model went on.
+        In the place of so many `earlier` rows, of which some may be among them; None where the
+        model went on.
         """
         return cls(
-            ratings=report.ratings - (again or 0),
+            ratings=report.ratings - (earlier or 0),
             bad_rows=collected.bad_rows,
             problems=collected.problems,
             invalid=collected.invalid,
@@ -340,7 +341,7 @@ class LearnedBatch:
             users=len(ratings.user_ids),
             items=len(ratings.item_ids),
             sums=report.sums,
-            rows=(report.user_rows, report.item_rows) if again is None else None,
+            rows=(report.user_rows, report.item_rows) if earlier is None else None,
         )
 
 
@@ -390,7 +391,7 @@ def learn_collected(
             state.restore(kept)
         raise
     state.ranges = ready.ranges
-    return LearnedBatch.of(collected, ratings, report, ready.again)
+    return LearnedBatch.of(collected, ratings, report, ready.earlier)
 
 
 def with_set_aside(

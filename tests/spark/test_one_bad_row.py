@@ -109,6 +109,7 @@ class TestStream:
         assert is_remote() or "ratingCol 'rating' is more than ten widths outside" in caplog.text
         metrics = job.metrics()
         assert metrics.invalid.sum() == metrics.outside.sum() == 1
+        assert metrics.ratings.sum() == 1000
         assert metrics.faults.notna().sum() == 1
         assert metrics.faults.dropna().iloc[0].startswith("rating: more than ten widths outside")
         (row,) = set_aside(path)

@@ -16,7 +16,7 @@ from pyspark.ml.tuning import (
 from pyspark.sql import functions as F
 
 from sparkml_sgdals import DivergenceError, StreamingBiasedALS
-from sparkml_sgdals.fit.fitting import pack_table
+from sparkml_sgdals.fit.fitting import pack_for_fit
 from sparkml_sgdals.fit.progress import read_progress
 
 BY = ["user", "item", "time", "rating"]
@@ -140,10 +140,10 @@ class TestGrid:
         packed = []
 
         def count(*args):
-            packed.append(pack_table(*args))
+            packed.append(pack_for_fit(*args))
             return packed[-1]
 
-        monkeypatch.setattr("sparkml_sgdals.fit.grid_fit.pack_table", count)
+        monkeypatch.setattr("sparkml_sgdals.fit.grid_fit.pack_for_fit", count)
         models = als.fitMultiple(ratings, grid)
         next(models)
         assert packed[0].cells.storageLevel.useMemory
