@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sparkml_sgdals.kernels.topn import top_n
+from sparkml_sgdals.kernels.events.judges import FLOOR, NEVER
+from sparkml_sgdals.kernels.topn import Tastes, top_n
 
 
 @given(
@@ -44,3 +45,27 @@ def test_positions_outside_the_candidates_are_refused():
     excluded = (np.array([0, 1]), np.array([3], np.int32))
     with pytest.raises(IndexError, match="outside the 3 candidates"):
         top_n(np.ones((1, 1), np.float32), np.ones((1, 3), np.float32), 1, excluded)
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 1500), st.integers(0, 40), st.booleans())
+def test_two_judges_and_candidates_that_are_none(seed, total, padding, known):
+    """The logarithm of both judgements orders them; a score of -inf is padding, never found."""
+    rng = np.random.default_rng(seed)
+    left, right = rng.normal(0, 1, (2, 3)), rng.normal(0, 1, (3, total + padding))
+    left, right = left.astype(np.float32), right.astype(np.float32)
+    left[:, 2] = 1.0
+    right[2, total:] = -np.inf
+    right[:2, total:] = 0.0
+    queries = rng.normal(0, 1, (2, 4)).astype(np.float32)
+    queries[:, 0] = 0.3 if known else NEVER
+    table = rng.normal(0, 1, (4, total + padding)).astype(np.float32)
+    best, scores = top_n(left, right, total + padding, tastes=Tastes(queries, table))
+    products = queries[:, 1:].astype(float) @ table[1:, :total]
+    soft = (products + np.sqrt(products**2 + 4 * float(FLOOR) ** 2)) / 2
+    weights = np.exp(queries[:, :1].astype(float) + table[0, :total])
+    expected = np.log(np.exp(left.astype(float) @ right[:, :total]) + weights * soft)
+    for q in range(2):
+        found = best[q][best[q] >= 0]
+        assert sorted(found.tolist()) == list(range(total))
+        np.testing.assert_allclose(scores[q, :total], expected[q, found], atol=1e-4)
+        assert (np.diff(scores[q, :total]) <= 0).all()

@@ -178,3 +178,18 @@ def test_what_a_model_stores_is_what_it_always_stored() -> None:
         "float, count bigint, prior_mean array<float>, influence array<float>, evidence float, "
         "noise_factor float, taste array<float>"
     )
+
+
+@pytest.mark.parametrize("ids", [IDS, []])
+def test_a_column_that_spark_reads_as_nulls_is_one_that_a_file_lacks(ids: list[int]) -> None:
+    """Where it has no numbers; where it has some it is missing, and numbers too many are named."""
+    column, nothing = FactorColumns.taste, pa.list_(pa.float32())
+    nulls = pa.table({"taste": pa.nulls(len(ids), nothing)})
+    assert column.from_arrow(nulls, SETTINGS).shape == (len(ids), 0)
+    if ids:
+        fitted = settings_of(rank=2, learns_events=True, num_negatives=2, table_rank=3)
+        with pytest.raises(ValueError, match=r"'taste' holds 0 numbers .* expected 4 each"):
+            column.from_arrow(nulls, fitted)
+        some = pa.table({"taste": pa.array([[1.0]] + [None] * (len(ids) - 1), nothing)})
+        with pytest.raises(ValueError, match=r"'taste' holds 1 numbers .* expected 0 each"):
+            column.from_arrow(some, SETTINGS)
