@@ -36,9 +36,16 @@ def events(made, count, first=0):
     return pa.Table.from_pandas(table.assign(rating=np.float32(1.0)), preserve_index=False)
 
 
-def fitted(timed, count=700):
+def fitted(timed, count=700, more=()):
+    """Makes a model of so many events and the pairs `more`."""
+
     def start(made):
-        ratings = replace(encode_ratings(events(made, count)), timed=timed)
+        table = events(made, count)
+        if more:
+            table = pa.concat_tables(
+                [table, made.table(*zip(*more, strict=True), [1.0] * len(more))]
+            )
+        ratings = replace(encode_ratings(table), timed=timed)
         blank = ModelState.empty(made.settings, *made.kinds)
         ((state, _),) = fit_events(blank, ratings, [made.settings.max_iter], 1, lambda *_: None)
         assert table_alone(state) is not timed
@@ -273,6 +280,18 @@ class TestWhy:
             last = set(person.done[-8:].tolist())
             for row in range(30):
                 assert {one.row for one in event_shares(model, person, row)} in (set(), last)
+
+    def test_one_done_twice_and_one_done_since_are_told_apart(self, modeler, follow, timed):
+        start = fitted(timed, more=[(70, 3), (70, 3), (70, 9)])
+        made = modeler(settings=SETTINGS, start=start)
+        made.learn(made.table([70], [12], [1.0]))
+        with follow(made).reading() as model:
+            person = person_of(model, made.key(0, 70))
+            assert person.done.size == person.fitted == 3
+            for row in range(30):
+                shares = event_shares(model, person, row)
+                context = model.events.context(person.done)[1] @ model.items.mean[row, 1:]
+                assert sorted(one.share for one in shares) in ([], sorted(context.tolist()))
 
     def test_sentences(self, made, serving):
         run = serving(made)

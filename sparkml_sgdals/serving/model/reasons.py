@@ -124,7 +124,7 @@ def _table_shares(model: ServedModel, person: Person, row: int) -> list[Share]:
     U solves A U = sum_t P_t over what was done, so it is the sum of P_y' A^-1 P_t.
     """
     done = person.done
-    if done is None or done.size != person.fitted:
+    if done is None or not done.size == person.fitted == person.count:
         # what came since, or more than once, the table does not tell apart
         return []
     tastes = model.items.taste
