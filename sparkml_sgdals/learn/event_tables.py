@@ -83,22 +83,31 @@ def fit_events(
     """
     wanted = sorted(stops)
     kept: list[tuple[ModelState, list[float]]] = []
-    if 0 in wanted:
+    fresh = state.blank
+    for _ in range(wanted.count(0)):
         filtered = caught_up(state)
         learn_events(filtered, ratings)
         kept.append((filtered, []))
-    if wanted[-1] == 0:
         progress(1, math.nan)
-        return kept * len(wanted)
+    if wanted[-1] == 0:
+        return _each_with_its_stop(kept, wanted) if fresh else kept
     own = caught_up(state) if ratings.timed else state.copy()
     fit = _Fit.of(own, ratings)
     sweeps = partial(fit.sweep, [stop for stop in wanted if stop], threads, progress)
     filters = ratings.timed or own.events_learned > 0
     results, _ = run_all([sweeps, partial(_filter, own, ratings, filters)], threads)
-    for factors, history in results:
-        target = own if factors is results[-1][0] else own.copy()
+    for number, (factors, history) in enumerate(results, 1):
+        target = own if number == len(results) else own.copy()
         fit.put_into(target, factors)
         kept.append((target, history))
+    return _each_with_its_stop(kept, wanted) if fresh else kept
+
+
+def _each_with_its_stop(
+    kept: list[tuple[ModelState, list[float]]], stops: list[int]
+) -> list[tuple[ModelState, list[float]]]:
+    for (state, _), stop in zip(kept, stops, strict=True):
+        state.settings = replace(state.settings, max_iter=stop)
     return kept
 
 

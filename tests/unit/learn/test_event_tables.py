@@ -107,6 +107,7 @@ def test_each_stop_is_a_fit_of_so_many_sweeps(times):
         own = replace(SETTINGS, max_iter=stop)
         ((alone, single),) = fit_stops(ratings, ModelState.empty(own, "int", "int"), [stop], 1)
         assert history == single
+        assert state.settings == alone.settings == own
         assert state.fingerprint() == alone.fingerprint()
 
 
