@@ -80,14 +80,17 @@ class _Train:
         ratings = encode_ratings(table, threads)
         del tables, table
         encoded = time.perf_counter()
-        passes = 1 if settings.learns_events else max(self.stops)
+        passes = max(self.stops)
+        if settings.learns_events:
+            # what learns them one by one takes one pass
+            passes = max(passes, 1) if settings.fits_events else 1
         note = TaskProgress(self.progress_path, 0, 1 + passes)
         note.write(1, None)
         kept = fit_stops(
             ratings, state, self.stops, threads, lambda number, rmse: note.write(1 + number, rmse)
         )
         history = kept[-1][1]
-        if len(history) < passes and not settings.learns_events:
+        if len(history) < passes and (history or not settings.learns_events):
             # it settled: these were all the steps
             note = replace(note, total=1 + len(history))
             note.write(note.total, history[-1] if history else None)

@@ -212,9 +212,19 @@ class TestProgress:
 
     def test_events_take_one_pass(self, als, ratings, tmp_path):
         path = str(tmp_path / "progress")
-        als = als.copy({als.progressPath: path, als.implicitPrefs: True})
+        als = als.copy({als.progressPath: path, als.implicitPrefs: True, als.solver: "isgd"})
         als.fit(ratings)
         assert read_progress(path) == (2, 2, None)
+
+    def test_a_table_of_events_takes_sweeps(self, als, ratings, tmp_path):
+        path = str(tmp_path / "progress")
+        als = als.copy({als.progressPath: path, als.implicitPrefs: True, als.maxIter: 9})
+        for tol in (0.0, 0.9):
+            summary = als.copy({als.tol: tol}).fit(ratings).summary
+            done, total, noted = read_progress(path)
+            assert done == total == 1 + summary.totalIterations
+            assert (total < 10) == (tol > 0)
+            assert 0 < noted < 1
 
     def test_a_bar(self, als, ratings, capsys):
         als.copy({als.showProgress: True, als.maxIter: 2}).fit(ratings)
