@@ -155,6 +155,7 @@ class Predictor:
             var = np.where(rows[:, None] >= 0, known, prior).astype(np.float32)
         queries, own = query_products(mean.astype(np.float32), var)
         order, ids, factors, other = self._candidates
+        tastes = self._tastes
         best, scores = top_n(
             queries,
             factors,
@@ -162,7 +163,7 @@ class Predictor:
             None if exclude is None else self._excluded(exclude, order),
             None if own is None else (own, other),
             sign,
-            Tastes.of(taste, state.items.taste[order]),
+            None if tastes is None else Tastes(taste, tastes),
         )
         found = best >= 0
         values = scores[found].astype(np.float64) * state.scale.spread + state.scale.mean
@@ -192,6 +193,12 @@ class Predictor:
         )
         nothing = np.empty((0, order.size), np.float32)
         return order, ids.take(pa.array(order)), factors, nothing if other is None else other
+
+    @cached_property
+    def _tastes(self) -> F32 | None:
+        """What a fitted table says of the items, as `Tastes.candidates`; None without one."""
+        taste = self._state.items.taste
+        return np.ascontiguousarray(taste[self._candidates[0]].T) if taste.shape[1] else None
 
     def _sign(self, rank_by: str) -> int:
         if rank_by not in _SIGNS:

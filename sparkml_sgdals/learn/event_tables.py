@@ -246,13 +246,17 @@ def folded_in(
 
 
 def chosen_lambdas(
-    state: ModelState, settings: Settings, choose: Callable[[], float]
+    state: ModelState, settings: Settings, choose: Callable[[], float], again: bool = False
 ) -> tuple[float, float]:
-    """Lambda of users and of items: what is set, else that of the model, else what is chosen."""
+    """Lambda of users and of items: what is set, else that of the model, else what is chosen.
+
+    With `again` it is chosen though the model has one.
+    """
     lams = settings.regs[2], settings.regs[3]
     if CHOSEN not in lams:
         return lams
-    found = state.regularisation if any(state.regularisation) else (choose(),) * 2
+    kept = any(state.regularisation) and not again
+    found = state.regularisation if kept else (choose(),) * 2
     return (
         found[0] if lams[0] == CHOSEN else lams[0],
         found[1] if lams[1] == CHOSEN else lams[1],
@@ -344,15 +348,19 @@ class _Fit:
         """Fit; the factors and the roots of mean squared errors at each stop."""
         settings, table = self.settings, self.table
         state = self.state
-        lams = chosen_lambdas(state, settings, lambda: self.chosen(threads))
+        # what a smaller table said of lambda is worth less than what this one says
+        again = len(table) > self.counts[0].sum()
+        lams = chosen_lambdas(state, settings, lambda: self.chosen(threads), again)
         state.regularisation = lams
         total = float(table.weights.sum(dtype=np.float64)) if table.weights.size else len(table)
-        factors = self.start.copy()
+        priors = self._priors()
+        # a large model is not held twice
+        factors = self.start if priors is None else self.start.copy()
         losses: list[float] = []
         history: list[float] = []
         found: list[tuple[Factors, list[float]]] = []
         steps = fit_table(
-            table, factors, lams, settings.unobserved_weight, stops[-1], threads, self._priors()
+            table, factors, lams, settings.unobserved_weight, stops[-1], threads, priors
         )
         for number, (loss, errors) in enumerate(steps, 1):
             losses.append(loss)

@@ -61,6 +61,9 @@ _TRIED_RANK: Final = 64
 MOST_CHOOSING: Final = 2_000_000
 """a regularisation is chosen on as many users as have about so many events: their share of the
 table changes neither side's equations but for a common factor"""
+_VANISHED: Final = 0.98
+"""share of the events' weight in their squared errors from which on factors are going to 0: their
+order may still be right, and says nothing once they are there"""
 _LEAST_JUDGED: Final = 4096
 _JUDGED_SCORES: Final = 8
 """scores that judging may take, an event of the table, where more than _LEAST_JUDGED are held"""
@@ -259,7 +262,7 @@ def choose_regularisation(
     A twentieth of the events is held out. Values 1.5 apart are tried, each by a few sweeps from the
     start, from one that follows from the sizes in the direction in which the mean of
     1 / log2(1 + rank) of the events held out rises; the answer is where the parabola through the
-    best and its neighbours, over log lambda, is highest.
+    best and its neighbours, over log lambda, is highest. Values under which factors vanish are out.
 
     Parameters
     ----------
@@ -292,18 +295,22 @@ def choose_regularisation(
         if number not in values:
             factors = start.copy()
             lam = first * _STEP**number
-            for _ in fit_table(learned, factors, (lam, lam), unobserved, _TRIED_SWEEPS, threads):
-                pass
-            values[number] = judge.mean(factors, threads)
+            sweeps = fit_table(learned, factors, (lam, lam), unobserved, _TRIED_SWEEPS, threads)
+            errors = [errors for _, errors in sweeps][-1]
+            values[number] = judge.mean(factors, threads) if errors < _VANISHED * total else -1.0
         return values[number]
 
-    best = max((0, 1, -1), key=tried)
+    total = float(learned.weights.sum(dtype=np.float64)) if learned.weights.size else len(learned)
+    best = 0
+    while tried(best) < 0.0 and len(values) < _MOST_TRIED:
+        best -= 1
+    best = max((best, best + 1, best - 1), key=tried)
     while len(values) < _MOST_TRIED:
         higher = max((best, best + 1, best - 1), key=tried)
         if higher == best:
             break
         best = higher
-    if best - 1 in values and best + 1 in values:
+    if min(values.get(best - 1, -1.0), values.get(best + 1, -1.0)) >= 0.0:
         low, top, high = values[best - 1], values[best], values[best + 1]
         bend = low - 2 * top + high
         return float(first * _STEP ** (best + ((low - high) / (2 * bend) if bend < 0 else 0.0)))

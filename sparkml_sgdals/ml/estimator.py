@@ -97,7 +97,7 @@ class StreamingBiasedALS(
         streams and updates set aside what lies more than ten widths outside the ratings that they
         have learned, and a fit warns of it
     regParam : float, default 0.1
-        every lambda of 'sgd' and 'minibatch' at once; 'bayes' shrinks by its variances instead; at
+        every lambda of 'sgd' and 'minibatch' at once; 'bayes' shrinks ratings by its variances; at
         least 0; default under implicitPrefs -1.0, which is: chosen from the table, on events held
         out; with 'isgd' under implicitPrefs 0.01
     userBiasRegParam : float | None, default None
@@ -109,7 +109,7 @@ class StreamingBiasedALS(
     itemFactorRegParam : float | None, default None
         lambda of item features, for regParam; None: as regParam; at least 0
     stepSize : float, default 0.01
-        step size of 'sgd' and 'minibatch'; above 0; default under implicitPrefs 0.05
+        step size of 'sgd' and 'minibatch'; above 0; with 'isgd' default under implicitPrefs 0.05
     blockSize : int, default 10_000
         ratings of one mini-batch of 'minibatch'; at least 1
     biasPriorVariance : float, default 0.2
@@ -122,7 +122,8 @@ class StreamingBiasedALS(
         variance of a rating about its prediction while filtering, in units of the spread of ratings
         squared; above 0
     initStd : float, default 0.05
-        standard deviation of a new id's features; at least 0; default under implicitPrefs 0.1
+        standard deviation of a new id's features, but in a table of events; at least 0; with 'isgd'
+        default under implicitPrefs 0.1
     drift : float, default 0.0
         variance added to every coordinate that a rating touches, so that tastes may move; at
         least 0

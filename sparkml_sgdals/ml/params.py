@@ -208,7 +208,7 @@ class LearningParams(
     )
     regParam: Param[float] = param(
         "regParam",
-        "every lambda of 'sgd' and 'minibatch' at once; 'bayes' shrinks by its variances instead.",
+        "every lambda of 'sgd' and 'minibatch' at once; 'bayes' shrinks ratings by its variances.",
         non_negative("regParam"),
     )
     userBiasRegParam: Param[float] = param(

@@ -183,6 +183,11 @@ class RankingMethods:
         candidates, _, other, other_type = self._side("item" if side == "user" else "user")
         state = self._scoring_state()
         ranking = Ranking.of(state, count, rank_by, self.getClipPredictions())
+        if ranking.sign and self._state.settings.learns_events:
+            raise ValueError(
+                f"rankBy={rank_by!r} needs deviations of ratings, and this model was learned from "
+                "events (implicitPrefs=True): rank by 'prediction'."
+            )
         subset = None if dataset is None else self._subset(dataset, side)
         spark = dataset.sparkSession if is_spark(dataset) else self._session()
         pairs = self._seen(seen, side)

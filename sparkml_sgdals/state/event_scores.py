@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from sparkml_sgdals.arrays.hashing import USER_SIDE, find_keys, id_keys
 from sparkml_sgdals.kernels.events.filter import CONTEXT_DECAY, CONTEXT_ITEMS
-from sparkml_sgdals.kernels.events.judges import NEVER, judge_sums, mix_pairs
+from sparkml_sgdals.kernels.events.judges import LEAST_SHARE, NEVER, judge_sums, mix_pairs
 from sparkml_sgdals.state.columns import FactorColumns
 from sparkml_sgdals.state.event_memory import HALF_LIVES, ItemMemory, UserMemory
 from sparkml_sgdals.state.factors import FactorTable
@@ -174,7 +174,7 @@ class Anchors:
             shares = np.diff(total, prepend=0.0)[places] / total[-1]
             rows, weights = ordered[places], -np.log(shares * _ANCHORS).astype(np.float32)
         self._alone = table_alone(state)
-        self._share = min(max(state.filter_share, 1e-6), 1.0 - 1e-6)
+        self._share = min(max(state.filter_share, LEAST_SHARE), 1.0 - LEAST_SHARE)
         self._features = np.ascontiguousarray(items.mean[rows, 1:])
         self._tastes = np.ascontiguousarray(items.taste[rows, 1:])
         self._biases = biases[rows] + weights

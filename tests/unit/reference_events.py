@@ -142,10 +142,14 @@ def isgd(users, items, user_mean, item_mean, step, regs, negatives=0, queue=()):
 def least_squares_half(events, factors, partners, unobserved, regs, before=None, pulls=None):
     """Half a sweep of coordinate descent over all pairs, written from the loss.
 
-    `events` are rows (own, partner, target, weight); returns the new factors, float64.
+    `events` are rows (own, partner, target, weight); returns the new factors, float64. What was
+    fitted `before` takes the place of 0 in all that does not come from events.
     """
     new = np.array(factors, np.float64)
     other = np.array(partners, np.float64)
+    centre = np.zeros_like(new) if before is None else np.array(before, np.float64)
+    drawn = np.zeros(len(new)) if pulls is None else np.array(pulls, np.float64)
+    centre[drawn == 0.0] = 0.0
     for x in range(len(new)):
         own = [row for row in events if row[0] == x]
         if not own:
@@ -157,13 +161,12 @@ def least_squares_half(events, factors, partners, unobserved, regs, before=None,
                 top += weight * (target - rest) * other[y, f]
                 bottom += weight * other[y, f] ** 2
             for y in range(len(other)):
-                rest = new[x] @ other[y] - new[x, f] * other[y, f]
+                apart = (new[x] - centre[x]) @ other[y]
+                rest = apart - new[x, f] * other[y, f]
                 top -= unobserved * rest * other[y, f]
                 bottom += unobserved * other[y, f] ** 2
-            bottom += regs[x]
-            if before is not None:
-                top += pulls[x] * before[x, f]
-                bottom += pulls[x]
+            top += (regs[x] + drawn[x]) * centre[x, f]
+            bottom += regs[x] + drawn[x]
             if bottom > 0.0:
                 new[x, f] = top / bottom
     return new

@@ -18,6 +18,7 @@ from sparkml_sgdals.kernels.checks import FAST
 
 __all__ = [
     "FLOOR",
+    "LEAST_SHARE",
     "NEVER",
     "SHARE_RATE",
     "believed",
@@ -30,6 +31,10 @@ __all__ = [
 
 NEVER: Final = np.float32(-1e30)
 """the logarithm of a weight of 0, which can be added to"""
+LEAST_SHARE: Final = 0.001
+"""of either judge, so that one that was worse for long is heard again once it is better"""
+_HIGHEST: Final = np.float32(80.0)
+"""exponent of a float32"""
 SHARE_RATE: Final = 0.01
 """how far an event moves the share in which the filter is believed"""
 FLOOR: Final = np.float32(0.01)
@@ -51,9 +56,9 @@ def mixed(score, product, offset):  # type: ignore[no-untyped-def]
     """Return exp(s) + exp(o) soft(t), float32, which rises with the judgement of both."""
     own = np.float32(0.0)
     if score > NEVER / np.float32(2.0):
-        own = np.float32(math.exp(score))
+        own = np.float32(math.exp(min(score, _HIGHEST)))
     if offset > NEVER / np.float32(2.0):
-        own += np.float32(math.exp(offset)) * soft(product)
+        own += np.float32(math.exp(min(offset, _HIGHEST))) * soft(product)
     return own
 
 
@@ -72,13 +77,22 @@ def judge_sums(features, tastes, items, item_tastes, biases, bases, sums):  # ty
     sums
         float64, shape (2, n), out
     """
+    scores = np.empty(items.shape[0], np.float32)
+    highest_base = np.float32(-np.inf)
+    for y in range(items.shape[0]):
+        highest_base = max(highest_base, bases[y])
     for x in range(features.shape[0]):
         own, other = 0.0, 0.0
+        highest = np.float32(-np.inf)
         for y in range(items.shape[0]):
             score = biases[y]
             for f in range(items.shape[1]):
                 score += features[x, f] * items[y, f]
-            own += math.exp(score)
+            scores[y] = score
+            highest = max(highest, score)
+        for y in range(items.shape[0]):
+            # from the highest one on, as a float32 holds no exponential above e^88
+            own += math.exp(scores[y] - highest)
             product = np.float32(0.0)
             for f in range(item_tastes.shape[1]):
                 product += tastes[x, f] * item_tastes[y, f]
@@ -86,9 +100,9 @@ def judge_sums(features, tastes, items, item_tastes, biases, bases, sums):  # ty
             value = np.float32(2.0) * FLOOR * FLOOR / (root - product)
             if product > np.float32(0.0):
                 value = np.float32(0.5) * (product + root)
-            other += math.exp(bases[y]) * value
-        sums[0, x] = math.log(max(own, 1e-300))
-        sums[1, x] = math.log(max(other, 1e-300))
+            other += math.exp(bases[y] - highest_base) * np.float64(value)
+        sums[0, x] = np.float64(highest) + math.log(max(own, 1e-300))
+        sums[1, x] = np.float64(highest_base) + math.log(max(other, 1e-300))
 
 
 @nb.njit(cache=True, nogil=True)
@@ -135,8 +149,9 @@ def pair_probabilities(scores, products, bases, sums):  # type: ignore[no-untype
     """
     found = np.empty((2, scores.size))
     for n in range(scores.size):
-        found[0, n] = math.exp(scores[n] - sums[0, n])
-        found[1, n] = math.exp(bases[n] - sums[1, n]) * soft(products[n])
+        # above 1 only where sums are of some items, and this one is none of them
+        found[0, n] = math.exp(min(scores[n] - sums[0, n], 0.0))
+        found[1, n] = min(math.exp(min(bases[n] - sums[1, n], 700.0)) * soft(products[n]), 1.0)
     return found
 
 
@@ -155,4 +170,5 @@ def believed(share, ours, theirs):  # type: ignore[no-untyped-def]
         total = share * ours[n] + (1.0 - share) * theirs[n]
         if total > 0.0:
             share += SHARE_RATE * (share * ours[n] / total - share)
+            share = min(max(share, LEAST_SHARE), 1.0 - LEAST_SHARE)
     return share

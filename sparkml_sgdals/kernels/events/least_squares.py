@@ -60,9 +60,10 @@ def descend_ids(  # type: ignore[no-untyped-def]
     regs
         float32, shape (ids,), l_x
     before
-        float32, as `factors`: what the ids are drawn to besides 0; shape (0, wide) for nothing
+        float32, as `factors`: what the ids were fitted to before, which takes the place of 0 in
+        what shrinks them and in the sum over all pairs; shape (0, wide) for nothing
     pulls
-        float32, shape (ids,), how strongly
+        float32, shape (ids,), how strongly they are drawn there besides; 0 for ids without a before
     square_errors
         float64, shape (ids,), out: sum over an id's events of c (p - U . P)^2 after the update
 
@@ -126,6 +127,7 @@ def descend_ids(  # type: ignore[no-untyped-def]
             for t in range(0, count, LANES):
                 store(errors, t, load(errors, t) - m * load(columns, f * stride + t))
         change, last_column = zero, np.int64(0)
+        known = drawn and pulls[x] > zero
         for f in range(wide):
             own = squares[f, f]
             if own <= zero:
@@ -141,15 +143,19 @@ def descend_ids(  # type: ignore[no-untyped-def]
                 lengths += values * values
             crossed = fill(zero)
             for g in range(0, wide, LANES):
-                crossed += load(squares, f * wide + g) * load(factors, x * wide + g)
+                apart = load(factors, x * wide + g)
+                if known:
+                    apart -= load(before, x * wide + g)
+                crossed += load(squares, f * wide + g) * apart
             old = factors[x, f]
-            length, pull, towards = summed(lengths), zero, zero
-            if drawn:
-                pull = pulls[x]
-                towards = pull * before[x, f]
-            moment = summed(moments) + length * old + towards
-            moment -= unobserved * (summed(crossed) - own * old)
-            new = moment / (regs[x] + length + unobserved * own + pull)
+            length, centre, pull = summed(lengths), zero, zero
+            if known:
+                centre, pull = before[x, f], pulls[x]
+            # what holds all coordinates at the centre, but for this one's own part of it
+            held = regs[x] + unobserved * own + pull
+            moment = summed(moments) + length * old + held * centre
+            moment -= unobserved * (summed(crossed) - own * (old - centre))
+            new = moment / (length + held)
             change, last_column = new - old, column
             factors[x, f] = new
         sums = fill(zero)

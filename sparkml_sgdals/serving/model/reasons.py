@@ -24,6 +24,8 @@ __all__ = ["Share", "event_sentence", "event_shares", "event_terms", "sentence",
 
 _TELLING: Final = 0.005
 """a share that would show in two digits"""
+_TOLD: Final = 0.1
+"""how far, of the whole, the shares of a table's judgement may be from it to be told"""
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
@@ -134,7 +136,12 @@ def _table_shares(model: ServedModel, person: Person, row: int) -> list[Share]:
         model.candidates.squares(), int(np.count_nonzero(tastes[:, 0])),
     )  # fmt: skip
     towards = np.linalg.solve(system, tastes[row, 1:].astype(np.float64))
-    return _ordered(done, features @ towards)
+    shares = features @ towards
+    product = float(person.taste[1:] @ tastes[row, 1:])
+    if abs(float(shares.sum()) - product) > _TOLD * max(abs(product), _TOLD):
+        # events that weighed more or less than 1, which is not remembered
+        return []
+    return _ordered(done, shares)
 
 
 def event_terms(model: ServedModel, person: Person, row: int) -> list[Term]:

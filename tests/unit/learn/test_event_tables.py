@@ -222,6 +222,40 @@ def test_a_further_table_does_not_forget_the_first():
     assert events == len(users)
 
 
+def test_one_event_more_of_each_user_leaves_what_they_like():
+    users, items = tastes(users=90)
+    model = fitted(table(users, items))
+    more = encode_ratings(table(range(90), [1000 + (u % 3) * 10 for u in range(90)]))
+    ((after, _),) = fit_stops(more, model, [6], 1)
+    assert after.regularisation == model.regularisation
+    said = [
+        np.mean(np.einsum("nf,nf->n", m.users.taste[u, 1:], m.items.taste[i, 1:]))
+        for m in (model, after)
+        for u, i in [(m.users.index.find(pa.array(users)), m.items.index.find(pa.array(items)))]
+    ]
+    assert said[1] > 0.9 * said[0]
+    lists = [Predictor(m, {}, 0).recommend(range(90), 5) for m in (model, after)]
+    right = [((r.item - 1000) // 10 == r.user % 3).mean() for r in lists]
+    assert right[1] > right[0] - 0.05
+
+
+def test_a_larger_table_has_a_say_in_how_strongly_to_shrink():
+    settings = replace(SETTINGS, regs=(0.1, 0.1, CHOSEN, CHOSEN))
+    model = fitted(table(*tastes(users=6)), settings)
+    ((after, _),) = fit_stops(encode_ratings(table(*tastes(2, users=90))), model, [6], 1)
+    assert after.regularisation != model.regularisation
+
+
+def test_few_events_do_not_vanish():
+    """However few, some preference is left that orders items."""
+    rng = np.random.default_rng(1)
+    users, items = rng.integers(0, 40, 120), rng.integers(1000, 1030, 120)
+    settings = replace(SETTINGS, regs=(0.1, 0.1, CHOSEN, CHOSEN), max_iter=16)
+    model = fitted(table(users.tolist(), items.tolist()), settings)
+    products = model.users.taste[:, 1:] @ model.items.taste[:, 1:].T
+    assert products.max() > 0.05
+
+
 def test_fit_ratings_learns_tables_of_events_in_place():
     users, items = tastes()
     state = ModelState.empty(SETTINGS, "int", "int")

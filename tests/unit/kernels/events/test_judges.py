@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sparkml_sgdals.kernels.events.judges import (
     FLOOR,
+    LEAST_SHARE,
     NEVER,
     SHARE_RATE,
     believed,
@@ -117,6 +118,24 @@ def test_the_share_follows_who_predicted(share, told):
         both = wanted * a + (1 - wanted) * b
         if both > 0:
             wanted += SHARE_RATE * (wanted * a / both - wanted)
+            wanted = min(max(wanted, LEAST_SHARE), 1 - LEAST_SHARE)
     found = believed(share, ours, theirs)
     assert found == pytest.approx(wanted)
-    assert 0 < found < 1
+    assert LEAST_SHARE <= found <= 1 - LEAST_SHARE
+
+
+def test_a_judge_that_was_wrong_for_long_is_heard_again():
+    long = np.full(100_000, 0.5)
+    share = believed(0.4, long * 0.01, long)
+    assert share == pytest.approx(LEAST_SHARE)
+    assert believed(share, long[:2_000], long[:2_000] * 0.25) > 0.9
+
+
+def test_scores_that_a_float32_has_no_exponential_of():
+    """Sums stay finite, so that nobody is left without a list."""
+    features, items = np.full((2, 1), 10.0, F32), np.array([[30.0], [29.0]], F32)
+    nothing, none = np.zeros((2, 1), F32), np.zeros(2, F32)
+    sums = np.empty((2, 2))
+    judge_sums(features, nothing, items, nothing, none, none, sums)
+    np.testing.assert_allclose(sums[0], 300.0, rtol=1e-4)
+    assert np.isfinite(mixed(F32(300.0), F32(0.5), F32(0.0)))

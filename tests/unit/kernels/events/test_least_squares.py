@@ -62,7 +62,7 @@ def test_half_a_sweep(problem, drawn):
     prior, before, pulls = None, None, None
     if drawn:
         before = rng.normal(0, 1, users.shape).astype(F32)
-        pulls = rng.uniform(0, 5, len(users)).astype(F32)
+        pulls = (rng.uniform(0, 5, len(users)) * (rng.random(len(users)) < 0.7)).astype(F32)
         prior = padded_rows(before), pulls
     errors = descend_half(layout, factors, partners, gram_of(partners), unobserved, regs, 1, prior)
     wanted = least_squares_half(rows_of(table), users, items, unobserved, regs, before, pulls)
