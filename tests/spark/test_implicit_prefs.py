@@ -165,11 +165,11 @@ def test_defaults_of_events():
         (als.getRank(), als.getFactorPriorVariance(), als.getBiasPriorVariance())
         for als in (ratings, events, events.copy({events.rank: 8, events.biasPriorVariance: 0.3}))
     ]
-    assert found == [(16, 0.1, 0.2), (64, 0.5, 0.1), (8, 0.5, 0.3)]
+    assert found == [(16, 0.1, 0.2), (128, 0.5, 0.1), (8, 0.5, 0.3)]
     # what a stream begins with is the filter alone, a table is fitted besides
     events = StreamingBiasedALS(implicitPrefs=True)
     both = events.settings(), events.settings(table=True)
-    assert [(own.rank, own.table_rank) for own in both] == [(32, 0), (32, 64)]
+    assert [(own.rank, own.table_rank) for own in both] == [(32, 0), (32, 128)]
     isgd = StreamingBiasedALS(implicitPrefs=True, solver="isgd", itemFactorRegParam=0.2)
     settings = isgd.settings()
     assert (settings.step_size, settings.regs[2:], settings.num_negatives) == (0.05, (0.01, 0.2), 0)

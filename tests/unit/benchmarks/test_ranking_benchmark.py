@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +24,14 @@ def peers(monkeypatch):
 
 
 @pytest.fixture
-def ranking(peers):
+def ranking(peers, monkeypatch):
+    # another module of that name belongs to the kills
+    monkeypatch.delitem(sys.modules, "harness", raising=False)
     import ranking
 
-    return ranking
+    yield ranking
+    for name in ("harness", "ranking"):
+        sys.modules.pop(name, None)
 
 
 def events(peers, pairs, order=None):
