@@ -55,10 +55,12 @@ _FIRST_TRIED: Final = 4.0
 """times 1 / (a0 sqrt(users items)): near the best value on sets from 30,000 to 460,000 events"""
 _STEP: Final = 1.5
 """from one value tried to the next"""
+_FAR: Final = 4
+"""steps down at once, where factors vanish"""
 _MOST_TRIED: Final = 9
 _TRIED_RANK: Final = 64
 """features at most that a regularisation is chosen with: with more the best one is the same"""
-MOST_CHOOSING: Final = 2_000_000
+MOST_CHOOSING: Final = 300_000
 """a regularisation is chosen on as many users as have about so many events: their share of the
 table changes neither side's equations but for a common factor"""
 _VANISHED: Final = 0.98
@@ -284,11 +286,11 @@ def choose_regularisation(
     held = (table.hashes % np.uint64(_HELD) == 0) & _has_more(table)
     if table.targets.size:
         held &= table.targets > 0
-    first = _FIRST_TRIED / (unobserved * math.sqrt(max(1.0, float(np.prod(table.sizes)))))
-    if not held.any():
-        return first
+    pairs = max(1.0, float(table.sizes[0]) * table.sizes[1])
+    first = _FIRST_TRIED / (unobserved * math.sqrt(pairs))
     learned = table.where(~held)
-    judge = _Judge.of(learned, table.where(held))
+    # of too few events none is held out: whatever leaves factors is as good as another
+    judge = _Judge.of(learned, table.where(held)) if held.any() else None
     values: dict[int, float] = {}
 
     def tried(number: int) -> float:
@@ -297,13 +299,16 @@ def choose_regularisation(
             lam = first * _STEP**number
             sweeps = fit_table(learned, factors, (lam, lam), unobserved, _TRIED_SWEEPS, threads)
             errors = [errors for _, errors in sweeps][-1]
-            values[number] = judge.mean(factors, threads) if errors < _VANISHED * total else -1.0
+            said = 0.0 if judge is None else judge.mean(factors, threads)
+            values[number] = said if errors < _VANISHED * total else -1.0
         return values[number]
 
-    total = float(learned.weights.sum(dtype=np.float64)) if learned.weights.size else len(learned)
+    weights = learned.weights if learned.weights.size else np.ones(len(learned), np.float32)
+    done = learned.targets > 0 if learned.targets.size else slice(None)
+    total = float(weights[done].sum(dtype=np.float64))
     best = 0
     while tried(best) < 0.0 and len(values) < _MOST_TRIED:
-        best -= 1
+        best -= _FAR
     best = max((best, best + 1, best - 1), key=tried)
     while len(values) < _MOST_TRIED:
         higher = max((best, best + 1, best - 1), key=tried)
