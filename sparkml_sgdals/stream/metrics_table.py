@@ -70,7 +70,7 @@ def metrics_frame(
     if not 0.0 < fading <= 1.0:
         raise ValueError(f"fading must be above 0 and at most 1, got {fading}.")
     frame = pd.DataFrame([plain_row(row) for row in rows], columns=list(METRICS))
-    frame["committed"] = pd.to_datetime(frame["committed"])
+    frame["committed"] = pd.to_datetime(frame["committed"], format="ISO8601", utc=True)
     numbers = [name for name in METRICS if name not in (*_WHOLE, *_TEXTS)]
     frame[numbers] = frame[numbers].astype(float)
     for source in ("", "Baseline"):
