@@ -16,7 +16,7 @@ from sparkml_sgdals.arrays.given_ids import given_ids
 from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.kernels.topn import Tastes, candidate_products, query_products, top_n
 from sparkml_sgdals.state.columns import prior_variances
-from sparkml_sgdals.state.event_scores import cold_rows, score_pairs, serving_state
+from sparkml_sgdals.state.event_scores import means_and_tastes, score_pairs, serving_state
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.objects import Location
@@ -141,19 +141,14 @@ class Predictor:
             raise ValueError(f"exclude has {len(exclude)} lists, users are {len(wanted)}.")
         state = self._state
         rows = _rows(state.users, wanted, "user")
-        # the row after the last stands for ids that are not known: mean 0, prior variance
+        mean, taste = means_and_tastes(state.users, rows)
+        # ids that are not known have the prior's variance
         prior = prior_variances(state.settings)
-        mean, taste = (
-            np.vstack([known, unknown])[rows]
-            for known, unknown in zip(
-                (state.users.mean, state.users.taste), cold_rows(state.users), strict=True
-            )
-        )
         var = None
         if sign:
             known = state.users.var[rows] if state.users.size else prior
             var = np.where(rows[:, None] >= 0, known, prior).astype(np.float32)
-        queries, own = query_products(mean.astype(np.float32), var)
+        queries, own = query_products(mean, var)
         order, ids, factors, other = self._candidates
         tastes = self._tastes
         best, scores = top_n(

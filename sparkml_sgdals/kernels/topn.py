@@ -14,7 +14,7 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from sparkml_sgdals.kernels.events.judges import mixed
+from sparkml_sgdals.kernels.events.judges import LEAST, mixed
 
 __all__ = ["Tastes", "candidate_products", "query_products", "top_n"]
 
@@ -22,8 +22,6 @@ F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
-_LEAST: Final = np.float32(1e-37)
-"""below it a score of two judgements is as low as can be told"""
 _TILE: Final = 1024
 """candidates scored at once: their scores and factors stay in the cache of a core"""
 
@@ -149,7 +147,7 @@ def _top_n(  # type: ignore[no-untyped-def]
             scores[q, place] = lowest
         if judged:
             for place in range(found):
-                least = max(scores[q, place], _LEAST)
+                least = max(scores[q, place], LEAST)
                 scores[q, place] = np.float32(math.log(least))
 
 

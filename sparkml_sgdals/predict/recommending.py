@@ -22,7 +22,7 @@ from sparkml_sgdals.arrays.ipc import from_bytes, to_bytes
 from sparkml_sgdals.kernels.topn import Tastes, candidate_products, query_products, top_n
 from sparkml_sgdals.spark_workers import need_workers
 from sparkml_sgdals.state.columns import list_column, prior_variances
-from sparkml_sgdals.state.event_scores import cold_rows, tastes_of
+from sparkml_sgdals.state.event_scores import means_and_tastes, tastes_of
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 
@@ -156,10 +156,8 @@ def recommend(
     ids = queries.index.ids() if subset is None else subset
     variances = ranking.sign != 0
     prior = prior_variances(state.settings)
-    # the row after the last stands for ids that are not known: mean 0, prior variance
-    unknown = cold_rows(queries)
-    mean = np.vstack([queries.mean, unknown[0]])[rows]
-    taste = np.vstack([queries.taste, unknown[1]])[rows]
+    mean, taste = means_and_tastes(queries, rows)
+    # the row after the last stands for ids that are not known
     var = (
         np.vstack([queries.var, prior[None, :]])[rows]
         if variances

@@ -23,11 +23,11 @@ from sparkml_sgdals.state.model_state import ModelState, Scale
 
 __all__ = [
     "Anchors",
-    "cold_rows",
     "even_parts",
     "faded_popularity",
     "known_done",
     "log_shares",
+    "means_and_tastes",
     "memories_of",
     "popularity_logs",
     "recent_context",
@@ -100,12 +100,15 @@ def table_biases(state: ModelState, biases: F32, counts: F32) -> F32:
     return known
 
 
-def cold_rows(table: FactorTable) -> tuple[F32, F32]:
-    """Mean and taste of an id that a served model does not know, as rows."""
-    mean = np.zeros((1, table.mean.shape[1]), np.float32)
-    taste = np.zeros((1, table.taste.shape[1]), np.float32)
-    if taste.size and table.side == USER_SIDE:
-        taste[0, 0] = NEVER
+def means_and_tastes(table: FactorTable, rows: I64) -> tuple[F32, F32]:
+    """Copy the means and tastes of rows of a served model; -1 is an id that is not known."""
+    unknown = rows < 0
+    mean, taste = (
+        np.zeros((rows.size, array.shape[1]), np.float32) for array in (table.mean, table.taste)
+    )
+    mean[~unknown], taste[~unknown] = table.mean[rows[~unknown]], table.taste[rows[~unknown]]
+    if table.side == USER_SIDE:
+        taste[unknown, :1] = NEVER
     return mean, taste
 
 
@@ -124,15 +127,9 @@ def score_pairs(served: ModelState, users: I64, items: I64) -> F32:
     float32, shape (n,)
     """
     scores = np.empty(users.size, np.float32)
-    user_mean, user_taste = _with_cold(served.users)
-    item_mean, item_taste = _with_cold(served.items)
-    mix_pairs(users, items, user_mean, item_mean, user_taste, item_taste, scores)
+    own, other = served.users, served.items
+    mix_pairs(users, items, own.mean, other.mean, own.taste, other.taste, scores)
     return scores + np.float32(served.scale.mean)
-
-
-def _with_cold(table: FactorTable) -> tuple[F32, F32]:
-    mean, taste = cold_rows(table)
-    return np.vstack([table.mean, mean]), np.vstack([table.taste, taste])
 
 
 def tastes_of(table: FactorTable) -> F32:

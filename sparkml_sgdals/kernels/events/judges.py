@@ -18,6 +18,7 @@ from sparkml_sgdals.kernels.checks import FAST
 
 __all__ = [
     "FLOOR",
+    "LEAST",
     "LEAST_SHARE",
     "NEVER",
     "SHARE_RATE",
@@ -31,6 +32,8 @@ __all__ = [
 
 NEVER: Final = np.float32(-1e30)
 """the logarithm of a weight of 0, which can be added to"""
+LEAST: Final = np.float32(1e-37)
+"""below it what `mixed` gives is as low as can be told"""
 LEAST_SHARE: Final = 0.001
 """of either judge, so that one that was worse for long is heard again once it is better"""
 _HIGHEST: Final = np.float32(80.0)
@@ -96,11 +99,7 @@ def judge_sums(features, tastes, items, item_tastes, biases, bases, sums):  # ty
             product = np.float32(0.0)
             for f in range(item_tastes.shape[1]):
                 product += tastes[x, f] * item_tastes[y, f]
-            root = np.sqrt(product * product + np.float32(4.0) * FLOOR * FLOOR)
-            value = np.float32(2.0) * FLOOR * FLOOR / (root - product)
-            if product > np.float32(0.0):
-                value = np.float32(0.5) * (product + root)
-            other += math.exp(bases[y] - highest_base) * np.float64(value)
+            other += math.exp(bases[y] - highest_base) * np.float64(soft(product))
         sums[0, x] = np.float64(highest) + math.log(max(own, 1e-300))
         sums[1, x] = np.float64(highest_base) + math.log(max(other, 1e-300))
 
@@ -112,7 +111,7 @@ def mix_pairs(users, items, user_mean, item_mean, user_taste, item_taste, scores
     Parameters
     ----------
     users, items
-        int64, shape (n,), rows; -1 for the last one
+        int64, shape (n,), rows; -1 for an id that is not known
     user_mean, item_mean
         float32, shape (ids, rank + 1), bias first
     user_taste, item_taste
@@ -120,17 +119,23 @@ def mix_pairs(users, items, user_mean, item_mean, user_taste, item_taste, scores
     scores
         float32, shape (n,), out
     """
+    zero = np.float32(0.0)
     for n in range(users.size):
         x, y = users[n], items[n]
-        score = user_mean[x, 0] + item_mean[y, 0]
-        for f in range(1, user_mean.shape[1]):
-            score += user_mean[x, f] * item_mean[y, f]
+        both = x >= 0 and y >= 0
+        score = user_mean[x, 0] if x >= 0 else zero
+        score += item_mean[y, 0] if y >= 0 else zero
+        if both:
+            for f in range(1, user_mean.shape[1]):
+                score += user_mean[x, f] * item_mean[y, f]
         if user_taste.shape[1] > 0:
-            product = np.float32(0.0)
-            for f in range(1, user_taste.shape[1]):
-                product += user_taste[x, f] * item_taste[y, f]
-            both = mixed(score, product, user_taste[x, 0] + item_taste[y, 0])
-            score = np.float32(math.log(max(both, np.float32(1e-37))))
+            product = zero
+            offset = user_taste[x, 0] if x >= 0 else NEVER
+            offset += item_taste[y, 0] if y >= 0 else zero
+            if both:
+                for f in range(1, user_taste.shape[1]):
+                    product += user_taste[x, f] * item_taste[y, f]
+            score = np.float32(math.log(max(mixed(score, product, offset), LEAST)))
         scores[n] = score
 
 

@@ -167,17 +167,14 @@ def _event_scores(model: ServedModel, person: Person, rows: I64) -> F64:
     scores = np.zeros(rows.size, np.float32)
     known = rows >= 0
     if person.taste.size:
-        # the last item stands for those that are not known
-        held = np.zeros((rank + 1, rows.size + 1), np.float32)
-        held[1:, :-1][:, known] = candidates.factors[:rank, rows[known]]
-        held[0, :-1][known] = candidates.factors[rank, rows[known]]
-        tastes = np.zeros((person.taste.size, rows.size + 1), np.float32)
-        tastes[:, :-1][:, known] = candidates.tastes[:, rows[known]]
-        whose = np.zeros(rows.size, np.int64)
+        places = np.where(known, np.cumsum(known) - 1, -1)
+        factors, tastes = candidates.factors[:, rows[known]], candidates.tastes[:, rows[known]]
+        # the bias stands behind the features there
+        means = np.vstack([factors[rank], factors[:rank]])
         mix_pairs(
-            whose, np.where(known, np.arange(rows.size), -1), person.mean[None, :],
-            np.ascontiguousarray(held.T), person.taste[None, :], np.ascontiguousarray(tastes.T),
-            scores,
+            np.zeros(rows.size, np.int64), places, person.mean[None, :],
+            np.ascontiguousarray(means.T), person.taste[None, :],
+            np.ascontiguousarray(tastes.T), scores,
         )  # fmt: skip
     else:
         left, _ = candidates.query(person.mean[None, :], person.var[None, :])
