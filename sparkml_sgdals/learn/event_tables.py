@@ -19,7 +19,6 @@ from sparkml_sgdals.arrays.hashing import id_keys, pair_hash, start_factors
 from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.arrays.threads import run_all
-from sparkml_sgdals.kernels.events.draws import note_done
 from sparkml_sgdals.kernels.lanes import padded_rows
 from sparkml_sgdals.learn.events import confidences, learn_events
 from sparkml_sgdals.learn.least_squares import (
@@ -32,8 +31,9 @@ from sparkml_sgdals.learn.least_squares import (
     start_deviation,
     unpadded,
 )
-from sparkml_sgdals.learn.solvers import EARLIEST_STOP, not_finite, settled
-from sparkml_sgdals.state.event_scores import memories_of, rows_of_keys, table_alone
+from sparkml_sgdals.learn.rated_lists import lists_after
+from sparkml_sgdals.learn.solvers import not_finite, sweeps_settled
+from sparkml_sgdals.state.event_scores import known_done, memories_of, table_alone
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import CHOSEN, Settings
@@ -122,27 +122,12 @@ def note_table(state: ModelState, ratings: Ratings) -> None:
     """Count the events of a table and note who did what, without learning any; in place."""
     user_rows, _ = state.users.ensure(ratings.user_ids)
     item_rows, _ = state.items.ensure(ratings.item_ids)
-    memory = memories_of(state)[0]
-    before, held = memory.ragged(user_rows)
-    more = np.bincount(ratings.users, minlength=user_rows.size)
-    lengths = np.diff(before)
-    starts = np.cumsum(lengths + more) - (lengths + more)
-    done = np.zeros(int((lengths + more).sum()), np.int64)
-    done[np.arange(held.size) + np.repeat(starts - before[:-1], lengths)] = held
-    keys = id_keys(ratings.item_ids).view(np.int64)[ratings.items]
-    note_done(ratings.users, keys, ratings.values, done, starts, lengths)
-    places = zip(starts.tolist(), lengths.tolist(), strict=True)
-    memory.replace(user_rows, (done[begin : begin + size].copy() for begin, size in places))
-    state.users.count[user_rows] += more
-    state.items.count[item_rows] += np.bincount(ratings.items, minlength=item_rows.size)
-    low, high = ratings.value_range()
-    counted = state.counters
-    state.counters = replace(
-        counted,
-        ratings=counted.ratings + len(ratings),
-        low=min(low, counted.low),
-        high=max(high, counted.high),
-    )
+    memories_of(state)[0].replace(user_rows, lists_after(state.users, user_rows, ratings))
+    for table, rows, positions in (
+        (state.users, user_rows, ratings.users), (state.items, item_rows, ratings.items)
+    ):  # fmt: skip
+        table.count[rows] += np.bincount(positions, minlength=rows.size)
+    state.counters = state.counters.with_ratings(len(ratings), ratings.value_range())
 
 
 def caught_up(state: ModelState) -> ModelState:
@@ -154,13 +139,11 @@ def caught_up(state: ModelState) -> ModelState:
     twin = state.copy()
     if not table_alone(state) or not state.users.size:
         return twin
-    memory = memories_of(state)[0]
-    starts, held = memory.ragged(np.arange(state.users.size))
     item_ids = state.items.index.ids()
     item_keys = id_keys(item_ids)
-    found = rows_of_keys(held, item_keys, np.argsort(item_keys))
-    users = np.repeat(np.arange(state.users.size), np.diff(starts))[found >= 0].astype(np.int32)
-    items = found[found >= 0].astype(np.int32)
+    rows = np.arange(state.users.size)
+    lengths, done = known_done(memories_of(state)[0], rows, item_keys, np.argsort(item_keys))
+    users, items = np.repeat(rows, lengths).astype(np.int32), done.astype(np.int32)
     user_ids = state.users.index.ids()
     order = np.argsort(pair_hash(id_keys(user_ids), item_keys, users, items), kind="stable")
     settings = replace(state.settings, table_rank=0)
@@ -293,9 +276,6 @@ def said_by_events(settings: Settings, ratings: Ratings) -> tuple[F32, F32]:
     Raises DivergenceError where a weight is not a number above 0.
     """
     weights = confidences(settings, ratings)
-    if not np.all(weights > 0.0):
-        # fell below what a float32 holds, or is not a number
-        raise not_finite(settings)
     nothing = np.empty(0, np.float32)
     done = ratings.values > 0
     return (
@@ -368,7 +348,7 @@ class _Fit:
             progress(number, history[-1])
             if number in stops[:-1]:
                 found.append((factors.copy(), list(history)))
-            if number >= EARLIEST_STOP and settled(losses, settings.tol):
+            if sweeps_settled(losses, settings.tol):
                 break
         found += [(factors, history)] * (len(stops) - len(found))
         if not all(np.isfinite(side).all() for side in (factors.users, factors.items)):

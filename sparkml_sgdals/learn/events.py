@@ -6,7 +6,7 @@ of the kernels in `kernels.events`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -70,9 +70,6 @@ def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> Le
         work = _Work(state, ratings, user_rows, item_rows)
         sums = work.ranks(*sizes) if judge and state.settings.ranking_size else BatchSums()
         share = work.share(*sizes) if judge else state.filter_share
-        if state.settings.solver == "bayes" and not np.all(work.weights > 0.0):
-            # fell below what a float32 holds, or is not a number
-            raise not_finite(state.settings)
         learn = work.filter if state.settings.solver == "bayes" else work.descend
         touched, counted = learn()
         if not work.finite(touched):
@@ -84,25 +81,25 @@ def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> Le
         state.items.truncate(sizes[1])
         raise
     work.put()
-    low, high = ratings.value_range()
-    before = state.counters
-    state.counters = replace(
-        before,
-        ratings=before.ratings + len(ratings),
-        low=min(low, before.low),
-        high=max(high, before.high),
-    )
+    state.counters = state.counters.with_ratings(len(ratings), ratings.value_range())
     state.events_learned += counted
     state.filter_share = share
     return LearnedEvents(user_rows, np.flatnonzero(touched), new_users, new_items, sums)
 
 
 def confidences(settings: Settings, ratings: Ratings) -> F32:
-    """How much each row counts, float32: (1 + alpha |r|) / (1 + alpha), times its weight."""
+    """How much each row counts, float32: (1 + alpha |r|) / (1 + alpha), times its weight.
+
+    Raises DivergenceError where that is not a number above 0, which 'bayes' has no step for.
+    """
     alpha = np.float32(settings.alpha)
     confidence = (1.0 + alpha * np.abs(ratings.values)) / (1.0 + alpha)
     weighted = confidence * ratings.weights if ratings.weights.size else confidence
-    return weighted.astype(np.float32)
+    found = weighted.astype(np.float32)
+    if settings.solver == "bayes" and not np.all(found > 0.0):
+        # fell below what a float32 holds, or is not a number
+        raise not_finite(settings)
+    return found
 
 
 class _Kept:

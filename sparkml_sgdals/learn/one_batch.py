@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
@@ -26,7 +26,7 @@ from sparkml_sgdals.learn.solvers import not_finite, run_filter, run_minibatches
 from sparkml_sgdals.learn.whole_table import settle_scale
 from sparkml_sgdals.state.event_scores import table_alone
 from sparkml_sgdals.state.factors import FactorRows
-from sparkml_sgdals.state.model_state import SETTLING_RATINGS, Counters, ModelState
+from sparkml_sgdals.state.model_state import SETTLING_RATINGS, ModelState
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = ["BatchReport", "learn_batch"]
@@ -127,11 +127,8 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
     squares, baseline_squares = sums.squares, sums.baseline_squares
     count = len(ratings)
     counted = state.counters
-    low, high = ratings.value_range()
-    state.counters = Counters(
-        ratings=counted.ratings + count,
-        low=min(low, counted.low),
-        high=max(high, counted.high),
+    state.counters = replace(
+        counted.with_ratings(count, ratings.value_range()),
         prequential_ratings=counted.prequential_ratings + (count if predicted else 0),
         prequential_squares=counted.prequential_squares + (squares if predicted else 0.0),
         baseline_squares=counted.baseline_squares + (baseline_squares if predicted else 0.0),

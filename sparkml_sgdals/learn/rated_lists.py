@@ -1,6 +1,7 @@
 """What users have rated: what a rated item is ranked without, and how it is noted (no Spark).
 
-Only models of ratings with a ranking size remember it. Arrays; ranks by `learn.event_ranks`.
+Models of ratings with a ranking size remember it, and those of events what users have done. Arrays;
+ranks by `learn.event_ranks`.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ def rank_ratings(state: ModelState, ratings: Ratings) -> BatchSums:
 
 
 def lists_after(users: FactorTable, user_rows: I64, ratings: Ratings) -> list[I64]:
-    """Return what the users of a batch have rated once it is learned, the last item last.
+    """Return what the users of a batch have done once it is learned, the last item last.
+
+    A rating is something done whatever its value, an event only above 0.
 
     Parameters
     ----------
@@ -80,8 +83,10 @@ def lists_after(users: FactorTable, user_rows: I64, ratings: Ratings) -> list[I6
     more = np.bincount(ratings.users, minlength=user_rows.size)
     begins, done = with_room(held, lengths, more)
     keys = id_keys(ratings.item_ids).view(np.int64)[ratings.items]
-    everything = np.ones(len(ratings), np.float32)
-    note_done(ratings.users, keys, everything, done, begins, lengths)
+    does = ratings.values
+    if not users.settings.learns_events:
+        does = np.ones(len(ratings), np.float32)
+    note_done(ratings.users, keys, does, done, begins, lengths)
     return [
         done[begin : begin + length].copy()
         for begin, length in zip(begins.tolist(), lengths.tolist(), strict=True)

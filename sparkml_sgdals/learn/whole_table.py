@@ -235,14 +235,7 @@ class _Work:
         check_finite(target, *self.rows)
         for table, rows, positions in zip(tables, self.rows, (r.users, r.items), strict=True):
             table.count[rows] += np.bincount(positions, minlength=rows.size)
-        low, high = r.value_range()
-        before = target.counters
-        target.counters = replace(
-            before,
-            ratings=before.ratings + len(r),
-            low=min(low, before.low),
-            high=max(high, before.high),
-        )
+        target.counters = target.counters.with_ratings(len(r), r.value_range())
 
     def _gather(self, table: FactorTable, rows: I64, known: int) -> Side:
         mean = table.mean[rows]

@@ -94,6 +94,11 @@ class Counters:
     prequential_squares: float = 0.0
     baseline_squares: float = 0.0
 
+    def with_ratings(self, count: int, bounds: tuple[float, float]) -> Counters:
+        """Return the counters once so many more ratings, within these bounds, are learned."""
+        low, high = min(bounds[0], self.low), max(bounds[1], self.high)
+        return replace(self, ratings=self.ratings + count, low=low, high=high)
+
     def prequential_rmse(self) -> float:
         """RMSE before learning, NaN where nothing was predicted first."""
         return _root_mean(self.prequential_squares, self.prequential_ratings)

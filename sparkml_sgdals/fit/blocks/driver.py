@@ -53,7 +53,7 @@ from sparkml_sgdals.fit.progress import TaskProgress
 from sparkml_sgdals.learn.solvers import EARLIEST_STOP
 from sparkml_sgdals.learn.whole_table import check_finite, settle_scale
 from sparkml_sgdals.spark_jobs import collect_payloads, explained, phase
-from sparkml_sgdals.state.model_state import Counters, ModelState, Scale
+from sparkml_sgdals.state.model_state import ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = ["train_in_blocks"]
@@ -479,10 +479,8 @@ def _collect(
         if job.fresh and isinstance(learned, GlobalState):
             state.noise, state.noise_weight = learned.noise, job.total_weight
     before = state.counters
-    state.counters = Counters(
-        ratings=before.ratings + moments.ratings,
-        low=min(before.low, moments.low),
-        high=max(before.high, moments.high),
+    state.counters = replace(
+        before.with_ratings(moments.ratings, (moments.low, moments.high)),
         prequential_ratings=before.prequential_ratings + int(counted[0]),
         prequential_squares=before.prequential_squares + float(counted[1]),
         baseline_squares=before.baseline_squares + float(counted[2]),
