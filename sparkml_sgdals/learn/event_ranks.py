@@ -8,7 +8,7 @@ candidate of a race that ranks. Compiled kernel; arrays, no Spark.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -28,8 +28,9 @@ from sparkml_sgdals.state.event_scores import (
 )
 from sparkml_sgdals.state.model_state import ModelState
 
-__all__ = ["EventsToRank", "believed_share", "judge_ranks"]
+__all__ = ["EventsToRank", "judge_events", "judge_ranks"]
 
+F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
@@ -76,7 +77,7 @@ class EventsToRank:
 def judge_ranks(
     state: ModelState, events: EventsToRank, known_users: int, known_items: int
 ) -> BatchSums:
-    """Rank a batch by a model that has not learned it, but has rows for its new ids.
+    """Rank a batch of ratings by a model that has not learned it, but has rows for its new ids.
 
     Parameters
     ----------
@@ -91,116 +92,163 @@ def judge_ranks(
     -------
     sums over the ranked events, by `ranking_size` and `ranking_sample` of the settings
     """
+    first, earlier = _eligible(events, known_users, known_items)
+    return _ranked(state, events, _to_rank(state, events, first, known_items), earlier, known_items)
+
+
+def judge_events(
+    state: ModelState, events: EventsToRank, known_users: int, known_items: int, order: I64
+) -> tuple[BatchSums, float]:
+    """Rank a batch of events, as `judge_ranks`, and weigh filter and table by it.
+
+    Parameters
+    ----------
+    state, events, known_users, known_items
+        as `judge_ranks`
+    order : I64
+        int64, what sorts the items by their keys
+
+    Returns
+    -------
+    sums over the ranked events, none without a ranking size; how far the filter is believed once
+    the batch has been seen, which is as far as before but for a model that was fitted to a table
+    """
+    settings = state.settings
+    first, earlier = _eligible(events, known_users, known_items)
+    nothing = first[:0]
+    ranked = _to_rank(state, events, first, known_items) if settings.ranking_size else nothing
+    weighed = _to_weigh(state, events, first) if settings.fits_events else nothing
+    judges = None
+    if settings.fits_events and (ranked.size or weighed.size):
+        judges = _Judges.of(state, events, np.concatenate([ranked, weighed]), order)
+    sums = BatchSums()
+    if settings.ranking_size:
+        sums = _ranked(state, events, ranked, earlier, known_items, judges)
+    share = state.filter_share
+    if weighed.size and judges is not None:
+        users, items = events.users[weighed], events.items[weighed].astype(np.int64)
+        share = float(believed(share, *judges.probabilities(users, items)))
+    return sums, share
+
+
+def _to_rank(state: ModelState, events: EventsToRank, first: I64, known_items: int) -> I64:
+    """Return the places of as many of these events as a batch's scores have room for."""
     settings = state.settings
     sample = settings.ranking_sample
-    chosen, earlier = _eligible(events, known_users, known_items)
-    number = np.uint64(state.counters.ratings) + chosen.astype(np.uint64)
-    draws = events.pairs[chosen] ^ (number * _EVENT)
     # a score of two judges costs as much as its features are more
     room = _SCORES * (settings.rank + 1) // (settings.rank + 1 + state.users.taste.shape[1])
     room = max(1, room // max(1, min(sample, known_items) if sample else known_items))
-    if chosen.size > room:
-        kept = np.sort(np.argsort(draws * _GOLDEN, kind="stable")[:room])
-        chosen, draws = chosen[kept], draws[kept]
+    return _some(first, _draws(state, events, first), room)
+
+
+def _to_weigh(state: ModelState, events: EventsToRank, first: I64) -> I64:
+    """Return the places of some of these events, of users whom the table knew."""
+    known = state.users.taste[events.user_rows[events.users[first]], 0] > 0
+    return _some(first[known], events.pairs[first[known]], _JUDGED)
+
+
+def _some(places: I64, hashes: U64, most: int) -> I64:
+    """Return as many of these places, chosen by a hash, in their order."""
+    if places.size <= most:
+        return places
+    kept: I64 = np.sort(np.argsort(hashes * _GOLDEN, kind="stable")[:most])
+    return places[kept]
+
+
+def _draws(state: ModelState, events: EventsToRank, chosen: I64) -> U64:
+    """Return what the sample of each of these events follows from."""
+    number = np.uint64(state.counters.ratings) + chosen.astype(np.uint64)
+    return events.pairs[chosen] ^ (number * _EVENT)
+
+
+def _ranked(
+    state: ModelState, events: EventsToRank, chosen: I64, earlier: I64, known_items: int,
+    judges: _Judges | None = None,
+) -> BatchSums:  # fmt: skip
     if not chosen.size:
         return BatchSums()
-    known = slice(known_items)
+    settings, known = state.settings, slice(known_items)
     products = state.items.mean[known].copy()
     own = state.users.mean[events.user_rows]
     own[:, 0] = 0.0
     user_table, table = state.users.taste[events.user_rows], state.items.taste[known].copy()
     context = np.zeros((0, settings.rank), np.float32)
     if settings.learns_events and settings.solver == "bayes":
-        memory = memories_of(state)[1]
-        context = memory.context
-        logs, _ = log_shares(memory, state.events_learned, state.popularity_parts, known_items)
-        products[:, 0] += logs
-    if settings.fits_events:
-        judges = _Judges.of(state, events)
+        context = memories_of(state)[1].context
+    if judges is not None:
         products[:, 0] = judges.biases[known]
         table[:, 0] = table_biases(state, judges.biases, state.items.taste[:, 0])[known]
-        own[:, 0], user_table[:, 0] = judges.weights()
+        own[judges.places, 0], user_table[judges.places, 0] = judges.weights()
+    elif settings.learns_events and settings.solver == "bayes":
+        memory = memories_of(state)[1]
+        logs, _ = log_shares(memory, state.events_learned, state.popularity_parts, known_items)
+        products[:, 0] += logs
     order = np.empty(0, np.int64)
-    if sample:
+    if settings.ranking_sample:
         order = np.argsort(id_keys(state.items.index.ids())[known])
     ranks = np.empty((2, chosen.size), np.int64)
     rank_events(
         chosen, events.users, events.items, earlier, own, products,
         np.ascontiguousarray(products.T), user_table, table, np.ascontiguousarray(table.T),
-        state.items.count[known].copy(), context, events.starts,
-        events.lengths, events.done, draws, sample, order, np.zeros(known_items, np.int64), ranks,
+        state.items.count[known].copy(), context, events.starts, events.lengths, events.done,
+        _draws(state, events, chosen), settings.ranking_sample, order,
+        np.zeros(known_items, np.int64), ranks,
     )  # fmt: skip
     return rank_sums(ranks[0], ranks[1], settings.ranking_size)
 
 
 @dataclass(frozen=True)
 class _Judges:
-    """Filter and table of the users of a batch, brought to one unit."""
+    """Filter and table of some users of a batch, brought to one unit.
+
+    Attributes
+    ----------
+    places : I64
+        int64, of these users among those of the batch, rising
+    features : F32
+        float32, shape (users, rank), what they did last added
+    biases : F32
+        float32, shape (items,), as `serving_state` has them
+    """
 
     state: ModelState
+    places: I64
     rows: I64
-    features: npt.NDArray[np.float32]
-    biases: npt.NDArray[np.float32]
+    features: F32
+    biases: F32
     anchors: Anchors
 
     @classmethod
-    def of(cls, state: ModelState, events: EventsToRank) -> _Judges:
+    def of(cls, state: ModelState, events: EventsToRank, chosen: I64, order: I64) -> _Judges:
+        """Bring those of the chosen events to one unit; `order` sorts the items by their keys."""
         users, items = memories_of(state)
-        rows = events.user_rows
+        places = np.unique(events.users[chosen]).astype(np.int64)
+        rows = events.user_rows[places]
         keys = id_keys(state.items.index.ids())
-        features = state.users.mean[rows, 1:] + recent_context(users, items, rows, keys)
+        features = state.users.mean[rows, 1:] + recent_context(users, items, rows, keys, order)
         popularity = popularity_logs(state, items, state.items.count)
         biases = state.items.mean[:, 0] + popularity[0]
-        return cls(state, rows, features, biases, Anchors.of(state, biases, popularity))
+        anchors = Anchors(state, state.items, biases, popularity, lambda: order)
+        return cls(state, places, rows, features, biases, anchors)
 
-    def weights(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    def weights(self) -> tuple[F32, F32]:
         """Return what both judgements of each user are multiplied with, as logarithms."""
         return self.anchors.weights(self.state.users.taste[self.rows], self.features)
 
-    def probabilities(self, users: I64, items: I64) -> npt.NDArray[np.float64]:
-        """Return what filter and table say of pairs: places of users, rows of items; (2, n)."""
+    def probabilities(self, users: I32, items: I64) -> npt.NDArray[np.float64]:
+        """Return what filter and table say of pairs: users by place, rows of items; (2, n)."""
         state = self.state
-        sides = state.users.taste[self.rows[users], 1:], state.items.taste[items, 1:]
-        distinct, places = np.unique(users, return_inverse=True)
-        sums = self.anchors.sums(state.users.taste[self.rows[distinct]], self.features[distinct])
+        own, places = np.unique(np.searchsorted(self.places, users), return_inverse=True)
+        rows, features = self.rows[own], self.features[own]
+        tastes = state.users.taste[rows]
+        sums = self.anchors.sums(tastes, features)[:, places]
         scores = self.biases[items] + np.einsum(
-            "nf,nf->n", self.features[users], state.items.mean[items, 1:]
+            "nf,nf->n", features[places], state.items.mean[items, 1:]
         )
-        products = np.einsum("nf,nf->n", *sides)
+        products = np.einsum("nf,nf->n", tastes[places, 1:], state.items.taste[items, 1:])
         bases = table_biases(state, self.biases, state.items.taste[:, 0])[items]
-        found: npt.NDArray[np.float64] = pair_probabilities(
-            scores, products, bases, sums[:, places]
-        )
+        found: npt.NDArray[np.float64] = pair_probabilities(scores, products, bases, sums)
         return found
-
-
-def believed_share(
-    state: ModelState, events: EventsToRank, known_users: int, known_items: int
-) -> float:
-    """Return how far the filter is believed once a batch has been seen, before it is learned.
-
-    Parameters
-    ----------
-    state : ModelState
-        the model, fitted to a table, which has rows for the batch's new ids
-    events : EventsToRank
-        the batch
-    known_users, known_items : int
-        rows that the model had before the batch
-    """
-    chosen, _ = _eligible(events, known_users, known_items)
-    users = events.users[chosen].astype(np.int64)
-    fitted = state.users.taste[events.user_rows[users], 0] > 0
-    chosen, users = chosen[fitted], users[fitted]
-    if not chosen.size:
-        return state.filter_share
-    if chosen.size > _JUDGED:
-        kept = np.sort(np.argsort(events.pairs[chosen] * _GOLDEN, kind="stable")[:_JUDGED])
-        chosen, users = chosen[kept], users[kept]
-    places, users = np.unique(users, return_inverse=True)
-    judged = replace(events, user_rows=events.user_rows[places])
-    found = _Judges.of(state, judged).probabilities(users, events.items[chosen].astype(np.int64))
-    return float(believed(state.filter_share, found[0], found[1]))
 
 
 def _eligible(events: EventsToRank, known_users: int, known_items: int) -> tuple[I64, I64]:

@@ -18,7 +18,7 @@ from sparkml_sgdals.kernels.checks import check_rows
 from sparkml_sgdals.kernels.events.draws import cumulate, draw_events, guide_draws, note_done
 from sparkml_sgdals.kernels.events.filter import CONTEXT_ITEMS, filter_events, finite_rows
 from sparkml_sgdals.kernels.events.isgd import descend_events
-from sparkml_sgdals.learn.event_ranks import EventsToRank, believed_share, judge_ranks
+from sparkml_sgdals.learn.event_ranks import EventsToRank, judge_events
 from sparkml_sgdals.learn.prequential import BatchSums
 from sparkml_sgdals.learn.solvers import not_finite
 from sparkml_sgdals.state.event_memory import HALF_LIVES, with_room
@@ -68,8 +68,7 @@ def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> Le
         check_rows(ratings.users, user_rows.size, "user")
         check_rows(ratings.items, item_rows.size, "item")
         work = _Work(state, ratings, user_rows, item_rows)
-        sums = work.ranks(*sizes) if judge and state.settings.ranking_size else BatchSums()
-        share = work.share(*sizes) if judge else state.filter_share
+        sums, share = work.judged(*sizes) if judge else (BatchSums(), state.filter_share)
         learn = work.filter if state.settings.solver == "bayes" else work.descend
         touched, counted = learn()
         if not work.finite(touched):
@@ -141,21 +140,13 @@ class _Work:
             id_keys(ratings.user_ids), id_keys(ratings.item_ids), ratings.users, ratings.items
         )
 
-    def ranks(self, known_users: int, known_items: int) -> BatchSums:
-        """How the items stood among those known before, of users known before."""
-        return judge_ranks(self.state, self._events(), known_users, known_items)
-
-    def share(self, known_users: int, known_items: int) -> float:
-        """How far the filter is believed after the batch, the table having the rest."""
-        if not self.state.settings.fits_events:
-            return self.state.filter_share
-        return believed_share(self.state, self._events(), known_users, known_items)
-
-    def _events(self) -> EventsToRank:
-        return EventsToRank(
+    def judged(self, known_users: int, known_items: int) -> tuple[BatchSums, float]:
+        """How the items stood, and how far the filter is believed: `judge_events`."""
+        events = EventsToRank(
             self.ratings.users, self.items, self.ratings.values > 0, self.pairs, self.user_rows,
             self.starts, self.lengths, self.done,
         )  # fmt: skip
+        return judge_events(self.state, events, known_users, known_items, self.order)
 
     def filter(self) -> tuple[npt.NDArray[np.bool_], int]:
         """Learn by the logistic filter; which items have changed, and how many events there are."""

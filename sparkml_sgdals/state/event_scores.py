@@ -68,15 +68,15 @@ def serving_state(state: ModelState) -> ModelState:
     logs, least = popularity_logs(state, item_memory, state.items.count)
     served.items.mean[:, 0] += logs
     served.scale = Scale(mean=least, frozen=True)
-    users = np.arange(state.users.size)
+    users, keys = np.arange(state.users.size), id_keys(state.items.index.ids())
+    order = np.argsort(keys)
     if not table_alone(state):
-        keys = id_keys(state.items.index.ids())
-        context = recent_context(user_memory, item_memory, users, keys)
+        context = recent_context(user_memory, item_memory, users, keys, order)
         served.users.mean[:, 1:] += context
     if settings.fits_events:
         features = served.users.mean[:, 1:]
         biases = served.items.mean[:, 0]
-        anchors = Anchors.of(state, biases, (logs, least))
+        anchors = Anchors(state, state.items, biases, (logs, least), lambda: order)
         own, table = anchors.weights(state.users.taste, features)
         served.users.mean[:, 0], served.users.taste[:, 0] = own, table
         served.items.taste[:, 0] = table_biases(state, biases, state.items.taste[:, 0])
@@ -176,14 +176,6 @@ class Anchors:
         self._tastes = np.ascontiguousarray(items.taste[rows, 1:])
         self._biases = biases[rows] + weights
         self._bases = table_biases(state, biases[rows], items.taste[rows, 0]) + weights
-
-    @classmethod
-    def of(cls, state: ModelState, biases: F32, popularity: tuple[F32, float]) -> Anchors:
-        """Choose them from a model in memory."""
-        return cls(
-            state, state.items, biases, popularity,
-            lambda: np.argsort(id_keys(state.items.index.ids())),
-        )  # fmt: skip
 
     def sums(self, tastes: F32, features: F32) -> F64:
         """Logarithms of what both judgements sum up to, float64, shape (2, users): as `weights`."""
@@ -325,10 +317,17 @@ def known_done(
 
 
 def recent_context(
-    users: UserMemory, items: ItemMemory, rows: I64, keys: npt.NDArray[np.uint64]
+    users: UserMemory, items: ItemMemory, rows: I64, keys: npt.NDArray[np.uint64], order: I64
 ) -> F32:
-    """Return what the items that users did last add to their features, shape (users, rank)."""
-    order = np.argsort(keys)
+    """Return what the items that users did last add to their features, shape (users, rank).
+
+    Parameters
+    ----------
+    users, items : UserMemory, ItemMemory
+        what they have done, and what that adds
+    rows, keys, order
+        as `known_done`
+    """
     total = np.zeros((rows.size, items.context.shape[1]), np.float32)
     squares = np.zeros(rows.size)
     recent = np.full((rows.size, CONTEXT_ITEMS), -1, np.int64)
