@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Final
 
 import pyarrow as pa
+from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
 
 from sparkml_sgdals.errors import DivergenceError, StorageError
@@ -22,6 +23,7 @@ __all__ = [
     "gathered",
     "local_threads",
     "phase",
+    "task_threads",
 ]
 
 BROADCAST_IDS: Final = 500_000
@@ -44,6 +46,12 @@ def local_threads(spark: SparkSession) -> int:
     if match is None:
         return 0
     return (os.cpu_count() or 1) if match[1] == "*" else int(match[1])
+
+
+def task_threads(asked: int) -> int:
+    """Threads of the task that asks: as told, else, for 0, the CPUs that Spark gave it."""
+    context = TaskContext.get()
+    return asked or (context.cpus() if context else 1)
 
 
 def gathered(frame: DataFrame) -> DataFrame:

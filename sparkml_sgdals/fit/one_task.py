@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
-from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
@@ -24,7 +23,7 @@ from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.fit.plan import Plan, Trained, TrainingReport
 from sparkml_sgdals.fit.progress import TaskProgress
 from sparkml_sgdals.learn.whole_table import fit_stops
-from sparkml_sgdals.spark_jobs import collect_payloads
+from sparkml_sgdals.spark_jobs import collect_payloads, task_threads
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.parts import (
     PART_DDL,
@@ -75,8 +74,7 @@ class _Train:
         # many passes in shuffled orders have no use for it
         if settings.solver in ("sgd", "minibatch") and "time" in table.column_names:
             table = table.drop_columns("time")
-        context = TaskContext.get()
-        threads = self.threads or (context.cpus() if context else 1)
+        threads = task_threads(self.threads)
         ratings = encode_ratings(table, threads)
         del tables, table
         encoded = time.perf_counter()

@@ -156,10 +156,7 @@ def _prediction(state: ModelState, tag: str, columns: ScoreColumns, known: Colum
     # one SQL text: thousands of Column objects would cost more than scoring a small table
     user, item = f"__user_mean_{tag}", f"__item_mean_{tag}"
     terms = [f"coalesce(get({user}, 0), 0D) + coalesce(get({item}, 0), 0D)"]
-    terms += [
-        f"coalesce(double(get({user}, {f})) * get({item}, {f}), 0D)"
-        for f in range(1, state.settings.rank + 1)
-    ]
+    terms += _products(user, item, state.settings.rank)
     score = F.expr(_sum(terms))
     if state.settings.fits_events:
         score = _both_judges(score, state.settings.table_rank, tag)
@@ -177,14 +174,18 @@ def _prediction(state: ModelState, tag: str, columns: ScoreColumns, known: Colum
 def _both_judges(score: Column, rank: int, tag: str) -> Column:
     """Return the logarithm of what filter and table say: `kernels.events.judges`."""
     user, item = f"__user_taste_{tag}", f"__item_taste_{tag}"
-    terms = [
-        f"coalesce(double(get({user}, {f})) * get({item}, {f}), 0D)" for f in range(1, rank + 1)
-    ]
     offset = F.expr(f"coalesce(double(get({user}, 0)), {float(NEVER)!r}D) + "
                     f"coalesce(get({item}, 0), 0D)")  # fmt: skip
-    product = F.expr(_sum(terms))
+    product = F.expr(_sum(_products(user, item, rank)))
     root = F.sqrt(product * product + F.lit(4.0 * float(FLOOR) ** 2))
     return F.log(F.exp(score) + F.exp(offset) * (product + root) / F.lit(2.0))
+
+
+def _products(user: str, item: str, rank: int) -> list[str]:
+    """Return SQL of the products of two columns' features, 0 where either is not known."""
+    return [
+        f"coalesce(double(get({user}, {f})) * get({item}, {f}), 0D)" for f in range(1, rank + 1)
+    ]
 
 
 def _sum(terms: list[str]) -> str:

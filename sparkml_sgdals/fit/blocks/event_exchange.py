@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from sparkml_sgdals.arrays.ipc import arrays_from_buffer, arrays_to_buffer, to_buffer
@@ -24,7 +26,13 @@ from sparkml_sgdals.fit.blocks.event_block import (
     event_table,
     start_block,
 )
-from sparkml_sgdals.fit.blocks.exchange import Inbox, state_message
+from sparkml_sgdals.fit.blocks.exchange import (
+    Inbox,
+    kept_messages,
+    send_messages,
+    state_message,
+    sums_messages,
+)
 from sparkml_sgdals.fit.blocks.files import Statics, static_name
 from sparkml_sgdals.fit.blocks.layout import as_ids, cell_of
 from sparkml_sgdals.fit.blocks.messages import OTHER, SIDES, Job, Message, SideName
@@ -51,17 +59,8 @@ def read_totals(inbox: Inbox, job: Job) -> EventTotals:
     return totals
 
 
-def _told(job: Job, side: SideName, own: int, sums: EventSums) -> Iterator[Message]:
-    payload = arrays_to_buffer(sums.to_arrays())
-    for target in range(job.num_blocks):
-        yield target, side, own, "sums", payload
-
-
-def _sent(side: SideName, own: int, block: BlockLayout, state: BlockState) -> Iterator[Message]:
-    for target, rows in enumerate(block.sends):
-        if rows.size:
-            features = np.ascontiguousarray(state.arrays["taste"][rows, 1:])
-            yield target, side, own, "send", arrays_to_buffer({"features": features})
+def _features(state: BlockState, rows: npt.NDArray[np.int32]) -> dict[str, npt.NDArray[Any]]:
+    return {"features": np.ascontiguousarray(state.arrays["taste"][rows, 1:])}
 
 
 @dataclass(frozen=True)
@@ -83,9 +82,9 @@ class StartEvents:
             block = BlockLayout.from_arrays(arrays)
             state, sums = start_block(number, ids, block.layout, job.settings)
             yield state_message(own, side, own, state)
-            yield from _told(job, side, own, sums)
+            yield from sums_messages(job, side, own, sums.to_arrays())
             if side == "items":
-                yield from _sent(side, own, block, state)
+                yield from send_messages(block, side, own, partial(_features, state))
 
 
 @dataclass(frozen=True)
@@ -110,12 +109,8 @@ class DescendHalf:
     def __call__(self, statics: Statics, inbox: Inbox) -> Iterator[Message]:
         """Yield the block's state, its sums, and what its partners' blocks have to know of it."""
         job, side, own = self.job, self.side, inbox.block
-        partner_side = OTHER[side]
         totals = read_totals(inbox, job)
-        yield own, side, own, "learned", arrays_to_buffer(totals.to_arrays())
-        passenger = inbox.all(partner_side, "state").get(own)
-        if passenger is not None:
-            yield own, partner_side, own, "state", passenger
+        yield from kept_messages(inbox, side, arrays_to_buffer(totals.to_arrays()))
         state = inbox.state(side, own)
         if state is None:
             return
@@ -125,17 +120,17 @@ class DescendHalf:
             return
         arrays = statics.arrays(static_name("layout", side, own, own))
         block = BlockLayout.from_arrays(arrays)
-        sent = [arrays_from_buffer(b, copy=False) for b in inbox.all(partner_side, "send").values()]
+        sent = [arrays_from_buffer(b, copy=False) for b in inbox.all(OTHER[side], "send").values()]
         partners = np.concatenate([some["features"] for some in sent])
         others = totals.items if side == "users" else totals.users
         assert others is not None
         sums = descend_block(
             block, state, partners, others, self.lam, job.settings, job.task_threads()
         )
-        yield from _told(job, side, own, sums)
+        yield from sums_messages(job, side, own, sums.to_arrays())
         yield state_message(own, side, own, state)
         if self.send:
-            yield from _sent(side, own, block, state)
+            yield from send_messages(block, side, own, partial(_features, state))
 
 
 @dataclass(frozen=True)

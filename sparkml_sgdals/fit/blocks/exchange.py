@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import numpy as np
@@ -43,7 +44,10 @@ __all__ = [
     "Start",
     "Step",
     "Stratum",
+    "kept_messages",
+    "send_messages",
     "state_message",
+    "sums_messages",
 ]
 
 
@@ -240,6 +244,34 @@ def _clipped_squares(
     return np.array(sums)
 
 
+def kept_messages(inbox: Inbox, side: SideName, learned: pa.Buffer) -> Iterator[Message]:
+    """Yield what a half-sweep hands on to its own block: the whole, and the other side."""
+    own, partner_side = inbox.block, OTHER[side]
+    yield own, side, own, "learned", learned
+    passenger = inbox.all(partner_side, "state").get(own)
+    if passenger is not None:
+        yield own, partner_side, own, "state", passenger
+
+
+def sums_messages(
+    job: Job, side: SideName, own: int, sums: dict[str, npt.NDArray[Any]]
+) -> Iterator[Message]:
+    """Yield a block's sums, told to all blocks."""
+    payload = arrays_to_buffer(sums)
+    for target in range(job.num_blocks):
+        yield target, side, own, "sums", payload
+
+
+def send_messages(
+    block: BlockLayout, side: SideName, own: int,
+    named: Callable[[npt.NDArray[np.int32]], dict[str, npt.NDArray[Any]]],
+) -> Iterator[Message]:  # fmt: skip
+    """Yield what the other side's blocks have to know of the ids that they name."""
+    for target, rows in enumerate(block.sends):
+        if rows.size:
+            yield target, side, own, "send", arrays_to_buffer(named(rows))
+
+
 @dataclass(frozen=True)
 class Half:
     """A half-sweep: the ids of one side of a block, with the factors of their partners fixed.
@@ -265,12 +297,8 @@ class Half:
     def __call__(self, statics: Statics, inbox: Inbox) -> Iterator[Message]:
         """Yield the block's state, its sums, and what its partners' blocks have to know of it."""
         job, side, own = self.job, self.side, inbox.block
-        partner_side = OTHER[side]
         learned = GlobalState.read(inbox, job)
-        yield own, side, own, "learned", learned.to_buffer()
-        passenger = inbox.all(partner_side, "state").get(own)
-        if passenger is not None:
-            yield own, partner_side, own, "state", passenger
+        yield from kept_messages(inbox, side, learned.to_buffer())
         state = inbox.state(side, own)
         if state is None:
             return
@@ -282,15 +310,11 @@ class Half:
         block = BlockLayout.from_arrays(arrays)
         if self.learn:
             sums = self._sweep(block, state, inbox, learned)
-            payload = arrays_to_buffer({"sums": sums.to_array()})
-            for target in range(job.num_blocks):
-                yield target, side, own, "sums", payload
+            yield from sums_messages(job, side, own, {"sums": sums.to_array()})
         yield state_message(own, side, own, state)
         if self.send:
-            for target, rows in enumerate(block.sends):
-                if rows.size:
-                    named = named_rows(state, rows, job.settings, job.fresh)
-                    yield target, side, own, "send", arrays_to_buffer(named)
+            named = partial(named_rows, state, settings=job.settings, fresh=job.fresh)
+            yield from send_messages(block, side, own, named)
 
     def _sweep(
         self, block: BlockLayout, state: BlockState, inbox: Inbox, learned: GlobalState

@@ -8,12 +8,12 @@ from typing import Final, Literal
 
 import numpy as np
 import pyarrow as pa
-from pyspark import TaskContext
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.spark_jobs import task_threads
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = [
@@ -77,8 +77,7 @@ class Job:
 
     def task_threads(self) -> int:
         """Return the threads of a task: as told, else the CPUs that Spark gave the task."""
-        context = TaskContext.get()
-        return self.threads or (context.cpus() if context else 1)
+        return task_threads(self.threads)
 
     def batch(self, message: Message) -> pa.RecordBatch:
         """One message as one row of `MESSAGE_SCHEMA`; the payload is not copied."""

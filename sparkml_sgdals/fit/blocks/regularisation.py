@@ -11,7 +11,6 @@ from typing import Final
 
 import numpy as np
 import pyarrow as pa
-from pyspark import TaskContext
 from pyspark.sql import DataFrame
 
 from sparkml_sgdals.arrays.hashing import id_keys
@@ -21,16 +20,15 @@ from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.arrays.sorting import encode_ids
 from sparkml_sgdals.learn.event_tables import chosen_lambdas, lambda_of_sample
 from sparkml_sgdals.learn.least_squares import MOST_CHOOSING
-from sparkml_sgdals.spark_jobs import collect_payloads, phase
+from sparkml_sgdals.spark_jobs import collect_payloads, phase, task_threads
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.parts import PART_DDL, part_batch
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = ["lambdas_in_one_task"]
 
 _MARGIN: Final = 1.25
 """more events than are asked for, as users differ in how many they have"""
-_PART_DDL: Final = "kind string, payload binary"
-_PART_SCHEMA: Final = pa.schema([("kind", pa.string()), ("payload", pa.binary())])
 _MERGED: Final = 1 << 22
 """ids of items that a task holds before it looks which are the same"""
 
@@ -57,7 +55,7 @@ def lambdas_in_one_task(
     def choose() -> float:
         share = min(1.0, _MARGIN * MOST_CHOOSING / events)
         while True:
-            some = packed.select("payload").mapInArrow(_Sample(kinds, share), _PART_DDL)
+            some = packed.select("payload").mapInArrow(_Sample(kinds, share), PART_DDL)
             work = _Choose(settings, kinds, threads, 0 if share == 1.0 else MOST_CHOOSING)
             with phase(packed.sparkSession, "choose the regularisation"):
                 found = collect_payloads(some.repartition(1).mapInArrow(work, "value double"))
@@ -86,8 +84,8 @@ class _Sample:
             items.add(table.column("item"))
             some = table.filter(pa.array(chosen[users]))
             if some.num_rows:
-                yield _part("events", some.combine_chunks())
-        yield _part("items", pa.table({"item": items.ids()}))
+                yield part_batch("events", to_bytes(some.combine_chunks()))
+        yield part_batch("items", to_bytes(pa.table({"item": items.ids()})))
 
 
 @dataclass(frozen=True)
@@ -116,8 +114,7 @@ class _Choose:
         yield pa.RecordBatch.from_arrays([pa.array([found], pa.float64())], names=["value"])
 
     def _chosen(self, tables: list[pa.Table], items: pa.Array) -> float:
-        context = TaskContext.get()
-        threads = self.threads or (context.cpus() if context else 1)
+        threads = task_threads(self.threads)
         # integers are as narrow as each cell's values let them be
         sample = encode_ratings(pa.concat_tables(tables, promote_options="permissive"), threads)
         return lambda_of_sample(self.settings, self.kinds, sample, items, threads)
@@ -147,9 +144,3 @@ class _Items:
 
     def _distinct(self) -> pa.Array:
         return pa.chunked_array(self._held, id_array_type(self._kind)).unique()
-
-
-def _part(kind: str, table: pa.Table) -> pa.RecordBatch:
-    return pa.RecordBatch.from_arrays(
-        [pa.array([kind]), pa.array([to_bytes(table)], pa.binary())], schema=_PART_SCHEMA
-    )
