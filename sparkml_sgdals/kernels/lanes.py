@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+import numba as nb
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba.core import types
 
-from sparkml_sgdals.kernels.vectors import LANES, code_of, lanes_at
+from sparkml_sgdals.kernels.vectors import LANES, code_of, lanes_at, load, store
 
 __all__ = [
+    "last_columns",
     "padded_rows",
     "padded_width",
     "transpose_lanes",
+    "weigh_columns",
 ]
 
 F32 = npt.NDArray[np.float32]
@@ -104,3 +107,54 @@ def transpose_lanes(_typing, columns, at, stride, source, width, column, rows, f
         return context.get_dummy_value()
 
     return types.void(columns, at, stride, source, width, column, rows, first), generate
+
+
+@nb.njit(cache=True, nogil=True, inline="always")
+def last_columns(columns, stride, source, partners, begin, count, some):  # type: ignore[no-untyped-def]
+    """Put in lanes the rows that are left of `count` rows, once `transpose_lanes` has had the rest.
+
+    Parameters
+    ----------
+    columns
+        float32, as flat: column f of the rows begins at f stride, with room for a whole vector
+    stride
+        int64
+    source
+        float32, `padded_rows`
+    partners
+        integers, rows of `source`: those at begin..begin+count-1
+    begin, count
+        int64
+    some
+        int64, shape (LANES,), work space
+    """
+    wide = source.shape[1]
+    rest = count % LANES
+    if rest:
+        for n in range(LANES):
+            some[n] = partners[begin + count - rest + (n if n < rest else 0)]
+        for f in range(0, wide, LANES):
+            transpose_lanes(columns, f * stride + count - rest, stride, source, wide, f, some, 0)
+
+
+@nb.njit(cache=True, nogil=True, inline="always")
+def weigh_columns(columns, stride, roots, width, count, weighted):  # type: ignore[no-untyped-def]
+    """Multiply the first `width` columns with the roots of the rows' weights, in place.
+
+    Parameters
+    ----------
+    columns, stride, count
+        as `last_columns`
+    roots
+        float32, zeros from `count` to the end of the last vector
+    width
+        int64
+    weighted
+        whether any root is not 1: else only the last vector is, where it goes beyond the rows
+    """
+    rest = count % LANES
+    if weighted or rest:
+        for f in range(width):
+            for t in range(0 if weighted else count - rest, count, LANES):
+                place = f * stride + t
+                store(columns, place, load(roots, t) * load(columns, place))

@@ -6,7 +6,7 @@ import numba as nb
 import numpy as np
 
 from sparkml_sgdals.kernels.checks import FAST, MIN_VARIANCE
-from sparkml_sgdals.kernels.lanes import transpose_lanes
+from sparkml_sgdals.kernels.lanes import last_columns, transpose_lanes, weigh_columns
 from sparkml_sgdals.kernels.prefetch import AHEAD, prefetch_lines
 from sparkml_sgdals.kernels.vectors import (
     LANES,
@@ -129,19 +129,8 @@ def sweep_ids(  # type: ignore[no-untyped-def]
                         columns, f * stride + t - (LANES - 1), stride, partner_mean, wide, f,
                         partners, begin + t - (LANES - 1),
                     )  # fmt: skip
-        rest = count % LANES
-        if rest:
-            for n in range(LANES):
-                some[n] = partners[begin + count - rest + (n if n < rest else 0)]
-            for f in range(0, wide, LANES):
-                transpose_lanes(
-                    columns, f * stride + count - rest, stride, partner_mean, wide, f, some, 0
-                )
-        if weighted or rest:
-            for f in range(width):
-                for t in range(0 if weighted else count - rest, count, LANES):
-                    place = f * stride + t
-                    store(columns, place, load(roots, t) * load(columns, place))
+        last_columns(columns, stride, partner_mean, partners, begin, count, some)
+        weigh_columns(columns, stride, roots, width, count, weighted)
 
         bias = mean[x, 0]
         for t in range(0, count, LANES):
