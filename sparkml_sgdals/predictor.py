@@ -41,9 +41,18 @@ class Predictor:
         of the model
     """
 
-    def __init__(self, state: ModelState, params: dict[str, Any], version: int) -> None:
-        self._state = serving_state(state) if state.settings.learns_events else state
+    def __init__(
+        self,
+        state: ModelState,
+        params: dict[str, Any],
+        version: int,
+        served: ModelState | None = None,
+    ) -> None:
+        # `served` is what `serving_state` made of a model of events, where that is at hand
         self._events = state.settings.learns_events
+        if self._events and served is None:
+            served = serving_state(state)
+        self._state = state if served is None else served
         self._params = params
         self.version = version
 

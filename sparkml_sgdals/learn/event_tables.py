@@ -340,8 +340,9 @@ class _Fit:
         history: list[float] = []
         found: list[tuple[Factors, list[float]]] = []
         steps = fit_table(
-            table, factors, lams, settings.unobserved_weight, stops[-1], threads, priors
-        )
+            table.layouts(threads), factors, lams, settings.unobserved_weight, stops[-1], threads,
+            priors,
+        )  # fmt: skip
         for number, (loss, errors) in enumerate(steps, 1):
             losses.append(loss)
             history.append(math.sqrt(errors / total))

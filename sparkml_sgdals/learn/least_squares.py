@@ -211,7 +211,7 @@ def descend_half(
 
 
 def fit_table(
-    table: EventTable,
+    layouts: tuple[Layout, Layout],
     factors: Factors,
     lams: tuple[float, float],
     unobserved: float,
@@ -223,8 +223,8 @@ def fit_table(
 
     Parameters
     ----------
-    table : EventTable
-        the events
+    layouts : tuple[Layout, Layout]
+        the events by user and by item: `EventTable.layouts`
     factors : Factors
         where to start, changed in place
     lams : tuple[float, float]
@@ -238,11 +238,10 @@ def fit_table(
     priors : tuple[tuple[F32, F32], tuple[F32, F32]] | None
         of users and of items, as `descend_half`
     """
-    layouts = table.layouts(threads)
     sides, others = (factors.users, factors.items), (factors.items, factors.users)
     regs = [
-        shrinkage(id_weights(layout), partners, unobserved, lam)
-        for layout, partners, lam in zip(layouts, table.sizes[::-1], lams, strict=True)
+        shrinkage(id_weights(layout), len(partners), unobserved, lam)
+        for layout, partners, lam in zip(layouts, others, lams, strict=True)
     ]
     squares = gram_of(factors.items, threads)
     for _ in range(sweeps):
@@ -291,13 +290,14 @@ def choose_regularisation(
     learned = table.where(~held)
     # of too few events none is held out: whatever leaves factors is as good as another
     judge = _Judge.of(learned, table.where(held)) if held.any() else None
+    layouts = learned.layouts(threads)
     values: dict[int, float] = {}
 
     def tried(number: int) -> float:
         if number not in values:
             factors = start.copy()
             lam = first * _STEP**number
-            sweeps = fit_table(learned, factors, (lam, lam), unobserved, _TRIED_SWEEPS, threads)
+            sweeps = fit_table(layouts, factors, (lam, lam), unobserved, _TRIED_SWEEPS, threads)
             errors = [errors for _, errors in sweeps][-1]
             said = 0.0 if judge is None else judge.mean(factors, threads)
             values[number] = said if errors < _VANISHED * total else -1.0

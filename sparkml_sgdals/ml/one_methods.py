@@ -28,6 +28,7 @@ class OneMethods:
     getItemCol: Callable[[], str]
     getColdStartStrategy: Callable[[], str]
     getClipPredictions: Callable[[], bool]
+    _scoring_state: Callable[[], ModelState]
 
     def predictOne(self, user: int | str, item: int | str) -> float:
         """Return the prediction of one pair at once, as `transform` gives it.
@@ -116,5 +117,8 @@ class OneMethods:
         }
         key = (id(self._state), self.version, *params.values())
         if self._predictor is None or self._predictor[0] != key:
-            self._predictor = (key, Predictor(self._state, params, self.version))
+            self._predictor = (
+                key,
+                Predictor(self._state, params, self.version, self._scoring_state()),
+            )
         return self._predictor[1]

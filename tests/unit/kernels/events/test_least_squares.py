@@ -82,7 +82,7 @@ def test_no_half_sweep_makes_the_loss_larger(problem):
     events = rows_of(table)
     factors = Factors.start(users, items)
     last = least_squares_loss(events, users, items, unobserved, *regs)
-    for loss, _ in fit_table(table, factors, (lam, lam), unobserved, 4, 1):
+    for loss, _ in fit_table(table.layouts(1), factors, (lam, lam), unobserved, 4, 1):
         both = (unpadded(side, users.shape[1]) for side in (factors.users, factors.items))
         now = least_squares_loss(events, *both, unobserved, *regs)
         assert now <= last * (1 + 1e-5) + 1e-6
@@ -96,7 +96,9 @@ def test_threads_change_nothing(problem):
     found = []
     for threads in (1, 3):
         factors = Factors.start(*features)
-        losses = list(fit_table(table, factors, (lam, lam), unobserved, 3, threads))
+        losses = list(
+            fit_table(table.layouts(threads), factors, (lam, lam), unobserved, 3, threads)
+        )
         chosen = choose_regularisation(
             table, Factors.start(*features), table.hashes[: table.sizes[0]], unobserved, threads
         )
@@ -158,7 +160,7 @@ def test_a_regularisation_is_chosen_between_none_and_too_much():
     assert 0.001 < lam < 0.5
     assert np.array_equal(start.users, before)
     fitted = start.copy()
-    for _ in fit_table(table, fitted, (lam, lam), 0.1, 8, 2):
+    for _ in fit_table(table.layouts(2), fitted, (lam, lam), 0.1, 8, 2):
         pass
     scores = fitted.users[:, :16] @ fitted.items[:, :16].T
     own = scores.reshape(50, 4, 4, 25).mean(axis=(0, 3))
