@@ -168,6 +168,9 @@ class Predictor:
             None if own is None else (own, other),
             sign,
             None if tastes is None else Tastes(taste, tastes),
+            None
+            if state.heard is None
+            else state.heard.of_rows(rows).of_users(self._places, order.size),
         )
         found = best >= 0
         values = scores[found].astype(np.float64) * state.scale.spread + state.scale.mean
@@ -204,6 +207,14 @@ class Predictor:
         taste = self._state.items.taste
         return np.ascontiguousarray(taste[self._candidates[0]].T) if taste.shape[1] else None
 
+    @cached_property
+    def _places(self) -> I32:
+        """Position of each row's item among the candidates."""
+        order = self._candidates[0]
+        places = np.empty(order.size, np.int32)
+        places[order] = np.arange(order.size, dtype=np.int32)
+        return places
+
     def _sign(self, rank_by: str) -> int:
         if rank_by not in _SIGNS:
             raise ValueError(f"rank_by must be one of {', '.join(_SIGNS)}, got {rank_by!r}.")
@@ -217,8 +228,7 @@ class Predictor:
 
     def _excluded(self, lists: Sequence[Iterable[Any]], order: I64) -> tuple[I64, I32]:
         """Return what `top_n` is to exclude: starts, and rising positions among the candidates."""
-        places = np.empty(order.size, np.int64)
-        places[order] = np.arange(order.size)
+        places = self._places
         found = [_rows(self._state.items, one, "item") for one in lists]
         gone = [np.unique(places[rows[rows >= 0]]) for rows in found]
         starts = np.cumsum([0, *[len(one) for one in gone]], dtype=np.int64)

@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from sparkml_sgdals.kernels.events.judges import LEAST, mixed
 
-__all__ = ["Tastes", "candidate_products", "query_products", "top_n"]
+__all__ = ["Boosts", "Tastes", "candidate_products", "query_products", "top_n"]
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
+Boosts = tuple[I64, I32, F32]
 
 _TILE: Final = 1024
 """candidates scored at once: their scores and factors stay in the cache of a core"""
@@ -82,7 +83,7 @@ def candidate_products(mean: F32, var: F32 | None) -> tuple[F32, F32 | None]:
 @nb.njit(cache=True, nogil=True)
 def _top_n(  # type: ignore[no-untyped-def]
     queries, candidates, query_vars, candidate_vars, sign, query_tastes, tastes, starts, excluded,
-    best, scores,
+    boost_starts, boosted, boosts, best, scores,
 ):  # fmt: skip
     width, total = candidates.shape
     var_width = candidate_vars.shape[0]
@@ -96,6 +97,8 @@ def _top_n(  # type: ignore[no-untyped-def]
         worst = lowest
         gone = starts[q]
         last_gone = starts[q + 1]
+        up = boost_starts[q]
+        last_up = boost_starts[q + 1]
         for begin in range(0, total, _TILE):
             size = min(_TILE, total - begin)
             tile_scores[:size] = np.float32(0.0)
@@ -125,6 +128,16 @@ def _top_n(  # type: ignore[no-untyped-def]
                         tile_scores[j] = mixed(
                             tile_scores[j], tile_vars[j], query_tastes[q, 0] + tastes[0, begin + j]
                         )
+            while up < last_up and boosted[up] < begin + size:
+                place = boosted[up] - begin
+                score = tile_scores[place]
+                if score > lowest and judged:
+                    tile_scores[place] = score + boosts[up]
+                elif score > lowest and boosts[up] > np.float32(0.0):
+                    tile_scores[place] = np.float32(
+                        math.log(math.exp(score) + np.float64(boosts[up]))
+                    )
+                up += 1
             while gone < last_gone and excluded[gone] < begin + size:
                 tile_scores[excluded[gone] - begin] = lowest
                 gone += 1
@@ -159,10 +172,12 @@ def top_n(
     variances: tuple[F32, F32] | None = None,
     sign: int = 0,
     tastes: Tastes | None = None,
+    boosts: Boosts | None = None,
 ) -> tuple[I32, F32]:
     """Candidates of the highest score = q . c + sign sqrt(qv . cv), ties to the first.
 
-    With tastes it is the logarithm of exp(q . c) and what the table says: `judges.mixed`.
+    With tastes it is the logarithm of exp(q . c) and what the table says: `judges.mixed`; with
+    boosts that of exp(score) + boost.
 
     Parameters
     ----------
@@ -181,13 +196,16 @@ def top_n(
         1 for the upper, -1 for the lower bound of a score, 0 for the score itself
     tastes : Tastes | None
         of queries and candidates, where a table of events was fitted; sign is 0 then
+    boosts : Boosts | None
+        starts, int64 of shape (m + 1,), rising positions, int32, and what is added to them, float32
+        of at least 0; sign is 0 then
 
     Returns
     -------
     best : int32, shape (m, k), positions of candidates, best first; -1 where there are no more
     scores : float32, shape (m, k)
 
-    Raises IndexError for positions outside the candidates.
+    Raises IndexError for positions, excluded or boosted, outside the candidates.
     """
     total = candidates.shape[1]
     wanted = max(0, min(count, total))
@@ -199,6 +217,11 @@ def top_n(
         starts, positions = excluded
         if positions.size and (positions.min() < 0 or positions.max() >= total):
             raise IndexError(f"excluded positions reach outside the {total} candidates")
+    if boosts is None:
+        nothing = np.empty(0, np.int32), np.empty(0, np.float32)
+        boosts = np.zeros(queries.shape[0] + 1, np.int64), *nothing
+    elif boosts[1].size and (boosts[1].min() < 0 or boosts[1].max() >= total):
+        raise IndexError(f"boosted positions reach outside the {total} candidates")
     if variances is None:
         variances = np.empty((queries.shape[0], 0), np.float32), np.empty((0, total), np.float32)
     if tastes is None:
@@ -209,6 +232,6 @@ def top_n(
         _top_n(
             factors[0], factors[1], bounds[0], bounds[1],
             np.float32(sign), np.ascontiguousarray(tastes.queries, np.float32),
-            np.ascontiguousarray(tastes.candidates), starts, positions, best, scores,
+            np.ascontiguousarray(tastes.candidates), starts, positions, *boosts, best, scores,
         )  # fmt: skip
     return best, scores

@@ -16,10 +16,12 @@ import numpy.typing as npt
 
 from sparkml_sgdals.arrays.hashing import id_keys
 from sparkml_sgdals.kernels.events.judges import believed, pair_probabilities
+from sparkml_sgdals.kernels.events.partners import LATEST_ITEMS
 from sparkml_sgdals.kernels.events.ranks import _EVENT, _GOLDEN, _chain, rank_events
 from sparkml_sgdals.learn.prequential import BatchSums, rank_sums
 from sparkml_sgdals.state.event_scores import (
     Anchors,
+    heard_partners,
     log_shares,
     memories_of,
     popularity_logs,
@@ -115,6 +117,8 @@ def judge_events(
     """
     settings = state.settings
     first, earlier = _eligible(events, known_users, known_items)
+    if state.repeats_items:
+        first, earlier = _again(events, known_users, known_items), np.full_like(earlier, -1)
     nothing = first[:0]
     ranked = _to_rank(state, events, first, known_items) if settings.ranking_size else nothing
     weighed = _to_weigh(state, events, first) if settings.fits_events else nothing
@@ -123,7 +127,7 @@ def judge_events(
         judges = _Judges.of(state, events, np.concatenate([ranked, weighed]), order)
     sums = BatchSums()
     if settings.ranking_size:
-        sums = _ranked(state, events, ranked, earlier, known_items, judges)
+        sums = _ranked(state, events, ranked, earlier, known_items, judges, order)
     share = state.filter_share
     if weighed.size and judges is not None:
         users, items = events.users[weighed], events.items[weighed].astype(np.int64)
@@ -163,7 +167,7 @@ def _draws(state: ModelState, events: EventsToRank, chosen: I64) -> U64:
 
 def _ranked(
     state: ModelState, events: EventsToRank, chosen: I64, earlier: I64, known_items: int,
-    judges: _Judges | None = None,
+    judges: _Judges | None = None, by_key: I64 | None = None,
 ) -> BatchSums:  # fmt: skip
     if not chosen.size:
         return BatchSums()
@@ -173,15 +177,17 @@ def _ranked(
     own[:, 0] = 0.0
     user_table, table = state.users.taste[events.user_rows], state.items.taste[known].copy()
     context = np.zeros((0, settings.rank), np.float32)
+    least = 0.0
     if settings.learns_events and settings.solver == "bayes":
         context = memories_of(state)[1].context
     if judges is not None:
         products[:, 0] = judges.biases[known]
         table[:, 0] = table_biases(state, judges.biases, state.items.taste[:, 0])[known]
         own[judges.places, 0], user_table[judges.places, 0] = judges.weights()
+        least = judges.least
     elif settings.learns_events and settings.solver == "bayes":
         memory = memories_of(state)[1]
-        logs, _ = log_shares(memory, state.events_learned, state.popularity_parts, known_items)
+        logs, least = log_shares(memory, state.events_learned, state.popularity_parts, known_items)
         products[:, 0] += logs
     order = np.empty(0, np.int64)
     if settings.ranking_sample:
@@ -191,10 +197,29 @@ def _ranked(
         chosen, events.users, events.items, earlier, own, products,
         np.ascontiguousarray(products.T), user_table, table, np.ascontiguousarray(table.T),
         state.items.count[known].copy(), context, events.starts, events.lengths, events.done,
+        _boosts(state, events, least, known_items, by_key), state.repeats_items,
         _draws(state, events, chosen), settings.ranking_sample, order,
         np.zeros(known_items, np.int64), ranks,
     )  # fmt: skip
     return rank_sums(ranks[0], ranks[1], settings.ranking_size)
+
+
+def _boosts(
+    state: ModelState, events: EventsToRank, least: float, known_items: int, by_key: I64 | None
+) -> tuple[I64, I32, F32]:
+    """Return what partners add to the known items of each user of the batch."""
+    if by_key is not None:
+        last = (events.starts + events.lengths)[:, None] - 1 - np.arange(LATEST_ITEMS)
+        there = last >= events.starts[:, None]
+        latest = np.where(there, events.done[np.where(there, last, 0)], -1).astype(np.int32)
+        tastes = state.users.taste[events.user_rows]
+        heard = heard_partners(state, latest, tastes, least, lambda: by_key)
+        if heard is not None:
+            places = np.arange(state.items.size, dtype=np.int32)
+            places[known_items:] = -1
+            return heard.of_users(places, known_items)
+    nothing = np.zeros(events.user_rows.size + 1, np.int64)
+    return nothing, np.empty(0, np.int32), np.empty(0, np.float32)
 
 
 @dataclass(frozen=True)
@@ -217,6 +242,7 @@ class _Judges:
     features: F32
     biases: F32
     anchors: Anchors
+    least: float
 
     @classmethod
     def of(cls, state: ModelState, events: EventsToRank, chosen: I64, order: I64) -> _Judges:
@@ -229,7 +255,7 @@ class _Judges:
         popularity = popularity_logs(state, items, state.items.count)
         biases = state.items.mean[:, 0] + popularity[0]
         anchors = Anchors(state, state.items, biases, popularity, lambda: order)
-        return cls(state, places, rows, features, biases, anchors)
+        return cls(state, places, rows, features, biases, anchors, popularity[1])
 
     def weights(self) -> tuple[F32, F32]:
         """Return what both judgements of each user are multiplied with, as logarithms."""
@@ -249,6 +275,12 @@ class _Judges:
         bases = table_biases(state, self.biases, state.items.taste[:, 0])[items]
         found: npt.NDArray[np.float64] = pair_probabilities(scores, products, bases, sums)
         return found
+
+
+def _again(events: EventsToRank, known_users: int, known_items: int) -> I64:
+    """Places of the events to rank where what was done may come again."""
+    known = (events.user_rows[events.users] < known_users) & (events.items < known_items)
+    return np.flatnonzero(events.does & known)
 
 
 def _eligible(events: EventsToRank, known_users: int, known_items: int) -> tuple[I64, I64]:

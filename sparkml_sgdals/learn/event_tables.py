@@ -158,7 +158,8 @@ def caught_up(state: ModelState) -> ModelState:
     for table, learned in ((twin.users, scratch.users), (twin.items, scratch.items)):
         # rows of the scratch model are those of the ids as they were given
         table.mean, table.var = learned.mean, learned.var
-    memories_of(twin)[1].arrays = memories_of(scratch)[1].arrays
+    twin.items.memory = memories_of(scratch)[1]
+    twin.partners, twin.repeats = scratch.partners, scratch.repeats
     twin.events_learned, twin.popularity_parts = scratch.events_learned, scratch.popularity_parts
     return twin
 

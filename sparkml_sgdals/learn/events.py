@@ -18,12 +18,14 @@ from sparkml_sgdals.kernels.checks import check_rows
 from sparkml_sgdals.kernels.events.draws import cumulate, draw_events, guide_draws, note_done
 from sparkml_sgdals.kernels.events.filter import CONTEXT_ITEMS, filter_events, finite_rows
 from sparkml_sgdals.kernels.events.isgd import descend_events
+from sparkml_sgdals.kernels.events.partners import LATEST_ITEMS, weigh_partners
 from sparkml_sgdals.learn.event_ranks import EventsToRank, judge_events
 from sparkml_sgdals.learn.prequential import BatchSums
 from sparkml_sgdals.learn.solvers import not_finite
 from sparkml_sgdals.state.event_memory import HALF_LIVES, with_room
-from sparkml_sgdals.state.event_scores import even_parts, known_done, memories_of
+from sparkml_sgdals.state.event_scores import even_parts, known_done, memories_of, rows_of_keys
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.partners import PartnerWeight
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = ["LearnedEvents", "confidences", "learn_events"]
@@ -132,6 +134,10 @@ class _Work:
         memory = self.item_memory
         self.factors = _Kept(state.items.mean, state.items.var, memory.context, memory.context_var)
         self.times = _Kept(memory.popularity, memory.last)
+        self.pairs_kept = _Kept(
+            memory.partner, memory.strength, memory.strengths, memory.paired, memory.partner_rows
+        )
+        self.believed, self.repeats = state.partners, 0
         self.parts = np.array(state.popularity_parts or even_parts())
         self.keys = id_keys(state.items.index.ids())
         self.order = np.argsort(self.keys)
@@ -163,11 +169,14 @@ class _Work:
         numbers = np.arange(len(r), dtype=np.uint64) + np.uint64(state.counters.ratings)
         draw_keys = self.pairs ^ ((numbers + seed) * _EVENT)
         self.times.keep(self.item_rows)
+        before = self.lengths.sum()
         totals, left = cumulative[:, -1].copy(), np.ones(fades.size)
         counted, marks = np.empty(len(r), np.int32), np.zeros(state.items.size, np.int64)
         recent = np.empty((min(_CHUNK, len(r)), CONTEXT_ITEMS), np.int32)
         drawn = np.empty((len(recent), settings.num_negatives), np.int32)
         touched, kept = np.zeros((2, state.items.size), bool)
+        said, odds = np.empty((len(recent), 3)), np.empty((len(recent), 2))
+        partners = self._partners()
         events = 0
         for begin in range(0, len(r), _CHUNK):
             end = min(begin + _CHUNK, len(r))
@@ -175,15 +184,43 @@ class _Work:
                 r.users, self.items, r.values, draw_keys, begin, end, state.events_learned, events,
                 settings.implicit_prior, self.done, self.starts, self.lengths, order, cumulative,
                 guide, fades, totals, left, counted, memory.popularity, memory.last, self.parts,
-                marks, recent[: end - begin], drawn[: end - begin], touched,
+                marks, partners, state.repeats_items, recent[: end - begin], drawn[: end - begin],
+                touched, said[: end - begin],
             )  # fmt: skip
             self.factors.keep(np.flatnonzero(touched & ~kept))
             kept |= touched
             filter_events(
                 r.users, self.items, r.values, self.weights, begin, end, recent, drawn,
-                np.float32(settings.drift), self.users.mean, self.users.var, *self.factors.arrays,
+                np.float32(settings.drift), self.users.mean, self.users.var, state.items.mean,
+                state.items.var, memory.context, memory.context_var, odds[: end - begin],
             )  # fmt: skip
+            if settings.pairs_items:
+                b = self.believed
+                self.believed = PartnerWeight(
+                    *weigh_partners(
+                        said[: end - begin], odds[: end - begin], b.share, b.filter_sum,
+                        b.partner_sum,
+                    )
+                )  # fmt: skip
+        # a pair that came before takes no new place
+        self.repeats = int(events - (self.lengths.sum() - before))
         return touched, int(events)
+
+    def _partners(self) -> tuple[npt.NDArray[Any], ...]:
+        """Return what `draw_events` wants of partners, and keep those that it may change."""
+        memory, item_keys = self.item_memory, self.keys.view(np.int64)
+        if not self.state.settings.pairs_items:
+            size = self.keys.size
+            nothing = np.zeros(size, np.float32), np.zeros(size, np.int64)
+            return memory.partner_rows, memory.partner, memory.strength, *nothing, item_keys
+        memory.look_up(lambda keys: rows_of_keys(keys, self.keys, self.order))
+        last = self.starts[:, None] + self.lengths[:, None] - 1 - np.arange(LATEST_ITEMS)
+        there = last >= self.starts[:, None]
+        self.pairs_kept.keep(np.union1d(self.done[last[there]], self.item_rows))
+        return (
+            memory.partner_rows, memory.partner, memory.strength, memory.strengths[:, 0],
+            memory.paired[:, 0], item_keys,
+        )  # fmt: skip
 
     def descend(self) -> tuple[npt.NDArray[np.bool_], int]:
         """Learn by ISGD; as `filter`."""
@@ -205,15 +242,19 @@ class _Work:
 
     def restore(self) -> None:
         """Give the state back the items as they were."""
-        self.factors.restore()
-        self.times.restore()
+        for kept in (self.factors, self.times, self.pairs_kept):
+            kept.restore()
 
     def finite(self, touched: npt.NDArray[np.bool_]) -> bool:
         """Whether what was learned is finite."""
         rows = np.flatnonzero(touched)
         return self.users.finite() and all(
             finite_rows(array, rows)
-            for array in (*self.factors.arrays, self.item_memory.popularity)
+            for array in (
+                *self.factors.arrays,
+                self.item_memory.popularity,
+                self.item_memory.strength,
+            )
         )
 
     def put(self) -> None:
@@ -228,6 +269,8 @@ class _Work:
         state.users.count[self.user_rows] += np.bincount(r.users, minlength=self.user_rows.size)
         state.items.count[self.item_rows] += np.bincount(r.items, minlength=self.item_rows.size)
         state.popularity_parts = tuple(self.parts.tolist())
+        state.partners = self.believed
+        state.repeats += self.repeats
 
     def _done_rows(self) -> tuple[I64, I64, npt.NDArray[np.int32]]:
         """Return what the batch's users have done, as rows of items, with room for its events."""

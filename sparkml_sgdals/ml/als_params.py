@@ -67,6 +67,18 @@ class ALSParams(Params):
         "that of an event of rating 1 being 1.",
         positive("unobservedWeight"),
     )
+    numPartners: Param[int] = param(
+        "numPartners",
+        "under implicitPrefs: items at most that are remembered of each item as done soon before "
+        "or after it; 0 = none, what stands together is not learned.",
+        at_least("numPartners", 0),
+    )
+    repeatItems: Param[bool] = param(
+        "repeatItems",
+        "under implicitPrefs: whether an item that a user has done may come again; learned from "
+        "the events where it is not set.",
+        flag,
+    )
     numUserBlocks: Param[int] = param(
         "numUserBlocks",
         "as in ALS: blocks of users; no effect, see numBlocks.",
@@ -95,6 +107,7 @@ class ALSParams(Params):
             nonnegative=False,
             alpha=1.0,
             unobservedWeight=0.1,
+            numPartners=32,
             numUserBlocks=10,
             numItemBlocks=10,
             intermediateStorageLevel="MEMORY_AND_DISK",
@@ -116,6 +129,14 @@ class ALSParams(Params):
     def getUnobservedWeight(self) -> float:
         """Value of unobservedWeight."""
         return self.getOrDefault(self.unobservedWeight)
+
+    def getNumPartners(self) -> int:
+        """Value of numPartners."""
+        return self.getOrDefault(self.numPartners)
+
+    def getRepeatItems(self) -> bool | None:
+        """Value of repeatItems; None where the events are to say."""
+        return self.getOrDefault(self.repeatItems) if self.isSet(self.repeatItems) else None
 
     def getNumUserBlocks(self) -> int:
         """Value of numUserBlocks."""

@@ -170,6 +170,12 @@ class StreamingBiasedALS(
     unobservedWeight : float, default 0.1
         under implicitPrefs, where a table is fitted: weight of every pair of a user and an item,
         that of an event of rating 1 being 1; above 0
+    numPartners : int, default 32
+        under implicitPrefs: items at most that are remembered of each item as done soon before or
+        after it; 0 = none, what stands together is not learned; at least 0
+    repeatItems : bool | None, default None
+        under implicitPrefs: whether an item that a user has done may come again; learned from the
+        events where it is not set
     numUserBlocks : int, default 10
         as in ALS: blocks of users; no effect, see numBlocks; at least 1
     numItemBlocks : int, default 10
@@ -237,6 +243,8 @@ class StreamingBiasedALS(
         nonnegative: bool = False,
         alpha: float = 1.0,
         unobservedWeight: float = 0.1,
+        numPartners: int = 32,
+        repeatItems: bool | None = None,
         numUserBlocks: int = 10,
         numItemBlocks: int = 10,
         intermediateStorageLevel: str = "MEMORY_AND_DISK",

@@ -168,7 +168,7 @@ class StreamingBiasedALSModel(
         key = (spark, bool(columns.std))
         if self._frames is None or self._frames[0] != key:
             sides = (state.users, state.items)
-            frames = (factor_frame(spark, side, bool(columns.std)) for side in sides)
+            frames = (factor_frame(spark, side, bool(columns.std), state.heard) for side in sides)
             self._frames = (key, FactorFrames(*frames))
         return score(dataset, state, self._frames[1], columns)
 

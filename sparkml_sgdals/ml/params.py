@@ -422,6 +422,8 @@ class LearningParams(
             ranking_sample=self.getRankingSample() if size or events else 0,
             table_rank=self.getRank() if filters and table else 0,
             unobserved_weight=self.getUnobservedWeight(),
+            num_partners=self.getNumPartners() if filters else 0,
+            repeat_items=self.getRepeatItems() if filters else False,
         )
 
     def warnOfUnused(self) -> None:

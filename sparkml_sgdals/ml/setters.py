@@ -191,6 +191,14 @@ class LearningSetters(ModelSetters, LearningParams):
         """Set unobservedWeight."""
         return self._set(unobservedWeight=value)
 
+    def setNumPartners(self, value: int) -> Self:
+        """Set numPartners."""
+        return self._set(numPartners=value)
+
+    def setRepeatItems(self, value: bool) -> Self:
+        """Set repeatItems."""
+        return self._set(repeatItems=value)
+
     def setAlpha(self, value: float) -> Self:
         """Set alpha."""
         return self._set(alpha=value)

@@ -28,7 +28,7 @@ _BAYES: Final = (
     "implicitPrior",
 )
 _NEVER: Final = ("parallelism", *UNUSED_OF_ALS)
-_OF_EVENTS: Final = ("alpha", "numNegatives", "unobservedWeight")
+_OF_EVENTS: Final = ("alpha", "numNegatives", "unobservedWeight", "numPartners", "repeatItems")
 _OF_RATINGS: Final = (
     "noiseVariance", "userBiasRegParam", "itemBiasRegParam", "blockSize",
     "predictionStdCol", "clipPredictions", "maxResidentIds", "ratingRange",
@@ -45,6 +45,8 @@ _UNUSED_UNDER_IMPLICIT_PREFS: Final[dict[str, tuple[str, ...]]] = {
         "maxIter",
         "tol",
         "unobservedWeight",
+        "numPartners",
+        "repeatItems",
         "checkpointInterval",
         *dict.fromkeys((*_BAYES, *_OF_RATINGS, *_NEVER)),
     ),

@@ -7,7 +7,7 @@ with the function. No row is ever a pair.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import numpy as np
@@ -16,19 +16,21 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from sparkml_sgdals.arrays.hashing import block_of, id_keys
+from sparkml_sgdals.arrays.hashing import USER_SIDE, block_of, id_keys
 from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 from sparkml_sgdals.arrays.ipc import from_bytes, to_bytes
-from sparkml_sgdals.kernels.topn import Tastes, candidate_products, query_products, top_n
+from sparkml_sgdals.kernels.topn import Boosts, Tastes, candidate_products, query_products, top_n
 from sparkml_sgdals.spark_workers import need_workers
 from sparkml_sgdals.state.columns import list_column, prior_variances
 from sparkml_sgdals.state.event_scores import means_and_tastes, tastes_of
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.partners import Partners
 
 __all__ = ["RankBy", "Ranking", "recommend", "similar"]
 
 F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
 RankBy = Literal["prediction", "upper", "lower"]
 
 _SIGNS: Final = {"prediction": 0, "upper": 1, "lower": -1}
@@ -109,6 +111,47 @@ class _Part:
     mean: F32
     var: F32
     taste: F32
+    heard: _Heard | None = None
+
+
+@dataclass(frozen=True)
+class _Heard:
+    """What stands together with what users did last, for a part of the candidates.
+
+    Attributes
+    ----------
+    partners : Partners
+        of all items; of the users where users are the candidates, else of none
+    places : npt.NDArray[np.int32]
+        int32, shape (items,): position in the part of each row's item, -1 for none
+    of_users : bool
+        whether users are asked for, and items are the candidates
+    """
+
+    partners: Partners
+    places: npt.NDArray[np.int32]
+    of_users: bool
+
+    @classmethod
+    def of(cls, partners: Partners | None, rows: I64, users_ask: bool) -> _Heard | None:
+        """Return it for candidates by their rows."""
+        if partners is None:
+            return None
+        places = np.full(len(partners.rows), -1, np.int32)
+        if users_ask:
+            places[rows] = np.arange(rows.size, dtype=np.int32)
+        asked = np.empty(0, np.int64) if users_ask else rows
+        return cls(partners.of_rows(asked), places, users_ask)
+
+    def boosts(self, queries: pa.Table, size: int) -> Boosts:
+        """Return what is added to the part's candidates for a block of queries."""
+        rows = queries.column("row").to_numpy().astype(np.int64)
+        if not self.of_users:
+            return self.partners.of_items(rows)
+        latest = _matrix(queries, "latest").astype(np.int32)
+        weights = queries.column("weight").to_numpy().astype(np.float32)
+        partners = replace(self.partners, latest=latest, weights=weights)
+        return partners.of_users(self.places, size)
 
 
 @dataclass(frozen=True)
@@ -119,6 +162,8 @@ class _Queries:
     var: F32
     taste: F32
     cold: npt.NDArray[np.bool_]
+    rows: I64
+    heard: Partners | None = None
 
 
 def recommend(
@@ -164,15 +209,23 @@ def recommend(
         else np.empty((rows.size, 0), np.float32)
     )
     order = pa.compute.array_sort_indices(candidates.index.ids()).to_numpy(zero_copy_only=False)
-    parts = []
+    parts, users_ask = [], queries.side == USER_SIDE
     for first in range(0, order.size, _CANDIDATES_PER_PART):
         some = order[first : first + _CANDIDATES_PER_PART]
+        heard = _Heard.of(state.heard, some, users_ask)
         held = candidates.var[some] if variances else np.empty((some.size, 0), np.float32)
         parts.append(
-            _Part(candidates.index.ids(some), candidates.mean[some], held, candidates.taste[some])
+            _Part(
+                candidates.index.ids(some),
+                candidates.mean[some],
+                held,
+                candidates.taste[some],
+                heard,
+            )
         )
     kinds = (queries.index.kind, candidates.index.kind)
-    asked = _Queries(mean, var, taste, rows < 0)
+    latest = state.heard.of_rows(rows) if state.heard is not None and users_ask else None
+    asked = _Queries(mean, var, taste, rows < 0, rows, latest)
     return _ranked(spark, ids, asked, parts, ranking, kinds, seen)
 
 
@@ -199,7 +252,7 @@ def similar(spark: SparkSession, table: FactorTable, count: int, subset: pa.Arra
     itself = _pairs(spark, subset, table.index.kind)
     ranking = Ranking(count, 0, 0.0, 1.0, -1.0, 1.0)
     cold = np.zeros(rows.size, bool)
-    asked = _Queries(features[rows], nothing[rows], nothing[rows], cold)
+    asked = _Queries(features[rows], nothing[rows], nothing[rows], cold, rows)
     return _ranked(spark, subset, asked, parts, ranking, kinds, itself)
 
 
@@ -276,7 +329,11 @@ def _query_blocks(
                 "var": list_column(asked.var[rows]),
                 "taste": list_column(asked.taste[rows]),
                 "cold": pa.array(asked.cold[rows]),
+                "row": pa.array(asked.rows[rows]),
             }
+            if asked.heard is not None:
+                columns["latest"] = list_column(asked.heard.latest[rows])
+                columns["weight"] = pa.array(asked.heard.weights[rows])
             numbers.append(number)
             payloads.append(to_bytes(pa.table(columns)))
     table = pa.table(
@@ -343,6 +400,7 @@ class _Rank:
             variances,
             ranking.sign,
             Tastes.of(_matrix(queries, "taste"), part.taste),
+            None if part.heard is None else part.heard.boosts(queries, len(part.ids)),
         )
         return self._result(ids, queries.column("cold").combine_chunks(), best, scores)
 

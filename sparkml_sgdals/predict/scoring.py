@@ -1,7 +1,7 @@
 """Score: pairs joined with factors by id, predictions as plain Spark expressions (driver).
 
-No Python runs in the tasks: a dot product of K terms compiles into the join's own stage, for
-static and for streaming tables alike.
+No Python runs in the tasks, but where a model of events hears what stands together: a dot product
+of K terms compiles into the join's own stage, for static and for streaming tables alike.
 """
 
 from __future__ import annotations
@@ -9,11 +9,15 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
 import pyarrow as pa
 from pyspark.sql import Column, DataFrame, SparkSession
 from pyspark.sql import functions as F
+from pyspark.sql.pandas.functions import pandas_udf
 from pyspark.sql.types import StructType
 
 from sparkml_sgdals.arrays.hashing import USER_SIDE
@@ -24,8 +28,12 @@ from sparkml_sgdals.state.columns import list_column, prior_variances
 from sparkml_sgdals.state.event_scores import tastes_of
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.partners import Partners
 
 __all__ = ["FactorFrames", "ScoreColumns", "factor_frame", "public_factors", "score"]
+
+
+_LEAST: Final = 1e-300
 
 
 @dataclass(frozen=True)
@@ -52,18 +60,30 @@ class FactorFrames:
         return iter((self.users, self.items))
 
 
-def factor_frame(spark: SparkSession, table: FactorTable, deviations: bool) -> DataFrame:
-    """Return one side's factors, id and mean, and what deviations need if asked."""
+def factor_frame(
+    spark: SparkSession, table: FactorTable, deviations: bool, heard: Partners | None = None
+) -> DataFrame:
+    """Return one side's factors, id and mean, and what deviations and partners need if asked."""
     types = {
         "id": "bigint" if table.index.kind == "int" else "string",
         "mean": "array<float>",
         **({"variance": "array<float>", "noise_factor": "float"} if deviations else {}),
         **({"taste": "array<float>"} if table.settings.fits_events else {}),
     }
+    arrow = table.to_arrow().select(list(types))
+    if heard is not None:
+        rows = table.index.find(arrow.column("id").combine_chunks())
+        if table.side == USER_SIDE:
+            types |= {"latest": "array<int>", "weight": "float"}
+            arrow = arrow.append_column("latest", list_column(heard.latest[rows]))
+            arrow = arrow.append_column("weight", pa.array(heard.weights[rows]))
+        else:
+            types |= {"row": "bigint"}
+            arrow = arrow.append_column("row", pa.array(rows))
     if not table.size:
         ddl = ", ".join(f"{name} {kind}" for name, kind in types.items())
         return spark.createDataFrame([], ddl)
-    return spark.createDataFrame(table.to_arrow().select(list(types)))
+    return spark.createDataFrame(arrow)
 
 
 def public_factors(
@@ -134,6 +154,9 @@ def score(
             "variance": f"__{side}_var_{tag}",
             "noise_factor": f"__{side}_noise_{tag}",
             "taste": f"__{side}_taste_{tag}",
+            "latest": f"__{side}_latest_{tag}",
+            "weight": f"__{side}_weight_{tag}",
+            "row": f"__{side}_row_{tag}",
         }
         factors = frame.toDF(*[names[name] for name in frame.columns])
         helpers += [key, *factors.columns]
@@ -160,6 +183,11 @@ def _prediction(state: ModelState, tag: str, columns: ScoreColumns, known: Colum
     score = F.expr(_sum(terms))
     if state.settings.fits_events:
         score = _both_judges(score, state.settings.table_rank, tag)
+    if state.heard is not None:
+        boost = _boosting(state.heard.rows, state.heard.strengths)
+        names = (f"__user_latest_{tag}", f"__user_weight_{tag}", f"__item_row_{tag}")
+        # a score of as little as that is no number's exponential
+        score = F.log(F.exp(score) + boost(*names) + F.lit(_LEAST))
     value = score * F.lit(state.scale.spread) + F.lit(state.scale.mean)
     if columns.clip and state.counters.ratings:
         low, high = F.lit(float(state.counters.low)), F.lit(float(state.counters.high))
@@ -169,6 +197,24 @@ def _prediction(state: ModelState, tag: str, columns: ScoreColumns, known: Colum
     if columns.cold_start == "nan":
         value = F.when(known, value).otherwise(F.lit(float("nan")))
     return value.cast("float").alias(columns.prediction)
+
+
+def _boosting(rows: npt.NDArray[np.int32], strengths: npt.NDArray[np.float32]) -> Any:
+    """Return what stands together with what users did last as a function of Spark's columns."""
+
+    def boost(latest: pd.Series, weight: pd.Series, row: pd.Series) -> pd.Series:
+        there = (latest.notna() & row.notna()).to_numpy()
+        boosts = np.zeros(len(row))
+        if there.any():
+            heard = Partners(
+                np.stack(latest[there].to_list()).astype(np.int32),
+                weight[there].to_numpy(np.float32), rows, strengths,
+            )  # fmt: skip
+            pairs = np.arange(int(there.sum())), row[there].to_numpy(np.int64)
+            boosts[there] = heard.of_pairs(*pairs)
+        return pd.Series(boosts)
+
+    return pandas_udf(boost, "double")  # type: ignore[call-overload]
 
 
 def _both_judges(score: Column, rank: int, tag: str) -> Column:

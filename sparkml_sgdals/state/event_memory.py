@@ -9,7 +9,7 @@ Of an item: how it colours a user's next event, its popularity, and when it was 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
 HALF_LIVES: Final = (125.0, 500.0, 2000.0, 8000.0, 32000.0, np.inf)
@@ -123,6 +124,14 @@ def _features(settings: Settings) -> int:
     return settings.rank if settings.solver == "bayes" else 0
 
 
+def _partners(settings: Settings) -> int:
+    return settings.num_partners if settings.pairs_items else 0
+
+
+def _paired(settings: Settings) -> int:
+    return min(1, _partners(settings))
+
+
 def _start_variance(settings: Settings, _side: int, _ids: pa.Array) -> np.float32:
     return np.float32(CONTEXT_PRIOR * settings.factor_prior)
 
@@ -141,16 +150,32 @@ class ItemMemory(ColumnSet):
     last
         int64, shape (n,), when it was last done, in events; under solver 'isgd' in touches: the
         event's own and those of its negatives; 0 for never
+    partner, strength
+        int64 and float32, shape (n, partners): keys of the items that are done about when this one
+        is, and how strongly so, as it stood at `paired`; 0 where there is none; width 0 but under
+        solver 'bayes'
+    strengths
+        float32, shape (n, 1), sum of all strengths, those of partners that made room included
+    paired
+        int64, shape (n, 1), when they last changed, in events
+    partner_rows
+        int32, shape (n, partners): rows of the partners, -1 where they have not been looked up;
+        not stored
     """
 
     context = Column[F32](_features)
     context_var = Column[F32](_features, start=_start_variance)
     popularity = Column[F32](_parts)
     last = Column[I64](None, dtype=np.int64)
+    partner = Column[I64](_partners, dtype=np.int64)
+    strength = Column[F32](_partners)
+    strengths = Column[F32](_paired)
+    paired = Column[I64](_paired, dtype=np.int64)
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.arrays = {column.name: column.zeros(settings) for column in self.registry()}
+        self.partner_rows = np.full(self.partner.shape, -1, np.int32)
 
     def resize(self, size: int) -> None:
         """Have so many rows, new ones empty."""
@@ -158,17 +183,41 @@ class ItemMemory(ColumnSet):
         self.arrays = grown(self.arrays, size)
         for column in self.registry():
             self.arrays[column.name][held:] = column.start(self.settings, ITEM_SIDE, None)
+        rows = np.full(self.partner.shape, -1, np.int32)
+        rows[: min(held, size)] = self.partner_rows[:size]
+        self.partner_rows = rows
 
     def put(self, rows: I64, table: pa.Table) -> None:
         """Set the state of rows from what `to_columns` gave; what is absent stands as empty."""
         for column in self.registry():
             if column.stored in table.column_names:
                 self.arrays[column.name][rows] = column.from_arrow(table, self.settings)
+        self.partner_rows[rows] = -1
+
+    def take_over(self, other: ColumnSet, rows: I64, settings: tuple[Settings, Settings]) -> None:
+        """As of any `ColumnSet`; rows of partners are to be looked up again."""
+        super().take_over(other, rows, settings)
+        self.partner_rows[:] = -1
+
+    def look_up(self, rows_of: Callable[[I64], I64]) -> I32:
+        """Return `partner_rows` once those that are not known have been looked up.
+
+        Parameters
+        ----------
+        rows_of : Callable[[I64], I64]
+            rows of items by their keys, -1 for one that is not known
+        """
+        places = np.nonzero((self.partner_rows < 0) & (self.strength > 0.0))
+        if places[0].size:
+            keys, back = np.unique(self.partner[places], return_inverse=True)
+            self.partner_rows[places] = rows_of(keys)[back]
+        return self.partner_rows
 
     def copy(self) -> ItemMemory:
         """Return an independent copy."""
         twin = ItemMemory(self.settings)
         twin.arrays = grown(self.arrays, self.last.shape[0])
+        twin.partner_rows = self.partner_rows.copy()
         return twin
 
 

@@ -16,15 +16,19 @@ import numpy.typing as npt
 from sparkml_sgdals.arrays.hashing import USER_SIDE, find_keys, id_keys
 from sparkml_sgdals.kernels.events.filter import CONTEXT_DECAY, CONTEXT_ITEMS
 from sparkml_sgdals.kernels.events.judges import LEAST_SHARE, NEVER, judge_sums, mix_pairs
+from sparkml_sgdals.kernels.events.partners import faded_strengths
 from sparkml_sgdals.state.columns import FactorColumns
 from sparkml_sgdals.state.event_memory import HALF_LIVES, ItemMemory, UserMemory
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState, Scale
+from sparkml_sgdals.state.partners import Partners, latest_items
 
 __all__ = [
     "Anchors",
     "even_parts",
     "faded_popularity",
+    "heard_from",
+    "heard_partners",
     "known_done",
     "log_shares",
     "means_and_tastes",
@@ -37,9 +41,11 @@ __all__ = [
     "table_alone",
     "table_biases",
     "tastes_of",
+    "with_boosts",
 ]
 
 F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
@@ -73,6 +79,9 @@ def serving_state(state: ModelState) -> ModelState:
     if not table_alone(state):
         context = recent_context(user_memory, item_memory, users, keys, order)
         served.users.mean[:, 1:] += context
+        starts, held = user_memory.ragged(users)
+        latest = latest_items(starts, rows_of_keys(held, keys, order))
+        served.heard = heard_partners(state, latest, state.users.taste, least, lambda: order)
     if settings.fits_events:
         features = served.users.mean[:, 1:]
         biases = served.items.mean[:, 0]
@@ -81,6 +90,46 @@ def serving_state(state: ModelState) -> ModelState:
         served.users.mean[:, 0], served.users.taste[:, 0] = own, table
         served.items.taste[:, 0] = table_biases(state, biases, state.items.taste[:, 0])
     return served
+
+
+def heard_partners(
+    state: ModelState, latest: I32, tastes: F32, least: float, order: Callable[[], I64]
+) -> Partners | None:
+    """Return what stands together with what some users did last; None where nothing is learned.
+
+    Parameters
+    ----------
+    state : ModelState
+        the model
+    latest : I32
+        int32, shape (users, 10): rows of the items done last, the last first, then -1
+    tastes : F32
+        float32, shape (users, table rank + 1), as the column of that name
+    least : float
+        what is added to all scores
+    order : Callable[[], I64]
+        what sorts the items by their keys
+    """
+    if not state.settings.pairs_items or not state.events_learned:
+        return None
+    memory = memories_of(state)[1]
+    keys = id_keys(state.items.index.ids())
+    rows = memory.look_up(lambda held: rows_of_keys(held, keys, order()))
+    return heard_from(state, memory, rows, latest, tastes, least)
+
+
+def heard_from(
+    state: ModelState, memory: ItemMemory, rows: I32, latest: I32, tastes: F32, least: float
+) -> Partners:
+    """`heard_partners` of a model whose ids are not looked at; `rows` are those of partners."""
+    strengths = memory.strength.copy()
+    faded_strengths(strengths, memory.strengths[:, 0], memory.paired[:, 0], state.events_learned)
+    believed = state.partners
+    weights = np.full(latest.shape[0], believed.beside_filter)
+    if tastes.shape[1]:
+        # there the other judges' scores are probabilities
+        weights[tastes[:, 0] != 0.0] = believed.beside_probability
+    return Partners(latest, (weights * np.exp(-least)).astype(np.float32), rows, strengths)
 
 
 def table_alone(state: ModelState) -> bool:
@@ -129,7 +178,17 @@ def score_pairs(served: ModelState, users: I64, items: I64) -> F32:
     scores = np.empty(users.size, np.float32)
     own, other = served.users, served.items
     mix_pairs(users, items, own.mean, other.mean, own.taste, other.taste, scores)
+    if served.heard is not None:
+        scores = with_boosts(scores, served.heard.of_pairs(users, items))
     return scores + np.float32(served.scale.mean)
+
+
+def with_boosts(scores: F32, boosts: F32) -> F32:
+    """Return log(exp(score) + boost), float32, shape (n,)."""
+    logs = np.full(boosts.size, -np.inf)
+    logs[boosts > 0] = np.log(boosts[boosts > 0].astype(np.float64))
+    found: F32 = np.logaddexp(scores.astype(np.float64), logs).astype(np.float32)
+    return found
 
 
 def tastes_of(table: FactorTable) -> F32:
@@ -172,6 +231,8 @@ class Anchors:
             rows, weights = ordered[places], -np.log(shares * _ANCHORS).astype(np.float32)
         self._alone = table_alone(state)
         self._share = min(max(state.filter_share, LEAST_SHARE), 1.0 - LEAST_SHARE)
+        # partners have the rest, where there are any
+        self._rest = np.log(1.0 - state.partners.share) if state.settings.pairs_items else 0.0
         self._features = np.ascontiguousarray(items.mean[rows, 1:])
         self._tastes = np.ascontiguousarray(items.taste[rows, 1:])
         self._biases = biases[rows] + weights
@@ -206,8 +267,8 @@ class Anchors:
             own[known], table[known] = NEVER, -self._least
             return own, table
         sums = self.sums(tastes[known], features[known])
-        own[known] = np.log(self._share) - sums[0] - self._least
-        table[known] = np.log(1.0 - self._share) - sums[1] - self._least
+        own[known] = self._rest + np.log(self._share) - sums[0] - self._least
+        table[known] = self._rest + np.log(1.0 - self._share) - sums[1] - self._least
         return own, table
 
 

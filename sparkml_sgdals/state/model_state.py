@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, astuple, dataclass, field, fields, replace
 from typing import Any, Final
 
 import numpy as np
@@ -21,6 +21,7 @@ from sparkml_sgdals.kernels.filter import standardise
 from sparkml_sgdals.kernels.predict import predict_rows
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.factors import FactorTable
+from sparkml_sgdals.state.partners import Partners, PartnerWeight
 from sparkml_sgdals.state.ranges import Ranges
 from sparkml_sgdals.state.settings import Settings
 
@@ -34,6 +35,9 @@ SETTLING_RATINGS: Final = 1000
 FIRST_SHARE: Final = 0.4
 """How far the filter is believed before events have judged it beside the table: best, or near it,
 on what came next after cuts in time of two sets."""
+
+REPEATED: Final = 0.05
+"""share of events that repeat, above which items that were done may come again"""
 
 
 @dataclass(frozen=True)
@@ -132,6 +136,12 @@ class ModelState:
     filter_share: float = FIRST_SHARE
     """how far the filter's judgement is believed, the table's having the rest; of models of events
     that were fitted"""
+    partners: PartnerWeight = field(default_factory=PartnerWeight)
+    """how far what stands together is believed, beside the filter"""
+    repeats: int = 0
+    """events of pairs that had come before"""
+    heard: Partners | None = None
+    """what stands together, of a model that only scores: see `event_scores.serving_state`"""
     regularisation: tuple[float, float] = (0.0, 0.0)
     """lambda of users and of items that the last table of events was fitted with"""
     ranges: Ranges = field(default_factory=Ranges)
@@ -183,6 +193,8 @@ class ModelState:
             "events": self.events_learned,
             "popularityParts": list(self.popularity_parts),
         }
+        if self.settings.pairs_items:
+            events |= {"partners": list(astuple(self.partners)), "repeats": self.repeats}
         if self.settings.fits_events:
             events |= {
                 "filterShare": self.filter_share,
@@ -207,6 +219,8 @@ class ModelState:
         self.events_learned = int(values.get("events", 0))
         self.popularity_parts = tuple(values.get("popularityParts", ()))
         self.filter_share = float(values.get("filterShare", FIRST_SHARE))
+        self.partners = PartnerWeight(*map(float, values.get("partners", ())))
+        self.repeats = int(values.get("repeats", 0))
         lams = values.get("regularisation", (0.0, 0.0))
         self.regularisation = (float(lams[0]), float(lams[1]))
         if "ranges" in values:
@@ -215,6 +229,20 @@ class ModelState:
             # of a release that did not learn them
             seen = self.counters.low, self.counters.high
             self.ranges = Ranges(ValueRange(settled=seen))
+
+    @property
+    def repeats_items(self) -> bool:
+        """Whether items that a user has done may come again: as set, else as events have shown."""
+        given = self.settings.repeat_items
+        return self.repeats > REPEATED * self.events_learned if given is None else given
+
+    def shares(self) -> dict[str, float | None]:
+        """How far judges of events are believed, by the names of job.metrics(); None without."""
+        fits, pairs = self.settings.fits_events, self.settings.pairs_items
+        return {
+            "filterShare": self.filter_share if fits and self.events_learned else None,
+            "partnerShare": self.partners.share if pairs else None,
+        }
 
     def fingerprint(self) -> str:
         """Return a hash of the whole state, the same whatever the order of rows in memory."""

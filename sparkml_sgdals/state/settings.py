@@ -20,6 +20,8 @@ _LATER: Final[dict[str, Any]] = {
     "ranking_sample": 0,
     "table_rank": 0,
     "unobserved_weight": 0.1,
+    "num_partners": 0,
+    "repeat_items": False,
 }
 """what stored settings that lack it were learned with, by the names they have there"""
 _STORED_AS: Final = {"learns_events": "positive"}
@@ -62,11 +64,20 @@ class Settings:
     that streams begin"""
     unobserved_weight: float
     """weight of a pair without an event, where a table is fitted"""
+    num_partners: int
+    """items at most that are remembered of each as done about when it is; 0 for none"""
+    repeat_items: bool | None
+    """whether an item that a user has done may come again; None where the events say so"""
 
     @property
     def fits_events(self) -> bool:
         """Whether tables of events are fitted as a whole, beside what the filter learns."""
         return self.table_rank > 0
+
+    @property
+    def pairs_items(self) -> bool:
+        """Whether it is learned which items stand together."""
+        return self.num_partners > 0 and self.learns_events and self.solver == "bayes"
 
     @property
     def draws_prior(self) -> bool:

@@ -41,7 +41,7 @@ _SETTINGS: Final = Fields(
     {
         "positive": TRUTH, "alpha": NUMBER, "num_negatives": COUNT,
         "ranking_size": COUNT, "ranking_sample": COUNT, "table_rank": _RANK,
-        "unobserved_weight": NUMBER,
+        "unobserved_weight": NUMBER, "num_partners": _RANK, "repeat_items": Maybe(TRUTH),
     },
 )  # fmt: skip
 """as `Settings.from_json` takes them"""
@@ -90,6 +90,7 @@ _SCALARS: Final = Fields(
     {
         "settings": _SETTINGS, "events": COUNT, "popularityParts": ListOf(NUMBER),
         "filterShare": NUMBER, "regularisation": ListOf(NUMBER, 2),
+        "partners": ListOf(NUMBER, 3), "repeats": COUNT,
         "ranges": Fields(
             {"rating": _RANGE, "weight": _RANGE, "first": ListOf(Fields(_ROW, _ROW_LATER))}
         ),

@@ -23,7 +23,7 @@ METRICS: Final = (
     "ranked", "recall", "mrr", "baselineRecall", "baselineMrr",
     "windowRecall", "windowMrr", "windowBaselineRecall", "windowBaselineMrr",
     "fadingRecall", "fadingMrr", "fadingBaselineRecall", "fadingBaselineMrr",
-    "outside", "faults", "late",
+    "outside", "faults", "late", "filterShare", "partnerShare",
 )  # fmt: skip
 """Columns of `StreamJob.metrics`; errors are from before the batch was learned."""
 _MEANS: Final = {"Rmse": "judged", "Mae": "judged", "Recall": "ranked", "Mrr": "ranked"}

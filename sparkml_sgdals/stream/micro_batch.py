@@ -166,7 +166,7 @@ class BatchUpdater:
             store.replace_table(f"invalid/batch-{batch_id:012d}.parquet", rows)
         before = resident.commit
         version = before.version + 1
-        metrics = batch_metrics(batch_id, version, learned, clock) | told
+        metrics = batch_metrics(batch_id, version, learned, clock) | state.shares() | told
         self.report.before_commit(store, metrics)
         resident.commit = store.commit(
             state,
@@ -469,6 +469,8 @@ def batch_metrics(
         "users": learned.users,
         "items": learned.items,
         **learned.sums.metrics(),
+        "filterShare": None,
+        "partnerShare": None,
         "validationRmse": None,
         **clock.seconds(),
     }

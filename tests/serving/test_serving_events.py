@@ -12,7 +12,7 @@ from building import settings_of
 from sparkml_sgdals.arrays.hashing import id_keys
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.learn.one_batch import learn_batch
-from sparkml_sgdals.state.event_scores import serving_state
+from sparkml_sgdals.state.event_scores import score_pairs, serving_state
 
 
 def settings_under(solver):
@@ -40,7 +40,7 @@ def scores(made, user):
     served = serving_state(made.state)
     ids = served.items.index.ids()
     row = served.users.index.find(pa.array([user], ids.type))[0]
-    values, _ = served.predict(np.full(len(ids), row), np.arange(len(ids)))
+    values = score_pairs(served, np.full(len(ids), row), np.arange(len(ids)))
     return sorted(zip(ids.to_pylist(), values.tolist(), strict=True), key=lambda s: (-s[1], s[0]))
 
 

@@ -13,6 +13,7 @@ import numba as nb
 import numpy as np
 
 from sparkml_sgdals.arrays.hashing import mix64
+from sparkml_sgdals.kernels.events.partners import LATEST_ITEMS, join_partners, said_by_partners
 
 __all__ = ["SHARES_RATE", "cumulate", "draw_events", "guide_draws", "note_done"]
 
@@ -27,7 +28,7 @@ _TO_UNIT: Final = 1.0 / 9007199254740992.0
 def draw_events(  # type: ignore[no-untyped-def]
     users, items, values, draw_keys, begin, end, first_event, events, with_context,
     done, starts, lengths, order, cumulative, guide, fades, totals, left, counted, popularity, last,
-    parts, marks, recent, drawn, touched,
+    parts, marks, partners, repeats, recent, drawn, touched, said,
 ):  # fmt: skip
     """Find what colours each event and its negatives, and count it: nothing of that needs factors.
 
@@ -76,13 +77,21 @@ def draw_events(  # type: ignore[no-untyped-def]
         float64, shape (parts,), share of each part of popularity, in place
     marks
         int64, shape (items,), at most 0 before the first row: work space
+    partners
+        rows, keys, strengths, sums, times and item_keys of `join_partners`, in place; of width 0
+        where none are kept
+    repeats
+        whether items that were done may come again
     recent
         int32, shape (end - begin, CONTEXT_ITEMS), out: the items that colour each row, the last
         done first, then -1
     drawn
         int32, shape (end - begin, negatives), out: the items to step towards 0, then -1
     touched
-        bool, shape (items,), True for the items of these rows and of `recent` and `drawn`
+        bool, shape (items,), True for the items of these rows, of `recent` and `drawn`, and for
+        those whose partners change
+    said
+        float64, shape (end - begin, 3), out: as in `weigh_partners`
 
     Returns
     -------
@@ -95,6 +104,9 @@ def draw_events(  # type: ignore[no-untyped-def]
     base, rates = cumulative[:, -1].copy(), np.log(fades)
     recent[:] = -1
     drawn[:] = -1
+    said[:] = 0.0
+    rows, keys, strengths, sums, times, item_keys = partners
+    paired = rows.shape[1] > 0
     for n in range(begin, end):
         x = users[n]
         y = items[n]
@@ -119,9 +131,24 @@ def draw_events(  # type: ignore[no-untyped-def]
             )  # fmt: skip
             for k in range(found):
                 touched[drawn[n - begin, k]] = True
-            _count_event(
-                y, first_event + events, fades, rates, totals, left, popularity, last, parts
-            )
+            now = first_event + events
+            known = last[y] > 0
+            if paired and lengths[x] > 0:
+                if known and (repeats or place < 0):
+                    own, total = said_by_partners(
+                        x, y, now, done, starts, lengths, rows, strengths, sums, times, marks,
+                        n + 1, repeats,
+                    )  # fmt: skip
+                    said[n - begin, 1] = own
+                    said[n - begin, 2] = total
+                join_partners(
+                    x, y, now, done, starts, lengths, rows, keys, strengths, sums, times, item_keys
+                )
+                for k in range(min(lengths[x], LATEST_ITEMS)):
+                    touched[done[starts[x] + lengths[x] - 1 - k]] = True
+            share = _count_event(y, now, fades, rates, totals, left, popularity, last, parts)
+            if said[n - begin, 2] > 0.0:
+                said[n - begin, 0] = share
             counted[events] = y
             events += 1
             _put_last(x, y, place, done, starts, lengths)
@@ -267,7 +294,7 @@ def _put_last(x, y, place, done, starts, lengths):  # type: ignore[no-untyped-de
 
 @nb.njit(cache=True, nogil=True)
 def _count_event(y, before, fades, rates, totals, left, popularity, last, parts):  # type: ignore[no-untyped-def]
-    """Move the shares of the parts of popularity, and count an event: equations (4) and (5)."""
+    """Count an event, equations (4) and (5); return the share of events that its item had."""
     likelihood = 0.0
     for h in range(fades.size):
         now = popularity[y, h] * math.exp(rates[h] * (before - last[y]))
@@ -286,3 +313,4 @@ def _count_event(y, before, fades, rates, totals, left, popularity, last, parts)
     for h in range(fades.size):
         parts[h] /= total
     last[y] = before + 1
+    return likelihood

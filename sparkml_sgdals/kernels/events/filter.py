@@ -40,6 +40,8 @@ CONTEXT_DECAY: Final = 0.7
 """weight of one of them in that of the one after it"""
 MIN_INFORMATION: Final = 0.05
 """least p (1 - p): keeps the step of a sure and wrong prediction finite"""
+_MOST_LOGIT: Final = 40.0
+"""of odds that are told: beyond, they are as sure"""
 
 
 @nb.njit(cache=True, nogil=True, inline="always")
@@ -91,7 +93,7 @@ def _step(  # type: ignore[no-untyped-def]
     y, target, weight, offset, drift, shares, sources, item_mean, item_var, means, variances, taste,
     unsure,
 ):  # fmt: skip
-    """One step of the filter towards 0 or 1: equations (2) and (3)."""
+    """One step of the filter towards 0 or 1, (2) and (3); return the logit before it."""
     width = item_mean.shape[1]
     wide = taste.size
     zeros, least = fill(np.float32(0.0)), fill(MIN_VARIANCE)
@@ -104,7 +106,8 @@ def _step(  # type: ignore[no-untyped-def]
         spreads += load(unsure, f) * features * features
     bias = item_var[y, 0]
     spread = np.float64(summed(spreads)) + bias
-    p = 1.0 / (1.0 + math.exp(-(offset + item_mean[y, 0] + np.float64(summed(products)))))
+    logit = offset + item_mean[y, 0] + np.float64(summed(products))
+    p = 1.0 / (1.0 + math.exp(-logit))
     information = max(p * (1.0 - p), MIN_INFORMATION) * weight
     # 1 / S, and the residual times that, with one division for both
     scale = 1.0 / (1.0 + spread * information)
@@ -131,12 +134,13 @@ def _step(  # type: ignore[no-untyped-def]
             store(variances, at, c)
             unsures += share * share * c
         store(unsure, f, unsures)
+    return logit
 
 
 @nb.njit(cache=True, nogil=True)
 def filter_events(  # type: ignore[no-untyped-def]
     users, items, values, weights, begin, end, recent, drawn, drift,
-    user_mean, user_var, item_mean, item_var, context, context_var,
+    user_mean, user_var, item_mean, item_var, context, context_var, odds,
 ):  # fmt: skip
     """Learn one event after another, with the negatives that `draw_events` found for them.
 
@@ -156,6 +160,8 @@ def filter_events(  # type: ignore[no-untyped-def]
         float32, shape (ids, rank + 1), in place
     context, context_var
         float32, shape (items, rank), in place
+    odds
+        float64, shape (end - begin, 2), out: as in `weigh_partners`
     """
     wide = -(-context.shape[1] // LANES) * LANES
     offset = -math.log(drawn.shape[1])
@@ -186,6 +192,7 @@ def filter_events(  # type: ignore[no-untyped-def]
         y = np.int64(items[n])
         target = 1.0 if values[n] > 0 else 0.0
         weight = weights[n]
+        others, found = 0.0, 0
         # once in the code, because it is compiled into its place
         for k in range(negatives.size + 1):
             if k > 0:
@@ -194,10 +201,17 @@ def filter_events(  # type: ignore[no-untyped-def]
                 y = np.int64(negatives[k - 1])
                 target = 0.0
                 weight = np.float32(1.0)
-            _step(
+            logit = _step(
                 y, target, weight, offset, drift, shares, count + 1, item_mean, item_var,
                 means, variances, taste, unsure,
             )  # fmt: skip
+            ratio = math.exp(min(logit - offset, _MOST_LOGIT))
+            if k == 0:
+                odds[n - begin, 0] = ratio
+            else:
+                others += ratio
+                found += 1
+        odds[n - begin, 1] = others / max(found, 1)
         _scatter(
             x, before, count, user_mean, user_var, context, context_var, means, variances
         )  # fmt: skip

@@ -49,9 +49,34 @@ def _score(taste, products, judged, table, own, item):  # type: ignore[no-untype
 
 
 @nb.njit(cache=True, nogil=True)
+def _boosted(score, boost, judged):  # type: ignore[no-untyped-def]
+    """Add what partners say of an item; `score` is a logarithm but where there are two judges."""
+    if boost <= np.float32(0.0):
+        return score
+    if judged:
+        return score + boost
+    return np.float32(math.log(math.exp(score) + np.float64(boost)))
+
+
+@nb.njit(cache=True, nogil=True)
+def _boost(item, first, last, positions, boosts):  # type: ignore[no-untyped-def]
+    """Look up what is added to an item in a user's rising positions."""
+    end = last
+    while first < last:
+        middle = (first + last) // 2
+        if positions[middle] < item:
+            first = middle + 1
+        else:
+            last = middle
+    if first < end and positions[first] == item:
+        return boosts[first]
+    return np.float32(0.0)
+
+
+@nb.njit(cache=True, nogil=True)
 def rank_events(  # type: ignore[no-untyped-def]
     chosen, users, items, earlier, user_mean, products, columns, user_table, table, table_columns,
-    popular, context, starts, lengths, done, draws, sample, order, marks, ranks,
+    popular, context, starts, lengths, done, partners, repeats, draws, sample, order, marks, ranks,
 ):  # fmt: skip
     """Rank the item of each chosen event, by the model and by popularity; an equal one is better.
 
@@ -77,6 +102,11 @@ def rank_events(  # type: ignore[no-untyped-def]
         int64, shape (items,), what the baseline ranks by
     context
         float32, shape (rows, rank), what having done an item adds to features; 0 rows for none
+    partners
+        starts, int64 of shape (users + 1,), rising rows of items, int32, and what is added to
+        them, float32: `partners.user_boosts`
+    repeats
+        whether items that were done may come again
     draws
         uint64, shape (m,), what the sample of an event follows from
     sample
@@ -89,6 +119,7 @@ def rank_events(  # type: ignore[no-untyped-def]
         int64, shape (2, m), out: 1 for the best; by the model, and by popularity
     """
     known, width = products.shape
+    begins, positions, boosts = partners
     taste = np.empty(width, np.float32)
     tile = np.empty(_TILE, np.float32)
     second = np.empty(_TILE, np.float32)
@@ -97,6 +128,7 @@ def rank_events(  # type: ignore[no-untyped-def]
         n = chosen[e]
         x = users[n]
         y = items[n]
+        first, last = begins[x], begins[x + 1]
         own_table = user_table[x]
         taste[0] = user_mean[x, 0]
         for f in range(1, width):
@@ -111,15 +143,19 @@ def rank_events(  # type: ignore[no-untyped-def]
                 item = done[starts[x] + lengths[x] - 1 - k]
                 for f in range(1, width):
                     taste[f] += share * context[item, f - 1]
-        own = _score(taste, products, judged, table, own_table, y)
+        own = _boosted(
+            _score(taste, products, judged, table, own_table, y),
+            _boost(y, first, last, positions, boosts), judged,
+        )  # fmt: skip
         own_popular = popular[y]
         marks[y] = e + 1
         better = 0
         favoured = 0
         if sample > 0:
-            for j in range(starts[x], starts[x] + lengths[x]):
-                if done[j] < known:
-                    marks[done[j]] = e + 1
+            if not repeats:
+                for j in range(starts[x], starts[x] + lengths[x]):
+                    if done[j] < known:
+                        marks[done[j]] = e + 1
             before = earlier[n]
             while before >= 0:
                 if items[before] < known:
@@ -131,7 +167,9 @@ def rank_events(  # type: ignore[no-untyped-def]
                 item = order[np.int64(mix64(state) % np.uint64(known))]
                 if marks[item] != e + 1:
                     marks[item] = e + 1
-                    better += _score(taste, products, judged, table, own_table, item) >= own
+                    score = _score(taste, products, judged, table, own_table, item)
+                    boost = _boost(item, first, last, positions, boosts)
+                    better += _boosted(score, boost, judged) >= own
                     favoured += popular[item] >= own_popular
         else:
             for begin in range(0, known, _TILE):
@@ -159,19 +197,26 @@ def rank_events(  # type: ignore[no-untyped-def]
                 for j in range(size):
                     better += tile[j] >= own
                     favoured += popular[begin + j] >= own_popular
+            for j in range(first, last):
+                score = _score(taste, products, judged, table, own_table, positions[j])
+                better += (_boosted(score, boosts[j], judged) >= own) - (score >= own)
             # the item itself, and what its user has done, do not compete
             better -= 1
             favoured -= 1
-            for j in range(starts[x], starts[x] + lengths[x]):
+            for j in range(starts[x], starts[x] + (0 if repeats else lengths[x])):
                 item = done[j]
                 if item < known:
-                    better -= _score(taste, products, judged, table, own_table, item) >= own
+                    score = _score(taste, products, judged, table, own_table, item)
+                    boost = _boost(item, first, last, positions, boosts)
+                    better -= _boosted(score, boost, judged) >= own
                     favoured -= popular[item] >= own_popular
             before = earlier[n]
             while before >= 0:
                 item = items[before]
                 if item < known:
-                    better -= _score(taste, products, judged, table, own_table, item) >= own
+                    score = _score(taste, products, judged, table, own_table, item)
+                    boost = _boost(item, first, last, positions, boosts)
+                    better -= _boosted(score, boost, judged) >= own
                     favoured -= popular[item] >= own_popular
                 before = earlier[before]
         ranks[0, e] = 1 + better

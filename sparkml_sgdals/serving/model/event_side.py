@@ -7,6 +7,7 @@ which the items that the user did last add.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -16,11 +17,13 @@ import pyarrow as pa
 from sparkml_sgdals.arrays.hashing import id_keys
 from sparkml_sgdals.arrays.id_index import IdIndex
 from sparkml_sgdals.kernels.events.filter import CONTEXT_DECAY, CONTEXT_ITEMS
+from sparkml_sgdals.kernels.events.partners import LATEST_ITEMS
 from sparkml_sgdals.serving.model.mapped import map_array
 from sparkml_sgdals.state.event_memory import ItemMemory, UserMemory
-from sparkml_sgdals.state.event_scores import popularity_logs
+from sparkml_sgdals.state.event_scores import heard_from, popularity_logs
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.partners import Partners
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = ["EventSide", "ItemKeys"]
@@ -47,6 +50,11 @@ class ItemKeys:
         """Rows of the items of these keys; those not known any more are left out."""
         found = self._index.find(pa.array(keys))
         return found[found >= 0].astype(np.int32)
+
+    def find(self, keys: I64) -> I64:
+        """Rows of the items of these keys, -1 where not known any more."""
+        found: I64 = self._index.find(pa.array(keys))
+        return found
 
     def order(self, size: int) -> I64:
         """Return what sorts the first `size` items by their keys."""
@@ -103,12 +111,51 @@ class EventSide:
             self._arrays[name][item_rows] = memory.arrays[name]
         self.size = size
 
-    def memory(self, rows: I64 | None = None) -> ItemMemory:
-        """Return what is remembered of items: a copy of `rows`, or views of all in use."""
-        found = ItemMemory(self._settings)
+    def memory(self, rows: I64 | None = None, partners: bool = True) -> ItemMemory:
+        """Return what is remembered of items: a copy of `rows`, or views of all in use.
+
+        Parameters
+        ----------
+        rows : I64 | None
+            int64, rows of items
+        partners : bool
+            whether what stands together is among it
+        """
+        kept = self._settings.num_partners if partners else 0
+        found = ItemMemory(replace(self._settings, num_partners=kept))
         for name, array in self._arrays.items():
-            found.arrays[name] = array[: self.size] if rows is None else array[rows]
+            if found.arrays[name].shape[1:] == array.shape[1:]:
+                found.arrays[name] = array[: self.size] if rows is None else array[rows]
+            else:
+                found.arrays[name] = np.empty((found.last.size, 0), array.dtype)
+        found.partner_rows = np.full(found.partner.shape, -1, np.int32)
         return found
+
+    def partners(
+        self, shell: ModelState, keys: ItemKeys, done: I32, taste: F32, least: float
+    ) -> Partners | None:
+        """Return what stands together with what one user did last; None where nothing is learned.
+
+        Parameters
+        ----------
+        shell : ModelState
+            of the version
+        keys : ItemKeys
+            of the items
+        done : I32
+            int32, rows of what the user has done, the last done last
+        taste : F32
+            float32, shape (table rank + 1,), of the user, as the column of that name
+        least : float
+            what is added to all scores
+        """
+        if not self._settings.pairs_items or not shell.events_learned:
+            return None
+        last = done[: -LATEST_ITEMS - 1 : -1].astype(np.int64)
+        memory = self.memory(last)
+        latest = np.full((1, LATEST_ITEMS), -1, np.int32)
+        latest[0, : last.size] = np.arange(last.size)
+        return heard_from(shell, memory, memory.look_up(keys.find), latest, taste[None, :], least)
 
     def popularity(self, shell: ModelState, counts: I64) -> tuple[F32, float]:
         """Return logarithms of the items' shares of events, and what is added to all scores.

@@ -19,6 +19,7 @@ from sparkml_sgdals.serving.model.served_model import ServedModel
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.event_scores import table_alone
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.partners import Partners
 
 __all__ = ["Person", "alone", "fold_in", "nobody", "person_at", "person_of"]
 
@@ -51,6 +52,8 @@ class Person:
         mean[0] is the same for the filter's
     fitted : int
         events of the user that the table held
+    partners : Partners | None
+        what stands together with what the user did last; None where nothing of it is learned
     """
 
     mean: F32
@@ -61,6 +64,7 @@ class Person:
     done: I32 | None = None
     taste: F32 = field(default_factory=lambda: np.empty(0, np.float32))
     fitted: int = 0
+    partners: Partners | None = None
 
 
 def nobody(model: ServedModel) -> Person:
@@ -98,6 +102,12 @@ def _judged(model: ServedModel, person: Person) -> Person:
     assert model.events is not None
     assert done is not None
     mean[1:] += model.events.context(done)[1].sum(axis=0)
+    if model.item_keys is not None:
+        with model.lock:
+            partners = model.events.partners(
+                model.shell, model.item_keys, done, taste, model.shell.scale.mean
+            )
+        person = replace(person, partners=partners)
     if model.anchors is None:
         return person
     fitted = round(np.expm1(float(taste[0])))

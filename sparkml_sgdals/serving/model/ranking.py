@@ -10,12 +10,13 @@ import numpy.typing as npt
 
 from sparkml_sgdals.kernels.events.judges import mix_pairs
 from sparkml_sgdals.kernels.predict import predict_rows
-from sparkml_sgdals.kernels.topn import Tastes, top_n
+from sparkml_sgdals.kernels.topn import Boosts, Tastes, top_n
 from sparkml_sgdals.serving.model.approximate import Approximate
 from sparkml_sgdals.serving.model.ids import Key
 from sparkml_sgdals.serving.model.person import Person
 from sparkml_sgdals.serving.model.served_model import ServedModel
 from sparkml_sgdals.state.columns import prior_variances
+from sparkml_sgdals.state.event_scores import with_boosts
 
 __all__ = ["RankBy", "Scored", "like_item", "most_rated", "predicted", "rank_items"]
 
@@ -82,7 +83,7 @@ def rank_items(
         near = approximate.candidates(model, left, count, gone.size, person.taste)
         # too few are left of what it found: all are looked at
         if near is not None and np.setdiff1d(near, gone).size >= count:
-            only = near
+            only = np.union1d(near, _boosted(model, person)[1])
     if only is not None:
         # all columns but these are padding
         only = np.setdiff1d(only[only >= 0], gone)
@@ -90,10 +91,12 @@ def rank_items(
         variances = np.ascontiguousarray(candidates.variances[:, only]) if sign else None
         tastes = candidates.tastes[:, only]
         gone, total = np.empty(0, np.int64), only.size
+        boosts = _boosted(model, person, only)
     else:
         factors, total = candidates.factors, model.items.size
         variances = candidates.variances if sign else None
         tastes = candidates.tastes
+        boosts = _boosted(model, person)
     count = min(count, total - gone.size)
     starts = np.array([0, gone.size], np.int64)
     bounds = None if variances is None else (own, variances)
@@ -102,7 +105,7 @@ def rank_items(
     wanted = count + 1
     while count:
         leave_out = starts, gone.astype(np.int32)
-        found, valued = top_n(left, factors, wanted, leave_out, bounds, sign, judges)
+        found, valued = top_n(left, factors, wanted, leave_out, bounds, sign, judges, boosts)
         best, scores = found[0][found[0] >= 0].astype(np.int64), valued[0][found[0] >= 0]
         # rows come in the order of arrival: of items equal to the last one, all have to be seen
         if best.size < wanted or scores[-1] < scores[count - 1]:
@@ -179,7 +182,22 @@ def _event_scores(model: ServedModel, person: Person, rows: I64) -> F64:
     else:
         left, _ = candidates.query(person.mean[None, :], person.var[None, :])
         scores[known] = left[0] @ candidates.factors[:, rows[known]]
+    if person.partners is not None:
+        boosts = person.partners.of_pairs(np.zeros(rows.size, np.int64), rows)
+        scores = with_boosts(scores, boosts)
     return scores.astype(np.float64) + model.shell.scale.mean
+
+
+def _boosted(model: ServedModel, person: Person, only: I64 | None = None) -> Boosts:
+    """Return what stands together with what a person did last, among `only` these rows."""
+    size = model.items.size
+    if person.partners is None:
+        return np.zeros(2, np.int64), np.empty(0, np.int32), np.empty(0, np.float32)
+    places = np.arange(size, dtype=np.int32)
+    if only is not None:
+        places = np.full(size, -1, np.int32)
+        places[only] = np.arange(only.size, dtype=np.int32)
+    return person.partners.of_users(places, size if only is None else only.size)
 
 
 def like_item(model: ServedModel, row: int, count: int) -> Scored:

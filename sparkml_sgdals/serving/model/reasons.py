@@ -168,9 +168,21 @@ def event_terms(model: ServedModel, person: Person, row: int) -> list[Term]:
             terms.append(("table", float(np.logaddexp(0.0, table - judged)), person.fitted, said))
         else:
             terms.append(("table", least + table, person.fitted, said))
+    boost = _boost_of(person, row)
+    if boost > 0.0:
+        before = sum(value for _, value, _, _ in terms) - least
+        added = float(np.logaddexp(0.0, math.log(boost) - before)) if terms else 0.0
+        terms.append(("stands together", added, None, "often done about when this one is"))
     total = sum(value for _, value, _, _ in terms)
     terms.append(("prediction", total, None, "" if known else "the item is not known"))
     return [Term(name, value, None, ratings, note) for name, value, ratings, note in terms]
+
+
+def _boost_of(person: Person, row: int) -> float:
+    """Return what partners of what a person did last add to exp(score) of an item."""
+    if person.partners is None or row < 0:
+        return 0.0
+    return float(person.partners.of_pairs(np.zeros(1, np.int64), np.array([row]))[0])
 
 
 def _filter_terms(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -104,9 +104,9 @@ class ServedModel:
         shell, kinds = self.shell, self.kinds
         items = self.items.table(ITEM_SIDE, kinds[1], ids[1], item_rows)
         if self.events is not None:
-            items.memory = self.events.memory(item_rows)
+            items.memory = self.events.memory(item_rows, partners=False)
         return ModelState(
-            shell.settings,
+            replace(shell.settings, num_partners=0),
             self.users.table(USER_SIDE, kinds[0], ids[0], user_rows),
             items,
             shell.scale,

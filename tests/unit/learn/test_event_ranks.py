@@ -17,12 +17,12 @@ from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.learn.prequential import rank_sums
 from sparkml_sgdals.learn.rated_lists import copy_lists, note_lists
 from sparkml_sgdals.metrics import mrr_at, rank_of_rated, recall_at
-from sparkml_sgdals.state.event_scores import serving_state
+from sparkml_sgdals.state.event_scores import score_pairs, serving_state
 from sparkml_sgdals.state.model_state import ModelState
 
 EVENTS = settings_of(
     learns_events=True, rank=3, num_negatives=4, factor_prior=0.5, bias_prior=0.1, init_std=0.3,
-    ranking_size=5,
+    ranking_size=5, num_partners=6, repeat_items=False,
 )  # fmt: skip
 DESCENT = replace(EVENTS, solver="isgd", num_negatives=0, step_size=0.1)
 RATINGS = settings_of(rank=3, init_std=0.3, ranking_size=5)
@@ -46,11 +46,19 @@ def rated(rng, count, users=30, items=40):
     return table.set_column(2, "rating", values)
 
 
+def scores_of(served, user):
+    rows = np.arange(served.items.size)
+    if served.settings.learns_events or served.heard is not None:
+        return score_pairs(served, np.full(rows.size, user), rows)
+    mean = served.items.mean
+    return mean[:, 0] + mean[:, 1:] @ served.users.mean[user, 1:]
+
+
 def slow_ranks(state, done, ratings):
     """Event by event: (rank by the model, rank by popularity) of those that count."""
     least = 0 if state.settings.learns_events else -np.inf
     served = serving_state(state) if state.settings.learns_events else state
-    users, items = served.users.mean, served.items.mean
+    again = state.settings.learns_events and state.repeats_items
     names = state.items.index.ids().to_pylist()
     place = {item: row for row, item in enumerate(names)}
     people = {u: row for row, u in enumerate(state.users.index.ids().to_pylist())}
@@ -59,22 +67,26 @@ def slow_ranks(state, done, ratings):
     for x, y, value in zip(ratings.users, ratings.items, ratings.values, strict=True):
         user, item = ratings.user_ids[int(x)].as_py(), ratings.item_ids[int(y)].as_py()
         own = done.setdefault(user, set())
-        if value > least and user in people and item in place and item not in own:
-            seen = np.array([place[i] for i in own if i in place], np.int64)
-            starts = np.array([0, seen.size])
-            what = (np.array([place[item]]), starts, seen)
-            u = users[people[user]][None, 1:]
-            by_model = rank_of_rated(u, items[:, 1:], items[:, 0], *what)
-            by_count = rank_of_rated(
-                u * 0, items[:, 1:], state.items.count.astype(np.float64), *what
-            )
+        if value > least and user in people and item in place and (again or item not in own):
+            seen = [place[i] for i in own if i in place and not again]
+            what = (np.array([place[item]]), np.array([0, len(seen)]), np.array(seen, np.int64))
+            nothing = np.zeros((1, 1)), np.zeros((len(names), 1))
+            scores = scores_of(served, people[user])
+            by_model = rank_of_rated(*nothing, scores, *what)
+            by_count = rank_of_rated(*nothing, state.items.count.astype(np.float64), *what)
             found.append((int(by_model[0]), int(by_count[0])))
         if value > least:
             own.add(item)
     return np.array(found, np.int64).reshape(-1, 2), done
 
 
-@pytest.mark.parametrize("settings", [EVENTS, DESCENT, replace(EVENTS, implicit_prior=False)])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        EVENTS, replace(EVENTS, repeat_items=True), replace(EVENTS, repeat_items=None), DESCENT,
+        replace(EVENTS, implicit_prior=False, num_partners=0),
+    ],
+)  # fmt: skip
 def test_ranks_are_those_of_the_slow_reference(settings):
     rng = np.random.default_rng(3)
     state, done, judged = ModelState.empty(settings, "int", "int"), {}, 0

@@ -317,7 +317,7 @@ def test_an_event_says_more_the_higher_its_rating():
 
 def test_items_done_are_never_drawn():
     """A user who has done everything gets no step towards 0."""
-    state = empty(replace(EVENTS, implicit_prior=False))
+    state = empty(replace(EVENTS, implicit_prior=False, num_partners=0))
     learn_events(state, encode_ratings(table([1] * 6, [1, 2, 3, 4, 5, 6])))
     before = state.items.mean.copy()
     report = learn_events(state, encode_ratings(table([1], [3], first=6)))

@@ -12,7 +12,7 @@ from sparkml_sgdals.state.settings import Settings
 
 OTHERS = Settings(
     "minibatch", 3, 7, 0.1, -5, 0.2, (1.0, 2.0, 3.0, 4.0), 9, 0.3, 0.4, 0.5, 0.6, 0.7, True, True,
-    0.8, 4, 5, 6, 7, 0.3,
+    0.8, 4, 5, 6, 7, 0.3, 8, None,
 )  # fmt: skip
 
 
@@ -48,7 +48,7 @@ def test_those_of_a_model_of_ratings_that_ranks_nothing() -> None:
     values = settings_of().to_json()
     for name in (
         "positive", "alpha", "num_negatives", "ranking_size", "ranking_sample", "table_rank",
-        "unobserved_weight",
+        "unobserved_weight", "num_partners", "repeat_items",
     ):  # fmt: skip
         del values[name]
     assert Settings.from_json(values) == settings_of()
@@ -60,5 +60,5 @@ def test_names_in_files_stay() -> None:
         "solver", "rank", "max_iter", "tol", "seed", "step_size", "regs", "block_size",
         "bias_prior", "factor_prior", "noise", "init_std", "drift", "implicit_prior", "positive",
         "alpha", "num_negatives", "ranking_size", "ranking_sample", "table_rank",
-        "unobserved_weight",
+        "unobserved_weight", "num_partners", "repeat_items",
     ]  # fmt: skip

@@ -1,0 +1,321 @@
+"""A stream of clicks by sessions: what comes next, judged before it is learned.
+
+python benchmarks/sessions.py FOLDER --learners ours counts knn popular
+
+Clicks of diginetica (FOLDER/diginetica/clicks.parquet) in 17 periods; a session is a user, and one
+in forty is judged. Before each click of such a session after its first, on an item seen before, all
+items seen so far are ranked, those of the session too; equal scores stand before it. Two protocols:
+'prequential', each click learned, in batches of at most 1,000 in which no session has two; and
+'frozen', the model of a period's start ranks all of it, told the session's clicks so far.
+Figures are means over periods 1 to 16. `ours` has its defaults, `counts` is what stands together in
+ours alone, `knn` the sessions of before that share most with this one, the latest 500 of them that
+have its last item (k = 100, cosine, weighed by place), `popular` the clicks of this period and the
+one before. Seconds are of the processor, learning and judging apart.
+Writes out/sessions.json and out/sessions.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow as pa
+
+from sparkml_sgdals import StreamingBiasedALS
+from sparkml_sgdals.arrays.hashing import id_keys
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.state.event_scores import (
+    heard_partners,
+    memories_of,
+    popularity_logs,
+    recent_context,
+    rows_of_keys,
+)
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.partners import latest_items
+
+OUT = Path(__file__).resolve().parent.parent / "out"
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+JUDGED = 40
+BATCH = 1_000
+NEIGHBOURS, RECENT = 100, 500
+
+
+class Learner(Protocol):
+    """Ranks what a session may click next, and learns clicks."""
+
+    def learn(self, sessions: I64, items: I64) -> None:
+        """Learn a batch of clicks."""
+
+    def begin_period(self) -> None:
+        """Be told that a period begins."""
+
+    def scores(self, session: int | None, clicked: list[int]) -> F64:
+        """Score all items; a session of None is one that was never learned."""
+
+
+class Ours:
+    """StreamingBiasedALS(implicitPrefs=True) with all defaults."""
+
+    def __init__(self, items: int, only_partners: bool = False) -> None:
+        self.items, self.only_partners = items, only_partners
+        self.state = ModelState.empty(
+            StreamingBiasedALS(implicitPrefs=True, rankingSize=0).settings(), "int", "int"
+        )
+        self.number = 0
+        self.cache: dict[str, Any] = {}
+
+    def begin_period(self) -> None:
+        """Nothing to do."""
+
+    def learn(self, sessions: I64, items: I64) -> None:
+        size = sessions.size
+        columns = {
+            "user": pa.array(sessions), "item": pa.array(items),
+            "rating": pa.array(np.ones(size, np.float32)),
+            "time": pa.array(np.arange(self.number, self.number + size)),
+        }  # fmt: skip
+        learn_batch(self.state, encode_ratings(pa.table(columns)))
+        self.number += size
+        self.cache = {}
+
+    def _prepared(self) -> dict[str, Any]:
+        if not self.cache:
+            state = self.state
+            ids = state.items.index.ids()
+            keys = id_keys(ids)
+            logs, least = popularity_logs(state, memories_of(state)[1], state.items.count)
+            self.cache = {
+                "ids": ids.to_numpy(), "keys": keys, "order": np.argsort(keys), "least": least,
+                "biases": state.items.mean[:, 0] + logs,
+                "features": np.ascontiguousarray(state.items.mean[:, 1:]),
+            }  # fmt: skip
+        return self.cache
+
+    def scores(self, session: int | None, clicked: list[int]) -> F64:
+        state, at = self.state, self._prepared()
+        users, memory = memories_of(state)
+        found = np.full(self.items, -np.inf)
+        if session is not None:
+            row = state.users.index.find(pa.array([session]))
+            starts, held = users.ragged(row)
+            taste = state.users.mean[row, 1:]
+            taste = taste + recent_context(users, memory, row, at["keys"], at["order"])
+            latest = latest_items(starts, rows_of_keys(held, at["keys"], at["order"]))
+        else:
+            last = list(dict.fromkeys(reversed(clicked)))[::-1]
+            rows = state.items.index.find(pa.array(last))
+            starts = np.array([0, rows.size])
+            latest = latest_items(starts, rows)
+            taste = self._context(latest)
+        scores = (at["biases"] + at["features"] @ taste[0]).astype(np.float64)
+        heard = heard_partners(
+            state, latest, np.empty((1, 0), np.float32), at["least"], lambda: at["order"]
+        )
+        if heard is not None:
+            places = np.arange(scores.size, dtype=np.int32)
+            _, positions, boosts = heard.of_users(places, scores.size)
+            if self.only_partners:
+                scores[:] = -1e30
+                scores[positions] = np.log(boosts)
+            else:
+                scores[positions] = np.logaddexp(scores[positions], np.log(boosts))
+        found[at["ids"]] = scores
+        return found
+
+    def _context(self, latest: npt.NDArray[np.int32]) -> npt.NDArray[np.float32]:
+        rows = latest[0][latest[0] >= 0][:8]
+        weights = 0.7 ** np.arange(rows.size)
+        context = memories_of(self.state)[1].context[rows]
+        norm = float(np.sqrt(np.sum(weights**2))) or 1.0
+        return (weights / norm @ context)[None, :].astype(np.float32)
+
+
+class Popular:
+    """Clicks of this period and the one before."""
+
+    def __init__(self, items: int) -> None:
+        self.counts = [np.zeros(items), np.zeros(items)]
+
+    def begin_period(self) -> None:
+        self.counts = [self.counts[1], np.zeros_like(self.counts[1])]
+
+    def learn(self, sessions: I64, items: I64) -> None:
+        np.add.at(self.counts[1], items, 1.0)
+
+    def scores(self, session: int | None, clicked: list[int]) -> F64:
+        return self.counts[0] + self.counts[1]
+
+
+class Neighbours:
+    """Session-kNN: items of the sessions before that are most like this one."""
+
+    def __init__(self, items: int) -> None:
+        self.items = items
+        self.of_session: dict[int, list[int]] = {}
+        self.of_item: dict[int, list[int]] = {}
+
+    def begin_period(self) -> None:
+        """Nothing to do."""
+
+    def learn(self, sessions: I64, items: I64) -> None:
+        for session, item in zip(sessions.tolist(), items.tolist(), strict=True):
+            own = self.of_session.setdefault(session, [])
+            if item not in own:
+                own.append(item)
+                self.of_item.setdefault(item, []).append(session)
+
+    def scores(self, session: int | None, clicked: list[int]) -> F64:
+        found = np.zeros(self.items)
+        last = list(dict.fromkeys(reversed(clicked)))
+        weight = {item: 1.0 / (k + 1) for k, item in enumerate(last)}
+        near = {
+            other
+            for item in last[:3]
+            for other in self.of_item.get(item, [])[-RECENT:]
+            if other != session
+        }
+        alike = []
+        for other in near:
+            own = self.of_session[other]
+            shared = sum(weight.get(item, 0.0) for item in own)
+            alike.append((shared / np.sqrt(len(own) * len(last)), other))
+        alike.sort(reverse=True)
+        for similarity, other in alike[:NEIGHBOURS]:
+            found[self.of_session[other]] += similarity
+        return found
+
+
+LEARNERS = {
+    "ours": Ours,
+    "counts": lambda items: Ours(items, only_partners=True),
+    "knn": Neighbours,
+    "popular": Popular,
+}
+
+
+def batches(sessions: I64, periods: I64) -> Iterator[slice]:
+    """Yield pieces of a stream in which no session comes twice, each of one period."""
+    begin, inside = 0, set[int]()
+    for n, session in enumerate(sessions.tolist()):
+        if session in inside or n - begin == BATCH or periods[n] != periods[begin]:
+            yield slice(begin, n)
+            begin, inside = n, set()
+        inside.add(session)
+    yield slice(begin, sessions.size)
+
+
+def judge(
+    table: pd.DataFrame, learner: Learner, frozen: bool
+) -> tuple[npt.NDArray[np.int64], dict[str, float]]:
+    """Ranks of the judged clicks, 0 for the others, and seconds of the processor."""
+    sessions, items = table.session.to_numpy(np.int64), table.item.to_numpy(np.int64)
+    periods = table.period.to_numpy()
+    ranks = np.zeros(len(table), np.int64)
+    seconds = {"learning": 0.0, "judging": 0.0}
+    seen, clicked = np.zeros(items.max() + 1, bool), dict[int, list[int]]()
+    waiting: list[slice] = []
+    period = -1
+    for part in batches(sessions, periods):
+        if periods[part.start] != period:
+            period = periods[part.start]
+            clock = time.process_time()
+            for late in waiting:
+                learner.learn(sessions[late], items[late])
+            learner.begin_period()
+            seconds["learning"] += time.process_time() - clock
+            waiting = []
+            known = seen.copy()
+        if not frozen:
+            known = seen
+        clock = time.process_time()
+        for n in range(part.start, part.stop):
+            own = clicked.setdefault(sessions[n], [])
+            if sessions[n] % JUDGED == 0 and own and seen[items[n]]:
+                ranks[n] = items.size
+                if known[items[n]]:
+                    told = [item for item in own if known[item]]
+                    found = learner.scores(None if frozen else int(sessions[n]), told)
+                    ranks[n] = np.count_nonzero(found[known] >= found[items[n]])
+            if sessions[n] % JUDGED == 0:
+                own.append(int(items[n]))
+        seconds["judging"] += time.process_time() - clock
+        seen[items[part]] = True
+        clock = time.process_time()
+        if frozen:
+            waiting.append(part)
+        else:
+            learner.learn(sessions[part], items[part])
+        seconds["learning"] += time.process_time() - clock
+    return ranks, seconds
+
+
+def summarised(ranks: I64, periods: npt.NDArray[Any]) -> dict[str, float]:
+    """MRR and Recall at 10 and 20, means over periods from 1 on."""
+    found: dict[str, list[float]] = {}
+    for period in range(1, int(periods.max()) + 1):
+        own = ranks[(periods == period) & (ranks > 0)]
+        for top in (10, 20):
+            near = own <= top
+            found.setdefault(f"MRR@{top}", []).append(float(np.mean(near / own)))
+            found.setdefault(f"Recall@{top}", []).append(float(np.mean(near)))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table for docs."""
+    names = ["MRR@10", "MRR@20", "Recall@10", "Recall@20"]
+    lines = [
+        f"| protocol | learner | {' | '.join(names)} | s to learn | s to judge |",
+        f"|{'---|' * (len(names) + 4)}",
+    ]
+    for row in rows:
+        figures = " | ".join(f"{row[name]:.3f}" for name in names)
+        lines.append(
+            f"| {row['protocol']} | {row['learner']} | {figures} | {row['learning']:.0f} | "
+            f"{row['judging']:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run the learners and protocols that are asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--learners", nargs="+", choices=LEARNERS, default=list(LEARNERS))
+    parser.add_argument(
+        "--protocols", nargs="+", choices=("prequential", "frozen"),
+        default=["prequential", "frozen"],
+    )  # fmt: skip
+    parser.add_argument("--periods", type=int, default=17, help="the first so many")
+    given = parser.parse_args()
+    table = pd.read_parquet(given.folder / "diginetica" / "clicks.parquet")
+    table = table[table.period < given.periods]
+    for name in ("session", "item"):
+        table[name] = table[name].factorize()[0]
+    rows = []
+    for protocol in given.protocols:
+        for name in given.learners:
+            learner: Learner = LEARNERS[name](int(table.item.max()) + 1)  # type: ignore[abstract]
+            ranks, seconds = judge(table, learner, protocol == "frozen")
+            row = {"protocol": protocol, "learner": name, "clicks": len(table)}
+            row |= {"judged": int(np.count_nonzero(ranks))}
+            row |= summarised(ranks, table.period.to_numpy()) | seconds
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+            OUT.mkdir(exist_ok=True)
+            (OUT / "sessions.json").write_text(json.dumps(rows, indent=1))
+            (OUT / "sessions.md").write_text(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""What stands together with what a user did last, as models that score hear it (no Spark)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from sparkml_sgdals.kernels.events.partners import (
+    LATEST_ITEMS,
+    count_boosts,
+    item_boosts,
+    pair_boosts,
+    user_boosts,
+)
+
+__all__ = ["PartnerWeight", "Partners", "latest_items"]
+
+F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PartnerWeight:
+    """How far partners are believed, and what turns both judgements into probabilities.
+
+    Attributes
+    ----------
+    share : float
+        of partners, the filter having the rest
+    filter_sum, partner_sum : float
+        what either judgement sums up to over the items that may come, in the mean of events
+    """
+
+    share: float = 0.3
+    filter_sum: float = 1.0
+    partner_sum: float = 0.5
+
+    @property
+    def beside_filter(self) -> float:
+        """What N(y) is multiplied with to be added to exp(s), s being the filter's score."""
+        return self.beside_probability * self.filter_sum / (1.0 - self.share)
+
+    @property
+    def beside_probability(self) -> float:
+        """What N(y) is multiplied with to be added to 1 - share of the others' probability."""
+        return self.share / self.partner_sum
+
+
+@dataclass(frozen=True)
+class Partners:
+    """The partners of all items, and what users did last.
+
+    Attributes
+    ----------
+    latest : I32
+        int32, shape (users, 10): rows of the items done last, the last first, then -1
+    weights : F32
+        float32, shape (users,): what the partners' judgement is multiplied with
+    rows, strengths : I32, F32
+        shape (items, partners): rows of partners, -1 where there is none, and their parts
+    """
+
+    latest: I32
+    weights: F32
+    rows: I32
+    strengths: F32
+
+    def of_pairs(self, users: I64, items: I64) -> F32:
+        """Return what is added to exp(score) of pairs, by rows; -1 for an id not known."""
+        boosts = np.empty(users.size, np.float32)
+        pair_boosts(users, items, self.latest, self.weights, self.rows, self.strengths, boosts)
+        return boosts
+
+    def of_users(self, places: I32, size: int) -> tuple[I64, I32, F32]:
+        """Return what is added to exp(score) of the items of each user, where it is not 0.
+
+        Parameters
+        ----------
+        places : I32
+            int32, shape (items,): position of each row's item among the candidates, -1 for none
+        size : int
+            how many candidates there are
+
+        Returns
+        -------
+        starts, int64 of shape (users + 1,), rising positions, int32, and what is added, float32
+        """
+        room = count_boosts(self.latest, self.rows)
+        starts = np.empty(len(self.latest) + 1, np.int64)
+        positions, boosts = np.empty(room, np.int32), np.empty(room, np.float32)
+        end = user_boosts(
+            self.latest, self.weights, self.rows, self.strengths, places, size, starts, positions,
+            boosts,
+        )  # fmt: skip
+        return starts, positions[:end], boosts[:end]
+
+    def of_items(self, items: I64) -> tuple[I64, I32, F32]:
+        """Return what is added to exp(score) of all users of some items, as `of_users`."""
+        boosts = np.empty((items.size, len(self.latest)), np.float32)
+        item_boosts(items, self.latest, self.weights, self.rows, self.strengths, boosts)
+        which, users = np.nonzero(boosts)
+        starts = np.searchsorted(which, np.arange(items.size + 1)).astype(np.int64)
+        return starts, users.astype(np.int32), boosts[which, users]
+
+    def of_rows(self, rows: I64) -> Partners:
+        """Return the same partners for some users, by rows; -1 for one that is not known."""
+        latest = np.full((rows.size, LATEST_ITEMS), -1, np.int32)
+        weights = np.zeros(rows.size, np.float32)
+        known = rows >= 0
+        latest[known], weights[known] = self.latest[rows[known]], self.weights[rows[known]]
+        return replace(self, latest=latest, weights=weights)
+
+
+def latest_items(starts: I64, held: I64) -> I32:
+    """Return the items done last, the last first, then -1; int32, shape (users, 10).
+
+    Parameters
+    ----------
+    starts : I64
+        int64, shape (users + 1,), where the items of each user begin in `held`
+    held : I64
+        int64, rows of items, -1 for one that is not known any more
+    """
+    known = np.concatenate([[0], np.cumsum(held >= 0)])
+    begins, ends = known[starts[:-1]], known[starts[1:]]
+    rows = np.append(held[held >= 0], -1).astype(np.int32)
+    last = ends[:, None] - 1 - np.arange(LATEST_ITEMS)
+    return rows[np.where(last >= begins[:, None], last, rows.size - 1)]
