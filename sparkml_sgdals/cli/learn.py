@@ -108,6 +108,17 @@ def stream(
         str, typer.Option(help="Table of held-out ratings, scored after each batch.")
     ] = "",
     keep_versions: Annotated[int, typer.Option(help="Versions that stay loadable.", min=1)] = 5,
+    event_id: Annotated[
+        str,
+        typer.Option(help="Column of an event's id: repeats are dropped.", show_default=False),
+    ] = "",
+    watermark: Annotated[
+        str, typer.Option(help="With --event-id: how much later a repeat may come.")
+    ] = "1 hour",
+    prometheus: Annotated[
+        str,
+        typer.Option(help="Folder that Prometheus's textfile collector reads.", show_default=False),
+    ] = "",
     user: User = "userId",
     item: Item = "movieId",
     rating: Rating = "rating",
@@ -127,6 +138,7 @@ def stream(
         read_files_stream,
         read_kafka_stream,
         read_table,
+        with_event_times,
     )
     from sparkml_sgdals.store.objects import full_path
     from sparkml_sgdals.store.version_store import VersionStore
@@ -135,7 +147,7 @@ def stream(
         raise typer.BadParameter("Name a folder, or --kafka with --topic: one of the two.")
     options = pairs("--option", option or ())
     columns = SourceColumns(user, item, rating, time)
-    schema = schema or columns.ddl
+    schema = schema or columns.ddl_with(event_id)
     als = _with_params(StreamingBiasedALS().setParams(**_column_params(columns)), param)
     with run.spark() as spark:
         ratings = (
@@ -147,7 +159,11 @@ def stream(
             "trigger": {"availableNow": True} if once else {"processingTime": every},
             "validation": read_table(spark, validation, "", {}) if validation else None,
             "keepVersions": keep_versions,
+            "prometheusPath": prometheus,
         }
+        if event_id:
+            ratings = with_event_times(ratings, time)
+            arguments |= {"eventIdCol": event_id, "watermark": watermark}
         resumes = VersionStore(full_path(model_path)).newest() is not None
         if start or (resumes and not param):
             model = StreamingBiasedALSModel.load(start or model_path)

@@ -9,11 +9,19 @@ from typing import Final
 
 import typer
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql import functions as F
+from pyspark.sql.types import IntegralType
 
 from sparkml_sgdals.ingest.columns import quoted
 from sparkml_sgdals.ingest.messages import parseRatings
 
-__all__ = ["SourceColumns", "read_files_stream", "read_kafka_stream", "read_table"]
+__all__ = [
+    "SourceColumns",
+    "read_files_stream",
+    "read_kafka_stream",
+    "read_table",
+    "with_event_times",
+]
 
 _FORMATS: Final = {
     ".csv": "csv",
@@ -40,6 +48,10 @@ class SourceColumns:
         time = f", {quoted(self.time)} long" if self.time else ""
         ids = f"{quoted(self.user)} long, {quoted(self.item)} long"
         return f"{ids}, {quoted(self.rating)} double{time}"
+
+    def ddl_with(self, event_id: str) -> str:
+        """Return that schema with a column of events' ids; without one where it has no name."""
+        return f"{self.ddl}, {quoted(event_id)} string" if event_id else self.ddl
 
 
 def read_table(spark: SparkSession, path: str, kind: str, options: Mapping[str, str]) -> DataFrame:
@@ -86,6 +98,14 @@ def read_kafka_stream(
     reader = spark.readStream.format("kafka").option("kafka.bootstrap.servers", address)
     reader = reader.option("subscribe", topic).option("startingOffsets", "earliest")
     return parseRatings(reader.options(**dict(options)).load(), "json", schema)
+
+
+def with_event_times(stream: DataFrame, time: str) -> DataFrame:
+    """Turn whole seconds since 1970 into the timestamps that repeats are told by."""
+    kinds = {field.name: field.dataType for field in stream.schema}
+    if not isinstance(kinds.get(time), IntegralType):
+        return stream
+    return stream.withColumn(time, F.timestamp_seconds(quoted(time)))
 
 
 def _guess(path: str) -> str:

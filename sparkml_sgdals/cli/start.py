@@ -49,20 +49,43 @@ def serve(
     open_writes: Annotated[
         bool, typer.Option("--open-writes", help="Take ratings without a token.")
     ] = False,
+    rate: Annotated[
+        float, typer.Option(help="Ratings a second that a client may post; 0: no limit.", min=0)
+    ] = 20.0,
+    rating_range: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Lowest and highest rating taken; by default those seen."),
+    ] = None,
+    max_body: Annotated[int, typer.Option(help="Bytes of a request.", min=1)] = 1 << 20,
+    origins: Annotated[
+        list[str] | None,
+        typer.Option("--origin", help="Another site that may ask (CORS); may be repeated."),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Ready whatever the diagnosis says.")
     ] = False,
     cache: Annotated[str | None, typer.Option(help="Folder to map factors in.")] = None,
+    poll_seconds: Annotated[
+        float, typer.Option(help="How often to look for a new version.", min=0.01)
+    ] = 0.25,
     wait_seconds: Annotated[
         float, typer.Option(help="How long to wait for a first version.", min=0)
     ] = 0.0,
+    trust_proxy: Annotated[
+        str | None, typer.Option(help="Address of a proxy whose X-Forwarded-For is believed.")
+    ] = None,
     ann: Annotated[
         bool, typer.Option("--ann", help="Rank by an approximate index (extra ann).")
     ] = False,
+    ann_recall: Annotated[
+        float, typer.Option(help="Share of the exact best ten that it has to find.", min=0, max=1)
+    ] = 0.95,
     user: User = "userId",
     item: Item = "movieId",
     rating: Rating = "rating",
     time: Time = "timestamp",
+    event_id: Annotated[str, typer.Option(help="Column of an event's id.")] = "eventId",
+    log_level: Annotated[str, typer.Option(help="Level of the log.")] = "warning",
 ) -> None:
     """Answer requests for recommendations by HTTP; a new version is taken up as it comes."""
     try:
@@ -70,7 +93,7 @@ def serve(
         serving = import_module("sparkml_sgdals.serving")
         run_service = serving.serve
         columns = import_module("sparkml_sgdals.serving.intake.history").IntakeColumns(
-            user, item, rating, time
+            user, item, rating, time, event_id
         )
     except ModuleNotFoundError as missing:
         raise ImportError(
@@ -88,10 +111,18 @@ def serve(
         ratings=ratings,
         token_file=token_file,
         open_writes=open_writes,
+        rate=rate,
+        rating_range=rating_range,
+        max_body=max_body,
+        origins=tuple(origins or ()),
         force=force,
         cache=cache,
+        poll_seconds=poll_seconds,
         wait_seconds=wait_seconds,
+        trust_proxy=trust_proxy,
         ann=ann,
+        ann_recall=ann_recall,
+        log_level=log_level,
         started=lambda address: run.output.facts({"address": address}),
     )
 

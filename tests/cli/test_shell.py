@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
 import subprocess
@@ -62,6 +63,35 @@ def test_without_the_extra_it_says_so():
 def test_debug_shows_the_stack_trace():
     assert "Traceback" not in run("versions", "/no/such/path").stderr
     assert "Traceback" in run("versions", "/no/such/path", "--debug").stderr
+
+
+def test_serve_takes_and_hands_on_every_option_of_the_service(monkeypatch):
+    serving = pytest.importorskip("sparkml_sgdals.serving")
+    told = {}
+    known = inspect.signature(serving.serve).parameters
+    monkeypatch.setattr(serving, "serve", lambda model, **given: told.update(given), raising=False)
+    own = {"user", "item", "rating", "time", "event_id", "model_path", "json", "debug"}
+    command = typer.main.get_command(app).commands["serve"]
+    options = {parameter.name for parameter in command.params} - {"help"}
+    assert options - own == set(known) - {"model", "columns", "started"}
+    words = ["--rating-range", "1", "5", "--origin", "http://a", "--origin", "http://b"]
+    given = {"rating_range": (1.0, 5.0), "origins": ("http://a", "http://b")}
+    for name in options - own - set(given):
+        default = known[name].default
+        if isinstance(default, bool):
+            words, given[name] = [*words, f"--{name.replace('_', '-')}"], True
+        else:
+            given[name] = {int: 7, float: 0.5}.get(type(default), "xy")
+            words += [f"--{name.replace('_', '-')}", str(given[name])]
+    done = run("serve", "path", *words, "--event-id", "e")
+    assert done.exit_code == 0, done.output
+    assert {name: told[name] for name in given} == given
+    assert told["columns"].event == "e"
+    # and by default what the service has
+    told.clear()
+    assert run("serve", "path").exit_code == 0
+    for name in given:
+        assert told[name] == known[name].default, name
 
 
 @pytest.mark.parametrize(

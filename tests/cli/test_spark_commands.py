@@ -185,6 +185,38 @@ def test_stream_goes_on_from_a_saved_model(spark, small, files, fitted, tmp_path
     assert found.state.fingerprint() == job.model.state.fingerprint()
 
 
+@pytest.mark.parametrize("kind", ["json", "csv"])
+def test_a_stream_learns_an_event_once_and_tells_prometheus(spark, small, tmp_path, kind):
+    """Of messages as the service writes them: whole seconds, an id each."""
+    table = small.rename(columns=NAMES).iloc[:200].assign(timestamp=range(10**9, 10**9 + 200))
+    table["eventId"] = [f"e{n}" for n in range(200)]
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number, part in enumerate((table, table.iloc[50:])):
+        file = folder / f"{number}.{kind}"
+        if kind == "csv":
+            part.to_csv(file, index=False)
+        else:
+            part.to_json(file, orient="records", lines=True)
+    told = tmp_path / "collected"
+    if kind == "csv":
+        # names of a header are compared with the schema's, in order
+        schema = ", ".join(
+            f"{name} {'double' if name == 'rating' else 'string' if name == 'eventId' else 'long'}"
+            for name in table.columns
+        )
+        more = ["--schema", schema]
+    else:
+        more = []
+    run("stream", tmp_path / "films", folder, "--once", "--event-id", "eventId",
+        "--watermark", "10 minutes", "--prometheus", told, "--option", "maxFilesPerTrigger=1",
+        *more)  # fmt: skip
+    found = answer("versions", tmp_path / "films")
+    assert found[-1]["ratings"] == 200
+    (file,) = told.glob("*.prom")
+    assert "200" in file.read_text()
+
+
 def test_a_stream_whose_files_have_other_columns_fails_in_a_sentence(spark, tmp_path):
     folder = tmp_path / "in"
     folder.mkdir()
