@@ -198,12 +198,12 @@ def _read_movies(source: Path) -> pd.DataFrame | None:
             text = raw.decode("utf-8")
         except UnicodeDecodeError:
             text = raw.decode("latin-1")
-        rows = [line.split("::") for line in text.splitlines() if line]
+        rows = [line.split("::") for line in _lines(text)]
         return pd.DataFrame(rows, columns=names).astype({"movieId": "int64"})
     if file := _find(source, "u.item"):
         genres = _genres(source)
         titles: list[tuple[int, str, str]] = []
-        for line in file.read_text(encoding="latin-1").splitlines():
+        for line in _lines(file.read_text(encoding="latin-1")):
             fields = line.split("|")
             flags = zip(genres, fields[5:], strict=False)
             kinds = "|".join(genre for genre, on in flags if on == "1")
@@ -216,5 +216,10 @@ def _genres(source: Path) -> list[str]:
     file = _find(source, "u.genre")
     if file is None:
         return []
-    lines = file.read_text(encoding="latin-1").splitlines()
+    lines = _lines(file.read_text(encoding="latin-1"))
     return [line.split("|")[0] for line in lines if "|" in line]
+
+
+def _lines(text: str) -> list[str]:
+    # a title may hold what splitlines takes for the end of a line, as byte 85 of Latin-1
+    return [line for line in text.replace("\r\n", "\n").split("\n") if line]

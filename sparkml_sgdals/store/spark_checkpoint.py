@@ -298,7 +298,7 @@ class _FileLog:
     def _lines(self, name: str) -> list[str]:
         # other sources keep here what they like
         payload = self.store.read(f"{self.folder}/{name}") or b""
-        return payload.decode(errors="replace").splitlines()
+        return _lines_of(payload)
 
     def _entries(self, name: str) -> list[tuple[int, str]]:
         found = []
@@ -324,7 +324,13 @@ def _plan_of(store: ObjectStore, folder: str, batch: int) -> bytes | None:
 
 def _ends_in(plan: bytes) -> list[str]:
     """Return where each source stands in Spark's plan of a batch: it follows two lines."""
-    return plan.decode(errors="replace").splitlines()[2:]
+    return _lines_of(plan)[2:]
+
+
+def _lines_of(payload: bytes) -> list[str]:
+    # as Spark reads them: names of files may hold what Python takes for the end of a line
+    lines = payload.decode(errors="replace").split("\n")
+    return lines if lines[-1] else lines[:-1]
 
 
 def _places_in(plan: bytes) -> dict[str, int]:

@@ -19,7 +19,7 @@ from sparkml_sgdals.datasets import movielens as ml
 from sparkml_sgdals.datasets import replay as rp
 
 ROWS = [(1, 31, 2.5, 1260759144), (1, 1029, 3.0, 1260759179), (7, 31, 4.0, 851868750)]
-TITLES = [(31, "Dangerous Minds: The Film (1995)", "Drama"), (1029, "Caché (1941)", "Animation")]
+TITLES = [(31, "Dangerous Minds\x85 The Film (1995)", "Drama"), (1029, "Caché (1941)", "Animation")]
 
 
 def run(*words):

@@ -14,9 +14,13 @@ from collections import Counter
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sparkml_sgdals.serving.http.guard import Buckets, TokenCheck
-from sparkml_sgdals.serving.intake.folder import FolderIntake, KeyTakenError, Posted
+from sparkml_sgdals.serving.intake.folder import FolderIntake, Posted
+from sparkml_sgdals.serving.intake.history import History, IntakeColumns, Known
+from sparkml_sgdals.serving.intake.keys import UNNAMED, Keys, KeyTakenError
 
 
 def rows(folder):
@@ -206,17 +210,148 @@ def test_other_sites(modeler, serving):
 def test_many_at_once_are_written_together(tmp_path, columns):
     intake = FolderIntake(str(tmp_path / "in"), columns, every=0.05)
     posts = [Posted(n, n, 3.0, 0) for n in range(400)]
-    waiting = [intake.put(f"k{n % 300}", [posts[n % 300]]) for n in range(400)]
+    waiting = [intake.put([(f"k{n % 300}", [posts[n % 300]])]) for n in range(400)]
     done = [one.result(10) for one in waiting]
-    assert sum(one.repeated for one in done) == 100
-    other = intake.put("k1", [posts[2]])
+    assert sum(one[0].repeated for one in done) == 100
+    other = intake.put([("k1", [posts[2]])])
     with pytest.raises(KeyTakenError):
         other.result(10)
     intake.close()
     assert sorted(row["user"] for row in rows(tmp_path / "in")) == list(range(300))
     assert len(list((tmp_path / "in").iterdir())) < 40
     with pytest.raises(OSError, match="ending"):
-        intake.put("new", posts[:1]).result(1)
+        intake.put([("new", posts[:1])]).result(1)
+
+
+# what ends a line for one reader or another
+ENDS = st.sampled_from("\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r\n")
+ANY = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), ENDS), min_size=1, max_size=20)
+
+
+@given(st.lists(st.tuples(ANY, ANY, st.none() | ANY), min_size=1, max_size=8))
+@settings(deadline=None, max_examples=60)
+def test_ids_of_any_letters_are_read_back(tmp_path_factory, sent):
+    folder = tmp_path_factory.mktemp("in")
+    posts = [
+        (f"k{n}:{key or ''}", [Posted(user, item, 3.0, n)])
+        for n, (user, item, key) in enumerate(sent)
+    ]
+    intake = FolderIntake(str(folder), IntakeColumns(), every=0.0)
+    assert not any(one.repeated for one in intake.put(posts).result(10))
+    intake.close()
+    again = FolderIntake(str(folder), IntakeColumns(), every=0.0)
+    assert list(again.found) == [one for _, (one,) in posts]
+    assert all(one.repeated for one in again.put(posts).result(10))
+    again.close()
+    (file,) = folder.iterdir()
+    assert file.read_bytes().isascii()
+
+
+def test_what_an_earlier_release_wrote_is_read_back(tmp_path, columns):
+    """Files that hold such letters as they are."""
+    row = {
+        "user": "a\u2028b\x85",
+        "item": "\u2029",
+        "rating": 3.0,
+        "timestamp": 4,
+        "eventId": "k#0/1",
+    }
+    (tmp_path / "ratings-1.json").write_text(json.dumps(row, ensure_ascii=False) + "\n", "utf-8")
+    intake = FolderIntake(str(tmp_path), columns)
+    assert list(intake.found) == [Posted("a\u2028b\x85", "\u2029", 3.0, 4)]
+    assert intake.put([("k", list(intake.found))]).result(10)[0].repeated
+    intake.close()
+
+
+@given(
+    st.lists(
+        st.lists(st.tuples(st.integers(0, 6), st.integers(0, 1)), min_size=1, max_size=5),
+        min_size=1,
+        max_size=12,
+    )
+)
+@settings(deadline=None, max_examples=60)
+def test_a_request_is_taken_as_a_whole_or_not_at_all(tmp_path_factory, requests):
+    """Keys of which some stand for other ratings, in requests that wait together."""
+    folder = tmp_path_factory.mktemp("in")
+    intake = FolderIntake(str(folder), IntakeColumns(), every=0.0)
+    waiting = [
+        intake.put([(f"e{key}", [Posted(key, value, 3.0, 0)]) for key, value in one])
+        for one in requests
+    ]
+    taken, expected = {}, []
+    for one, done in zip(requests, waiting, strict=True):
+        merged = dict(taken)
+        if all(merged.setdefault(key, value) == value for key, value in one):
+            expected += [key for key in dict(one) if key not in taken]
+            assert len(done.result(10)) == len(one)
+            taken = merged
+        else:
+            with pytest.raises(KeyTakenError):
+                done.result(10)
+    intake.close()
+    assert [row["user"] for row in rows(folder)] == expected
+    assert {row["user"]: row["item"] for row in rows(folder)} == taken
+
+
+def test_a_409_takes_nothing_of_its_request(modeler, serving):
+    made = modeler()
+    run = serving(made)
+    event = rating(made, 5) | {"eventId": "e5"}
+    run.post("/ratings", event)
+    clash = [rating(made, 6) | {"eventId": "e6"}, event | {"rating": 1.0}, rating(made, 7)]
+    said = run.post("/ratings", clash, 409)
+    assert "'e5'" in said["detail"]
+    # nor where the two are of one request
+    run.post("/ratings", [rating(made, 8) | {"eventId": "e8"}, event | {"eventId": "e8"}], 409)
+    assert len(rows(run.inbox)) == 1
+    assert run.get(f"/users/{made.key(0, 6)}/ratings")["ratings"] == []
+    assert run.post("/ratings", clash[:1]) == {"accepted": 1, "repeated": 0}
+
+
+def test_whoever_goes_away_stops_nothing(tmp_path, columns):
+    intake = FolderIntake(str(tmp_path), columns)
+    for n in range(50):
+        # what a server does to a request that it ends
+        intake.put([(f"k{n}", [Posted(n, n, 3.0, 0)])]).cancel()
+    assert intake.put([("last", [Posted(99, 99, 3.0, 0)])]).result(10)
+    intake.close()
+    assert len(rows(tmp_path)) == 51
+
+
+def test_keys_are_bounded():
+    keys = Keys(seconds=100.0, most=50)
+    for n in range(1_000):
+        keys.add(f"k{n}", b"d%d" % n, float(n))
+        keys.add(f"{UNNAMED}{n}", b"x", float(n))
+    assert len(keys) == 50
+    assert keys.digest("k999", 999.0) == b"d999"
+    assert keys.digest("k949", 999.0) is None
+    assert keys.digest("k999", 1_100.0) is None
+    keys.drop("k999")
+    assert keys.digest("k999", 999.0) is None
+    keys.add("k999", b"other", 1_000.0)
+    assert keys.digest("k999", 1_000.0) == b"other"
+    for n in range(2_000, 2_200):
+        keys.add(f"k{n}", b"d", float(n))
+    assert len(keys) == 50
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 30)), max_size=300))
+@settings(deadline=None)
+def test_history_is_bounded_and_the_newest_stay(posted):
+    history = History(("int", "int"), most=40)
+    for time_, (user, item) in enumerate(posted):
+        history.add(user, [Known(item, 3.0, time_)])
+    known = {user: history.of(user) for user in range(10)}
+    assert sum(len(held) for held in known.values()) <= 40
+    assert all(len(held) <= 4 for held in known.values())
+    if posted:
+        user, item = posted[-1]
+        assert known[user][-1] == Known(item, 3.0, len(posted) - 1)
+    for user, held in known.items():
+        own = list(dict.fromkeys(i for u, i in reversed(posted) if u == user))
+        assert [one.item for one in reversed(held)] == own[: len(held)]
 
 
 def test_a_folder_written_with_other_columns(tmp_path, columns):
@@ -231,7 +366,7 @@ from sparkml_sgdals.serving.intake import folder
 from sparkml_sgdals.serving.intake.history import IntakeColumns
 os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
 names = IntakeColumns(*sys.argv[2:])
-folder.FolderIntake(sys.argv[1], names).put("k", [folder.Posted(1, 2, 3.0, 4)]).result()
+folder.FolderIntake(sys.argv[1], names).put([("k", [folder.Posted(1, 2, 3.0, 4)])]).result()
 """
 
 
@@ -250,7 +385,7 @@ def test_what_a_kill_left_hidden_goes_with_a_later_start(tmp_path, columns):
     again = FolderIntake(str(tmp_path), columns)
     assert list(tmp_path.iterdir()) == [other]
     assert not again.found
-    again.put("k", [Posted(1, 2, 3.0, 4)]).result()
+    again.put([("k", [Posted(1, 2, 3.0, 4)])]).result()
     again.close()
     assert len(rows(tmp_path)) == 1
 

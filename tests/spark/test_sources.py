@@ -14,6 +14,8 @@ from helpers import ONCE, assert_same_bits
 from pyspark.sql import functions as F
 
 from sparkml_sgdals import StreamingBiasedALS
+from sparkml_sgdals.serving.intake.folder import FolderIntake, Posted
+from sparkml_sgdals.serving.intake.history import IntakeColumns
 
 DDL = "user long, item long, rating double, time long"
 
@@ -131,3 +133,30 @@ def test_delta(small, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     assert "[1000, 100]" in done.stdout
+
+
+def test_an_inbox_of_ids_of_any_letters(spark, tmp_path):
+    """What the service writes is what Spark reads, also where a letter ends a line elsewhere."""
+    odd = [
+        "\u2028",
+        "\u2029",
+        "\x85",
+        "\x0b",
+        "\x0c",
+        "\x1c",
+        "\r",
+        "\n",
+        '"',
+        "\\",
+        "\0",
+        "é",
+        "🎬",
+    ]
+    ids = [f"a{one}b" for one in odd]
+    intake = FolderIntake(str(tmp_path), IntakeColumns())
+    posts = [(f"k{n}", [Posted(one, one, 3.0, n)]) for n, one in enumerate(ids)]
+    assert intake.put(posts).result(10)
+    intake.close()
+    rows = spark.read.schema("user string, item string, timestamp long").json(str(tmp_path))
+    found = {row.timestamp: (row.user, row.item) for row in rows.collect()}
+    assert found == {n: (one, one) for n, one in enumerate(ids)}

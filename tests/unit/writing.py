@@ -107,12 +107,13 @@ def plan(path: Path, batch: int, folder: str = "checkpoint", done: bool = True) 
     for name in ("offsets", "commits", "sources/0"):
         (root / name).mkdir(parents=True, exist_ok=True)
     (root / "metadata").write_text('{"id":"1"}')
-    entry = {"path": f"file:///in/{batch}.csv", "timestamp": 1, "batchId": batch}
-    log = [json.dumps(entry)]
+    # as Spark writes a name that holds what ends a line for others
+    entry = {"path": f"file:///in/{batch}\u2028.csv", "timestamp": 1, "batchId": batch}
+    log = [json.dumps(entry, ensure_ascii=False)]
     if batch % 10 == 9:
         log = [line for n in range(batch) for line in log_lines(root, n)] + log
     name = f"{batch}.compact" if batch % 10 == 9 else f"{batch}"
-    (root / "sources/0" / name).write_text("\n".join(["v1", *log]))
+    (root / "sources/0" / name).write_text("\n".join(["v1", *log]), "utf-8")
     (root / "offsets" / f"{batch}").write_text(f'v1\n{{"conf":{{}}}}\n{{"logOffset":{batch}}}')
     (root / "offsets" / f".{batch}.crc").write_bytes(b"crc")
     if done:
@@ -122,7 +123,7 @@ def plan(path: Path, batch: int, folder: str = "checkpoint", done: bool = True) 
 def log_lines(root: Path, batch: int) -> list[str]:
     """The files of one batch, wherever the log holds them."""
     for path in sorted((root / "sources/0").glob("*")):
-        for line in path.read_text().splitlines()[1:]:
+        for line in path.read_text("utf-8").split("\n")[1:]:
             if json.loads(line)["batchId"] == batch:
                 return [line]
     return []

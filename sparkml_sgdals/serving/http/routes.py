@@ -27,7 +27,8 @@ from sparkml_sgdals.serving.http.answers import Answers
 from sparkml_sgdals.serving.http.gauges import Gauges
 from sparkml_sgdals.serving.http.guard import App, Buckets, Guard, TokenCheck
 from sparkml_sgdals.serving.http.news import News, TooManyError
-from sparkml_sgdals.serving.intake.folder import Intake, KeyTakenError, Posted
+from sparkml_sgdals.serving.intake.folder import Intake, Post, Posted
+from sparkml_sgdals.serving.intake.keys import UNNAMED, KeyTakenError
 from sparkml_sgdals.serving.model.holder import NoModelError
 from sparkml_sgdals.serving.model.ids import Key, storable
 from sparkml_sgdals.serving.model.ranking import RankBy
@@ -268,21 +269,23 @@ def _write_router(service: Service) -> APIRouter:
         given = body if isinstance(body, list) else [body]
         _limit(service, request, float(len(given)))
         posts = _posts(service, given, idempotency_key)
-        # one that is refused must not leave others taken
-        waiting = [service.intake.put(key, posted) for key, posted in posts]
-        done = await asyncio.gather(
-            *(asyncio.wrap_future(one) for one in waiting), return_exceptions=True
-        )
+        try:
+            receipts = await asyncio.wrap_future(service.intake.put(posts))
+        except KeyTakenError as taken:
+            service.gauges.refused.labels("key").inc()
+            # what stands before the key says which of the two it is
+            raise HTTPException(
+                409,
+                f"The key {str(taken)[2:]!r} was used for other ratings: send a new one. None of "
+                "this request's ratings was taken.",
+            ) from taken
+        except Exception as failure:
+            service.gauges.refused.labels("storage").inc()
+            raise HTTPException(
+                503, "The ratings cannot be stored now.", {"Retry-After": "5"}
+            ) from failure
         repeated = 0
-        for (_, posted), receipt in zip(posts, done, strict=True):
-            if isinstance(receipt, KeyTakenError):
-                service.gauges.refused.labels("key").inc()
-                raise HTTPException(
-                    409, f"The key {str(receipt)!r} was used for other ratings: send a new one."
-                )
-            if isinstance(receipt, BaseException):
-                service.gauges.refused.labels("storage").inc()
-                raise HTTPException(503, "The ratings cannot be stored now.", {"Retry-After": "5"})
+        for (_, posted), receipt in zip(posts, receipts, strict=True):
             repeated += len(posted) if receipt.repeated else 0
             if not receipt.repeated:
                 service.gauges.taken.inc(len(posted))
@@ -295,9 +298,7 @@ def _write_router(service: Service) -> APIRouter:
     return router
 
 
-def _posts(
-    service: Service, given: list[out.RatingIn], header: str | None
-) -> list[tuple[str, list[Posted]]]:
+def _posts(service: Service, given: list[out.RatingIn], header: str | None) -> list[Post]:
     """Return what goes to the stream by key: all under the header's, or each under its own."""
     with service.answers.holder.reading() as model:
         kinds, types = model.kinds, model.id_types
@@ -324,7 +325,7 @@ def _posts(
     if header is not None:
         return [(f"k:{header}", posted)]
     return [
-        (f"e:{one.eventId}" if one.eventId else f"u:{uuid.uuid4().hex}", [p])
+        (f"e:{one.eventId}" if one.eventId else f"{UNNAMED}{uuid.uuid4().hex}", [p])
         for one, p in zip(given, posted, strict=True)
     ]
 

@@ -16,19 +16,21 @@ import queue
 import threading
 import time
 import uuid
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from sparkml_sgdals.serving.intake.history import IntakeColumns, Known
+from sparkml_sgdals.serving.intake.history import MOST_KNOWN, IntakeColumns, Known
+from sparkml_sgdals.serving.intake.keys import DAY, UNNAMED, Keys, KeyTakenError
 from sparkml_sgdals.serving.model.ids import Key
 
 __all__ = [
     "FolderIntake",
     "Intake",
-    "KeyTakenError",
+    "Post",
     "Posted",
     "Receipt",
     "digest_of",
@@ -43,10 +45,6 @@ _MOST: Final = 5_000
 _GIVEN_UP: Final = 60.0
 """seconds after which a hidden file counts as a killed service's. Were it not, its rename would
 fail, and its posts would be refused, not lost"""
-
-
-class KeyTakenError(ValueError):
-    """A key came again with other ratings."""
 
 
 @dataclass(frozen=True)
@@ -71,28 +69,32 @@ class Receipt:
     repeated: bool
 
 
+Post = tuple[str, Sequence[Posted]]
+"""Ratings under a key, which are taken once."""
+
+
 @dataclass
 class _Waiting:
-    key: str
-    lines: bytes
-    digest: str
-    done: Future[Receipt] = field(default_factory=Future)
+    """The posts of a request: key, what it stands for, and lines of each."""
+
+    posts: list[tuple[str, bytes, bytes]]
+    done: Future[list[Receipt]] = field(default_factory=Future)
 
 
 class Intake(Protocol):
     """Where ratings go. `put` gives a future that is done when they are durable."""
 
-    def put(self, key: str, ratings: Sequence[Posted]) -> Future[Receipt]:
-        """Take ratings under a key; the future is done when they are durable."""
+    def put(self, posts: Sequence[Post]) -> Future[list[Receipt]]:
+        """Take the posts of a request, all or none; the future is done when they are durable."""
 
     def close(self) -> None:
         """Write what waits, and take no more."""
 
 
-def digest_of(ratings: Sequence[Posted]) -> str:
+def digest_of(ratings: Sequence[Posted]) -> bytes:
     """Tells posts with the same key apart, by what was sent: users, items and ratings."""
     text = json.dumps([[r.user, r.item, r.rating] for r in ratings])
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(text.encode()).digest()[:16]
 
 
 def make_lines(columns: IntakeColumns, key: str, ratings: Sequence[Posted]) -> list[dict[str, Any]]:
@@ -117,6 +119,8 @@ class FolderIntake:
         seconds between two files: what comes in meanwhile is in the next
     key_seconds : float
         how long a key is known, by the time of its file; files of earlier runs count
+    remembered : int
+        ratings of files that are there, the newest ones, that are kept in `found`
 
     Only one process writes with the same keys at a time: two that share a folder write no file
     twice, but each knows the keys that the other took only after its next start.
@@ -124,15 +128,15 @@ class FolderIntake:
 
     def __init__(
         self, folder: str, columns: IntakeColumns, every: float = 0.02,
-        key_seconds: float = 86_400.0,
+        key_seconds: float = DAY, remembered: int = MOST_KNOWN,
     ) -> None:  # fmt: skip
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._columns = columns
         self._every = every
         self._key_seconds = key_seconds
-        self._keys: dict[str, tuple[str, float]] = {}
-        self.found: list[Posted] = []
+        self._keys = Keys(key_seconds)
+        self.found: deque[Posted] = deque(maxlen=remembered)
         """ratings in files of earlier runs, for the users' histories"""
         self._read_back()
         self._queue: queue.Queue[_Waiting | None] = queue.Queue()
@@ -140,15 +144,20 @@ class FolderIntake:
         self._thread = threading.Thread(target=self._run, name="intake", daemon=True)
         self._thread.start()
 
-    def put(self, key: str, ratings: Sequence[Posted]) -> Future[Receipt]:
-        """Take ratings in; the future is done when they are durable, or were before.
+    def put(self, posts: Sequence[Post]) -> Future[list[Receipt]]:
+        """Take the posts of a request, all or none; done when they are durable, or were before.
 
-        It raises KeyTakenError where the key stands for other ratings, OSError where the folder
+        It raises KeyTakenError where a key stands for other ratings, OSError where the folder
         cannot be written.
         """
-        rows = make_lines(self._columns, key, ratings)
-        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        waiting = _Waiting(key, text.encode(), digest_of(ratings))
+        lines = []
+        for key, ratings in posts:
+            # ASCII alone: some readers of lines end them at other signs than \n as well
+            rows = (json.dumps(row) + "\n" for row in make_lines(self._columns, key, ratings))
+            lines.append((key, digest_of(ratings), "".join(rows).encode()))
+        waiting = _Waiting(lines)
+        # whoever waits may go away; what it waits for is written all the same
+        waiting.done.set_running_or_notify_cancel()
         if self._closed:
             waiting.done.set_exception(OSError("The service is ending."))
         else:
@@ -179,35 +188,38 @@ class FolderIntake:
 
     def _take(self, batch: list[_Waiting]) -> None:
         now = time.time()
-        new: dict[str, _Waiting] = {}
-        same: list[_Waiting] = []
+        new: dict[str, bytes] = {}
+        lines: list[bytes] = []
+        taken: list[tuple[_Waiting, list[Receipt]]] = []
         for one in batch:
-            digest = new[one.key].digest if one.key in new else self._known(one.key, now)
-            if digest is None:
-                new[one.key] = one
-            elif digest == one.digest:
-                same.append(one)
+            # a request of which one key is taken leaves nothing behind
+            own: dict[str, bytes] = {}
+            receipts = []
+            for key, digest, _ in one.posts:
+                known = own.get(key) or new.get(key) or self._keys.digest(key, now)
+                if known not in (None, digest):
+                    one.done.set_exception(KeyTakenError(key))
+                    break
+                receipts.append(Receipt(key, known is not None))
+                own.setdefault(key, digest)
             else:
-                one.done.set_exception(KeyTakenError(one.key))
+                news = zip(one.posts, receipts, strict=True)
+                lines += [text for (_, _, text), receipt in news if not receipt.repeated]
+                new |= own
+                taken.append((one, receipts))
         try:
-            if new:
-                self._write(b"".join(one.lines for one in new.values()))
-        except OSError as failure:
+            if lines:
+                self._write(b"".join(lines))
+        except Exception as failure:
             logger.exception("ratings cannot be written to %s", self.folder)
-            for one in [*new.values(), *same]:
+            for one, _ in taken:
                 one.done.set_exception(failure)
             return
-        for key, one in new.items():
-            self._keys[key] = (one.digest, now)
-            one.done.set_result(Receipt(key, False))
-        for one in same:
-            one.done.set_result(Receipt(one.key, True))
-
-    def _known(self, key: str, now: float) -> str | None:
-        found = self._keys.get(key)
-        if found is None or found[1] < now - self._key_seconds:
-            return None
-        return found[0]
+        for one, receipts in taken:
+            for receipt in receipts:
+                if not receipt.repeated:
+                    self._keys.add(receipt.key, new[receipt.key], now)
+            one.done.set_result(receipts)
 
     def _write(self, payload: bytes) -> None:
         name = f"ratings-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
@@ -226,10 +238,6 @@ class FolderIntake:
             os.fsync(handle)
         finally:
             os.close(handle)
-        # what is long past is asked for no more
-        if len(self._keys) > 1_000_000:
-            since = time.time() - self._key_seconds
-            self._keys = {k: v for k, v in self._keys.items() if v[1] >= since}
 
     def _read_back(self) -> None:
         """Keys and ratings of files that are there; hidden ones were never acknowledged."""
@@ -237,23 +245,27 @@ class FolderIntake:
             with contextlib.suppress(FileNotFoundError):
                 if time.time() - hidden.stat().st_mtime > _GIVEN_UP:
                     hidden.unlink()
-        names = self._columns
-        posts: dict[str, tuple[list[Posted], float]] = {}
+        names, since = self._columns, time.time() - self._key_seconds
         for file in sorted(self.folder.glob("ratings-*.json")):
             written = file.stat().st_mtime
-            for line in file.read_text("utf-8").splitlines():
+            # a post is in one file
+            posts: dict[str, list[Posted]] = {}
+            for line in file.read_bytes().split(b"\n"):
+                if not line:
+                    continue
                 try:
                     row = json.loads(line)
                     one = Posted(
                         *(row[n] for n in (names.user, names.item, names.rating, names.time))
                     )
-                except (ValueError, KeyError) as fault:
+                except (ValueError, KeyError, TypeError) as fault:
                     raise ValueError(
                         f"{file} was not written with these columns ({fault!r}): give the service "
                         "the columns that it had, or another folder."
                     ) from fault
                 self.found.append(one)
                 key, _, _ = str(row.get(names.event, "")).rpartition("#")
-                if key:
-                    posts.setdefault(key, ([], written))[0].append(one)
-        self._keys = {key: (digest_of(r), written) for key, (r, written) in posts.items()}
+                if key and not key.startswith(UNNAMED) and written >= since:
+                    posts.setdefault(key, []).append(one)
+            for key, ratings in posts.items():
+                self._keys.add(key, digest_of(ratings), written)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +20,12 @@ from sparkml_sgdals.arrays.screening import screen
 from sparkml_sgdals.serving.model.ids import Key, key_of
 from sparkml_sgdals.serving.model.titles import read_file
 
-__all__ = ["History", "IntakeColumns", "Known", "read_ratings"]
+__all__ = ["MOST_KNOWN", "History", "IntakeColumns", "Known", "read_ratings"]
 
 I64 = npt.NDArray[np.int64]
+
+MOST_KNOWN: Final = 100_000
+"""ratings posted that are remembered: at most some 60 MB, where each is of another user"""
 
 
 @dataclass(frozen=True)
@@ -44,11 +49,30 @@ class Known:
 
 
 class History:
-    """Ratings by user. Safe to use from several threads."""
+    """Ratings by user. Safe to use from several threads.
 
-    def __init__(self, kinds: tuple[IdKind, IdKind], table: pa.Table | None = None) -> None:
+    Parameters
+    ----------
+    kinds : tuple[IdKind, IdKind]
+        of ids of users and items
+    table : pa.Table | None
+        ratings that users are known to have given, as `read_ratings` returns them; all are kept
+    most : int
+        ratings posted that are remembered beside these; those of users who posted least recently
+        go first, and of a user who fills a tenth of them the oldest
+    """
+
+    def __init__(
+        self,
+        kinds: tuple[IdKind, IdKind],
+        table: pa.Table | None = None,
+        most: int = MOST_KNOWN,
+    ) -> None:
         self._kinds = kinds
-        self._posted: dict[Key, dict[Key, Known]] = {}
+        self._most = most
+        self._num_posted = 0
+        # users in the order of their last post; of each item rating and time, in that of posting
+        self._posted: OrderedDict[Key, dict[Key, tuple[float, int | None]]] = OrderedDict()
         self._lock = threading.Lock()
         self._users = IdIndex(kinds[0])
         self._layout = None
@@ -67,11 +91,19 @@ class History:
         if key is None:
             return
         with self._lock:
-            held = self._posted.setdefault(key, {})
+            held = self._posted.pop(key, {})
+            self._num_posted -= len(held)
             for one in ratings:
                 item = key_of(one.item, self._kinds[1])
                 if item is not None:
-                    held[item] = Known(item, one.rating, one.time)
+                    held.pop(item, None)
+                    held[item] = one.rating, one.time
+            while len(held) > max(self._most // 10, 1):
+                del held[next(iter(held))]
+            self._posted[key] = held
+            self._num_posted += len(held)
+            while self._num_posted > self._most:
+                self._num_posted -= len(self._posted.popitem(last=False)[1])
 
     def of(self, user: Key) -> list[Known]:
         """Return a user's ratings, one an item, those posted last and in the order of posting."""
@@ -88,10 +120,10 @@ class History:
                 values = layout.values[part].tolist()
                 found = {i: Known(i, v, None) for i, v in zip(ids, values, strict=True)}
         with self._lock:
-            posted = list(self._posted.get(key, {}).values())
-        for one in posted:
-            found.pop(one.item, None)
-            found[one.item] = one
+            posted = list(self._posted.get(key, {}).items())
+        for item, (rating, time) in posted:
+            found.pop(item, None)
+            found[item] = Known(item, rating, time)
         return list(found.values())
 
 

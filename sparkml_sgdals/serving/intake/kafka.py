@@ -11,18 +11,15 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaException, Producer
 
-from sparkml_sgdals.serving.intake.folder import (
-    KeyTakenError,
-    Posted,
-    Receipt,
-    digest_of,
-    make_lines,
-)
+from sparkml_sgdals.serving.intake.folder import Post, Receipt, digest_of, make_lines
 from sparkml_sgdals.serving.intake.history import IntakeColumns
+from sparkml_sgdals.serving.intake.keys import DAY, Keys, KeyTakenError
 
 __all__ = ["KafkaIntake"]
 
 _SECONDS: Final = 20.0
+_MOST_UNDER_WAY: Final = 100_000
+_FORGOTTEN: Final = 10_000
 
 
 class KafkaIntake:
@@ -41,11 +38,13 @@ class KafkaIntake:
         address: str,
         topic: str,
         columns: IntakeColumns,
-        key_seconds: float = 86_400.0,
+        key_seconds: float = DAY,
         seconds: float = _SECONDS,
     ) -> None:
-        self._topic, self._columns, self._key_seconds = topic, columns, key_seconds
-        self._keys: dict[str, tuple[str, float, Future[Receipt]]] = {}
+        self._topic, self._columns = topic, columns
+        self._keys = Keys(key_seconds)
+        self._under_way: dict[str, Future[None]] = {}
+        """posts that the broker has not acknowledged, or, the newest ones, not taken"""
         self._lock = threading.Lock()
         self._producer = Producer(
             {
@@ -65,33 +64,53 @@ class KafkaIntake:
         self._thread = threading.Thread(target=self._poll, name="kafka", daemon=True)
         self._thread.start()
 
-    def put(self, key: str, ratings: Sequence[Posted]) -> Future[Receipt]:
-        """Send ratings; the future is done when every one is acknowledged, or was before.
+    def put(self, posts: Sequence[Post]) -> Future[list[Receipt]]:
+        """Send the posts of a request; done when all are acknowledged, or were before.
 
-        It raises KeyTakenError where the key stands for other ratings, OSError where the broker
-        does not take them: some may have arrived then, and the same key sends only the same events.
+        It raises KeyTakenError where a key stands for other ratings, and sends none then; OSError
+        where the broker does not take them: some may have arrived then, and the same key sends only
+        the same events.
         """
-        digest, now = digest_of(ratings), time.time()
-        done: Future[Receipt] = Future()
+        now = time.time()
+        done: Future[list[Receipt]] = Future()
+        done.set_running_or_notify_cancel()
+        receipts, waits, to_send = [], [], []
         with self._lock:
-            held = self._keys.get(key)
-            if held is not None and held[1] >= now - self._key_seconds:
-                if held[0] != digest:
+            own: dict[str, bytes] = {}
+            for key, ratings in posts:
+                digest = digest_of(ratings)
+                known = own.get(key) or self._keys.digest(key, now)
+                if known not in (None, digest):
                     done.set_exception(KeyTakenError(key))
                     return done
-                earlier = held[2]
-                failed = earlier.done() and earlier.exception() is not None
-                if not failed:
-                    earlier.add_done_callback(lambda one: _pass_on(one, done, key))
-                    return done
-            self._keys[key] = (digest, now, done)
-            if len(self._keys) > 1_000_000:
-                since = now - self._key_seconds
-                self._keys = {k: v for k, v in self._keys.items() if v[1] >= since}
-        self._send(done, key, make_lines(self._columns, key, ratings))
+                earlier = self._under_way.get(key)
+                failed = earlier is not None and earlier.done()
+                sends = key not in own and (known is None or failed)
+                receipts.append(Receipt(key, not sends))
+                if sends:
+                    to_send.append((key, ratings, Future[None]()))
+                elif earlier is not None and not failed:
+                    waits.append(earlier)
+                own[key] = digest
+            for key, _, sent in to_send:
+                self._keys.add(key, own[key], now)
+                self._under_way.pop(key, None)
+                self._under_way[key] = sent
+                waits.append(sent)
+            self._forget_failed()
+        _when_all(waits, receipts, done)
+        for key, ratings, sent in to_send:
+            self._send(sent, key, make_lines(self._columns, key, ratings))
         return done
 
-    def _send(self, done: Future[Receipt], key: str, rows: list[dict[str, Any]]) -> None:
+    def _forget_failed(self) -> None:
+        """Know the newest of many failed posts alone; another may take the key of the others."""
+        if len(self._under_way) > _MOST_UNDER_WAY:
+            for key in [key for key, one in self._under_way.items() if one.done()][:_FORGOTTEN]:
+                del self._under_way[key]
+                self._keys.drop(key)
+
+    def _send(self, done: Future[None], key: str, rows: list[dict[str, Any]]) -> None:
         left = len(rows)
         guard = threading.Lock()
 
@@ -104,13 +123,15 @@ class KafkaIntake:
                 if error is not None:
                     done.set_exception(OSError(f"Kafka did not take a rating: {error.str()}"))
                 elif not left:
-                    done.set_result(Receipt(key, False))
+                    with self._lock:
+                        self._under_way.pop(key, None)
+                    done.set_result(None)
 
         try:
             for row in rows:
                 self._producer.produce(
                     self._topic,
-                    json.dumps(row, ensure_ascii=False).encode(),
+                    json.dumps(row).encode(),
                     key=str(row[self._columns.user]).encode(),
                     on_delivery=delivered,
                 )
@@ -130,9 +151,25 @@ class KafkaIntake:
             self._producer.poll(0.1)
 
 
-def _pass_on(earlier: Future[Receipt], done: Future[Receipt], key: str) -> None:
-    failure = earlier.exception()
-    if failure is not None:
-        done.set_exception(failure)
-    else:
-        done.set_result(Receipt(key, True))
+def _when_all(
+    waits: list[Future[None]], receipts: list[Receipt], done: Future[list[Receipt]]
+) -> None:
+    """Have receipts be told once all posts are acknowledged, or the first failure."""
+    left, guard = len(waits), threading.Lock()
+
+    def one_less(one: Future[None]) -> None:
+        nonlocal left
+        with guard:
+            left -= 1
+            if done.done():
+                return
+            failure = one.exception()
+            if failure is not None:
+                done.set_exception(failure)
+            elif not left:
+                done.set_result(receipts)
+
+    if not waits:
+        done.set_result(receipts)
+    for one in waits:
+        one.add_done_callback(one_less)

@@ -45,7 +45,7 @@ def log_as_spark_reads(root: Path) -> list[int]:
     files += [str(n) for n in range(max(compacts, default=-1) + 1, last + 1)]
     found = []
     for name in files:
-        lines = (root / "sources/0" / name).read_text().splitlines()
+        lines = (root / "sources/0" / name).read_text("utf-8").split("\n")
         assert lines[0] == "v1"
         found += [json.loads(line)["batchId"] for line in lines[1:]]
     return found
