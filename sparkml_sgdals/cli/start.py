@@ -61,8 +61,23 @@ def serve(
         list[str] | None,
         typer.Option("--origin", help="Another site that may ask (CORS); may be repeated."),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Ready whatever the diagnosis says.")
+    allowed_hosts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--allowed-host",
+            help="A name that it is asked under, *.x for all below x; may be repeated.",
+        ),
+    ] = None,
+    connections: Annotated[int, typer.Option(help="Connections at once.", min=1)] = 1_000,
+    client_connections: Annotated[int, typer.Option(help="Of these of one client.", min=1)] = 256,
+    client_streams: Annotated[
+        int, typer.Option(help="Streams of events of one client.", min=0)
+    ] = 16,
+    history: Annotated[
+        int, typer.Option(help="Ratings posted that are remembered.", min=0)
+    ] = 100_000,
+    gate: Annotated[
+        bool, typer.Option("--gate", help="Not ready before a version beats its baseline.")
     ] = False,
     cache: Annotated[str | None, typer.Option(help="Folder to map factors in.")] = None,
     poll_seconds: Annotated[
@@ -115,7 +130,12 @@ def serve(
         rating_range=rating_range,
         max_body=max_body,
         origins=tuple(origins or ()),
-        force=force,
+        allowed_hosts=tuple(allowed_hosts or ()),
+        connections=connections,
+        client_connections=client_connections,
+        client_streams=client_streams,
+        history=history,
+        gate=gate,
         cache=cache,
         poll_seconds=poll_seconds,
         wait_seconds=wait_seconds,

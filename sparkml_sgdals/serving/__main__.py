@@ -35,7 +35,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--rating-range", type=float, nargs=2, metavar=("LOWEST", "HIGHEST"))
     add("--max-body", type=int, default=1 << 20, help="bytes of a body")
     add("--origin", action="append", default=[], help="another site that may ask (CORS)")
-    add("--force", action="store_true", help="ready whatever the diagnosis says")
+    add("--allowed-host", action="append", default=[], help="a name that it is asked under")
+    add("--connections", type=int, default=1_000, help="connections at once")
+    add("--client-connections", type=int, default=256, help="of these of one client")
+    add("--client-streams", type=int, default=16, help="streams of events of one client")
+    add("--history", type=int, default=100_000, help="ratings posted that are remembered")
+    add("--gate", action="store_true", help="not ready before a version beats its baseline")
     add("--cache", help="folder on a disk to map factors in")
     add("--poll-seconds", type=float, default=0.25)
     add("--wait-seconds", type=float, default=0.0, help="how long to wait for a first version")
@@ -52,6 +57,7 @@ def main() -> None:
     logging.basicConfig(level=given["log_level"].upper(), format="%(levelname)s %(message)s")
     names = given.pop("columns").split(",")
     given["origins"] = tuple(given.pop("origin"))
+    given["allowed_hosts"] = tuple(given.pop("allowed_host"))
     if given["rating_range"] is not None:
         given["rating_range"] = tuple(given["rating_range"])
     try:

@@ -17,13 +17,14 @@ import uvicorn
 
 from sparkml_sgdals.errors import GoneError
 from sparkml_sgdals.serving.http.answers import Answers
+from sparkml_sgdals.serving.http.connections import Connections, Limits
 from sparkml_sgdals.serving.http.gauges import Gauges
-from sparkml_sgdals.serving.http.guard import Buckets, TokenCheck
+from sparkml_sgdals.serving.http.guard import Buckets, Hosts, TokenCheck
 from sparkml_sgdals.serving.http.news import News
 from sparkml_sgdals.serving.http.routes import Service, make_app
 from sparkml_sgdals.serving.http.schemas import AnonymousIn, ItemRating
 from sparkml_sgdals.serving.intake.folder import FolderIntake, Intake
-from sparkml_sgdals.serving.intake.history import History, IntakeColumns, read_ratings
+from sparkml_sgdals.serving.intake.history import MOST_KNOWN, History, IntakeColumns, read_ratings
 from sparkml_sgdals.serving.model.approximate import Approximate
 from sparkml_sgdals.serving.model.holder import ModelHolder
 from sparkml_sgdals.serving.model.titles import Titles
@@ -37,6 +38,8 @@ __all__ = ["build_service", "serve"]
 logger = logging.getLogger(__name__)
 
 _HERE: Final = {"127.0.0.1", "::1", "localhost"}
+_OTHER_FILES: Final = 200
+"""files that may be open besides connections: mapped factors, versions, what is posted"""
 
 
 def serve(
@@ -56,7 +59,12 @@ def serve(
     rating_range: tuple[float, float] | None = None,
     max_body: int = 1 << 20,
     origins: tuple[str, ...] = (),
-    force: bool = False,
+    allowed_hosts: tuple[str, ...] = (),
+    connections: int = 1_000,
+    client_connections: int = 256,
+    client_streams: int = 16,
+    history: int = MOST_KNOWN,
+    gate: bool = False,
     cache: Location | None = None,
     poll_seconds: float = 0.25,
     wait_seconds: float = 0.0,
@@ -101,8 +109,21 @@ def serve(
         bytes of a request's body
     origins : tuple[str, ...]
         origins of other sites that may ask from a browser (CORS); none by default
-    force : bool
-        ready whatever the diagnosis says
+    allowed_hosts : tuple[str, ...]
+        names that requests may have as Host, `*.example.com` for all below one, `*` for any; by
+        default this machine's own names and addresses where it listens on this machine alone,
+        elsewhere any
+    connections : int
+        connections at once; those without a request in hand make room for others
+    client_connections : int
+        of these of one client, by its address; a trusted proxy has no limit
+    client_streams : int
+        streams of events of one client
+    history : int
+        ratings posted that are remembered, for what was seen and for reasons
+    gate : bool
+        ready only once a version has beaten mean and biases, as `diagnose` says; from then on as
+        without
     cache : Location | None
         folder to map factors in, by default a temporary one; about 0.3 kB an id and copy at rank 16
         for users, 1 kB for items, on a disk
@@ -154,7 +175,12 @@ def serve(
             columns=columns or IntakeColumns(),
             titles=titles,
             ratings=ratings,
-            intake=None if inbox is None else (lambda names: FolderIntake(inbox, names)),
+            intake=(
+                None
+                if inbox is None
+                else (lambda names: FolderIntake(inbox, names, remembered=history))
+            ),
+            history=history,
             poll_seconds=poll_seconds,
             wait_seconds=wait_seconds,
             ann_recall=ann_recall if ann else None,
@@ -168,7 +194,19 @@ def serve(
             service.token = None if token_file is None else TokenCheck(token_file)
             service.buckets = Buckets(rate, 10 * rate)
             service.rating_range = rating_range
-            service.force, service.origins, service.max_body = force, origins, max_body
+            service.gate, service.origins, service.max_body = gate, origins, max_body
+            if gate:
+                service.answers.judge.look_back(holder)
+            service.news.each = client_streams
+            if allowed_hosts or host in _HERE:
+                service.hosts = Hosts(allowed_hosts)
+            most = _room_for(connections)
+            those = Connections(Limits(most, client_connections), trust_proxy)
+            service.gauges.add("connections", "Connections there are", lambda: float(len(those)))
+            service.gauges.add(
+                "connections_too_many", "Connections that probes alone were answered on, or none",
+                lambda: float(those.turned_away),
+            )  # fmt: skip
             config = uvicorn.Config(
                 make_app(service),
                 host=host,
@@ -178,7 +216,8 @@ def serve(
                 server_header=False,
                 proxy_headers=trust_proxy is not None,
                 forwarded_allow_ips=trust_proxy,
-                limit_concurrency=1_000,
+                http=those.protocol(),
+                ws="none",
                 timeout_graceful_shutdown=5,
                 # two lists of ids in a request line: see routes.Ids
                 h11_max_incomplete_event_size=1 << 19,
@@ -186,13 +225,31 @@ def serve(
             # what is there now stays: a full collection over it would hold up requests
             gc.collect()
             gc.freeze()
-            _Server(config, service, started).run()
+            _Server(config, service, those, started).run()
         finally:
             holder.stop()
             if approximate is not None:
                 approximate.stop()
             if service.intake is not None:
                 service.intake.close()
+
+
+def _room_for(connections: int) -> int:
+    """Return how many connections there may be, having asked the system for as many files."""
+    try:
+        import resource
+    except ImportError:
+        return connections
+    wanted = connections + _OTHER_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        soft = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = max(soft - _OTHER_FILES, soft // 2)
+        logger.warning("%d connections at once, as %d files may be open (ulimit -n)", most, soft)
+        return most
+    return connections
 
 
 def build_service(
@@ -203,6 +260,7 @@ def build_service(
     titles: str | None = None,
     ratings: str | None = None,
     intake: Callable[[IntakeColumns], FolderIntake] | None = None,
+    history: int = MOST_KNOWN,
     poll_seconds: float = 0.25,
     wait_seconds: float = 0.0,
     ann_recall: float | None = None,
@@ -232,31 +290,34 @@ def build_service(
             raise StorageError(f"There is no model at {model}: look whether the path is right.")
         time.sleep(0.1)
     with holder.reading() as first:
-        kinds = first.kinds
+        kinds, shell, commit = first.kinds, first.shell, first.commit
     known = None if ratings is None else read_ratings(ratings, names, kinds)
-    history = History(kinds, known)
-    answers = Answers(holder, Titles(kinds[1]), history)
+    remembered = History(kinds, known, history)
+    answers = Answers(holder, Titles(kinds[1]), remembered)
     if titles is not None:
         answers.titles = Titles.read(titles, kinds[1])
     taken: Intake | None = None
     if intake is not None:
         inbox = intake(names)
         for one in inbox.found:
-            history.add(one.user, [one.known()])
+            remembered.add(one.user, [one.known()])
         inbox.found.clear()
         taken = inbox
     if ann_recall is not None:
         answers.approximate = _approximate(holder, ann_recall)
     _warm_up(answers)
+    answers.judge.look(shell, commit)
 
     def told(commit: Commit) -> None:
+        with holder.reading() as model:
+            answers.judge.look(model.shell, model.commit)
         news.tell("version", answers.news() or {})
         if answers.approximate is not None:
             answers.approximate.look()
 
     holder.on_version = told
     holder.start()
-    return Service(answers, news, Gauges(holder, answers.approximate), taken)
+    return Service(answers, news, Gauges(holder, answers.judge, answers.approximate), taken)
 
 
 def _approximate(holder: ModelHolder, recall: float) -> Approximate:
@@ -300,14 +361,20 @@ class _Server(uvicorn.Server):
     """Says when it listens, and ends the streams of events before it waits for connections."""
 
     def __init__(
-        self, config: uvicorn.Config, service: Service, started: Callable[[str], None]
+        self,
+        config: uvicorn.Config,
+        service: Service,
+        those: Connections,
+        started: Callable[[str], None],
     ) -> None:
         super().__init__(config)
+        self._connections = those
         self._service = service
         self._told = started
 
     async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
         await super().startup(sockets)  # type: ignore[arg-type]
+        self._connections.watch()
         if self.started:
             name = self.servers[0].sockets[0].getsockname()
             host = f"[{name[0]}]" if ":" in name[0] else name[0]

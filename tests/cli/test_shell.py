@@ -75,7 +75,9 @@ def test_serve_takes_and_hands_on_every_option_of_the_service(monkeypatch):
     options = {parameter.name for parameter in command.params} - {"help"}
     assert options - own == set(known) - {"model", "columns", "started"}
     words = ["--rating-range", "1", "5", "--origin", "http://a", "--origin", "http://b"]
+    words += ["--allowed-host", "*.c"]
     given = {"rating_range": (1.0, 5.0), "origins": ("http://a", "http://b")}
+    given["allowed_hosts"] = ("*.c",)
     for name in options - own - set(given):
         default = known[name].default
         if isinstance(default, bool):

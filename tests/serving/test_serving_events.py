@@ -163,12 +163,14 @@ def test_ratings_need_one(modeler, serving):
     run.post("/recommendations/anonymous", {"ratings": [{"item": post["item"]}]}, 409)
 
 
-def test_ready_by_the_number_of_events(modeler, serving):
+def test_the_verdict_is_of_the_number_of_events(modeler, serving):
     made = modeler(settings=settings_under("bayes"))
     run = serving(made)
     # what it was made of are ratings of both signs, all above 0
-    assert run.get("/health/ready")["ready"] is True
+    run.get("/health/ready")
+    assert run.service.answers.judge.good is True
     made.state.events_learned = 999
     made.learn(events(made, 0))
     run.service.answers.holder.poll()
-    assert "999 events" in run.get("/health/ready", status=503)["detail"]
+    assert "999 events" in run.get("/health/ready")["detail"]
+    assert run.service.answers.judge.good is False

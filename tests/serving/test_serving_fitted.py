@@ -322,9 +322,9 @@ def test_what_is_alike_by_the_table(made, follow):
     np.testing.assert_allclose(found.values, cosine[best], atol=1e-5)
 
 
-def test_ready_by_the_events_of_the_table(modeler, serving):
+def test_a_gate_opens_by_the_events_of_the_table(modeler, serving):
     small = modeler(settings=SETTINGS, start=fitted(False))
-    run = serving(small)
+    run = serving(small, change=lambda service: setattr(service, "gate", True))
     learned = small.state.counters.ratings
     assert f"{learned} events" in run.get("/health/ready", status=503)["detail"]
     small.learn(events(small, 500))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
 from urllib.parse import quote
@@ -13,6 +15,8 @@ import pytest
 from helpers import in_order
 
 from sparkml_sgdals.state.explaining import explain_pair
+from sparkml_sgdals.store.maintenance import roll_back
+from sparkml_sgdals.store.version_store import StorageError
 
 
 @pytest.fixture(params=[("int", "int"), ("str", "str")], ids=["int", "str"])
@@ -197,28 +201,99 @@ def test_versions_and_curve_follow(made, serving):
     assert (about["lowest"], about["highest"]) == (0.5, 5.0)
 
 
-def test_health(made, serving):
-    run = serving(made)
-    assert run.get("/health/live")["ready"] is True
-    # 30 ratings were predicted before they were learned: too few to judge
-    said = run.get("/health/ready", 503)
-    assert "only" in said["detail"]
-    forced = serving(made, change=lambda service: setattr(service, "force", True))
-    assert forced.get("/health/ready")["ready"] is True
-    for _ in range(3):
-        made.learn(made.ratings(500))
-    run.service.answers.holder.poll()
-    diagnosis = run.get("/health/ready")
-    assert diagnosis["ready"] is True
-    assert "beat mean and biases" in diagnosis["detail"]
-    # a model that does worse than mean and biases is not ready
+def worse(made):
+    """Have the next version do worse than mean and biases."""
     made.state.counters = type(made.state.counters)(
         ratings=3000, low=0.5, high=5.0, prequential_ratings=2000,
         prequential_squares=9000.0, baseline_squares=2000.0,
     )  # fmt: skip
     made.learn(made.ratings(5))
+
+
+def beats(run):
+    text = run.client.get("/metrics").text
+    return float(re.search(r"^sparkml_sgdals_model_beats_baseline (\S+)$", text, re.M)[1])
+
+
+def test_ready_is_who_can_answer_and_the_verdict_is_told(made, serving, caplog):
+    run = serving(made)
+    assert run.get("/health/live")["ready"] is True
+    # 30 ratings were predicted before they were learned: too few to judge
+    said = run.get("/health/ready")
+    assert said["ready"] is True
+    assert "only" in said["detail"]
+    assert beats(run) == 0.0
+    for _ in range(3):
+        made.learn(made.ratings(500))
     run.service.answers.holder.poll()
-    assert "worse" in run.get("/health/ready", 503)["detail"]
+    assert "beat mean and biases" in run.get("/health/ready")["detail"]
+    assert beats(run) == 1.0
+    assert not caplog.records
+    worse(made)
+    run.service.answers.holder.poll()
+    assert "worse" in run.get("/health/ready")["detail"]
+    assert beats(run) == 0.0
+    assert "the one before did better" in caplog.text
+
+
+def test_a_gate_opens_once(made, serving):
+    def gated():
+        def change(service):
+            service.gate = True
+            service.answers.judge.look_back(service.answers.holder)
+
+        return serving(made, change=change)
+
+    run = gated()
+    assert "held back" in run.get("/health/ready", 503)["detail"]
+    for _ in range(3):
+        made.learn(made.ratings(500))
+    run.service.answers.holder.poll()
+    assert run.get("/health/ready")["ready"] is True
+    worse(made)
+    run.service.answers.holder.poll()
+    assert run.get("/health/ready")["ready"] is True
+    # nor is one that starts now out of order, where those that run are not
+    assert gated().get("/health/ready")["ready"] is True
+
+
+def test_a_rollback_takes_no_service_out(made, serving):
+    run = serving(made)
+    for _ in range(3):
+        made.learn(made.ratings(500))
+    run.service.answers.holder.poll()
+    roll_back(made.store, 0, reread=False)
+    assert run.service.answers.holder.poll()
+    assert run.get("/health/ready")["ready"] is True
+
+    def change(service):
+        service.gate = True
+        service.answers.judge.look_back(service.answers.holder)
+
+    assert serving(made, change=change).get("/health/ready")["ready"] is True
+
+
+def test_not_ready_while_the_model_path_is_gone(made, serving, tmp_path, caplog):
+    run = serving(made)
+    assert run.get("/health/ready")["ready"] is True
+    os.rename(made.path, tmp_path / "elsewhere")
+    run.service.answers.holder.poll()
+    said = run.get("/health/ready", 503)
+    assert "restore it" in said["detail"]
+    assert "holds no version any more" in caplog.text
+    # whoever asks all the same is answered by what is in hand
+    assert run.get("/popular")["items"]
+    assert "sparkml_sgdals_model_gone 1.0" in run.client.get("/metrics").text
+    os.rename(tmp_path / "elsewhere", made.path)
+    run.service.answers.holder.poll()
+    assert run.get("/health/ready")["ready"] is True
+    # one that is damaged is not gone: the version before is whole
+    made.learn(made.ratings(10))
+    commit = max((made.path / "commits").iterdir())
+    commit.write_bytes(commit.read_bytes().replace(b"version", b"Version", 1))
+    with pytest.raises(StorageError):
+        run.service.answers.holder.poll()
+    assert run.get("/health/ready")["ready"] is True
 
 
 def test_metrics(made, serving):

@@ -12,8 +12,9 @@ from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.serving.http import schemas as out
 from sparkml_sgdals.serving.intake.history import History, Known
 from sparkml_sgdals.serving.model.approximate import Approximate
-from sparkml_sgdals.serving.model.holder import ModelHolder
+from sparkml_sgdals.serving.model.holder import ModelHolder, NoModelError
 from sparkml_sgdals.serving.model.ids import Key, key_of
+from sparkml_sgdals.serving.model.judge import Judge
 from sparkml_sgdals.serving.model.person import Person, alone, fold_in, nobody, person_of
 from sparkml_sgdals.serving.model.ranking import (
     RankBy,
@@ -46,6 +47,7 @@ class Answers:
     titles: Titles = field(default_factory=Titles)
     history: History = field(default_factory=lambda: History(("int", "int")))
     approximate: Approximate | None = None
+    judge: Judge = field(default_factory=Judge)
 
     # ---- recommend --------------------------------------------------------------------------
 
@@ -316,6 +318,20 @@ class Answers:
                 )
             )
         return out.Versions(serving=serving, versions=found)
+
+    def ready(self, gate: bool) -> tuple[bool, str]:
+        """Whether it can answer, and why; with a gate not before a version beat its baseline."""
+        try:
+            with self.holder.reading() as model:
+                version = model.version
+        except NoModelError as nothing:
+            return False, str(nothing)
+        if self.holder.gone:
+            return False, f"{self.holder.store.path} holds no version any more: restore it."
+        said = self.judge.detail
+        if gate and not self.judge.passed:
+            return False, f"Version {version} is held back. {said}"
+        return True, f"Version {version} answers. Does it beat its baseline? {said}"
 
     def curve(self, most: int) -> out.Curve:
         """Errors of the micro-batches so far, at most `most` of them, the newest among them."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from sparkml_sgdals.serving.model.approximate import Approximate
 from sparkml_sgdals.serving.model.holder import ModelHolder
+from sparkml_sgdals.serving.model.judge import Judge
 
 __all__ = ["Gauges"]
 
@@ -18,7 +20,9 @@ _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 class Gauges:
     """Counters and gauges of one service."""
 
-    def __init__(self, holder: ModelHolder, approximate: Approximate | None = None) -> None:
+    def __init__(
+        self, holder: ModelHolder, judge: Judge, approximate: Approximate | None = None
+    ) -> None:
         self.registry = CollectorRegistry()
         own = self.registry
         self._requests = Counter(
@@ -39,8 +43,7 @@ class Gauges:
             "sparkml_sgdals_posts_refused", "Posts by cause", ["cause"], registry=own
         )
 
-        def gauge(name: str, text: str, value) -> None:  # type: ignore[no-untyped-def]
-            Gauge(f"sparkml_sgdals_{name}", text, registry=own).set_function(value)
+        gauge = self.add
 
         def number(of) -> float:  # type: ignore[no-untyped-def]
             commit = holder.commit
@@ -57,6 +60,14 @@ class Gauges:
         gauge(
             "model_failing", "1 while the newest version cannot be taken up",
             lambda: float(holder.failure is not None),
+        )  # fmt: skip
+        gauge(
+            "model_gone", "1 while the model path holds no version",
+            lambda: float(holder.gone),
+        )  # fmt: skip
+        gauge(
+            "model_beats_baseline", "1 where the version served is known to beat its baseline",
+            lambda: float("nan") if judge.good is None else float(judge.good),
         )  # fmt: skip
         if approximate is not None:
 
@@ -76,6 +87,10 @@ class Gauges:
         Gauge("sparkml_sgdals_start_time_seconds", "Start of the service", registry=own).set(
             time.time()
         )
+
+    def add(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """Have a number told that a function returns."""
+        Gauge(f"sparkml_sgdals_{name}", text, registry=self.registry).set_function(value)
 
     def observed(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count a request."""

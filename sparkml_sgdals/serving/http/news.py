@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 __all__ = ["News", "TooManyError"]
@@ -14,14 +15,28 @@ _QUIET: Final = 15.0
 
 
 class TooManyError(RuntimeError):
-    """No further reader is taken."""
+    """No further reader is taken; `own` where that is for this client's own."""
+
+    def __init__(self, text: str, own: bool) -> None:
+        super().__init__(text)
+        self.own = own
 
 
 class News:
-    """Hands what happens to all who listen; `tell` may be called from any thread."""
+    """Hands what happens to all who listen; `tell` may be called from any thread.
 
-    def __init__(self, most: int = 500) -> None:
+    Parameters
+    ----------
+    most : int
+        readers at once
+    each : int
+        of these of one client
+    """
+
+    def __init__(self, most: int = 500, each: int = 16) -> None:
         self._most = most
+        self.each = each
+        self._clients: Counter[str] = Counter()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._queues: set[asyncio.Queue[str | None]] = set()
         self._closed = False
@@ -51,19 +66,34 @@ class News:
                 waiting.get_nowait()
             waiting.put_nowait(text)
 
-    def listen(self, first: dict[str, Any] | None) -> AsyncIterator[str]:
-        """Events as text, from now on, `first` before them. Raises TooManyError when full."""
-        if len(self._queues) >= self._most:
-            raise TooManyError(f"{self._most} pages listen already.")
-        waiting: asyncio.Queue[str | None] = asyncio.Queue(100)
-        self._queues.add(waiting)
-        if first is not None:
-            waiting.put_nowait(f"event: version\ndata: {json.dumps(first)}\n\n")
-        return self._read(waiting)
+    def listen(
+        self, first: Callable[[], dict[str, Any] | None], client: str = ""
+    ) -> AsyncIterator[str]:
+        """Events as text for a client, from when it reads on, that which `first` returns before.
 
-    async def _read(self, waiting: asyncio.Queue[str | None]) -> AsyncIterator[str]:
+        Raises TooManyError when full.
+        """
+        if len(self._queues) >= self._most:
+            raise TooManyError(f"{self._most} pages listen already.", own=False)
+        if self._clients[client] >= self.each:
+            raise TooManyError(f"{self.each} pages of yours listen already: close one.", own=True)
+        waiting: asyncio.Queue[str | None] = asyncio.Queue(100)
+        return self._read(waiting, first, client)
+
+    async def _read(
+        self,
+        waiting: asyncio.Queue[str | None],
+        first: Callable[[], dict[str, Any] | None],
+        client: str,
+    ) -> AsyncIterator[str]:
+        # not before it is read: what is never begun has no end that takes it out
+        self._queues.add(waiting)
+        self._clients[client] += 1
         try:
             yield "retry: 1000\n\n"
+            now = first()
+            if now is not None:
+                yield f"event: version\ndata: {json.dumps(now)}\n\n"
             while not self._closed:
                 try:
                     text = await asyncio.wait_for(waiting.get(), _QUIET)
@@ -76,3 +106,4 @@ class News:
                 yield text
         finally:
             self._queues.discard(waiting)
+            self._clients -= Counter([client])

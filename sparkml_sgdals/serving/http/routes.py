@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import unquote
@@ -25,7 +25,7 @@ from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.serving.http import schemas as out
 from sparkml_sgdals.serving.http.answers import Answers
 from sparkml_sgdals.serving.http.gauges import Gauges
-from sparkml_sgdals.serving.http.guard import App, Buckets, Guard, TokenCheck
+from sparkml_sgdals.serving.http.guard import App, Buckets, Guard, Hosts, TokenCheck, client_of
 from sparkml_sgdals.serving.http.news import News, TooManyError
 from sparkml_sgdals.serving.intake.folder import Intake, Post, Posted
 from sparkml_sgdals.serving.intake.keys import UNNAMED, KeyTakenError
@@ -69,8 +69,12 @@ class Service:
         limits of posting by client, in ratings a second
     rating_range : tuple[float, float] | None
         lowest and highest rating taken; None for those the model has seen
-    force : bool
-        ready whatever the diagnosis
+    guesses : Buckets
+        wrong tokens that a client may send
+    hosts : Hosts | None
+        names that it may be asked under; None for any
+    gate : bool
+        not ready before a version has beaten its baseline
     origins : tuple[str, ...]
         of other sites that may ask from a browser
     """
@@ -81,8 +85,10 @@ class Service:
     intake: Intake | None = None
     token: TokenCheck | None = None
     buckets: Buckets | None = None
+    guesses: Buckets = field(default_factory=lambda: Buckets(0.2, 10.0))
+    hosts: Hosts | None = None
     rating_range: tuple[float, float] | None = None
-    force: bool = False
+    gate: bool = False
     origins: tuple[str, ...] = ()
     max_body: int = 1 << 20
 
@@ -155,7 +161,7 @@ def make_app(service: Service) -> App:
             allow_methods=["GET", "POST"],
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key"],
         )
-    return Guard(inner, service.max_body, service.gauges.observed)
+    return Guard(inner, service.max_body, service.gauges.observed, service.hosts)
 
 
 def _read_router(service: Service) -> APIRouter:
@@ -261,11 +267,7 @@ def _write_router(service: Service) -> APIRouter:
         if service.intake is None:
             service.gauges.refused.labels("closed").inc()
             raise HTTPException(403, "This service takes no ratings: start it with an inbox.")
-        if service.token is not None and not service.token.fits(authorization):
-            service.gauges.refused.labels("token").inc()
-            raise HTTPException(
-                401, "Send the header Authorization: Bearer TOKEN.", {"WWW-Authenticate": "Bearer"}
-            )
+        _check_token(service, request, authorization)
         given = body if isinstance(body, list) else [body]
         _limit(service, request, float(len(given)))
         posts = _posts(service, given, idempotency_key)
@@ -348,16 +350,40 @@ def _checked_rating(service: Service, rating: float | None) -> float:
     return float(rating)
 
 
+def _check_token(service: Service, request: Request, sent: str | None) -> None:
+    if service.token is None:
+        return
+    client = _client(request)
+    wait = service.guesses.wait(client)
+    if wait:
+        # nor is a right one taken now: whoever guesses would go on as fast as ever
+        service.gauges.refused.labels("guesses").inc()
+        raise _too_fast("Too many wrong tokens", wait)
+    if not service.token.fits(sent):
+        service.guesses.take(client)
+        service.gauges.refused.labels("token").inc()
+        raise HTTPException(
+            401, "Send the header Authorization: Bearer TOKEN.", {"WWW-Authenticate": "Bearer"}
+        )
+
+
 def _limit(service: Service, request: Request, amount: float) -> None:
     if service.buckets is None:
         return
-    client = request.client.host if request.client else ""
-    wait = service.buckets.take(client, amount)
+    wait = service.buckets.take(_client(request), amount)
     if wait:
         service.gauges.refused.labels("rate").inc()
-        raise HTTPException(
-            429, f"Too fast: wait {wait:.1f} seconds.", {"Retry-After": str(int(wait) + 1)}
-        )
+        raise _too_fast("Too fast", wait)
+
+
+def _client(request: Request) -> str:
+    return client_of(request.client.host if request.client else None)
+
+
+def _too_fast(what: str, wait: float) -> HTTPException:
+    return HTTPException(
+        429, f"{what}: wait {wait:.1f} seconds.", {"Retry-After": str(int(wait) + 1)}
+    )
 
 
 def _watch_router(service: Service) -> APIRouter:
@@ -405,19 +431,14 @@ def _watch_router(service: Service) -> APIRouter:
 
     @router.get("/health/ready", responses={503: {"model": out.Status}})
     async def ready(response: Response) -> out.Status:
-        """Whether the model's predictions beat mean and biases, or the service is forced.
+        """Whether there is a whole version to answer by, and the model path is there.
 
-        A model of events predicts no ratings: it is ready once it has learned 1,000 events.
+        Where the service was started with a gate, not before a version has beaten its baseline.
+        What is known of how well the model does is told, and by /metrics as a number.
         """
-        try:
-            with answers.holder.reading() as model:
-                good, detail = model.verdict()
-        except NoModelError as nothing:
-            response.status_code = 503
-            return out.Status(ready=False, detail=str(nothing))
-        ready = service.force or good
+        ready, detail = answers.ready(service.gate)
         response.status_code = 200 if ready else 503
-        return out.Status(ready=ready, detail="Forced. " + detail if ready and not good else detail)
+        return out.Status(ready=ready, detail=detail)
 
     @router.get(
         "/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}}
@@ -429,14 +450,15 @@ def _watch_router(service: Service) -> APIRouter:
     @router.get(
         "/events",
         response_class=StreamingResponse,
-        responses=_refusals(503) | {200: {"content": {"text/event-stream": {}}}},
+        responses=_refusals(429, 503) | {200: {"content": {"text/event-stream": {}}}},
     )
-    async def events() -> StreamingResponse:
+    async def events(request: Request) -> StreamingResponse:
         """Send an event `version` for every version that is taken up, the current first."""
         try:
-            news = service.news.listen(answers.news())
+            news = service.news.listen(answers.news, _client(request))
         except TooManyError as full:
-            raise HTTPException(503, str(full), {"Retry-After": "10"}) from full
+            status = 429 if full.own else 503
+            raise HTTPException(status, str(full), {"Retry-After": "10"}) from full
         return StreamingResponse(
             news, media_type="text/event-stream", headers={"Cache-Control": "no-store"}
         )

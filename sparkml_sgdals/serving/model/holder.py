@@ -136,6 +136,8 @@ class ModelHolder:
         self.swaps = 0
         self.load_seconds = 0.0
         self.failure: str | None = None
+        self.gone = False
+        """whether the model path holds no version any more"""
         self.keeps_changes = False
         """whether versions note the items that they change, for an index of an earlier one"""
         self._folder = folder
@@ -230,6 +232,10 @@ class ModelHolder:
         """
         newest = self.store.newest()
         held = self.commit
+        gone = newest is None and held is not None
+        if gone and not self.gone:
+            logger.warning("%s holds no version any more: restore it", self.store.path)
+        self.gone = gone
         if newest is None or newest == held:
             return False
         clock = time.perf_counter()

@@ -1,10 +1,9 @@
-"""One version of a model as requests see it: ids to rows, rows to factors, how well it does."""
+"""One version of a model as requests see it: ids to rows, rows to factors."""
 
 from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, replace
-from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,6 @@ from sparkml_sgdals.serving.model.changed_items import Changes
 from sparkml_sgdals.serving.model.event_side import EventSide, ItemKeys
 from sparkml_sgdals.serving.model.ids import Key, find_rows
 from sparkml_sgdals.serving.model.mapped import Candidates, MappedSide
-from sparkml_sgdals.state.diagnosis import ENOUGH, Diagnosis
 from sparkml_sgdals.state.event_scores import Anchors
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
@@ -25,9 +23,6 @@ from sparkml_sgdals.store.commit import Commit
 __all__ = ["ServedModel"]
 
 I64 = npt.NDArray[np.int64]
-
-_THIN: Final = 5
-"""An id with fewer ratings is thin, as by default in `StreamingBiasedALSModel.diagnose`."""
 
 
 @dataclass(frozen=True)
@@ -117,36 +112,4 @@ class ServedModel:
             popularity_parts=shell.popularity_parts,
             filter_share=shell.filter_share,
             regularisation=shell.regularisation,
-        )
-
-    def verdict(self) -> tuple[bool, str]:
-        """Whether it may be served, and why: see `diagnose`, or for events how many it learned."""
-        if self.events is None:
-            diagnosis = self.diagnose()
-            return diagnosis.beatsBaseline, diagnosis.verdict
-        shell = self.shell
-        # a table without times is fitted, and the filter has learned none of it
-        learned = shell.counters.ratings if shell.settings.fits_events else shell.events_learned
-        if learned < ENOUGH:
-            return False, f"Not yet: {learned} events are learned, {ENOUGH:,} are needed."
-        return True, f"Yes: {learned:,} events are learned. How well it ranks is not known here."
-
-    def diagnose(self) -> Diagnosis:
-        """`StreamingBiasedALSModel.diagnose` on the ratings predicted before they were learned."""
-        counters = self.shell.counters
-        thin = [
-            float(np.mean(side.count < _THIN)) if side.size else float("nan")
-            for side in (self.users, self.items)
-        ]
-        return Diagnosis(
-            ratings=counters.ratings,
-            users=self.users.size,
-            items=self.items.size,
-            minRatings=_THIN,
-            thinUsers=thin[0],
-            thinItems=thin[1],
-            evidence="prequential",
-            predicted=counters.prequential_ratings,
-            rmse=counters.prequential_rmse(),
-            baselineRmse=counters.baseline_rmse(),
         )
