@@ -35,6 +35,7 @@ VERSIONS: Final = (
 """Columns of `list_versions`."""
 
 _LEASE_SECONDS: Final = 600.0
+_CHECKPOINT: Final = re.compile(r"checkpoint(-[0-9]{12})?")
 
 
 @dataclass(frozen=True)
@@ -222,15 +223,26 @@ def drop_later_invalid(store: VersionStore, batch: int) -> None:
 
 
 def drop_old_checkpoints(store: VersionStore) -> None:
-    """Delete checkpoints that no kept version goes with. Only for the holder of the lease."""
-    commits = [store.sound_commit(number) for number in store.numbers()]
-    if not commits or None in commits:
+    """Delete checkpoints that no kept version goes with. Only for the holder of the lease.
+
+    A version has the checkpoint of the one before it, but for one made by a rollback, whose
+    checkpoint has its number: so a few commits tell of all.
+    """
+    there = [name for name in store.names("") if _CHECKPOINT.fullmatch(name)]
+    numbers = store.numbers()
+    oldest = store.sound_commit(numbers[0]) if numbers and len(there) > 1 else None
+    if oldest is None:
         # a damaged one may come back from a copy, and needs its checkpoint then
         return
-    used = {commit.checkpoint for commit in commits if commit is not None}
-    for name in store.names(""):
-        if re.fullmatch(r"checkpoint(-[0-9]{12})?", name) and name not in used:
-            store.delete_folder(name)
+    for name in there:
+        number = int(name.partition("-")[2] or -1)
+        if name == oldest.checkpoint:
+            continue
+        if number in numbers:
+            made = store.sound_commit(number)
+            if made is None or made.checkpoint == name:
+                continue
+        store.delete_folder(name)
 
 
 def lease_for_maintenance(store: VersionStore) -> Lease:

@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Final, Protocol
 
 __all__ = [
@@ -34,6 +35,9 @@ def parse_json(payload: bytes | str) -> Any:
 
 class Shape(Protocol):
     """What a value has to be."""
+
+    def fits(self, value: Any) -> bool:
+        """Whether a value is that; in a fraction of the time that naming a fault takes."""
 
     def fault(self, value: Any, name: str) -> str | None:
         """Say what is wrong with a value, by its name; None where nothing is."""
@@ -60,6 +64,10 @@ class Maybe:
 
     shape: Shape
 
+    def fits(self, value: Any) -> bool:
+        """As `Shape` says."""
+        return value is None or self.shape.fits(value)
+
     def fault(self, value: Any, name: str) -> str | None:
         """As `Shape` says."""
         return None if value is None else self.shape.fault(value, name)
@@ -71,6 +79,13 @@ class ListOf:
 
     shape: Shape
     length: int | None = None
+
+    def fits(self, value: Any) -> bool:
+        """As `Shape` says."""
+        if not isinstance(value, list) or self.length not in (None, len(value)):
+            return False
+        fits = self.shape.fits
+        return all(fits(each) for each in value)
 
     def fault(self, value: Any, name: str) -> str | None:
         """As `Shape` says."""
@@ -87,6 +102,12 @@ class OneOf:
     """A list with a shape of its own at each place."""
 
     shapes: tuple[Shape, ...]
+
+    def fits(self, value: Any) -> bool:
+        """As `Shape` says."""
+        if not isinstance(value, list) or len(value) != len(self.shapes):
+            return False
+        return all(shape.fits(each) for shape, each in zip(self.shapes, value, strict=True))
 
     def fault(self, value: Any, name: str) -> str | None:
         """As `Shape` says."""
@@ -117,8 +138,25 @@ class Fields:
     others: Shape | None = None
     names: Plain | None = None
 
+    @cached_property
+    def _known(self) -> dict[str, Callable[[Any], bool]]:
+        return {name: one.fits for name, one in (*self.optional.items(), *self.needed.items())}
+
+    def fits(self, value: Any) -> bool:
+        """As `Shape` says."""
+        if not isinstance(value, dict) or self.needed.keys() - value.keys():
+            return False
+        known, others = self._known, None if self.others is None else self.others.fits
+        for name, held in value.items():
+            fits = known.get(name) or others
+            if fits is None or not fits(held):
+                return False
+        return self.names is None or all(map(self.names.fits, value))
+
     def fault(self, value: Any, name: str) -> str | None:
         """As `Shape` says."""
+        if self.fits(value):
+            return None
         if not isinstance(value, dict):
             return f"{name} is no object"
         for missing in self.needed.keys() - value.keys():

@@ -434,12 +434,22 @@ class VersionStore(ObjectStore):
         for number in numbers:
             if number < oldest.base:
                 self.delete(_commit_name(number))
-        kept = (self.sound_commit(number) for number in numbers if number >= oldest.base)
-        used = {
-            file["name"] for commit in kept if commit is not None for file in commit.run_files()
-        }
-        for folder in ("files", "commits"):
-            for name in self.names(folder):
+        names = {folder: self.names(folder) for folder in ("files", "commits")}
+        used = set()
+        newest = self.sound_commit(numbers[-1])
+        # without sorted runs no version names a file of before its base: none has to be read
+        if (
+            newest is None
+            or newest.runs is not None
+            or oldest.runs is not None
+            or any(name.endswith(".rows") for name in names["files"])
+        ):
+            kept = (self.sound_commit(number) for number in numbers if number >= oldest.base)
+            used = {
+                file["name"] for commit in kept if commit is not None for file in commit.run_files()
+            }
+        for folder in names:
+            for name in names[folder]:
                 numbered = _COMMIT_NAME.fullmatch(f"{name[:12]}.json")
                 old = numbered and int(name[:12]) < oldest.base
                 if old and f"{folder}/{name}" not in used:

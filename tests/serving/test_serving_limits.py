@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import resource
+import signal
 import socket
 import threading
 import time
@@ -238,6 +239,21 @@ def test_event_streams_of_one_client(listening, opened):
         time.sleep(0.05)
     again = opened(port, stream)
     assert again.recv(12) == b"HTTP/1.1 200"
+
+
+def test_a_service_ends_though_requests_are_half_there(modeler, started, tmp_path, opened):
+    process, address = started(modeler(), tmp_path / "inbox")
+    port = int(address.rstrip("/").rpartition(":")[2])
+    stream = opened(port, b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n")
+    assert stream.recv(12) == b"HTTP/1.1 200"
+    for sent in (b"", GET, POST, POST + b"{"):
+        opened(port, sent)
+    assert ask(port).status_code == 200
+    clock = time.perf_counter()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 0
+    # it would have been five seconds, and a stack trace
+    assert time.perf_counter() - clock < 4.0
 
 
 def test_a_client_is_an_address_or_a_network():

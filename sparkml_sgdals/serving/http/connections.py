@@ -203,6 +203,15 @@ class Connection(H11Protocol):
         super().on_response_complete()
         self._begun = self.waits and bool(self.conn.trailing_data[0])
 
+    def shutdown(self) -> None:
+        """Wait for no request that is not there yet, and for nobody who does not take an answer."""
+        if self.flow.write_paused:
+            self.transport.abort()
+        elif self.conn.their_state is h11.SEND_BODY:
+            self._give_up()
+        else:
+            super().shutdown()
+
     def look(self, now: float, limits: Limits) -> None:
         """End it where what it does has taken too long."""
         name, most = self._doing(limits)
@@ -215,11 +224,15 @@ class Connection(H11Protocol):
         if name in ("closing", "writing"):
             self.transport.abort()
             return
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """Close it; the application hears that the client has gone."""
+        late = self.conn.their_state is h11.SEND_BODY or self._begun
         if not self.waits:
-            # the application hears that the client has gone
             self.cycle.disconnected = True
             self.cycle.message_event.set()
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and name != "idle":
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE) and late:
             self._say_late()
         self.transport.close()
 

@@ -22,7 +22,6 @@ from writing import Stream, Writer, loadable, plan
 
 from sparkml_sgdals.errors import LeaseError
 from sparkml_sgdals.learn.one_batch import learn_batch
-from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.forgetting import forget_users
 from sparkml_sgdals.store.lease import Lease
 from sparkml_sgdals.store.maintenance import (
@@ -352,11 +351,10 @@ def aged(writer: Writer, hours: Callable[[int], float]) -> None:
     for number in writer.store.numbers():
         commit = writer.store.read_commit(number)
         committed = datetime.now(timezone.utc) - timedelta(hours=hours(number))
-        fields = commit.__dict__ | {
-            "committed": committed.isoformat(timespec="milliseconds"),
-            "replaces": commit.digest,
-        }
-        writer.commit_path(number).write_bytes(Commit(**fields).to_bytes())
+        changed = dataclasses.replace(
+            commit, committed=committed.isoformat(timespec="milliseconds"), replaces=commit.digest
+        )
+        writer.commit_path(number).write_bytes(changed.to_bytes())
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,7 @@ def test_a_line_of_the_checkpoint_that_is_odd(whole: Path, data: st.DataObject) 
     with copied(whole) as path:
         found = [p for p in (path / "checkpoint").rglob("*") if p.is_file() and p.suffix == ""]
         file = data.draw(st.sampled_from(sorted(found)))
-        lines = file.read_text().splitlines()
+        lines = file.read_text("utf-8").split("\n")
         at = data.draw(st.integers(0, len(lines) - 1))
         told = json.loads(lines[at]) if lines[at].startswith("{") else {"v": lines[at]}
         lines[at] = data.draw(changed(told).map(json.dumps) | st.text())
