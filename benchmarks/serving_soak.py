@@ -56,6 +56,8 @@ class Notes:
 
     kills: list[tuple[float, float]] = field(default_factory=list)
     """of each from when to when nobody listened"""
+    left_out: int = 0
+    """requests and posts that were due and not begun in time"""
     asked: int = 0
     posted: int = 0
     attempts: int = 0
@@ -152,9 +154,18 @@ async def readers(notes: Notes, port: int, rate: float, until: float) -> None:
         number += 1
         due.put_nowait(begin + number / rate)
         await asyncio.sleep(max(0.0, begin + number / rate - time.monotonic()))
-    for _ in tasks:
-        due.put_nowait(None)
+    notes.left_out += end(due, len(tasks))
     await asyncio.gather(*tasks)
+
+
+def end(due: asyncio.Queue[Any], workers: int) -> int:
+    """Begin nothing more; what was due and not begun, on a machine that has too much to do."""
+    left = due.qsize()
+    while not due.empty():
+        due.get_nowait()
+    for _ in range(workers):
+        due.put_nowait(None)
+    return left
 
 
 async def posters(notes: Notes, port: int, rate: float, until: float) -> None:
@@ -196,8 +207,7 @@ async def posters(notes: Notes, port: int, rate: float, until: float) -> None:
         number += 1
         due.put_nowait(number)
         await asyncio.sleep(max(0.0, begin + number / rate - time.monotonic()))
-    for _ in tasks:
-        due.put_nowait(None)
+    notes.left_out += end(due, len(tasks))
     await asyncio.gather(*tasks)
 
 
@@ -504,6 +514,7 @@ def main() -> None:
     print(f"{seconds / 60:.1f} minutes, {len(notes.kills)} kills, {versions:,} versions")
     print(f"requests {notes.asked:,}, median {np.median(took):.1f} ms, 99% "
           f"{np.percentile(took, 99):.0f} ms, slowest {took.max():.0f} ms")  # fmt: skip
+    print(f"due and not begun in time {notes.left_out:,}")
     print(f"posts {notes.posted:,} in {notes.attempts:,} attempts, {notes.repeated:,} answered as "
           f"taken before, {sum(notes.acknowledged.values()):,} ratings acknowledged")  # fmt: skip
     print(f"probes {len(notes.probes):,}, slowest {1e3 * max(notes.probes):.0f} ms")
@@ -523,7 +534,7 @@ def main() -> None:
                 "minutes": seconds / 60, "kills": len(notes.kills), "versions": versions,
                 "requests": notes.asked, "median_ms": float(np.median(took)),
                 "p99_ms": float(np.percentile(took, 99)), "max_ms": float(took.max()),
-                "posts": notes.posted, "attempts": notes.attempts, "repeated": notes.repeated,
+                "left_out": notes.left_out, "posts": notes.posted, "attempts": notes.attempts, "repeated": notes.repeated,
                 "acknowledged": sum(notes.acknowledged.values()), "probes": len(notes.probes),
                 "slowest_probe_ms": 1e3 * max(notes.probes), "memory_MiB": memory,
                 "by_kill": notes.by_kill, "faults": wrong[:100],

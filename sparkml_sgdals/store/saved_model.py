@@ -36,6 +36,7 @@ __all__ = [
     "naming",
     "read_saved",
     "refuse_model_path",
+    "saved_class",
     "sealed",
     "state_of",
 ]
@@ -211,6 +212,16 @@ def is_saved(path: Location) -> bool:
         the folder may not be read
     """
     return bool(_parts(ObjectStore(path), "metadata"))
+
+
+def saved_class(path: Location) -> str | None:
+    """Return the full name of the class that was saved to a path, None where nothing tells it."""
+    store = ObjectStore(path)
+    try:
+        found = json.loads(b"".join(_read(store, name) for name in _parts(store, "metadata")))
+        return str(found["class"])
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def read_saved(path: str) -> SavedModel:

@@ -12,7 +12,7 @@ from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 
 from sparkml_sgdals.store.objects import same_place
-from sparkml_sgdals.store.saved_model import is_saved
+from sparkml_sgdals.store.saved_model import is_saved, saved_class
 
 __all__ = ["refuse_other_paths"]
 
@@ -40,6 +40,13 @@ def refuse_other_paths(stream: DataFrame, path: str) -> None:
         a saved model is there, or the stream reads there, above it or below
     """
     if is_saved(path):
+        name = (saved_class(path) or "").rpartition(".")[2]
+        if name.startswith("Pipeline"):
+            raise ValueError(
+                f"{path} holds a {name} that was saved there, not a model path. Versions that were "
+                "there before, Spark has deleted as it saved: restore the folder from a copy, or "
+                "choose another path, where a stream starts anew. Save pipelines elsewhere."
+            )
         raise ValueError(
             f"{path} holds a saved model, not a model path: a stream would start from nothing "
             "beside it. To go on from that model, choose another path: "

@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 from damaging import CHANGES, change, files_in, tally
 from formats import PRESENT, digest
-from helpers import assert_same_bits
+from helpers import ONCE, assert_same_bits
+from pyspark.errors import StreamingQueryException
 from pyspark.ml import Pipeline, PipelineModel
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
@@ -178,3 +179,22 @@ def test_versions_are_not_saved_over(spark, als, tmp_path, what, overwrite):
             writer.save(spelled)
     assert digest(path) == before
     saved.write().overwrite().save(str(tmp_path / "elsewhere"))
+
+
+def test_a_pipeline_saved_over_versions_is_no_silent_start(
+    spark, als, ratings, small, files, stream, tmp_path
+):
+    """Spark deletes what is there before it asks a stage: no stream goes on, or begins, there."""
+    folder, path = files(small.iloc[:500], 500), tmp_path / "films"
+    job = als.fitStream(stream(folder), str(path), trigger={"processingTime": "100 milliseconds"})
+    job.query.processAllAvailable()
+    pipeline = Pipeline(stages=[als]).fit(ratings)
+    pipeline.write().overwrite().save(str(path))
+    files(small.iloc[500:1000], 500, first=1)
+    with pytest.raises((StreamingQueryException, StorageError)):
+        job.awaitTermination(60)
+    assert not (path / "commits").exists()
+    assert_same(PipelineModel.load(str(path)).stages[0], pipeline.stages[0])
+    for start in (als.fitStream, pipeline.stages[0].updateStream):
+        with pytest.raises(ValueError, match=r"holds a PipelineModel.*restore the folder"):
+            start(stream(folder), str(path), trigger=ONCE)
