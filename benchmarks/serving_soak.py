@@ -476,6 +476,7 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=1.0, help="seconds between versions")
     parser.add_argument("--kill-every", type=float, default=60.0, help="seconds; 0 for never")
     parser.add_argument("--spark", action="store_true", help="learn by a stream of Spark")
+    parser.add_argument("--json", type=Path, default=OUT, help="where the figures go")
     given = parser.parse_args()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -527,8 +528,8 @@ def main() -> None:
     print(f"failures that a kill explains: {notes.by_kill:,}; others: {len(wrong)}")
     for fault in wrong[:20]:
         print(f"  {fault}")
-    OUT.parent.mkdir(exist_ok=True)
-    OUT.write_text(
+    given.json.parent.mkdir(exist_ok=True)
+    given.json.write_text(
         json.dumps(
             {
                 "minutes": seconds / 60, "kills": len(notes.kills), "versions": versions,
