@@ -6,13 +6,22 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Format", "Item", "Model", "Option", "Rating", "Schema", "Time", "User"]
+__all__ = ["Format", "Item", "Model", "Option", "Rating", "Schema", "Time",
+           "TimeFormat", "User"]  # fmt: skip
 
 Model = Annotated[str, typer.Argument(help="A saved model, or a model path: its newest version.")]
 User = Annotated[str, typer.Option(help="Column of user ids.")]
 Item = Annotated[str, typer.Option(help="Column of item ids.")]
 Rating = Annotated[str, typer.Option(help="Column of ratings.")]
 Time = Annotated[str, typer.Option(help="Column of the time of a rating; '' for none.")]
+TimeFormat = Annotated[
+    str,
+    typer.Option(
+        help="Form of times that are text, such as 'dd.MM.yyyy HH:mm'; by default numbers and "
+        "ISO 8601.",
+        show_default=False,
+    ),
+]
 Format = Annotated[
     str,
     typer.Option(
@@ -29,7 +38,7 @@ Schema = Annotated[
     str,
     typer.Option(
         help='Schema of messages or files, such as "userId string, movieId long, rating double"; '
-        "by default ids and times are long, ratings double.",
+        "by default as a first file shows, of messages ids and times long, ratings double.",
         show_default=False,
     ),
 ]

@@ -6,8 +6,10 @@ import functools
 import inspect
 import os
 import re
+import shutil
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from sparkml_sgdals.cli.output import Output
+from sparkml_sgdals.cli.spark_log import SparkLog
+from sparkml_sgdals.cli.wording import in_options
 
 if TYPE_CHECKING:
     from pyspark.sql import SparkSession
@@ -42,8 +46,18 @@ _SPARK: Final[dict[str, Any]] = {
         list[str] | None,
         typer.Option(help="A setting of Spark, as name=value; may be repeated."),
     ],
+    "spark_log": Annotated[
+        str,
+        typer.Option(
+            help="File for Spark's log, - for stderr; by default a temporary one, which stays "
+            "where Spark fails.",
+            show_default=False,
+        ),
+    ],
 }
-_DEFAULTS: Final[dict[str, Any]] = {"json": False, "debug": False, "master": "", "conf": None}
+_DEFAULTS: Final[dict[str, Any]] = {
+    "json": False, "debug": False, "master": "", "conf": None, "spark_log": "",
+}  # fmt: skip
 
 
 @dataclass
@@ -58,11 +72,25 @@ class Invocation:
         Spark's master; empty for Spark's own choice
     conf : dict[str, str]
         Spark's configuration
+    log : str
+        where Spark's log goes, as the option says
     """
 
     output: Output
     master: str = ""
     conf: dict[str, str] = field(default_factory=dict)
+    log: str = ""
+
+    @property
+    def remote(self) -> bool:
+        """Whether Spark is a server that may see other paths than this machine."""
+        return self.master.startswith("sc://") or "SPARK_REMOTE" in os.environ
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether Spark may see paths that this machine does not."""
+        local = not self.master or self.master.startswith("local")
+        return self.remote or not local
 
     @contextmanager
     def spark(self) -> Iterator[SparkSession]:
@@ -75,26 +103,63 @@ class Invocation:
         if found is not None:
             yield found
             return
-        builder = SparkSession.builder.appName("sparkml-sgdals")
+        if not self.remote:
+            _need_java()
+        log = SparkLog.at(self.log)
+        try:
+            with self.output.phase("Starting Spark"), log.inherited():
+                session = self._start(SparkSession.builder, log)
+        except Exception as failure:
+            raise OSError(f"Spark did not start: {log.reason() or one_sentence(failure)}") from (
+                failure
+            )
+        try:
+            yield session
+        except (Exception, KeyboardInterrupt) as failure:
+            if not _is_sparks(failure):
+                log.drop()
+            elif log.path is not None:
+                failure.spark_log = log.path  # type: ignore[union-attr]
+            raise
+        else:
+            log.drop()
+        finally:
+            with log.inherited():
+                session.stop()
+
+    def _start(self, builder: Any, log: SparkLog) -> SparkSession:
+        builder = builder.appName("sparkml-sgdals")
         if self.master.startswith("sc://"):
             builder = builder.remote(self.master)
         elif self.master:
             builder = builder.master(self.master)
         quiet = {
             "spark.ui.showConsoleProgress": "false",
-            "spark.log.level": "ERROR",
+            "spark.log.level": "ERROR" if log.path is None else "WARN",
             "spark.sql.execution.arrow.pyspark.enabled": "true",
         }
-        remote = self.master.startswith("sc://") or "SPARK_REMOTE" in os.environ
         # a server that is there already has its own, and refuses those of its process
-        for name, value in (({} if remote else quiet) | self.conf).items():
+        for name, value in (({} if self.remote else quiet) | self.conf).items():
             builder = builder.config(name, value)
-        with self.output.waiting("Starting Spark"):
-            session = builder.getOrCreate()
-        try:
-            yield session
-        finally:
-            session.stop()
+        session: SparkSession = builder.getOrCreate()
+        return session
+
+
+def _need_java() -> None:
+    """Raise OSError where Spark would look for Java in vain."""
+    home = os.environ.get("JAVA_HOME")
+    if home and not os.access(os.path.join(home, "bin", "java"), os.X_OK):
+        raise OSError(f"JAVA_HOME is {home}, and there is no bin/java in it: set it to a Java 17.")
+    if not home and shutil.which("java") is None:
+        raise OSError(
+            "Spark needs Java 17 or newer, and there is none: install it, or set JAVA_HOME to the "
+            "folder of one."
+        )
+
+
+def _is_sparks(failure: BaseException) -> bool:
+    """Whether more of a failure stands in Spark's log."""
+    return type(failure).__module__.startswith(("pyspark", "py4j"))
 
 
 def command(
@@ -114,7 +179,8 @@ def command(
             said = _DEFAULTS | {name: given.pop(name) for name in shared}
             with _errors(said["debug"]):
                 conf = pairs("--conf", said["conf"] or ())
-                run = Invocation(Output(said["json"]), said["master"], conf)
+                output = Output(said["json"])
+                run = Invocation(output, said["master"], conf, said["spark_log"])
                 code = function(run, **given) or 0
             if code:
                 raise typer.Exit(code)
@@ -148,7 +214,9 @@ def pairs(option: str, given: Sequence[str]) -> dict[str, str]:
 def _errors(debug: bool) -> Iterator[None]:
     """One sentence on stderr and an exit code, in place of a stack trace."""
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _warning
+            yield
     except (typer.Exit, typer.BadParameter, typer.Abort):
         raise
     except KeyboardInterrupt:
@@ -161,8 +229,17 @@ def _errors(debug: bool) -> Iterator[None]:
         if debug:
             traceback.print_exc()
         else:
-            typer.echo(f"Error: {one_sentence(error)}", err=True)
+            typer.echo(f"Error: {in_options(one_sentence(error))}", err=True)
+        log = getattr(error, "spark_log", None)
+        if log is not None:
+            typer.echo(f"Spark's log: {log}", err=True)
         raise typer.Exit(1) from error
+
+
+def _warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """Print a warning of ours as a sentence; those of libraries are for programmers."""
+    if issubclass(category, UserWarning):
+        typer.echo(f"Warning: {in_options(str(message))}", err=True)
 
 
 def one_sentence(error: BaseException) -> str:

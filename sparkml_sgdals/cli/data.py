@@ -39,14 +39,10 @@ def movielens(
         written = ml.convert(source, out)
     else:
         with tempfile.TemporaryDirectory(prefix="movielens-") as scratch:
-            with run.output.bar(f"Downloading {name}", "bytes") as bar:
-                task = None if bar is None else bar.add_task("", total=None)
-
-                def seen(done: int, total: int) -> None:
-                    if bar is not None and task is not None:
-                        bar.update(task, completed=done, total=total or None)
-
-                ml.download(name, Path(scratch), site, seen)
+            with run.output.phase("Downloading", "bytes") as phase:
+                ml.download(
+                    name, Path(scratch), site, lambda done, of: phase.update(done, of or None)
+                )
             written = ml.convert(Path(scratch), out)
     run.output.facts(asdict(written))
 
@@ -72,11 +68,9 @@ def replay(
     sink: rp.Sink = rp.FolderSink(folder) if folder is not None else rp.KafkaSink(kafka, topic)
     sent = 0
     try:
-        with run.output.bar("Sending", "ratings") as bar:
-            task = None if bar is None else bar.add_task("", total=len(rows))
+        with run.output.phase("Sending", "ratings") as phase:
             for sent in rp.replay(rows, sink, batch, every):
-                if bar is not None and task is not None:
-                    bar.update(task, completed=sent)
+                phase.update(sent, len(rows))
     except KeyboardInterrupt:
         run.output.say("Stopped.")
     run.output.facts({"sent": sent, "of": len(rows), "to": str(folder or f"{kafka}/{topic}")})

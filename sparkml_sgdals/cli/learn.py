@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import json
 import signal
-from dataclasses import asdict
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from sparkml_sgdals.cli.arguments import Format, Item, Option, Rating, Schema, Time, User
+from sparkml_sgdals.cli.arguments import (
+    Format,
+    Item,
+    Option,
+    Rating,
+    Schema,
+    Time,
+    TimeFormat,
+    User,
+)
 from sparkml_sgdals.cli.command import Invocation, command, pairs
+from sparkml_sgdals.cli.reading.columns import DEFAULTS, SourceColumns, by_order, find_columns
+from sparkml_sgdals.cli.reading.places import Place, look
+from sparkml_sgdals.ingest.columns import quoted
 
 if TYPE_CHECKING:
     from sparkml_sgdals.stream.job import StreamJob
@@ -24,6 +40,7 @@ Params = Annotated[
     ),
 ]
 
+_POLL_SECONDS: Final = 0.25
 _LISTED: Final = 10
 """items of a list that a model of events is judged by"""
 _SHOWN: Final = ("batch", "ratings", "invalid", "newUsers", "newItems", "rmse", "validationRmse")
@@ -52,39 +69,60 @@ def fit(
     item: Item = "movieId",
     rating: Rating = "rating",
     time: Time = "timestamp",
+    time_format: TimeFormat = "",
     param: Params = None,
     kind: Format = "",
     option: Option = None,
 ) -> None:
     """Learn a model from a table, save it, and say what it is worth.
 
+    RATINGS is CSV, JSON or Parquet, one rating a row. Separator, encoding, header and decimal
+    comma are found out, and so are columns that are called alike, such as user_id. For example:
+
+    sparkml-sgdals fit ratings.csv model --split 0.1 --user reader --item isbn --time ''
+
     With -P implicitPrefs=true rows are events, and lists of ten are judged: see evaluate --top.
     """
     from sparkml_sgdals import StreamingBiasedALS
-    from sparkml_sgdals.cli.sources import SourceColumns, read_table
-    from sparkml_sgdals.store.saved_model import refuse_model_path
+    from sparkml_sgdals.cli.reading.sources import read_ratings
 
-    refuse_model_path(out)
     if held_out and split:
         raise typer.BadParameter("--held-out and --split exclude each other.")
     options = pairs("--option", option or ())
-    columns = SourceColumns(user, item, rating, time)
-    als = _with_params(StreamingBiasedALS().setParams(**_column_params(columns)), param)
+    asked = SourceColumns(user, item, rating, time)
+    als = _with_params(StreamingBiasedALS(), param)
+    _refuse_to_replace(out, overwrite)
+    needed = ("user", "item") if als.getImplicitPrefs() else ("user", "item", "rating")
+    places = [
+        _checked(run, path, kind, options, asked, needed) for path in (ratings, held_out) if path
+    ]
+    drops = als.getHandleInvalid() != "error"
+    test = None
     with run.spark() as spark:
-        table, test = read_table(spark, ratings, kind, options), None
-        if held_out:
-            test = read_table(spark, held_out, kind, options)
-        elif split:
-            table, test = table.randomSplit([1 - split, split], seed=als.getSeed())
-        model = als.setParams(showProgress=run.output.terminal and _has_tqdm()).fit(table)
+        with run.output.phase("Looking"):
+            table, columns = read_ratings(spark, places[0], asked, needed, None, time_format, drops)
+            als.setParams(**_column_params(columns))
+            if held_out:
+                ids = _id_types(als, table)
+                test, _ = read_ratings(
+                    spark, places[1], columns, needed, ids, time_format, drops, as_asked=True
+                )
+            elif split:
+                table, test = table.randomSplit([1 - split, split], seed=als.getSeed())
+        if columns != asked or places[0].headless:
+            run.output.say(_said_of_columns(columns, places[0]))
+        with _seen(run, als):
+            model = als.fit(table)
         facts: dict[str, Any] = {"model": out}
-        if als.getImplicitPrefs():
-            facts |= _told_of_events(model, test, table)
-        else:
-            diagnosis = model.diagnose(test)
-            facts |= asdict(diagnosis) | {"verdict": diagnosis.verdict}
-        writer = model.write()
-        (writer.overwrite() if overwrite else writer).save(out)
+        with run.output.phase("Judging"):
+            if als.getImplicitPrefs():
+                facts |= _told_of_events(model, test, table)
+            else:
+                diagnosis = model.diagnose(test)
+                facts |= asdict(diagnosis) | {"verdict": diagnosis.verdict}
+        with run.output.phase("Saving"):
+            writer = model.write()
+            (writer.overwrite() if overwrite else writer).save(out)
     summary = model.summary
     facts |= {"trainingRmse": summary.rmse, "form": summary.form, "seconds": summary.seconds}
     run.output.facts(facts)
@@ -133,11 +171,11 @@ def stream(
     Ends with Ctrl-C, or by itself with --once. Prints a line a batch.
     """
     from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
-    from sparkml_sgdals.cli.sources import (
-        SourceColumns,
+    from sparkml_sgdals.cli.reading.sources import (
         read_files_stream,
         read_kafka_stream,
-        read_table,
+        read_ratings,
+        renamed,
         with_event_times,
     )
     from sparkml_sgdals.store.objects import full_path
@@ -147,30 +185,150 @@ def stream(
         raise typer.BadParameter("Name a folder, or --kafka with --topic: one of the two.")
     options = pairs("--option", option or ())
     columns = SourceColumns(user, item, rating, time)
-    schema = schema or columns.ddl_with(event_id)
-    als = _with_params(StreamingBiasedALS().setParams(**_column_params(columns)), param)
+    als = _with_params(StreamingBiasedALS(), param)
+    place = None if kafka else look(
+        source, kind, options, columns.in_order, run.elsewhere, stream=True
+    )  # fmt: skip
+    held = _checked(run, validation, "", {}, columns) if validation else None
+    if place is not None and place.aside:
+        run.output.say(f"Left alone in {source}: {', '.join(place.aside)}.")
     with run.spark() as spark:
-        ratings = (
-            read_kafka_stream(spark, kafka, topic, schema, options)
-            if kafka
-            else read_files_stream(spark, source, kind, schema, options)
-        )
+        resumes = VersionStore(full_path(model_path)).newest() is not None
+        model = None
+        if start or (resumes and not param):
+            model = StreamingBiasedALSModel.load(start or model_path)
+        ids = None
+        if model is not None:
+            columns, ids = _as_learned(model, columns), model.idTypes
+        if place is None:
+            told = schema or columns.ddl(ids or ("bigint", "bigint"))
+            if event_id and not schema:
+                told += f", {quoted(event_id)} string"
+            ratings = read_kafka_stream(spark, kafka, topic, told, options)
+        else:
+            ratings, columns = read_files_stream(
+                spark, place, columns, schema, ids, [event_id] if event_id else []
+            )
+        if model is not None:
+            ratings = renamed(ratings, columns, _as_learned(model, None))
+            columns = _as_learned(model, None)
+        als.setParams(**_column_params(columns))
         arguments: dict[str, Any] = {
             "trigger": {"availableNow": True} if once else {"processingTime": every},
-            "validation": read_table(spark, validation, "", {}) if validation else None,
             "keepVersions": keep_versions,
             "prometheusPath": prometheus,
         }
         if event_id:
-            ratings = with_event_times(ratings, time)
+            ratings = with_event_times(ratings, columns.time)
             arguments |= {"eventIdCol": event_id, "watermark": watermark}
-        resumes = VersionStore(full_path(model_path)).newest() is not None
-        if start or (resumes and not param):
-            model = StreamingBiasedALSModel.load(start or model_path)
+        if held is not None:
+            ids = _id_types(als, ratings)
+            arguments["validation"], _ = read_ratings(spark, held, columns, ids=ids, as_asked=True)
+        if model is not None:
             job = model.updateStream(ratings, model_path, **arguments)
         else:
             job = als.fitStream(ratings, model_path, **arguments)
         _watch(run, job)
+
+
+def _as_learned(model: Any, asked: SourceColumns | None) -> SourceColumns:
+    """Return the columns that a model has learned from, but for those that options name."""
+    own = SourceColumns(
+        model.getUserCol(), model.getItemCol(), model.getRatingCol(), model.getTimestampCol()
+    )
+    if asked is None:
+        return own
+    said = {name: one for name, one in vars(asked).items() if one != getattr(DEFAULTS, name)}
+    return replace(own, **said)
+
+
+def _refuse_to_replace(out: str, overwrite: bool) -> None:
+    """See before the work that a model can be saved."""
+    from sparkml_sgdals.store.objects import ObjectStore
+    from sparkml_sgdals.store.saved_model import refuse_model_path
+
+    refuse_model_path(out)
+    if overwrite:
+        return
+    try:
+        store = ObjectStore(out)
+        taken = store.names("")
+    except (OSError, ValueError, ImportError):
+        # of a scheme that only Spark can write, which will say so itself
+        return
+    if taken:
+        raise FileExistsError(f"There is something at {out} already: --overwrite replaces it.")
+
+
+def _checked(
+    run: Invocation,
+    path: str,
+    kind: str,
+    options: dict[str, str],
+    asked: SourceColumns,
+    needed: tuple[str, ...] = ("user", "item", "rating"),
+) -> Place:
+    """Return what lies under a path, with its columns checked as far as they are known."""
+    place = look(path, kind, options, asked.in_order, run.elsewhere)
+    if place.aside:
+        run.output.say(f"Left alone in {path}: {', '.join(place.aside)}.")
+    names = place.names
+    if place.headless and place.dialect is not None:
+        names = tuple(by_order(asked, place.dialect.width))
+    if names is not None:
+        find_columns(names, asked, path, needed)
+    return place
+
+
+def _said_of_columns(columns: SourceColumns, place: Place) -> str:
+    order = ", ".join(name or "no time" for name in vars(columns).values())
+    if place.headless:
+        return f"{place.path} has no header; its columns were taken for {order}, in this order."
+    return f"Columns of users, items, ratings and times in {place.path}: {order}."
+
+
+def _id_types(als: Any, table: Any) -> tuple[str, str]:
+    from sparkml_sgdals.ingest.columns import id_type_name
+
+    schema = table.schema
+    return (
+        id_type_name(schema, "userCol", als.getUserCol()),
+        id_type_name(schema, "itemCol", als.getItemCol()),
+    )
+
+
+@contextmanager
+def _seen(run: Invocation, als: Any) -> Iterator[None]:
+    """Show how far a fit is, by what its tasks note, and by a bar for each of its two phases."""
+    from sparkml_sgdals.fit.progress import read_progress
+
+    if not run.output.terminal or run.elsewhere or als.getProgressPath():
+        with run.output.phase("Reading and learning"):
+            yield
+        return
+    ended = threading.Event()
+    with tempfile.TemporaryDirectory(prefix="sparkml-sgdals-progress-") as folder:
+        als.setParams(progressPath=folder)
+
+        def watch() -> None:
+            with run.output.phase("Reading"):
+                while not ended.wait(_POLL_SECONDS) and not read_progress(folder)[1]:
+                    pass
+            with run.output.phase("Learning", "steps") as phase:
+                last = False
+                while not last:
+                    last = ended.wait(_POLL_SECONDS)
+                    done, total, rmse = read_progress(folder)
+                    phase.update(done, total or None, "" if rmse is None else f"RMSE {rmse:.4f}")
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            watcher.join()
+            als.setParams(progressPath="")
 
 
 def _told_of_events(model: Any, test: Any, seen: Any) -> dict[str, Any]:
@@ -194,8 +352,7 @@ def _watch(run: Invocation, job: StreamJob[Any]) -> None:
     # what a container is told to end by
     earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with output.bar("Learning", "ratings") as bar:
-            task = None if bar is None else bar.add_task("", total=None)
+        with output.phase("Learning", "ratings") as phase:
             while not ended:
                 ended = job.awaitTermination(1)
                 metrics = job.metrics()
@@ -205,8 +362,7 @@ def _watch(run: Invocation, job: StreamJob[Any]) -> None:
                     else:
                         output.row([_cell(row[name]) for name in _SHOWN], widths)
                 shown = max(shown, len(metrics))
-                if bar is not None and task is not None:
-                    bar.update(task, completed=int(metrics.ratings.sum()))
+                phase.update(int(metrics.ratings.sum()), None, f"in {shown:,} micro-batches")
     except KeyboardInterrupt:
         output.say("Stopping after the batch that runs ...")
         job.stop()
@@ -243,9 +399,3 @@ def _with_params(als: Any, given: list[str] | None) -> Any:
             value = text
         als.setParams(**{name: value})
     return als
-
-
-def _has_tqdm() -> bool:
-    from importlib.util import find_spec
-
-    return find_spec("tqdm") is not None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
@@ -14,15 +16,47 @@ import pandas as pd
 from rich.console import Console
 from rich.progress import (
     BarColumn,
-    MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
+    Task,
     TextColumn,
     TimeElapsedColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
-__all__ = ["Output"]
+__all__ = ["Output", "Phase"]
+
+
+class Phase:
+    """What a command does just now, and how far it is."""
+
+    def __init__(self, progress: Progress | None = None, task: Any = None) -> None:
+        self._progress, self._task = progress, task
+
+    def update(self, done: float, total: float | None = None, note: str = "") -> None:
+        """Say how far it is; `total` None where nobody knows."""
+        if self._progress is not None:
+            self._progress.update(self._task, completed=done, total=total, note=note)
+
+
+class _Bar(BarColumn):
+    """A bar of what has an end, and nothing of what has none."""
+
+    def render(self, task: Task) -> Any:
+        return super().render(task) if task.fields["unit"] and task.total else Text("")
+
+
+class _Count(ProgressColumn):
+    """5 of 10 sweeps; of what has no known end the number alone, where there is one."""
+
+    def render(self, task: Task) -> Text:
+        unit = task.fields["unit"]
+        if not unit or (task.total is None and not task.completed):
+            return Text("")
+        of = "" if task.total is None else f" of {task.total:,.0f}"
+        return Text(f"{task.completed:,.0f}{of} {unit}")
 
 
 class Output:
@@ -44,6 +78,11 @@ class Output:
             self._out = Console(highlight=False, width=10_000)
         self._err = Console(stderr=True, highlight=False)
         self.terminal = self._err.is_terminal and not as_json
+        if self.terminal and sys.stderr.fileno() == 2:
+            # one of its own: stderr is Spark's log while Spark starts
+            self._err = Console(file=os.fdopen(os.dup(2), "w"), highlight=False)
+        # on one screen one console has to know of both, or rows run into bars
+        self._live = self._out if self.terminal and self._out.is_terminal else self._err
 
     def facts(self, values: Mapping[str, Any]) -> None:
         """Names with values; as JSON one object."""
@@ -55,15 +94,22 @@ class Output:
             table.add_row(name, _text(value))
         self._out.print(table)
 
-    def table(self, title: str, rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> None:
-        """Rows under headings, as JSON a list of objects."""
+    def table(
+        self,
+        title: str,
+        rows: Sequence[Mapping[str, Any]],
+        columns: Sequence[str],
+        headings: Mapping[str, str] | None = None,
+    ) -> None:
+        """Rows under headings, as JSON a list of objects with the columns' own names."""
         if self.json:
             self.line([{name: row.get(name) for name in columns} for row in rows])
             return
         table = Table(title=title or None, title_justify="left", expand=False)
         for name in columns:
             numeric = any(_is_number(row.get(name)) for row in rows)
-            table.add_column(name, justify="right" if numeric else "left")
+            heading = (headings or {}).get(name, name)
+            table.add_column(heading, justify="right" if numeric else "left")
         for row in rows:
             table.add_row(*(_text(row.get(name)) for name in columns))
         self._out.print(table)
@@ -86,26 +132,29 @@ class Output:
         self._out.file.flush()
 
     @contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        """Show a spinner while the body runs, on a terminal."""
-        if not self.terminal:
-            yield
-            return
-        with self._err.status(what):
-            yield
+    def phase(self, what: str, unit: str = "") -> Iterator[Phase]:
+        """Show on a terminal what is done while the body runs; a line of it stays.
 
-    @contextmanager
-    def bar(self, what: str, unit: str) -> Iterator[Progress | None]:
-        """Yield a progress bar to add tasks to, None where nobody looks on."""
+        Parameters
+        ----------
+        what : str
+            such as "Learning"
+        unit : str
+            of what `Phase.update` counts; empty where nothing is counted
+        """
         if not self.terminal:
-            yield None
+            yield Phase()
             return
         columns = (
-            SpinnerColumn(), TextColumn(what), BarColumn(), MofNCompleteColumn(),
-            TextColumn(unit), TimeElapsedColumn(),
+            SpinnerColumn(finished_text="[green]✓[/green]"), TextColumn(f"{what:<16}"),
+            TimeElapsedColumn(), _Bar(), _Count(), TextColumn("{task.fields[note]}"),
         )  # fmt: skip
-        with Progress(*columns, console=self._err, transient=True) as progress:
-            yield progress
+        with Progress(*columns, console=self._live) as progress:
+            task = progress.add_task("", total=None, unit=unit, note="")
+            yield Phase(progress, task)
+            done = progress.tasks[0].completed or 1
+            # ended, if earlier than announced
+            progress.update(task, completed=done, total=done)
 
 
 def plain(value: Any) -> Any:

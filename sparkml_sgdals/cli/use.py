@@ -9,6 +9,9 @@ import typer
 
 from sparkml_sgdals.cli.arguments import Format, Model, Option
 from sparkml_sgdals.cli.command import NOT_READY, Invocation, command, pairs
+from sparkml_sgdals.cli.reading.columns import SourceColumns
+from sparkml_sgdals.cli.reading.places import Place, look
+from sparkml_sgdals.ingest.columns import quoted
 
 if TYPE_CHECKING:
     from pyspark.sql import DataFrame, SparkSession
@@ -50,10 +53,7 @@ def recommend(
     option: Option = None,
 ) -> None:
     """Recommend the best items for users, with the predicted rating."""
-    from pyspark.sql import functions as F
-
     from sparkml_sgdals import StreamingBiasedALSModel
-    from sparkml_sgdals.cli.sources import read_table
 
     if sum((bool(user), bool(users), everybody)) != 1:
         raise typer.BadParameter("Name users by --user, --users or --all: one of the three.")
@@ -62,34 +62,51 @@ def recommend(
     if rank_by not in ("prediction", "upper", "lower"):
         raise typer.BadParameter(f"--rank-by is prediction, upper or lower, got {rank_by!r}.")
     options = pairs("--option", option or ())
+    _there(run, model)
+    places = {
+        path: look(path, "" if path == titles else kind, {} if path == titles else options,
+                   (), run.elsewhere)
+        for path in (exclude_seen, users, titles)
+        if path
+    }  # fmt: skip
     with run.spark() as spark:
-        loaded = StreamingBiasedALSModel.load(model)
-        user_col, item_col = loaded.getUserCol(), loaded.getItemCol()
-        seen = read_table(spark, exclude_seen, kind, options) if exclude_seen else None
+        with run.output.phase("Loading"):
+            loaded = StreamingBiasedALSModel.load(model)
+        names = _columns_of(loaded)
+        seen = _pairs_of(spark, loaded, places[exclude_seen]) if exclude_seen else None
         more: dict[str, Any] = {"excludeSeen": seen, "rankBy": rank_by}
-        if everybody:
-            ranked = loaded.recommendForAllUsers(number, **more)
-        else:
-            asked = (
-                read_table(spark, users, kind, options)
-                if users
-                else _ids(spark, user or [], user_col, loaded.idTypes[0])
-            )
-            ranked = loaded.recommendForUserSubset(asked, number, coldCol="cold", **more)
+        with run.output.phase("Ranking"):
+            if everybody:
+                ranked = loaded.recommendForAllUsers(number, **more)
+            else:
+                asked = (
+                    _pairs_of(spark, loaded, places[users], ("user",))
+                    if users
+                    else _ids(spark, user or [], names.user, loaded.idTypes[0])
+                )
+                if not out:
+                    # the place of two items that are clipped to one number tells them apart
+                    events = loaded.state.settings.learns_events
+                    clips = loaded.getClipPredictions() and not events
+                    loaded = loaded.copy().setClipPredictions(False)
+                ranked = loaded.recommendForUserSubset(asked, number, coldCol="cold", **more)
+            if out:
+                ranked.write.mode("overwrite").parquet(out)
+            else:
+                rows = _one_by_one(spark, loaded, ranked, clips)
+                known = _titles_of(spark, loaded, places[titles], title) if titles else {}
         if out:
-            ranked.write.mode("overwrite").parquet(out)
             run.output.facts({"written": out})
             return
-        rows = ranked.select(
-            user_col, "cold", F.posexplode("recommendations").alias("place", "one")
-        ).select(user_col, "cold", (F.col("place") + 1).alias("place"), "one.*")
-        names = [user_col, "place", item_col]
+    for row in rows:
         if titles:
-            known = read_table(spark, titles, "", {}).select(item_col, title)
-            rows, names = rows.join(known, item_col, "left"), [*names, title]
-        found = rows.orderBy(user_col, "place").collect()
-    shown = [row.asDict() for row in found]
-    run.output.table("", shown, [*names, "rating", "cold"])
+            row[title] = known.get(row[names.item])
+    shown = [names.user, "place", names.item, *([title] if titles else []), "rating"]
+    if run.output.json or any(row["score"] != row["rating"] for row in rows):
+        shown.append("score")
+    if any(row["std"] is not None for row in rows):
+        shown.append("std")
+    run.output.table("", rows, [*shown, "cold"], {"std": "±", "score": "unclipped"})
 
 
 def evaluate(
@@ -110,22 +127,24 @@ def evaluate(
     from pyspark.sql import functions as F
 
     from sparkml_sgdals import StreamingBiasedALSModel
-    from sparkml_sgdals.cli.sources import read_table
 
     options = pairs("--option", option or ())
     if exclude_seen and not top:
         raise typer.BadParameter("--exclude-seen is of lists: give --top, how long they are.")
+    _there(run, model)
+    held = look(ratings, kind, options, (), run.elsewhere)
+    known = look(exclude_seen, kind, options, (), run.elsewhere) if exclude_seen else None
     with run.spark() as spark:
         loaded = StreamingBiasedALSModel.load(model)
         if top:
-            seen = read_table(spark, exclude_seen, kind, options) if exclude_seen else None
-            judged = loaded.evaluateRanking(read_table(spark, ratings, kind, options), top, seen)
+            seen = None if known is None else _pairs_of(spark, loaded, known)
+            judged = loaded.evaluateRanking(_pairs_of(spark, loaded, held), top, seen)
             (row,) = judged.toPandas().to_dict("records")
             told = {str(name): value for name, value in row.items()}
             run.output.facts({"model": model, "version": loaded.version} | told)
             return
         rating, prediction = loaded.getRatingCol(), loaded.getPredictionCol()
-        scored = loaded.transform(read_table(spark, ratings, kind, options))
+        scored = loaded.transform(_pairs_of(spark, loaded, held, ("user", "item", "rating")))
         scored = scored.where(F.col(rating).isNotNull() & ~F.isnan(prediction)).cache()
         facts: dict[str, Any] = {"model": model, "version": loaded.version}
         facts["ratings"] = scored.count()
@@ -156,22 +175,108 @@ def diagnose(
 ) -> int:
     """May the model be served yet? Exit code 0 if it beats mean and biases, else 3."""
     from sparkml_sgdals import StreamingBiasedALSModel
-    from sparkml_sgdals.cli.sources import read_table
 
     options = pairs("--option", option or ())
+    _there(run, model)
+    held = look(held_out, kind, options, (), run.elsewhere) if held_out else None
+    rated = ("user", "item", "rating")
     with run.spark() as spark:
         loaded = StreamingBiasedALSModel.load(model)
-        table = read_table(spark, held_out, kind, options) if held_out else None
+        table = None if held is None else _pairs_of(spark, loaded, held, rated)
         found = loaded.diagnose(table, min_ratings)
     verdict = {"beatsBaseline": found.beatsBaseline, "verdict": found.verdict}
     run.output.facts({"model": model, "version": loaded.version} | asdict(found) | verdict)
     return 0 if found.beatsBaseline else NOT_READY
 
 
+def _there(run: Invocation, model: str) -> None:
+    """See before Spark starts that there is something where a model should be."""
+    from sparkml_sgdals.store.objects import ObjectStore
+
+    if run.elsewhere:
+        return
+    try:
+        found = ObjectStore(model).names("")
+    except (OSError, ValueError, ImportError):
+        # of a scheme that only Spark reads
+        return
+    if not {"metadata", "model.json", "commits"} & set(found):
+        what = "holds no model" if found else "is not there, or empty"
+        raise FileNotFoundError(
+            f"{model} {what}: name the folder that fit saved to, or a stream's model path."
+        )
+
+
+def _columns_of(model: Any) -> SourceColumns:
+    return SourceColumns(
+        model.getUserCol(), model.getItemCol(), model.getRatingCol(), model.getTimestampCol()
+    )
+
+
+def _pairs_of(
+    spark: SparkSession, model: Any, place: Place, needed: tuple[str, ...] = ("user", "item")
+) -> DataFrame:
+    """Read a table with the names and types of ids that a model knows."""
+    from sparkml_sgdals.cli.reading.sources import read_ratings
+
+    columns = _columns_of(model)
+    table, _ = read_ratings(spark, place, columns, needed, model.idTypes, as_asked=True)
+    return table
+
+
+def _one_by_one(
+    spark: SparkSession, model: Any, ranked: DataFrame, clips: bool
+) -> list[dict[str, Any]]:
+    """Return a row for each user and place: rating, the score before it is clipped, deviation."""
+    from pyspark.sql import functions as F
+
+    user, item = model.getUserCol(), model.getItemCol()
+    rows = [
+        row.asDict()
+        for row in ranked.select(
+            user, "cold", F.posexplode("recommendations").alias("place", "one")
+        )
+        .select(user, "cold", (F.col("place") + 1).alias("place"), "one.*")
+        .orderBy(user, "place")
+        .collect()
+    ]
+    counters, std = model.state.counters, {}
+    settings = model.state.settings
+    if rows and settings.solver == "bayes" and not settings.learns_events:
+        model = model.copy().setPredictionStdCol("std")
+        kinds = dict(zip((user, item), model.idTypes, strict=True))
+        schema = ", ".join(f"{quoted(name)} {kind}" for name, kind in kinds.items())
+        asked = spark.createDataFrame([(row[user], row[item]) for row in rows], schema)
+        std = {(row[user], row[item]): row["std"] for row in model.transform(asked).collect()}
+    for row in rows:
+        row["score"] = row["rating"]
+        if clips:
+            row["rating"] = min(max(row["score"], counters.low), counters.high)
+        row["std"] = std.get((row[user], row[item]))
+    return rows
+
+
+def _titles_of(spark: SparkSession, model: Any, place: Place, title: str) -> dict[Any, str]:
+    """Titles by id, of a table whose first columns are ids and titles where it has no header."""
+    from sparkml_sgdals.cli.reading.sources import read_plain
+    from sparkml_sgdals.cli.reading.text_values import Roles, as_numbers
+
+    table, item = read_plain(spark, place), model.getItemCol()
+    if place.headless:
+        table = table.toDF(item, title, *table.columns[2:])
+    same = [name for name in table.columns if name.casefold() == item.casefold()]
+    if not same or title not in table.columns:
+        lacking = title if same else item
+        raise ValueError(
+            f"{place.path} has no column {lacking!r}; it has {', '.join(map(repr, table.columns))}."
+            + (" Say by --title which has the titles." if same else "")
+        )
+    table = as_numbers(table, Roles(item=same[0]), model.idTypes)
+    return {row[0]: row[1] for row in table.select(quoted(same[0]), quoted(title)).collect()}
+
+
 def _ids(spark: SparkSession, given: list[str], column: str, kind: str) -> DataFrame:
     """Ids of a command line as a table, of the kind that the model learned."""
-    from sparkml_sgdals.ingest.columns import quoted
-
     if kind == "string":
         return spark.createDataFrame([(one,) for one in given], f"{quoted(column)} string")
     try:

@@ -13,11 +13,13 @@ import pandas as pd
 import pytest
 import typer
 from typer.testing import CliRunner
+from writing import Writer
 
 from sparkml_sgdals import __version__
 from sparkml_sgdals.cli.app import app
-from sparkml_sgdals.cli.command import command, one_sentence, pairs
+from sparkml_sgdals.cli.command import _need_java, command, one_sentence, pairs
 from sparkml_sgdals.cli.output import plain
+from sparkml_sgdals.cli.wording import in_options
 
 COMMANDS = ["fit", "stream", "recommend", "evaluate", "diagnose", "versions", "rollback", "serve",
             "demo", "data movielens", "data replay"]  # fmt: skip
@@ -173,3 +175,55 @@ def test_json_holds_no_nan():
                 "f": None}  # fmt: skip
     assert plain(values) == expected
     json.dumps(plain(values), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ("userCol 'who' is not a column", "--user 'who' is not a column"),
+        ("Set timestampCol to one of them.", "Set --time to one of them."),
+        ("or set handleInvalid='skip' to learn", "or set -P handleInvalid=skip to learn"),
+        ("(implicitPrefs=True)", "(-P implicitPrefs=true)"),
+        ("excludeSeen=ratings, or set rankingSize to 1", "--exclude-seen TABLE, or set -P rank"),
+        ("call model.write().overwrite().save(path)", "call --overwrite"),
+        ("Cast it first, e.g. df.withColumn('a', F.col('a').cast('float')).", "in the file."),
+    ],
+)
+def test_messages_speak_of_options(told, said):
+    assert said in in_options(told)
+
+
+def test_params_of_messages_are_never_in_python_s_spelling(tmp_path):
+    """Nothing that a row may lack is told by the name that only the library has."""
+    from sparkml_sgdals.ingest.bad_rows import column_names
+    from sparkml_sgdals.ingest.columns import RatingColumns
+
+    names = column_names(RatingColumns("a", "b", "c", "d", "e"))
+    told = in_options(" ".join(map(str, names.values())))
+    assert "userCol" not in told
+    assert "--user 'a'" in told
+
+
+def test_without_java_it_says_so_before_spark_looks_for_it(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    with pytest.raises(OSError, match="Spark needs Java 17"):
+        _need_java()
+    monkeypatch.setenv("JAVA_HOME", "/no/such")
+    with pytest.raises(OSError, match="JAVA_HOME is /no/such"):
+        _need_java()
+
+
+def test_versions_are_listed_for_a_person(tmp_path):
+    """Thirty versions: the newest 20, by the reader's clock, without columns that none has."""
+    writer = Writer(tmp_path)
+    for _ in range(29):
+        writer.learn()
+    shown = run("versions", tmp_path)
+    lines = shown.stdout.splitlines()
+    assert len(lines) == 24
+    assert "restored" not in lines[1]
+    assert "20 of 30 versions; --limit 0 lists all." in shown.stderr
+    assert len(json.loads(run("versions", tmp_path, "--json").stdout)) == 30
+    assert len(json.loads(run("versions", tmp_path, "--json", "--limit", 3).stdout)) == 3
+    assert max(map(len, lines)) <= 80

@@ -5,8 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,7 +18,7 @@ from typer.testing import CliRunner
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
 from sparkml_sgdals.cli.app import app
-from sparkml_sgdals.cli.sources import SourceColumns, read_table
+from sparkml_sgdals.cli.reading.columns import DEFAULTS
 
 NAMES = {"user": "userId", "item": "movieId", "time": "timestamp"}
 
@@ -56,7 +58,7 @@ def fitted(spark, tables):
 def test_fit_saves_what_the_library_learns(spark, tables, fitted):
     out, said = fitted
     loaded = StreamingBiasedALSModel.load(str(out))
-    table = read_table(spark, str(tables / "train.csv"), "", {})
+    table = spark.read.csv(str(tables / "train.csv"), header=True, inferSchema=True)
     als = StreamingBiasedALS(userCol="userId", itemCol="movieId", timestampCol="timestamp", rank=4,
                              implicitPrior=False)  # fmt: skip
     assert loaded.state.fingerprint() == als.fit(table).state.fingerprint()
@@ -176,7 +178,7 @@ def test_stream_goes_on_from_a_saved_model(spark, small, files, fitted, tmp_path
         fitted[0].parent / "test.parquet", "--option", "maxFilesPerTrigger=1")  # fmt: skip
     found = StreamingBiasedALSModel.load(str(path))
     assert found.state.counters.ratings == 3400
-    schema = SourceColumns("userId", "movieId", "rating", "timestamp").ddl
+    schema = DEFAULTS.ddl()
     stream = spark.readStream.schema(schema).option("header", True)
     stream = stream.option("maxFilesPerTrigger", 1).csv(folder)
     start = StreamingBiasedALSModel.load(str(fitted[0]))
@@ -221,9 +223,61 @@ def test_a_stream_whose_files_have_other_columns_fails_in_a_sentence(spark, tmp_
     folder = tmp_path / "in"
     folder.mkdir()
     (folder / "a.csv").write_text("movieId,userId,rating,timestamp\n1,2,3.0,4\n")
+    run("stream", tmp_path / "films", folder, "--once")
+    (folder / "b.csv").write_text("userId,movieId,rating,timestamp\n1,2,3.0,4\n")
     done = run("stream", tmp_path / "films", folder, "--once", code=1)
     assert len(done.stderr.splitlines()) == 1
-    assert "header" in done.stderr
+    assert "b.csv has the columns 'userId', 'movieId'" in done.stderr
+
+
+def test_a_stream_learns_the_files_of_a_folder_that_are_ratings(spark, small, files, tmp_path):
+    """Other files lie there; ids are texts and times are moments, without a schema."""
+    table = small.rename(columns=NAMES).iloc[:400]
+    table = table.assign(
+        userId="u" + table.userId.astype(str),
+        timestamp=pd.to_datetime(table.timestamp, unit="s").dt.strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+    folder, path = files(table, 200), tmp_path / "films"
+    for name, content in {
+        "README.txt": "what this is", "notes.md": "a;b;c", ".part.csv": "x", "_SUCCESS": "",
+    }.items():  # fmt: skip
+        Path(folder, name).write_text(content)
+    done = run("stream", path, folder, "--once", "--json")
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sum(one["ratings"] for one in told) == 400
+    assert sum(one["invalid"] for one in told) == 0
+    found = StreamingBiasedALSModel.load(str(path))
+    assert found.idTypes == ("string", "bigint")
+    # goes on with what it has learned, whatever the file's columns are called
+    files(table.rename(columns={"userId": "user_id", "movieId": "item"}), 400, first=9)
+    shutil.rmtree(folder)
+    again = files(table.rename(columns={"userId": "user_id", "movieId": "item"}), 400, first=9)
+    run("stream", path, again, "--once")
+    found = StreamingBiasedALSModel.load(str(path))
+    assert found.state.counters.ratings == 800
+    assert found.state.users.size == table.userId.nunique()
+
+
+def test_scores_tell_items_apart_that_are_clipped_to_one_number(spark, tables):
+    """Ratings of five stars throughout for some, so that many predictions lie above."""
+    high = pd.read_csv(tables / "train.csv")
+    high.loc[high.userId < 300, "rating"] = 5.0
+    high.to_csv(tables / "high.csv", index=False)
+    out = tables / "high"
+    run("fit", tables / "high.csv", out, "-P", "rank=4")
+    rows = answer("recommend", out, "-u", "8", "-n", "5")
+    assert [row["rating"] for row in rows] == [5.0] * 5
+    scores = [row["score"] for row in rows]
+    assert scores == sorted(set(scores), reverse=True)
+    assert scores[-1] > 5.0
+    model = StreamingBiasedALSModel.load(str(out)).setPredictionStdCol("std")
+    pairs = spark.createDataFrame([(row["userId"], row["movieId"]) for row in rows],
+                                  "userId long, movieId long")  # fmt: skip
+    stds = {row.movieId: row["std"] for row in model.transform(pairs).collect()}
+    assert [row["std"] for row in rows] == [stds[row["movieId"]] for row in rows]
+    shown = run("recommend", out, "-u", "8", "-n", "5").stdout
+    assert "unclipped" in shown
+    assert "±" in shown
 
 
 def test_a_missing_column_and_a_missing_file(tables, fitted, tmp_path):
