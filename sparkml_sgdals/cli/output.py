@@ -38,14 +38,16 @@ class Phase:
     def update(self, done: float, total: float | None = None, note: str = "") -> None:
         """Say how far it is; `total` None where nobody knows."""
         if self._progress is not None:
-            self._progress.update(self._task, completed=done, total=total, note=note)
+            self._progress.update(
+                self._task, completed=done, total=total, note=note, ends=total is not None
+            )
 
 
 class _Bar(BarColumn):
     """A bar of what has an end, and nothing of what has none."""
 
     def render(self, task: Task) -> Any:
-        return super().render(task) if task.fields["unit"] and task.total else Text("")
+        return super().render(task) if task.fields["ends"] else Text("")
 
 
 class _Count(ProgressColumn):
@@ -53,9 +55,9 @@ class _Count(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         unit = task.fields["unit"]
-        if not unit or (task.total is None and not task.completed):
+        if not unit or not (task.fields["ends"] or task.completed):
             return Text("")
-        of = "" if task.total is None else f" of {task.total:,.0f}"
+        of = f" of {task.total:,.0f}" if task.fields["ends"] else ""
         return Text(f"{task.completed:,.0f}{of} {unit}")
 
 
@@ -150,11 +152,11 @@ class Output:
             TimeElapsedColumn(), _Bar(), _Count(), TextColumn("{task.fields[note]}"),
         )  # fmt: skip
         with Progress(*columns, console=self._live) as progress:
-            task = progress.add_task("", total=None, unit=unit, note="")
+            task = progress.add_task("", total=None, unit=unit, note="", ends=False)
             yield Phase(progress, task)
-            done = progress.tasks[0].completed or 1
+            done = progress.tasks[0].completed
             # ended, if earlier than announced
-            progress.update(task, completed=done, total=done)
+            progress.update(task, total=done)
 
 
 def plain(value: Any) -> Any:

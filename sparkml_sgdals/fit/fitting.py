@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 
 from pyspark.sql import DataFrame, SparkSession
@@ -22,7 +22,7 @@ from sparkml_sgdals.fit.plan import (
     TrainingReport,
     choose_blocks,
 )
-from sparkml_sgdals.fit.progress import clear_progress, show_progress
+from sparkml_sgdals.fit.progress import clear_progress, show_phase, show_progress
 from sparkml_sgdals.fit.who_rated import remember_table
 from sparkml_sgdals.ingest.bad_rows import column_names, explain_problems, refuse_invalid
 from sparkml_sgdals.ingest.columns import select_ratings
@@ -194,7 +194,8 @@ def pack_table(
     with batches_by_rows(df.sparkSession):
         cells = cells.persist()
         try:
-            with phase(df.sparkSession, "pack"):
+            shown = show_phase("read") if options.show_progress else nullcontext()
+            with phase(df.sparkSession, "pack"), shown:
                 counts = count_packed(cells)
             if options.handle_invalid == "error":
                 refuse_invalid(counts.problems, options.columns, df, options.kinds)

@@ -12,7 +12,7 @@ import math
 import re
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -22,7 +22,7 @@ import pyarrow as pa
 from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.store.objects import ObjectStore, full_path
 
-__all__ = ["TaskProgress", "clear_progress", "read_progress", "show_progress"]
+__all__ = ["TaskProgress", "clear_progress", "read_progress", "show_phase", "show_progress"]
 
 logger = logging.getLogger(__name__)
 
@@ -109,15 +109,9 @@ def show_progress(path: str, description: str) -> Iterator[str]:
     ImportError
         tqdm is not installed
     """
-    try:
-        from tqdm.auto import tqdm
-    except ImportError as missing:
-        raise ImportError(
-            "showProgress needs tqdm: pip install tqdm, or set showProgress to False."
-        ) from missing
+    tqdm = _tqdm()
     with tempfile.TemporaryDirectory(prefix="sparkml-sgdals-progress-") as scratch:
         folder = path or scratch
-        finished = threading.Event()
         with tqdm(desc=description, unit="step", total=None) as bar:
 
             def refresh() -> None:
@@ -132,18 +126,50 @@ def show_progress(path: str, description: str) -> Iterator[str]:
                     bar.set_postfix({"RMSE": f"{rmse:.4f}"}, refresh=False)
                 bar.refresh()
 
-            def watch() -> None:
-                while not finished.wait(_POLL_SECONDS):
-                    refresh()
-
-            watcher = threading.Thread(target=watch, daemon=True)
-            watcher.start()
-            try:
+            with _repeated(refresh):
                 yield folder
-            finally:
-                finished.set()
-                watcher.join()
-                refresh()
             # fewer steps than announced where learning settled
             bar.total = bar.n or None
             bar.refresh()
+
+
+@contextmanager
+def show_phase(description: str) -> Iterator[None]:
+    """Show for how long the body runs, in the terminal or notebook; raises as `show_progress`.
+
+    Parameters
+    ----------
+    description : str
+        what stands before the time
+    """
+    with _tqdm()(desc=description, bar_format="{desc}: {elapsed}") as bar, _repeated(bar.refresh):
+        yield
+
+
+def _tqdm() -> Any:
+    try:
+        from tqdm.auto import tqdm
+    except ImportError as missing:
+        raise ImportError(
+            "showProgress needs tqdm: pip install tqdm, or set showProgress to False."
+        ) from missing
+    return tqdm
+
+
+@contextmanager
+def _repeated(refresh: Callable[[], Any]) -> Iterator[None]:
+    """Call a function again and again while the body runs, and once after it."""
+    finished = threading.Event()
+
+    def watch() -> None:
+        while not finished.wait(_POLL_SECONDS):
+            refresh()
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        watcher.join()
+        refresh()

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, Protocol, TypeVar
 
 import pandas as pd
 
-from sparkml_sgdals.notebook import html_table, number, pictures
+from sparkml_sgdals.notebook import Live, html_table, number, pictures, show_live
 from sparkml_sgdals.store.lease import Lease
 from sparkml_sgdals.store.version_store import VersionStore
 from sparkml_sgdals.stream.late_rows import LateRows
-from sparkml_sgdals.stream.metrics_table import metrics_frame
+from sparkml_sgdals.stream.metrics_table import MetricsFrame, metrics_frame
 from sparkml_sgdals.stream.residents import forget_resident
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ class Versioned(Protocol):
 
     def copy(self) -> Any: ...
 
+
+_LAST: Final = 5
+"""batches that a notebook shows of a job"""
 
 M = TypeVar("M", bound=Versioned)
 
@@ -61,6 +64,7 @@ class StreamJob(Generic[M]):
         self._lease = lease
         self._load = load
         self._model: M | None = None
+        self._shown: Live | None = None
 
     @property
     def model(self) -> M:
@@ -72,8 +76,12 @@ class StreamJob(Generic[M]):
         snapshot: M = self._model.copy()
         return snapshot
 
-    def metrics(self, window: int = 10_000, fading: float = 0.9999) -> pd.DataFrame:
+    def metrics(
+        self, window: int = 10_000, fading: float = 0.9999, all: bool = False
+    ) -> pd.DataFrame:
         """All batches so far, one row each, columns METRICS: docs/metrics.md defines each.
+
+        What is printed, or shown by a notebook, are the ten that are read first.
 
         Parameters
         ----------
@@ -81,6 +89,8 @@ class StreamJob(Generic[M]):
             ratings that the sliding window of the columns window* holds at least
         fading : float
             what a rating counts in the columns fading* when the next one comes, (0, 1]
+        all : bool
+            whether all columns are shown; they are there in any case
 
         Raises
         ------
@@ -90,7 +100,8 @@ class StreamJob(Generic[M]):
         late = {} if self._late is None else self._late.look(self.query)
         rows = VersionStore(self.path).metrics()
         told = [row | {"late": late.get(row["batch"], 0)} for row in rows]
-        return metrics_frame(told, window, fading)
+        frame = metrics_frame(told, window, fading)
+        return frame if all else MetricsFrame(frame)
 
     def plot(self) -> Any:
         """Draw the errors of the stream so far, or its ranks where it learns events.
@@ -113,7 +124,7 @@ class StreamJob(Generic[M]):
     def _repr_html_(self) -> str:
         store = VersionStore(self.path)
         newest = store.newest()
-        metrics = self.metrics()
+        metrics = MetricsFrame(self.metrics())
         rows = [
             ("model path", self.path),
             ("stream", "learning" if self.query.isActive else "ended"),
@@ -130,7 +141,15 @@ class StreamJob(Generic[M]):
                 for name in shown
                 if pd.notna(last[name])
             ]
-        return html_table(type(self).__name__, rows)
+        last_ones = metrics.tail(_LAST).read_first
+        table = "" if last_ones is None or last_ones.empty else last_ones.to_html(index=False)
+        return html_table(type(self).__name__, rows) + table
+
+    def _ipython_display_(self) -> None:
+        """Show it in a notebook, and go on showing how it is until the stream ends."""
+        self._shown = show_live(
+            self._repr_html_, repr(self), lambda: bool(self.query.isActive), self._shown
+        )
 
     def awaitTermination(self, timeout: float | None = None) -> bool:
         """Wait until the stream ends; whether it has ended.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any, Final
 
 import numpy as np
@@ -10,7 +11,7 @@ import pyarrow as pa
 
 from sparkml_sgdals.learn.prequential import faded_means, window_means
 
-__all__ = ["METRICS", "ROW_SCHEMA", "metrics_frame", "plain_row"]
+__all__ = ["METRICS", "ROW_SCHEMA", "MetricsFrame", "metrics_frame", "plain_row"]
 
 METRICS: Final = (
     "batch", "version", "committed", "ratings", "invalid", "zeroWeight", "newUsers", "newItems",
@@ -26,6 +27,12 @@ METRICS: Final = (
     "outside", "faults", "late", "filterShare", "partnerShare",
 )  # fmt: skip
 """Columns of `StreamJob.metrics`; errors are from before the batch was learned."""
+_READ_FIRST: Final = (
+    "batch", "committed", "ratings", "invalid", "newUsers", "newItems",
+    "rmse", "baselineRmse", "validationRmse", "seconds",
+)  # fmt: skip
+"""What people look for first, of a stream of ratings and, with ranks for errors, of events."""
+_OF_EVENTS: Final = {"rmse": "recall", "baselineRmse": "baselineRecall", "validationRmse": "mrr"}
 _MEANS: Final = {"Rmse": "judged", "Mae": "judged", "Recall": "ranked", "Mrr": "ranked"}
 """What is told over several batches, and the column of what it is a mean over."""
 _WHOLE: Final = ("batch", "version", "ratings", "invalid", "zeroWeight", "newUsers", "newItems")
@@ -44,6 +51,42 @@ ROW_SCHEMA: Final = pa.schema(
         if not name.startswith(("window", "fading", "late"))
     ]
 )
+
+
+class MetricsFrame(pd.DataFrame):
+    """All columns METRICS, of which it shows the ten that are read first."""
+
+    @property
+    def _constructor(self) -> type[MetricsFrame]:
+        return MetricsFrame
+
+    @property
+    def read_first(self) -> pd.DataFrame | None:
+        """The columns that are read first; None where some are not there, or there are no more."""
+        names = set(map(str, self.columns))
+        if not names > {*_READ_FIRST, *_OF_EVENTS.values(), "ranked"}:
+            return None
+        ranked = bool(self["ranked"].fillna(0).astype(float).sum())
+        judged = bool(self["rmse"].notna().any())
+        other = _OF_EVENTS if ranked and not judged else {}
+        return pd.DataFrame(self)[[other.get(name, name) for name in _READ_FIRST]]
+
+    def _more(self) -> str:
+        return f"{len(self.columns) - len(_READ_FIRST)} more columns: metrics(all=True)"
+
+    def __repr__(self) -> str:
+        """Return the columns that are read first, each in full, and how to see the others."""
+        shown = self.read_first
+        if shown is None:
+            return super().__repr__()
+        return f"{shown.to_string(max_rows=pd.get_option('display.max_rows'))}\n{self._more()}"
+
+    def _repr_html_(self) -> str | None:
+        shown = self.read_first
+        if shown is None:
+            found: str | None = pd.DataFrame(self)._repr_html_()  # type: ignore[operator]
+            return found
+        return f"{shown._repr_html_()}<p>{escape(self._more())}</p>"  # type: ignore[operator]
 
 
 def metrics_frame(

@@ -75,7 +75,8 @@ def test_rows_and_a_bar_do_not_run_into_each_other():
     code, shown, sent = on_a_terminal(program)
     assert code == 0
     assert [line.strip() for line in shown[:4]] == [f"row {n}" for n in range(4)]
-    assert "54,000 ratings in 3 micro-batches" in shown[4]
+    assert shown[4].split("  ")[-1].endswith("54,000 ratings in 3 micro-batches")
+    assert " of " not in shown[4]
     assert "3 of 3 rows" in shown[5]
     assert "?" not in "".join(shown)
     assert "3 of 10 rows" in sent

@@ -33,3 +33,48 @@ def test_quickstart(small, tmp_path, monkeypatch):
 
 def test_outputs_name_no_folder_of_a_machine():
     assert not any(word in NOTEBOOK.read_text() for word in ("/tmp/", "/home/", "/work/"))
+
+
+CELLS = (
+    """
+import os
+from pyspark.sql import SparkSession
+from sparkml_sgdals import StreamingBiasedALS
+spark = (SparkSession.builder.master("local[1]").config("spark.ui.enabled", "false")
+         .config("spark.sql.shuffle.partitions", "1").getOrCreate())
+stream = (spark.readStream.schema("user long, item long, rating double")
+          .option("maxFilesPerTrigger", 1).json("in"))
+job = StreamingBiasedALS(rank=2).fitStream(stream, "model", trigger="1 second")
+""",
+    "job",
+    """
+import time
+until = time.time() + 120
+while len(job.metrics()) < 4 and time.time() < until:
+    time.sleep(0.2)
+time.sleep(6)
+job.stop()
+job.metrics()
+""",
+)
+
+
+@pytest.mark.long
+def test_a_job_is_shown_as_it_is_while_its_stream_runs(small, tmp_path, monkeypatch):
+    """The cell that showed it ran before the first batch was learned."""
+    (tmp_path / "in").mkdir()
+    for number in range(4):
+        part = small.iloc[number * 100 : (number + 1) * 100, :3]
+        part.to_json(tmp_path / "in" / f"{number}.json", orient="records", lines=True)
+    for name in ("SPARK_REMOTE", "SPARK_CONNECT_MODE_ENABLED", "SPARK_API_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in CELLS])
+    client = NotebookClient(notebook, timeout=240, kernel_name="python3",
+                            resources={"metadata": {"path": str(tmp_path)}})  # fmt: skip
+    client.execute()
+    (shown,) = (out["data"] for out in notebook.cells[1].outputs if "data" in out)
+    assert ">400<" in shown["text/html"]
+    assert "baselineRmse" in shown["text/html"]
+    (table,) = (out["data"] for out in notebook.cells[2].outputs if "data" in out)
+    assert "more columns: metrics(all=True)" in table["text/html"]
+    assert table["text/html"].count("<th>") == 10 + 4 + 1

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from batch_rows import FIRST, SECOND, THIRD
 
-from sparkml_sgdals.stream.metrics_table import METRICS, metrics_frame
+from sparkml_sgdals.stream.metrics_table import METRICS, MetricsFrame, metrics_frame
 from sparkml_sgdals.stream.report import prometheus_text
 
 
@@ -63,3 +63,25 @@ class TestMetricsFrame:
     def test_ranges(self, bad):
         with pytest.raises(ValueError, match=next(iter(bad))):
             metrics_frame([FIRST], **bad)
+
+
+@pytest.mark.parametrize("events", [False, True])
+def test_ten_columns_are_shown_and_all_are_there(events):
+    judged = {"rmse": None, "ranked": 9, "recall": 0.25} if events else {"rmse": 0.75, "ranked": 0}
+    row = {"batch": 0, "version": 1, "ratings": 9, "seconds": 1.0} | judged
+    plain = metrics_frame([row, row | {"batch": 1}])
+    shown = MetricsFrame(plain)
+    assert list(shown.columns) == list(METRICS)
+    assert shown.rmse.equals(plain.rmse)
+    first = shown.read_first
+    assert len(first.columns) == 10
+    assert ("recall" in first.columns, "rmse" in first.columns) == (events, not events)
+    for said in (repr(shown), shown._repr_html_(), repr(shown.tail(1))):
+        assert ("0.25" if events else "0.75") in said
+        assert "fadingRmse" not in said
+        assert f"{len(METRICS) - 10} more columns: metrics(all=True)" in said
+    # what somebody chose is shown as pandas shows it
+    chosen = shown[["batch", "fadingRmse"]]
+    assert repr(chosen) == repr(plain[["batch", "fadingRmse"]])
+    assert chosen._repr_html_() == plain[["batch", "fadingRmse"]]._repr_html_()
+    assert MetricsFrame(metrics_frame([])).read_first.empty
