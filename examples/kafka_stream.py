@@ -1,7 +1,8 @@
 """Learn MovieLens from Kafka as it arrives: `make demo-kafka`, or beside a broker of your own
 
-    pip install 'sparkml-sgdals[kafka,plot]'
     KAFKA_BOOTSTRAP=localhost:9092 python examples/kafka_stream.py --batch 1000 --every 5
+
+It needs the extras kafka and plot.
 
 A producer replays the ratings in time order, some every few seconds, as JSON on a new topic, with
 a malformed message now and then. The stream learns each rating once and says what it did, a line

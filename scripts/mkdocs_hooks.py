@@ -9,6 +9,9 @@ from typing import Any
 OPTIONAL = {"serving.md"}
 """Pages that the nav names where they exist."""
 
+_SHIM = "https://unpkg.com/iframe-worker/shim"
+"""what the plugin `offline` names, which needs the network"""
+
 _LINK = re.compile(r"\[([^\]]*)\]\(((?:\.\./)+[^)#]*)(?:#[^)]*)?\)")
 
 
@@ -48,3 +51,14 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
         return link[1] if name in link[1] else f"{link[1]} (`{name}`)"
 
     return _LINK.sub(put, markdown)
+
+
+def on_post_page(output: str, page: Any, **_: Any) -> str:
+    """Take the script that searches a site without a server from the site itself."""
+    depth = page.file.dest_uri.count("/")
+    return output.replace(_SHIM, "../" * depth + "javascripts/iframe-worker.js")
+
+
+def on_post_template(output_content: str, template_name: str, config: Any, **_: Any) -> str:
+    """Do the same for pages that are no Markdown, such as 404.html, which may be shown anywhere."""
+    return output_content.replace(_SHIM, "/javascripts/iframe-worker.js")

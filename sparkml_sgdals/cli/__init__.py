@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 
+from sparkml_sgdals.extras import install
+
 __all__ = ["main"]
 
 
@@ -14,5 +16,5 @@ def main() -> None:
     except ModuleNotFoundError as missing:
         if missing.name not in ("typer", "rich"):
             raise
-        sys.exit(f"The command needs {missing.name}: pip install 'sparkml-sgdals[cli]'.")
+        sys.exit(f"The command needs {missing.name}: {install('cli')}")
     app()

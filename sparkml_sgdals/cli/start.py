@@ -15,6 +15,7 @@ import typer
 import sparkml_sgdals
 from sparkml_sgdals.cli.arguments import Item, Rating, Time, User
 from sparkml_sgdals.cli.command import Invocation, command
+from sparkml_sgdals.extras import install
 
 __all__ = ["register"]
 
@@ -111,9 +112,7 @@ def serve(
             user, item, rating, time, event_id
         )
     except ModuleNotFoundError as missing:
-        raise ImportError(
-            f"serve needs {missing.name}: pip install 'sparkml-sgdals[serve]'."
-        ) from missing
+        raise ImportError(f"serve needs {missing.name}: {install('serve')}") from missing
     run_service(
         model_path,
         host=host,
@@ -161,7 +160,7 @@ def demo(
 ) -> int:
     """Stream MovieLens into a model, against Spark's ALS, and draw what came of it."""
     if find_spec("matplotlib") is None:
-        raise ImportError("demo needs matplotlib: pip install 'sparkml-sgdals[plot]'.")
+        raise ImportError(f"demo needs matplotlib: {install('plot')}")
     package = Path(sparkml_sgdals.__file__).parent
     # in a checkout, and where a wheel puts it
     places = (package.parent / "examples" / "demo.py", package / "cli" / "demo_story.py")

@@ -11,6 +11,8 @@ from typing import Any, Protocol
 import pandas as pd
 import pyarrow.parquet as pq
 
+from sparkml_sgdals.extras import install
+
 __all__ = ["FolderSink", "KafkaSink", "Sink", "read_ordered", "replay"]
 
 
@@ -58,9 +60,7 @@ class KafkaSink:
         try:
             from confluent_kafka import KafkaException, Producer
         except ImportError as missing:
-            raise ImportError(
-                "Kafka needs confluent-kafka: pip install 'sparkml-sgdals[kafka]'."
-            ) from missing
+            raise ImportError(f"Kafka needs confluent-kafka: {install('kafka')}") from missing
         settings: dict[str, Any] = {"bootstrap.servers": address, "enable.idempotence": True}
         self._producer = Producer(settings | {"log_level": 3})
         self._topic, self._seconds = topic, seconds

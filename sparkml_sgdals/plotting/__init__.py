@@ -5,10 +5,12 @@ Every function returns a matplotlib Figure, which `savefig` writes and a noteboo
 
 from __future__ import annotations
 
+from sparkml_sgdals.extras import install
+
 try:
     import matplotlib  # noqa: F401
 except ImportError as missing:
-    raise ImportError("Pictures need matplotlib: pip install 'sparkml-sgdals[plot]'.") from missing
+    raise ImportError(f"Pictures need matplotlib: {install('plot')}") from missing
 
 from sparkml_sgdals.plotting.calibration import calibration_table, plot_calibration
 from sparkml_sgdals.plotting.curves import plot_race, plot_stream

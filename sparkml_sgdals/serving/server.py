@@ -16,6 +16,7 @@ from typing import Final
 import uvicorn
 
 from sparkml_sgdals.errors import GoneError
+from sparkml_sgdals.extras import install
 from sparkml_sgdals.serving.http.answers import Answers
 from sparkml_sgdals.serving.http.connections import Connections, Limits
 from sparkml_sgdals.serving.http.gauges import Gauges
@@ -326,9 +327,7 @@ def _approximate(holder: ModelHolder, recall: float) -> Approximate:
     try:
         found = Approximate(holder, recall)
     except ModuleNotFoundError as missing:
-        raise ValueError(
-            "An approximate index needs faiss: pip install 'sparkml-sgdals[ann]'."
-        ) from missing
+        raise ValueError(f"An approximate index needs faiss: {install('ann')}") from missing
     found.start()
     return found
 

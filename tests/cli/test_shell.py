@@ -20,6 +20,7 @@ from sparkml_sgdals.cli.app import app
 from sparkml_sgdals.cli.command import _need_java, command, one_sentence, pairs
 from sparkml_sgdals.cli.output import plain
 from sparkml_sgdals.cli.wording import in_options
+from sparkml_sgdals.extras import install
 
 COMMANDS = ["fit", "stream", "recommend", "evaluate", "diagnose", "versions", "rollback", "serve",
             "demo", "data movielens", "data replay"]  # fmt: skip
@@ -59,7 +60,7 @@ def test_without_the_extra_it_says_so():
         [sys.executable, "-c", program], capture_output=True, text=True, check=False
     )
     assert done.returncode == 1
-    assert done.stderr.strip() == "The command needs typer: pip install 'sparkml-sgdals[cli]'."
+    assert done.stderr.strip() == f"The command needs typer: {install('cli')}"
 
 
 def test_debug_shows_the_stack_trace():

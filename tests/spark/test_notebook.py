@@ -31,6 +31,13 @@ def test_quickstart(small, tmp_path, monkeypatch):
     assert len(pictures) == 2
 
 
+def test_it_can_be_read_without_being_run():
+    cells = [c for c in nbformat.read(NOTEBOOK, as_version=4).cells if c.cell_type == "code"]
+    assert all(cell.outputs for cell in cells[:-1])
+    assert sum("image/png" in str(cell.outputs) for cell in cells) == 2
+    assert "stderr" not in str([cell.outputs for cell in cells])
+
+
 def test_outputs_name_no_folder_of_a_machine():
     assert not any(word in NOTEBOOK.read_text() for word in ("/tmp/", "/home/", "/work/"))
 
