@@ -2,7 +2,7 @@
 
     SPARKML_SGDALS_DATA=folder .venv/bin/python scripts/run_notebook.py
 
-The folder is that of MovieLens: folder/ml-latest-small/ratings.csv. What names a folder or an object
+The folder is that of MovieLens: folder/ml-latest-small/ratings.csv. What names an object
 of this machine is left out.
 """
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -157,6 +158,12 @@ def stream(
         str,
         typer.Option(help="Folder that Prometheus's textfile collector reads.", show_default=False),
     ] = "",
+    alive_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File to touch every second or so while all is well, for a container's probe."
+        ),
+    ] = None,
     user: User = "userId",
     item: Item = "movieId",
     rating: Rating = "rating",
@@ -181,6 +188,9 @@ def stream(
     from sparkml_sgdals.store.objects import full_path
     from sparkml_sgdals.store.version_store import VersionStore
 
+    if alive_file is not None:
+        # one of an earlier run would speak for this one
+        alive_file.unlink(missing_ok=True)
     if bool(source) == bool(kafka):
         raise typer.BadParameter("Name a folder, or --kafka with --topic: one of the two.")
     options = pairs("--option", option or ())
@@ -228,7 +238,7 @@ def stream(
             job = model.updateStream(ratings, model_path, **arguments)
         else:
             job = als.fitStream(ratings, model_path, **arguments)
-        _watch(run, job)
+        _watch(run, job, alive_file)
 
 
 def _as_learned(model: Any, asked: SourceColumns | None) -> SourceColumns:
@@ -341,7 +351,7 @@ def _told_of_events(model: Any, test: Any, seen: Any) -> dict[str, Any]:
     return told
 
 
-def _watch(run: Invocation, job: StreamJob[Any]) -> None:
+def _watch(run: Invocation, job: StreamJob[Any], alive_file: Path | None = None) -> None:
     """Print a line a batch until the stream ends; Ctrl-C or SIGTERM end it after a batch."""
     output = run.output
     widths = [len(heading) for heading in _HEADINGS]
@@ -363,6 +373,9 @@ def _watch(run: Invocation, job: StreamJob[Any]) -> None:
                         output.row([_cell(row[name]) for name in _SHOWN], widths)
                 shown = max(shown, len(metrics))
                 phase.update(int(metrics.ratings.sum()), None, f"in {shown:,} micro-batches")
+                if alive_file is not None:
+                    # only after Spark and the model path have answered
+                    alive_file.touch()
     except KeyboardInterrupt:
         output.say("Stopping after the batch that runs ...")
         job.stop()
