@@ -9,7 +9,7 @@ if [ -d /opt/kernels ] && [ -n "${NUMBA_CACHE_DIR:-}" ]; then
 fi
 
 if [ "${1:-}" != executor ]; then
-    exec tini -- sparkml-sgdals "$@"
+    exec tini -s -- sparkml-sgdals "$@"
 fi
 
 SPARK_HOME=$(python -c 'import os, pyspark; print(os.path.dirname(pyspark.__file__))')
@@ -21,7 +21,7 @@ while value=$(printenv "SPARK_JAVA_OPT_$number"); do
     set -- "$@" "$value"
     number=$((number + 1))
 done
-exec tini -- "${JAVA_HOME:+$JAVA_HOME/bin/}java" "$@" \
+exec tini -s -- "${JAVA_HOME:+$JAVA_HOME/bin/}java" "$@" \
     "-Xms$SPARK_EXECUTOR_MEMORY" "-Xmx$SPARK_EXECUTOR_MEMORY" \
     -cp "${SPARK_CLASSPATH:+$SPARK_CLASSPATH:}$SPARK_HOME/jars/*" \
     org.apache.spark.scheduler.cluster.k8s.KubernetesExecutorBackend \

@@ -2,11 +2,11 @@
 
     python scripts/kafka_broker.py python scripts/build_image.py --root DIR
 
-For where no container engine runs: debootstrap makes the base, each line of the Dockerfile runs in
-it by chroot, with its user, folder and variables. Then modeler, predictor and an executor start from
-a root that is read-only, with volumes that take the owner of the image's folders, as an engine's do;
-they talk to the broker that KAFKA_BOOTSTRAP names. Nothing is left mounted: all of it happens in a
-mount namespace of its own. The base has Debian's Python in place of the image's.
+For where no container engine runs: debootstrap makes the base, each line of the Dockerfile runs
+in it by chroot, with its user, folder and variables. Then modeler, predictor and an executor start
+from a root that is read-only, with volumes that take the owner of the image's folders, as an
+engine's do; they talk to the broker that KAFKA_BOOTSTRAP names. Nothing is left mounted: all of it
+happens in a mount namespace of its own. The base has Debian's Python in place of the image's.
 """
 
 from __future__ import annotations
@@ -144,8 +144,8 @@ def base(root: Path) -> None:
             mount("--bind", folder, root / folder.lstrip("/"))
     inside = "apt-get update -qq && apt-get install -y -qq --no-install-recommends ca-certificates "
     inside += "python3 python3-venv > /dev/null && python3 -m venv /usr/local"
-    subprocess.run(["chroot", str(root), "/bin/sh", "-c", inside], check=True,
-                   env={"PATH": os.environ["PATH"], "DEBIAN_FRONTEND": "noninteractive"})  # fmt: skip
+    names = {"PATH": os.environ["PATH"], "DEBIAN_FRONTEND": "noninteractive"}
+    subprocess.run(["chroot", str(root), "/bin/sh", "-c", inside], check=True, env=names)
     for name in TRUST[:2]:
         if Path(name).exists():
             target = root / name.lstrip("/")

@@ -37,7 +37,10 @@ __all__ = ["register"]
 Params = Annotated[
     list[str] | None,
     typer.Option(
-        "--param", "-P", help="A Param of StreamingBiasedALS, as name=value; may be repeated."
+        "--param",
+        "-P",
+        help="A Param of StreamingBiasedALS, as name=value, such as rank=32; may be repeated. A "
+        "name that is none lists all.",
     ),
 ]
 
@@ -175,7 +178,9 @@ def stream(
 ) -> None:
     """Learn from a stream of files or of Kafka, exactly once, a version a micro-batch.
 
-    Ends with Ctrl-C, or by itself with --once. Prints a line a batch.
+    Ends with Ctrl-C, or by itself with --once. Prints a line a batch. For example:
+
+    sparkml-sgdals stream films arriving --once
     """
     from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
     from sparkml_sgdals.cli.reading.sources import (

@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 def serve(
     run: Invocation,
-    model_path: Annotated[str, typer.Argument(help="Folder or URI of versions.")],
+    model_path: Annotated[str, typer.Argument(help="What fit saved, or stream writes.")],
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(help="Port to listen on; 0: a free one.", min=0, max=65535)
@@ -103,7 +103,16 @@ def serve(
     event_id: Annotated[str, typer.Option(help="Column of an event's id.")] = "eventId",
     log_level: Annotated[str, typer.Option(help="Level of the log.")] = "warning",
 ) -> None:
-    """Answer requests for recommendations by HTTP; a new version is taken up as it comes."""
+    """Answer requests for recommendations by HTTP; a new version is taken up as it comes.
+
+    For example, then open http://127.0.0.1:8000/ for a page, or ask
+    http://127.0.0.1:8000/recommendations/1?n=5 (all requests: /openapi.json):
+
+    sparkml-sgdals serve model --titles movies.csv
+
+    Ratings are taken where --inbox or --kafka says where they go, and --token-file or
+    --open-writes who may post them. Columns are those of --ratings and of what is posted on.
+    """
     try:
         # not by name: the service is an extra
         serving = import_module("sparkml_sgdals.serving")

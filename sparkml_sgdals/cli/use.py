@@ -43,7 +43,7 @@ def recommend(
     rank_by: Annotated[str, typer.Option(help="prediction, upper or lower.")] = "prediction",
     titles: Annotated[
         str,
-        typer.Option(help="Table of items with the model's item column.", show_default=False),
+        typer.Option(help="Table of items, ids as in the model, and titles.", show_default=False),
     ] = "",
     title: Annotated[str, typer.Option(help="Column of titles in it.")] = "title",
     out: Annotated[
@@ -52,7 +52,15 @@ def recommend(
     kind: Format = "",
     option: Option = None,
 ) -> None:
-    """Recommend the best items for users, with the predicted rating."""
+    """Recommend the best items for users, with the predicted rating.
+
+    For example, five items that user 1 has not rated in ratings.csv, by their titles:
+
+    sparkml-sgdals recommend model -u 1 -n 5 --exclude-seen ratings.csv --titles movies.csv
+
+    "unclipped" tells items apart whose rating is the highest there is; ± is the standard
+    deviation of a rating; cold users are not known, and get what is liked most.
+    """
     from sparkml_sgdals import StreamingBiasedALSModel
 
     if sum((bool(user), bool(users), everybody)) != 1:
@@ -94,7 +102,8 @@ def recommend(
                 ranked.write.mode("overwrite").parquet(out)
             else:
                 rows = _one_by_one(spark, loaded, ranked, clips)
-                known = _titles_of(spark, loaded, places[titles], title) if titles else {}
+                found = {row[names.item] for row in rows}
+                known = _titles_of(spark, loaded, places[titles], title, found) if titles else {}
         if out:
             run.output.facts({"written": out})
             return
@@ -256,8 +265,10 @@ def _one_by_one(
     return rows
 
 
-def _titles_of(spark: SparkSession, model: Any, place: Place, title: str) -> dict[Any, str]:
-    """Titles by id, of a table whose first columns are ids and titles where it has no header."""
+def _titles_of(
+    spark: SparkSession, model: Any, place: Place, title: str, found: set[Any]
+) -> dict[Any, str]:
+    """Titles of some items, of a table whose first columns are ids and titles without a header."""
     from sparkml_sgdals.cli.reading.sources import read_plain
     from sparkml_sgdals.cli.reading.text_values import Roles, as_numbers
 
@@ -272,7 +283,9 @@ def _titles_of(spark: SparkSession, model: Any, place: Place, title: str) -> dic
             + (" Say by --title which has the titles." if same else "")
         )
     table = as_numbers(table, Roles(item=same[0]), model.idTypes)
-    return {row[0]: row[1] for row in table.select(quoted(same[0]), quoted(title)).collect()}
+    table = table.select(quoted(same[0]), quoted(title)).toDF("item", "title")
+    asked = spark.createDataFrame([(one,) for one in found], f"item {model.idTypes[1]}")
+    return {row["item"]: row["title"] for row in table.join(asked, "item").collect()}
 
 
 def _ids(spark: SparkSession, given: list[str], column: str, kind: str) -> DataFrame:

@@ -242,7 +242,9 @@ def test_a_stream_learns_the_files_of_a_folder_that_are_ratings(spark, small, fi
         "README.txt": "what this is", "notes.md": "a;b;c", ".part.csv": "x", "_SUCCESS": "",
     }.items():  # fmt: skip
         Path(folder, name).write_text(content)
-    done = run("stream", path, folder, "--once", "--json")
+    alive = tmp_path / "alive"
+    done = run("stream", path, folder, "--once", "--json", "--alive-file", alive)
+    assert alive.exists()
     told = [json.loads(line) for line in done.stdout.splitlines()]
     assert sum(one["ratings"] for one in told) == 400
     assert sum(one["invalid"] for one in told) == 0
@@ -253,6 +255,9 @@ def test_a_stream_learns_the_files_of_a_folder_that_are_ratings(spark, small, fi
     shutil.rmtree(folder)
     again = files(table.rename(columns={"userId": "user_id", "movieId": "item"}), 400, first=9)
     run("stream", path, again, "--once")
+    # what an earlier run left says nothing of this one
+    run("stream", path, "nowhere", "--once", "--alive-file", alive, code=1)
+    assert not alive.exists()
     found = StreamingBiasedALSModel.load(str(path))
     assert found.state.counters.ratings == 800
     assert found.state.users.size == table.userId.nunique()

@@ -237,12 +237,12 @@ def test_the_image_starts_as_an_executor(options, tmp_path):
     run = subprocess.run(["sh", str(DEPLOY / "entrypoint.sh"), "executor"], env=names,
                          capture_output=True, text=True, check=True)  # fmt: skip
     words = [line[1:-1] for line in run.stdout.splitlines()]
-    assert words[:2] == ["--", "java"]
-    assert words[2 : 2 + len(options)] == list(options)
+    assert words[:3] == ["-s", "--", "java"]
+    assert words[3 : 3 + len(options)] == list(options)
     assert "org.apache.spark.scheduler.cluster.k8s.KubernetesExecutorBackend" in words
     pairs = dict(zip(words[-14::2], words[-13::2], strict=True))
     assert pairs["--driver-url"] == "spark://d:1"
     assert pairs["--podName"] == "pod"
     run = subprocess.run(["sh", str(DEPLOY / "entrypoint.sh"), "serve", "a b"], env=names,
                          capture_output=True, text=True, check=True)  # fmt: skip
-    assert run.stdout.splitlines() == ["<-->", "<sparkml-sgdals>", "<serve>", "<a b>"]
+    assert run.stdout.splitlines() == ["<-s>", "<-->", "<sparkml-sgdals>", "<serve>", "<a b>"]

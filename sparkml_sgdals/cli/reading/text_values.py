@@ -162,19 +162,24 @@ def _readings(role: str, name: str, time_format: str) -> dict[str, Column]:
     """Ways to read a column of text, the strictest first."""
     value = _value(name)
     if role in ("user", "item"):
-        whole = F.regexp_extract(value, _WHOLE, 1)
-        return {"whole": F.nullif(whole, F.lit("")).try_cast("bigint")}
+        return {"whole": _whole(value)}
     if role == "rating":
-        comma = F.regexp_replace(value, _COMMA, "$1.$2")
-        return {"point": value.try_cast("double"), "comma": comma.try_cast("double")}
+        point = value.try_cast("double")
+        comma = F.regexp_replace(value, _COMMA, "$1.$2").try_cast("double")
+        return {"point": point, "comma": F.coalesce(point, comma)}
     if time_format:
         return {"form": F.try_to_timestamp(value, F.lit(time_format))}
-    whole = F.regexp_extract(value, _WHOLE, 1)
-    return {
-        "whole": F.nullif(whole, F.lit("")).try_cast("bigint"),
-        "number": value.try_cast("double"),
-        "moment": value.try_cast("timestamp"),
-    }
+    whole = _whole(value)
+    moment = F.when(whole.isNull(), value.try_cast("timestamp"))
+    return {"whole": whole, "number": value.try_cast("double"), "moment": moment}
+
+
+def _whole(value: Column) -> Column:
+    """Return a text as a whole number; null for 007, 1.5 and x."""
+    plain = value.try_cast("bigint")
+    other = F.nullif(F.regexp_extract(value, _WHOLE, 1), F.lit(""))
+    # most are written as they are printed, which takes no pattern to see
+    return F.when(plain.cast("string") == value, plain).otherwise(other.try_cast("bigint"))
 
 
 def _unread(value: Column, reading: Column) -> dict[str, Column]:
