@@ -4,6 +4,20 @@ ARGS ?=
 # each with a Spark of its own; 0 for none beside pytest itself
 TEST_PROCESSES ?= 2
 
+# `make test PART=long`: what the default suite leaves out, by what it needs
+PART ?= default
+PART_default :=
+PART_long := -m 'long and not slow and not connect and not kafka and not s3 and not browser'
+# the tests of estimator and model once more, those that are long too
+PART_connect := -m 'connect and not slow and not kafka and not s3'
+PART_kafka := -m 'kafka and not slow and not connect'
+PART_kafka-connect := -m 'kafka and not slow and connect'
+PART_s3 := -m 's3 and not connect'
+PART_s3-connect := -m 's3 and not slow and connect'
+PART_browser := -m 'browser'
+# `make kills` makes the fifty
+PART_slow := -m 'slow and not connect and not kafka and not s3' -k 'not fifty'
+
 VENV := .venv
 PY := $(VENV)/bin/python
 
@@ -18,7 +32,7 @@ WITH_SPARK = unset SPARK_HOME; \
 	fi;
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo kafka demo-kafka serve-demo test lint bench bench-large kills docs
+.PHONY: help setup demo kafka demo-kafka serve-demo test lint bench bench-large kills rehearse docs
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' \
@@ -40,8 +54,9 @@ demo-kafka: $(VENV)/.installed ## Stream MovieLens through a Kafka broker of its
 serve-demo: $(VENV)/.installed ## Serve films on a page that learns as you rate, until Ctrl-C
 	@$(WITH_SPARK) exec $(PY) examples/serve_demo.py $(ARGS)
 
-test: $(VENV)/.installed ## Run the tests; ARGS="-k stream -x" goes to pytest
-	@$(WITH_SPARK) $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
+test: $(VENV)/.installed ## Run the tests, or PART=long, ...; ARGS="-k stream -x" goes to pytest
+	@$(if $(filter PART_$(PART),$(.VARIABLES)),,$(error there is no PART=$(PART): see Makefile))
+	@$(WITH_SPARK) $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PART_$(PART)) $(ARGS)
 
 lint: $(VENV)/.installed ## ruff, mypy, and nothing in the package that Spark Connect lacks
 	$(PY) -m ruff check .
@@ -87,8 +102,11 @@ kills: $(VENV)/.installed ## Kill streams 50 times and at every named point, fil
 	done; \
 	run classic-part-in-memory $$harness --resident 100
 
-docs: $(VENV)/.installed ## Check the links in README.md and docs/, and build the site: site/
-	$(PY) scripts/check_links.py README.md docs
+rehearse: $(VENV)/.installed ## Build a release, test its sdist, install it from an index of this machine
+	@$(WITH_SPARK) $(PY) scripts/rehearse_release.py $(ARGS)
+
+docs: $(VENV)/.installed ## Check the links of all pages, and build the site: site/
+	$(PY) scripts/check_links.py README.md CONTRIBUTING.md SECURITY.md benchmarks/README.md docs
 	$(PY) -m mkdocs build --strict
 
 $(VENV)/.installed: pyproject.toml

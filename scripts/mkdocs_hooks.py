@@ -6,31 +6,14 @@ import re
 from pathlib import Path
 from typing import Any
 
-OPTIONAL = {"serving.md"}
-"""Pages that the nav names where they exist."""
+ELSEWHERE = {"contributing.md": "CONTRIBUTING.md"}
+"""Pages whose text stands in a file of the repository, which is read without the site."""
 
 _SHIM = "https://unpkg.com/iframe-worker/shim"
 """what the plugin `offline` names, which needs the network"""
 
 _LINK = re.compile(r"\[([^\]]*)\]\(((?:\.\./)+[^)#]*)(?:#[^)]*)?\)")
-
-
-def on_config(config: Any) -> Any:
-    """Leave out of the nav what is not there."""
-    docs = Path(config.docs_dir)
-    config.nav = _there(config.nav, docs)
-    return config
-
-
-def _there(entries: list[Any], docs: Path) -> list[Any]:
-    kept = []
-    for entry in entries:
-        ((title, target),) = entry.items()
-        if isinstance(target, list):
-            kept.append({title: _there(target, docs)})
-        elif target not in OPTIONAL or (docs / target).is_file():
-            kept.append(entry)
-    return kept
+_FROM_ROOT = re.compile(r"\]\((?!https?:|mailto:|#)([^)]+)\)")
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
@@ -40,6 +23,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
     """
     docs = Path(config.docs_dir).resolve()
     here = (docs / page.file.src_path).parent
+    source = ELSEWHERE.get(page.file.src_path)
+    if source is not None:
+        text = (docs.parent / source).read_text(encoding="utf-8")
+        markdown = _FROM_ROOT.sub(lambda link: f"]({_from_docs(link[1])})", text)
 
     def put(link: re.Match[str]) -> str:
         target = (here / link[2]).resolve()
@@ -62,3 +49,8 @@ def on_post_page(output: str, page: Any, **_: Any) -> str:
 def on_post_template(output_content: str, template_name: str, config: Any, **_: Any) -> str:
     """Do the same for pages that are no Markdown, such as 404.html, which may be shown anywhere."""
     return output_content.replace(_SHIM, "/javascripts/iframe-worker.js")
+
+
+def _from_docs(target: str) -> str:
+    """A link of a file at the root, as a page of docs/ has it."""
+    return target.removeprefix("docs/") if target.startswith("docs/") else f"../{target}"

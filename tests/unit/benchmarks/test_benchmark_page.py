@@ -102,3 +102,9 @@ def test_what_a_cluster_would_move_follows_from_the_bytes_measured(page):
 )
 def test_numbers(page, value, text):
     assert page.number(value) == text
+
+
+def test_the_index_names_every_program():
+    text = (FOLDER / "README.md").read_text()
+    named = set(re.findall(r"`(\w+\.py)`", text))
+    assert named == {path.name for path in FOLDER.glob("*.py")}
