@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import glob
 import os
+import shutil
 import socket
 import sys
+import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,24 @@ settings.load_profile("ci")
 os.environ["PYSPARK_PYTHON"] = sys.executable
 os.environ["PYSPARK_DRIVER_PYTHON"] = sys.executable
 
+
+# model paths are synced to disk commit by commit: where memory has room for them nothing waits
+SHARED_MEMORY = Path("/dev/shm")
+if (
+    "TMPDIR" not in os.environ
+    and os.access(SHARED_MEMORY, os.W_OK)
+    and shutil.disk_usage(SHARED_MEMORY).free > 2 << 30
+):
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(SHARED_MEMORY))
+
+JVM = (
+    # code that runs for seconds is not worth the second compiler's time; the frames of the first
+    # are larger, and the lineage of Spark's ALS overflows the usual stack with them
+    "-XX:TieredStopAtLevel=1", "-Xss16m",
+    # the first compiler alone is given room for a tenth of the code that a run makes, and sweeps it
+    "-XX:ReservedCodeCacheSize=512m", "-XX:-UseCodeCacheFlushing",
+    "-XX:+UseSerialGC", "-Xmn1g", "-XX:MetaspaceSize=256m", "-XX:-UsePerfData",
+)  # fmt: skip
 
 WAYS = ["classic", pytest.param("connect", marks=pytest.mark.connect)]
 
@@ -38,9 +59,12 @@ def spark(
         "spark.default.parallelism": "3",
         "spark.ui.enabled": "false",
         "spark.driver.memory": "3g",
-        # code that runs for seconds is not worth the second compiler's time; the frames of the
-        # first are larger, and the lineage of Spark's ALS overflows the usual stack with them
-        "spark.driver.extraJavaOptions": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xss16m",
+        # what a task sorts or hashes fits into less than the 64 MB that it would be given at once
+        "spark.buffer.pageSize": "1m",
+        # the usual one runs a dozen commands a file (readlink, chmod) where Hadoop's library is
+        # missing; the programs of tests/kills, tests/cli and examples/ have the usual one
+        "spark.sql.streaming.checkpointFileManagerClass": _checkpoint_files(),
+        "spark.driver.extraJavaOptions": " ".join(JVM),
         "spark.sql.warehouse.dir": str(scratch / "warehouse"),
         "spark.ui.showConsoleProgress": "false",
         # an error in a task is a failure of the test, not something to try again
@@ -62,6 +86,20 @@ def spark(
             session.sparkContext.setLogLevel("ERROR")
         yield session
         session.stop()
+
+
+def _checkpoint_files() -> str:
+    """The name of the class that writes checkpoints by plain renames, which Spark 4.1 moved."""
+    import pyspark
+
+    (jar,) = glob.glob(str(Path(pyspark.__file__).parent / "jars" / "spark-sql_*.jar"))
+    with zipfile.ZipFile(jar) as packed:
+        (name,) = (
+            name
+            for name in packed.namelist()
+            if name.endswith("/FileSystemBasedCheckpointFileManager.class")
+        )
+    return name.removesuffix(".class").replace("/", ".")
 
 
 def _own_port(patch: pytest.MonkeyPatch) -> str:
