@@ -36,9 +36,13 @@ PAGES = [
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
     if lines(page.read_text(encoding="utf-8"))
 ]
+LONG = {"command-line.md"}
+MARKED = [
+    pytest.param(page, marks=pytest.mark.long) if page.name in LONG else page for page in PAGES
+]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", MARKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_page(page, spark, small, tmp_path, monkeypatch):
     folder = tmp_path / "ml-latest-small"
     folder.mkdir()

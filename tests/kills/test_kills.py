@@ -12,6 +12,7 @@ from harness import COMPACTION, POINTS, run_trial
 SHORT = ("half of the users written", "after the commit object", "before Spark's commit")
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_few_kills():
     """One at random, three at named points of a commit."""

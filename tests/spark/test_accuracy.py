@@ -22,7 +22,7 @@ def in_time(train):
 @pytest.mark.parametrize(
     ("name", "low", "high", "blocks"),
     [
-        (ML, 0.80, 0.824, 1),
+        pytest.param(ML, 0.80, 0.824, 1, marks=pytest.mark.long),
         (MT, 1.40, 1.427, 1),
         pytest.param(ML, 0.80, 0.824, 4, marks=pytest.mark.long),
         pytest.param(MT, 1.40, 1.427, 4, marks=pytest.mark.slow),

@@ -142,7 +142,9 @@ def test_fit_and_update(als, spark, clean):
     tried()
 
 
-@pytest.mark.parametrize("repeats", [False, True], ids=["", "eventIdCol"])
+@pytest.mark.parametrize(
+    "repeats", [False, pytest.param(True, marks=pytest.mark.long)], ids=["", "eventIdCol"]
+)
 def test_stream(als, spark, tmp_path, repeats):
     def starts(*args, **options):
         return als.fitStream(*args, **options, **({"eventIdCol": "event"} if repeats else {}))

@@ -24,6 +24,10 @@ PAGES = [
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
     if BLOCK.search(page.read_text(encoding="utf-8"))
 ]
+LONG = {"coming-from-als.md", "hyperparameters.md", "metrics.md"}
+MARKED = [
+    pytest.param(page, marks=pytest.mark.long) if page.name in LONG else page for page in PAGES
+]
 
 RELATIVE = ("data/", "arriving", "films-2")
 """what the tutorial's commands have made before its Python runs"""
@@ -102,7 +106,7 @@ CHECKS = {"coming-from-als.md": check_coming_from_als, "README.md": check_readme
 """What holds after a page, beyond that it runs"""
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", MARKED, ids=lambda page: str(page.relative_to(ROOT)))
 def test_page(page, namespace, tmp_path):
     folder = tmp_path / "models"
     folder.mkdir()

@@ -111,7 +111,7 @@ def test_every_metric_as_by_loops(model, tables, parts, found):
     assert (found.coldUsers, found.unknownHeldOut) == (1, 2)
 
 
-@pytest.mark.parametrize("k", [3, 10])
+@pytest.mark.parametrize("k", [3, pytest.param(10, marks=pytest.mark.long)])
 def test_spark_agrees_where_definitions_do(model, tables, k):
     train, test = tables
     found = model.evaluateRanking(test, k, excludeSeen=train)

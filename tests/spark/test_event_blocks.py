@@ -25,7 +25,8 @@ def als():
     return StreamingBiasedALS(implicitPrefs=True, rank=6, weightCol="weight", maxIter=3)
 
 
-@pytest.mark.parametrize("blocks", [2, pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("blocks", [2, 3])
 def test_as_in_one_task(als, liked, spark, blocks):
     frame = spark.createDataFrame(liked)
     one, model = (als.copy({als.numBlocks: n}).fit(frame) for n in (1, blocks))

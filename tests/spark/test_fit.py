@@ -178,6 +178,7 @@ class TestStaticBlocks:
         self.in_rows(monkeypatch)
         assert_same_bits(files, model.copy().update(second))
 
+    @pytest.mark.long
     def test_blocks_that_meet_in_one_task(self, ratings, monkeypatch):
         """Some plan might put them together."""
         als = estimator(numBlocks=3, maxIter=1)
@@ -212,6 +213,7 @@ def test_a_table_above_the_limit_of_a_task_is_learned_in_blocks(ratings):
     assert model.summary.form == "4 blocks"
 
 
+@pytest.mark.long
 def test_checkpoints_do_not_change_the_result(ratings):
     als = estimator(numBlocks=2, maxIter=2)
     often = als.copy({als.checkpointInterval: 2}).fit(ratings)
@@ -246,6 +248,7 @@ def test_weights(spark, small, solver):
     assert not np.allclose(factors(model)["users"][1], factors(unweighted)["users"][1])
 
 
+@pytest.mark.long
 def test_ids_as_strings(spark, small):
     named = small.assign(user="u" + small.user.astype(str), item="i" + small.item.astype(str))
     frame = spark.createDataFrame(named)
@@ -373,6 +376,7 @@ def test_tol_ends_the_sweeps_of_blocks(ratings, interval):
     assert_same_bits(twice[0], early)
 
 
+@pytest.mark.long
 def test_tol_of_sgd_in_blocks_is_named(ratings):
     with pytest.warns(UserWarning, match="tol is not used in a fit in blocks"):
         estimator(solver="sgd", tol=0.1, maxIter=0, numBlocks=2).fit(ratings)

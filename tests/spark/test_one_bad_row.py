@@ -66,6 +66,7 @@ class TestFit:
         skipping = als.copy({als.ratingRange: [0.5, 5], als.handleInvalid: "skip"})
         assert_same_bits(skipping.fitParquet(path), als.fit(spark.createDataFrame(small)))
 
+    @pytest.mark.long
     def test_in_blocks_the_range_is_the_same(self, als, small, spark):
         frame = spark.createDataFrame(small)
         ranges = als.fit(frame).state.ranges

@@ -34,6 +34,7 @@ def grid(als):
     return ParamGridBuilder().addGrid(als.rank, [2, 4]).addGrid(als.maxIter, [1, 3]).build()
 
 
+@pytest.mark.long
 def test_cross_validator(als, grid, ratings, tmp_path):
     evaluator = RegressionEvaluator(labelCol="rating")
     validator = CrossValidator(
@@ -249,6 +250,7 @@ class TestProgress:
         model = als.copy({als.progressPath: str(tmp_path / "file")}).fit(ratings)
         assert model.summary.totalIterations == 1
 
+    @pytest.mark.long
     def test_phases_are_tagged(self, als, ratings, spark, monkeypatch):
         seen = []
         real = type(spark).addTag

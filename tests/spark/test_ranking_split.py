@@ -102,6 +102,7 @@ def found(als, grid, ratings):
     return search.fit(ratings)
 
 
+@pytest.mark.long
 def test_the_best_one_is_found(als, grid, ratings, found):
     train, held = split(als, ratings, "time")
     for n in (0, 3):
@@ -116,6 +117,7 @@ def test_the_best_one_is_found(als, grid, ratings, found):
     assert (found.getK(), found.getMetricName(), found.getSplit()) == (5, "recall", "time")
 
 
+@pytest.mark.long
 def test_candidates_side_by_side(als, grid, ratings, found):
     search = RankingValidationSplit(
         estimator=als, estimatorParamMaps=grid[:2], k=5, metricName="recall", split="time",
@@ -153,6 +155,7 @@ def test_what_was_found_is_saved(found, ratings, tmp_path):
     assert loaded.transform(ratings).count() == ratings.count()
 
 
+@pytest.mark.long
 def test_a_search_is_a_stage(als, grid, ratings, tmp_path):
     search = RankingValidationSplit(estimator=als, estimatorParamMaps=grid[::3], k=3, seed=5)
     Pipeline(stages=[search]).save(str(tmp_path / "search"))
