@@ -18,6 +18,7 @@ from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.state.model_state import ModelState
 
 
+@pytest.mark.long
 @given(
     value=st.floats(width=32, allow_nan=False, allow_infinity=False),
     at=st.sampled_from([0, 0, 1, 2, 19, 500, COUNT]),

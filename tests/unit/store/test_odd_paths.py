@@ -304,6 +304,7 @@ def test_names_that_nobody_gives_do_nothing(whole: Path, name: str) -> None:
         assert numbers == VersionStore(str(whole)).numbers()
 
 
+@pytest.mark.long
 def test_a_folder_in_a_file_s_place(whole: Path) -> None:
     """It is named, with what to do about it; of every file there is."""
     for file in sorted(p.relative_to(whole) for p in whole.rglob("*") if p.is_file()):
