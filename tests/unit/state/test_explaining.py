@@ -83,3 +83,17 @@ def test_ids_of_numpy(state):
 def test_the_other_kind_of_id_is_refused(state, user, item):
     with pytest.raises(TypeError, match="learned from"):
         explain_pair(state, user, item, clip=True)
+
+
+def test_notes_say_the_sign_of_their_part(state):
+    seen = set()
+    for user in range(12):
+        found = parts(state, user, "i4")
+        for name in ("user bias", "item bias"):
+            side = "above" if found[name].value > 0 else "below"
+            assert f"{abs(found[name].value):.2f} {side} the mean" in found[name].note
+            seen.add(side)
+        suits = "suits" if found["features"].value > 0 else "does not suit"
+        assert found["features"].note == f"the item {suits} the user's taste"
+        seen.add(suits)
+    assert seen == {"above", "below", "suits", "does not suit"}

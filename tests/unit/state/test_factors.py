@@ -235,3 +235,13 @@ def test_finite(value: float, array: str) -> None:
     assert not table.finite(np.arange(5))
     assert not table.finite(np.array([3]))
     assert table.finite(np.array([0, 1, 2, 4]))
+
+
+def test_a_memory_that_is_not_finite_is_seen():
+    """Of a side that remembers, its memory counts as its factors do, row by row."""
+    table = ModelState.empty(settings_of(learns_events=True), "int", "int").items
+    table.ensure(pa.array([1, 2]))
+    assert table.finite()
+    table.memory.popularity[1] = np.nan
+    assert not table.finite()
+    assert table.finite(np.array([0]))
