@@ -8,8 +8,9 @@ TEST_PROCESSES ?= 2
 PART ?= default
 PART_default :=
 PART_long := -m 'long and not slow and not connect and not kafka and not s3 and not browser'
-# the tests of estimator and model once more, those that are long too
-PART_connect := -m 'connect and not slow and not kafka and not s3'
+# the tests of estimator and model once more
+PART_connect := -m 'connect and not long and not slow and not kafka and not s3'
+PART_connect-long := -m 'connect and long and not slow and not kafka and not s3'
 PART_kafka := -m 'kafka and not slow and not connect'
 PART_kafka-connect := -m 'kafka and not slow and connect'
 PART_s3 := -m 's3 and not connect'

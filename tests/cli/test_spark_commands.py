@@ -84,6 +84,7 @@ def test_evaluate_agrees_with_transform(spark, tables, fitted):
     assert found["rmse"] == pytest.approx(said["rmse"], rel=1e-6)
 
 
+@pytest.mark.long
 def test_evaluate_ranks(spark, tables, fitted):
     train, test = tables / "train.csv", tables / "test.parquet"
     found = answer("evaluate", fitted[0], test, "--top", 5, "--exclude-seen", train)

@@ -126,6 +126,7 @@ def clean(als, spark):
     return error(model), error(half)
 
 
+@pytest.mark.long
 def test_fit_and_update(als, spark, clean):
     half = als.fit(spark.createDataFrame(with_row(slice(COUNT // 2))))
     careful = als.copy({als.handleInvalid: "skip", als.ratingRange: [0.5, 5.0]})

@@ -111,7 +111,8 @@ def test_every_metric_as_by_loops(model, tables, parts, found):
     assert (found.coldUsers, found.unknownHeldOut) == (1, 2)
 
 
-@pytest.mark.parametrize("k", [3, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("k", [3, 10])
 def test_spark_agrees_where_definitions_do(model, tables, k):
     train, test = tables
     found = model.evaluateRanking(test, k, excludeSeen=train)
@@ -137,6 +138,7 @@ def test_spark_agrees_where_definitions_do(model, tables, k):
     assert recall < found.recall
 
 
+@pytest.mark.long
 def test_strings_are_judged_alike(found, parts, spark):
     """The same table under names: equal numbers, by lists of places in the place of ids."""
     names = [p.assign(user="u" + p.user.astype(str), item="i" + p.item.astype(str)) for p in parts]

@@ -66,7 +66,8 @@ def test_another_seed_gives_another_start(ratings):
     assert not np.allclose(factors(one)["users"][1], factors(two)["users"][1])
 
 
-@pytest.mark.parametrize("blocks", [2, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("blocks", [2, 4])
 def test_blocks_learn_as_well_as_one_task(ratings, small, spark, blocks):
     one = estimator(maxIter=5).fit(ratings)
     model = estimator(maxIter=5, numBlocks=blocks).fit(ratings)

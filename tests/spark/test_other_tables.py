@@ -211,6 +211,7 @@ class TestSeen:
     def lists(self, frame, query, candidate):
         return {row[query]: [r[candidate] for r in row.recommendations] for row in frame.collect()}
 
+    @pytest.mark.long
     def test_true_is_what_the_model_remembers(self, remembering, ratings, small):
         for way in ("Users", "Items"):
             recommend = getattr(remembering, f"recommendForAll{way}")

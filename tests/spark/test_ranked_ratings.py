@@ -81,6 +81,7 @@ def ranks_by_hand(model, frame, seen, spark):
     return np.array(ranks)
 
 
+@pytest.mark.long
 def test_a_stream_ranks_ratings_and_a_restart_changes_nothing(
     als, timed, files, stream, spark, tmp_path
 ):

@@ -128,6 +128,7 @@ def test_candidates_side_by_side(als, grid, ratings, found):
     assert again.subModels is None
 
 
+@pytest.mark.long
 def test_with_and_without_times(ratings):
     """A grid may ask whether times help; here of events, whatever their rating."""
     als = StreamingBiasedALS(rank=2, implicitPrefs=True, timestampCol="time")

@@ -574,3 +574,13 @@ def loads(store: VersionStore) -> list[int]:
             store.load(number)
             found.append(number)
     return found
+
+
+def test_rows_set_aside_go_from_the_next_batch_on(tmp_path):
+    store = VersionStore(str(tmp_path))
+    names = [f"batch-{batch:012d}.parquet" for batch in range(4)]
+    (tmp_path / "invalid").mkdir()
+    for name in (*names, "batch-x.parquet"):
+        (tmp_path / "invalid" / name).write_bytes(b"")
+    drop_later_invalid(store, 2)
+    assert sorted(store.names("invalid")) == [*names[:3], "batch-x.parquet"]
