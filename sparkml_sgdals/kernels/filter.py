@@ -120,7 +120,7 @@ def filter_ratings(  # type: ignore[no-untyped-def]
 def filter_with_influences(  # type: ignore[no-untyped-def]
     users, items, ratings, weights,
     user_mean, user_var, user_prior, user_influence, user_evidence, user_seen,
-    item_mean, item_var, item_prior, item_influence, item_seen,
+    item_mean, item_var, item_prior, item_influence, item_seen, item_featured,
     prior_var, own_precision, bias_share, noise, drift, errors,
 ):  # fmt: skip
     """`filter_ratings` with prior means that move, and users' influences learned: (4), (10), (11).
@@ -140,6 +140,8 @@ def filter_with_influences(  # type: ignore[no-untyped-def]
         float32, shape (users,), sums of the shares of a user's ratings, changed in place
     user_seen, item_seen
         float32, shape (ids,), ratings of an id that were learned, changed in place
+    item_featured
+        float32, shape of `item_prior`, prior means beside those; (ids, 0) for none
     prior_var
         float32, shape (rank + 1,), prior variance of each coordinate
     own_precision
@@ -151,6 +153,7 @@ def filter_with_influences(  # type: ignore[no-untyped-def]
     """
     width = user_mean.shape[1]
     weighted = weights.size > 0
+    featured = item_featured.shape[1] > 0
     one = np.float32(1.0)
     prior_precision = one / prior_var
     ones = fill(one)
@@ -191,7 +194,10 @@ def filter_with_influences(  # type: ignore[no-untyped-def]
             taken = min(item_var[y, 0] * precision, one)
             # from the item as it is before this rating, or the user's own error would come back
             moved = item_mean[y, 0] + taken * (new - old)
-            change = precision * item_root * (moved - new) / (own_precision + evidence * precision)
+            apart = moved - new
+            if featured:
+                apart -= item_featured[y, 0]
+            change = precision * item_root * apart / (own_precision + evidence * precision)
             change *= bias_share
             user_influence[x, 0] += change
             step = item_root * change
@@ -214,7 +220,10 @@ def filter_with_influences(  # type: ignore[no-untyped-def]
                 news = (item_kept * olds + own) * item_root
                 gains = smaller(load_first(item_var, item, count) * precisions, ones)
                 means = load_first(item_mean, item, count) + gains * (news - olds)
-                changes = precisions * item_root * (means - news)
+                rest = means - news
+                if featured:
+                    rest = rest - load_first(item_featured, item, count)
+                changes = precisions * item_root * rest
                 changes = changes / (own_precision + evidence * precisions)
                 store_first(user_influence, user, count, own + changes)
                 changes *= item_root

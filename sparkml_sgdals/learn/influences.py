@@ -166,11 +166,12 @@ class FilterSide:
     influence: F32
     evidence: F32
     seen: F32
+    featured: F32
 
     @classmethod
     def of(cls, arrays: Mapping[str, npt.NDArray[Any]], seen: F32) -> FilterSide:
         """Return these very arrays, by the names of `FactorColumns`."""
-        names = ("mean", "var", "drawn", "influence", "evidence")
+        names = ("mean", "var", "drawn", "influence", "evidence", "featured")
         return cls(**{name: arrays[name] for name in names}, seen=seen)
 
 
@@ -184,7 +185,7 @@ def run_influence_filter(
     learned = filter_with_influences(
         users.astype(np.int32, copy=False), items.astype(np.int32, copy=False), values, weights,
         user.mean, user.var, user.drawn, user.influence, user.evidence, user.seen,
-        item.mean, item.var, item.drawn, item.influence, item.seen,
+        item.mean, item.var, item.drawn, item.influence, item.seen, item.featured,
         prior_variances(settings), np.float32(1.0 / USER_INFLUENCE),
         np.float32(1.0 / (1.0 + (crowd / _CONCENTRATED) ** 2)),
         np.float32(settings.noise), np.float32(settings.drift), errors,
@@ -260,9 +261,12 @@ class InfluencePrior:
             side.prior_mean = moved_prior(side.prior_mean, side.prior_var, old, own.drawn, settings)
         return errors
 
-    def put(self, tables: tuple[FactorTable, FactorTable], rows: tuple[I64, I64]) -> None:
-        """Put what was learned into the tables."""
-        for table, some, own in zip(tables, rows, (self.user, self.item), strict=True):
-            table.drawn[some] = own.drawn
+    def put(
+        self, tables: tuple[FactorTable, FactorTable], rows: tuple[I64, I64], drawn: tuple[F32, F32]
+    ) -> None:
+        """Put what was learned into the tables, `drawn` what influences give of prior means."""
+        sides = zip(tables, rows, (self.user, self.item), drawn, strict=True)
+        for table, some, own, means in sides:
+            table.drawn[some] = means
             table.influence[some] = own.influence
             table.evidence[some] = own.evidence

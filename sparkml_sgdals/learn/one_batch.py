@@ -16,6 +16,7 @@ from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.kernels.checks import check_rows
 from sparkml_sgdals.learn.event_tables import caught_up
 from sparkml_sgdals.learn.events import learn_events
+from sparkml_sgdals.learn.features import start_featured
 from sparkml_sgdals.learn.influences import FilterSide, run_influence_filter
 from sparkml_sgdals.learn.noise import expected_squares, learn_noise_factors
 from sparkml_sgdals.learn.prequential import BatchSums, judge_batch
@@ -23,7 +24,7 @@ from sparkml_sgdals.learn.rated_lists import lists_after, memory_of_users, rank_
 from sparkml_sgdals.learn.shares import counts_for_all, some_of
 from sparkml_sgdals.learn.smoothing import smooth_batch
 from sparkml_sgdals.learn.solvers import not_finite, run_filter, run_minibatches, run_sgd
-from sparkml_sgdals.learn.whole_table import settle_scale
+from sparkml_sgdals.learn.whole_table import NO_FEATURES, Features, settle_scale
 from sparkml_sgdals.state.event_scores import table_alone
 from sparkml_sgdals.state.factors import FactorRows
 from sparkml_sgdals.state.model_state import SETTLING_RATINGS, ModelState
@@ -52,8 +53,12 @@ class BatchReport:
     sums: BatchSums = field(default_factory=BatchSums)
 
 
-def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
+def learn_batch(
+    state: ModelState, ratings: Ratings, features: Features = NO_FEATURES
+) -> BatchReport:
     """Predict a batch, rank its items where the settings say so, then learn it once, in place.
+
+    An id that is new and of which `features` knows something is predicted from where that says.
 
     Raises
     ------
@@ -84,7 +89,12 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
     sizes = state.users.size, state.items.size
     users, items = state.users, state.items
     ranks = state.settings.ranks_ratings
+    ids = ratings.user_ids, ratings.item_ids
     try:
+        for table, own, given, weights in zip(
+            (users, items), ids, features, state.features, strict=True
+        ):
+            start_featured(table, own, given, weights)
         # while the scale settles factors move as a whole, which may part or join equal scores
         ranked = rank_ratings(state, ratings) if ranks else BatchSums()
         shared = counts_for_all(state, ratings)
@@ -93,8 +103,9 @@ def learn_batch(state: ModelState, ratings: Ratings) -> BatchReport:
         some = some_of(ratings, shared)
         first = min(SETTLING_RATINGS - state.scale.seen, len(some))
         settle_scale(state, some.moments(max(first, 0)), first)
-        user_rows, new_users = state.users.ensure(ratings.user_ids)
-        item_rows, new_items = state.items.ensure(ratings.item_ids)
+        user_rows, _ = state.users.ensure(ratings.user_ids)
+        item_rows, _ = state.items.ensure(ratings.item_ids)
+        new_users, new_items = users.size - sizes[0], items.size - sizes[1]
         values = state.scale.standardise(ratings.values)
         check_rows(ratings.users, user_rows.size, "user")
         check_rows(ratings.items, item_rows.size, "item")

@@ -14,12 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from sparkml_sgdals.arrays.ratings import Layout, Ratings, layout_by
+from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.arrays.threads import run_all
 from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.kernels.checks import check_rows
 from sparkml_sgdals.kernels.predict import clipped_squares
 from sparkml_sgdals.learn.event_tables import fit_events
 from sparkml_sgdals.learn.events import learn_events
+from sparkml_sgdals.learn.features import FeaturePrior, start_featured
 from sparkml_sgdals.learn.influences import (
     InfluencePrior,
 )
@@ -40,10 +42,13 @@ from sparkml_sgdals.learn.solvers import (
 )
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.factors import FactorTable
+from sparkml_sgdals.state.feature_weights import FeatureWeights
 from sparkml_sgdals.state.model_state import SETTLING_RATINGS, ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = [
+    "NO_FEATURES",
+    "Features",
     "Progress",
     "check_finite",
     "fit_ratings",
@@ -57,6 +62,9 @@ I64 = npt.NDArray[np.int64]
 Rows = I32 | I64
 Progress = Callable[[int, float], None]
 """Called with the number of a pass and the training RMSE after it, NaN where it has none."""
+Features = tuple[SparseRows | None, SparseRows | None]
+"""What is known of users, and of items, beside their ratings."""
+NO_FEATURES: Features = (None, None)
 
 
 def fit_ratings(
@@ -64,6 +72,7 @@ def fit_ratings(
     state: ModelState,
     threads: int = 1,
     progress: Progress = lambda sweep, rmse: None,
+    features: Features = NO_FEATURES,
 ) -> list[float]:
     """Learn a whole table onto `state`, in place, and return the training RMSE of each pass.
 
@@ -82,7 +91,7 @@ def fit_ratings(
         )
         state.restore(learned)
         return history
-    work = _Work.start(ratings, state, threads, progress)
+    work = _Work.start(ratings, state, threads, progress, features)
     for _ in work.passes():
         pass
     work.put_into(state)
@@ -95,6 +104,7 @@ def fit_stops(
     stops: Iterable[int],
     threads: int = 1,
     progress: Progress = lambda sweep, rmse: None,
+    features: Features = NO_FEATURES,
 ) -> list[tuple[ModelState, list[float]]]:
     """Learn a table once, up to the settings' `max_iter`, and keep the states on the way.
 
@@ -111,6 +121,8 @@ def fit_stops(
         at most so many at once; they change no result
     progress : Progress
         called after each pass with its number and its training RMSE, NaN for events
+    features : Features
+        of ratings, where the settings say that there are any
 
     Returns
     -------
@@ -130,7 +142,7 @@ def fit_stops(
         progress(1, math.nan)
         return [(state, []) for _ in wanted]
     kept: dict[int, tuple[ModelState, list[float]]] = {}
-    work = _Work.start(ratings, state, threads, progress)
+    work = _Work.start(ratings, state, threads, progress, features)
 
     def keep(stop: int) -> None:
         own = state.copy()
@@ -167,6 +179,7 @@ class _Work:
         fresh: bool,
         threads: int,
         progress: Progress,
+        features: Features,
     ) -> None:
         self.ratings = ratings
         self.values = values
@@ -181,6 +194,12 @@ class _Work:
         self.settings = state.settings
         self.noise = state.settings.noise
         self.influences: InfluencePrior | None = None
+        ids = ratings.user_ids, ratings.item_ids
+        # the weights of a model stay as they were fitted
+        self.features = tuple(
+            FeaturePrior(some, own) if fresh and some is not None and len(some) else None
+            for some, own in zip(features, ids, strict=True)
+        )
         tables = (state.users, state.items)
         self.sides = [self._gather(t, r, k) for t, r, k in zip(tables, rows, known, strict=True)]
         self.total_weight = (
@@ -192,7 +211,10 @@ class _Work:
         check_rows(ratings.items, rows[1].size, "item")
 
     @classmethod
-    def start(cls, ratings: Ratings, state: ModelState, threads: int, progress: Progress) -> _Work:
+    def start(
+        cls, ratings: Ratings, state: ModelState, threads: int, progress: Progress,
+        features: Features,
+    ) -> _Work:  # fmt: skip
         """Settle the scale and make room for the table's ids."""
         fresh = state.blank
         known = state.users.size, state.items.size
@@ -202,8 +224,11 @@ class _Work:
         else:
             settle_scale(state, ratings.moments(), len(ratings), freeze=True)
         values = state.scale.standardise(ratings.values)
+        tables, ids = (state.users, state.items), (ratings.user_ids, ratings.item_ids)
+        for table, own, some, weights in zip(tables, ids, features, state.features, strict=True):
+            start_featured(table, own, some, weights)
         rows = state.users.ensure(ratings.user_ids)[0], state.items.ensure(ratings.item_ids)[0]
-        return cls(ratings, values, state, rows, known, fresh, threads, progress)
+        return cls(ratings, values, state, rows, known, fresh, threads, progress, features)
 
     def passes(self) -> Iterator[int]:
         """Learn pass by pass; give how many are done, before the first one and after each."""
@@ -222,8 +247,7 @@ class _Work:
             table.mean[rows] = side.mean
             if table.var.shape[1]:
                 table.var[rows] = side.var
-        if self.influences is not None:
-            self.influences.put(tables, self.rows)
+        self._put_priors(target, tables)
         if self.settings.solver == "bayes" and self.fresh and self.history:
             target.noise, target.noise_weight = self.noise, self.total_weight
             users, items = self.sides
@@ -237,6 +261,26 @@ class _Work:
             table.count[rows] += np.bincount(positions, minlength=rows.size)
         target.counters = target.counters.with_ratings(len(r), r.value_range())
 
+    def _put_priors(self, target: ModelState, tables: tuple[FactorTable, FactorTable]) -> None:
+        """Give a state the parts of prior means, and the weights of features."""
+        if self.influences is not None:
+            own = (self.influences.user.drawn, self.influences.item.drawn)
+            drawn = tuple(
+                means if prior is None or not self.history else side.prior_mean - prior.given
+                for means, prior, side in zip(own, self.features, self.sides, strict=True)
+            )
+            self.influences.put(tables, self.rows, (drawn[0], drawn[1]))
+        if not self.fresh or not self.settings.featured:
+            return
+        weights: list[FeatureWeights | None] = [None, None]
+        for place, (table, rows, side, prior) in enumerate(
+            zip(tables, self.rows, self.sides, self.features, strict=True)
+        ):
+            if prior is not None and self.history:
+                table.featured[rows] = prior.given
+                weights[place] = prior.finish(side, self.threads)
+        target.features = weights[0], weights[1]
+
     def _gather(self, table: FactorTable, rows: I64, known: int) -> Side:
         mean = table.mean[rows]
         if self.settings.solver != "bayes":
@@ -246,6 +290,8 @@ class _Work:
             prior = prior_variances(self.settings)[None, :]
             return Side(mean, var, _zero_row(prior.shape[1]), prior)
         own = (rows < known)[:, None]
+        if self.settings.featured:
+            own = own | (table.featured[rows] != 0.0).any(axis=1)[:, None]
         return Side(mean, var, np.where(own, mean, np.float32(0.0)), var.copy())
 
     def learn_baseline(self) -> None:
@@ -293,16 +339,24 @@ class _Work:
         influences = self.influences if self.fresh else None
         if influences is not None:
             influences.start(by_user, by_item, users, items, threads)
+        of_users, of_items = self.features
+        for prior, side in ((of_users, users), (of_items, items)):
+            if prior is not None:
+                prior.start(side)
         expected: list[float] = []
         for sweep in range(settings.max_iter):
             half_sweep(by_user, users, items.mean, items.var, self.noise, threads)
             if influences is not None:
                 influences.learn_items(by_item, users, threads)
+            if of_users is not None:
+                of_users.learn(users, threads)
             squares, variances = half_sweep(
                 by_item, items, users.mean, users.var, self.noise, threads, shares
             )
             if influences is not None:
                 influences.learn_users(by_user, items, threads)
+            if of_items is not None:
+                of_items.learn(items, threads)
             expected.append((squares + variances) / self.total_weight)
             if self.fresh:
                 self.noise = expected[-1]

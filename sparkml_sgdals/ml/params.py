@@ -424,6 +424,7 @@ class LearningParams(
             unobserved_weight=self.getUnobservedWeight(),
             num_partners=self.getNumPartners() if filters else 0,
             repeat_items=self.getRepeatItems() if filters else False,
+            featured=False,
         )
 
     def warnOfUnused(self) -> None:

@@ -280,6 +280,10 @@ def _drawn(settings: Settings) -> int:
     return _coordinates(settings) if _draws(settings) else 0
 
 
+def _featured(settings: Settings) -> int:
+    return _coordinates(settings) if settings.featured else 0
+
+
 def _table_features(settings: Settings) -> int:
     return settings.table_rank + 1 if settings.fits_events else 0
 
@@ -311,6 +315,9 @@ class FactorColumns(ColumnSet):
         float32, shape (n, table_rank + 1), what a table of events that was fitted as a whole says:
         log(1 + events of the id in it), which is 0 for ids that were not in it, then features; (n,
         0) for other models
+    featured
+        float32, shape (n, rank + 1), prior mean that the id's features give, beside `drawn`; (n, 0)
+        for models without features
     """
 
     mean = Column[F32](_coordinates, start=_start_means, unit="mean", predicts=True)
@@ -330,3 +337,4 @@ class FactorColumns(ColumnSet):
     taste = Column[F32](
         _table_features, used=lambda settings: settings.fits_events, predicts=True, told=False
     )
+    featured = Column[F32](_featured, unit="offset", used=lambda settings: settings.featured)

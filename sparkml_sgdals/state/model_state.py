@@ -21,6 +21,7 @@ from sparkml_sgdals.kernels.filter import standardise
 from sparkml_sgdals.kernels.predict import predict_rows
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.factors import FactorTable
+from sparkml_sgdals.state.feature_weights import FeatureWeights
 from sparkml_sgdals.state.partners import Partners, PartnerWeight
 from sparkml_sgdals.state.ranges import Ranges
 from sparkml_sgdals.state.settings import Settings
@@ -146,6 +147,8 @@ class ModelState:
     """lambda of users and of items that the last table of events was fitted with"""
     ranges: Ranges = field(default_factory=Ranges)
     """of ratings: where they lie; not told by the fingerprint, as no prediction depends on it"""
+    features: tuple[FeatureWeights | None, FeatureWeights | None] = (None, None)
+    """what features of users, and of items, say of them; None where they have none"""
 
     @classmethod
     def empty(cls, settings: Settings, user_kind: IdKind, item_kind: IdKind) -> ModelState:
@@ -200,12 +203,15 @@ class ModelState:
                 "filterShare": self.filter_share,
                 "regularisation": list(self.regularisation),
             }
-        return {
+        told: dict[str, Any] = {
             "scale": asdict(self.scale),
             "counters": counters,
             "noise": self.noise,
             "noiseWeight": self.noise_weight,
-        } | (events if self.settings.learns_events else {"ranges": self.ranges.to_json()})
+        }
+        if self.settings.featured:
+            told["features"] = [None if each is None else each.to_json() for each in self.features]
+        return told | (events if self.settings.learns_events else {"ranges": self.ranges.to_json()})
 
     def set_scalars(self, values: dict[str, Any]) -> None:
         """Take over what `scalars` gave."""
@@ -223,6 +229,11 @@ class ModelState:
         self.repeats = int(values.get("repeats", 0))
         lams = values.get("regularisation", (0.0, 0.0))
         self.regularisation = (float(lams[0]), float(lams[1]))
+        users, items = (
+            None if each is None else FeatureWeights.from_json(each)
+            for each in values.get("features", (None, None))
+        )
+        self.features = users, items
         if "ranges" in values:
             self.ranges = Ranges.from_json(values["ranges"])
         elif self.counters.ratings >= FIRST_LOOK and not self.settings.learns_events:

@@ -22,6 +22,7 @@ _LATER: Final[dict[str, Any]] = {
     "unobserved_weight": 0.1,
     "num_partners": 0,
     "repeat_items": False,
+    "featured": False,
 }
 """what stored settings that lack it were learned with, by the names they have there"""
 _STORED_AS: Final = {"learns_events": "positive"}
@@ -68,6 +69,8 @@ class Settings:
     """items at most that are remembered of each as done about when it is; 0 for none"""
     repeat_items: bool | None
     """whether an item that a user has done may come again; None where the events say so"""
+    featured: bool
+    """whether features of users or items say where their prior means lie"""
 
     @property
     def fits_events(self) -> bool:
@@ -96,6 +99,9 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """Return a dict of JSON types, the inverse of `from_json`."""
         values = asdict(self) | {"regs": list(self.regs)}
+        if not self.featured:
+            # as in files of before there were features
+            del values["featured"]
         return {_STORED_AS.get(name, name): value for name, value in values.items()}
 
     @classmethod

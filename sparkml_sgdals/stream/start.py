@@ -238,8 +238,9 @@ def _check_same(meta: dict[str, Any], start: StreamStart, path: str) -> None:
             "here can go on there by updateStream."
         )
     learned_with = Settings.from_json(meta["settings"]).to_json()
-    for name, value in wanted["settings"].items():
-        held = learned_with[name]
+    for name in {**wanted["settings"], **learned_with}:
+        # features are not told where there are none
+        held, value = (told.get(name, False) for told in (learned_with, wanted["settings"]))
         if held != value:
             raise ValueError(
                 f"The model at {path} was learned with {name} = {held}, now it is {value}. {remedy}"

@@ -293,7 +293,7 @@ def learn_with_influences(
     drift: float,
 ) -> np.ndarray:
     """The filter with prior means that move; each side has mean, var, drawn, influence,
-    evidence and seen, `default` is the prior variance of each coordinate."""
+    evidence and seen, items perhaps featured; `default` is the prior variance by coordinate."""
     bias_share = 1.0 / (1.0 + (concentration(users, items) / 10.0) ** 2)
     errors = []
     for n, (x, y) in enumerate(zip(users, items, strict=True)):
@@ -307,7 +307,10 @@ def learn_with_influences(
             root = item["seen"][y] ** -0.5
             user["evidence"][x] += root**2
             precision = 1.0 / 0.05 + user["evidence"][x] / default
-            change = root * (item["mean"][y] - item["drawn"][y]) / default / precision
+            apart = item["mean"][y] - item["drawn"][y]
+            if "featured" in item and item["featured"].size:
+                apart = apart - item["featured"][y]
+            change = root * apart / default / precision
             change[0] *= bias_share
             user["influence"][x] += change
             move_prior(item, y, item["drawn"][y] + root * change, default)
@@ -397,3 +400,24 @@ def start(an_id: int | str, side: int, rank: int, seed: int, std: float) -> list
         state = (state + 2 * GOLDEN) & MASK
         found.append(std * math.sqrt(-2 * math.log(first)) * math.cos(2 * math.pi * second))
     return found
+
+
+def regress(
+    features: np.ndarray,
+    precision: np.ndarray,
+    targets: np.ndarray,
+    weights: np.ndarray,
+    prior_var: np.ndarray,
+    passes: int,
+) -> np.ndarray:
+    """Ridge regression by coordinate descent, weights in place; the variance of each weight."""
+    variances = np.empty_like(weights)
+    for _ in range(passes):
+        for j in range(features.shape[1]):
+            z = features[:, j]
+            for f in range(weights.shape[1]):
+                rest = targets[:, f] - features @ weights[:, f] + z * weights[j, f]
+                curvature = np.sum(precision[:, f] * z * z) + 1.0 / prior_var[j, f]
+                weights[j, f] = np.sum(precision[:, f] * z * rest) / curvature
+                variances[j, f] = 1.0 / curvature
+    return variances

@@ -7,6 +7,7 @@ import pytest
 import reference
 from building import F32, Problem, id_array, problems, ratings_of, settings_of
 from hypothesis import given
+from hypothesis import strategies as st
 
 from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.arrays.ratings import layout_by
@@ -25,7 +26,7 @@ from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 
 CLOSE = {"rtol": 2e-3, "atol": 2e-4}
-ARRAYS = ("mean", "var", "drawn", "influence", "evidence", "seen")
+ARRAYS = ("mean", "var", "drawn", "influence", "evidence", "seen", "featured")
 
 
 def taking_side(users: int, rank: int, seed: int) -> Side:
@@ -78,22 +79,23 @@ def test_an_id_without_ratings_keeps_its_influence() -> None:
     assert not np.allclose(influence[0], 1.0)
 
 
-def filter_side(mean: np.ndarray, var: np.ndarray, seed: int) -> FilterSide:
+def filter_side(mean: np.ndarray, var: np.ndarray, seed: int, featured: bool) -> FilterSide:
     rng = np.random.default_rng(seed)
     ids = len(mean)
     return FilterSide(
         mean.astype(F32), var.astype(F32), rng.normal(0, 0.3, mean.shape).astype(F32),
         rng.normal(0, 0.2, mean.shape).astype(F32), rng.uniform(0, 3, ids).astype(F32),
         rng.integers(0, 9, ids).astype(F32),
+        rng.normal(0, 0.3, mean.shape if featured else (ids, 0)).astype(F32),
     )  # fmt: skip
 
 
-@given(problems())
-def test_filter_is_that_of_the_loops(problem: Problem) -> None:
+@given(problems(), st.booleans())
+def test_filter_is_that_of_the_loops(problem: Problem, featured: bool) -> None:
     """Means, variances, prior means, influences, evidence, counts and errors."""
     settings = settings_of(rank=problem.user_mean.shape[1] - 1, noise=0.6, drift=0.001)
-    user = filter_side(problem.user_mean, problem.user_var, 1)
-    item = filter_side(problem.item_mean, problem.item_var, 2)
+    user = filter_side(problem.user_mean, problem.user_var, 1, featured)
+    item = filter_side(problem.item_mean, problem.item_var, 2, featured)
     expected = [
         {name: getattr(side, name).astype(float) for name in ARRAYS} for side in (user, item)
     ]

@@ -171,12 +171,12 @@ def test_what_a_model_stores_is_what_it_always_stored() -> None:
         ("mean", "mean"), ("var", "variance"), ("base_mean", "base_mean"),
         ("base_var", "base_variance"), ("count", "count"), ("drawn", "prior_mean"),
         ("influence", "influence"), ("evidence", "evidence"), ("noise_factor", "noise_factor"),
-        ("taste", "taste"),
+        ("taste", "taste"), ("featured", "featured"),
     ]  # fmt: skip
     assert _ddl(filled_table(SETTINGS, [1])) == (
         "id bigint, mean array<float>, variance array<float>, base_mean float, base_variance "
         "float, count bigint, prior_mean array<float>, influence array<float>, evidence float, "
-        "noise_factor float, taste array<float>"
+        "noise_factor float, taste array<float>, featured array<float>"
     )
 
 

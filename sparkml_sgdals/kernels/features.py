@@ -1,0 +1,78 @@
+"""Regression on sparse features: what is known of ids beside their ratings."""
+
+from __future__ import annotations
+
+import numba as nb
+import numpy as np
+
+from sparkml_sgdals.kernels.checks import FAST
+
+__all__ = ["add_products", "regress"]
+
+
+@nb.njit(cache=True, nogil=True, fastmath=FAST)
+def regress(  # type: ignore[no-untyped-def]
+    starts, rows, values, precision, pull, weights, variances, prior_var, passes, first, last
+):
+    """Coordinate descent for a ridge regression of many targets, one column after another: (17).
+
+    Parameters
+    ----------
+    starts, rows, values
+        features by column (CSC): int64, shape (columns + 1,); int32, rows, and float64
+    precision
+        float64, shape (rows, targets): how much each row says of each target
+    pull
+        float64, of the same shape, precision times what the weights leave unexplained; moves along
+    weights
+        float64, shape (columns, targets), changed in place
+    variances
+        float64, of the same shape: of each weight, the others fixed; written
+    prior_var
+        float64, of the same shape, prior variance of each weight
+    passes
+        int, how often all columns are gone through
+    first, last
+        targets first..last-1 are learned, the others left alone
+    """
+    gradient, curvature = np.empty(last - first), np.empty(last - first)
+    for _ in range(passes):
+        for j in range(starts.size - 1):
+            gradient[:] = 0.0
+            curvature[:] = 0.0
+            for t in range(starts[j], starts[j + 1]):
+                z, row = values[t], rows[t]
+                for f in range(first, last):
+                    gradient[f - first] += z * pull[row, f]
+                    curvature[f - first] += z * z * precision[row, f]
+            for f in range(first, last):
+                own = curvature[f - first]
+                variance = 1.0 / (own + 1.0 / prior_var[j, f])
+                moved = variance * (gradient[f - first] + own * weights[j, f])
+                variances[j, f] = variance
+                gradient[f - first] = moved - weights[j, f]
+                weights[j, f] = moved
+            for t in range(starts[j], starts[j + 1]):
+                z, row = values[t], rows[t]
+                for f in range(first, last):
+                    pull[row, f] -= precision[row, f] * z * gradient[f - first]
+
+
+@nb.njit(cache=True, nogil=True, fastmath=FAST)
+def add_products(starts, columns, values, weights, sums):  # type: ignore[no-untyped-def]
+    """Add to each row the weights of its columns times its values.
+
+    Parameters
+    ----------
+    starts, columns, values
+        features by row (CSR): int64, shape (rows + 1,); int32, columns, and float64
+    weights
+        float64, shape (columns, targets)
+    sums
+        float64, shape (rows, targets), changed in place
+    """
+    for row in range(starts.size - 1):
+        for t in range(starts[row], starts[row + 1]):
+            column, z = columns[t], values[t]
+            for f in range(sums.shape[1]):
+                sums[row, f] += z * weights[column, f]

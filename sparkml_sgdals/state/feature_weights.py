@@ -1,0 +1,141 @@
+"""What features say of an id: weights that a fit learned, and what to do with them (no Spark).
+
+algorithm.md, "Features of users and items". One side of a model has one of these.
+"""
+
+from __future__ import annotations
+
+import base64
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from sparkml_sgdals.arrays.sparse_rows import SparseRows
+from sparkml_sgdals.kernels.checks import check_rows
+from sparkml_sgdals.kernels.features import add_products
+
+__all__ = ["MOST_COLUMNS", "FeatureWeights", "feature_names"]
+
+F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
+I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
+
+MOST_COLUMNS: Final = 8192
+"""Columns of one side that may have weights: these are in every version of a model."""
+
+
+@dataclass(frozen=True)
+class FeatureWeights:
+    """Weights of one side; in units of the standardised rating, one unit of the column's own.
+
+    Attributes
+    ----------
+    size : int
+        numbers of a vector
+    names : tuple[str, ...]
+        of its places; empty where none were told
+    columns : I32
+        int32, shape (used,), places that have weights, rising
+    centres : F32
+        float32, shape (used,), what a value counts from
+    prior : F32
+        float32, shape (used + 1, rank + 1): of the prior mean beside what partners say, the
+        intercept first
+    start : F32
+        float32, of the same shape: of the mean of an id without ratings
+    start_var : F32
+        float32, shape (rank + 1,): variance of an id without ratings about that
+    """
+
+    size: int
+    names: tuple[str, ...]
+    columns: I32
+    centres: F32
+    prior: F32
+    start: F32
+    start_var: F32
+
+    def prior_means(self, rows: SparseRows) -> F32:
+        """Prior means beside what partners say, float32, shape (rows, rank + 1)."""
+        return self._means(rows, self.prior)
+
+    def start_means(self, rows: SparseRows) -> F32:
+        """Means of ids without ratings, float32, shape (rows, rank + 1)."""
+        return self._means(rows, self.start)
+
+    def dense(self, which: F32) -> F64:
+        """Weights by place in the vector, (size, rank + 1), 0 where a place has none."""
+        full = np.zeros((self.size, which.shape[1]))
+        full[self.columns] = which[1:]
+        return full
+
+    def base(self, which: F32) -> F64:
+        """Means of a vector of zeros, float64, shape (rank + 1,)."""
+        centred: F64 = which[0].astype(np.float64) - self.centres.astype(np.float64) @ which[1:]
+        return centred
+
+    def _means(self, rows: SparseRows, which: F32) -> F32:
+        if rows.size != self.size:
+            raise ValueError(f"vectors of {rows.size} numbers, the model knows {self.size}")
+        sums = np.tile(self.base(which), (len(rows), 1))
+        check_rows(rows.columns, self.size, "feature")
+        add_products(rows.starts, rows.columns, rows.values, self.dense(which), sums)
+        return sums.astype(np.float32)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a dict of JSON types, the inverse of `from_json`."""
+        return {
+            "size": self.size,
+            "names": list(self.names),
+            "width": int(self.prior.shape[1]),
+            **{name: _packed(getattr(self, name)) for name in _ARRAYS},
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> FeatureWeights:
+        """Return weights from what `to_json` gave.
+
+        Raises
+        ------
+        ValueError
+            they do not go together
+        """
+        size, width = int(values["size"]), int(values["width"])
+        arrays = {name: _unpacked(values[name], dtype) for name, dtype in _ARRAYS.items()}
+        used = arrays["columns"].size
+        for name in ("prior", "start"):
+            arrays[name] = arrays[name].reshape(used + 1, width)
+        columns = arrays["columns"]
+        if (
+            arrays["centres"].size != used
+            or arrays["start_var"].size != width
+            or (used and (columns[0] < 0 or columns[-1] >= size or (np.diff(columns) <= 0).any()))
+            or len(values["names"]) not in (0, size)
+            or not all(np.isfinite(array).all() for array in arrays.values())
+        ):
+            raise ValueError("weights of features do not go together")
+        return cls(size=size, names=tuple(map(str, values["names"])), **arrays)
+
+
+_ARRAYS: Final[dict[str, Any]] = {
+    "columns": np.int32, "centres": np.float32, "prior": np.float32, "start": np.float32,
+    "start_var": np.float32,
+}  # fmt: skip
+
+
+def feature_names(weights: FeatureWeights) -> list[str]:
+    """Return a name for each place of a vector: as told, else its number."""
+    return list(weights.names) or [str(place) for place in range(weights.size)]
+
+
+def _packed(array: npt.NDArray[Any]) -> str:
+    little = array.astype(array.dtype.newbyteorder("<"))
+    return base64.b64encode(little.tobytes()).decode("ascii")
+
+
+def _unpacked(text: str, dtype: Any) -> npt.NDArray[Any]:
+    little = np.frombuffer(base64.b64decode(text, validate=True), np.dtype(dtype).newbyteorder("<"))
+    return little.astype(dtype)
