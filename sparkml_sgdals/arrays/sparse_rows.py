@@ -128,7 +128,7 @@ class SparseRows:
         names = tuple(json.loads(told_names)) if told_names else ()
         rows = cls(
             ids.filter(pa.array(~bad)), size, starts, columns[kept].astype(np.int32), flat[kept],
-            names if len(names) == size else (),
+            (*names[:size], *map(str, range(len(names), size))) if names else (),
         )  # fmt: skip
         return rows, ids.filter(pa.array(bad)).to_pylist()
 

@@ -6,7 +6,7 @@ import logging
 import time
 import warnings
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pyspark.sql import DataFrame, SparkSession
 
@@ -26,6 +26,7 @@ from sparkml_sgdals.fit.progress import clear_progress, show_phase, show_progres
 from sparkml_sgdals.fit.who_rated import remember_table
 from sparkml_sgdals.ingest.bad_rows import column_names, explain_problems, refuse_invalid
 from sparkml_sgdals.ingest.columns import select_ratings
+from sparkml_sgdals.ingest.features import SIDES, FeatureRows, side_table, table_features
 from sparkml_sgdals.ingest.packing import PackedCounts, batches_by_rows, count_packed, pack
 from sparkml_sgdals.learn.far_values import limits_for
 from sparkml_sgdals.spark_jobs import local_threads, phase
@@ -47,11 +48,18 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class PackedTable:
-    """A table packed and persisted, to be learned from as often as wanted, then released."""
+    """A table packed and persisted, to be learned from as often as wanted, then released.
+
+    Attributes
+    ----------
+    features : FeatureRows
+        what is known of users and items beside their ratings
+    """
 
     cells: DataFrame
     counts: PackedCounts
     seconds: float
+    features: FeatureRows = field(default=(None, None))
 
     def release(self) -> None:
         """Let Spark forget it."""
@@ -111,10 +119,60 @@ def learn_table(
         if not settings.learns_events:
             _warn_of_far(packed.counts, options)
     try:
+        if settings.featured:
+            packed = replace(packed, features=read_features(df, options, before))
         ((state, report),) = learn_packed(packed, settings, options, (settings.max_iter,), prior)
     finally:
         packed.release()
     return state, report, packed.counts, limits
+
+
+def read_features(df: DataFrame, options: FitOptions, before: ModelState) -> FeatureRows:
+    """Return what a table, or tables beside it, say of users and items.
+
+    Parameters
+    ----------
+    df : DataFrame
+        the user's table of ratings
+    options : FitOptions
+        how it is read
+    before : ModelState
+        the model that it is added to, empty for a fresh fit
+
+    Raises
+    ------
+    ValueError
+        a column is missing, or a vector is none and `handle_invalid` is "error"
+    TypeError
+        a column holds no vectors
+    """
+    refuse = options.handle_invalid == "error"
+    columns = options.columns
+    own = tuple(
+        name if table is None else None
+        for name, table in zip(columns.features, options.feature_tables, strict=True)
+    )
+    with phase(df.sparkSession, "read features"):
+        found = list(
+            table_features(
+                df, replace(columns, features=(own[0], own[1])), options.kinds, refuse,
+                before.features,
+            )
+        )  # fmt: skip
+        for place, (side, table, name) in enumerate(
+            zip(SIDES, options.feature_tables, (columns.user, columns.item), strict=True)
+        ):
+            if table is not None:
+                ids = name if name in table.columns else table.columns[0]
+                vectors = next(one for one in table.columns if one != ids)
+                found[place] = side_table(table, side, ids, vectors, options.kinds[place], refuse)
+    for side, rows, known in zip(SIDES, found, before.features, strict=True):
+        if rows is not None and known is None and not len(rows):
+            raise ValueError(
+                f"There are no features of {side}s: all vectors are null. Leave "
+                f"{side}FeaturesCol out, or look whether its column is the right one."
+            )
+    return found[0], found[1]
 
 
 def pack_screened(
@@ -157,11 +215,15 @@ def _far_in(counts: PackedCounts, limits: Limits) -> Problems:
 
 def pack_for_fit(df: DataFrame, settings: Settings, options: FitOptions) -> PackedTable:
     """Pack a table for a fit of it, or several."""
+    empty = ModelState.empty(settings, *options.kinds)
     if options.rating_range is not None:
-        return pack_screened(df, options, ModelState.empty(settings, *options.kinds))[0]
-    packed = pack_table(df, options)
-    if not settings.learns_events:
-        _warn_of_far(packed.counts, options)
+        packed = pack_screened(df, options, empty)[0]
+    else:
+        packed = pack_table(df, options)
+        if not settings.learns_events:
+            _warn_of_far(packed.counts, options)
+    if settings.featured:
+        packed = replace(packed, features=read_features(df, options, empty))
     return packed
 
 
@@ -262,6 +324,13 @@ def learn_packed(
         stops,
         options.progress_path,
     )
+    if settings.featured and plan.num_blocks > 1:
+        raise ValueError(
+            f"Features of users and items are learned in one task, and this table of "
+            f"{packed.counts.ratings} ratings would be learned in {plan.num_blocks} blocks: raise "
+            f"maxRatingsPerTask (now {options.max_ratings_per_task}), set numBlocks to 1, or leave "
+            "userFeaturesCol and itemFeaturesCol out."
+        )
     with ExitStack() as stack:
         if options.show_progress:
             folder = stack.enter_context(show_progress(plan.progress_path, "fit"))
@@ -269,7 +338,7 @@ def learn_packed(
             _warn_of_unseen(spark, options)
         if plan.progress_path:
             clear_progress(plan.progress_path)
-        trained = _train(packed.cells, settings, options, plan, prior)
+        trained = _train(packed, settings, options, plan, prior)
     if not settings.learns_events:
         ranges = _after(Ranges() if prior is None else prior.ranges, packed.counts)
         for state, _ in trained:
@@ -281,8 +350,10 @@ def learn_packed(
 
 
 def _train(
-    cells: DataFrame, settings: Settings, options: FitOptions, plan: Plan, prior: ModelState | None
-) -> list[Trained]:
+    packed: PackedTable, settings: Settings, options: FitOptions, plan: Plan,
+    prior: ModelState | None,
+) -> list[Trained]:  # fmt: skip
+    cells = packed.cells
     if settings.solver == "minibatch":
         if prior is None:
             return train_in_mini_batches(cells, settings, options.kinds, plan)
@@ -290,7 +361,7 @@ def _train(
         plan = replace(plan, num_blocks=1)
     if plan.num_blocks == 1:
         with phase(cells.sparkSession, "learn in one task"):
-            return train_in_one_task(cells, settings, options.kinds, plan, prior)
+            return train_in_one_task(cells, settings, options.kinds, plan, prior, packed.features)
     if settings.tol > 0 and settings.solver != "bayes":
         warnings.warn("tol is not used in a fit in blocks.", UserWarning, stacklevel=2)
     return train_in_blocks(cells, settings, options.kinds, plan, prior)

@@ -11,18 +11,19 @@ import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from sparkml_sgdals.arrays.id_kinds import IdKind
-from sparkml_sgdals.arrays.ipc import from_bytes
+from sparkml_sgdals.arrays.ipc import from_bytes, to_bytes
 from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.fit.plan import Plan, Trained, TrainingReport
 from sparkml_sgdals.fit.progress import TaskProgress
-from sparkml_sgdals.learn.whole_table import fit_stops
+from sparkml_sgdals.learn.whole_table import NO_FEATURES, Features, fit_stops
 from sparkml_sgdals.spark_jobs import collect_payloads, task_threads
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.parts import (
@@ -37,6 +38,8 @@ from sparkml_sgdals.state.settings import Settings
 __all__ = ["parts_frame", "train_in_one_task"]
 
 logger = logging.getLogger(__name__)
+
+_FEATURES: Final = ("user features", "item features")
 
 
 def parts_frame(spark: SparkSession, state: ModelState) -> DataFrame:
@@ -59,12 +62,15 @@ class _Train:
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         clock = time.perf_counter()
         tables, prior = [], []
+        features: dict[str, SparseRows] = {}
         for batch in batches:
             for kind, payload in zip(
                 batch.column("kind").to_pylist(), batch.column("payload"), strict=True
             ):
                 if kind == "ratings":
                     tables.append(from_bytes(payload.as_buffer()))
+                elif kind in _FEATURES:
+                    features[kind] = SparseRows.of(from_bytes(payload.as_buffer()))[0]
                 else:
                     prior.append((kind, payload.as_py()))
         settings = Settings.from_json(self.settings)
@@ -85,8 +91,9 @@ class _Train:
         note = TaskProgress(self.progress_path, 0, 1 + passes)
         note.write(1, None)
         kept = fit_stops(
-            ratings, state, self.stops, threads, lambda number, rmse: note.write(1 + number, rmse)
-        )
+            ratings, state, self.stops, threads, lambda number, rmse: note.write(1 + number, rmse),
+            (features.get(_FEATURES[0]), features.get(_FEATURES[1])),
+        )  # fmt: skip
         history = kept[-1][1]
         if len(history) < passes and (history or not settings.learns_events):
             # it settled: these were all the steps
@@ -104,6 +111,7 @@ def train_in_one_task(
     kinds: tuple[IdKind, IdKind],
     plan: Plan,
     prior: ModelState | None = None,
+    features: Features = NO_FEATURES,
 ) -> list[Trained]:
     """Learn packed ratings in one task: one Spark job of one narrow stage.
 
@@ -119,6 +127,8 @@ def train_in_one_task(
         threads, stops, and where progress is noted
     prior : ModelState | None
         the model that they are added to; None for a fresh fit
+    features : Features
+        what is known of users and items beside
 
     Returns
     -------
@@ -128,6 +138,11 @@ def train_in_one_task(
     parts = packed.select(F.lit("ratings").alias("kind"), "payload")
     if prior is not None:
         parts = parts.unionByName(parts_frame(packed.sparkSession, prior))
+    known = [(kind, rows) for kind, rows in zip(_FEATURES, features, strict=True) if rows]
+    if known:
+        kinds_of, payloads_of = zip(*[(k, to_bytes(r.to_table())) for k, r in known], strict=True)
+        held = pa.table([pa.array(kinds_of), pa.array(payloads_of, pa.binary())], PART_SCHEMA)
+        parts = parts.unionByName(packed.sparkSession.createDataFrame(held))
     trainer = _Train(settings.to_json(), kinds, plan.threads, plan.stops, plan.progress_path)
     learned = collect_payloads(parts.coalesce(1).mapInArrow(trainer, PART_DDL))
     by_stop: list[list[tuple[str, bytes]]] = [[] for _ in plan.stops]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from pyspark.sql import DataFrame
 
 from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.ingest.columns import RatingColumns
@@ -119,6 +121,10 @@ class FitOptions:
     """least and greatest rating that is learned; None: ratingRange is not set"""
     max_resident_ids: int = 0
     """of a stream: users and items that its process keeps in memory; 0 = all"""
+    feature_tables: tuple[DataFrame | None, DataFrame | None] = field(
+        default=(None, None), compare=False
+    )
+    """of a fit: users' and items' features in tables of their own, of id and vector"""
 
 
 def _why_in_one_task(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import numpy as np
@@ -15,6 +15,7 @@ from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.arrays.screening import NO_LIMITS, Limits, Problems, screen, set_far_aside
 from sparkml_sgdals.ingest.bad_rows import invalid_rows
 from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
+from sparkml_sgdals.ingest.features import Vectors, vectors_of, with_vectors
 
 __all__ = ["COLLECT_LIMIT", "Collected", "collect_ratings"]
 
@@ -52,6 +53,8 @@ class Collected:
         number of the last row in its largest partition
     partitions : int
         partitions up to the last one that has rows
+    vectors : Vectors
+        features of the rows to learn, where the table has any
     """
 
     table: pa.Table
@@ -61,6 +64,7 @@ class Collected:
     invalid: list[str]
     largest: int = 0
     partitions: int = 0
+    vectors: Vectors = field(default=(None, None))
 
 
 def collect_ratings(
@@ -97,7 +101,9 @@ def collect_ratings(
     have some.
     """
     # one column says both where a row lies and in which partition: each costs every row
-    ratings = select_ratings(df, columns, kinds, also=("monotonically_increasing_id() AS line",))
+    given, also = with_vectors(df, columns) if any(columns.features) else (df, ())
+    also = ("monotonically_increasing_id() AS line", *also)
+    ratings = select_ratings(given, columns, kinds, also=also)
     caps = _caps(expected, partitions)
     whens = " ".join(
         f"WHEN shiftright(line, {_PLACE_BITS}) < {last} THEN {cap}" for last, cap in caps
@@ -116,6 +122,7 @@ def collect_ratings(
     good, bad, problems = screen(table.drop_columns("line"), keep)
     limits = limits_of(good)
     good, far, too_far = set_far_aside(good, limits, keep)
+    good, vectors = vectors_of(good, columns)
     bad_rows = int(bad.sum()) + int(far.sum())
     return Collected(
         good,
@@ -125,6 +132,7 @@ def collect_ratings(
         invalid_rows(df, columns, kinds, keep, limits) if bad_rows else [],
         largest=int(place.max(initial=0)),
         partitions=int(part.max(initial=-1)) + 1,
+        vectors=vectors,
     )
 
 

@@ -65,6 +65,8 @@ class RatingColumns:
     time: str | None = None
     weight: str | None = None
     rating_needed: bool = True
+    features: tuple[str | None, str | None] = (None, None)
+    """of users and of items"""
 
     @property
     def in_order(self) -> tuple[str, ...]:

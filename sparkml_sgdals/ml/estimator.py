@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pyspark import keyword_only
@@ -16,11 +17,12 @@ from pyspark.sql import DataFrame
 from sparkml_sgdals.arrays.screening import NO_LIMITS
 from sparkml_sgdals.fit.fitting import learn_table
 from sparkml_sgdals.fit.grid_fit import GridFit, GridPoint
-from sparkml_sgdals.fit.plan import TrainingReport
+from sparkml_sgdals.fit.plan import FitOptions, TrainingReport
 from sparkml_sgdals.ingest.columns import id_kind, id_type_name
 from sparkml_sgdals.ingest.frames import Table, as_stream, as_table
 from sparkml_sgdals.ingest.parquet import pack_parquet
 from sparkml_sgdals.learn.far_values import limits_for
+from sparkml_sgdals.ml.feature_methods import FeatureTables
 from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
 from sparkml_sgdals.ml.model import StreamingBiasedALSModel
 from sparkml_sgdals.ml.persistence import EstimatorReader, EstimatorWriter
@@ -28,6 +30,7 @@ from sparkml_sgdals.ml.setters import LearningSetters
 from sparkml_sgdals.ml.summary import TrainingSummary
 from sparkml_sgdals.spark_jobs import active_session
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.objects import Location, full_path, spark_path
 from sparkml_sgdals.stream.job import StreamJob
 from sparkml_sgdals.stream.options import StreamOptions, Trigger
@@ -39,6 +42,7 @@ __all__ = ["StreamingBiasedALS"]
 
 class StreamingBiasedALS(
     Estimator[StreamingBiasedALSModel],
+    FeatureTables,
     LearningSetters,
     DefaultParamsReadable["StreamingBiasedALS"],
     DefaultParamsWritable,
@@ -62,6 +66,12 @@ class StreamingBiasedALS(
         column of the time of a rating, which gives the order of learning; empty for none
     weightCol : str, default ""
         column of weights: w counts as w observations; empty for none
+    userFeaturesCol : str, default ""
+        column of features of the user, a vector or an array of numbers, the same in all rows of a
+        user (else the newest counts), null where nothing is known; empty for none. Needs solver
+        'bayes' and ratings
+    itemFeaturesCol : str, default ""
+        column of features of the item, as userFeaturesCol; empty for none
     predictionCol : str, default "prediction"
         prediction column name
     predictionStdCol : str, default ""
@@ -204,6 +214,8 @@ class StreamingBiasedALS(
         ratingCol: str = "rating",
         timestampCol: str = "",
         weightCol: str = "",
+        userFeaturesCol: str = "",
+        itemFeaturesCol: str = "",
         predictionCol: str = "prediction",
         predictionStdCol: str = "",
         solver: str = "bayes",
@@ -261,6 +273,7 @@ class StreamingBiasedALS(
 
     def write(self) -> MLWriter:
         """Return a writer: als.write().overwrite().save(path)."""
+        self.warnOfTables()
         return EstimatorWriter(self)
 
     @classmethod
@@ -272,8 +285,7 @@ class StreamingBiasedALS(
         dataset = self._table(dataset)
         self.warnOfUnused()
         kinds, id_types = self._ids_of(dataset)
-        settings = self.settings(table=True)
-        options = fit_options(self, kinds, self.getHandleInvalid(), settings)
+        settings, options = self._plan(kinds)
         state, report, *_ = learn_table(dataset, settings, options)
         return self._model(state, id_types, report)
 
@@ -299,8 +311,7 @@ class StreamingBiasedALS(
             )
         dataset = active_session().read.parquet(spark_path(path))
         kinds, id_types = self._ids_of(dataset)
-        settings = self.settings(table=True)
-        options = fit_options(self, kinds, self.getHandleInvalid(), settings)
+        settings, options = self._plan(kinds)
         keep = options.handle_invalid == "keep"
         limits = NO_LIMITS
         if options.rating_range is not None:
@@ -323,9 +334,7 @@ class StreamingBiasedALS(
         for stage in stages:
             stage.warnOfUnused()
             kinds, types = stage._ids_of(dataset)
-            settings = stage.settings(table=True)
-            options = fit_options(stage, kinds, stage.getHandleInvalid(), settings)
-            points.append(GridPoint(settings, options))
+            points.append(GridPoint(*stage._plan(kinds)))
             id_types.append(types)
         grid = GridFit(dataset, points)
 
@@ -398,6 +407,10 @@ class StreamingBiasedALS(
             the path is damaged
         """
         self.warnOfUnused()
+        self.refuseFeatures(
+            "fitStream starts from nothing, and what features say is learned by fit: fit a table, "
+            "then call updateStream on its model. For fitStream"
+        )
         stream = as_stream(stream, "call fit")
         kinds, id_types = self._ids_of(stream)
         empty = self._model(ModelState.empty(self.settings(), *kinds), id_types, None)
@@ -421,6 +434,12 @@ class StreamingBiasedALS(
             ),
             empty._at_newest,
         )
+
+    def _plan(self, kinds: tuple[Any, Any]) -> tuple[Settings, FitOptions]:
+        self.checkFeatures()
+        settings = replace(self.settings(table=True), featured=self.hasFeatures())
+        options = fit_options(self, kinds, self.getHandleInvalid(), settings)
+        return settings, replace(options, feature_tables=self._feature_tables)
 
     def _table(self, dataset: Any) -> DataFrame:
         return as_table(dataset, "dataset", self.ratingColumns().in_order, "call fitStream")

@@ -17,6 +17,8 @@ def fit_options(
 ) -> FitOptions:
     """How the Params say that tables and streams are read and spread, for a model so set."""
     columns = params.ratingColumns()
+    if not settings.featured:
+        columns = replace(columns, features=(None, None))
     optional = settings.learns_events and (not columns.rating or not params.isSet("ratingCol"))
     return FitOptions(
         columns=replace(columns, rating_needed=not optional),

@@ -17,6 +17,7 @@ from sparkml_sgdals.ingest.collecting import collect_ratings
 from sparkml_sgdals.ingest.frames import Table, as_table, like_given
 from sparkml_sgdals.learn.far_values import limits_for
 from sparkml_sgdals.ml.evaluate_methods import EvaluationMethods
+from sparkml_sgdals.ml.feature_methods import ModelFeatures
 from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
 from sparkml_sgdals.ml.one_methods import OneMethods
 from sparkml_sgdals.ml.params import default_settings
@@ -54,6 +55,7 @@ class StreamingBiasedALSModel(
     EvaluationMethods,
     OneMethods,
     VersionMethods,
+    ModelFeatures,
     Picklable,
     Model,
     ModelSetters,
@@ -156,6 +158,7 @@ class StreamingBiasedALSModel(
             std=self.getPredictionStdCol(),
             cold_start=self.getColdStartStrategy(),
             clip=self.getClipPredictions(),
+            features=self.featuresAmong(dataset.columns),
         )
         if columns.std and self._state.settings.solver != "bayes":
             raise ValueError(
@@ -240,6 +243,7 @@ class StreamingBiasedALSModel(
         DivergenceError
             the model is then as it was before
         """
+        self.checkFeatureColumns()
         names = self.ratingColumns().in_order
         dataset = as_table(dataset, "dataset", names, "call updateStream")
         settings = self._state.settings
@@ -337,6 +341,7 @@ class StreamingBiasedALSModel(
         StorageError
             the path is damaged
         """
+        self.checkFeatureColumns()
         return start_stream(
             stream,
             modelPath,

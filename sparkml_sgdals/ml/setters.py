@@ -35,6 +35,14 @@ class ModelSetters(ModelParams):
         """Set weightCol."""
         return self._set(weightCol=value)
 
+    def setUserFeaturesCol(self, value: str) -> Self:
+        """Set userFeaturesCol."""
+        return self._set(userFeaturesCol=value)
+
+    def setItemFeaturesCol(self, value: str) -> Self:
+        """Set itemFeaturesCol."""
+        return self._set(itemFeaturesCol=value)
+
     def setPredictionCol(self, value: str) -> Self:
         """Set predictionCol."""
         return self._set(predictionCol=value)

@@ -23,6 +23,7 @@ from pyspark.sql.types import StructType
 from sparkml_sgdals.arrays.hashing import USER_SIDE
 from sparkml_sgdals.ingest.columns import id_column
 from sparkml_sgdals.kernels.events.judges import FLOOR, NEVER
+from sparkml_sgdals.predict.feature_scoring import start_unknown
 from sparkml_sgdals.spark_jobs import BROADCAST_IDS
 from sparkml_sgdals.state.columns import list_column, prior_variances
 from sparkml_sgdals.state.event_scores import tastes_of
@@ -46,6 +47,8 @@ class ScoreColumns:
     std: str
     cold_start: str
     clip: bool
+    features: tuple[str | None, str | None] = (None, None)
+    """of users and items that the model does not know; None where the table has none"""
 
 
 @dataclass(frozen=True)
@@ -164,8 +167,17 @@ def score(
             factors = F.broadcast(factors)
         joined = joined.withColumn(key, id_column(schema, param, name, table.index.kind))
         joined = joined.join(factors, F.col(key) == F.col(known), "left")
-    user_known = F.col(f"__user_id_{tag}").isNotNull()
-    item_known = F.col(f"__item_id_{tag}").isNotNull()
+    is_known = []
+    for side, vector, weights in zip(
+        ("user", "item"), columns.features, state.features, strict=True
+    ):
+        here = F.col(f"__{side}_id_{tag}").isNotNull()
+        if vector is not None and weights is not None:
+            joined = start_unknown(joined, side, vector, weights, tag)
+            helpers.append(f"__{side}_vector_{tag}")
+            here = here | F.col(f"__{side}_vector_{tag}").isNotNull()
+        is_known.append(here)
+    user_known, item_known = is_known
     if columns.cold_start == "drop":
         joined = joined.where(user_known & item_known)
     added_columns = [_prediction(state, tag, columns, user_known & item_known)]

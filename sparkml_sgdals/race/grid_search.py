@@ -16,10 +16,10 @@ from pyspark.sql import DataFrame
 
 from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.ingest.frames import as_stream
-from sparkml_sgdals.ml.converters import at_least, param
 from sparkml_sgdals.ml.estimator import StreamingBiasedALS
 from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
 from sparkml_sgdals.ml.model import StreamingBiasedALSModel
+from sparkml_sgdals.ml.params.converters import at_least, param
 from sparkml_sgdals.race.candidates import started_from
 from sparkml_sgdals.race.standings import RaceRules
 from sparkml_sgdals.race.updater import RaceUpdater, leader_of
@@ -336,6 +336,7 @@ class StreamingGridSearch(Params):
             )
         for stage in stages:
             stage.warnOfUnused()
+            stage.refuseFeatures("Candidates of a race learn from ratings alone")
         settings = tuple(stage.settings() for stage in stages)
         if len({own.learns_events for own in settings}) > 1:
             raise ValueError(
@@ -382,6 +383,11 @@ def _starting_from(
 ) -> tuple[Settings, ...]:
     """Return the candidates' settings where they start from a model."""
     state, held = model.state, model.state.settings
+    if held.featured:
+        raise ValueError(
+            "initialModel was fitted with features of users or items, and candidates of a race "
+            "learn from ratings alone: give a model that was fitted without."
+        )
     if (state.users.index.kind, state.items.index.kind) != kinds:
         raise ValueError(
             f"initialModel has ids of types {', '.join(model.idTypes)} (user, item), and the "

@@ -26,10 +26,10 @@ from pyspark.ml.util import (
 from pyspark.sql import DataFrame
 
 from sparkml_sgdals.ingest.frames import as_table
-from sparkml_sgdals.ml.converters import at_least, one_of, param
 from sparkml_sgdals.ml.estimator import StreamingBiasedALS
 from sparkml_sgdals.ml.evaluate_methods import RANKING_METRICS, RankingEvaluation
 from sparkml_sgdals.ml.model import StreamingBiasedALSModel
+from sparkml_sgdals.ml.params.converters import at_least, one_of, param
 from sparkml_sgdals.ml.persistence import EstimatorWriter
 from sparkml_sgdals.race.splitting import SPLITS, Split, split_table
 from sparkml_sgdals.store.objects import Location

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
 import pandas as pd
 
 from sparkml_sgdals.errors import StorageError
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.lease import Lease, check_holder
 from sparkml_sgdals.store.spark_checkpoint import copy_until, end_of_batch, last_done
 from sparkml_sgdals.store.version_store import VersionStore
@@ -16,6 +20,7 @@ from sparkml_sgdals.store.version_store import VersionStore
 __all__ = [
     "VERSIONS",
     "Rollback",
+    "commit_added",
     "drop_later_invalid",
     "drop_old_checkpoints",
     "list_versions",
@@ -209,6 +214,47 @@ def roll_back(store: VersionStore, version: int, reread: bool) -> Rollback:
     finally:
         lease.release()
     return Rollback(following, version, batch, None if offsets is None else tuple(offsets))
+
+
+def commit_added(
+    store: VersionStore, add: Callable[[ModelState], None]
+) -> tuple[ModelState, Commit]:
+    """Commit a version in which a model has ids that no batch has brought.
+
+    Parameters
+    ----------
+    store : VersionStore
+        the model path, which no stream may be writing to
+    add : Callable[[ModelState], None]
+        adds ids behind those that there are, in place
+
+    Raises
+    ------
+    LeaseError
+        a stream writes to the path
+    StorageError
+        there is no version, or it is damaged
+    ValueError
+        the path holds a race
+    """
+    lease = lease_for_maintenance(store)
+    try:
+        state, newest = store.load()
+        if "race" in (store.meta() or {}):
+            raise ValueError(
+                f"{store.path} holds a race, whose candidates would not know the new ids. Load its "
+                "model, and let it go on at another path."
+            )
+        before = state.users.size, state.items.size
+        add(state)
+        rows = np.arange(before[0], state.users.size), np.arange(before[1], state.items.size)
+        made = store.commit(
+            state, rows if newest.runs is None else None, newest.batch, newest, None,
+            check=lambda: check_holder(store, lease.token), offsets=newest.offsets,
+        )  # fmt: skip
+    finally:
+        lease.release()
+    return state, made
 
 
 def drop_later_invalid(store: VersionStore, batch: int) -> None:

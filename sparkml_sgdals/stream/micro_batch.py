@@ -33,6 +33,7 @@ from sparkml_sgdals.ingest.bad_rows import (
     refuse_invalid,
 )
 from sparkml_sgdals.ingest.collecting import Collected, collect_ratings
+from sparkml_sgdals.ingest.features import features_of_table
 from sparkml_sgdals.learn.far_values import (
     DIVERGES,
     FAR_BEFORE,
@@ -373,7 +374,10 @@ def learn_collected(
     def learn(table: pa.Table) -> tuple[Ratings, BatchReport]:
         ratings = encode_ratings(table)
         fetch(ratings.user_ids, ratings.item_ids)
-        return ratings, learn_batch(state, ratings)
+        features = features_of_table(
+            state, collected.vectors, options.columns, options.handle_invalid == "error"
+        )
+        return ratings, learn_batch(state, ratings, features)
 
     kept = None
     if ready.again is not None:

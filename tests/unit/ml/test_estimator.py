@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 
 from sparkml_sgdals import StreamingBiasedALS
-from sparkml_sgdals.ml.solver_params import EVENT_DEFAULTS
+from sparkml_sgdals.ml.params.solvers import EVENT_DEFAULTS
 
 PARAMETERS = inspect.signature(StreamingBiasedALS).parameters
 KEYWORDS = [name for name in PARAMETERS if name != "self"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sparkml_sgdals.ml.als_params import UNUSED_OF_ALS
+from sparkml_sgdals.ml.params.als import UNUSED_OF_ALS
 from sparkml_sgdals.state.settings import CHOSEN
 
 __all__ = ["EVENT_DEFAULTS", "MOST_FILTERED", "refuse_unfit", "unused_params"]

@@ -10,7 +10,14 @@ from typing import Any, Final
 
 from pyspark.ml.param import Param, Params
 
-from sparkml_sgdals.ml.converters import at_least, flag, non_negative, one_of, param, positive
+from sparkml_sgdals.ml.params.converters import (
+    at_least,
+    flag,
+    non_negative,
+    one_of,
+    param,
+    positive,
+)
 
 __all__ = ["UNUSED_OF_ALS", "ALSParams"]
 

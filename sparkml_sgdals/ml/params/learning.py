@@ -23,8 +23,8 @@ from pyspark.ml.param.shared import (
     HasTol,
 )
 
-from sparkml_sgdals.ml.als_params import ALSParams
-from sparkml_sgdals.ml.converters import (
+from sparkml_sgdals.ml.params.als import ALSParams
+from sparkml_sgdals.ml.params.converters import (
     at_least,
     interval,
     non_negative,
@@ -34,8 +34,8 @@ from sparkml_sgdals.ml.converters import (
     positive,
     text,
 )
-from sparkml_sgdals.ml.row_params import RowParams
-from sparkml_sgdals.ml.solver_params import (
+from sparkml_sgdals.ml.params.rows import RowParams
+from sparkml_sgdals.ml.params.solvers import (
     EVENT_DEFAULTS,
     MOST_FILTERED,
     refuse_unfit,

@@ -8,14 +8,15 @@ from pyspark.ml.param import Param
 from pyspark.ml.param.shared import HasHandleInvalid, HasWeightCol
 
 from sparkml_sgdals.ingest.columns import RatingColumns
-from sparkml_sgdals.ml.converters import bounds, one_of, param, text
+from sparkml_sgdals.ml.params.converters import bounds, one_of, param, text
+from sparkml_sgdals.ml.params.features import FeatureParams
 
 __all__ = ["RowParams"]
 
 _INVALID: Final = ("error", "skip", "keep")
 
 
-class RowParams(HasHandleInvalid, HasWeightCol):
+class RowParams(HasHandleInvalid, HasWeightCol, FeatureParams):
     """Params of the rows of tables and streams."""
 
     userCol: Param[str] = param("userCol", "column of user ids: integers or strings.", text)
@@ -84,4 +85,5 @@ class RowParams(HasHandleInvalid, HasWeightCol):
             rating=self.getRatingCol(),
             time=self.getTimestampCol() or None,
             weight=self.getWeightCol() or None,
+            features=(self.getUserFeaturesCol() or None, self.getItemFeaturesCol() or None),
         )

@@ -1,0 +1,288 @@
+"""Features of users and items in the user's DataFrames: found, checked, one vector an id (driver).
+
+Columns of pyspark.ml vectors, dense or sparse, or of arrays of numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute
+from pyspark.ml.linalg import VectorUDT
+from pyspark.sql import Column, DataFrame
+from pyspark.sql import functions as F
+from pyspark.sql.types import ArrayType, NumericType, StructType
+
+from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.arrays.sparse_rows import SparseRows, vector_schema, with_names
+from sparkml_sgdals.ingest.columns import (
+    RatingColumns,
+    column,
+    column_type,
+    id_column,
+    time_column,
+)
+from sparkml_sgdals.state.feature_weights import MOST_COLUMNS, FeatureWeights
+from sparkml_sgdals.state.model_state import ModelState
+
+__all__ = [
+    "SIDES",
+    "FeatureRows",
+    "Vectors",
+    "features_of_table",
+    "side_table",
+    "table_features",
+    "vector_column",
+    "vectors_of",
+    "with_vectors",
+]
+
+logger = logging.getLogger(__name__)
+
+Bools = npt.NDArray[np.bool_]
+FeatureRows = tuple[SparseRows | None, SparseRows | None]
+"""What is known of users, and of items."""
+Vectors = tuple[pa.Table | None, pa.Table | None]
+"""Vectors of the rows of a batch, by user and by item: id, size, indices, values, perhaps time."""
+SIDES: Final = ("user", "item")
+_PARTS: Final = ("size", "indices", "values")
+_NAMED: Final = 5
+"""ids that a message names"""
+
+
+def vector_column(schema: StructType, param: str, name: str) -> Column:
+    """Expression of a vector as a struct of size, indices and values; null where it is null.
+
+    Raises ValueError for a missing column, TypeError for one that holds no vectors.
+    """
+    found, given = column_type(schema, param, name), column(schema, name)
+    if isinstance(found, VectorUDT):
+        vector = F.unwrap_udt(given)
+        values = vector["values"].cast("array<double>")
+        size = F.coalesce(vector["size"], F.size(values))
+        indices = vector["indices"].cast("array<int>")
+    elif isinstance(found, ArrayType) and isinstance(found.elementType, NumericType):
+        values = given.cast("array<double>")
+        size, indices = F.size(values), F.lit(None).cast("array<int>")
+    else:
+        raise TypeError(
+            f"{param} {name!r} must hold vectors of pyspark.ml or arrays of numbers, got "
+            f"{found.simpleString()}. Make them with VectorAssembler, or OneHotEncoder."
+        )
+    parts = (size.alias("size"), indices.alias("indices"), values.alias("values"))
+    return F.when(given.isNotNull(), F.struct(*parts))
+
+
+def with_vectors(df: DataFrame, columns: RatingColumns) -> tuple[DataFrame, tuple[str, ...]]:
+    """Return a batch with its vectors, and SQL of them as columns that `vectors_of` takes out.
+
+    Raises as `vector_column` does.
+    """
+    also: list[str] = []
+    given = dict(zip(SIDES, columns.features, strict=True))
+    for side, name in given.items():
+        if name is not None:
+            held = f"_sgdals_{side}_vector"
+            df = df.withColumn(held, vector_column(df.schema, f"{side}FeaturesCol", name))
+            also += [f"{held}.{part} AS {side}_{part}" for part in _PARTS]
+    return df, tuple(also)
+
+
+def vectors_of(table: pa.Table, columns: RatingColumns) -> tuple[pa.Table, Vectors]:
+    """Return a batch without its vectors, and these."""
+    taken: list[pa.Table | None] = []
+    for side, name in zip(SIDES, columns.features, strict=True):
+        if name is None:
+            taken.append(None)
+            continue
+        held = {"id": table.column(side)}
+        held |= {part: table.column(f"{side}_{part}") for part in _PARTS}
+        if "time" in table.column_names:
+            held["time"] = table.column("time")
+        own = pa.table(held)
+        taken.append(own.filter(pa.compute.is_valid(own.column("size"))))
+        table = table.drop_columns([f"{side}_{part}" for part in _PARTS])
+    return table, (taken[0], taken[1])
+
+
+def features_of_table(
+    state: ModelState, vectors: Vectors, columns: RatingColumns, refuse: bool
+) -> FeatureRows:
+    """Return what a batch says of ids that a model does not know, the newest by time.
+
+    Parameters
+    ----------
+    state : ModelState
+        the model
+    vectors : Vectors
+        from `vectors_of`
+    columns : RatingColumns
+        names the columns
+    refuse : bool
+        whether a vector that is none raises ValueError; else it counts as not given
+    """
+    found: list[SparseRows | None] = []
+    tables = (state.users, state.items)
+    for side, table, given, weights, name in zip(
+        SIDES, tables, vectors, state.features, columns.features, strict=True
+    ):
+        if given is None or weights is None:
+            found.append(None)
+            continue
+        new = table.index.find(given.column("id").combine_chunks()) < 0
+        rows = _newest(given.filter(pa.array(new)))
+        found.append(_checked(rows, weights, f"{side}FeaturesCol {name!r}", refuse))
+    return found[0], found[1]
+
+
+def table_features(
+    df: DataFrame, columns: RatingColumns, kinds: tuple[IdKind, IdKind], refuse: bool,
+    weights: Sequence[FeatureWeights | None] = (None, None),
+) -> FeatureRows:  # fmt: skip
+    """Return the newest vector of each id of a table of ratings: one job a side.
+
+    Parameters
+    ----------
+    df : DataFrame
+        the user's table
+    columns : RatingColumns
+        where ids, vectors and times are
+    kinds : tuple[IdKind, IdKind]
+        of the ids of users and of items
+    refuse : bool
+        whether a vector that is none raises ValueError; else it counts as not given
+    weights : Sequence[FeatureWeights | None]
+        of the model that the table is added to
+    """
+    found: list[SparseRows | None] = []
+    ids = (columns.user, columns.item)
+    for side, own, name, kind, known in zip(
+        SIDES, ids, columns.features, kinds, weights, strict=True
+    ):
+        if name is None:
+            found.append(None)
+            continue
+        param = f"{side}FeaturesCol"
+        told = f"{param} {name!r}"
+        time = F.lit(0) if columns.time is None else time_column(df.schema, columns.time)
+        vectors = df.select(
+            id_column(df.schema, f"{side}Col", own, kind).alias("id"),
+            vector_column(df.schema, param, name).alias("vector"),
+            time.alias("time"),
+        )
+        vectors = vectors.where("id IS NOT NULL AND vector IS NOT NULL")
+        newest = vectors.groupBy("id").agg(
+            F.max_by("vector", F.struct("time", "vector")).alias("vector"),
+            (F.min("vector") != F.max("vector")).alias("differ"),
+        )
+        table = newest.select("id", *[f"vector.{part}" for part in _PARTS], "differ").toArrow()
+        _warn_of_different(table.filter(table.column("differ")).column("id").to_pylist(), told)
+        table = _named(table.drop_columns("differ").cast(vector_schema(kind)), df.schema, name)
+        found.append(_checked(table, known, told, refuse))
+    return found[0], found[1]
+
+
+def side_table(
+    df: DataFrame, side: str, id_name: str, vector_name: str, kind: IdKind, refuse: bool,
+    weights: FeatureWeights | None = None,
+) -> SparseRows:  # fmt: skip
+    """Return the vectors of a table with a row an id.
+
+    Parameters
+    ----------
+    df : DataFrame
+        of ids and vectors; other columns are not read
+    side : str
+        "user" or "item"
+    id_name, vector_name : str
+        its columns
+    kind : IdKind
+        of the ids
+    refuse : bool
+        whether a vector that is none raises ValueError; else it counts as not given
+    weights : FeatureWeights | None
+        of the model that they are for
+    """
+    columns = RatingColumns(
+        id_name, id_name, "",
+        features=(vector_name, None) if side == "user" else (None, vector_name),
+    )  # fmt: skip
+    found = table_features(df, columns, (kind, kind), refuse, (weights, weights))
+    rows = found[SIDES.index(side)]
+    assert rows is not None
+    return rows
+
+
+def _newest(table: pa.Table) -> pa.Table:
+    """Return one vector an id: the last by time, of equal times the greatest."""
+    ids = table.column("id").combine_chunks().dictionary_encode()
+    group = ids.indices.to_numpy(zero_copy_only=False)
+    time = np.zeros(group.size, np.int64)
+    if "time" in table.column_names:
+        time = table.column("time").to_numpy()
+        table = table.drop_columns("time")
+    last = np.full(len(ids.dictionary), np.iinfo(np.int64).min)
+    np.maximum.at(last, group, time)
+    at_last = np.flatnonzero(time == last[group])
+    if at_last.size > last.size:
+        best: dict[int, tuple[Any, int]] = {}
+        told = table.select(list(_PARTS)).take(pa.array(at_last)).to_pylist()
+        for row, vector in zip(at_last.tolist(), told, strict=True):
+            # as Spark orders structs and arrays: null first, NaN is the greatest number
+            key = tuple(str(vector[part]) for part in _PARTS), row
+            held = best.get(int(group[row]))
+            if held is None or key[0] > held[0]:
+                best[int(group[row])] = key
+        at_last = np.array([row for _, row in best.values()], np.int64)
+    return table.take(pa.array(at_last))
+
+
+def _checked(
+    table: pa.Table, weights: FeatureWeights | None, what: str, refuse: bool
+) -> SparseRows:
+    rows, bad = SparseRows.of(table, 0 if weights is None else weights.size)
+    if bad:
+        shown = ", ".join(map(repr, bad[:_NAMED])) + (", ..." if len(bad) > _NAMED else "")
+        fault = (
+            f"{what} has another length than {rows.size}, or holds what is no finite number, for "
+            f"{len(bad)} id{'s' if len(bad) > 1 else ''}: {shown}"
+        )
+        if refuse:
+            raise ValueError(
+                f"{fault}. Repair these vectors, make them null where nothing is known, or set "
+                "handleInvalid='skip' to learn without them."
+            )
+        logger.warning("%s; nothing counts as known of these", fault)
+    used = np.unique(rows.columns).size
+    if weights is None and used > MOST_COLUMNS:
+        raise ValueError(
+            f"{what} has values in {used} columns, at most {MOST_COLUMNS} may have weights: lower "
+            "numFeatures of HashingTF, raise minDF of CountVectorizer, or take PCA first."
+        )
+    return rows
+
+
+def _warn_of_different(ids: list[Any], what: str) -> None:
+    if ids:
+        shown = ", ".join(map(repr, sorted(ids)[:_NAMED])) + (", ..." if len(ids) > _NAMED else "")
+        warnings.warn(
+            f"{what} differs from row to row for {len(ids)} id{'s' if len(ids) > 1 else ''}: "
+            f"{shown}. The newest by timestampCol counts.",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _named(table: pa.Table, schema: StructType, name: str) -> pa.Table:
+    """Return a table that tells the names that pyspark.ml keeps of a column's places."""
+    field = next((field for field in schema.fields if field.name == name), None)
+    held = {} if field is None else (field.metadata or {}).get("ml_attr", {}).get("attrs", {})
+    found = {one["idx"]: one["name"] for some in held.values() for one in some if "name" in one}
+    names = tuple(found.get(place, str(place)) for place in range(max(found, default=-1) + 1))
+    return with_names(table, names)

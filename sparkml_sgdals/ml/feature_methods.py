@@ -1,0 +1,268 @@
+"""What estimator and model do with features of users and items (driver)."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from pyspark.sql import DataFrame
+
+from sparkml_sgdals.ingest.features import SIDES, side_table
+from sparkml_sgdals.ingest.frames import Table, as_table
+from sparkml_sgdals.learn.features import start_featured
+from sparkml_sgdals.ml.params import LearningParams
+from sparkml_sgdals.ml.params.features import FeatureParams
+from sparkml_sgdals.spark_jobs import active_session
+from sparkml_sgdals.state.feature_weights import feature_names
+from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.store.maintenance import commit_added
+from sparkml_sgdals.store.objects import Location, full_path
+from sparkml_sgdals.store.version_store import VersionStore
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["FeatureTables", "ModelFeatures"]
+
+FEATURE_WEIGHTS_DDL = "side string, feature string, bias float, features array<float>"
+
+
+class FeatureTables(LearningParams):
+    """Methods of the estimator that are about features."""
+
+    _feature_tables: tuple[DataFrame | None, DataFrame | None] = (None, None)
+
+    def setUserFeatures(self, df: Table | None) -> Self:
+        """Give features of users in a table of their own: columns userCol, and one of vectors.
+
+        For userFeaturesCol; read by every fit, and not saved with the estimator. None takes it
+        back.
+        """
+        return self._with_table(df, 0)
+
+    def setItemFeatures(self, df: Table | None) -> Self:
+        """Give features of items in a table of their own: columns itemCol, and one of vectors.
+
+        For itemFeaturesCol; read by every fit, and not saved with the estimator. None takes it
+        back.
+        """
+        return self._with_table(df, 1)
+
+    def hasFeatures(self) -> bool:
+        """Whether users or items have features."""
+        return self.featureColumns() or any(table is not None for table in self._feature_tables)
+
+    def featureColumns(self) -> bool:
+        """Whether a column of features is set."""
+        return bool(self.getUserFeaturesCol() or self.getItemFeaturesCol())
+
+    def refuseFeatures(self, why: str) -> None:
+        """Raise ValueError where there are features, which something cannot take."""
+        if self.hasFeatures():
+            raise ValueError(
+                f"{why}: leave userFeaturesCol, itemFeaturesCol, setUserFeatures and "
+                "setItemFeatures out."
+            )
+
+    def checkFeatures(self) -> None:
+        """Raise ValueError where the solver, or what rows are, has no use for features."""
+        if self.getImplicitPrefs():
+            self.refuseFeatures("Features are learned from ratings, and implicitPrefs is True")
+        if self.getSolver() != "bayes":
+            self.refuseFeatures(
+                f"Features are learned by solver 'bayes', and solver is {self.getSolver()!r}"
+            )
+        if self.getMaxIter() == 0:
+            self.refuseFeatures("Features are learned by sweeps, and maxIter is 0")
+
+    def warnOfTables(self) -> None:
+        """Warn that tables of features are not saved."""
+        if any(table is not None for table in self._feature_tables):
+            warnings.warn(
+                "The tables of setUserFeatures and setItemFeatures are not saved with the "
+                "estimator: give them again once it is loaded.",
+                UserWarning,
+                stacklevel=3,
+            )
+
+    def _with_table(self, df: Table | None, side: int) -> Self:
+        if df is not None:
+            df = _feature_table(self, df, side)
+        tables = list(self._feature_tables)
+        tables[side] = df
+        self._feature_tables = (tables[0], tables[1])
+        return self
+
+
+class ModelFeatures(FeatureParams):
+    """Methods of the model that are about features."""
+
+    version: int
+    _state: ModelState
+    _shared: bool
+    _frames: Any
+    _path_id: str | None
+    _id_types: tuple[str, str]
+    getOrDefault: Any
+
+    def featuresAmong(self, names: list[str]) -> tuple[str | None, str | None]:
+        """Columns of features among those of a table of pairs, of users and of items."""
+        self.checkFeatureColumns()
+        here = {name.lower() for name in names}
+        user, item = (
+            name if name and name.split(".")[0].lower() in here else None
+            for name in (self.getUserFeaturesCol(), self.getItemFeaturesCol())
+        )
+        return user, item
+
+    def checkFeatureColumns(self) -> None:
+        """Raise ValueError where a column is set of features that the model knows nothing of."""
+        if self._state.partial or not self._state.ids[0]:
+            # not all of the model is here: what is at the path says
+            return
+        names = (self.getUserFeaturesCol(), self.getItemFeaturesCol())
+        for side, name, weights in zip(SIDES, names, self._state.features, strict=True):
+            if name and weights is None:
+                raise ValueError(
+                    f"{side}FeaturesCol is {name!r}, and the model was fitted without features of "
+                    f"{side}s: fit it with them, or set {side}FeaturesCol to ''."
+                )
+
+    @property
+    def featureWeights(self) -> DataFrame:
+        """What features say of ids without ratings, in units of the ratings, a row a column.
+
+        Returns
+        -------
+        DataFrame of side ("user" or "item"), feature (its name by pyspark.ml's metadata, else its
+        place in the vector), bias (what one unit adds to the id's bias), features (to its
+        features)
+        """
+        parts = []
+        spread = self._state.scale.spread
+        for side, weights in zip(SIDES, self._state.features, strict=True):
+            if weights is None:
+                continue
+            names = np.array(feature_names(weights), object)[weights.columns]
+            parts += [
+                (side, str(name), float(row[0] * spread), (row[1:] * np.sqrt(spread)).tolist())
+                for name, row in zip(names, weights.start[1:].astype(float), strict=True)
+            ]
+        return active_session().createDataFrame(parts, FEATURE_WEIGHTS_DDL)
+
+    def withUsers(self, df: Table, modelPath: Location | None = None) -> Any:
+        """Return a copy of the model that knows more users, by their features alone.
+
+        Parameters
+        ----------
+        df : Table
+            column userCol, and a column of vectors: userFeaturesCol, or its only other one; users
+            that the model knows are left as they are
+        modelPath : Location | None
+            add them to the newest version under this path, as a new version; stop the stream
+            before
+
+        Returns
+        -------
+        the copy, `version` one more; with `modelPath` its newest version
+
+        Raises
+        ------
+        ValueError
+            the model was fitted without features of users, or a vector is none
+        LeaseError
+            a stream writes to the path
+        StorageError
+            the path holds no version, or a damaged one
+        """
+        return self._with_ids(df, 0, modelPath)
+
+    def withItems(self, df: Table, modelPath: Location | None = None) -> Any:
+        """Return a copy of the model that knows more items, by their features alone.
+
+        They are recommended, found by similarItems and served as others are, each by what its
+        features say and with the deviation of an item that nobody has rated.
+
+        Parameters
+        ----------
+        df : Table
+            column itemCol, and a column of vectors: itemFeaturesCol, or its only other one; items
+            that the model knows are left as they are
+        modelPath : Location | None
+            add them to the newest version under this path, as a new version; stop the stream
+            before
+
+        Returns
+        -------
+        the copy, `version` one more; with `modelPath` its newest version
+
+        Raises
+        ------
+        ValueError
+            the model was fitted without features of items, or a vector is none
+        LeaseError
+            a stream writes to the path
+        StorageError
+            the path holds no version, or a damaged one
+        """
+        return self._with_ids(df, 1, modelPath)
+
+    def _with_ids(self, df: Table, side: int, path: Location | None) -> Any:
+        itself: Any = self
+        model = itself.copy()
+        store = None
+        if path is not None:
+            store = VersionStore(full_path(path))
+            model._state, commit = store.load()
+            model.version = commit.version
+            model._path_id = (store.meta() or {}).get("pathId")
+        weights = model._state.features[side]
+        if weights is None:
+            raise ValueError(
+                f"The model was fitted without features of {SIDES[side]}s, so there is nothing to "
+                f"start them from: fit it with {SIDES[side]}FeaturesCol, or with "
+                f"set{SIDES[side].capitalize()}Features."
+            )
+        table = _feature_table(self, df, side)
+        names = table.columns
+        kinds = model._state.users.index.kind, model._state.items.index.kind
+        refuse = self.getOrDefault("handleInvalid") == "error"
+        rows = side_table(table, SIDES[side], names[0], names[1], kinds[side], refuse, weights)
+
+        def add(state: ModelState) -> None:
+            start_featured((state.users, state.items)[side], rows.ids, rows, weights)
+
+        if store is not None:
+            model._state, commit = commit_added(store, add)
+            model.version = commit.version
+        else:
+            model._state = model._state.copy()
+            add(model._state)
+            model.version += 1
+            model._path_id = None
+        model._shared = False
+        model._frames = None
+        return model
+
+
+def _feature_table(params: Any, df: Table, side: int) -> DataFrame:
+    """Return the columns of ids and vectors of a table, in this order."""
+    what = SIDES[side]
+    ids = params.getOrDefault(f"{what}Col")
+    wanted = params.getOrDefault(f"{what}FeaturesCol")
+    frame = as_table(df, "df", (ids, wanted or "features"), "features stand in a table")
+    if ids not in frame.columns:
+        raise ValueError(
+            f"{what}Col {ids!r} is not a column of the table of features, which has "
+            f"{', '.join(map(repr, frame.columns))}. Rename its column of ids."
+        )
+    others = [name for name in frame.columns if name != ids]
+    if wanted not in others:
+        if len(others) != 1:
+            raise ValueError(
+                f"The table of features has {len(others)} columns beside {ids!r}: select the one "
+                f"of vectors, or set {what}FeaturesCol to it."
+            )
+        wanted = others[0]
+    return frame.select(frame[ids], frame[wanted])

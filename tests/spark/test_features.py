@@ -1,0 +1,367 @@
+"""Features of users and items: from columns and tables to predictions, streams and versions."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from helpers import ONCE, assert_same_bits, predictions
+from pyspark.ml.feature import OneHotEncoder, StringIndexer, VectorAssembler
+from pyspark.ml.linalg import Vectors
+from pyspark.ml.tuning import ParamGridBuilder
+from pyspark.sql import functions as F
+
+from sparkml_sgdals import (
+    Predictor,
+    StreamingBiasedALS,
+    StreamingBiasedALSModel,
+    StreamingGridSearch,
+)
+
+ITEMS, FEATURES, COLD = 120, 4, 100
+RNG = np.random.default_rng(4)
+MATRIX = (RNG.random((ITEMS, FEATURES)) < 0.4).astype(float)
+
+
+def ratings() -> pd.DataFrame:
+    """Ratings that features of the items explain, in an order of time in which some come late."""
+    rng = np.random.default_rng(5)
+    taste = rng.normal(0, 0.7, (60, FEATURES))
+    weights = rng.normal(0, 0.6, FEATURES)
+    user, item = rng.integers(0, 60, 5000), rng.integers(0, ITEMS, 5000)
+    base = MATRIX - MATRIX.mean(axis=0)
+    value = 3 + base[item] @ weights + (taste[user] * base[item]).sum(axis=1)
+    frame = pd.DataFrame({"user": user, "item": item, "rating": value + rng.normal(0, 0.3, 5000)})
+    frame["time"] = np.arange(5000)
+    return frame
+
+
+RATINGS = ratings()
+OLD, NEW = RATINGS[RATINGS.item < COLD], RATINGS[RATINGS.item >= COLD]
+
+
+@pytest.fixture(scope="module")
+def vectors(spark):
+    """Items with vectors, every other one sparse."""
+    rows = [
+        (
+            n,
+            Vectors.dense(row) if n % 2 else Vectors.sparse(
+                FEATURES, np.flatnonzero(row).tolist(), row[row != 0].tolist()
+            ),
+        )
+        for n, row in enumerate(MATRIX)
+    ]  # fmt: skip
+    return spark.createDataFrame(rows, ["item", "vector"])
+
+
+def with_vectors(spark, frame, vectors):
+    return spark.createDataFrame(frame).join(vectors, "item", "left")
+
+
+ALS = {"rank": 4, "timestampCol": "time"}
+
+
+@pytest.fixture(scope="module")
+def model(spark, vectors):
+    """A model of the older items, by a column."""
+    als = StreamingBiasedALS(itemFeaturesCol="vector", **ALS)
+    return als.fit(with_vectors(spark, OLD, vectors))
+
+
+def error(model, spark, frame, vectors) -> float:
+    scored = model.transform(with_vectors(spark, frame, vectors))
+    found = scored.toPandas()
+    assert len(found) == len(frame)
+    return float(np.sqrt(np.mean((found.prediction - found.rating) ** 2)))
+
+
+class TestFit:
+    """What a table's features teach."""
+
+    def test_items_that_nobody_rated_are_predicted(self, spark, vectors, model):
+        """By their features, in transform, with a deviation that is about right."""
+        plain = StreamingBiasedALS(**ALS).fit(spark.createDataFrame(OLD))
+        assert error(model, spark, NEW, vectors) < 0.8 * error(plain, spark, NEW, vectors)
+        told = model.copy().setPredictionStdCol("std")
+        found = told.transform(with_vectors(spark, NEW, vectors)).toPandas()
+        scores = (found.prediction - found.rating) / found["std"]
+        assert 0.7 < np.sqrt(np.mean(scores**2)) < 1.2
+        # the ids that it knows are predicted as without the column
+        known = spark.createDataFrame(OLD)
+        by = ["user", "item", "time"]
+        np.testing.assert_array_equal(
+            predictions(model.transform(known), by),
+            predictions(model.transform(with_vectors(spark, OLD, vectors)), by),
+        )
+
+    def test_a_column_arrays_and_a_table_say_the_same(self, spark, vectors, model):
+        """To the bit; also when Parquet is read straight, and whatever the order of rows."""
+        als = StreamingBiasedALS(**ALS)
+        shuffled = spark.createDataFrame(OLD.sample(frac=1.0, random_state=1))
+        assert als.copy().setItemFeatures(vectors) is not als
+        assert_same_bits(als.copy().setItemFeatures(vectors).fit(shuffled), model)
+        arrays = spark.createDataFrame(
+            pd.DataFrame({"item": np.arange(ITEMS), "vector": MATRIX.tolist()})
+        )
+        named = als.copy().setItemFeaturesCol("vector")
+        assert_same_bits(named.fit(shuffled.join(arrays, "item", "left")), model)
+
+    def test_from_parquet(self, spark, vectors, model, tmp_path):
+        path = str(tmp_path / "ratings")
+        spark.createDataFrame(OLD).write.parquet(path)
+        als = StreamingBiasedALS(**ALS).setItemFeatures(vectors)
+        assert_same_bits(als.fitParquet(path), model)
+
+    def test_both_sides_a_grid_and_a_pipeline_of_spark(self, spark, vectors):
+        """One-hot columns of a user's country; names go through to what is told of weights."""
+        frame = OLD.assign(country=np.where(OLD.user % 3 == 0, "CH", "AT"))
+        table = with_vectors(spark, frame, vectors)
+        table = StringIndexer(inputCol="country", outputCol="n").fit(table).transform(table)
+        table = (
+            OneHotEncoder(inputCol="n", outputCol="hot", dropLast=False).fit(table).transform(table)
+        )
+        table = VectorAssembler(inputCols=["hot"], outputCol="about").transform(table)
+        als = StreamingBiasedALS(userFeaturesCol="about", itemFeaturesCol="vector", **ALS)
+        grid = ParamGridBuilder().addGrid(als.maxIter, [3, 5]).build()
+        first, second = als.fit(table, grid)
+        assert_same_bits(second, als.copy({als.maxIter: 5}).fit(table))
+        assert first.state.fingerprint() != second.state.fingerprint()
+        told = second.featureWeights.toPandas()
+        assert told[told.side == "user"].feature.tolist() == ["hot_AT", "hot_CH"]
+        assert told[told.side == "item"].feature.tolist() == ["0", "1", "2", "3"]
+        assert np.isfinite(np.stack(told.features.to_numpy())).all()
+        assert len(told.features[0]) == 4
+
+    def test_the_newest_vector_counts_and_the_id_is_named(self, spark, vectors, model):
+        late = OLD.time.max()
+        frame = with_vectors(spark, OLD, vectors).withColumn(
+            "vector",
+            F.when((F.col("item") == 7) & (F.col("time") < 50), F.lit(None)).otherwise(
+                F.col("vector")
+            ),
+        )
+        als = StreamingBiasedALS(itemFeaturesCol="vector", **ALS)
+        # null says nothing, so it contradicts nothing
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert_same_bits(als.fit(frame), model)
+        array = spark.createDataFrame(
+            OLD.assign(vector=[MATRIX[n].tolist() for n in OLD.item])
+        ).withColumn(
+            "vector",
+            F.when(
+                (F.col("item") == 7) & (F.col("time") < late // 2),
+                F.array(*[F.lit(9.0)] * FEATURES),
+            ).otherwise(F.col("vector")),
+        )
+        with pytest.warns(UserWarning, match=r"itemFeaturesCol 'vector' differs .* for 1 id: 7"):
+            assert_same_bits(als.fit(array), model)
+
+    def test_vectors_that_are_none(self, spark):
+        """Refused by name, or as if they were not given."""
+        rows = MATRIX.tolist()
+        rows[3], rows[5] = rows[3][:2], [float("nan"), *rows[5][1:]]
+        bad = spark.createDataFrame(OLD.assign(vector=[rows[n] for n in OLD.item]))
+        als = StreamingBiasedALS(itemFeaturesCol="vector", **ALS)
+        sentence = r"itemFeaturesCol 'vector' has another length than 4, or .* for 2 ids: 3, 5"
+        with pytest.raises(ValueError, match=sentence):
+            als.fit(bad)
+        rows[3] = rows[5] = None
+        good = spark.createDataFrame(
+            OLD.assign(vector=[rows[n] for n in OLD.item]),
+            "user long, item long, rating double, time long, vector array<double>",
+        )
+        assert_same_bits(als.copy().setHandleInvalid("skip").fit(bad), als.fit(good))
+        with pytest.raises(ValueError, match="There are no features of items: all vectors"):
+            als.fit(good.withColumn("vector", F.lit(None).cast("array<double>")))
+
+    @pytest.mark.parametrize(
+        ("params", "sentence"),
+        [
+            ({"solver": "sgd"}, "learned by solver 'bayes', and solver is 'sgd'"),
+            ({"solver": "minibatch"}, "learned by solver 'bayes', and solver is 'minibatch'"),
+            ({"implicitPrefs": True}, "learned from ratings, and implicitPrefs is True"),
+            ({"implicitPrefs": True, "solver": "isgd"}, "implicitPrefs is True"),
+            ({"maxIter": 0}, "learned by sweeps, and maxIter is 0"),
+            ({"numBlocks": 2}, "learned in one task, and this table"),
+            ({"itemFeaturesCol": "item"}, "must hold vectors of pyspark.ml or arrays of numbers"),
+            ({"itemFeaturesCol": "nothing"}, "'nothing' is not a column"),
+        ],
+    )
+    def test_what_is_refused(self, spark, vectors, params, sentence):
+        als = StreamingBiasedALS(**{"itemFeaturesCol": "vector", **ALS, **params})
+        with pytest.raises((ValueError, TypeError), match=sentence):
+            als.fit(with_vectors(spark, OLD[:200], vectors))
+
+    def test_streams_from_nothing_and_races_are_refused(self, spark, vectors, stream, files):
+        als = StreamingBiasedALS(itemFeaturesCol="vector", **ALS)
+        folder = files(OLD[:10], 10)
+        with pytest.raises(ValueError, match="fitStream starts from nothing, and what features"):
+            als.fitStream(stream(folder), "nowhere")
+        with pytest.raises(ValueError, match="fitStream starts from nothing, and what features"):
+            StreamingBiasedALS(**ALS).setItemFeatures(vectors).fitStream(stream(folder), "nowhere")
+        race = StreamingGridSearch(estimator=als, estimatorParamMaps=[{}])
+        with pytest.raises(ValueError, match="Candidates of a race learn from ratings alone"):
+            race.fitStream(stream(folder), "nowhere")
+
+    def test_a_table_of_features_is_not_saved(self, spark, vectors, tmp_path):
+        als = StreamingBiasedALS(**ALS).setItemFeatures(vectors)
+        with pytest.warns(UserWarning, match="setUserFeatures and setItemFeatures are not saved"):
+            als.write().overwrite().save(str(tmp_path / "als"))
+        assert not StreamingBiasedALS.load(str(tmp_path / "als")).hasFeatures()
+        with pytest.raises(ValueError, match=r"itemCol 'item' is not a column of the table"):
+            als.setItemFeatures(vectors.withColumnRenamed("item", "movie"))
+        assert not als.setItemFeatures(None).hasFeatures()
+
+
+class TestUse:
+    """A model with features is saved, copied, updated and asked."""
+
+    def test_saved_and_loaded(self, spark, vectors, model, tmp_path):
+        path = str(tmp_path / "model")
+        model.write().overwrite().save(path)
+        again = StreamingBiasedALSModel.load(path)
+        assert_same_bits(again, model)
+        assert again.getItemFeaturesCol() == "vector"
+        assert error(again, spark, NEW, vectors) == error(model, spark, NEW, vectors)
+        ranked = Predictor.load(path).recommend([1], 3)
+        assert ranked["item"].tolist() == [one.item for one in model.recommendOne(1, 3)]
+
+    def test_cold_strategies_and_wrong_vectors(self, spark, vectors, model):
+        """What features tell counts as known; a pair of which nothing is known is not."""
+        pairs = spark.createDataFrame(
+            pd.DataFrame({"user": [1, 1, 1], "item": [COLD, 5, 9999]})
+        ).join(vectors, "item", "left")
+        plain = model.transform(pairs).toPandas().set_index("item").prediction
+        dropped = model.copy().setColdStartStrategy("drop").transform(pairs).toPandas()
+        assert sorted(dropped.item) == [5, COLD]
+        nan = model.copy().setColdStartStrategy("nan").transform(pairs).toPandas()
+        nan = nan.set_index("item").prediction
+        assert np.isnan(nan[9999])
+        assert nan[[5, COLD]].tolist() == plain[[5, COLD]].tolist()
+        short = spark.createDataFrame([(1, COLD, [1.0])], ["user", "item", "vector"])
+        with pytest.raises(Exception, match="a vector of 1 numbers, the model was fitted with 4"):
+            model.transform(short).collect()
+
+    def test_an_update_starts_new_items_by_their_features(self, spark, vectors, model):
+        """And the same where a table with one row more is too large to collect, in kind."""
+        batch = with_vectors(spark, NEW[:40], vectors)
+        updated = model.copy().update(batch)
+        blind = model.copy().setItemFeaturesCol("").update(batch)
+        before, after = (one.state.counters.prequential_squares for one in (blind, updated))
+        assert after < before
+        known = updated.state.items.index.find(pa.array([int(NEW.item.iloc[0])]))
+        assert updated.state.items.featured[known].any()
+        assert not blind.state.items.featured[blind.state.items.index.find(
+            pa.array([int(NEW.item.iloc[0])]))].any()  # fmt: skip
+
+    def test_more_items_join_and_are_recommended(self, spark, vectors, model):
+        more = model.withItems(vectors)
+        assert (more.version, model.version) == (model.version + 1, model.version)
+        assert more.state.items.size == ITEMS
+        assert model.state.items.size == COLD
+        # predicted as transform predicts them by the column
+        pairs = spark.createDataFrame(NEW[["user", "item", "time"]])
+        by = ["time"]
+        given = model.transform(pairs.join(vectors, "item"))
+        # a new id's own start, which keeps tastes apart, comes besides
+        np.testing.assert_allclose(
+            predictions(more.transform(pairs), by), predictions(given, by), atol=0.3
+        )
+        ranked = more.recommendForAllUsers(ITEMS).toPandas()
+        offered = {row["item"] for rows in ranked.recommendations for row in rows}
+        assert offered == set(range(ITEMS))
+        with pytest.raises(ValueError, match="fitted without features of users"):
+            model.withUsers(spark.createDataFrame([(1, [1.0])], ["user", "vector"]))
+
+    def test_a_model_without_them_refuses_a_column(self, spark, vectors):
+        plain = StreamingBiasedALS(**ALS).fit(spark.createDataFrame(OLD[:300]))
+        plain.setItemFeaturesCol("vector")
+        for use in (plain.transform, plain.update):
+            with pytest.raises(ValueError, match="the model was fitted without features of items"):
+                use(with_vectors(spark, OLD[:10], vectors))
+
+
+class TestStream:
+    """New items in a stream start by their features, exactly once."""
+
+    @pytest.fixture
+    def source(self, spark, tmp_path):
+        """A folder of files with vectors as arrays, and the stream of it."""
+        folder = tmp_path / "in"
+        folder.mkdir()
+
+        def put(frame, first):
+            for number, part in enumerate(np.array_split(np.arange(len(frame)), 3)):
+                rows = frame.iloc[part].assign(
+                    vector=[MATRIX[n].tolist() for n in frame.item.iloc[part]]
+                )
+                file = folder / f"{first + number:03d}.parquet"
+                pq.write_table(pa.Table.from_pandas(rows, preserve_index=False), file)
+
+        def read():
+            schema = "user long, item long, rating double, time long, vector array<double>"
+            reader = spark.readStream.schema(schema).option("maxFilesPerTrigger", 1)
+            return reader.parquet(str(folder))
+
+        return put, read
+
+    def test_restart_rollback_and_bits(self, spark, vectors, model, source, tmp_path):
+        put, read = source
+        path = str(tmp_path / "m")
+        put(NEW[:300], 0)
+        job = model.updateStream(read(), path, trigger=ONCE)
+        job.awaitTermination()
+        halfway = job.model
+        put(NEW[300:600], 10)
+        job = StreamingBiasedALSModel.resumeStream(read(), path, trigger=ONCE)
+        job.awaitTermination()
+        # the same files in one run
+        other = model.updateStream(read(), str(tmp_path / "n"), trigger=ONCE)
+        other.awaitTermination()
+        assert other.model.version == 6
+        assert_same_bits(job.model, other.model)
+        assert other.metrics().newItems.sum() == NEW.item[:600].nunique()
+        plain = StreamingBiasedALS(**ALS).fit(spark.createDataFrame(OLD))
+        blind = plain.updateStream(read(), str(tmp_path / "b"), trigger=ONCE)
+        blind.awaitTermination()
+        assert other.metrics().rmse.iloc[0] < 0.9 * blind.metrics().rmse.iloc[0]
+        assert (other.metrics().newItems == blind.metrics().newItems).all()
+        StreamingBiasedALSModel.rollback(path, 3)
+        back = StreamingBiasedALSModel.load(path)
+        assert back.state.fingerprint() == halfway.state.fingerprint()
+        loaded = StreamingBiasedALSModel.load(path, 6)
+        assert_same_bits(loaded, other.model)
+        # a part of the model in memory
+        small = model.copy().setMaxResidentIds(20)
+        part = small.updateStream(read(), str(tmp_path / "p"), trigger=ONCE)
+        part.awaitTermination()
+        assert_same_bits(part.model, other.model)
+
+    def test_items_join_a_path(self, model, vectors, source, tmp_path):
+        """As a version, after which the stream goes on."""
+        put, read = source
+        path = str(tmp_path / "m")
+        put(OLD[:90], 0)
+        model.updateStream(read(), path, trigger=ONCE).awaitTermination()
+        more = model.withItems(vectors, modelPath=path)
+        assert (more.version, more.state.items.size) == (4, ITEMS)
+        assert_same_bits(StreamingBiasedALSModel.load(path), more)
+        put(NEW[:90], 5)
+        job = model.updateStream(read(), path, trigger=ONCE)
+        job.awaitTermination()
+        assert job.model.version == 7
+        assert job.metrics().newItems.iloc[-3:].sum() == 0
+
+
+def test_files_of_before_features_load(spark) -> None:
+    """A fixed model, saved by an earlier release."""
+    golden = sorted(Path(__file__).parents[1].joinpath("golden").glob("format-*/saved*"))
+    for path in golden:
+        assert StreamingBiasedALSModel.load(str(path)).state.features == (None, None)
