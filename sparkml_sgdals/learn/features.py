@@ -28,9 +28,9 @@ I64 = npt.NDArray[np.int64]
 
 _MOSTLY: Final = 0.5
 """Share of the ids that have a value, from which on a column counts from its mean."""
-_PASSES: Final = 4
-_START_ROUNDS: Final = 12
-_START_PASSES: Final = 3
+_PASSES: Final = 1
+_START_ROUNDS: Final = 6
+_START_PASSES: Final = 2
 _FIRST_VARIANCE: Final = 0.01
 _LEAST_VARIANCE: Final = 1e-8
 _TARGETS: Final = 8
