@@ -55,7 +55,7 @@ class Answers:
         self,
         user: Key,
         n: int,
-        exclude_seen: bool,
+        exclude_seen: bool | None,
         rank_by: RankBy,
         items: list[Key] | None,
         exclude: list[Key] | None,
@@ -65,6 +65,8 @@ class Answers:
         with self.holder.reading() as model:
             person = person_of(model, user)
             known = self.history.of(user)
+            if exclude_seen is None:
+                exclude_seen = not model.shell.repeats_items
             left_out = [one.item for one in known] if exclude_seen else []
             gone = model.item_rows(left_out + (exclude or []))
             if exclude_seen and person.done is not None:
@@ -82,7 +84,10 @@ class Answers:
             given = [one.item for one in asked.ratings]
             values = [1.0 if one.rating is None else one.rating for one in asked.ratings]
             person = fold_in(model, given, values)
-            gone = model.item_rows(list(given) if asked.exclude_seen else [])
+            left_out = asked.exclude_seen
+            if left_out is None:
+                left_out = not model.shell.repeats_items
+            gone = model.item_rows(list(given) if left_out else [])
             return self._recommended(
                 model, person, None, asked.n, "prediction", asked.items, gone, None
             )

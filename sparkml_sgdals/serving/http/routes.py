@@ -187,8 +187,12 @@ def _read_router(service: Service) -> APIRouter:
         user: str,
         n: Count = 10,
         exclude_seen: Annotated[
-            bool, Query(description="leave out what the service knows the user to have rated")
-        ] = True,
+            bool | None,
+            Query(
+                description="leave out what the service knows the user to have rated; by default "
+                "so, but where events show that items come again"
+            ),
+        ] = None,
         rank_by: Annotated[
             RankBy, Query(description="upper and lower: a standard deviation of the mean away")
         ] = "prediction",

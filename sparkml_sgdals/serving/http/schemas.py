@@ -79,7 +79,11 @@ class AnonymousIn(_In):
     n: Annotated[StrictInt, Field(ge=1, le=1000), _Whole] = Field(
         default=10, description="how many items"
     )
-    exclude_seen: bool = Field(default=True, description="leave out the items rated here")
+    exclude_seen: bool | None = Field(
+        default=None,
+        description="leave out the items rated here; by default so, but where events show that "
+        "items come again",
+    )
     items: list[Id] | None = Field(
         default=None, max_length=1000, description="choose from these only"
     )
