@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from urllib.parse import quote
 
 import numpy as np
@@ -18,7 +19,9 @@ from sparkml_sgdals.state.event_scores import score_pairs, serving_state
 def settings_under(solver):
     if solver == "isgd":
         return settings_of(rank=4, solver="isgd", learns_events=True, ranking_size=0)
-    return settings_of(rank=4, learns_events=True, num_negatives=5, ranking_size=0)
+    return settings_of(
+        rank=4, learns_events=True, num_negatives=5, ranking_size=0, repeat_items=False
+    )
 
 
 @pytest.fixture(params=[("bayes", "int"), ("bayes", "str"), ("isgd", "int")], ids="-".join)
@@ -89,6 +92,25 @@ def test_what_was_done_is_left_out(made, serving):
     assert {one["item"] for one in whole} == {i for i, _ in scores(made, user)} - seen
     known = run.get(f"/users/{at}/ratings")["ratings"]
     assert [one["item"] for one in known] == done_by(made, user)
+
+
+@pytest.mark.parametrize("repeats", [True, None])
+def test_what_comes_again_is_offered(repeats, modeler, serving):
+    """As set, or as more than one event in twenty has shown."""
+    made = modeler(settings=replace(settings_under("bayes"), repeat_items=repeats))
+    for _ in range(3):
+        made.learn(events(made, 40))
+    assert made.state.repeats > 0.05 * made.state.events_learned
+    run, user = serving(made), made.key(0, 7)
+    everything = {i for i, _ in scores(made, user)}
+    assert {
+        one["item"] for one in run.get(f"/recommendations/{user}", n=1000)["items"]
+    } == everything
+    new = run.get(f"/recommendations/{user}", n=1000, exclude_seen=True)["items"]
+    assert {one["item"] for one in new} == everything - set(done_by(made, user))
+    told = {"ratings": [{"item": made.key(1, 3)}], "n": 1000}
+    listed = run.post("/recommendations/anonymous", told, 200)["items"]
+    assert {one["item"] for one in listed} == everything
 
 
 def test_why(made, serving):

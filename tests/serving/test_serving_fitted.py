@@ -25,6 +25,7 @@ from sparkml_sgdals.state.model_state import ModelState
 LAMBDA = 0.01
 SETTINGS = settings_of(
     rank=4, learns_events=True, num_negatives=5, ranking_size=0, table_rank=6, max_iter=30,
+    repeat_items=False,
     tol=0.0, regs=(LAMBDA,) * 4,
 )  # fmt: skip
 
