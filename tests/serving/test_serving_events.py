@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from urllib.parse import quote
 
@@ -123,14 +124,43 @@ def test_why(made, serving):
     assert total == pytest.approx(said["prediction"], abs=1e-4)
     assert sum(parts.values()) == pytest.approx(total, abs=1e-4)
     if made.settings.solver == "bayes":
+        # more than half of the score's exponential
+        together = parts.get("stands together", 0.0) > math.log(2.0)
         assert sum(one["share"] for one in said["because"]) == pytest.approx(
-            parts["done last"], abs=1e-4
+            parts["stands together" if together else "done last"], abs=1e-4
         )
-        last = done_by(made, user)[-8:]
+        last = done_by(made, user)[-10 if together else -8 :]
         assert {one["item"] for one in said["because"]} == set(last)
     listed = run.get(f"/recommendations/{quote(str(user), safe='')}", n=3, reasons=True)
     assert all(one["reason"] for one in listed["items"])
     assert run.get(path.rpartition("/")[0] + "/77777")["parts"][-1]["note"]
+
+
+def test_what_stands_together_speaks(modeler, serving):
+    """All who do n do n + 20 next: who has done 3 gets 23, for that reason."""
+    made = modeler(settings=settings_under("bayes"))
+    rng = np.random.default_rng(1)
+    first = rng.integers(0, 20, 300)
+    told = pa.table(
+        {
+            "user": pa.array(np.r_[np.repeat(np.arange(300), 2), 999]),
+            "item": pa.array(np.r_[np.column_stack([first, first + 20]).ravel(), 3]),
+            "rating": pa.array(np.ones(601, np.float32)),
+            "time": pa.array(np.arange(601)),
+        }
+    )
+    made.learn(told)
+    run = serving(made)
+    (best,) = run.get("/recommendations/999", n=1, reasons=True)["items"]
+    assert best["item"] == 23
+    assert best["reason"].startswith("Often done with 3; it is")
+    said = run.get("/explain/999/23")
+    parts = {one["part"]: one["value"] for one in said["parts"]}
+    assert [one["item"] for one in said["because"]] == [3]
+    assert said["because"][0]["share"] == pytest.approx(parts["stands together"], abs=1e-4)
+    assert parts["stands together"] > max(parts["features"], parts["done last"])
+    total = parts.pop("prediction")
+    assert sum(parts.values()) == pytest.approx(total, abs=1e-4)
 
 
 def test_folded_in_as_the_stream_would(made, serving):

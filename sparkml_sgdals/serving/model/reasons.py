@@ -7,20 +7,29 @@ part of a prediction splits into a share of each rating: Hu, Koren and Volinsky 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
 from sparkml_sgdals.kernels.events.judges import NEVER, soft
+from sparkml_sgdals.kernels.events.partners import LATEST_DECAY
 from sparkml_sgdals.learn.event_tables import user_system
 from sparkml_sgdals.serving.model.person import Person
 from sparkml_sgdals.serving.model.served_model import ServedModel
 from sparkml_sgdals.state.event_scores import table_alone
 from sparkml_sgdals.state.explaining import Term
 
-__all__ = ["Share", "event_sentence", "event_shares", "event_terms", "sentence", "shares"]
+__all__ = [
+    "Share",
+    "event_sentence",
+    "event_shares",
+    "event_terms",
+    "sentence",
+    "shares",
+    "stands_together",
+]
 
 _TELLING: Final = 0.005
 """a share that would show in two digits"""
@@ -82,17 +91,43 @@ def event_shares(model: ServedModel, person: Person, row: int) -> list[Share]:
     """Return how far the items that a person did speak for an item, largest first.
 
     Of what the filter says, these are the parts of C . P of docs/positive-only.md, of which they
-    are the sum; of what a fitted table says those of U . P, by `_table_shares`. Where both speak
-    it is the one that says more of this item, and nothing where that is a table which did not
-    hold just what the person has done.
+    are the sum; of what a fitted table says those of U . P, by `_table_shares`; of what stands
+    together with them their parts of the term of that name. It is the judge that says most of this
+    item, and nothing where that is a table which did not hold just what the person has done.
     """
     if model.events is None or person.done is None or row < 0:
         return []
     own, table, _ = _judgements(model, person, row)
+    if stands_together(model, person, row):
+        return _partner_shares(model, person, row)
     if table > own:
         return _table_shares(model, person, row)
     last, parts = model.events.context(person.done)
     return _ordered(last, parts @ model.items.mean[row, 1:])
+
+
+def stands_together(model: ServedModel, person: Person, row: int) -> bool:
+    """Whether an item is there for what stands together with what a person did last."""
+    own, table, _ = _judgements(model, person, row)
+    boost = _boost_of(person, row)
+    return boost > 0.0 and math.log(boost) > float(np.logaddexp(own, table))
+
+
+def _partner_shares(model: ServedModel, person: Person, row: int) -> list[Share]:
+    """Return each item's part of what stands together adds to the score."""
+    assert person.partners is not None
+    assert person.done is not None
+    latest = person.partners.latest[0]
+    count = int(np.count_nonzero(latest >= 0))
+    each = np.full((count, latest.size), -1, np.int32)
+    weights = LATEST_DECAY ** np.arange(count)
+    for k in range(count):
+        each[k, 0] = latest[k]
+    alone = replace(person.partners, latest=each, weights=weights.astype(np.float32))
+    parts = alone.of_pairs(np.arange(count), np.full(count, row)).astype(np.float64)
+    own, table, _ = _judgements(model, person, row)
+    added = np.logaddexp(0.0, math.log(_boost_of(person, row)) - np.logaddexp(own, table))
+    return _ordered(person.done[: -count - 1 : -1], parts * added / max(parts.sum(), 1e-300))
 
 
 def _ordered(rows: npt.NDArray[np.int32], found: npt.NDArray[Any]) -> list[Share]:
@@ -238,6 +273,7 @@ def event_sentence(
         name and share of what was done, largest first
     """
     speaking = [name for name, part in because[:3] if part >= _TELLING]
+    together = row >= 0 and stands_together(model, person, row)
     share, general = popular_share(model, row), "by taste"
     if table_alone(model.shell):
         # what a table is fitted to is no popularity: that speaks to those that it does not hold
@@ -249,7 +285,7 @@ def event_sentence(
         return general[0].upper() + general[1:]
     last = speaking.pop()
     named = f"{', '.join(speaking)} and {last}" if speaking else last
-    return f"Because you did {named}; {general}"
+    return f"{'Often done with' if together else 'Because you did'} {named}; {general}"
 
 
 def sentence(bias: float, count: int, because: list[tuple[str, float, float]]) -> str:
