@@ -35,7 +35,7 @@ from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE, id_keys, start_f
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.kernels.events.isgd import descend_events
 from sparkml_sgdals.learn.one_batch import learn_batch
-from sparkml_sgdals.state.event_scores import serving_state
+from sparkml_sgdals.state.event_scores import score_pairs, serving_state
 from sparkml_sgdals.state.model_state import ModelState
 
 OUT = Path(__file__).resolve().parent.parent / "out"
@@ -130,9 +130,9 @@ class Ours:
         served = serving_state(self.state)
         row = int(served.users.index.find(pa.array([user]))[0])
         # items are numbered as they come, so an item's row is its number
-        mean = served.items.mean.astype(np.float64)
+        size = served.items.size
         found = np.full(self.count, -np.inf)
-        found[: len(mean)] = mean[:, 0] + mean[:, 1:] @ served.users.mean[row, 1:]
+        found[:size] = score_pairs(served, np.full(size, row), np.arange(size))
         return found
 
     def learn(self, user: int, item: int) -> None:

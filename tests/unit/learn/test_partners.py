@@ -18,6 +18,7 @@ from sparkml_sgdals.kernels.events.partners import weigh_partners
 from sparkml_sgdals.kernels.topn import top_n
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.predictor import Predictor
+from sparkml_sgdals.race.candidates import warm_start
 from sparkml_sgdals.state.event_scores import score_pairs, serving_state
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.partners import PartnerWeight, latest_items
@@ -264,3 +265,17 @@ def test_latest_items_skip_what_is_not_known_any_more():
 def test_nothing_is_heard_before_the_first_event():
     assert serving_state(ModelState.empty(SETTINGS, "int", "int")).heard is None
     assert PartnerWeight().beside_filter == pytest.approx(0.3 / 0.7 / 0.5)
+
+
+def test_candidates_that_enter_a_race_hear_the_same_partners():
+    rng = np.random.default_rng(6)
+    users, items = rng.integers(0, 9, 200).tolist(), rng.integers(0, 20, 200).tolist()
+    leader = learned(replace(SETTINGS, repeat_items=None), users, items, 50)
+    entered = warm_start(leader, replace(leader.settings, rank=5, num_partners=3))
+    assert (entered.partners, entered.repeats) == (leader.partners, leader.repeats)
+    rows = entered.items.index.find(leader.items.index.ids())
+    own, other = entered.items.memory, leader.items.memory
+    assert own.partner[rows].tolist() == other.partner[:, :3].tolist()
+    assert own.strength[rows].tolist() == other.strength[:, :3].tolist()
+    learn_batch(entered, batch(users, items, 200))
+    assert np.isfinite(score_pairs(serving_state(entered), np.arange(9), np.arange(9))).all()

@@ -137,7 +137,7 @@ class TestCandidates:
             with served.reading() as model:
                 ranks.add(model.settings.rank)
                 assert model.settings == state.settings
-                assert model.diagnose().ratings == state.counters.ratings
+                assert model.shell.counters == state.counters
                 ids = [side.index.ids(None).to_pylist()[:9] for side in (state.users, state.items)]
                 rows = model.user_rows(ids[0]), model.item_rows(ids[1])
                 nine = np.arange(9)
@@ -304,7 +304,7 @@ class TestEvents:
     GRID = tuple(
         settings_of(
             learns_events=True, rank=rank, num_negatives=3, bias_prior=0.2, factor_prior=prior,
-            ranking_size=10,
+            ranking_size=10, num_partners=0, repeat_items=False,
         )
         for rank, prior in ((4, 0.5), (2, 0.5), (4, 50.0))
     )  # fmt: skip
