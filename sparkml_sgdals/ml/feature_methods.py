@@ -6,8 +6,11 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
+from pyspark.ml.linalg import Vector
 from pyspark.sql import DataFrame
 
+from sparkml_sgdals.arrays.sparse_rows import SparseRows, vector_schema
 from sparkml_sgdals.ingest.features import SIDES, side_table
 from sparkml_sgdals.ingest.frames import Table, as_table
 from sparkml_sgdals.learn.features import start_featured
@@ -128,6 +131,28 @@ class ModelFeatures(FeatureParams):
                     f"{side}FeaturesCol is {name!r}, and the model was fitted without features of "
                     f"{side}s: fit it with them, or set {side}FeaturesCol to ''."
                 )
+
+    def vectorOf(self, given: Any, side: int) -> SparseRows | None:
+        """Return a vector as the model takes it; None for None.
+
+        Raises ValueError where it is none, or where the model was fitted without such.
+        """
+        if given is None:
+            return None
+        weights = self._state.features[side]
+        if weights is None:
+            raise ValueError(
+                f"{SIDES[side]}Features is given, and the model was fitted without features of "
+                f"{SIDES[side]}s: leave it out."
+            )
+        values = np.asarray(given.toArray() if isinstance(given, Vector) else given, np.float64)
+        columns = {"id": [0], "size": [values.size], "indices": [None], "values": [values.tolist()]}
+        rows, bad = SparseRows.of(pa.table(columns, schema=vector_schema("int")), weights.size)
+        if bad:
+            raise ValueError(
+                f"{SIDES[side]}Features must be {weights.size} finite numbers, got {given!r}."
+            )
+        return rows
 
     @property
     def featureWeights(self) -> DataFrame:

@@ -177,27 +177,36 @@ class StreamingBiasedALSModel(
 
     # ---- explain, start from ALS ------------------------------------------------------------
 
-    def explain(self, user: int | str, item: int | str) -> DataFrame:
+    def explain(
+        self, user: int | str, item: int | str, userFeatures: Any = None, itemFeatures: Any = None
+    ) -> DataFrame:
         """Why the model predicts what it does for a pair, in rows that a person can read.
 
         Parameters
         ----------
         user, item : int | str
             ids, known or not
+        userFeatures, itemFeatures : Any
+            a vector, or numbers, that is known of the user or item, where the model was fitted with
+            such; its largest shares are told by name
 
         Returns
         -------
         DataFrame of part, value, std (both in units of the ratings), ratings, note: the mean, both
         biases, the features' share, the noise, and the prediction, which is their sum; std is null
-        but under solver 'bayes', ratings is how many ratings are behind the part
+        but under solver 'bayes', ratings is how many ratings are behind the part. Parts named by a
+        feature ("item Comedy") say what it adds to the others
 
         Raises
         ------
+        ValueError
+            a vector is none, or the model was fitted without such
         TypeError
             an id is a string where the model learned integers, or the other way round
         """
         self._refuse_of_events("explain takes the prediction of a rating apart")
-        parts = explain_pair(self._state, user, item, self.getClipPredictions())
+        known = self.vectorOf(userFeatures, 0), self.vectorOf(itemFeatures, 1)
+        parts = explain_pair(self._state, user, item, self.getClipPredictions(), known)
         rows = [astuple(part) for part in parts]
         return self._session().createDataFrame(rows, EXPLANATION_DDL)
 

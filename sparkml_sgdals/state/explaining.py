@@ -11,15 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sparkml_sgdals.arrays.hashing import ITEM_SIDE
 from sparkml_sgdals.arrays.id_kinds import id_array_type
+from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.factors import FactorTable
+from sparkml_sgdals.state.feature_weights import feature_names
 from sparkml_sgdals.state.model_state import ModelState
 
 __all__ = ["EXPLANATION_DDL", "Term", "explain_pair"]
 
 F64 = npt.NDArray[np.float64]
 
+_MOST_FEATURES: Final = 8
 EXPLANATION_DDL: Final = "part string, value double, std double, ratings bigint, note string"
 
 
@@ -42,8 +46,13 @@ class Term:
     note: str
 
 
-def explain_pair(state: ModelState, user: int | str, item: int | str, clip: bool) -> list[Term]:
+def explain_pair(
+    state: ModelState, user: int | str, item: int | str, clip: bool,
+    known: tuple[SparseRows | None, SparseRows | None] = (None, None),
+) -> list[Term]:  # fmt: skip
     """Return the parts of a prediction: mean, both biases, features, noise, and the prediction.
+
+    What `known` says is told behind the features, as shares of the parts before.
 
     Parameters
     ----------
@@ -53,6 +62,8 @@ def explain_pair(state: ModelState, user: int | str, item: int | str, clip: bool
         ids of the model's own kind; one that is not known counts with its prior
     clip : bool
         whether the prediction is clipped to the range of ratings seen
+    known : tuple[SparseRows | None, SparseRows | None]
+        one row each: what is known of the user, and of the item, beside ratings
 
     Raises
     ------
@@ -67,7 +78,8 @@ def explain_pair(state: ModelState, user: int | str, item: int | str, clip: bool
     spread = state.scale.spread
     known_variance = state.settings.solver == "bayes"
     (u_mean, u_var, u_count, u_noise), (i_mean, i_var, i_count, i_noise) = (
-        _row(table, key, state) for table, key in ((state.users, user), (state.items, item))
+        _row(table, key, state, rows)
+        for table, key, rows in zip((state.users, state.items), (user, item), known, strict=True)
     )
     share = float(u_mean[1:] @ i_mean[1:]) * spread
     variance = float(
@@ -92,12 +104,40 @@ def explain_pair(state: ModelState, user: int | str, item: int | str, clip: bool
         Term("user bias", user_bias, std(variances[0]), u_count, user_note),
         Term("item bias", item_bias, std(variances[1]), i_count, item_note),
         Term("features", share, std(variances[2]), both, _taste_note(share, both)),
+        *_feature_terms(state, 0, known[0], u_count, i_mean),
+        *_feature_terms(state, 1, known[1], i_count, u_mean),
         Term("noise", None, std(variances[3]), None, noise_note),
         Term("prediction", prediction, std(*variances), both, f"the sum{clipped}"),
     ]
 
 
-def _row(table: FactorTable, key: int | str, state: ModelState) -> tuple[F64, F64, int, float]:
+def _feature_terms(
+    state: ModelState, side: int, rows: SparseRows | None, count: int, partner: F64
+) -> list[Term]:
+    """Return what the largest features add: to where an id starts, or to its prior mean."""
+    weights = state.features[side]
+    if rows is None or weights is None:
+        return []
+    which = weights.prior if count else weights.start
+    value = np.zeros(rows.size)
+    value[rows.columns] = rows.values
+    apart = value[weights.columns] - weights.centres
+    slopes = which[1:, 0] + which[1:, 1:].astype(np.float64) @ partner[1:]
+    given = apart * slopes * state.scale.spread
+    names = feature_names(weights)
+    what = ("user", "item")[side]
+    note = f"of the parts above: {'what ratings start from' if count else f'the {what} starts so'}"
+    largest = np.argsort(-np.abs(given), kind="stable")[:_MOST_FEATURES]
+    return [
+        Term(f"{what} {names[weights.columns[j]]}", float(given[j]), None, None, note)
+        for j in largest.tolist()
+        if given[j]
+    ]
+
+
+def _row(
+    table: FactorTable, key: int | str, state: ModelState, rows: SparseRows | None
+) -> tuple[F64, F64, int, float]:
     """Means, variances, number of ratings and noise factor of an id; its prior if not known."""
     kind = table.index.kind
     if not isinstance(key, str if kind == "str" else Integral):
@@ -107,6 +147,10 @@ def _row(table: FactorTable, key: int | str, state: ModelState) -> tuple[F64, F6
     row = table.index.find(pa.array([key], id_array_type(kind)))[0] if fits else -1
     if row < 0:
         prior = prior_variances(state.settings).astype(np.float64)
+        weights = state.features[table.side == ITEM_SIDE]
+        if rows is not None and weights is not None:
+            start = weights.start_means(rows)[0].astype(np.float64)
+            return start, weights.start_var.astype(np.float64), 0, 1.0
         return np.zeros(prior.size), prior, 0, 1.0
     variances = table.var[row] if table.var.shape[1] else np.zeros(table.mean.shape[1])
     mean, noise = table.mean[row].astype(np.float64), float(table.noise_factor[row])

@@ -279,6 +279,24 @@ class TestUse:
         with pytest.raises(ValueError, match="fitted without features of users"):
             model.withUsers(spark.createDataFrame([(1, [1.0])], ["user", "vector"]))
 
+    def test_features_are_named_in_an_explanation(self, spark, vectors, model):
+        """Of an item that nobody rated they are all that the item adds; the parts still add up."""
+        vector = Vectors.dense(MATRIX[COLD])
+        told = model.explain(1, COLD, itemFeatures=vector).toPandas().set_index("part")
+        named = told[told.index.str.match(r"item \d")]
+        assert set(named.index) <= {f"item {n}" for n in range(FEATURES)}
+        assert named["value"].abs().sum() > 0.05
+        parts = told.loc[["mean", "user bias", "item bias", "features"], "value"].sum()
+        assert told.loc["prediction", "value"] == pytest.approx(parts)
+        pair = spark.createDataFrame([(1, COLD, vector)], ["user", "item", "vector"])
+        assert model.transform(pair).first().prediction == pytest.approx(parts, abs=1e-4)
+        known = model.explain(1, 5, itemFeatures=MATRIX[5].tolist()).toPandas()
+        assert known.note.str.contains("what ratings start from").any()
+        with pytest.raises(ValueError, match=r"itemFeatures must be 4 finite numbers, got \[1\]"):
+            model.explain(1, COLD, itemFeatures=[1])
+        with pytest.raises(ValueError, match="userFeatures is given, and the model was fitted"):
+            model.explain(1, COLD, userFeatures=[1])
+
     def test_a_model_without_them_refuses_a_column(self, spark, vectors):
         plain = StreamingBiasedALS(**ALS).fit(spark.createDataFrame(OLD[:300]))
         plain.setItemFeaturesCol("vector")
