@@ -273,7 +273,7 @@ class StreamingBiasedALS(
 
     def write(self) -> MLWriter:
         """Return a writer: als.write().overwrite().save(path)."""
-        self.warnOfTables()
+        self._warn_of_tables()
         return EstimatorWriter(self)
 
     @classmethod
@@ -407,7 +407,7 @@ class StreamingBiasedALS(
             the path is damaged
         """
         self.warnOfUnused()
-        self.refuseFeatures(
+        self._refuse_features(
             "fitStream starts from nothing, and what features say is learned by fit: fit a table, "
             "then call updateStream on its model. For fitStream"
         )
@@ -436,8 +436,8 @@ class StreamingBiasedALS(
         )
 
     def _plan(self, kinds: tuple[Any, Any]) -> tuple[Settings, FitOptions]:
-        self.checkFeatures()
-        settings = replace(self.settings(table=True), featured=self.hasFeatures())
+        self._check_features()
+        settings = replace(self.settings(table=True), featured=self._has_features())
         options = fit_options(self, kinds, self.getHandleInvalid(), settings)
         return settings, replace(options, feature_tables=self._feature_tables)
 

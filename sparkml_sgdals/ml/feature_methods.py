@@ -52,34 +52,32 @@ class FeatureTables(LearningParams):
         """
         return self._with_table(df, 1)
 
-    def hasFeatures(self) -> bool:
+    def _has_features(self) -> bool:
         """Whether users or items have features."""
-        return self.featureColumns() or any(table is not None for table in self._feature_tables)
+        return bool(self.getUserFeaturesCol() or self.getItemFeaturesCol()) or any(
+            table is not None for table in self._feature_tables
+        )
 
-    def featureColumns(self) -> bool:
-        """Whether a column of features is set."""
-        return bool(self.getUserFeaturesCol() or self.getItemFeaturesCol())
-
-    def refuseFeatures(self, why: str) -> None:
+    def _refuse_features(self, why: str) -> None:
         """Raise ValueError where there are features, which something cannot take."""
-        if self.hasFeatures():
+        if self._has_features():
             raise ValueError(
                 f"{why}: leave userFeaturesCol, itemFeaturesCol, setUserFeatures and "
                 "setItemFeatures out."
             )
 
-    def checkFeatures(self) -> None:
+    def _check_features(self) -> None:
         """Raise ValueError where the solver, or what rows are, has no use for features."""
         if self.getImplicitPrefs():
-            self.refuseFeatures("Features are learned from ratings, and implicitPrefs is True")
+            self._refuse_features("Features are learned from ratings, and implicitPrefs is True")
         if self.getSolver() != "bayes":
-            self.refuseFeatures(
+            self._refuse_features(
                 f"Features are learned by solver 'bayes', and solver is {self.getSolver()!r}"
             )
         if self.getMaxIter() == 0:
-            self.refuseFeatures("Features are learned by sweeps, and maxIter is 0")
+            self._refuse_features("Features are learned by sweeps, and maxIter is 0")
 
-    def warnOfTables(self) -> None:
+    def _warn_of_tables(self) -> None:
         """Warn that tables of features are not saved."""
         if any(table is not None for table in self._feature_tables):
             warnings.warn(
@@ -109,9 +107,9 @@ class ModelFeatures(FeatureParams):
     _id_types: tuple[str, str]
     getOrDefault: Any
 
-    def featuresAmong(self, names: list[str]) -> tuple[str | None, str | None]:
+    def _features_among(self, names: list[str]) -> tuple[str | None, str | None]:
         """Columns of features among those of a table of pairs, of users and of items."""
-        self.checkFeatureColumns()
+        self._check_feature_columns()
         here = {name.lower() for name in names}
         user, item = (
             name if name and name.split(".")[0].lower() in here else None
@@ -119,7 +117,7 @@ class ModelFeatures(FeatureParams):
         )
         return user, item
 
-    def checkFeatureColumns(self) -> None:
+    def _check_feature_columns(self) -> None:
         """Raise ValueError where a column is set of features that the model knows nothing of."""
         if self._state.partial or not self._state.ids[0]:
             # not all of the model is here: what is at the path says
@@ -132,7 +130,7 @@ class ModelFeatures(FeatureParams):
                     f"{side}s: fit it with them, or set {side}FeaturesCol to ''."
                 )
 
-    def vectorOf(self, given: Any, side: int) -> SparseRows | None:
+    def _vector_of(self, given: Any, side: int) -> SparseRows | None:
         """Return a vector as the model takes it; None for None.
 
         Raises ValueError where it is none, or where the model was fitted without such.

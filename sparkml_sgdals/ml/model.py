@@ -158,7 +158,7 @@ class StreamingBiasedALSModel(
             std=self.getPredictionStdCol(),
             cold_start=self.getColdStartStrategy(),
             clip=self.getClipPredictions(),
-            features=self.featuresAmong(dataset.columns),
+            features=self._features_among(dataset.columns),
         )
         if columns.std and self._state.settings.solver != "bayes":
             raise ValueError(
@@ -205,7 +205,7 @@ class StreamingBiasedALSModel(
             an id is a string where the model learned integers, or the other way round
         """
         self._refuse_of_events("explain takes the prediction of a rating apart")
-        known = self.vectorOf(userFeatures, 0), self.vectorOf(itemFeatures, 1)
+        known = self._vector_of(userFeatures, 0), self._vector_of(itemFeatures, 1)
         parts = explain_pair(self._state, user, item, self.getClipPredictions(), known)
         rows = [astuple(part) for part in parts]
         return self._session().createDataFrame(rows, EXPLANATION_DDL)
@@ -252,7 +252,7 @@ class StreamingBiasedALSModel(
         DivergenceError
             the model is then as it was before
         """
-        self.checkFeatureColumns()
+        self._check_feature_columns()
         names = self.ratingColumns().in_order
         dataset = as_table(dataset, "dataset", names, "call updateStream")
         settings = self._state.settings
@@ -350,7 +350,7 @@ class StreamingBiasedALSModel(
         StorageError
             the path is damaged
         """
-        self.checkFeatureColumns()
+        self._check_feature_columns()
         return start_stream(
             stream,
             modelPath,

@@ -336,7 +336,7 @@ class StreamingGridSearch(Params):
             )
         for stage in stages:
             stage.warnOfUnused()
-            stage.refuseFeatures("Candidates of a race learn from ratings alone")
+            stage._refuse_features("Candidates of a race learn from ratings alone")
         settings = tuple(stage.settings() for stage in stages)
         if len({own.learns_events for own in settings}) > 1:
             raise ValueError(

@@ -213,10 +213,10 @@ class TestFit:
         als = StreamingBiasedALS(**ALS).setItemFeatures(vectors)
         with pytest.warns(UserWarning, match="setUserFeatures and setItemFeatures are not saved"):
             als.write().overwrite().save(str(tmp_path / "als"))
-        assert not StreamingBiasedALS.load(str(tmp_path / "als")).hasFeatures()
+        assert not StreamingBiasedALS.load(str(tmp_path / "als"))._has_features()
         with pytest.raises(ValueError, match=r"itemCol 'item' is not a column of the table"):
             als.setItemFeatures(vectors.withColumnRenamed("item", "movie"))
-        assert not als.setItemFeatures(None).hasFeatures()
+        assert not als.setItemFeatures(None)._has_features()
 
 
 class TestUse:
