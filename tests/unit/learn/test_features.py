@@ -272,3 +272,25 @@ def test_more_columns_than_a_version_can_hold() -> None:
     matrix = np.ones((1, 9000))
     with pytest.raises(ValueError, match="9000 columns of features have values, at most 8192"):
         FeaturePrior(rows_of(np.array([1]), matrix), pa.array([1]))
+
+
+def test_a_table_onto_a_model_starts_its_new_ids_by_their_features() -> None:
+    """As a batch does, and sweeps from there; ids that were known keep what they had."""
+    (u, i, v), rows = featured_ratings(False)
+    old, held = i < 200, np.arange(i.size) % 3 == 0
+    more = ~old & ~held
+    errors = []
+    for given in ((None, None), (None, rows)):
+        state = ModelState.empty(settings_of(rank=6, featured=True), "int", "int")
+        fit_ratings(ratings_of(u[old], i[old], v[old]), state, features=(None, rows))
+        before = state.items.featured.copy()
+        some = np.flatnonzero(more)[:200]
+        fit_ratings(ratings_of(u[some], i[some], v[some]), state, features=given)
+        np.testing.assert_array_equal(state.items.featured[: len(before)], before)
+        judged = np.flatnonzero(~old & held & np.isin(i, i[some]))
+        known = (
+            state.users.index.find(pa.array(u[judged])),
+            state.items.index.find(pa.array(i[judged])),
+        )
+        errors.append(float(np.sqrt(np.mean((v[judged] - state.predict(*known)[0]) ** 2))))
+    assert errors[1] < 0.9 * errors[0]
