@@ -280,12 +280,12 @@ def test_a_table_onto_a_model_starts_its_new_ids_by_their_features() -> None:
     old, held = i < 200, np.arange(i.size) % 3 == 0
     more = ~old & ~held
     errors = []
-    for given in ((None, None), (None, rows)):
+    for known_of in ((None, None), (None, rows)):
         state = ModelState.empty(settings_of(rank=6, featured=True), "int", "int")
         fit_ratings(ratings_of(u[old], i[old], v[old]), state, features=(None, rows))
         before = state.items.featured.copy()
         some = np.flatnonzero(more)[:200]
-        fit_ratings(ratings_of(u[some], i[some], v[some]), state, features=given)
+        fit_ratings(ratings_of(u[some], i[some], v[some]), state, features=known_of)
         np.testing.assert_array_equal(state.items.featured[: len(before)], before)
         judged = np.flatnonzero(~old & held & np.isin(i, i[some]))
         known = (

@@ -48,7 +48,7 @@ def test_those_of_a_model_of_ratings_that_ranks_nothing() -> None:
     values = settings_of().to_json()
     for name in (
         "positive", "alpha", "num_negatives", "ranking_size", "ranking_sample", "table_rank",
-        "unobserved_weight", "num_partners", "repeat_items", "featured",
+        "unobserved_weight", "num_partners", "repeat_items",
     ):  # fmt: skip
         del values[name]
     assert Settings.from_json(values) == settings_of()
@@ -60,5 +60,5 @@ def test_names_in_files_stay() -> None:
         "solver", "rank", "max_iter", "tol", "seed", "step_size", "regs", "block_size",
         "bias_prior", "factor_prior", "noise", "init_std", "drift", "implicit_prior", "positive",
         "alpha", "num_negatives", "ranking_size", "ranking_sample", "table_rank",
-        "unobserved_weight", "num_partners", "repeat_items", "featured",
+        "unobserved_weight", "num_partners", "repeat_items",
     ]  # fmt: skip
