@@ -113,6 +113,7 @@ class FeatureWeights:
             arrays["centres"].size != used
             or arrays["start_var"].size != width
             or (used and (columns[0] < 0 or columns[-1] >= size or (np.diff(columns) <= 0).any()))
+            or not isinstance(values["names"], list)
             or len(values["names"]) not in (0, size)
             or not all(np.isfinite(array).all() for array in arrays.values())
         ):

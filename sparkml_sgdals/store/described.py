@@ -9,6 +9,7 @@ from typing import Any, Final
 import pyarrow as pa
 
 from sparkml_sgdals.errors import DamagedError
+from sparkml_sgdals.state.feature_weights import FeatureWeights
 from sparkml_sgdals.store.shapes import (
     ANYTHING,
     COMMITTED,
@@ -69,6 +70,16 @@ _RANGE: Final = Fields(
 _ID: Final = Plain("an id", lambda v: type(v) in (int, str))
 _ROW: Final = {"user": _ID, "item": _ID, "rating": NUMBER}
 _ROW_LATER: Final = {"time": SIGNED, "weight": NUMBER}
+
+
+def _weighs(value: Any) -> bool:
+    try:
+        FeatureWeights.from_json(value)
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError):
+        return False
+    return True
+
+
 _SCALARS: Final = Fields(
     {
         "scale": Fields(
@@ -91,6 +102,7 @@ _SCALARS: Final = Fields(
     {
         "settings": _SETTINGS, "events": COUNT, "popularityParts": ListOf(NUMBER),
         "filterShare": NUMBER, "regularisation": ListOf(NUMBER, 2),
+        "features": ListOf(Maybe(Plain("weights of features that go together", _weighs)), 2),
         "partners": ListOf(NUMBER, 3), "repeats": COUNT,
         "ranges": Fields(
             {"rating": _RANGE, "weight": _RANGE, "first": ListOf(Fields(_ROW, _ROW_LATER))}
