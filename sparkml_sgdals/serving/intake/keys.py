@@ -19,7 +19,7 @@ class KeyTakenError(ValueError):
 
 
 class Keys:
-    """What each key stood for, by a digest. About 200 bytes a key, however long it is.
+    """What each key stood for, by a digest. About 250 bytes a key, however long it is.
 
     Parameters
     ----------
