@@ -17,12 +17,12 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -163,7 +163,7 @@ class Container:
     def __init__(self, image: Image, name: str, folder: Path, kafka: str) -> None:
         self.image, self.name = image, name
         service = yaml.safe_load(COMPOSE.read_text())["services"][name]
-        self.root = folder / name
+        self.root, self.log = folder / name, folder / f"{name}.log"
         self.root.mkdir(parents=True)
         mount("--bind", image.root, self.root)
         mount("-o", "remount,bind,ro", self.root)
@@ -199,17 +199,24 @@ class Container:
         if read_only:
             mount("-o", "remount,bind,ro", self.root / place.lstrip("/"))
 
-    def run(self, *words: str, **names: str) -> subprocess.Popen[str]:
-        """Start the image's entrypoint in it."""
-        command = self.image.words([*self.image.entry, *words], self.root, self.image.user)
-        return subprocess.Popen(command, env=self.image.variables(False) | names, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+    def start(self) -> subprocess.Popen[bytes]:
+        """Start what compose starts; what it says goes to `log`."""
+        command = self.image.words([*self.image.entry, *self.command], self.root, self.image.user)
+        with self.log.open("wb") as log:
+            return subprocess.Popen(command, env=self.image.variables(False), stdout=log,
+                                    stderr=subprocess.STDOUT)  # fmt: skip
 
     def ask(self, *words: str, **names: str) -> str:
         """Run something to its end, and return what it said."""
-        process = self.run(*words, **names)
-        said, _ = process.communicate(timeout=300)
-        return said
+        command = self.image.words([*self.image.entry, *words], self.root, self.image.user)
+        names = self.image.variables(False) | names
+        done = subprocess.run(command, env=names, text=True, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, timeout=600, check=False)  # fmt: skip
+        return done.stdout
+
+    def rest(self) -> str:
+        """Return the end of what it said."""
+        return self.log.read_text(errors="replace")[-3000:]
 
     def probe(self) -> bool:
         """Whether the service's own healthcheck of compose.yaml passes."""
@@ -222,14 +229,19 @@ class Container:
         return subprocess.run(command, env=names, capture_output=True, check=False).returncode == 0
 
 
-def wait_for(what: str, true: object, process: subprocess.Popen[str], seconds: float = 240) -> None:
+def wait_for(
+    what: str,
+    true: Callable[[], bool],
+    of: Container,
+    process: subprocess.Popen[bytes],
+    seconds: float = 600,
+) -> None:
     began = time.monotonic()
-    while not true():  # type: ignore[operator]
-        if process.poll() is not None:
-            raise SystemExit(f"{what}: it ended.\n{process.stdout.read()}")  # type: ignore[union-attr]
-        if time.monotonic() - began > seconds:
-            process.kill()
-            raise SystemExit(f"{what}: not in {seconds:g} s.\n{process.stdout.read()}")  # type: ignore[union-attr]
+    while not true():
+        late = time.monotonic() - began > seconds
+        if process.poll() is not None or late:
+            why = f"not in {seconds:g} s" if late else f"it ended with {process.returncode}"
+            raise SystemExit(f"{what}: {why}.\n{of.rest()}")
         time.sleep(1)
     say(f"{what}: after {time.monotonic() - began:.0f} s")
 
@@ -262,25 +274,27 @@ def check(image: Image, folder: Path, kafka: str) -> None:
         say(modeler.ask("data", "replay", "/tmp/ratings.csv", f"--kafka={kafka}", "--every=0",
                         "--json").strip())  # fmt: skip
         kept = {path.name for path in (image.root / "opt/kernels").rglob("*.nbc")}
-        stream = modeler.run(*modeler.command)
+        stream = modeler.start()
         stack.callback(stream.kill)
-        wait_for("the modeler's probe passes", modeler.probe, stream)
+        wait_for("the modeler's probe passes", modeler.probe, modeler, stream)
 
         def learned() -> int:
-            told = modeler.ask("versions", "/models/films", "--json")
-            rows = json.loads(told) if told.startswith("[") else []
+            told = modeler.ask("versions", "/models/films", "--json").splitlines()
+            rows = json.loads(told[-1]) if told and told[-1].startswith("[{") else []
             return max((row["ratings"] or 0 for row in rows), default=0)
 
-        wait_for("2,000 ratings are learned", lambda: learned() == 2000, stream)
+        wait_for("2,000 ratings are learned", lambda: learned() == 2000, modeler, stream)
         predictor = Container(image, "predictor", folder, kafka)
-        service = predictor.run(*predictor.command)
+        service = predictor.start()
         stack.callback(service.kill)
-        wait_for("the predictor's probe passes", predictor.probe, service)
+        wait_for("the predictor's probe passes", predictor.probe, predictor, service)
         status = post("wrong", 1, 2, 4.0), post("it", 1, 2, 4.0)
         say(f"a rating without the token: {status[0]}, with it: {status[1]}")
         if status[0] != 401 or status[1] not in (200, 201, 202):
             raise SystemExit("The token file is not what posting needs.")
-        wait_for("the rating that was posted is learned", lambda: learned() == 2001, stream)
+        wait_for(
+            "the rating that was posted is learned", lambda: learned() == 2001, modeler, stream
+        )
         with urllib.request.urlopen(f"http://127.0.0.1:{PORT}/recommendations/1?n=3") as answer:
             say(f"recommended: {answer.read().decode()[:200]}")
         compiled = {
@@ -297,14 +311,12 @@ def check(image: Image, folder: Path, kafka: str) -> None:
         if "Connecting to driver" not in said and "127.0.0.1:9" not in said:
             raise SystemExit(f"The executor did not look for its driver:\n{said[-3000:]}")
         say("an executor starts, and looks for its driver")
-        for name, process in (("modeler", stream), ("predictor", service)):
-            inner = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True,
-                                   text=True, check=False).stdout.split()  # fmt: skip
-            os.kill(int(inner[0]) if inner and name == "" else process.pid, signal.SIGTERM)
-            said, _ = process.communicate(timeout=120)
-            say(f"{name} ended with {process.returncode}")
+        for container, process in ((modeler, stream), (predictor, service)):
+            process.terminate()
+            process.wait(timeout=300)
+            say(f"{container.name} ended with {process.returncode}")
             if process.returncode != 0:
-                raise SystemExit(said[-3000:])
+                raise SystemExit(container.rest())
 
 
 def main() -> None:

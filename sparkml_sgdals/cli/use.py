@@ -143,28 +143,27 @@ def evaluate(
     _there(run, model)
     held = look(ratings, kind, options, (), run.elsewhere)
     known = look(exclude_seen, kind, options, (), run.elsewhere) if exclude_seen else None
-    with run.spark() as spark:
+    with run.spark() as spark, run.output.phase("Judging"):
         loaded = StreamingBiasedALSModel.load(model)
+        facts: dict[str, Any] = {"model": model, "version": loaded.version}
         if top:
             seen = None if known is None else _pairs_of(spark, loaded, known)
             judged = loaded.evaluateRanking(_pairs_of(spark, loaded, held), top, seen)
             (row,) = judged.toPandas().to_dict("records")
-            told = {str(name): value for name, value in row.items()}
-            run.output.facts({"model": model, "version": loaded.version} | told)
-            return
-        rating, prediction = loaded.getRatingCol(), loaded.getPredictionCol()
-        scored = loaded.transform(_pairs_of(spark, loaded, held, ("user", "item", "rating")))
-        scored = scored.where(F.col(rating).isNotNull() & ~F.isnan(prediction)).cache()
-        facts: dict[str, Any] = {"model": model, "version": loaded.version}
-        facts["ratings"] = scored.count()
-        if not facts["ratings"]:
-            raise ValueError(f"{ratings} holds no ratings that the model can predict.")
-        for name in ("rmse", "mae"):
-            evaluator = RegressionEvaluator(
-                predictionCol=prediction, labelCol=rating, metricName=name
-            )
-            facts[name] = float(evaluator.evaluate(scored))
-        scored.unpersist()
+            facts |= {str(name): value for name, value in row.items()}
+        else:
+            rating, prediction = loaded.getRatingCol(), loaded.getPredictionCol()
+            scored = loaded.transform(_pairs_of(spark, loaded, held, ("user", "item", "rating")))
+            scored = scored.where(F.col(rating).isNotNull() & ~F.isnan(prediction)).cache()
+            facts["ratings"] = scored.count()
+            if not facts["ratings"]:
+                raise ValueError(f"{ratings} holds no ratings that the model can predict.")
+            for name in ("rmse", "mae"):
+                evaluator = RegressionEvaluator(
+                    predictionCol=prediction, labelCol=rating, metricName=name
+                )
+                facts[name] = float(evaluator.evaluate(scored))
+            scored.unpersist()
     run.output.facts(facts)
 
 
@@ -189,7 +188,7 @@ def diagnose(
     _there(run, model)
     held = look(held_out, kind, options, (), run.elsewhere) if held_out else None
     rated = ("user", "item", "rating")
-    with run.spark() as spark:
+    with run.spark() as spark, run.output.phase("Judging"):
         loaded = StreamingBiasedALSModel.load(model)
         table = None if held is None else _pairs_of(spark, loaded, held, rated)
         found = loaded.diagnose(table, min_ratings)

@@ -169,6 +169,8 @@ def serve(
         )
     # a thread that takes up a version must not keep requests waiting for 5 ms at a time
     sys.setswitchinterval(0.0005)
+    if cache is not None:
+        os.makedirs(cache, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="sparkml-sgdals-", dir=cache) as folder:
         service = build_service(
             model,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,17 @@ def test_an_older_format_is_refused_at_the_start(tmp_path, place, number):
     path = as_format(number, place, tmp_path / "old")
     with pytest.raises(StorageError, match=REFUSED.format(number)):
         serve(str(path))
+
+
+def test_the_folder_of_factors_is_made(tmp_path):
+    """A volume that is new has no folders in it."""
+    program = (
+        "import os, signal, sys\nfrom sparkml_sgdals.serving import serve\n"
+        "def started(address):\n    print(os.listdir(sys.argv[2]))\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "serve(sys.argv[1], port=0, cache=sys.argv[2], started=started)\n"
+    )
+    cache = tmp_path / "new" / "factors"
+    done = subprocess.run([sys.executable, "-c", program, SAVED, str(cache)], check=False,
+                          capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert "sparkml-sgdals-" in done.stdout, done.stderr
