@@ -33,7 +33,7 @@ WITH_SPARK = unset SPARK_HOME; \
 	fi;
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo kafka demo-kafka serve-demo test lint bench bench-large kills rehearse image docs
+.PHONY: help setup demo kafka demo-kafka serve-demo test lint bench bench-large kills image rehearse docs
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' \
@@ -103,11 +103,11 @@ kills: $(VENV)/.installed ## Kill streams 50 times and at every named point, fil
 	done; \
 	run classic-part-in-memory $$harness --resident 100
 
-image: $(VENV)/.installed ## Follow deploy/Dockerfile without an engine, as root, and start what it makes: out/image
-	@$(WITH_SPARK) $(PY) scripts/kafka_broker.py $(PY) scripts/build_image.py --root out/image $(ARGS)
-
 rehearse: $(VENV)/.installed ## Build a release, test its sdist, install it from an index of this machine
 	@$(WITH_SPARK) $(PY) scripts/rehearse_release.py $(ARGS)
+
+image: $(VENV)/.installed ## Follow deploy/Dockerfile without an engine, as root, and start what it makes: out/image
+	@$(WITH_SPARK) $(PY) scripts/kafka_broker.py $(PY) scripts/build_image.py --root out/image $(ARGS)
 
 docs: $(VENV)/.installed ## Check the links of all pages, and build the site: site/
 	$(PY) scripts/check_links.py README.md CONTRIBUTING.md SECURITY.md benchmarks/README.md docs

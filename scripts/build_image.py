@@ -179,7 +179,7 @@ class Container:
             (own / "secrets").mkdir()
             mount("--bind", own, self.root / "run")
             (own / "secrets" / secret).touch()
-            mount("--bind", folder / "secrets" / "token", own / "secrets" / secret)
+            mount("--bind", folder / "secrets" / "token", self.root / "run" / "secrets" / secret)
         known = {"KAFKA_BOOTSTRAP": kafka, "MAX_RATINGS": "500", "TRIGGER": "1 second"}
         self.command = [
             re.sub(r"\$\{(\w+)(?::[-?]([^}]*))?\}", lambda m: known.get(m[1], m[2] or ""), word)
