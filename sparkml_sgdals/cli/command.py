@@ -110,9 +110,9 @@ class Invocation:
             with self.output.phase("Starting Spark"), log.inherited():
                 session = self._start(SparkSession.builder, log)
         except Exception as failure:
-            raise OSError(f"Spark did not start: {log.reason() or one_sentence(failure)}") from (
-                failure
-            )
+            told = OSError(f"Spark did not start: {log.reason() or one_sentence(failure)}")
+            told.spark_log = log.path  # type: ignore[attr-defined]
+            raise told from failure
         try:
             yield session
         except (Exception, KeyboardInterrupt) as failure:

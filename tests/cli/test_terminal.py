@@ -109,6 +109,7 @@ def test_where_spark_fails_its_log_is_named_and_stays(small, tmp_path):
     )  # fmt: skip
     assert code == 1
     assert any(line.startswith("Error: Spark did not start:") for line in shown)
+    assert f"Spark's log: {log}" in sent.replace("\r\n", "")
     assert "Traceback" not in sent
     assert "\tat org.apache" not in sent
     assert "org.apache.spark" in log.read_text()
