@@ -17,13 +17,14 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import yaml
@@ -204,7 +205,7 @@ class Container:
         command = self.image.words([*self.image.entry, *self.command], self.root, self.image.user)
         with self.log.open("wb") as log:
             return subprocess.Popen(command, env=self.image.variables(False), stdout=log,
-                                    stderr=subprocess.STDOUT)  # fmt: skip
+                                    stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
 
     def ask(self, *words: str, **names: str) -> str:
         """Run something to its end, and return what it said."""
@@ -246,6 +247,12 @@ def wait_for(
     say(f"{what}: after {time.monotonic() - began:.0f} s")
 
 
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End a container and all that runs in it."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 def post(token: str, user: int, item: int, rating: float) -> tuple[int, str]:
     """Post a rating; return status and words of the answer."""
     body = json.dumps({"user": user, "item": item, "rating": rating}).encode()
@@ -268,7 +275,7 @@ def check(image: Image, folder: Path, kafka: str) -> None:
     modeler = Container(image, "modeler", folder, kafka)
     tmp = folder / "volumes" / "modeler-tmp"
     lines = ["userId,movieId,rating,timestamp"]
-    lines += [f"{n % 40},{n * 7 % 60},{n * 13 % 9 / 2 + 0.5},{1_700_000_000 + n}"
+    lines += [f"{n % 40},{n // 40},{n * 13 % 9 / 2 + 0.5},{1_700_000_000 + n}"
               for n in range(2000)]  # fmt: skip
     (tmp / "ratings.csv").write_text("\n".join(lines) + "\n")
     with ExitStack() as stack:
@@ -276,7 +283,7 @@ def check(image: Image, folder: Path, kafka: str) -> None:
                         "--json").strip())  # fmt: skip
         kept = {path.name for path in (image.root / "opt/kernels").rglob("*.nbc")}
         stream = modeler.start()
-        stack.callback(stream.kill)
+        stack.callback(kill, stream)
         wait_for("the modeler's probe passes", modeler.probe, modeler, stream)
 
         def learned() -> int:
@@ -287,7 +294,7 @@ def check(image: Image, folder: Path, kafka: str) -> None:
         wait_for("2,000 ratings are learned", lambda: learned() == 2000, modeler, stream)
         predictor = Container(image, "predictor", folder, kafka)
         service = predictor.start()
-        stack.callback(service.kill)
+        stack.callback(kill, service)
         wait_for("the predictor's probe passes", predictor.probe, predictor, service)
         refused, _ = post("wrong", 1, 2, 4.0)
         status, why = post("it", 1, 2, 4.0)
