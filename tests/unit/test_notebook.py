@@ -8,7 +8,7 @@ import sys
 from html.parser import HTMLParser
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sparkml_sgdals.notebook import html_table, number
@@ -35,6 +35,7 @@ class Read(HTMLParser):
 
 
 @given(TEXT, st.lists(st.tuples(TEXT, TEXT)), TEXT)
+@example("<i>&lt;", [("<b>&amp;", "<u>&gt;")], "<p>&quot;")
 def test_a_table_says_what_it_was_given(title, rows, note):
     read = Read(html_table(title, rows, note))
     cells = [one for row in rows for one in row]

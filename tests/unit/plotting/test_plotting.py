@@ -57,6 +57,14 @@ def test_stream_is_drawn_by_ratings_seen_with_the_batch_line(metrics):
     assert any("units of the rating" in text for text in said)
 
 
+def test_a_stream_s_line_lies_within_the_picture(metrics):
+    axes = plot_stream(metrics, {"ALS": 0.97}).axes[0]
+    low, high = axes.get_ylim()
+    ends = [y for line in axes.lines[1:] for y in (min(line.get_ydata()), max(line.get_ydata()))]
+    assert low < min(ends)
+    assert max(ends) < high
+
+
 def test_stream_takes_rmse_before_learning_over_a_tenth_of_the_batches(metrics):
     long = pd.DataFrame({"ratings": [1, 3] * 10, "rmse": [1.0, 2.0] * 10, "validationRmse": 1.5})
     drawn = plot_stream(long).axes[0].lines[0].get_ydata()
