@@ -180,3 +180,17 @@ def test_replay_says_what_is_wrong(words, code, said, unpacked, tmp_path, monkey
     assert done.exit_code == code
     assert said in " ".join(done.stderr.replace("│", "").split())
     assert not Path("in").exists()
+
+
+@pytest.mark.parametrize(("batch", "every", "said"), [(0, 1.0, "at least 1"), (1, -1.0, "seconds")])
+def test_replay_refuses_batches_of_nothing_and_time_that_runs_back(batch, every, said):
+    sent = rp.replay(pd.DataFrame({"rating": [1.0]}), None, batch, every)
+    with pytest.raises(ValueError, match=said):
+        next(sent)
+
+
+def test_rows_of_one_time_keep_their_order(tmp_path):
+    rows = pd.DataFrame({"place": range(1000), "timestamp": [n % 3 for n in range(1000)]})
+    rows.to_csv(tmp_path / "rows.csv", index=False)
+    found = rp.read_ordered(tmp_path / "rows.csv", "timestamp")
+    assert found.place.to_list() == sorted(range(1000), key=lambda n: n % 3)
