@@ -147,7 +147,7 @@ class TestCandidates:
 
 
 class TestRestarts:
-    @pytest.mark.parametrize("pieces", [2, 7])
+    @pytest.mark.parametrize("pieces", [2, pytest.param(7, marks=pytest.mark.long)])
     def test_same_winner_same_bits(self, racing, batches, tmp_path, often, pieces):
         whole = racing(tmp_path / "whole").feed(batches).result()
         for part in np.array_split(np.arange(len(batches)), pieces):
@@ -162,7 +162,7 @@ class TestRestarts:
         race.feed(batches[4:6], 4)
         assert race.result() == before
 
-    @pytest.mark.parametrize("at", [3, 4, 16])
+    @pytest.mark.parametrize("at", [4, *(pytest.param(n, marks=pytest.mark.long) for n in (3, 16))])
     @pytest.mark.parametrize("stage", ["commit", "second snapshot", "put_commit"])
     def test_broken_off_before_the_commit(
         self, racing, batches, tmp_path, often, monkeypatch, at, stage

@@ -125,7 +125,14 @@ def named(numbers: list[int], kind: str) -> list[Any]:
     )
 
 
-@pytest.mark.parametrize("kinds", [("int", "int"), ("str", "int"), ("str", "str")])
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("str", "int"),
+        pytest.param(("int", "int"), marks=pytest.mark.long),
+        pytest.param(("str", "str"), marks=pytest.mark.long),
+    ],
+)
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
