@@ -375,3 +375,15 @@ class TestStream:
         job.awaitTermination()
         assert job.model.version == 7
         assert job.metrics().newItems.iloc[-3:].sum() == 0
+
+    def test_a_stream_of_pairs_is_scored(self, spark, model, source, tmp_path):
+        """As a table of the same pairs is, new items by their column among them."""
+        put, read = source
+        put(NEW[:60], 0)
+        scored = model.transform(read()).writeStream.format("parquet")
+        scored = scored.option("checkpointLocation", str(tmp_path / "c")).trigger(**ONCE)
+        scored.start(str(tmp_path / "out")).awaitTermination()
+        table = spark.read.schema("user long, item long, time long, vector array<double>")
+        given = model.transform(table.parquet(str(tmp_path / "in")))
+        found = spark.read.parquet(str(tmp_path / "out"))
+        np.testing.assert_array_equal(predictions(found, ["time"]), predictions(given, ["time"]))
