@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -16,6 +17,11 @@ import pandas as pd
 import pyspark
 
 CONNECTORS = ("spark-sql-kafka-0-10",)
+SERVE = """
+import os, signal, sys
+from sparkml_sgdals.serving import serve
+serve(sys.argv[1], port=0, started=lambda address: os.kill(os.getpid(), signal.SIGTERM))
+"""
 
 
 def put_connectors() -> None:
@@ -54,8 +60,12 @@ def compile_kernels() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "in")
         folder.mkdir()
-        table.to_json(folder / "a.json", orient="records", lines=True)
+        for number in range(2):
+            part = table.iloc[number::2]
+            part.to_json(folder / f"{number}.json", orient="records", lines=True)
         read = spark.readStream.schema("user long, item long, rating double, time long")
+        # two batches: the second changes rows of the first
+        read = read.option("maxFilesPerTrigger", 1)
         for events in (False, True):
             als = StreamingBiasedALS(timestampCol="time", implicitPrefs=events)
             model = als.fit(spark.createDataFrame(table))
@@ -67,6 +77,7 @@ def compile_kernels() -> None:
             job = als.fitStream(read.json(str(folder)), streamed, trigger="availableNow")
             job.awaitTermination()
             Predictor.load(streamed).recommend([1, 2], 5)
+            subprocess.run([sys.executable, "-c", SERVE, str(streamed)], check=True)
     spark.stop()
 
 

@@ -356,6 +356,27 @@ def _told_of_events(model: Any, test: Any, seen: Any) -> dict[str, Any]:
     return told
 
 
+@contextmanager
+def _asked_to_end() -> Iterator[threading.Event]:
+    """Yield what is set by Ctrl-C or SIGTERM, by which a container is ended; a second one breaks.
+
+    No exception: one that is raised while Spark is asked something leaves no way to ask it more.
+    """
+    asked = threading.Event()
+
+    def note(number: int, frame: Any) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+
+    before = {one: signal.signal(one, note) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+
 def _watch(run: Invocation, job: StreamJob[Any], alive_file: Path | None = None) -> None:
     """Print a line a batch until the stream ends; Ctrl-C or SIGTERM end it after a batch."""
     output = run.output
@@ -364,28 +385,23 @@ def _watch(run: Invocation, job: StreamJob[Any], alive_file: Path | None = None)
     if not output.json:
         output.row(_HEADINGS, widths)
     ended = False
-    # what a container is told to end by
-    earlier = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        with output.phase("Learning", "ratings") as phase:
-            while not ended:
-                ended = job.awaitTermination(1)
-                metrics = job.metrics()
-                for row in metrics[shown:].to_dict("records"):
-                    if output.json:
-                        output.line(row)
-                    else:
-                        output.row([_cell(row[name]) for name in _SHOWN], widths)
-                shown = max(shown, len(metrics))
-                phase.update(int(metrics.ratings.sum()), None, f"in {shown:,} micro-batches")
-                if alive_file is not None:
-                    # only after Spark and the model path have answered
-                    alive_file.touch()
-    except KeyboardInterrupt:
-        output.say("Stopping after the batch that runs ...")
-        job.stop()
-    finally:
-        signal.signal(signal.SIGTERM, earlier)
+    with _asked_to_end() as asked, output.phase("Learning", "ratings") as phase:
+        while not ended and not asked.is_set():
+            ended = job.awaitTermination(1)
+            metrics = job.metrics()
+            for row in metrics[shown:].to_dict("records"):
+                if output.json:
+                    output.line(row)
+                else:
+                    output.row([_cell(row[name]) for name in _SHOWN], widths)
+            shown = max(shown, len(metrics))
+            phase.update(int(metrics.ratings.sum()), None, f"in {shown:,} micro-batches")
+            if alive_file is not None:
+                # only after Spark and the model path have answered
+                alive_file.touch()
+        if asked.is_set():
+            output.say("Stopping after the batch that runs ...")
+            job.stop()
     newest = job.model
     output.say(f"{job.path} is at version {newest.version}.")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -113,3 +114,26 @@ def test_where_spark_fails_its_log_is_named_and_stays(small, tmp_path):
     assert "Traceback" not in sent
     assert "\tat org.apache" not in sent
     assert "org.apache.spark" in log.read_text()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stream_ends_when_it_is_asked_to(number, small, tmp_path):
+    """As a container or a person ends it: after the batch that runs, with 0 and without a trace."""
+    names = {"user": "userId", "item": "movieId", "time": "timestamp"}
+    (tmp_path / "in").mkdir()
+    small.rename(columns=names).to_csv(tmp_path / "in" / "a.csv", index=False)
+    alive = tmp_path / "alive"
+    words = ["stream", tmp_path / "model", tmp_path / "in", "--every", "1 second", "--json",
+             "--alive-file", alive, "-P", "rank=2", "--conf", "spark.ui.enabled=false"]  # fmt: skip
+    env = {k: v for k, v in os.environ.items() if not k.startswith("SPARK_")}
+    env |= {"SPARK_LOCAL_IP": "127.0.0.1"}
+    with subprocess.Popen([sys.executable, "-c", PROGRAM, *map(str, words)], env=env, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:  # fmt: skip
+        line = process.stdout.readline()
+        assert alive.exists() or process.poll() is None
+        process.send_signal(number)
+        _, said = process.communicate(timeout=120)
+    assert '"ratings": 4000' in line
+    assert process.returncode == 0, said
+    assert "Traceback" not in said
