@@ -4,9 +4,9 @@ python benchmarks/sessions.py FOLDER --learners ours counts knn popular
 
 Clicks of diginetica (FOLDER/diginetica/clicks.parquet) in 17 periods; a session is a user, and one
 in forty is judged. Before each click of such a session after its first, on an item seen before, all
-items seen so far are ranked, those of the session too; equal scores stand before it. Two protocols:
-'prequential', each click learned, in batches of at most 1,000 in which no session has two; and
-'frozen', the model of a period's start ranks all of it, told the session's clicks so far.
+items seen so far are ranked, those of the session too; equal scores stand before it. Who ranks is
+told the session's clicks so far. Two protocols: 'prequential', clicks are learned in batches of
+1,000; and 'frozen', the model of a period's start ranks all of it.
 Figures are means over periods 1 to 16. `ours` has its defaults, `counts` is what stands together in
 ours alone, `knn` the sessions of before that share most with this one, the latest 500 of them that
 have its last item (k = 100, cosine, weighed by place), `popular` the clicks of this period and the
@@ -36,8 +36,6 @@ from sparkml_sgdals.state.event_scores import (
     heard_partners,
     memories_of,
     popularity_logs,
-    recent_context,
-    rows_of_keys,
 )
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.partners import latest_items
@@ -103,20 +101,14 @@ class Ours:
 
     def scores(self, session: int | None, clicked: list[int]) -> F64:
         state, at = self.state, self._prepared()
-        users, memory = memories_of(state)
         found = np.full(self.items, -np.inf)
-        if session is not None:
-            row = state.users.index.find(pa.array([session]))
-            starts, held = users.ragged(row)
-            taste = state.users.mean[row, 1:]
-            taste = taste + recent_context(users, memory, row, at["keys"], at["order"])
-            latest = latest_items(starts, rows_of_keys(held, at["keys"], at["order"]))
-        else:
-            last = list(dict.fromkeys(reversed(clicked)))[::-1]
-            rows = state.items.index.find(pa.array(last))
-            starts = np.array([0, rows.size])
-            latest = latest_items(starts, rows)
-            taste = self._context(latest)
+        last = list(dict.fromkeys(reversed(clicked)))[::-1]
+        rows = state.items.index.find(pa.array(last, pa.int64()))
+        latest = latest_items(np.array([0, rows.size]), rows)
+        taste = self._context(latest)
+        user = state.users.index.find(pa.array([-1 if session is None else session]))[0]
+        if user >= 0:
+            taste = taste + state.users.mean[user, 1:]
         scores = (at["biases"] + at["features"] @ taste[0]).astype(np.float64)
         heard = heard_partners(
             state, latest, np.empty((1, 0), np.float32), at["least"], lambda: at["order"]
@@ -203,15 +195,12 @@ LEARNERS = {
 }
 
 
-def batches(sessions: I64, periods: I64) -> Iterator[slice]:
-    """Yield pieces of a stream in which no session comes twice, each of one period."""
-    begin, inside = 0, set[int]()
-    for n, session in enumerate(sessions.tolist()):
-        if session in inside or n - begin == BATCH or periods[n] != periods[begin]:
-            yield slice(begin, n)
-            begin, inside = n, set()
-        inside.add(session)
-    yield slice(begin, sessions.size)
+def batches(periods: I64) -> Iterator[slice]:
+    """Yield pieces of a stream, each of one period."""
+    ends = np.flatnonzero(np.diff(periods, append=-1)) + 1
+    for begin, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
+        for first in range(begin, end, BATCH):
+            yield slice(first, min(first + BATCH, end))
 
 
 def judge(
@@ -225,7 +214,7 @@ def judge(
     seen, clicked = np.zeros(items.max() + 1, bool), dict[int, list[int]]()
     waiting: list[slice] = []
     period = -1
-    for part in batches(sessions, periods):
+    for part in batches(periods):
         if periods[part.start] != period:
             period = periods[part.start]
             clock = time.process_time()

@@ -176,6 +176,7 @@ class ItemMemory(ColumnSet):
         self.settings = settings
         self.arrays = {column.name: column.zeros(settings) for column in self.registry()}
         self.partner_rows = np.full(self.partner.shape, -1, np.int32)
+        self._looked_up = False
 
     def resize(self, size: int) -> None:
         """Have so many rows, new ones empty."""
@@ -193,11 +194,13 @@ class ItemMemory(ColumnSet):
             if column.stored in table.column_names:
                 self.arrays[column.name][rows] = column.from_arrow(table, self.settings)
         self.partner_rows[rows] = -1
+        self._looked_up = False
 
     def take_over(self, other: ColumnSet, rows: I64, settings: tuple[Settings, Settings]) -> None:
         """As of any `ColumnSet`; rows of partners are to be looked up again."""
         super().take_over(other, rows, settings)
         self.partner_rows[:] = -1
+        self._looked_up = False
 
     def look_up(self, rows_of: Callable[[I64], I64]) -> I32:
         """Return `partner_rows` once those that are not known have been looked up.
@@ -207,6 +210,9 @@ class ItemMemory(ColumnSet):
         rows_of : Callable[[I64], I64]
             rows of items by their keys, -1 for one that is not known
         """
+        if self._looked_up:
+            return self.partner_rows
+        self._looked_up = True
         places = np.nonzero((self.partner_rows < 0) & (self.strength > 0.0))
         if places[0].size:
             keys, back = np.unique(self.partner[places], return_inverse=True)
@@ -217,7 +223,7 @@ class ItemMemory(ColumnSet):
         """Return an independent copy."""
         twin = ItemMemory(self.settings)
         twin.arrays = grown(self.arrays, self.last.shape[0])
-        twin.partner_rows = self.partner_rows.copy()
+        twin.partner_rows, twin._looked_up = self.partner_rows.copy(), self._looked_up
         return twin
 
 
