@@ -6,7 +6,7 @@ Clicks of diginetica (FOLDER/diginetica/clicks.parquet) in 17 periods; a session
 in forty is judged. Before each click of such a session after its first, on an item seen before, all
 items seen so far are ranked, those of the session too; equal scores stand before it. Who ranks is
 told the session's clicks so far. Two protocols: 'prequential', clicks are learned in batches of
-1,000; and 'frozen', the model of a period's start ranks all of it.
+1,000 (--batch); and 'frozen', the model of a period's start ranks all of it.
 Figures are means over periods 1 to 16. `ours` has its defaults, `counts` is what stands together in
 ours alone, `knn` the sessions of before that share most with this one, the latest 500 of them that
 have its last item (k = 100, cosine, weighed by place), `popular` the clicks of this period and the
@@ -44,7 +44,6 @@ OUT = Path(__file__).resolve().parent.parent / "out"
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 JUDGED = 40
-BATCH = 1_000
 NEIGHBOURS, RECENT = 100, 500
 
 
@@ -195,16 +194,16 @@ LEARNERS = {
 }
 
 
-def batches(periods: I64) -> Iterator[slice]:
+def batches(periods: I64, size: int) -> Iterator[slice]:
     """Yield pieces of a stream, each of one period."""
     ends = np.flatnonzero(np.diff(periods, append=-1)) + 1
     for begin, end in zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True):
-        for first in range(begin, end, BATCH):
-            yield slice(first, min(first + BATCH, end))
+        for first in range(begin, end, size):
+            yield slice(first, min(first + size, end))
 
 
 def judge(
-    table: pd.DataFrame, learner: Learner, frozen: bool
+    table: pd.DataFrame, learner: Learner, frozen: bool, size: int
 ) -> tuple[npt.NDArray[np.int64], dict[str, float]]:
     """Ranks of the judged clicks, 0 for the others, and seconds of the processor."""
     sessions, items = table.session.to_numpy(np.int64), table.item.to_numpy(np.int64)
@@ -214,7 +213,7 @@ def judge(
     seen, clicked = np.zeros(items.max() + 1, bool), dict[int, list[int]]()
     waiting: list[slice] = []
     period = -1
-    for part in batches(periods):
+    for part in batches(periods, size):
         if periods[part.start] != period:
             period = periods[part.start]
             clock = time.process_time()
@@ -285,6 +284,7 @@ def main() -> None:
         "--protocols", nargs="+", choices=("prequential", "frozen"),
         default=["prequential", "frozen"],
     )  # fmt: skip
+    parser.add_argument("--batch", type=int, default=1_000, help="clicks learned at once")
     parser.add_argument("--periods", type=int, default=17, help="the first so many")
     given = parser.parse_args()
     table = pd.read_parquet(given.folder / "diginetica" / "clicks.parquet")
@@ -295,8 +295,9 @@ def main() -> None:
     for protocol in given.protocols:
         for name in given.learners:
             learner: Learner = LEARNERS[name](int(table.item.max()) + 1)  # type: ignore[abstract]
-            ranks, seconds = judge(table, learner, protocol == "frozen")
+            ranks, seconds = judge(table, learner, protocol == "frozen", given.batch)
             row = {"protocol": protocol, "learner": name, "clicks": len(table)}
+            row |= {"batch": given.batch}
             row |= {"judged": int(np.count_nonzero(ranks))}
             row |= summarised(ranks, table.period.to_numpy()) | seconds
             rows.append(row)
