@@ -231,6 +231,7 @@ class _Work:
         everything = np.arange(state.items.size)
         self.factors.keep(everything)
         self.times.keep(everything)
+        before = self.lengths.sum()
         counted = descend_events(
             r.users, self.items, r.values, self.weights, state.events_learned,
             settings.num_negatives, np.float32(settings.step_size), np.float32(settings.regs[2]),
@@ -238,6 +239,8 @@ class _Work:
             known[np.argsort(last[known])].astype(np.int32), last, touched,
         )  # fmt: skip
         note_done(r.users, self.items, r.values, self.done, self.starts, self.lengths)
+        # `counted` are touches, an event's own and those of its negatives
+        self.repeats = int(np.count_nonzero(r.values > 0) - (self.lengths.sum() - before))
         return touched, int(counted)
 
     def restore(self) -> None:

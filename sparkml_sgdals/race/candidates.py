@@ -72,7 +72,8 @@ def warm_start(leader: ModelState, settings: Settings) -> ModelState:
             leader.popularity_parts,
         )
     if settings.pairs_items and leader.settings.pairs_items:
-        state.partners, state.repeats = leader.partners, leader.repeats
+        state.partners = leader.partners
+    state.repeats = leader.repeats
     if settings.fits_events and leader.settings.fits_events:
         state.filter_share, state.regularisation = leader.filter_share, leader.regularisation
     for own, other in ((state.users, leader.users), (state.items, leader.items)):

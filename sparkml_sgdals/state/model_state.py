@@ -197,7 +197,9 @@ class ModelState:
             "popularityParts": list(self.popularity_parts),
         }
         if self.settings.pairs_items:
-            events |= {"partners": list(astuple(self.partners)), "repeats": self.repeats}
+            events["partners"] = list(astuple(self.partners))
+        if self.settings.repeat_items is None:
+            events["repeats"] = self.repeats
         if self.settings.fits_events:
             events |= {
                 "filterShare": self.filter_share,
@@ -245,7 +247,7 @@ class ModelState:
     def repeats_items(self) -> bool:
         """Whether items that a user has done may come again: as set, else as events have shown."""
         given = self.settings.repeat_items
-        return self.repeats > REPEATED * self.events_learned if given is None else given
+        return self.repeats > REPEATED * self.counters.ratings if given is None else given
 
     def shares(self) -> dict[str, float | None]:
         """How far judges of events are believed, by the names of job.metrics(); None without."""

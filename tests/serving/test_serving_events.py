@@ -19,7 +19,9 @@ from sparkml_sgdals.state.event_scores import score_pairs, serving_state
 
 def settings_under(solver):
     if solver == "isgd":
-        return settings_of(rank=4, solver="isgd", learns_events=True, ranking_size=0)
+        return settings_of(
+            rank=4, solver="isgd", learns_events=True, ranking_size=0, repeat_items=False
+        )
     return settings_of(
         rank=4, learns_events=True, num_negatives=5, ranking_size=0, repeat_items=False
     )

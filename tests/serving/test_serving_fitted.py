@@ -18,7 +18,7 @@ from sparkml_sgdals.predictor import Predictor
 from sparkml_sgdals.serving.model.holder import ModelHolder
 from sparkml_sgdals.serving.model.person import fold_in, person_of
 from sparkml_sgdals.serving.model.ranking import like_item, predicted, rank_items
-from sparkml_sgdals.serving.model.reasons import event_shares, event_terms
+from sparkml_sgdals.serving.model.reasons import event_shares, event_terms, stands_together
 from sparkml_sgdals.state.event_scores import table_alone
 from sparkml_sgdals.state.model_state import ModelState
 
@@ -278,8 +278,9 @@ class TestWhy:
         with holder.reading() as model:
             person = person_of(model, user)
             assert person.done.size > done == person.fitted
-            last = set(person.done[-8:].tolist())
             for row in range(30):
+                heard = 10 if stands_together(model, person, row) else 8
+                last = set(person.done[-heard:].tolist())
                 assert {one.row for one in event_shares(model, person, row)} in (set(), last)
 
     def test_one_done_twice_and_one_done_since_are_told_apart(self, modeler, follow, timed):
@@ -291,6 +292,14 @@ class TestWhy:
             assert person.done.size == person.fitted == 3
             for row in range(30):
                 shares = event_shares(model, person, row)
+                if stands_together(model, person, row):
+                    (told,) = (
+                        term.value
+                        for term in event_terms(model, person, row)
+                        if term.part == "stands together"
+                    )
+                    assert sum(one.share for one in shares) == pytest.approx(told, abs=1e-4)
+                    continue
                 context = model.events.context(person.done)[1] @ model.items.mean[row, 1:]
                 assert sorted(one.share for one in shares) in ([], sorted(context.tolist()))
 

@@ -423,7 +423,7 @@ class LearningParams(
             table_rank=self.getRank() if filters and table else 0,
             unobserved_weight=self.getUnobservedWeight(),
             num_partners=self.getNumPartners() if filters else 0,
-            repeat_items=self.getRepeatItems() if filters else False,
+            repeat_items=self.getRepeatItems() if events else False,
             featured=False,
         )
 

@@ -46,7 +46,6 @@ _UNUSED_UNDER_IMPLICIT_PREFS: Final[dict[str, tuple[str, ...]]] = {
         "tol",
         "unobservedWeight",
         "numPartners",
-        "repeatItems",
         "checkpointInterval",
         *dict.fromkeys((*_BAYES, *_OF_RATINGS, *_NEVER)),
     ),
