@@ -184,8 +184,8 @@ class _Work:
                 r.users, self.items, r.values, draw_keys, begin, end, state.events_learned, events,
                 settings.implicit_prior, self.done, self.starts, self.lengths, order, cumulative,
                 guide, fades, totals, left, counted, memory.popularity, memory.last, self.parts,
-                marks, partners, state.repeats_items, recent[: end - begin], drawn[: end - begin],
-                touched, said[: end - begin],
+                marks, partners, state.repeats_items, state.again, recent[: end - begin],
+                drawn[: end - begin], touched, said[: end - begin],
             )  # fmt: skip
             self.factors.keep(np.flatnonzero(touched & ~kept))
             kept |= touched

@@ -16,7 +16,11 @@ import numpy.typing as npt
 from sparkml_sgdals.arrays.hashing import USER_SIDE, find_keys, id_keys
 from sparkml_sgdals.kernels.events.filter import CONTEXT_DECAY, CONTEXT_ITEMS
 from sparkml_sgdals.kernels.events.judges import LEAST_SHARE, NEVER, judge_sums, mix_pairs
-from sparkml_sgdals.kernels.events.partners import faded_strengths
+from sparkml_sgdals.kernels.events.partners import (
+    PARTNER_HALF_LIFE,
+    UNSURE,
+    faded_strengths,
+)
 from sparkml_sgdals.state.columns import FactorColumns
 from sparkml_sgdals.state.event_memory import HALF_LIVES, ItemMemory, UserMemory
 from sparkml_sgdals.state.factors import FactorTable
@@ -115,15 +119,24 @@ def heard_partners(
     memory = memories_of(state)[1]
     keys = id_keys(state.items.index.ids())
     rows = memory.look_up(lambda held: rows_of_keys(held, keys, order()))
-    return heard_from(state, memory, rows, latest, tastes, least)
+    return heard_from(state, memory, rows, np.arange(rows.shape[0]), latest, tastes, least)
 
 
 def heard_from(
-    state: ModelState, memory: ItemMemory, rows: I32, latest: I32, tastes: F32, least: float
-) -> Partners:
-    """`heard_partners` of a model whose ids are not looked at; `rows` are those of partners."""
+    state: ModelState, memory: ItemMemory, rows: I32, own: I64, latest: I32, tastes: F32,
+    least: float,
+) -> Partners:  # fmt: skip
+    """`heard_partners` of some items: their partners' rows, and their own."""
     strengths = memory.strength.copy()
     faded_strengths(strengths, memory.strengths[:, 0], memory.paired[:, 0], state.events_learned)
+    if state.again > 0.0:
+        # what is not known of an item's partners speaks for the item itself
+        known = memory.strengths * 0.5 ** (
+            (state.events_learned - memory.paired) / PARTNER_HALF_LIFE
+        )
+        itself = np.float32(state.again) * UNSURE / (known + UNSURE)
+        strengths = np.hstack([strengths, itself.astype(np.float32)])
+        rows = np.hstack([rows, own[:, None].astype(np.int32)])
     believed = state.partners
     weights = np.full(latest.shape[0], believed.beside_filter)
     if tastes.shape[1]:

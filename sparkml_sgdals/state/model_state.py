@@ -198,7 +198,7 @@ class ModelState:
         }
         if self.settings.pairs_items:
             events["partners"] = list(astuple(self.partners))
-        if self.settings.repeat_items is None:
+        if self.settings.repeat_items is not False:
             events["repeats"] = self.repeats
         if self.settings.fits_events:
             events |= {
@@ -248,6 +248,11 @@ class ModelState:
         """Whether items that a user has done may come again: as set, else as events have shown."""
         given = self.settings.repeat_items
         return self.repeats > REPEATED * self.counters.ratings if given is None else given
+
+    @property
+    def again(self) -> float:
+        """Share of events that repeat what their users had done; 0 where none may."""
+        return self.repeats / max(1, self.counters.ratings) if self.repeats_items else 0.0
 
     def shares(self) -> dict[str, float | None]:
         """How far judges of events are believed, by the names of job.metrics(); None without."""

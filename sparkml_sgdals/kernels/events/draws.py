@@ -28,7 +28,7 @@ _TO_UNIT: Final = 1.0 / 9007199254740992.0
 def draw_events(  # type: ignore[no-untyped-def]
     users, items, values, draw_keys, begin, end, first_event, events, with_context,
     done, starts, lengths, order, cumulative, guide, fades, totals, left, counted, popularity, last,
-    parts, marks, partners, repeats, recent, drawn, touched, said,
+    parts, marks, partners, repeats, again, recent, drawn, touched, said,
 ):  # fmt: skip
     """Find what colours each event and its negatives, and count it: nothing of that needs factors.
 
@@ -80,8 +80,8 @@ def draw_events(  # type: ignore[no-untyped-def]
     partners
         rows, keys, strengths, sums, times and item_keys of `join_partners`, in place; of width 0
         where none are kept
-    repeats
-        whether items that were done may come again
+    repeats, again
+        as in `said_by_partners`
     recent
         int32, shape (end - begin, CONTEXT_ITEMS), out: the items that colour each row, the last
         done first, then -1
@@ -137,7 +137,7 @@ def draw_events(  # type: ignore[no-untyped-def]
                 if known and (repeats or place < 0):
                     own, total = said_by_partners(
                         x, y, now, done, starts, lengths, rows, strengths, sums, times, marks,
-                        n + 1, repeats,
+                        n + 1, repeats, again,
                     )  # fmt: skip
                     said[n - begin, 1] = own
                     said[n - begin, 2] = total

@@ -16,6 +16,7 @@ __all__ = [
     "LATEST_DECAY",
     "LATEST_ITEMS",
     "PARTNER_HALF_LIFE",
+    "UNSURE",
     "count_boosts",
     "faded_strengths",
     "item_boosts",
@@ -34,7 +35,7 @@ BACKWARDS: Final = np.float32(0.7)
 """strength of a pair against the order in which it was done"""
 PARTNER_HALF_LIFE: Final = 200_000.0
 """events after which a pair counts half"""
-_UNSURE: Final = np.float32(5.0)
+UNSURE: Final = np.float32(5.0)
 """strength of what is not known of an item's partners"""
 _RATE: Final = 0.002
 """how far an event moves the weight of either judge"""
@@ -105,7 +106,7 @@ def join_partners(x, y, now, done, starts, lengths, rows, keys, strengths, sums,
 
 @nb.njit(cache=True, nogil=True)
 def said_by_partners(  # type: ignore[no-untyped-def]
-    x, y, now, done, starts, lengths, rows, strengths, sums, times, marks, mark, repeats
+    x, y, now, done, starts, lengths, rows, strengths, sums, times, marks, mark, repeats, again
 ):  # fmt: skip
     """Return what the partners of what a user did last say of an item, and of all that may come.
 
@@ -117,6 +118,9 @@ def said_by_partners(  # type: ignore[no-untyped-def]
         int64, shape (items,): the items that the user has done bear this mark
     repeats
         whether items that were done may come again
+    again
+        float64, how far what is not known of an item's partners speaks for itself: the share of
+        events that repeat, 0 where items do not come again
 
     Returns
     -------
@@ -126,7 +130,12 @@ def said_by_partners(  # type: ignore[no-untyped-def]
     for k in range(min(lengths[x], LATEST_ITEMS)):
         j = done[starts[x] + lengths[x] - 1 - k]
         left = _faded(now, times[j])
-        scale = share * np.float64(left / (sums[j] * left + _UNSURE))
+        known = sums[j] * left + UNSURE
+        scale = share * np.float64(left / known)
+        itself = share * again * np.float64(UNSURE / known)
+        total += itself
+        if j == y:
+            own += itself
         for slot in range(strengths.shape[1]):
             partner = rows[j, slot]
             if partner < 0 or strengths[j, slot] <= np.float32(0.0):
@@ -178,7 +187,7 @@ def faded_strengths(strengths, sums, times, now):  # type: ignore[no-untyped-def
     """Strengths as parts of what is known and not known of each item's partners, in place."""
     for j in range(sums.size):
         left = _faded(now, times[j])
-        scale = left / (sums[j] * left + _UNSURE)
+        scale = left / (sums[j] * left + UNSURE)
         for slot in range(strengths.shape[1]):
             strengths[j, slot] *= scale
 
@@ -308,7 +317,7 @@ def item_boosts(items, latest, weights, rows, strengths, boosts):  # type: ignor
             towards[j] = 0.0
             for slot in range(rows.shape[1]):
                 if items[n] >= 0 and rows[j, slot] == items[n]:
-                    towards[j] = strengths[j, slot]
+                    towards[j] += strengths[j, slot]
         for x in range(latest.shape[0]):
             total, share = 0.0, 1.0
             for k in range(latest.shape[1]):

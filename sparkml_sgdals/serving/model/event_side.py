@@ -155,7 +155,9 @@ class EventSide:
         memory = self.memory(last)
         latest = np.full((1, LATEST_ITEMS), -1, np.int32)
         latest[0, : last.size] = np.arange(last.size)
-        return heard_from(shell, memory, memory.look_up(keys.find), latest, taste[None, :], least)
+        return heard_from(
+            shell, memory, memory.look_up(keys.find), last, latest, taste[None, :], least
+        )
 
     def popularity(self, shell: ModelState, counts: I64) -> tuple[F32, float]:
         """Return logarithms of the items' shares of events, and what is added to all scores.

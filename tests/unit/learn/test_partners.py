@@ -81,12 +81,12 @@ class Pairs:
             for other in partners:
                 partners[other] *= left
 
-    def says(self, user, item):
+    def says(self, user, item, again):
         latest = self.latest(user)
-        total = sum(
-            0.7**k * self.strengths.get(one, {}).get(item, 0.0) / (self.sums.get(one, 0.0) + 5.0)
-            for k, one in enumerate(latest)
-        )
+        total = 0.0
+        for k, one in enumerate(latest):
+            told = self.strengths.get(one, {}).get(item, 0.0) + 5.0 * again * (one == item)
+            total += 0.7**k * told / (self.sums.get(one, 0.0) + 5.0)
         return total / sum(0.7**k for k in range(len(latest)))
 
 
@@ -97,9 +97,10 @@ def histories(draw):
     return rng.integers(0, 4, count).tolist(), rng.integers(0, ITEMS, count).tolist()
 
 
-@given(histories())
-def test_partners_and_scores_equal_the_reference(history):
-    state, slow = learned(SETTINGS, *history), Pairs()
+@given(histories(), st.booleans())
+def test_partners_and_scores_equal_the_reference(history, repeats):
+    state, slow = learned(replace(SETTINGS, repeat_items=repeats), *history), Pairs()
+    again = 1 - len(set(zip(*history, strict=True))) / len(history[0])
     for user, item in zip(*history, strict=True):
         slow.learn(user, item)
     memory, names = state.items.memory, state.items.index.ids()
@@ -125,7 +126,7 @@ def test_partners_and_scores_equal_the_reference(history):
         at = np.full(len(rows), state.users.index.find(pa.array([user]))[0])
         both = np.exp(score_pairs(served, at, np.arange(len(rows))).astype(float))
         alone = np.exp(score_pairs(bare, at, np.arange(len(rows))).astype(float))
-        says = [weight * slow.says(user, item) for item in rows]
+        says = [weight * slow.says(user, item, again if repeats else 0.0) for item in rows]
         np.testing.assert_allclose(both, alone + says, rtol=2e-3)
 
 
