@@ -72,6 +72,8 @@ def alone(namespace, folder):
     (folder / "data").mkdir()
     (folder / "arriving").mkdir()
     table = namespace["ratings"].toPandas()
+    # what Connect tells of its plan there, Parquet has no words for
+    table.attrs = {}
     table.userId = table.userId // 7 + 1
     table.to_parquet(folder / "data" / "ratings.parquet", index=False)
     table.head(500).to_json(folder / "arriving" / "a.json", orient="records", lines=True)
