@@ -248,7 +248,10 @@ def draw(metrics: pd.DataFrame, als: float, fit: float, what: str, file: Path) -
     # one above its line and one below, so that they stay apart when the lines are close
     above, below = (5, -15) if als >= fit else (-15, 5)
     words = f"Spark's ALS, all ratings at once, best of {len(REG_PARAMS)}: {als:.4f}"
-    if late:
+    if passed is not None and 0.45 < passed / right < 0.6:
+        # the curve comes down to the line in the middle: there is no room for all of it
+        words = f"Spark's ALS, best of {len(REG_PARAMS)}: {als:.4f}"
+    if passed is None or passed > 0.6 * right:
         label(0, als, words, brown, xytext=(8, above))
     else:
         label(right, als, words, brown, xytext=(-8, above), ha="right")
