@@ -230,7 +230,7 @@ def serve(
             gc.freeze()
             _Server(config, service, those, started).run()
         finally:
-            holder.stop()
+            holder.close()
             if approximate is not None:
                 approximate.stop()
             if service.intake is not None:

@@ -151,7 +151,7 @@ def serving(tmp_path: Path) -> Iterator[Callable[..., Running]]:
     yield start
     for service, client in opened:
         client.__exit__(None, None, None)
-        service.answers.holder.stop()
+        service.answers.holder.close()
         if service.intake is not None:
             service.intake.close()
 

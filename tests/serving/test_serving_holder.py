@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -240,3 +243,17 @@ def test_what_is_pruned_while_the_service_starts(modeler, serving, monkeypatch):
         file.unlink()
     with pytest.raises(GoneError, match="missing"):
         serving(made)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="needs a list of open files")
+def test_what_is_closed_holds_no_files(modeler, tmp_path):
+    """Also where somebody keeps the holder, as FastAPI does."""
+    made = modeler(settings=settings_of(rank=4, learns_events=True, num_negatives=5))
+    before = set(os.listdir("/proc/self/fd"))
+    holder = followed(made, tmp_path)
+    assert len(set(os.listdir("/proc/self/fd")) - before) > 10
+    holder.close()
+    gc.collect()
+    assert set(os.listdir("/proc/self/fd")) <= before
+    with pytest.raises(NoModelError), holder.reading():
+        pass

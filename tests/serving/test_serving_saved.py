@@ -23,7 +23,7 @@ def client(tmp_path):
     service = build_service(SAVED, str(tmp_path))
     with TestClient(make_app(service)) as client:
         yield client
-    service.answers.holder.stop()
+    service.answers.holder.close()
 
 
 def test_answers_are_those_of_the_model(client):

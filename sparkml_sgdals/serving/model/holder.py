@@ -211,6 +211,15 @@ class ModelHolder:
         if self._thread is not None:
             self._thread.join(5.0)
 
+    def close(self) -> None:
+        """Follow no more, and let the arrays go with the files that they are mapped from.
+
+        Who serves keeps a holder for longer than it serves: FastAPI remembers functions.
+        """
+        self.stop()
+        with self._changed:
+            self._model = self._copies = None
+
     def _follow(self) -> None:
         while not self._ended.wait(self.poll_seconds):
             self._look()
