@@ -14,7 +14,7 @@ import numba as nb
 import numpy as np
 import numpy.typing as npt
 
-from sparkml_sgdals.kernels.events.judges import LEAST, mixed
+from sparkml_sgdals.kernels.events.judges import LEAST, boosted, mixed
 
 __all__ = ["Boosts", "Tastes", "candidate_products", "query_products", "top_n"]
 
@@ -83,7 +83,7 @@ def candidate_products(mean: F32, var: F32 | None) -> tuple[F32, F32 | None]:
 @nb.njit(cache=True, nogil=True)
 def _top_n(  # type: ignore[no-untyped-def]
     queries, candidates, query_vars, candidate_vars, sign, query_tastes, tastes, starts, excluded,
-    boost_starts, boosted, boosts, best, scores,
+    boost_starts, risen, boosts, best, scores,
 ):  # fmt: skip
     width, total = candidates.shape
     var_width = candidate_vars.shape[0]
@@ -128,15 +128,10 @@ def _top_n(  # type: ignore[no-untyped-def]
                         tile_scores[j] = mixed(
                             tile_scores[j], tile_vars[j], query_tastes[q, 0] + tastes[0, begin + j]
                         )
-            while up < last_up and boosted[up] < begin + size:
-                place = boosted[up] - begin
-                score = tile_scores[place]
-                if score > lowest and judged:
-                    tile_scores[place] = score + boosts[up]
-                elif score > lowest and boosts[up] > np.float32(0.0):
-                    tile_scores[place] = np.float32(
-                        math.log(math.exp(score) + np.float64(boosts[up]))
-                    )
+            while up < last_up and risen[up] < begin + size:
+                place = risen[up] - begin
+                if tile_scores[place] > lowest:
+                    tile_scores[place] = boosted(tile_scores[place], boosts[up], judged)
                 up += 1
             while gone < last_gone and excluded[gone] < begin + size:
                 tile_scores[excluded[gone] - begin] = lowest

@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 from sparkml_sgdals.arrays.hashing import id_keys
 from sparkml_sgdals.kernels.events.judges import believed, pair_probabilities
-from sparkml_sgdals.kernels.events.partners import LATEST_ITEMS
 from sparkml_sgdals.kernels.events.ranks import _EVENT, _GOLDEN, _chain, rank_events
 from sparkml_sgdals.learn.prequential import BatchSums, rank_sums
 from sparkml_sgdals.state.event_scores import (
@@ -29,6 +28,7 @@ from sparkml_sgdals.state.event_scores import (
     table_biases,
 )
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.partners import last_of_lists
 
 __all__ = ["EventsToRank", "judge_events", "judge_ranks"]
 
@@ -116,9 +116,7 @@ def judge_events(
     the batch has been seen, which is as far as before but for a model that was fitted to a table
     """
     settings = state.settings
-    first, earlier = _eligible(events, known_users, known_items)
-    if state.repeats_items:
-        first, earlier = _again(events, known_users, known_items), np.full_like(earlier, -1)
+    first, earlier = _eligible(events, known_users, known_items, state.repeats_items)
     nothing = first[:0]
     ranked = _to_rank(state, events, first, known_items) if settings.ranking_size else nothing
     weighed = _to_weigh(state, events, first) if settings.fits_events else nothing
@@ -209,9 +207,7 @@ def _boosts(
 ) -> tuple[I64, I32, F32]:
     """Return what partners add to the known items of each user of the batch."""
     if by_key is not None:
-        last = (events.starts + events.lengths)[:, None] - 1 - np.arange(LATEST_ITEMS)
-        there = last >= events.starts[:, None]
-        latest = np.where(there, events.done[np.where(there, last, 0)], -1).astype(np.int32)
+        latest = last_of_lists(events.done, events.starts, events.lengths)
         tastes = state.users.taste[events.user_rows]
         heard = heard_partners(state, latest, tastes, least, lambda: by_key)
         if heard is not None:
@@ -277,17 +273,17 @@ class _Judges:
         return found
 
 
-def _again(events: EventsToRank, known_users: int, known_items: int) -> I64:
-    """Places of the events to rank where what was done may come again."""
-    known = (events.user_rows[events.users] < known_users) & (events.items < known_items)
-    return np.flatnonzero(events.does & known)
-
-
-def _eligible(events: EventsToRank, known_users: int, known_items: int) -> tuple[I64, I64]:
+def _eligible(
+    events: EventsToRank, known_users: int, known_items: int, repeats: bool = False
+) -> tuple[I64, I64]:
     """Places of the events to rank; of each first event of a pair the one of its user before it.
 
-    The latter is -1 where there is none.
+    The latter is -1 where there is none, and for all where what was done may come again: any
+    event of such a stream is ranked.
     """
+    known = (events.user_rows[events.users] < known_users) & (events.items < known_items)
+    if repeats:
+        return np.flatnonzero(events.does & known), np.full(known.size, -1, np.int64)
     first = np.zeros(events.users.size, np.bool_)
     done = np.flatnonzero(events.does)
     pairs = (events.users[done].astype(np.int64) << 32) + events.items[done]
@@ -297,5 +293,4 @@ def _eligible(events: EventsToRank, known_users: int, known_items: int) -> tuple
         events.users, events.items, events.starts, events.lengths, events.done,
         np.full(events.user_rows.size, -1, np.int64), earlier, first,
     )  # fmt: skip
-    known = (events.user_rows[events.users] < known_users) & (events.items < known_items)
     return np.flatnonzero(first & known), earlier

@@ -18,14 +18,14 @@ from sparkml_sgdals.kernels.checks import check_rows
 from sparkml_sgdals.kernels.events.draws import cumulate, draw_events, guide_draws, note_done
 from sparkml_sgdals.kernels.events.filter import CONTEXT_ITEMS, filter_events, finite_rows
 from sparkml_sgdals.kernels.events.isgd import descend_events
-from sparkml_sgdals.kernels.events.partners import LATEST_ITEMS, weigh_partners
+from sparkml_sgdals.kernels.events.partners import weigh_partners
 from sparkml_sgdals.learn.event_ranks import EventsToRank, judge_events
 from sparkml_sgdals.learn.prequential import BatchSums
 from sparkml_sgdals.learn.solvers import not_finite
 from sparkml_sgdals.state.event_memory import HALF_LIVES, with_room
 from sparkml_sgdals.state.event_scores import even_parts, known_done, memories_of, rows_of_keys
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.state.partners import PartnerWeight
+from sparkml_sgdals.state.partners import PartnerWeight, last_of_lists
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = ["LearnedEvents", "confidences", "learn_events"]
@@ -137,11 +137,12 @@ class _Work:
         self.pairs_kept = _Kept(
             memory.partner, memory.strength, memory.strengths, memory.paired, memory.partner_rows
         )
-        self.believed, self.repeats = state.partners, 0
+        self.believed = state.partners
         self.parts = np.array(state.popularity_parts or even_parts())
         self.keys = id_keys(state.items.index.ids())
         self.order = np.argsort(self.keys)
         self.starts, self.lengths, self.done = self._done_rows()
+        self.places = int(self.lengths.sum())
         self.pairs = pair_hash(
             id_keys(ratings.user_ids), id_keys(ratings.item_ids), ratings.users, ratings.items
         )
@@ -169,7 +170,6 @@ class _Work:
         numbers = np.arange(len(r), dtype=np.uint64) + np.uint64(state.counters.ratings)
         draw_keys = self.pairs ^ ((numbers + seed) * _EVENT)
         self.times.keep(self.item_rows)
-        before = self.lengths.sum()
         totals, left = cumulative[:, -1].copy(), np.ones(fades.size)
         counted, marks = np.empty(len(r), np.int32), np.zeros(state.items.size, np.int64)
         recent = np.empty((min(_CHUNK, len(r)), CONTEXT_ITEMS), np.int32)
@@ -202,8 +202,6 @@ class _Work:
                         b.partner_sum,
                     )
                 )  # fmt: skip
-        # a pair that came before takes no new place
-        self.repeats = int(events - (self.lengths.sum() - before))
         return touched, int(events)
 
     def _partners(self) -> tuple[npt.NDArray[Any], ...]:
@@ -214,9 +212,8 @@ class _Work:
             nothing = np.zeros(size, np.float32), np.zeros(size, np.int64)
             return memory.partner_rows, memory.partner, memory.strength, *nothing, item_keys
         memory.look_up(lambda keys: rows_of_keys(keys, self.keys, self.order))
-        last = self.starts[:, None] + self.lengths[:, None] - 1 - np.arange(LATEST_ITEMS)
-        there = last >= self.starts[:, None]
-        self.pairs_kept.keep(np.union1d(self.done[last[there]], self.item_rows))
+        latest = last_of_lists(self.done, self.starts, self.lengths)
+        self.pairs_kept.keep(np.union1d(latest[latest >= 0], self.item_rows))
         return (
             memory.partner_rows, memory.partner, memory.strength, memory.strengths[:, 0],
             memory.paired[:, 0], item_keys,
@@ -231,7 +228,6 @@ class _Work:
         everything = np.arange(state.items.size)
         self.factors.keep(everything)
         self.times.keep(everything)
-        before = self.lengths.sum()
         counted = descend_events(
             r.users, self.items, r.values, self.weights, state.events_learned,
             settings.num_negatives, np.float32(settings.step_size), np.float32(settings.regs[2]),
@@ -239,8 +235,6 @@ class _Work:
             known[np.argsort(last[known])].astype(np.int32), last, touched,
         )  # fmt: skip
         note_done(r.users, self.items, r.values, self.done, self.starts, self.lengths)
-        # `counted` are touches, an event's own and those of its negatives
-        self.repeats = int(np.count_nonzero(r.values > 0) - (self.lengths.sum() - before))
         return touched, int(counted)
 
     def restore(self) -> None:
@@ -273,7 +267,9 @@ class _Work:
         state.items.count[self.item_rows] += np.bincount(r.items, minlength=self.item_rows.size)
         state.popularity_parts = tuple(self.parts.tolist())
         state.partners = self.believed
-        state.repeats += self.repeats
+        # a pair that came before takes no new place
+        new = int(self.lengths.sum()) - self.places
+        state.repeats += int(np.count_nonzero(r.values > 0)) - new
 
     def _done_rows(self) -> tuple[I64, I64, npt.NDArray[np.int32]]:
         """Return what the batch's users have done, as rows of items, with room for its events."""

@@ -145,9 +145,8 @@ class _Heard:
 
     def boosts(self, queries: pa.Table, size: int) -> Boosts:
         """Return what is added to the part's candidates for a block of queries."""
-        rows = queries.column("row").to_numpy().astype(np.int64)
         if not self.of_users:
-            return self.partners.of_items(rows)
+            return self.partners.of_items(queries.column("row").to_numpy().astype(np.int64))
         latest = _matrix(queries, "latest").astype(np.int32)
         weights = queries.column("weight").to_numpy().astype(np.float32)
         partners = replace(self.partners, latest=latest, weights=weights)
@@ -162,8 +161,9 @@ class _Queries:
     var: F32
     taste: F32
     cold: npt.NDArray[np.bool_]
-    rows: I64
     heard: Partners | None = None
+    rows: I64 | None = None
+    """of items, where what stands together is heard for them"""
 
 
 def recommend(
@@ -225,7 +225,8 @@ def recommend(
         )
     kinds = (queries.index.kind, candidates.index.kind)
     latest = state.heard.of_rows(rows) if state.heard is not None and users_ask else None
-    asked = _Queries(mean, var, taste, rows < 0, rows, latest)
+    of_items = rows if state.heard is not None and not users_ask else None
+    asked = _Queries(mean, var, taste, rows < 0, latest, of_items)
     return _ranked(spark, ids, asked, parts, ranking, kinds, seen)
 
 
@@ -252,7 +253,7 @@ def similar(spark: SparkSession, table: FactorTable, count: int, subset: pa.Arra
     itself = _pairs(spark, subset, table.index.kind)
     ranking = Ranking(count, 0, 0.0, 1.0, -1.0, 1.0)
     cold = np.zeros(rows.size, bool)
-    asked = _Queries(features[rows], nothing[rows], nothing[rows], cold, rows)
+    asked = _Queries(features[rows], nothing[rows], nothing[rows], cold)
     return _ranked(spark, subset, asked, parts, ranking, kinds, itself)
 
 
@@ -329,8 +330,9 @@ def _query_blocks(
                 "var": list_column(asked.var[rows]),
                 "taste": list_column(asked.taste[rows]),
                 "cold": pa.array(asked.cold[rows]),
-                "row": pa.array(asked.rows[rows]),
             }
+            if asked.rows is not None:
+                columns["row"] = pa.array(asked.rows[rows])
             if asked.heard is not None:
                 columns["latest"] = list_column(asked.heard.latest[rows])
                 columns["weight"] = pa.array(asked.heard.weights[rows])

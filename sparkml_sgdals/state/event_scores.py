@@ -16,11 +16,7 @@ import numpy.typing as npt
 from sparkml_sgdals.arrays.hashing import USER_SIDE, find_keys, id_keys
 from sparkml_sgdals.kernels.events.filter import CONTEXT_DECAY, CONTEXT_ITEMS
 from sparkml_sgdals.kernels.events.judges import LEAST_SHARE, NEVER, judge_sums, mix_pairs
-from sparkml_sgdals.kernels.events.partners import (
-    PARTNER_HALF_LIFE,
-    UNSURE,
-    faded_strengths,
-)
+from sparkml_sgdals.kernels.events.partners import faded_strengths
 from sparkml_sgdals.state.columns import FactorColumns
 from sparkml_sgdals.state.event_memory import HALF_LIVES, ItemMemory, UserMemory
 from sparkml_sgdals.state.factors import FactorTable
@@ -128,14 +124,12 @@ def heard_from(
 ) -> Partners:  # fmt: skip
     """`heard_partners` of some items: their partners' rows, and their own."""
     strengths = memory.strength.copy()
-    faded_strengths(strengths, memory.strengths[:, 0], memory.paired[:, 0], state.events_learned)
+    unknown = faded_strengths(
+        strengths, memory.strengths[:, 0], memory.paired[:, 0], state.events_learned
+    )
     if state.again > 0.0:
         # what is not known of an item's partners speaks for the item itself
-        known = memory.strengths * 0.5 ** (
-            (state.events_learned - memory.paired) / PARTNER_HALF_LIFE
-        )
-        itself = np.float32(state.again) * UNSURE / (known + UNSURE)
-        strengths = np.hstack([strengths, itself.astype(np.float32)])
+        strengths = np.hstack([strengths, np.float32(state.again) * unknown[:, None]])
         rows = np.hstack([rows, own[:, None].astype(np.int32)])
     believed = state.partners
     weights = np.full(latest.shape[0], believed.beside_filter)

@@ -9,13 +9,12 @@ import numpy.typing as npt
 
 from sparkml_sgdals.kernels.events.partners import (
     LATEST_ITEMS,
-    count_boosts,
     item_boosts,
     pair_boosts,
     user_boosts,
 )
 
-__all__ = ["PartnerWeight", "Partners", "latest_items"]
+__all__ = ["PartnerWeight", "Partners", "last_of_lists", "latest_items"]
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -88,7 +87,7 @@ class Partners:
         -------
         starts, int64 of shape (users + 1,), rising positions, int32, and what is added, float32
         """
-        room = count_boosts(self.latest, self.rows)
+        room = int(np.count_nonzero(self.latest >= 0)) * self.rows.shape[1]
         starts = np.empty(len(self.latest) + 1, np.int64)
         positions, boosts = np.empty(room, np.int32), np.empty(room, np.float32)
         end = user_boosts(
@@ -125,7 +124,19 @@ def latest_items(starts: I64, held: I64) -> I32:
         int64, rows of items, -1 for one that is not known any more
     """
     known = np.concatenate([[0], np.cumsum(held >= 0)])
-    begins, ends = known[starts[:-1]], known[starts[1:]]
-    rows = np.append(held[held >= 0], -1).astype(np.int32)
-    last = ends[:, None] - 1 - np.arange(LATEST_ITEMS)
-    return rows[np.where(last >= begins[:, None], last, rows.size - 1)]
+    begins = known[starts]
+    return last_of_lists(held[held >= 0].astype(np.int32), begins[:-1], np.diff(begins))
+
+
+def last_of_lists(lists: I32, begins: I64, lengths: I64) -> I32:
+    """Return the last ten of each list, the last first, then -1; int32, shape (lists, 10).
+
+    Parameters
+    ----------
+    lists : I32
+        int32, lists one after another, perhaps with room between them
+    begins, lengths : I64
+        int64, shape (lists,), where each list begins, and how long it is
+    """
+    last = (begins + lengths)[:, None] - 1 - np.arange(LATEST_ITEMS)
+    return np.append(lists, np.int32(-1))[np.where(last >= begins[:, None], last, lists.size)]

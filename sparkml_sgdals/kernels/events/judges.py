@@ -23,6 +23,7 @@ __all__ = [
     "NEVER",
     "SHARE_RATE",
     "believed",
+    "boosted",
     "judge_sums",
     "mix_pairs",
     "mixed",
@@ -63,6 +64,16 @@ def mixed(score, product, offset):  # type: ignore[no-untyped-def]
     if offset > NEVER / np.float32(2.0):
         own += np.float32(math.exp(min(offset, _HIGHEST))) * soft(product)
     return own
+
+
+@nb.njit(cache=True, nogil=True, inline="always")
+def boosted(score, boost, judged):  # type: ignore[no-untyped-def]
+    """Add what partners say of an item to its score, a logarithm but where there are two judges."""
+    if boost <= np.float32(0.0):
+        return score
+    if judged:
+        return score + boost
+    return np.float32(math.log(math.exp(score) + np.float64(boost)))
 
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST)

@@ -15,9 +15,6 @@ import numpy as np
 __all__ = [
     "LATEST_DECAY",
     "LATEST_ITEMS",
-    "PARTNER_HALF_LIFE",
-    "UNSURE",
-    "count_boosts",
     "faded_strengths",
     "item_boosts",
     "join_partners",
@@ -33,9 +30,9 @@ LATEST_DECAY: Final = 0.7
 """how far one of them is heard, in that of the one after it"""
 BACKWARDS: Final = np.float32(0.7)
 """strength of a pair against the order in which it was done"""
-PARTNER_HALF_LIFE: Final = 200_000.0
+_HALF_LIFE: Final = 200_000.0
 """events after which a pair counts half"""
-UNSURE: Final = np.float32(5.0)
+_UNSURE: Final = np.float32(5.0)
 """strength of what is not known of an item's partners"""
 _RATE: Final = 0.002
 """how far an event moves the weight of either judge"""
@@ -43,7 +40,7 @@ _LEAST: Final = 0.001
 """of either judge, so that it is heard again once it is better"""
 _HIGHEST: Final = 100.0
 """of the odds of one event in the mean of all"""
-_FADE: Final = math.log(0.5) / PARTNER_HALF_LIFE
+_FADE: Final = math.log(0.5) / _HALF_LIFE
 
 
 @nb.njit(cache=True, nogil=True, inline="always")
@@ -130,9 +127,9 @@ def said_by_partners(  # type: ignore[no-untyped-def]
     for k in range(min(lengths[x], LATEST_ITEMS)):
         j = done[starts[x] + lengths[x] - 1 - k]
         left = _faded(now, times[j])
-        known = sums[j] * left + UNSURE
+        known = sums[j] * left + _UNSURE
         scale = share * np.float64(left / known)
-        itself = share * again * np.float64(UNSURE / known)
+        itself = share * again * np.float64(_UNSURE / known)
         total += itself
         if j == y:
             own += itself
@@ -184,12 +181,26 @@ def weigh_partners(said, odds, share, filter_sum, partner_sum):  # type: ignore[
 
 @nb.njit(cache=True, nogil=True)
 def faded_strengths(strengths, sums, times, now):  # type: ignore[no-untyped-def]
-    """Strengths as parts of what is known and not known of each item's partners, in place."""
+    """Make strengths parts of what is known and not known of each item's partners, in place.
+
+    Parameters
+    ----------
+    strengths, sums, times, now
+        as in `join_partners`
+
+    Returns
+    -------
+    float32, shape (items,): the part that is not known
+    """
+    unknown = np.empty(sums.size, np.float32)
     for j in range(sums.size):
         left = _faded(now, times[j])
-        scale = left / (sums[j] * left + UNSURE)
+        whole = sums[j] * left + _UNSURE
+        scale = left / whole
         for slot in range(strengths.shape[1]):
             strengths[j, slot] *= scale
+        unknown[j] = _UNSURE / whole
+    return unknown
 
 
 @nb.njit(cache=True, nogil=True, inline="always")
@@ -236,17 +247,6 @@ def pair_boosts(users, items, latest, weights, rows, strengths, boosts):  # type
 
 
 @nb.njit(cache=True, nogil=True)
-def count_boosts(latest, rows):  # type: ignore[no-untyped-def]
-    """At most so many items are partners of what users did last."""
-    total = 0
-    for x in range(latest.shape[0]):
-        for k in range(latest.shape[1]):
-            if latest[x, k] >= 0:
-                total += rows.shape[1]
-    return total
-
-
-@nb.njit(cache=True, nogil=True)
 def user_boosts(latest, weights, rows, strengths, places, size, starts, positions, boosts):  # type: ignore[no-untyped-def]
     """Find what partners add to the items of each user.
 
@@ -262,7 +262,7 @@ def user_boosts(latest, weights, rows, strengths, places, size, starts, position
         int64, shape (users + 1,), out
     positions, boosts
         int32 and float32, out: those of user x lie at starts[x]..starts[x+1]-1, positions rising;
-        with room for `count_boosts`
+        with room for a list of partners for each of `latest`
 
     Returns
     -------

@@ -10,7 +10,7 @@ import numpy as np
 
 from sparkml_sgdals.arrays.hashing import mix64
 from sparkml_sgdals.kernels.events.filter import CONTEXT_DECAY, CONTEXT_ITEMS
-from sparkml_sgdals.kernels.events.judges import mixed
+from sparkml_sgdals.kernels.events.judges import boosted, mixed
 
 __all__ = ["rank_events"]
 
@@ -46,16 +46,6 @@ def _score(taste, products, judged, table, own, item):  # type: ignore[no-untype
     for f in range(1, table.shape[1]):
         product += own[f] * table[item, f]
     return mixed(total + taste[0], product, own[0] + table[item, 0])
-
-
-@nb.njit(cache=True, nogil=True)
-def _boosted(score, boost, judged):  # type: ignore[no-untyped-def]
-    """Add what partners say of an item; `score` is a logarithm but where there are two judges."""
-    if boost <= np.float32(0.0):
-        return score
-    if judged:
-        return score + boost
-    return np.float32(math.log(math.exp(score) + np.float64(boost)))
 
 
 @nb.njit(cache=True, nogil=True)
@@ -143,7 +133,7 @@ def rank_events(  # type: ignore[no-untyped-def]
                 item = done[starts[x] + lengths[x] - 1 - k]
                 for f in range(1, width):
                     taste[f] += share * context[item, f - 1]
-        own = _boosted(
+        own = boosted(
             _score(taste, products, judged, table, own_table, y),
             _boost(y, first, last, positions, boosts), judged,
         )  # fmt: skip
@@ -169,7 +159,7 @@ def rank_events(  # type: ignore[no-untyped-def]
                     marks[item] = e + 1
                     score = _score(taste, products, judged, table, own_table, item)
                     boost = _boost(item, first, last, positions, boosts)
-                    better += _boosted(score, boost, judged) >= own
+                    better += boosted(score, boost, judged) >= own
                     favoured += popular[item] >= own_popular
         else:
             for begin in range(0, known, _TILE):
@@ -199,7 +189,7 @@ def rank_events(  # type: ignore[no-untyped-def]
                     favoured += popular[begin + j] >= own_popular
             for j in range(first, last):
                 score = _score(taste, products, judged, table, own_table, positions[j])
-                better += (_boosted(score, boosts[j], judged) >= own) - (score >= own)
+                better += (boosted(score, boosts[j], judged) >= own) - (score >= own)
             # the item itself, and what its user has done, do not compete
             better -= 1
             favoured -= 1
@@ -208,7 +198,7 @@ def rank_events(  # type: ignore[no-untyped-def]
                 if item < known:
                     score = _score(taste, products, judged, table, own_table, item)
                     boost = _boost(item, first, last, positions, boosts)
-                    better -= _boosted(score, boost, judged) >= own
+                    better -= boosted(score, boost, judged) >= own
                     favoured -= popular[item] >= own_popular
             before = earlier[n]
             while before >= 0:
@@ -216,7 +206,7 @@ def rank_events(  # type: ignore[no-untyped-def]
                 if item < known:
                     score = _score(taste, products, judged, table, own_table, item)
                     boost = _boost(item, first, last, positions, boosts)
-                    better -= _boosted(score, boost, judged) >= own
+                    better -= boosted(score, boost, judged) >= own
                     favoured -= popular[item] >= own_popular
                 before = earlier[before]
         ranks[0, e] = 1 + better

@@ -65,8 +65,7 @@ class Answers:
         with self.holder.reading() as model:
             person = person_of(model, user)
             known = self.history.of(user)
-            if exclude_seen is None:
-                exclude_seen = not model.shell.repeats_items
+            exclude_seen = _leaves_out(model, exclude_seen)
             left_out = [one.item for one in known] if exclude_seen else []
             gone = model.item_rows(left_out + (exclude or []))
             if exclude_seen and person.done is not None:
@@ -84,10 +83,8 @@ class Answers:
             given = [one.item for one in asked.ratings]
             values = [1.0 if one.rating is None else one.rating for one in asked.ratings]
             person = fold_in(model, given, values)
-            left_out = asked.exclude_seen
-            if left_out is None:
-                left_out = not model.shell.repeats_items
-            gone = model.item_rows(list(given) if left_out else [])
+            left_out = list(given) if _leaves_out(model, asked.exclude_seen) else []
+            gone = model.item_rows(left_out)
             return self._recommended(
                 model, person, None, asked.n, "prediction", asked.items, gone, None
             )
@@ -387,3 +384,8 @@ def _own(kind: IdKind, given: Key) -> Key:
 def _or_unknown(key: Key | None) -> Key:
     # the state it is looked up in knows nothing of what cannot be an id
     return -(2**63) if key is None else key
+
+
+def _leaves_out(model: ServedModel, asked: bool | None) -> bool:
+    """Whether what was done is left out: as asked, else unless items come again."""
+    return not model.shell.repeats_items if asked is None else asked
