@@ -34,15 +34,15 @@ COLUMNS = "userId,movieId,rating,timestamp,eventId"
 
 
 def titles_of(ratings: pd.DataFrame, name: str, whence: str) -> pd.DataFrame:
-    """Titles of the films: of the file beside the ratings, downloaded as they were, or made up."""
+    """Titles and genres of the films: of the file beside the ratings, downloaded, or made up."""
     if whence.startswith("read from "):
         beside = Path(whence.removeprefix("read from ")).parent / "movies.csv"
         if beside.is_file():
-            return pd.read_csv(beside)[["movieId", "title"]]
+            return pd.read_csv(beside)[["movieId", "title", "genres"]]
     if whence.startswith("downloaded"):
         found = download(seconds=5, file="movies.csv")
         if found is not None:
-            return found[["movieId", "title"]]
+            return found[["movieId", "title", "genres"]]
     first = "Silent,Broken,Golden,Crimson,Distant,Hidden,Last,Paper,Restless,Winter,Iron"
     second = "Harbour,Mirror,Garden,Engine,River,Letter,Orchard,Signal,Carnival,Bridge"
     rng = np.random.default_rng(3)
@@ -50,7 +50,8 @@ def titles_of(ratings: pd.DataFrame, name: str, whence: str) -> pd.DataFrame:
     words = zip(*[rng.choice(n.split(","), ids.size) for n in (first, second)], strict=True)
     years = rng.integers(1940, 2020, ids.size)
     texts = [f"{a} {b} {n} ({y})" for n, ((a, b), y) in enumerate(zip(words, years, strict=True))]
-    return pd.DataFrame({"movieId": ids, "title": texts})
+    genres = rng.choice(["Drama", "Comedy", "Thriller", "Romance", "Action|Adventure"], ids.size)
+    return pd.DataFrame({"movieId": ids, "title": texts, "genres": genres})
 
 
 def into_folder(inbox: Path) -> Callable[[int, pd.DataFrame], None]:

@@ -15,6 +15,7 @@ from sparkml_sgdals.serving.model.approximate import Approximate
 from sparkml_sgdals.serving.model.holder import ModelHolder, NoModelError
 from sparkml_sgdals.serving.model.ids import Key, key_of
 from sparkml_sgdals.serving.model.judge import Judge
+from sparkml_sgdals.serving.model.leaning import rank_leaning
 from sparkml_sgdals.serving.model.person import Person, alone, fold_in, nobody, person_of
 from sparkml_sgdals.serving.model.ranking import (
     RankBy,
@@ -31,7 +32,7 @@ from sparkml_sgdals.serving.model.reasons import (
     shares,
 )
 from sparkml_sgdals.serving.model.served_model import ServedModel
-from sparkml_sgdals.serving.model.titles import Titles
+from sparkml_sgdals.serving.model.titles import Titles, spoken
 from sparkml_sgdals.state.explaining import explain_pair
 
 __all__ = ["Answers"]
@@ -101,7 +102,10 @@ class Answers:
         known: list[Known] | None,
     ) -> out.Recommendations:
         only = None if items is None else model.item_rows(items)
-        best = rank_items(model, person, n, rank_by, gone, only, self.approximate)
+        if rank_by in ("taste", "everyone"):
+            best = rank_leaning(model, person, n, rank_by == "taste", gone, only)
+        else:
+            best = rank_items(model, person, n, rank_by, gone, only, self.approximate)
         _, deviations = predicted(model, person, best.rows)
         counts = model.items.count[best.rows].tolist()
         rated = None if known is None else self._rated(model, known)
@@ -110,6 +114,7 @@ class Answers:
             one = out.Recommendation(
                 item=item,
                 title=self.titles.of(item),
+                genres=self.titles.genres_of(item),
                 prediction=float(best.values[place]),
                 std=None if deviations is None else float(deviations[place]),
                 ratings=counts[place],
@@ -183,33 +188,40 @@ class Answers:
             return []
         if model.events is not None:
             found = event_shares(model, person, row)
-            ids = model.item_ids(np.array([one.row for one in found], np.int64))
-            return [
-                out.Because(item=i, title=self.titles.of(i), rating=one.rating, share=one.share)
-                for i, one in zip(ids, found, strict=True)
-            ]
-        known, rows = rated
-        by_row = dict(zip(rows.tolist(), known, strict=True))
-        values = np.array([one.rating for one in known], np.float64)
+        else:
+            known, rows = rated
+            values = np.array([one.rating for one in known], np.float64)
+            found = shares(model, person, rows, values, row)[:10]
+        ids = model.item_ids(np.array([one.row for one in found], np.int64))
         return [
             out.Because(
-                item=by_row[one.row].item,
-                title=self.titles.of(by_row[one.row].item),
+                item=i,
+                title=self.titles.of(i),
                 rating=one.rating,
                 share=one.share,
+                liked=one.liked,
             )
-            for one in shares(model, person, rows, values, row)[:10]
+            for i, one in zip(ids, found, strict=True)
         ]
 
     def _reason(
         self, model: ServedModel, person: Person, row: int, because: list[out.Because]
     ) -> str:
+        told = [one for one in because if one.liked]
+        names = [spoken(b.title) if b.title else str(b.item) for b in told]
         if model.events is not None:
-            spoken = [(b.title or str(b.item), b.share) for b in because]
-            return event_sentence(model, person, row, spoken)
-        bias = float(model.items.mean[row, 0]) * model.shell.scale.spread
-        named = [(b.title or str(b.item), b.rating, b.share) for b in because]
-        return sentence(bias, int(model.items.count[row]), named)
+            spoken_of = [(name, b.share) for name, b in zip(names, told, strict=True)]
+            return event_sentence(model, person, row, spoken_of)
+        spread, counters = model.shell.scale.spread, model.shell.counters
+        span = counters.high - counters.low if counters.ratings else 0.0
+        mean = model.items.mean[row].astype(np.float64)
+        return sentence(
+            float(mean[0]) * spread,
+            float(person.mean[1:] @ mean[1:]) * spread,
+            int(model.items.count[row]),
+            span if span > 0.0 else spread,
+            [(name, b.rating, b.share) for name, b in zip(names, told, strict=True)],
+        )
 
     def _title(self, model: ServedModel, item: Key) -> str | None:
         key = key_of(item, model.kinds[1])
@@ -229,7 +241,13 @@ class Answers:
                 version=model.version,
                 cold=row < 0,
                 items=[
-                    out.SimilarItem(item=i, title=self.titles.of(i), similarity=v) for i, v in found
+                    out.SimilarItem(
+                        item=i,
+                        title=self.titles.of(i),
+                        genres=self.titles.genres_of(i),
+                        similarity=v,
+                    )
+                    for i, v in found
                 ],
             )
 
@@ -242,7 +260,11 @@ class Answers:
                 version=model.version,
                 items=[
                     out.PopularItem(
-                        item=i, title=self.titles.of(i), ratings=int(c), prediction=float(v)
+                        item=i,
+                        title=self.titles.of(i),
+                        genres=self.titles.genres_of(i),
+                        ratings=int(c),
+                        prediction=float(v),
                     )
                     for i, c, v in zip(best.ids, best.values, values, strict=True)
                 ],
@@ -262,7 +284,10 @@ class Answers:
             return out.Found(
                 items=[
                     out.FoundItem(
-                        item=keys[k], title=self.titles.of(keys[k]), ratings=int(counts[k])
+                        item=keys[k],
+                        title=self.titles.of(keys[k]),
+                        genres=self.titles.genres_of(keys[k]),
+                        ratings=int(counts[k]),
                     )
                     for k in order.tolist()
                 ]
@@ -288,6 +313,7 @@ class Answers:
                 out.UserRating(
                     item=one.item,
                     title=self.titles.of(one.item),
+                    genres=self.titles.genres_of(one.item),
                     rating=one.rating,
                     timestamp=one.time,
                 )
@@ -353,6 +379,8 @@ class Answers:
                     rmse=row.get("rmse"),
                     baseline_rmse=row.get("baselineRmse"),
                     validation_rmse=row.get("validationRmse"),
+                    recall=row.get("recall"),
+                    baseline_recall=row.get("baselineRecall"),
                 )
             )
         step = max(1, -(-len(points) // most))
@@ -372,6 +400,8 @@ class Answers:
             "rmse": numbers.get("rmse"),
             "baseline_rmse": numbers.get("baselineRmse"),
             "validation_rmse": numbers.get("validationRmse"),
+            "recall": numbers.get("recall"),
+            "baseline_recall": numbers.get("baselineRecall"),
         }
 
 

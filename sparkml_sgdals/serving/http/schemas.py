@@ -120,6 +120,10 @@ class Because(BaseModel):
     title: str | None = Field(examples=["Usual Suspects, The (1995)"])
     rating: float = Field(examples=[5.0])
     share: float = Field(examples=[0.12])
+    liked: bool = Field(
+        description="rated above the mean, and above what item and user make of that: sentences "
+        "name no other"
+    )
 
 
 class Recommendation(BaseModel):
@@ -127,6 +131,7 @@ class Recommendation(BaseModel):
 
     item: AnyId = Field(examples=[318])
     title: str | None = Field(examples=["Shawshank Redemption, The (1994)"])
+    genres: list[str] = Field(default_factory=list, description="as --titles names them")
     prediction: float = Field(examples=[4.61])
     std: float | None = Field(description="null where the solver knows none", examples=[0.83])
     ratings: int = Field(description="ratings of the item", examples=[317])
@@ -179,6 +184,7 @@ class SimilarItem(BaseModel):
 
     item: AnyId
     title: str | None
+    genres: list[str] = Field(default_factory=list, description="as --titles names them")
     similarity: float
 
 
@@ -197,6 +203,7 @@ class PopularItem(BaseModel):
 
     item: AnyId
     title: str | None
+    genres: list[str] = Field(default_factory=list, description="as --titles names them")
     ratings: int
     prediction: float
 
@@ -213,6 +220,7 @@ class UserRating(BaseModel):
 
     item: AnyId
     title: str | None
+    genres: list[str] = Field(default_factory=list, description="as --titles names them")
     rating: float
     timestamp: int | None
 
@@ -231,6 +239,7 @@ class FoundItem(BaseModel):
 
     item: AnyId
     title: str | None
+    genres: list[str] = Field(default_factory=list, description="as --titles names them")
     ratings: int
 
 
@@ -271,6 +280,8 @@ class CurvePoint(BaseModel):
     rmse: float | None
     baseline_rmse: float | None
     validation_rmse: float | None
+    recall: float | None = Field(description="of events: of the next one, among the best")
+    baseline_recall: float | None = Field(description="by popularity alone")
 
 
 class Curve(BaseModel):

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sparkml_sgdals.arrays.hashing import USER_SIDE, id_keys, start_factors
 from sparkml_sgdals.arrays.id_kinds import id_array_type
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.kernels.events.judges import NEVER
@@ -54,6 +55,9 @@ class Person:
         events of the user that the table held
     partners : Partners | None
         what stands together with what the user did last; None where nothing of it is learned
+    drawn : F32
+        float32, shape (rank,): what is left in the features of the small numbers, drawn by the id,
+        that they started from; (0,) where that is not known
     """
 
     mean: F32
@@ -65,6 +69,7 @@ class Person:
     taste: F32 = field(default_factory=lambda: np.empty(0, np.float32))
     fitted: int = 0
     partners: Partners | None = None
+    drawn: F32 = field(default_factory=lambda: np.empty(0, np.float32))
 
 
 def nobody(model: ServedModel) -> Person:
@@ -87,10 +92,27 @@ def person_at(model: ServedModel, row: int) -> Person:
     users = model.users
     mean, var = users.mean[row].copy(), users.var[row].copy()
     noise, count = float(users.noise_factor[row]), int(users.count[row])
+    with model.lock:
+        drawn = _drawn(model, model.indexes[0].ids(np.array([row])), var)
     if model.events is None:
-        return Person(mean, var, noise, count, False)
-    done = model.events.done[row]
-    return _judged(model, Person(mean, var, noise, count, False, done, users.taste[row].copy()))
+        return Person(mean, var, noise, count, False, drawn=drawn)
+    done, taste = model.events.done[row], users.taste[row].copy()
+    return _judged(model, Person(mean, var, noise, count, False, done, taste, drawn=drawn))
+
+
+def _drawn(model: ServedModel, user: pa.Array, var: F32) -> F32:
+    """Return what is left of a user's start, of features whose variances tell how much.
+
+    A mean moves from where it started as its variance falls: what is left is their ratio to what
+    they were. Where features of users are known these say where they start, and that is no chance.
+    """
+    settings = model.settings
+    if not var.size or settings.featured:
+        return np.empty(0, np.float32)
+    keys = id_keys(user)
+    start = start_factors(keys, USER_SIDE, settings.rank, settings.seed, settings.init_std)
+    left: F32 = np.minimum(var / prior_variances(settings), np.float32(1.0))[1:] * start[0, 1:]
+    return left
 
 
 def _judged(model: ServedModel, person: Person) -> Person:
@@ -151,12 +173,13 @@ def fold_in(model: ServedModel, items: list[Key], values: list[float]) -> Person
     learn_batch(scratch, ratings)
     users = scratch.users
     mean, var, noise = users.mean[0].copy(), users.var[0].copy(), float(users.noise_factor[0])
+    drawn = _drawn(model, someone[:1], var)
     if model.events is None or model.item_keys is None:
-        return Person(mean, var, noise, known.size, False)
+        return Person(mean, var, noise, known.size, False, drawn=drawn)
     with model.lock:
         (last,) = model.item_keys.done(users)
     taste = users.taste[0].copy() if model.anchors is None else _taste(model, ratings)
-    return _judged(model, Person(mean, var, noise, known.size, False, last, taste))
+    return _judged(model, Person(mean, var, noise, known.size, False, last, taste, drawn=drawn))
 
 
 def _taste(model: ServedModel, ratings: Ratings) -> F32:
