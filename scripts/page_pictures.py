@@ -2,7 +2,7 @@
 
 Runs examples/serve_demo.py as `make serve-demo` does (Spark, the stream, the service), opens the
 page in Chromium, rates three films as a newcomer, and ends the service to see what the page says.
-Pictures go to docs/images, or --out; each is small, in a palette of 128 colours.
+Pictures go to docs/images, or --out.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ FLAGS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
 ]  # fmt: skip
+LARGEST = 190_000
+"""bytes of a picture; what is larger gets a palette, whose steps gradients show"""
 WIDE, PHONE = {"width": 1280, "height": 1010}, {"width": 390, "height": 844}
 RATED = ("toy story 1995", "finding nemo", "monsters, inc")
 
@@ -123,17 +125,29 @@ def rate(page: Any, query: str, stars: int) -> None:
     page.fill("#query", query)
     settle(page, f"document.querySelector('#h-found').textContent.includes({query!r})")
     page.locator("#found li").first.locator(".stars button").nth(stars - 1).click()
+    page.wait_for_selector("text=/^Saved/")
     page.wait_for_selector("#news.good", timeout=30_000)
 
 
-def save(page: Any, file: Path) -> None:
-    """Save what is seen, in few colours."""
+def save(page: Any, file: Path, *scripts: str) -> None:
+    """Save what is seen after each of the scripts, side by side."""
     from PIL import Image
 
     page.mouse.move(0, 0)
     page.wait_for_timeout(700)
-    image = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    image.quantize(128, dither=Image.Dither.NONE).save(file, optimize=True)
+    shots = []
+    for script in scripts or ("0",):
+        page.evaluate(script)
+        page.wait_for_timeout(100)
+        shots.append(Image.open(io.BytesIO(page.screenshot())).convert("RGB"))
+    width, height = shots[0].size
+    gap = width // 20
+    image = Image.new("RGB", ((width + gap) * len(shots) - gap, height), "#808080")
+    for n, shot in enumerate(shots):
+        image.paste(shot, (n * (width + gap), 0))
+    image.save(file, optimize=True)
+    if file.stat().st_size > LARGEST:
+        image.quantize(256, kmeans=3, dither=Image.Dither.NONE).save(file, optimize=True)
     print(f"{file}: {file.stat().st_size / 1000:.0f} kB")
 
 
@@ -151,10 +165,12 @@ def take(demo: Demo, browser: Any, out: Path) -> None:
     page.locator("#list summary").nth(1).click()
     page.wait_for_selector("#list .terms")
     save(page, out / "page.png")
-    page.keyboard.press("Enter")
+    page.keyboard.press("Escape")
+    page.evaluate("document.activeElement.blur()")
     user = page.evaluate("localStorage.getItem('user')")
-    page.locator("#chart").scroll_into_view_if_needed()
-    page.locator(".model").screenshot(path=str(out / "page-model.png"))
+    page.set_viewport_size({"width": 1280, "height": 640})
+    save(page, out / "page-model.png", "scrollTo(0, document.body.scrollHeight)")
+    page.set_viewport_size(WIDE)
     for name, more in (
         ("phone", {"viewport": PHONE, "device_scale_factor": 2, "has_touch": True}),
         ("dark", {"viewport": WIDE, "color_scheme": "dark"}),
@@ -162,9 +178,8 @@ def take(demo: Demo, browser: Any, out: Path) -> None:
         other = browser.new_page(reduced_motion="reduce", **more)
         other.goto(f"{demo.address}?user={user}")
         other.wait_for_selector("#list .card")
-        if name == "phone":
-            other.evaluate("document.querySelector('.best-of').scrollIntoView()")
-        save(other, out / f"page-{name}.png")
+        screens = ("scrollTo(0, 0)", "document.querySelector('.best-of').scrollIntoView()")
+        save(other, out / f"page-{name}.png", *(screens if name == "phone" else ()))
     page.evaluate("scrollTo(0, 0)")
     demo.kill_service()
     page.wait_for_selector("#pill[data-state=away]")

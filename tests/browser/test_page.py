@@ -117,6 +117,8 @@ def test_a_newcomer_rates_three_films(page):
     page.locator("#list summary").first.click()
     page.wait_for_selector("#list details .terms div")
     picture(page, "after")
+    page.keyboard.press("Escape")
+    assert page.locator("#list details[open]").count() == 0
     # everyone's favourites are what somebody unknown gets, but for what was rated
     page.locator("[value=everyone] + span").click()
     settle(page, "document.querySelector('#h-list').textContent.startsWith('Everyone')")

@@ -103,6 +103,11 @@ def test_by_taste_few_ratings_decide_and_not_the_id(modeler, serving):
         assert cleared.min() > plain.min()
         assert not nobody(model).drawn.size
         folded = fold_in(model, [made.key(1, 2), made.key(1, 5)], [5.0, 5.0])
+        assert np.allclose(folded.learned, folded.mean[1:] - folded.drawn)
+        told = run.get(f"/explain/{users[0]}/{made.key(1, 9)}")
+        row = int(model.item_rows([made.key(1, 9)])[0])
+        drawn = float(people[0].drawn @ model.items.mean[row, 1:]) * model.shell.scale.spread
+        assert told["drawn"] == pytest.approx(drawn)
         alike = np.corrcoef((folded.mean[1:] - folded.drawn) @ factors,
                             (people[0].mean[1:] - people[0].drawn) @ factors)  # fmt: skip
         assert alike[0, 1] > 0.9

@@ -164,16 +164,21 @@ class Answers:
                 ]
                 parts = explain_pair(alone(model, user, item), keys[0], keys[1], model.clip)
             because: list[out.Because] = []
+            drawn: float | None = None
             reason = "Nothing is known of this item yet"
             if row >= 0:
                 rated = self._rated(model, self.history.of(user))
                 because = self._because(model, person, rated, row)
                 reason = self._reason(model, person, row, because)
+                if person.drawn.size and model.events is None:
+                    drawn = float(person.drawn @ model.items.mean[row, 1:])
+                    drawn *= model.shell.scale.spread
             return out.Explanation(
                 **dict(found),
                 parts=[out.PartOut(**asdict(part)) for part in parts],
                 because=because,
                 reason=reason,
+                drawn=drawn,
             )
 
     def _rated(self, model: ServedModel, known: list[Known]) -> tuple[list[Known], I64]:
@@ -217,7 +222,7 @@ class Answers:
         mean = model.items.mean[row].astype(np.float64)
         return sentence(
             float(mean[0]) * spread,
-            float(person.mean[1:] @ mean[1:]) * spread,
+            float(person.learned @ mean[1:]) * spread,
             int(model.items.count[row]),
             span if span > 0.0 else spread,
             [(name, b.rating, b.share) for name, b in zip(names, told, strict=True)],

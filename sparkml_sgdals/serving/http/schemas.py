@@ -177,6 +177,10 @@ class Explanation(Prediction):
     parts: list[PartOut]
     because: list[Because]
     reason: str
+    drawn: float | None = Field(
+        description="of the features, what is left of the small numbers drawn by the user's id "
+        "that they started at; null where that is not known, and of events"
+    )
 
 
 class SimilarItem(BaseModel):

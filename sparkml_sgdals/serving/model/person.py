@@ -71,6 +71,12 @@ class Person:
     partners: Partners | None = None
     drawn: F32 = field(default_factory=lambda: np.empty(0, np.float32))
 
+    @property
+    def learned(self) -> F32:
+        """Features without what they were drawn to start at: what follows from the ratings."""
+        features: F32 = self.mean[1:]
+        return features - self.drawn if self.drawn.size else features
+
 
 def nobody(model: ServedModel) -> Person:
     """Return a user that is not known: without bias and taste, and with the prior's variance."""

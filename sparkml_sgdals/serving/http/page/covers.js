@@ -63,6 +63,6 @@ export function cover(one) {
   box.style.setProperty("--letters", letters);
   // so that the longest word fits its width, and the whole its height
   box.style.setProperty("--size", String(Math.min(19, 122 / Math.max(longest, 5), 72 / Math.sqrt(Math.max(name.length, 6)))));
-  box.dataset.letter = [...name.replace(/^(The|A|An) /, "")][0] ?? "";
+  box.dataset.letter = one.title ? [...name.replace(/^(The|A|An) /, "")][0] ?? "" : "#";
   return box;
 }

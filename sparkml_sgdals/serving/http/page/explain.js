@@ -6,7 +6,7 @@ import { nameOf } from "./titles.js";
 
 const NAMES = {
   mean: "Mean of all ratings", "user bias": "How kindly you rate", "item bias": "What people think of it",
-  features: "Your taste", "feature prior": "What it is like", noise: "How far ratings scatter", prediction: "Prediction",
+  features: "Your taste", drawn: "Chance, fading as you rate", "feature prior": "What it is like", noise: "How far ratings scatter", prediction: "Prediction",
   popularity: "How often it is done", "done last": "What you did last", table: "The fitted table",
   "stands together": "Done together", weight: "How far this is believed",
 };
@@ -14,14 +14,14 @@ const TOLD = 1 / 100; // of the range of ratings
 
 const give = (std) => (std === null ? "" : ` ± ${std.toFixed(2)}`);
 
-// from is where 0 stands, in percent: in the middle where terms may be below it
-function term(part, most, from) {
+// of `span` units from the lowest term to the highest 0 stands `from` percent to the right
+function term(part, span, from) {
   const { value, std, note } = part;
   const bar = el("span", { className: "term-bar", "aria-hidden": "true" });
   bar.style.setProperty("--from", `${from}%`);
   if (value !== null) {
     const fill = el("span", { className: value < 0 ? "down" : "up" });
-    fill.style.setProperty("--part", `${((100 - from) * Math.abs(value)) / most}%`);
+    fill.style.setProperty("--part", `${(100 * Math.abs(value)) / span}%`);
     bar.append(fill);
   }
   const said = value === null ? "" : `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value).toFixed(2)}`;
@@ -35,15 +35,22 @@ function total(name, value, note = "") {
     note ? el("dd", { className: "note", textContent: note }) : "");
 }
 
+// features of a new user hold what they were drawn to start at, which is no taste
+function split(part, drawn) {
+  if (part.part !== "features" || !drawn || Math.abs(drawn) < 0.005 || state.model.events) return [part];
+  return [{ ...part, value: part.value - drawn }, { part: "drawn", value: drawn, std: null, note: "" }];
+}
+
 function parts(found) {
   const { events, lowest, highest } = state.model;
   const apart = events ? ["prediction"] : ["mean", "noise", "prediction"];
-  const terms = found.parts.filter((p) => !apart.includes(p.part));
-  const most = Math.max(...terms.map((p) => Math.abs(p.value ?? 0)), 1e-9);
+  const terms = found.parts.filter((p) => !apart.includes(p.part)).flatMap((p) => split(p, found.drawn));
+  const values = terms.map((p) => p.value ?? 0);
+  const [low, high] = [Math.min(0, ...values), Math.max(0, ...values)];
+  const span = high - low || 1;
   const mean = found.parts.find((p) => p.part === "mean");
   const end = found.parts.find((p) => p.part === "prediction");
-  const from = terms.some((p) => (p.value ?? 0) < 0) ? 50 : 0;
-  const rows = terms.map((p) => term(p, most, from));
+  const rows = terms.map((p) => term(p, span, (-100 * low) / span));
   if (mean) rows.unshift(total(NAMES.mean, mean.value.toFixed(2)));
   if (end) rows.push(total(events ? "Score" : NAMES.prediction, end.value.toFixed(2) + give(end.std), end.note === "the sum" ? "" : end.note));
   const least = events ? 0.005 : ((highest ?? 5) - (lowest ?? 0)) * TOLD;
@@ -51,9 +58,23 @@ function parts(found) {
   const told = because.map((b) => el("li", {}, el("span", { textContent: events ? nameOf(b) : `your ${b.rating} for ${nameOf(b)}` }),
     el("b", { textContent: `+${b.share.toFixed(2)}` })));
   return [el("dl", { className: "terms" }, ...rows),
-    told.length ? el("p", { className: "hint", textContent: events ? "Of what you did, for it speak" : "Of your ratings, for it speak" }) : "",
+    told.length ? el("p", { className: "hint", textContent: events ? "What you did that speaks for it" : "Your ratings that speak for it" }) : "",
     told.length ? el("ul", { className: "speaking" }, ...told) : ""].filter(Boolean);
 }
+
+// where it lies over the cards below it, it goes as such things do
+function closeWhereOver(event) {
+  for (const box of document.querySelectorAll(".explain[open]")) {
+    const panel = box.querySelector(":scope > div");
+    const over = panel && getComputedStyle(panel).position === "absolute";
+    if (event.type === "keydown" ? event.key === "Escape" && over : over && !box.contains(event.target)) {
+      if (box.contains(document.activeElement)) box.querySelector("summary").focus();
+      box.open = false;
+    }
+  }
+}
+document.addEventListener("click", closeWhereOver);
+document.addEventListener("keydown", closeWhereOver);
 
 export function explainer(one) {
   const box = el("details", { className: "explain", name: "explain" }, el("summary", { textContent: "Explain", "aria-label": `Explain ${nameOf(one)}` }));

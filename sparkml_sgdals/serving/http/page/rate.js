@@ -1,5 +1,5 @@
 // The left side: what may be rated, and what was.
-import { $, el, pause, say } from "./dom.js";
+import { $, el, pause, say, whole } from "./dom.js";
 import { ask, at } from "./service.js";
 import { said, starButtons } from "./stars.js";
 import { state } from "./state.js";
@@ -7,7 +7,7 @@ import { nameOf, toldOf } from "./titles.js";
 import { cover } from "./covers.js";
 
 const narrow = () => matchMedia("(max-width: 40rem)").matches;
-const most = () => (narrow() ? 4 : 8);
+const most = () => (narrow() ? 4 : 6);
 let all = false; // whether all ratings are shown
 
 function newKey() {
@@ -84,7 +84,7 @@ const row = (one, art) => el("li", {}, art ? cover(one) : "", title(one), rater(
 export function showMine() {
   const newest = [...state.mine.values()].reverse();
   const first = all ? newest.length : most();
-  $("count").textContent = newest.length || "";
+  $("count").textContent = newest.length ? whole(newest.length) : "";
   $("mine").replaceChildren(...newest.slice(0, first).map((one) => row(one, false)));
   if (!newest.length) {
     const none = state.model.events ? "Nothing yet." : "None yet. Three are enough to see the list move.";
@@ -92,7 +92,7 @@ export function showMine() {
   }
   if (newest.length > first) {
     const show = () => { all = true; showMine(); };
-    $("mine").append(el("li", { className: "wide" }, el("button", { type: "button", className: "quiet more", textContent: `Show all ${newest.length}`, onclick: show })));
+    $("mine").append(el("li", { className: "wide" }, el("button", { type: "button", className: "quiet more", textContent: `Show all ${whole(newest.length)}`, onclick: show })));
   }
 }
 
