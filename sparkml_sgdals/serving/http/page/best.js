@@ -92,12 +92,14 @@ function showList(found, mark) {
 }
 
 function describe(found) {
-  const { events } = state.model;
+  const { events, writes } = state.model;
   const own = state.leaning === "taste" && !found.cold;
   const start = found.cold && state.leaning === "taste";
   $("h-list").textContent = own ? "For you" : start ? "For a start" : events ? "Done by most" : "Everyone’s favourites";
   $("by").textContent = `version ${whole(found.version)}`;
-  if (start) {
+  if (start && !writes) {
+    $("scale").textContent = "Nothing is known of you, so these are everyone’s.";
+  } else if (start) {
     $("scale").textContent = events ? "What is done by most, until you say what you did." : "Everyone’s favourites, until you rate one or two.";
   } else if (own) {
     $("scale").textContent = "Your own taste counts as much as what everyone thinks.";

@@ -83,7 +83,7 @@ export function draw() {
     const [x, y] = narrow ? [0, 12 + 20 * n] : [start, 12];
     nodes.push(svg("path", { class: kind, d: `M${x} ${y - 4}h22` }));
     nodes.push(svg("text", { class: "label", x: x + 28, y }, label));
-    start += 28 + 7.2 * label.length + 20;
+    start += 28 + 6.3 * label.length + 20;
   });
   chart.setAttribute("viewBox", `0 0 ${width} ${height}`);
   chart.setAttribute("height", height);

@@ -27,10 +27,11 @@ async function become(id) {
 }
 
 function greet() {
-  const { events } = state.model;
+  const { events, writes } = state.model;
   const what = events ? "events" : "ratings";
   const welcome = events ? "You are new here. Say what you did, and see the list move." : "You are new here. Rate three, and see the list move.";
-  say(state.learned ? `Welcome back. ${whole(state.learned)} of your ${what} are learned.` : welcome);
+  const unknown = `No ${what} of yours are known here.`;
+  say(state.learned ? `Welcome back. ${whole(state.learned)} of your ${what} are learned.` : writes ? welcome : unknown);
 }
 
 async function catchUp() {
@@ -52,6 +53,7 @@ function label(model) {
     document.querySelector(".figures dt").textContent = "Events learned";
     document.querySelector("#m-rate").previousElementSibling.textContent = "Events a second";
   }
+  if (!model.writes) $("h-rate").textContent = "Look around";
   $("closed").hidden = model.writes;
   $("tokens").hidden = !(model.writes && model.token);
   $("token").value = sessionStorage.getItem("token") || "";

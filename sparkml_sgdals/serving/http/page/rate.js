@@ -36,7 +36,8 @@ async function rate(one, value) {
         await pause(300 * 2 ** attempt);
         continue;
       }
-      say(`Your rating of ${nameOf(one)} was not taken. ${failure.message}`, "bad");
+      const why = failure.status === 401 ? "It needs the right token." : failure.message;
+      say(`Your rating of ${nameOf(one)} was not taken. ${why}`, "bad");
       return;
     }
   }
@@ -87,7 +88,7 @@ export function showMine() {
   $("count").textContent = newest.length ? whole(newest.length) : "";
   $("mine").replaceChildren(...newest.slice(0, first).map((one) => row(one, false)));
   if (!newest.length) {
-    const none = state.model.events ? "Nothing yet." : "None yet. Three are enough to see the list move.";
+    const none = state.model.events || !state.model.writes ? "None yet." : "None yet. Three are enough to see the list move.";
     $("mine").append(el("li", { className: "faint", textContent: none }));
   }
   if (newest.length > first) {
@@ -106,8 +107,9 @@ export async function search() {
   if (turn !== searching) return;
   // what is rated stays among what was searched for, where it may be rated anew
   const items = query ? found.items : found.items.filter((one) => !state.mine.has(String(one.item))).slice(0, most());
-  const ask_ = state.model.events ? "Often done" : "Seen any of these?";
-  $("h-found").textContent = query ? `Found for “${query}”` : ask_;
+  const { events, writes } = state.model;
+  const often = events ? "Often done" : writes ? "Seen any of these?" : "Often rated";
+  $("h-found").textContent = query ? `Found for “${query}”` : often;
   $("found").replaceChildren(...items.map((one) => row(one, true)));
   if (!items.length) $("found").append(el("li", { className: "faint", textContent: "No title fits. Try a shorter word." }));
 }

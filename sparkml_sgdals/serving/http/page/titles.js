@@ -20,5 +20,6 @@ export function told(title) {
   return { name: turned(name) || title, year, also: turned(also.replace(/^a\.?k\.?a\.? /i, "")) };
 }
 
-export const toldOf = (one) => (one.title ? told(one.title) : { name: `No. ${one.item}`, year: "", also: "" });
+const byId = (item) => (typeof item === "number" ? `No. ${item}` : item);
+export const toldOf = (one) => (one.title ? told(one.title) : { name: byId(one.item), year: "", also: "" });
 export const nameOf = (one) => toldOf(one).name;
