@@ -28,13 +28,15 @@ from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.partners import PartnerWeight, last_of_lists
 from sparkml_sgdals.state.settings import Settings
 
-__all__ = ["LearnedEvents", "confidences", "learn_events"]
+__all__ = ["LearnedEvents", "confidences", "forget_idle", "learn_events"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 _EVENT: Final = np.uint64(0xA0761D6478BD642F)
+_IDLE: Final = 4
+"""users are forgotten once one in so many is idle, as a version then holds all rows anew"""
 _CHUNK: Final = 4096
 """Rows whose draws are kept at once: they stay in the cache of a core."""
 
@@ -86,6 +88,26 @@ def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> Le
     state.events_learned += counted
     state.filter_share = share
     return LearnedEvents(user_rows, np.flatnonzero(touched), new_users, new_items, sums)
+
+
+def forget_idle(state: ModelState) -> int:
+    """Forget the users of a model of events that have done nothing for `forget_after` events.
+
+    What items have learned of them stays. Nothing is done as long as few are idle.
+
+    Returns
+    -------
+    how many were forgotten
+    """
+    after = state.settings.forget_after
+    if not after or not state.users.size:
+        return 0
+    last = memories_of(state)[0].last
+    idle = np.flatnonzero(state.events_learned - last > after)
+    if not idle.size or idle.size * _IDLE < last.size:
+        return 0
+    state.users = state.users.without(state.users.index.ids(idle))
+    return int(idle.size)
 
 
 def confidences(settings: Settings, ratings: Ratings) -> F32:
@@ -143,6 +165,8 @@ class _Work:
         self.order = np.argsort(self.keys)
         self.starts, self.lengths, self.done = self._done_rows()
         self.places = int(self.lengths.sum())
+        known = self.user_memory.last
+        self.last = known[user_rows] if known.size else np.zeros(user_rows.size, np.int64)
         self.pairs = pair_hash(
             id_keys(ratings.user_ids), id_keys(ratings.item_ids), ratings.users, ratings.items
         )
@@ -175,7 +199,8 @@ class _Work:
         recent = np.empty((min(_CHUNK, len(r)), CONTEXT_ITEMS), np.int32)
         drawn = np.empty((len(recent), settings.num_negatives), np.int32)
         touched, kept = np.zeros((2, state.items.size), bool)
-        said, odds = np.empty((len(recent), 3)), np.empty((len(recent), 2))
+        said, odds = np.empty((len(recent), 5)), np.empty((len(recent), 2))
+        by_gap, by_length = np.array(self.believed.by_gap), np.array(self.believed.by_length)
         partners = self._partners()
         events = 0
         for begin in range(0, len(r), _CHUNK):
@@ -184,8 +209,8 @@ class _Work:
                 r.users, self.items, r.values, draw_keys, begin, end, state.events_learned, events,
                 settings.implicit_prior, self.done, self.starts, self.lengths, order, cumulative,
                 guide, fades, totals, left, counted, memory.popularity, memory.last, self.parts,
-                marks, partners, state.repeats_items, state.again, recent[: end - begin],
-                drawn[: end - begin], touched, said[: end - begin],
+                marks, partners, state.repeats_items, state.again, self.last,
+                recent[: end - begin], drawn[: end - begin], touched, said[: end - begin],
             )  # fmt: skip
             self.factors.keep(np.flatnonzero(touched & ~kept))
             kept |= touched
@@ -199,8 +224,9 @@ class _Work:
                 self.believed = PartnerWeight(
                     *weigh_partners(
                         said[: end - begin], odds[: end - begin], b.share, b.filter_sum,
-                        b.partner_sum,
-                    )
+                        b.partner_sum, b.typical, by_gap, by_length,
+                    ),
+                    tuple(by_gap.tolist()), tuple(by_length.tolist()),
                 )  # fmt: skip
         return touched, int(events)
 
@@ -235,6 +261,8 @@ class _Work:
             known[np.argsort(last[known])].astype(np.int32), last, touched,
         )  # fmt: skip
         note_done(r.users, self.items, r.values, self.done, self.starts, self.lengths)
+        done = np.flatnonzero(r.values > 0)
+        np.maximum.at(self.last, r.users[done], state.events_learned + 1 + np.arange(done.size))
         return touched, int(counted)
 
     def restore(self) -> None:
@@ -263,6 +291,8 @@ class _Work:
         self.user_memory.replace(
             self.user_rows, (done[begin : begin + length].copy() for begin, length in places)
         )
+        if self.user_memory.last.size:
+            self.user_memory.last[self.user_rows] = self.last
         state.users.count[self.user_rows] += np.bincount(r.users, minlength=self.user_rows.size)
         state.items.count[self.item_rows] += np.bincount(r.items, minlength=self.item_rows.size)
         state.popularity_parts = tuple(self.parts.tolist())

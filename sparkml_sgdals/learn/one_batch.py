@@ -15,7 +15,7 @@ import numpy.typing as npt
 from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.kernels.checks import check_rows
 from sparkml_sgdals.learn.event_tables import caught_up
-from sparkml_sgdals.learn.events import learn_events
+from sparkml_sgdals.learn.events import forget_idle, learn_events
 from sparkml_sgdals.learn.features import start_featured
 from sparkml_sgdals.learn.influences import FilterSide, run_influence_filter
 from sparkml_sgdals.learn.noise import expected_squares, learn_noise_factors
@@ -51,6 +51,12 @@ class BatchReport:
     rmse: float
     baseline_rmse: float
     sums: BatchSums = field(default_factory=BatchSums)
+    forgotten_users: int = 0
+
+    @property
+    def rows(self) -> tuple[I64, I64] | None:
+        """Rows of users and items that changed; None where users were forgotten, for all."""
+        return None if self.forgotten_users else (self.user_rows, self.item_rows)
 
 
 def learn_batch(
@@ -69,18 +75,23 @@ def learn_batch(
         nothing = np.empty(0, np.int64)
         return BatchReport(0, 0, 0, nothing, nothing, math.nan, math.nan)
     if state.settings.learns_events:
-        begun = state
+        begun, known = state, state.users
         if table_alone(state):
             # the first batch after a table without times: the filter learns that table before
             begun = caught_up(state)
-        done = learn_events(begun, ratings, judge=True)
+        forgotten = forget_idle(begun)
+        try:
+            done = learn_events(begun, ratings, judge=True)
+        except BaseException:
+            state.users = known
+            raise
         user_rows, item_rows = done.user_rows, done.item_rows
         if begun is not state:
             state.restore(begun)
             user_rows, item_rows = np.arange(state.users.size), np.arange(state.items.size)
         return BatchReport(
             len(ratings), done.new_users, done.new_items, user_rows, item_rows, math.nan,
-            math.nan, done.sums,
+            math.nan, done.sums, forgotten,
         )  # fmt: skip
     noise = state.noise, state.noise_weight
     predicted = not state.blank

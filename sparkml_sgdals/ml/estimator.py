@@ -186,6 +186,9 @@ class StreamingBiasedALS(
     repeatItems : bool | None, default None
         under implicitPrefs: whether an item that a user has done may come again; learned from the
         events where it is not set
+    forgetUsersAfter : int, default 0
+        under implicitPrefs: events of others after which a user that has done nothing since is
+        forgotten, as sessions that have ended; 0 = never; at least 0
     numUserBlocks : int, default 10
         as in ALS: blocks of users; no effect, see numBlocks; at least 1
     numItemBlocks : int, default 10
@@ -257,6 +260,7 @@ class StreamingBiasedALS(
         unobservedWeight: float = 0.1,
         numPartners: int = 32,
         repeatItems: bool | None = None,
+        forgetUsersAfter: int = 0,
         numUserBlocks: int = 10,
         numItemBlocks: int = 10,
         intermediateStorageLevel: str = "MEMORY_AND_DISK",

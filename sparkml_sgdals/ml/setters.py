@@ -207,6 +207,10 @@ class LearningSetters(ModelSetters, LearningParams):
         """Set repeatItems."""
         return self._set(repeatItems=value)
 
+    def setForgetUsersAfter(self, value: int) -> Self:
+        """Set forgetUsersAfter."""
+        return self._set(forgetUsersAfter=value)
+
     def setAlpha(self, value: float) -> Self:
         """Set alpha."""
         return self._set(alpha=value)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict, astuple, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Final
 
 import numpy as np
@@ -197,7 +197,10 @@ class ModelState:
             "popularityParts": list(self.popularity_parts),
         }
         if self.settings.pairs_items:
-            events["partners"] = list(astuple(self.partners))
+            weight = self.partners
+            events["partners"] = [weight.share, weight.filter_sum, weight.partner_sum]
+            events["partnerShare"] = weight.typical
+            events["partnerOffsets"] = [*weight.by_gap, *weight.by_length]
         if self.settings.repeat_items is not False:
             events["repeats"] = self.repeats
         if self.settings.fits_events:
@@ -228,6 +231,13 @@ class ModelState:
         self.popularity_parts = tuple(values.get("popularityParts", ()))
         self.filter_share = float(values.get("filterShare", FIRST_SHARE))
         self.partners = PartnerWeight(*map(float, values.get("partners", ())))
+        if "partnerOffsets" in values:
+            offsets = tuple(map(float, values["partnerOffsets"]))
+            half = len(offsets) // 2
+            self.partners = replace(
+                self.partners, typical=float(values["partnerShare"]),
+                by_gap=offsets[:half], by_length=offsets[half:],
+            )  # fmt: skip
         self.repeats = int(values.get("repeats", 0))
         lams = values.get("regularisation", (0.0, 0.0))
         self.regularisation = (float(lams[0]), float(lams[1]))
@@ -259,7 +269,7 @@ class ModelState:
         fits, pairs = self.settings.fits_events, self.settings.pairs_items
         return {
             "filterShare": self.filter_share if fits and self.events_learned else None,
-            "partnerShare": self.partners.share if pairs else None,
+            "partnerShare": self.partners.typical if pairs else None,
         }
 
     def fingerprint(self) -> str:

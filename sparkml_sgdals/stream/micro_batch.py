@@ -322,6 +322,7 @@ class LearnedBatch:
     items: int | None
     sums: BatchSums
     rows: tuple[Any, Any] | None
+    forgotten_users: int = 0
 
     @classmethod
     def of(
@@ -342,7 +343,8 @@ class LearnedBatch:
             users=len(ratings.user_ids),
             items=len(ratings.item_ids),
             sums=report.sums,
-            rows=(report.user_rows, report.item_rows) if earlier is None else None,
+            rows=report.rows if earlier is None else None,
+            forgotten_users=report.forgotten_users,
         )
 
 
@@ -470,6 +472,7 @@ def batch_metrics(
         "zeroWeight": learned.problems.get(ZERO_WEIGHT, 0),
         "newUsers": learned.new_users,
         "newItems": learned.new_items,
+        "forgottenUsers": learned.forgotten_users,
         "users": learned.users,
         "items": learned.items,
         **learned.sums.metrics(),

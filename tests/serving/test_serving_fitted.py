@@ -215,6 +215,7 @@ class TestSomebodyWhoIsNotKnown:
         state, row = made.state.copy(), twin.users.index.find(user)[0]
         (mine,), _ = state.users.ensure(user)
         state.users.mean[mine] = twin.users.mean[row]
+        state.users.memory.last[mine] = state.events_learned
         state.users.memory.done[mine] = twin.users.memory.done[row]
         state.users.taste[mine, 0] = math.log(4.0)
         state.users.taste[mine, 1:] = dense(made, items)

@@ -28,7 +28,9 @@ _BAYES: Final = (
     "implicitPrior",
 )
 _NEVER: Final = ("parallelism", *UNUSED_OF_ALS)
-_OF_EVENTS: Final = ("alpha", "numNegatives", "unobservedWeight", "numPartners", "repeatItems")
+_OF_EVENTS: Final = (
+    "alpha", "numNegatives", "unobservedWeight", "numPartners", "repeatItems", "forgetUsersAfter",
+)  # fmt: skip
 _OF_RATINGS: Final = (
     "noiseVariance", "userBiasRegParam", "itemBiasRegParam", "blockSize",
     "predictionStdCol", "clipPredictions", "maxResidentIds", "ratingRange",

@@ -103,7 +103,8 @@ def person_at(model: ServedModel, row: int) -> Person:
     if model.events is None:
         return Person(mean, var, noise, count, False, drawn=drawn)
     done, taste = model.events.done[row], users.taste[row].copy()
-    return _judged(model, Person(mean, var, noise, count, False, done, taste, drawn=drawn))
+    person = Person(mean, var, noise, count, False, done, taste, drawn=drawn)
+    return _judged(model, person, model.events.last[row])
 
 
 def _drawn(model: ServedModel, user: pa.Array, var: F32) -> F32:
@@ -121,25 +122,30 @@ def _drawn(model: ServedModel, user: pa.Array, var: F32) -> F32:
     return left
 
 
-def _judged(model: ServedModel, person: Person) -> Person:
+def _judged(model: ServedModel, person: Person, last: int | None = None) -> Person:
     """Return a person of events as scores need it, from the state of a user, whose arrays it takes.
 
-    What was done last is added to the features, and filter and table are weighed.
+    What was done last is added to the features, and all judges are weighed. `last` is the number of
+    the last event, 0 where it is not known; None for the one before now.
     """
     mean, taste, done = person.mean, person.taste, person.done
     assert model.events is not None
     assert done is not None
     mean[1:] += model.events.context(done)[1].sum(axis=0)
+    shell = model.shell
+    shares = model.events.partner_shares(
+        shell, shell.events_learned if last is None else last, done
+    )
     if model.item_keys is not None:
         with model.lock:
             partners = model.events.partners(
-                model.shell, model.item_keys, done, taste, model.shell.scale.mean
+                shell, model.item_keys, done, shares, taste, shell.scale.mean
             )
         person = replace(person, partners=partners)
     if model.anchors is None:
         return person
     fitted = round(np.expm1(float(taste[0])))
-    own, table = model.anchors.weights(taste[None, :], mean[None, 1:])
+    own, table = model.anchors.weights(taste[None, :], mean[None, 1:], shares)
     mean[0], taste[0] = own[0], table[0]
     return replace(person, fitted=fitted)
 
