@@ -71,12 +71,12 @@ class PartnerWeight:
         return partner_shares(now + 1, last, lengths, self.share, by_gap, by_length)
 
     def beside_filter(self, shares: F64) -> F64:
-        """What N(y) is multiplied with to be added to exp(s), s being the filter's score."""
+        """Return what N(y) is multiplied with to be added to exp(s), s being the filter's score."""
         found: F64 = self.beside_probability(shares) * self.filter_sum / (1.0 - shares)
         return found
 
     def beside_probability(self, shares: F64) -> F64:
-        """What N(y) is multiplied with to be added to 1 - share of the others' probability."""
+        """Return what N(y) is multiplied with where the others' probability has 1 - share."""
         found: F64 = shares / self.partner_sum
         return found
 
