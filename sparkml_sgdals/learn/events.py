@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from sparkml_sgdals.arrays.hashing import id_keys, pair_hash
+from sparkml_sgdals.arrays.hashing import USER_SIDE, id_keys, pair_hash
 from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.kernels.checks import check_rows
 from sparkml_sgdals.kernels.events.draws import cumulate, draw_events, guide_draws, note_done
@@ -22,13 +22,22 @@ from sparkml_sgdals.kernels.events.partners import weigh_partners
 from sparkml_sgdals.learn.event_ranks import EventsToRank, judge_events
 from sparkml_sgdals.learn.prequential import BatchSums
 from sparkml_sgdals.learn.solvers import not_finite
-from sparkml_sgdals.state.event_memory import HALF_LIVES, with_room
+from sparkml_sgdals.state.columns import FactorColumns
+from sparkml_sgdals.state.event_memory import HALF_LIVES, ItemMemory, with_room
 from sparkml_sgdals.state.event_scores import even_parts, known_done, memories_of, rows_of_keys
+from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.partners import PartnerWeight, last_of_lists
 from sparkml_sgdals.state.settings import Settings
 
-__all__ = ["LearnedEvents", "confidences", "forget_idle", "learn_events"]
+__all__ = [
+    "EventDraws",
+    "LearnedEvents",
+    "confidences",
+    "fold_in_events",
+    "forget_idle",
+    "learn_events",
+]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -37,6 +46,7 @@ I64 = npt.NDArray[np.int64]
 _EVENT: Final = np.uint64(0xA0761D6478BD642F)
 _IDLE: Final = 4
 """users are forgotten once one in so many is idle, as a version then holds all rows anew"""
+_FADES: Final = 0.5 ** (1.0 / np.array(HALF_LIVES))
 _CHUNK: Final = 4096
 """Rows whose draws are kept at once: they stay in the cache of a core."""
 
@@ -125,6 +135,112 @@ def confidences(settings: Settings, ratings: Ratings) -> F32:
     return found
 
 
+@dataclass(frozen=True)
+class EventDraws:
+    """What negatives are drawn from, as a model has it: made once for many who are folded in.
+
+    Attributes
+    ----------
+    order : npt.NDArray[np.int32]
+        int32, shape (items,), what sorts the items by their keys
+    cumulative : F64
+        float64, shape (parts, items), `cumulate`
+    guide : npt.NDArray[np.int32]
+        int32, `guide_draws`
+    """
+
+    order: npt.NDArray[np.int32]
+    cumulative: F64
+    guide: npt.NDArray[np.int32]
+
+    @classmethod
+    def of(cls, memory: ItemMemory, now: int, by_key: I64) -> EventDraws:
+        """Cumulate what items were popular by after `now` events; `by_key` sorts them."""
+        order = by_key.astype(np.int32)
+        cumulative = cumulate(memory.popularity, memory.last, now, _FADES, order)
+        buckets = 1 << max(order.size.bit_length() - 3, 0)
+        return cls(order, cumulative, guide_draws(cumulative, buckets))
+
+
+def fold_in_events(
+    state: ModelState, items: FactorColumns, memory: ItemMemory, draws: EventDraws,
+    ratings: Ratings, item_rows: I64,
+) -> tuple[FactorTable, npt.NDArray[np.int32]]:  # fmt: skip
+    """Learn the events of one user whom the model does not know, as `learn_events`, of 'bayes'.
+
+    Nothing but the user's state is kept, and of items only those are copied that it depends on.
+
+    Parameters
+    ----------
+    state : ModelState
+        the model; its ids are not looked at
+    items, memory : FactorColumns, ItemMemory
+        its items, and what is remembered of them; left as they are
+    draws : EventDraws
+        of these items
+    ratings : Ratings
+        the events, of one user, in the order of learning
+    item_rows : I64
+        int64, rows of the items that `ratings` names
+
+    Returns
+    -------
+    the user as a table of one row, and int32 rows of the items done, the last one last
+
+    Raises
+    ------
+    DivergenceError
+        weights that are no numbers, or too large
+    """
+    settings, count = state.settings, len(ratings)
+    size = draws.order.size
+    check_rows(item_rows, size, "item")
+    rows = item_rows[ratings.items].astype(np.int32)
+    pairs = pair_hash(
+        id_keys(ratings.user_ids), id_keys(ratings.item_ids), ratings.users, ratings.items
+    )
+    done, lengths = np.full(count, -1, np.int32), np.zeros(1, np.int64)
+    recent = np.empty((count, CONTEXT_ITEMS), np.int32)
+    drawn = np.empty((count, settings.num_negatives), np.int32)
+    touched = np.zeros(size, np.bool_)
+    none = np.zeros((size, 0), np.int32)
+    nothing = np.zeros(size, np.float32), np.zeros(size, np.int64)
+    no_partners = none, none.astype(np.int64), none.astype(np.float32), *nothing, nothing[1]
+    draw_events(
+        ratings.users, rows, ratings.values, _draw_keys(state, pairs), 0, count,
+        state.events_learned, 0, settings.implicit_prior, done, np.zeros(1, np.int64), lengths,
+        draws.order, draws.cumulative, draws.guide, _FADES, draws.cumulative[:, -1].copy(),
+        np.ones(_FADES.size), np.empty(count, np.int32), memory.popularity.copy(),
+        memory.last.copy(), np.array(state.popularity_parts or even_parts()),
+        np.zeros(size, np.int64), no_partners, False, 0.0, np.zeros(1, np.int64), recent, drawn,
+        touched, np.empty((count, 5)),
+    )  # fmt: skip
+    wanted = np.flatnonzero(touched)
+    places = np.full(size + 1, -1, np.int32)
+    places[wanted] = np.arange(wanted.size)
+    user = FactorTable(USER_SIDE, state.users.index.kind, settings)
+    user.ensure(ratings.user_ids)
+    mean, var = user.mean.copy(), user.var.copy()
+    filter_events(
+        ratings.users, places[rows], ratings.values, confidences(settings, ratings), 0, count,
+        places[recent], places[drawn], np.float32(settings.drift), mean, var,
+        items.mean[wanted], items.var[wanted], memory.context[wanted],
+        memory.context_var[wanted], np.empty((count, 2)),
+    )  # fmt: skip
+    user.mean, user.var = mean, var
+    if not user.finite():
+        raise not_finite(settings)
+    return user, done[: lengths[0]]
+
+
+def _draw_keys(state: ModelState, pairs: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Return what the draws of a batch's rows follow from."""
+    seed = np.uint64(state.settings.seed & 0xFFFFFFFFFFFFFFFF)
+    numbers = np.arange(pairs.size, dtype=np.uint64) + np.uint64(state.counters.ratings)
+    found: npt.NDArray[np.uint64] = pairs ^ ((numbers + seed) * _EVENT)
+    return found
+
+
 class _Kept:
     """Rows of arrays as they were before they were learned in place."""
 
@@ -183,16 +299,14 @@ class _Work:
         """Learn by the logistic filter; which items have changed, and how many events there are."""
         state, r, settings = self.state, self.ratings, self.state.settings
         memory, order = self.item_memory, self.order.astype(np.int32)
-        fades = 0.5 ** (1.0 / np.array(HALF_LIVES))
+        fades = _FADES
         cumulative = cumulate(memory.popularity, memory.last, state.events_learned, fades, order)
         # a guide is worth making where more is drawn than it holds; it changes no draw
         many = 4 * len(r) * settings.num_negatives >= state.items.size
         guide = guide_draws(
             cumulative, 1 << (max(state.items.size.bit_length() - 3, 0) if many else 0)
         )
-        seed = np.uint64(settings.seed & 0xFFFFFFFFFFFFFFFF)
-        numbers = np.arange(len(r), dtype=np.uint64) + np.uint64(state.counters.ratings)
-        draw_keys = self.pairs ^ ((numbers + seed) * _EVENT)
+        draw_keys = _draw_keys(state, self.pairs)
         self.times.keep(self.item_rows)
         totals, left = cumulative[:, -1].copy(), np.ones(fades.size)
         counted, marks = np.empty(len(r), np.int32), np.zeros(state.items.size, np.int64)

@@ -14,11 +14,13 @@ from sparkml_sgdals.arrays.id_kinds import id_array_type
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.kernels.events.judges import NEVER
 from sparkml_sgdals.learn.event_tables import folded_in
+from sparkml_sgdals.learn.events import fold_in_events
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.serving.model.ids import Key, key_of
 from sparkml_sgdals.serving.model.served_model import ServedModel
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.event_scores import table_alone
+from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.partners import Partners
 
@@ -153,10 +155,9 @@ def _judged(model: ServedModel, person: Person, last: int | None = None) -> Pers
 def fold_in(model: ServedModel, items: list[Key], values: list[float]) -> Person:
     """Return a user who gives these ratings now, by `learn_batch` on a copy of what it touches.
 
-    The model stays as it is. Items that are not known tell nothing and are left out. A model of
-    events is copied with all its items, because its negatives are drawn from all; where a table
-    was fitted the user gets the features that the table gives with the items fixed, and no others
-    where the table came without times.
+    The model stays as it is. Items that are not known tell nothing and are left out. Where a table
+    of events was fitted the user gets the features that the table gives with the items fixed, and
+    no others where the table came without times.
 
     Raises DivergenceError for ratings of an absurd size.
     """
@@ -177,21 +178,35 @@ def fold_in(model: ServedModel, items: list[Key], values: list[float]) -> Person
         last = done[np.sort(np.unique(done, return_index=True)[1])][::-1].astype(np.int32)
         taste = _taste(model, ratings)
         return _judged(model, replace(cold, count=known.size, cold=False, done=last, taste=taste))
-    # of repeated items, all ratings count, as in a batch of the stream
-    touched = np.unique(rows[known])
-    if model.events is not None:
-        touched = np.arange(model.items.size)
-    scratch = model.scratch(np.empty(0, np.int64), touched)
-    learn_batch(scratch, ratings)
-    users = scratch.users
+    if model.events is not None and model.item_keys is not None:
+        users, last = _learned_events(model, ratings)
+    else:
+        # of repeated items, all ratings count, as in a batch of the stream
+        scratch = model.scratch(np.empty(0, np.int64), np.unique(rows[known]))
+        learn_batch(scratch, ratings)
+        users, last = scratch.users, None
     mean, var, noise = users.mean[0].copy(), users.var[0].copy(), float(users.noise_factor[0])
     drawn = _drawn(model, someone[:1], var)
-    if model.events is None or model.item_keys is None:
+    if last is None:
         return Person(mean, var, noise, known.size, False, drawn=drawn)
-    with model.lock:
-        (last,) = model.item_keys.done(users)
     taste = users.taste[0].copy() if model.anchors is None else _taste(model, ratings)
     return _judged(model, Person(mean, var, noise, known.size, False, last, taste, drawn=drawn))
+
+
+def _learned_events(model: ServedModel, ratings: Ratings) -> tuple[FactorTable, I32]:
+    """Return a user of these events, and rows of the items done, the last one last."""
+    assert model.events is not None
+    assert model.item_keys is not None
+    if model.settings.solver == "bayes":
+        rows = model.item_rows(ratings.item_ids.to_pylist())
+        memory = model.events.memory(partners=False)
+        return fold_in_events(model.shell, model.items, memory, model.draws, ratings, rows)
+    # touches of all items say which come next
+    scratch = model.scratch(np.empty(0, np.int64), np.arange(model.items.size))
+    learn_batch(scratch, ratings)
+    with model.lock:
+        (last,) = model.item_keys.done(scratch.users)
+    return scratch.users, last
 
 
 def _taste(model: ServedModel, ratings: Ratings) -> F32:
