@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from sparkml_sgdals._compiling import keep_kernels
 
 if TYPE_CHECKING:
     from sparkml_sgdals.errors import DivergenceError, LeaseError, StorageError
@@ -63,10 +60,6 @@ _HOME = {
     "TrainingSummary": "ml.summary",
     "parseRatings": "ingest.messages",
 }
-
-
-# before any module with kernels is imported, in every process: the driver's and the tasks'
-keep_kernels(Path(__file__).parent)
 
 
 # Tasks import the modules that they run and nothing else: a worker's start is part of every job.

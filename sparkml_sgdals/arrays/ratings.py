@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sparkml_sgdals import _compiling as nb
 from sparkml_sgdals.arrays.hashing import id_keys, pair_hash
 from sparkml_sgdals.arrays.sorting import encode_ids, sort_by_key
 from sparkml_sgdals.arrays.threads import run_all

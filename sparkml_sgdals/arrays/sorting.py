@@ -10,12 +10,12 @@ from functools import partial
 from itertools import pairwise
 from typing import Final
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from sparkml_sgdals import _compiling as nb
 from sparkml_sgdals.arrays.threads import run_all
 
 __all__ = ["encode_ids", "sort_by_key"]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
+
+from sparkml_sgdals import _compiling as nb
 
 __all__ = ["add_relative", "append_lists", "drop_listed", "put_columns", "put_rows"]
 

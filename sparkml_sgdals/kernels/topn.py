@@ -10,10 +10,10 @@ import math
 from dataclasses import dataclass
 from typing import Final
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from sparkml_sgdals import _compiling as nb
 from sparkml_sgdals.kernels.events.judges import LEAST, boosted, mixed
 
 __all__ = ["Boosts", "Tastes", "candidate_products", "query_products", "top_n"]

@@ -12,13 +12,13 @@ REPOSITORY = Path(__file__).parents[2]
 NAME = "sparkml_sgdals"
 # each with those right below it; what lies below these may be imported as well
 BELOW = {
-    "arrays": "errors", "kernels": "arrays", "state": "kernels notebook", "learn": "state",
-    "store": "state",
+    "arrays": "errors _compiling", "kernels": "arrays", "state": "kernels notebook",
+    "learn": "state", "store": "state",
     "ingest": "store spark_workers", "fit": "ingest learn", "predict": "ingest metrics",
     "stream": "fit", "ml": "predict stream predictor", "race": "ml",
     "errors": "", "spark_jobs": "errors", "spark_workers": "spark_jobs",
     "predictor": "store", "serving": "learn store extras",
-    NAME: "race predictor _compiling", "cli": f"{NAME} datasets", "mlflow": NAME,
+    NAME: "race predictor", "cli": f"{NAME} datasets", "mlflow": NAME,
     "metrics": "", "notebook": "", "plotting": "extras", "datasets": "extras", "_compiling": "",
     "extras": "",
 }  # fmt: skip

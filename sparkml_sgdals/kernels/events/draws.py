@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from typing import Final
 
-import numba as nb
 import numpy as np
 
+from sparkml_sgdals import _compiling as nb
 from sparkml_sgdals.arrays.hashing import mix64
 from sparkml_sgdals.kernels.events.partners import LATEST_ITEMS, join_partners, said_by_partners
 
