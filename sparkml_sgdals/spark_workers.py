@@ -108,7 +108,9 @@ def _question(names: tuple[str, ...]) -> Callable[[Any], str]:
         import json
         import sys
 
-        missing = [name for name in names if importlib.util.find_spec(name) is None]
+        found = [(name, importlib.util.find_spec(name)) for name in names]
+        # a folder of that name, without a module of its own, is no package
+        missing = [name for name, spec in found if spec is None or spec.origin is None]
         told = {"python": sys.executable, "missing": missing, "version": None}
         if not missing:
             told["version"] = importlib.import_module(names[0]).__version__
@@ -127,6 +129,11 @@ def _lacking(told: dict[str, Any], spark: SparkSession) -> str:
         return (
             f"{lacks}install the package there ({sys.executable} -m pip install {folder}), or set "
             f"PYTHONPATH={folder}, before the Spark session starts."
+        )
+    if not here and missing == [_PACKAGE]:
+        return (
+            f"{lacks}ship it, spark.addArtifacts('{_PACKAGE}.zip', pyfile=True), or install it on "
+            "every executor: docs/how-to/cluster.md."
         )
     return lacks + _choose(here)
 
@@ -154,5 +161,5 @@ def _choose(here: bool) -> str:
     return (
         "install sparkml_sgdals on every executor, or set the environment variable PYSPARK_PYTHON "
         "(spark.pyspark.python of spark-submit) to a Python there that has it, before the Spark "
-        "session starts."
+        "session starts: docs/how-to/cluster.md."
     )
