@@ -217,6 +217,7 @@ def _kill_tree(pid: int) -> None:
     for process in tree:
         with suppress(psutil.NoSuchProcess):
             process.kill()
+    psutil.wait_procs(tree, timeout=30)
 
 
 def run(command: list[str], cluster: Cluster) -> int:

@@ -16,6 +16,7 @@ from sparkml_sgdals.arrays.screening import NO_LIMITS, Limits, Problems, screen,
 from sparkml_sgdals.ingest.bad_rows import invalid_rows
 from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
 from sparkml_sgdals.ingest.features import Vectors, vectors_of, with_vectors
+from sparkml_sgdals.spark_jobs import task_limit
 
 __all__ = ["COLLECT_LIMIT", "Collected", "collect_ratings"]
 
@@ -52,7 +53,8 @@ class Collected:
     largest : int
         number of the last row in its largest partition
     partitions : int
-        partitions up to the last one that has rows
+        partitions up to the last one that has rows; one more than cores can use where there were
+        as many or more, and they were gathered
     vectors : Vectors
         features of the rows to learn, where the table has any
     """
@@ -101,10 +103,14 @@ def collect_ratings(
     have some.
     """
     # one column says both where a row lies and in which partition: each costs every row
-    given, also = with_vectors(df, columns) if any(columns.features) else (df, ())
+    limit = task_limit(df.sparkSession)
+    # a plan costs each batch some milliseconds: small ones that come in few partitions go without
+    many = not 0 < partitions <= limit
+    given = df.coalesce(limit) if many else df
+    given, also = with_vectors(given, columns) if any(columns.features) else (given, ())
     also = ("monotonically_increasing_id() AS line", *also)
     ratings = select_ratings(given, columns, kinds, also=also)
-    caps = _caps(expected, partitions)
+    caps = _caps(expected, partitions, limit if many else 0)
     whens = " ".join(
         f"WHEN shiftright(line, {_PLACE_BITS}) < {last} THEN {cap}" for last, cap in caps
     )
@@ -124,6 +130,7 @@ def collect_ratings(
     good, far, too_far = set_far_aside(good, limits, keep)
     good, vectors = vectors_of(good, columns)
     bad_rows = int(bad.sum()) + int(far.sum())
+    found = int(part.max(initial=-1)) + 1
     return Collected(
         good,
         table.num_rows,
@@ -131,7 +138,7 @@ def collect_ratings(
         problems | too_far,
         invalid_rows(df, columns, kinds, keep, limits) if bad_rows else [],
         largest=int(place.max(initial=0)),
-        partitions=int(part.max(initial=-1)) + 1,
+        partitions=limit + 1 if many and found >= limit else found,
         vectors=vectors,
     )
 
@@ -142,16 +149,20 @@ def _whereabouts(table: pa.Table) -> tuple[I64, I64]:
     return line >> _PLACE_BITS, line & _PLACES
 
 
-def _caps(expected: int, partitions: int) -> list[tuple[int, int]]:
+def _caps(expected: int, partitions: int, gathered: int = 0) -> list[tuple[int, int]]:
     """Rows that partitions below a number send unasked; those after them send _FAR_LOOK.
 
-    Twice those that came in the batch before, where that is not too many of all of them together.
+    Twice those that came in the batch before, where that is not too many of all of them together;
+    where small partitions were gathered into so many, an equal share of COLLECT_LIMIT.
     """
+    partitions = min(partitions, gathered) if gathered else partitions
     fair = 2 * COLLECT_LIMIT // max(partitions, 1)
     known = min(2 * expected, fair)
     found = []
-    for last in sorted({*dict(_FIRST_STEPS), partitions} - {0}):
+    for last in sorted({*dict(_FIRST_STEPS), partitions, gathered} - {0}):
         steps = (times * _FIRST_LOOK for step, times in _FIRST_STEPS if last <= step)
-        first = next(steps, _FAR_LOOK)
-        found.append((last, max(first, known if last <= partitions else 0)))
+        caps = [next(steps, _FAR_LOOK)]
+        caps += [known] if last <= partitions else []
+        caps += [COLLECT_LIMIT // gathered] if last <= gathered else []
+        found.append((last, max(caps)))
     return found

@@ -20,7 +20,7 @@ from sparkml_sgdals.fit.grid_fit import GridFit, GridPoint
 from sparkml_sgdals.fit.plan import FitOptions, TrainingReport
 from sparkml_sgdals.ingest.columns import id_kind, id_type_name
 from sparkml_sgdals.ingest.frames import Table, as_stream, as_table
-from sparkml_sgdals.ingest.parquet import pack_parquet
+from sparkml_sgdals.ingest.parquet import pack_parquet, see_files
 from sparkml_sgdals.learn.far_values import limits_for
 from sparkml_sgdals.ml.feature_methods import FeatureTables
 from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
@@ -306,6 +306,11 @@ class StreamingBiasedALS(
         -----
         Integer and string ids and numbers are read so; where a column has to be converted, or
         stands in the names of folders, or the path is a pattern ("*.parquet"), this is `fit`.
+
+        Raises
+        ------
+        StorageError
+            the files are on this machine's disk, and executors do not see them
         """
         self.warnOfUnused()
         if not isinstance(path, (str, os.PathLike)):
@@ -313,7 +318,9 @@ class StreamingBiasedALS(
                 f"path is one folder, file or pattern, got {path!r}: of several, "
                 "fit(spark.read.parquet(*paths))."
             )
-        dataset = active_session().read.parquet(spark_path(path))
+        spark = active_session()
+        see_files(spark, full_path(path))
+        dataset = spark.read.parquet(spark_path(path))
         kinds, id_types = self._ids_of(dataset)
         settings, options = self._plan(kinds)
         keep = options.handle_invalid == "keep"

@@ -20,6 +20,7 @@ from sparkml_sgdals.arrays.hashing import USER_SIDE, block_of, id_keys
 from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 from sparkml_sgdals.arrays.ipc import from_bytes, to_bytes
 from sparkml_sgdals.kernels.topn import Boosts, Tastes, candidate_products, query_products, top_n
+from sparkml_sgdals.spark_jobs import gathered
 from sparkml_sgdals.spark_workers import need_workers
 from sparkml_sgdals.state.columns import list_column, prior_variances
 from sparkml_sgdals.state.event_scores import means_and_tastes, tastes_of
@@ -286,7 +287,7 @@ def _ranked(
     routed = None
     if seen is not None:
         cells = seen.where(F.col("query").isNotNull() & F.col("candidate").isNotNull())
-        cells = cells.select("query", "candidate").mapInArrow(
+        cells = gathered(cells.select("query", "candidate")).mapInArrow(
             _RouteSeen(num_blocks), "block int, payload binary"
         )
         routed = cells.groupBy("block")
