@@ -25,6 +25,8 @@ def application(cluster: Cluster, **options: str) -> Iterator[Any]:
         "spark.driver.extraJavaOptions": JVM,
         "spark.driver.host": "127.0.0.1",
         "spark.sql.shuffle.partitions": "3",
+        # a worker more is another application's
+        "spark.cores.max": "2",
         # executors of two workers: with the first alone all tasks would lie with it
         "spark.scheduler.minRegisteredResourcesRatio": "1.0",
     }

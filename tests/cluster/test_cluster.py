@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sysconfig
 import time
+from pathlib import Path
 
+import pyspark
 import pytest
 from applications import application, ship
 from spark_cluster import Cluster
 from ways import Ways, write_sources
 
 from sparkml_sgdals import StreamingBiasedALS
+from sparkml_sgdals._compiling import kernel_folder
 
 pytestmark = pytest.mark.cluster
 
@@ -59,6 +66,7 @@ def ways(folder, told, wanted):
             StreamingBiasedALS().fit(ways.ratings)
         told["refused"], told["after"] = str(refused.value), time.perf_counter() - clock
         ship(session, cluster)
+        ways.cluster = cluster
         told["python"] = cluster.python
         yield ways
 
@@ -90,3 +98,45 @@ def test_a_package_that_was_not_shipped_is_told_in_a_sentence(ways, told):
     )
     # nothing was tried four times
     assert told["after"] < 10
+
+
+SUBMITTED = """
+import json, sys
+import sparkml_sgdals
+from pyspark.sql import SparkSession
+from sparkml_sgdals import StreamingBiasedALS
+from sparkml_sgdals._compiling import kernel_folder
+
+spark = SparkSession.builder.getOrCreate()
+model = StreamingBiasedALS(timestampCol="time", rank=4, maxIter=3).fit(
+    spark.read.parquet(sys.argv[1])
+)
+print("SAID", json.dumps([sparkml_sgdals.__file__, model.state.fingerprint()]))
+"""
+
+
+@pytest.mark.long
+def test_spark_submit_ships_it_and_compiled_kernels_are_found_again(ways, tmp_path):
+    """An application of its own, whose driver has no other package than the zip's."""
+    cluster = ways.cluster
+    cluster.add_worker()
+    wanted = ways.one_task()
+    before = {path.name for path in Path(kernel_folder()).iterdir()}
+    program = tmp_path / "application.py"
+    program.write_text(SUBMITTED)
+    home = Path(pyspark.__file__).parent
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SPARK", "PYSPARK", "PYTHON"))}
+    done = subprocess.run(
+        [home / "bin" / "spark-submit", "--master", cluster.address, "--py-files", cluster.package,
+         "--conf", "spark.ui.enabled=false", "--conf", "spark.executor.memory=640m",
+         "--conf", "spark.cores.max=1", "--conf", "spark.driver.host=127.0.0.1", program,
+         ways.folder / "table.parquet"],
+        env=kept | {"PYSPARK_PYTHON": cluster.python, "SPARK_LOCAL_IP": "127.0.0.1",
+                    "PYTHONPATH": sysconfig.get_paths()["purelib"], "SPARK_HOME": str(home)},
+        cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert "SAID" in done.stdout, done.stderr[-3000:]
+    file, found = json.loads(done.stdout.partition("SAID ")[2])
+    assert "sparkml_sgdals.zip" in file
+    assert found == wanted
+    assert {path.name for path in Path(kernel_folder()).iterdir()} == before

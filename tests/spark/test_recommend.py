@@ -50,6 +50,21 @@ def assert_ranked(frame, query, candidate, expected, ids, count):
         np.testing.assert_allclose([r.rating for r in found], [scores[i] for i in given], atol=1e-4)
 
 
+def test_tables_of_many_partitions_are_gathered_where_python_runs(model, ratings, spark, capsys):
+    """Each Python task costs as much as thousands of rows."""
+    many = ratings.select("user", "item", "time").limit(600).repartition(60)
+    model.recommendForAllUsers(3, excludeSeen=many).explain()
+    assert "Coalesce 8" in capsys.readouterr().out
+    model.transform(many).explain()
+    # all of it runs in the JVM
+    assert "Coalesce" not in capsys.readouterr().out
+    events = StreamingBiasedALS(implicitPrefs=True, ratingCol="", timestampCol="time", rank=2)
+    scored = events.fit(many).transform(many)
+    scored.explain()
+    assert "Coalesce 8" in capsys.readouterr().out
+    assert scored.count() == 600
+
+
 def test_for_all_users(model, matrix):
     users, items, scores, _ = matrix
     frame = model.recommendForAllUsers(7)
