@@ -55,6 +55,8 @@ class Collected:
     partitions : int
         partitions up to the last one that has rows; one more than cores can use where there were
         as many or more, and they were gathered
+    tasks : int
+        how many of a job its session's cores can use
     vectors : Vectors
         features of the rows to learn, where the table has any
     """
@@ -66,6 +68,7 @@ class Collected:
     invalid: list[str]
     largest: int = 0
     partitions: int = 0
+    tasks: int = 0
     vectors: Vectors = field(default=(None, None))
 
 
@@ -77,6 +80,7 @@ def collect_ratings(
     expected: int = 0,
     partitions: int = 0,
     limits_of: Callable[[pa.Table], Limits] = lambda table: NO_LIMITS,
+    tasks: int = 0,
 ) -> Collected | None:
     """Return a batch's ratings on the driver, None where it has more than COLLECT_LIMIT rows.
 
@@ -94,6 +98,8 @@ def collect_ratings(
         `largest` and `partitions` of the batch before
     limits_of : Callable[[pa.Table], Limits]
         how far out ratings and weights may lie, of rows without other faults
+    tasks : int
+        `tasks` of the batch before; 0 asks the session
 
     Notes
     -----
@@ -103,7 +109,7 @@ def collect_ratings(
     have some.
     """
     # one column says both where a row lies and in which partition: each costs every row
-    limit = task_limit(df.sparkSession)
+    limit = tasks or task_limit(df.sparkSession)
     # a plan costs each batch some milliseconds: small ones that come in few partitions go without
     many = not 0 < partitions <= limit
     given = df.coalesce(limit) if many else df
@@ -139,6 +145,7 @@ def collect_ratings(
         invalid_rows(df, columns, kinds, keep, limits) if bad_rows else [],
         largest=int(place.max(initial=0)),
         partitions=limit + 1 if many and found >= limit else found,
+        tasks=limit,
         vectors=vectors,
     )
 

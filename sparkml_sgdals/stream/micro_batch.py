@@ -119,10 +119,11 @@ class BatchUpdater:
         keep = options.handle_invalid == "keep"
         collected = collect_ratings(
             batch, options.columns, options.kinds, keep, resident.largest, resident.partitions,
-            lambda table: limits_for(state, options.rating_range, table),
+            lambda table: limits_for(state, options.rating_range, table), resident.tasks,
         )  # fmt: skip
         if collected is not None:
             resident.largest, resident.partitions = collected.largest, collected.partitions
+            resident.tasks = collected.tasks
             if options.handle_invalid == "error":
                 refuse_invalid(collected.problems, options.columns, batch, options.kinds)
         return collected
