@@ -8,7 +8,7 @@ depends on the order or the partitioning in which the rows arrived.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Final
 
 import numpy as np
@@ -99,6 +99,13 @@ class Layout:
     def counts(self) -> I64:
         """Ratings of each id, int64."""
         return np.diff(self.starts)
+
+    @cached_property
+    def reach(self) -> tuple[int, int]:
+        """Least and greatest partner, looked for once; (0, -1) without ratings."""
+        if not self.partners.size:
+            return 0, -1
+        return int(self.partners.min()), int(self.partners.max())
 
 
 def encode_ratings(table: pa.Table, threads: int = 1) -> Ratings:

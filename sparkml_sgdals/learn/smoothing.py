@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparkml_sgdals.arrays.ratings import Layout, Ratings, layout_by
-from sparkml_sgdals.kernels.checks import check_rows
+from sparkml_sgdals.kernels.checks import check_reach
 from sparkml_sgdals.kernels.lanes import padded_rows
 from sparkml_sgdals.kernels.smoothing import smooth_ids
 from sparkml_sgdals.learn.influences import concentration, moved_prior
@@ -92,7 +92,7 @@ def _half(
     layout: Layout, mean: F32, prior: tuple[F32, F32], partner_mean: F32, partner_var: F32,
     settings: Settings,
 ) -> None:  # fmt: skip
-    check_rows(layout.partners, partner_mean.shape[0] - 1, "partner")
+    check_reach(layout.reach, partner_mean.shape[0] - 1, "partner")
 
     def smooth(first: int, last: int) -> None:
         smooth_ids(

@@ -18,11 +18,11 @@ import numpy.typing as npt
 from sparkml_sgdals.arrays.ratings import Layout
 from sparkml_sgdals.arrays.threads import run_all
 from sparkml_sgdals.errors import DivergenceError
-from sparkml_sgdals.kernels.checks import check_rows
+from sparkml_sgdals.kernels.checks import check_reach
 from sparkml_sgdals.kernels.filter import filter_ratings
 from sparkml_sgdals.kernels.lanes import padded_rows
 from sparkml_sgdals.kernels.sgd import rating_gradients, sgd_ratings
-from sparkml_sgdals.kernels.sweep import sweep_ids
+from sparkml_sgdals.kernels.sweep import prior_spread, sweep_ids
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Side",
     "check_mini_batch",
     "half_sweep",
+    "id_ranges",
     "not_finite",
     "over_ids",
     "run_filter",
@@ -65,11 +66,9 @@ class Side:
 
     def learn_prior(self, rated: npt.NDArray[np.bool_]) -> None:
         """Set the prior variance of each coordinate from the rated ids: algorithm.md (6)."""
-        centre = self.prior_mean[rated] if self.prior_mean.shape[0] > 1 else self.prior_mean
-        apart = self.mean[rated].astype(np.float64) - centre
         # one id counts as so many usual ones at most
-        squares = np.minimum(apart**2 + self.var[rated], _MOST * self.prior_var[0])
-        spread = np.mean(squares, axis=0)
+        most = (_MOST * self.prior_var[0]).astype(np.float32)
+        spread = prior_spread(self.mean, self.var, self.prior_mean, rated, most)
         self.prior_var = spread.astype(np.float32)[None, :]
 
 
@@ -85,13 +84,16 @@ def over_ids(sweep: Callable[[int, int], None], layout: Layout, threads: int) ->
     threads : int
         at most so many at once; they change no result
     """
+    ranges = threads * _CHUNKS_PER_THREAD if threads > 1 else 1
+    run_all([partial(sweep, *some) for some in id_ranges(layout, ranges)], threads)
+
+
+def id_ranges(layout: Layout, ranges: int) -> list[tuple[int, int]]:
+    """Cut the ids of a layout into so many ranges, first to before last, of about equal ratings."""
     num_ids = layout.starts.size - 1
-    if threads <= 1:
-        sweep(0, num_ids)
-        return
-    shares = np.linspace(0, layout.partners.size, threads * _CHUNKS_PER_THREAD + 1)
+    shares = np.linspace(0, layout.partners.size, ranges + 1)
     bounds = np.minimum(np.searchsorted(layout.starts, shares[1:-1]), num_ids).tolist()
-    run_all([partial(sweep, *some) for some in pairwise([0, *bounds, num_ids])], threads)
+    return list(pairwise([0, *bounds, num_ids]))
 
 
 def half_sweep(
@@ -107,7 +109,7 @@ def half_sweep(
 
     With `shares`, shape (ids,), an id counts in these by its share.
     """
-    check_rows(layout.partners, partner_mean.shape[0], "partner")
+    check_reach(layout.reach, partner_mean.shape[0], "partner")
     num_ids = side.mean.shape[0]
     partners = padded_rows(partner_mean), padded_rows(partner_var)
     square_errors = np.zeros(num_ids)

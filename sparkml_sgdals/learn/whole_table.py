@@ -25,10 +25,7 @@ from sparkml_sgdals.learn.features import FeaturePrior, start_featured
 from sparkml_sgdals.learn.influences import (
     InfluencePrior,
 )
-from sparkml_sgdals.learn.noise import (
-    expected_after_learning,
-    learn_noise_factors,
-)
+from sparkml_sgdals.learn.noise import learn_noise_of_table
 from sparkml_sgdals.learn.shares import capped_items
 from sparkml_sgdals.learn.solvers import (
     Side,
@@ -194,6 +191,7 @@ class _Work:
         self.settings = state.settings
         self.noise = state.settings.noise
         self.influences: InfluencePrior | None = None
+        self.layouts: tuple[Layout, Layout] | None = None
         ids = ratings.user_ids, ratings.item_ids
         # the weights of a model stay as they were fitted
         self.features = tuple(
@@ -251,15 +249,27 @@ class _Work:
         if self.settings.solver == "bayes" and self.fresh and self.history:
             target.noise, target.noise_weight = self.noise, self.total_weight
             users, items = self.sides
-            surprises = expected_after_learning(
-                r, self.values, (users.mean, users.var), (items.mean, items.var),
-                prior_variances(self.settings), self.noise, self.threads,
-            )  # fmt: skip
-            learn_noise_factors(tables, self.rows, r, surprises, rounds=2)
+            learn_noise_of_table(
+                tables,
+                self.rows,
+                self.layouts,
+                (users, items),
+                prior_variances(self.settings),
+                self.noise,
+                self.threads,
+            )
         check_finite(target, *self.rows)
-        for table, rows, positions in zip(tables, self.rows, (r.users, r.items), strict=True):
-            table.count[rows] += np.bincount(positions, minlength=rows.size)
+        for table, rows, counts in zip(tables, self.rows, self._counts(), strict=True):
+            table.count[rows] += counts
         target.counters = target.counters.with_ratings(len(r), r.value_range())
+
+    def _counts(self) -> tuple[I64, I64]:
+        """Ratings of each id of the table, by side."""
+        if self.layouts is not None:
+            return self.layouts[0].counts(), self.layouts[1].counts()
+        r = self.ratings
+        sizes = self.rows[0].size, self.rows[1].size
+        return np.bincount(r.users, minlength=sizes[0]), np.bincount(r.items, minlength=sizes[1])
 
     def _put_priors(self, target: ModelState, tables: tuple[FactorTable, FactorTable]) -> None:
         """Give a state the parts of prior means, and the weights of features."""
@@ -329,7 +339,7 @@ class _Work:
         yield 0
         if not layouts:
             return
-        by_user, by_item = layouts
+        self.layouts = by_user, by_item = layouts
         rated_users, rated_items = by_user.counts() > 0, by_item.counts() > 0
         shares = capped_items(by_item.counts(), users.mean.shape[0])
         if shares is not None:

@@ -226,6 +226,30 @@ def learn_influence(
             mean[x, f] += var[x, f] / prior_var[0, f] * moved[x]
 
 
+def learn_noise(
+    users: np.ndarray,
+    items: np.ndarray,
+    squares: np.ndarray,
+    user_factors: np.ndarray,
+    item_factors: np.ndarray,
+    user_known: np.ndarray,
+    item_known: np.ndarray,
+    rounds: int,
+) -> None:
+    """Noise by id, users and items in turn; `known` are ratings of each id from before."""
+    sides = ((users, user_factors, user_known), (items, item_factors, item_known))
+    before = [factors.copy() for _, factors, _ in sides]
+    for _ in range(rounds):
+        for own, (rows, factors, known) in enumerate(sides):
+            others, other_factors, _ = sides[1 - own]
+            for x in range(len(factors)):
+                mine = [t for t in range(len(rows)) if rows[t] == x]
+                total = before[own][x] * (2.0 + known[x] / 2.0)
+                for t in mine:
+                    total += squares[t] / other_factors[others[t]] / 2.0
+                factors[x] = total / (2.0 + known[x] / 2.0 + len(mine) / 2.0)
+
+
 def fit_bayes(
     users: np.ndarray,
     items: np.ndarray,
