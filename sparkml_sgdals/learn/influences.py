@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparkml_sgdals.arrays.ratings import Layout, Ratings
+from sparkml_sgdals.arrays.strata import Strata
 from sparkml_sgdals.arrays.threads import run_all
 from sparkml_sgdals.kernels.checks import check_reach
 from sparkml_sgdals.kernels.filter import filter_with_influences
@@ -30,7 +31,7 @@ from sparkml_sgdals.kernels.lanes import padded_rows
 from sparkml_sgdals.kernels.vectors import (
     LANES,
 )
-from sparkml_sgdals.learn.solvers import Side, over_ids, without_variance
+from sparkml_sgdals.learn.solvers import CellFilter, Side, over_ids, without_variance
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.settings import Settings
@@ -216,11 +217,12 @@ class FilterSide:
 
 def run_influence_filter(
     users: I32 | I64, items: I32 | I64, values: F32, weights: F32, settings: Settings,
-    user: FilterSide, item: FilterSide,
+    user: FilterSide, item: FilterSide, *, crowd: float | None = None,
 ) -> F32:  # fmt: skip
-    """As `run_filter`, with prior means that move."""
+    """As `run_filter`, with prior means that move; `crowd` is the `concentration` of the batch."""
     errors = np.empty(values.size, np.float32)
-    crowd = concentration(users, items)
+    if crowd is None:
+        crowd = concentration(users, items)
     learned = filter_with_influences(
         users.astype(np.int32, copy=False), items.astype(np.int32, copy=False), values, weights,
         user.mean, user.var, user.drawn, user.influence, user.evidence, user.seen,
@@ -285,15 +287,31 @@ class InfluencePrior:
     def filter(self, values: F32, settings: Settings, users: Side, items: Side) -> F32:
         """Filter a table that is added to a model; the sides' prior means move with it."""
         r = self.ratings
-        before = self.user.drawn.copy(), self.item.drawn.copy()
-        for own, side in ((self.user, users), (self.item, items)):
-            own.mean, own.var = side.mean, side.var
+        before = self.start_filter((users, items))
         errors = run_influence_filter(
             r.users, r.items, values, r.weights, settings, self.user, self.item
         )
-        for own, side, old in zip((self.user, self.item), (users, items), before, strict=True):
-            side.prior_mean = moved_prior(side.prior_mean, side.prior_var, old, own.drawn, settings)
+        self.end_filter((users, items), before, settings)
         return errors
+
+    def cell_filter(
+        self, strata: Strata, values: F32, settings: Settings, sides: tuple[Side, Side]
+    ) -> CellFilter:
+        """Return what does so cell by cell."""
+        return _InfluenceCells(self, strata, values, settings, sides)
+
+    def start_filter(self, sides: tuple[Side, Side]) -> tuple[F32, F32]:
+        """Take the sides' means and variances; prior means as they are before."""
+        for own, side in zip((self.user, self.item), sides, strict=True):
+            own.mean, own.var = side.mean, side.var
+        return self.user.drawn.copy(), self.item.drawn.copy()
+
+    def end_filter(
+        self, sides: tuple[Side, Side], before: tuple[F32, F32], settings: Settings
+    ) -> None:
+        """Move the sides' prior means by what was learned."""
+        for own, side, old in zip((self.user, self.item), sides, before, strict=True):
+            side.prior_mean = moved_prior(side.prior_mean, side.prior_var, old, own.drawn, settings)
 
     def put(
         self, tables: tuple[FactorTable, FactorTable], rows: tuple[I64, I64], drawn: tuple[F32, F32]
@@ -304,3 +322,39 @@ class InfluencePrior:
             table.drawn[some] = means
             table.influence[some] = own.influence
             table.evidence[some] = own.evidence
+
+
+class _InfluenceCells(CellFilter):
+    """`CellFilter` with prior means that move."""
+
+    def __init__(
+        self, prior: InfluencePrior, strata: Strata, values: F32, settings: Settings,
+        sides: tuple[Side, Side],
+    ) -> None:  # fmt: skip
+        super().__init__(strata, values, settings, sides)
+        self.prior = prior
+        self.before = prior.start_filter(sides)
+        orders = strata.user_order, strata.item_order
+        self._own = [
+            FilterSide(**{name: array[rows] for name, array in vars(own).items()})
+            for own, rows in zip((prior.user, prior.item), orders, strict=True)
+        ]
+        self._crowd = concentration(strata.users, strata.items)
+
+    def learn(self, cell: slice) -> None:
+        """Filter the ratings of a cell."""
+        users, items, weights = self.strata.cell(cell)
+        self.errors[cell] = run_influence_filter(
+            users, items, self.values[cell], weights, self.settings, self._own[0], self._own[1],
+            crowd=self._crowd,
+        )  # fmt: skip
+
+    def finish(self) -> F32:
+        """Give the sides what is learned; the errors from before each rating, by cell."""
+        orders = self.strata.user_order, self.strata.item_order
+        sides = zip((self.prior.user, self.prior.item), self._own, orders, strict=True)
+        for own, learned, rows in sides:
+            for name, array in vars(own).items():
+                array[rows] = getattr(learned, name)
+        self.prior.end_filter(self.sides, self.before, self.settings)
+        return self.errors

@@ -150,11 +150,19 @@ def _expected_after_learning(
         part = slice(layout.starts[first], layout.starts[last])
         named = np.repeat(np.arange(first, last), counts[first:last])
         partners = layout.partners[part].astype(np.int64)
-        where = (named, partners) if own == 0 else (partners, named)
+        user_rows, item_rows = (named, partners) if own == 0 else (partners, named)
         predictions = np.empty(named.size, np.float32)
         variances = np.empty_like(predictions)
         predict_rows(
-            *where, users.mean, users.var, items.mean, items.var, prior, predictions, variances
+            user_rows,
+            item_rows,
+            users.mean,
+            users.var,
+            items.mean,
+            items.var,
+            prior,
+            predictions,
+            variances,
         )
         apart = layout.values[part].astype(np.float64) - predictions
         squares[part] = (apart**2 + variances) / noise

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from sparkml_sgdals.arrays.ratings import Layout
-from sparkml_sgdals.arrays.threads import run_all
+from sparkml_sgdals.arrays.strata import Strata
+from sparkml_sgdals.arrays.threads import run_all, workers
 from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.kernels.checks import check_reach
 from sparkml_sgdals.kernels.filter import filter_ratings
@@ -27,8 +28,10 @@ from sparkml_sgdals.state.settings import Settings
 
 __all__ = [
     "EARLIEST_STOP",
+    "CellFilter",
     "Side",
     "check_mini_batch",
+    "filter_cells",
     "half_sweep",
     "id_ranges",
     "not_finite",
@@ -158,6 +161,56 @@ def run_filter(
     if not learned:
         raise without_variance(settings)
     return errors
+
+
+class CellFilter:
+    """A model while it filters a table cell by cell: its factors lie in the order of the groups.
+
+    Parameters
+    ----------
+    strata : Strata
+        the table
+    values : F32
+        its ratings in standardised units, in the order of its cells
+    settings : Settings
+        of the model
+    sides : tuple[Side, Side]
+        users and items, whose means and variances `finish` changes
+    """
+
+    def __init__(
+        self, strata: Strata, values: F32, settings: Settings, sides: tuple[Side, Side]
+    ) -> None:
+        self.strata, self.values, self.settings, self.sides = strata, values, settings, sides
+        self.errors = np.empty(values.size, np.float32)
+        orders = strata.user_order, strata.item_order
+        self._factors = [
+            array[rows]
+            for side, rows in zip(sides, orders, strict=True)
+            for array in (side.mean, side.var)
+        ]
+
+    def learn(self, cell: slice) -> None:
+        """Filter the ratings of a cell."""
+        users, items, weights = self.strata.cell(cell)
+        self.errors[cell] = run_filter(
+            users, items, self.values[cell], weights, self.settings, *self._factors
+        )
+
+    def finish(self) -> F32:
+        """Give the sides what is learned; the errors from before each rating, by cell."""
+        users, items = self.sides
+        rows, columns = self.strata.user_order, self.strata.item_order
+        users.mean[rows], users.var[rows], items.mean[columns], items.var[columns] = self._factors
+        return self.errors
+
+
+def filter_cells(strata: Strata, filters: Sequence[CellFilter], threads: int) -> list[F32]:
+    """Let each filter learn a table, stratum by stratum; what their `finish` gives."""
+    with workers(threads) as run:
+        for cells in strata.strata():
+            run([partial(one.learn, cell) for one in filters for cell in cells])
+    return [one.finish() for one in filters]
 
 
 def not_finite(settings: Settings) -> DivergenceError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.arrays.threads import ranges, run_all
 from sparkml_sgdals.arrays.value_range import FIRST_LOOK, ValueRange
 from sparkml_sgdals.kernels.filter import standardise
 from sparkml_sgdals.kernels.predict import predict_rows
@@ -79,9 +81,17 @@ class Scale:
         )
         return Scale.of(merged, self.seen + seen, standardise)
 
-    def standardise(self, values: F32) -> F32:
+    def standardise(self, values: F32, threads: int = 1) -> F32:
         """Ratings in units of the spread about the mean, float32."""
-        return standardise(values, self.mean, self.spread)  # type: ignore[no-any-return]
+        if threads <= 1:
+            return standardise(values, self.mean, self.spread)  # type: ignore[no-any-return]
+        units = np.empty_like(values)
+
+        def fill(part: slice) -> None:
+            units[part] = standardise(values[part], self.mean, self.spread)
+
+        run_all([partial(fill, part) for part in ranges(values.size, 4 * threads)], threads)
+        return units
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ Weights are arrays of one number a rating. Functions that learn change the array
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 
@@ -445,3 +446,31 @@ def regress(
                 weights[j, f] = np.sum(precision[:, f] * z * rest) / curvature
                 variances[j, f] = 1.0 / curvature
     return variances
+
+
+def cells(
+    users: np.ndarray, items: np.ndarray, groups: tuple[np.ndarray, np.ndarray], ends: list[int]
+) -> list[list[list[int]]]:
+    """Numbers of ratings by stratum and cell: one by one up to ends[0], then slice by slice."""
+    found = [[list(range(ends[0]))]]
+    for first, last in pairwise(ends):
+        for stratum in range(8):
+            found.append([
+                [
+                    n
+                    for n in range(first, last)
+                    if groups[0][users[n]] == group
+                    and groups[1][items[n]] == (group + stratum) % 8
+                ]
+                for group in range(8)
+            ])  # fmt: skip
+    return found
+
+
+def deal(counts: np.ndarray) -> np.ndarray:
+    """Groups of ids: from the one with most ratings on, 0 to 7 and back again."""
+    groups = np.zeros(len(counts), int)
+    turns = [*range(8), *range(7, -1, -1)]
+    for turn, x in enumerate(sorted(range(len(counts)), key=lambda x: (-counts[x], x))):
+        groups[x] = turns[turn % 16]
+    return groups
