@@ -130,8 +130,8 @@ def group_rows(codes: I32, columns: Sequence[Column], counts: I64, threads: int 
     given = [column.view(np.int32) for column in columns]
     found = [np.empty(column.size, np.int32) for column in columns]
     if codes.size < _LARGE:
-        one, two, three = found
-        _place(codes, *given, starts, one, two, three)
+        (one, two, three), (to_one, to_two, to_three) = given, found
+        _place(codes, one, two, three, starts, to_one, to_two, to_three)
     else:
         _group_in_buckets(codes, given, starts, found, threads)
     return [place.view(column.dtype) for place, column in zip(found, columns, strict=True)]
