@@ -109,6 +109,106 @@ def test_without_what_was_seen(model, matrix, ratings, small):
         assert len(given) == len(wanted)
 
 
+def lists(frame, query="user"):
+    """By query, the candidates and their ratings, best first."""
+    return {row[query]: [(r[0], r.rating) for r in row.recommendations] for row in frame.collect()}
+
+
+def of_those(whole, among):
+    """What is left of rankings of all candidates where each has some to choose from."""
+    return {
+        q: [pair for pair in found if pair[0] in among.get(q, ())] for q, found in whole.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(model):
+    return {
+        side: lists(frame, side)
+        for side, frame in (
+            ("user", model.recommendForAllUsers(10**6)), ("item", model.recommendForAllItems(10**6))
+        )
+    }  # fmt: skip
+
+
+def test_candidates_for_all(model, whole, matrix, spark):
+    """As a list or a column, of items and of users; what is not known is not ranked."""
+    users, items, _, _ = matrix
+    chosen = [*items[::3].tolist(), -5]
+    expected = of_those(whole["user"], dict.fromkeys(whole["user"], chosen))
+    assert lists(model.recommendForAllUsers(10**6, candidates=chosen)) == expected
+    column = spark.createDataFrame([(i,) for i in [*chosen, chosen[0], None]], "item int")
+    first = {q: found[:4] for q, found in expected.items()}
+    assert lists(model.recommendForAllUsers(4, candidates=column)) == first
+    some = users[:7].tolist()
+    found = lists(model.recommendForItemSubset(items[:5].tolist(), 3, candidates=some), "item")
+    among = of_those(whole["item"], dict.fromkeys(whole["item"], some))
+    assert found == {q: among[q][:3] for q in items[:5].tolist()}
+    nothing = lists(model.recommendForUserSubset(some, 3, candidates=[-5]))
+    assert nothing == {user: [] for user in some}
+
+
+@pytest.mark.parametrize("side", ["user", "item"])
+def test_candidates_of_each(model, whole, ratings, small, side):
+    """The pairs of a table, each once, and without those that were seen."""
+    other = "item" if side == "user" else "user"
+    wanted = small[small.time % 2 == 0]
+    seen = small[small.rating >= 4]
+    among = wanted.groupby(side)[other].apply(set).to_dict()
+    gone = seen.groupby(side)[other].apply(set).to_dict()
+    left = {q: found - gone.get(q, set()) for q, found in among.items()}
+    subset = model.recommendForUserSubset if side == "user" else model.recommendForItemSubset
+    asked = sorted({*wanted[side].tolist()[:40], -3})
+    found = lists(subset(asked, 5, candidates=wanted, excludeSeen=seen), side)
+    expected = of_those(whole[side], left)
+    assert found == {q: expected.get(q, [])[:5] for q in asked}
+    for query in asked[1:]:
+        assert found[query] == expected[query][:5]
+
+
+def test_seen_may_be_lists_and_items(model, whole, matrix):
+    """What another ranking gave, and items that nobody is to get."""
+    _, items, _, _ = matrix
+    given = model.recommendForAllUsers(3)
+    rest = lists(model.recommendForAllUsers(2, excludeSeen=given))
+    assert rest == {q: found[3:5] for q, found in whole["user"].items()}
+    gone = set(items[::2].tolist())
+    left = lists(model.recommendForAllUsers(10**6, excludeSeen=list(gone)))
+    assert left == of_those(whole["user"], dict.fromkeys(whole["user"], {*items.tolist()} - gone))
+
+
+def test_a_bound_orders_some_candidates_too(model, matrix, small):
+    users, items, scores, variances = matrix
+    among = small.groupby("user").item.apply(set).to_dict()
+    frame = model.recommendForAllUsers(4, rankBy="upper", candidates=small)
+    upper = np.where(
+        [[item in among[user] for item in items] for user in users],
+        scores + np.sqrt(variances), -np.inf,
+    )  # fmt: skip
+    assert_ranked(frame, "user", "item", dict(zip(users, upper, strict=True)), items, 4)
+
+
+def test_candidates_of_one(model, whole, matrix):
+    users, items, _, _ = matrix
+    user, chosen = int(users[4]), items[::4].tolist()
+    found = model.recommendOne(user, 4, excludeSeen=chosen[:2], candidates=[*chosen, -9])
+    expected = [pair for pair in whole["user"][user] if pair[0] in chosen[2:]]
+    assert [r.item for r in found] == [item for item, _ in expected[:4]]
+
+
+def test_candidates_that_are_none(model, stream, tmp_path):
+    with pytest.raises(TypeError, match="candidates must be a table with the columns user, item"):
+        model.recommendForAllUsers(3, candidates=5)
+    with pytest.raises(ValueError, match="itemCol 'item' is not a column"):
+        model.recommendForAllUsers(3, candidates={"user": [1], "film": [2]})
+    with pytest.raises(TypeError, match="Ids of items are whole numbers"):
+        model.recommendForAllUsers(3, candidates=["a"])
+    with pytest.raises(ValueError, match="candidates is a stream"):
+        model.recommendForAllUsers(3, candidates=stream(str(tmp_path)))
+    with pytest.raises(ValueError, match="excludeSeen holds items alone"):
+        model.evaluateRanking({"user": [1], "item": [5]}, excludeSeen=[5])
+
+
 def test_more_than_there_are(model, matrix):
     _, items, _, _ = matrix
     for row in model.recommendForAllUsers(10_000).limit(3).collect():
@@ -136,10 +236,16 @@ def test_parts_and_blocks_do_not_matter(model, ratings, monkeypatch):
     def table(frame):
         return {r.user: [(i.item, i.rating) for i in r.recommendations] for r in frame.collect()}
 
-    whole = table(model.recommendForAllUsers(6)), table(model.recommendForAllUsers(6, ratings))
+    whole = [
+        table(model.recommendForAllUsers(6, *given))
+        for given in [(), (ratings,), (None, "prediction", ratings)]
+    ]
     monkeypatch.setattr(recommending, "_QUERIES_PER_BLOCK", 50)
     monkeypatch.setattr(recommending, "_CANDIDATES_PER_PART", 25)
-    parts = table(model.recommendForAllUsers(6)), table(model.recommendForAllUsers(6, ratings))
+    parts = [
+        table(model.recommendForAllUsers(6, *given))
+        for given in [(), (ratings,), (None, "prediction", ratings)]
+    ]
     assert whole == parts
 
 
