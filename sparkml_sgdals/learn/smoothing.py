@@ -21,7 +21,7 @@ from sparkml_sgdals.learn.solvers import over_ids
 from sparkml_sgdals.state.factors import FactorRows
 from sparkml_sgdals.state.settings import Settings
 
-__all__ = ["smooth_batch"]
+__all__ = ["smooth_batch", "smooth_new_users"]
 
 F32 = npt.NDArray[np.float32]
 
@@ -71,6 +71,36 @@ def smooth_batch(
     for side, swept in ((users, swept_users), (items, swept_items)):
         ids, width = side.mean.shape
         side.mean += share * (swept[:ids, :width] - side.mean)
+
+
+def smooth_new_users(
+    layout: Layout, settings: Settings, mean: F32, prior: tuple[F32, F32], items: tuple[F32, F32]
+) -> None:  # fmt: skip
+    """Smooth users who were filtered with items held, each as if alone in a batch, in place.
+
+    Parameters
+    ----------
+    layout : Layout
+        their ratings by user, in standardised units
+    settings : Settings
+        of the model
+    mean : F32
+        float32, shape (users, rank + 1), after the filter
+    prior : tuple[F32, F32]
+        means and variances from before, of that shape, the means moved with what items say
+    items : tuple[F32, F32]
+        means and variances of items, as `padded_rows` with a spare one
+    """
+    with np.errstate(divide="ignore"):
+        pull = np.float32(settings.noise) / prior[1]
+    before = padded_rows(prior[0], 1), padded_rows(pull, 1)
+    swept = padded_rows(mean, 1)
+    for _ in range(_SWEEPS):
+        _half(layout, swept, before, *items, settings)
+    # all ratings of such a batch are of one user
+    crowd = layout.counts().astype(np.float64)
+    share = (crowd / (crowd + _CONCENTRATED)).astype(np.float32)[:, None]
+    mean += share * (swept[: mean.shape[0], : mean.shape[1]] - mean)
 
 
 def _prior(now: FactorRows, before: FactorRows, settings: Settings) -> tuple[F32, F32]:

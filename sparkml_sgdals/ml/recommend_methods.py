@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,19 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from sparkml_sgdals.arrays.given_ids import given_ids, lists_ids
-from sparkml_sgdals.ingest.columns import id_column, quoted
+from sparkml_sgdals.ingest.bad_rows import column_names
+from sparkml_sgdals.ingest.columns import (
+    RatingColumns,
+    has_column,
+    id_column,
+    id_type_name,
+    quoted,
+    select_ratings,
+)
 from sparkml_sgdals.ingest.frames import Table, as_table, is_spark
 from sparkml_sgdals.ml.given_pairs import GivenPairs, IdColumn, Pairs, read_pairs
 from sparkml_sgdals.predict.choice import Choice
+from sparkml_sgdals.predict.new_users import recommend_new_users
 from sparkml_sgdals.predict.recommending import RankBy, Ranking, recommend, similar
 from sparkml_sgdals.predict.seen import remembered_pairs
 from sparkml_sgdals.state.factors import FactorTable
@@ -37,6 +47,8 @@ class RankingMethods:
     getUserCol: Callable[[], str]
     getItemCol: Callable[[], str]
     getClipPredictions: Callable[[], bool]
+    getHandleInvalid: Callable[[], str]
+    ratingColumns: Callable[[], RatingColumns]
 
     def recommendForAllUsers(
         self,
@@ -122,6 +134,80 @@ class RankingMethods:
     ) -> DataFrame:
         """Return the best users for the items in `dataset`; see `recommendForUserSubset`."""
         return self._recommend("item", numUsers, dataset, excludeSeen, rankBy, coldCol, candidates)
+
+    def recommendForRatings(
+        self,
+        dataset: Table,
+        numItems: int,
+        excludeSeen: bool = True,
+        rankBy: RankBy = "prediction",
+        candidates: Pairs | None = None,
+    ) -> DataFrame:
+        """Return the best items for people whom the model does not know, from their ratings.
+
+        Each gets the list that a stream would give to a new user with these ratings, the items
+        being left as they are. Nothing is stored, and what the model may know of a user of the same
+        id is not used. For models of ratings of solver 'bayes'.
+
+        Parameters
+        ----------
+        dataset : Table
+            userCol, itemCol, ratingCol, and timestampCol and weightCol where they are set and among
+            the columns; users by ids of the model's kind, as many as there are
+        numItems : int
+            at most so many for each
+        excludeSeen : bool
+            whether to leave out the items that a user rates here
+        rankBy : RankBy
+            "prediction", or its "upper" or "lower" bound one standard deviation of the mean away
+        candidates : Pairs | None
+            a list, or a table with the column itemCol: items to choose from, for everybody
+
+        Returns
+        -------
+        DataFrame of userCol and recommendations, as `recommendForAllUsers`
+
+        Raises
+        ------
+        ValueError
+            a column is missing, a stream, a model of events or of another solver, or, once the
+            result is used, rows that cannot be learned (handleInvalid)
+        TypeError
+            a column of a wrong type
+        """
+        users, param, name, _ = self._side("user")
+        items, _, item, item_type = self._side("item")
+        columns = self.ratingColumns()
+        dataset = as_table(
+            dataset, "dataset", columns.in_order, "rank for the rows of a batch in foreachBatch"
+        )
+        schema = dataset.schema
+        time, weight = (
+            one if one and has_column(schema, one) else None
+            for one in (columns.time, columns.weight)
+        )
+        columns = replace(columns, time=time, weight=weight, features=(None, None))
+        ranking = Ranking.of(self._state, numItems, rankBy, self.getClipPredictions())
+        among = self._choice("user", candidates, None)
+        if among.among is not None:
+            raise ValueError(
+                "candidates of recommendForRatings are the same for everybody: give a list, or a "
+                f"table with the column {item!r} and without {name!r}."
+            )
+        ranked = recommend_new_users(
+            dataset.sparkSession,
+            select_ratings(dataset, columns, (users.index.kind, items.index.kind)),
+            self._state,
+            ranking,
+            among,
+            leave_out=excludeSeen,
+            names=column_names(columns) if self.getHandleInvalid() == "error" else None,
+        )
+        fields = f"array<struct<{quoted(item)}:{item_type},rating:float>>"
+        return ranked.select(
+            F.col("query").cast(id_type_name(schema, param, name)).alias(name),
+            F.col("recommendations").cast(fields).alias("recommendations"),
+        )
 
     def similarItems(self, dataset: TableOrIds, numItems: int) -> DataFrame:
         """Return the items most like those in `dataset` by the cosine of their features.

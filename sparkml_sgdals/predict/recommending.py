@@ -37,7 +37,7 @@ from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.partners import Partners
 
-__all__ = ["RankBy", "Ranking", "recommend", "similar"]
+__all__ = ["Part", "Rank", "RankBy", "Ranking", "recommend", "similar"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -115,8 +115,8 @@ class Ranking:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Some of the candidates, as the tasks get them."""
+class Part:
+    """Candidates as the tasks get them: all, or some of many."""
 
     ids: pa.Array
     mean: F32
@@ -227,7 +227,7 @@ def recommend(
         heard = _Heard.of(state.heard, some, users_ask)
         held = candidates.var[some] if variances else np.empty((some.size, 0), np.float32)
         parts.append(
-            _Part(
+            Part(
                 candidates.index.ids(some),
                 candidates.mean[some],
                 held,
@@ -260,7 +260,7 @@ def similar(spark: SparkSession, table: FactorTable, count: int, subset: pa.Arra
     parts = []
     for first in range(0, order.size, _CANDIDATES_PER_PART):
         some = order[first : first + _CANDIDATES_PER_PART]
-        parts.append(_Part(table.index.ids(some), features[some], nothing[some], nothing[some]))
+        parts.append(Part(table.index.ids(some), features[some], nothing[some], nothing[some]))
     kinds = (table.index.kind, table.index.kind)
     itself = _pairs(spark, subset, table.index.kind)
     ranking = Ranking(count, 0, 0.0, 1.0, -1.0, 1.0)
@@ -280,7 +280,7 @@ def _ranked(
     spark: SparkSession,
     ids: pa.Array,
     asked: _Queries,
-    parts: list[_Part],
+    parts: list[Part],
     ranking: Ranking,
     kinds: tuple[IdKind, IdKind],
     choice: Choice,
@@ -300,7 +300,7 @@ def _ranked(
         cells = gathered(cells).mapInArrow(_RoutePairs(num_blocks), "block int, payload binary")
     results = []
     for part in parts:
-        rank = _Rank(part, ranking, kinds, choice.among is not None)
+        rank = Rank(part, ranking, kinds, choice.among is not None)
         if cells is None:
             results.append(blocks.mapInArrow(rank.blocks, ddl))
         else:
@@ -390,13 +390,13 @@ class _RoutePairs:
 
 
 @dataclass(frozen=True)
-class _Rank:
+class Rank:
     """Rank blocks of queries against one part of the candidates."""
 
-    part: _Part
+    part: Part
     ranking: Ranking
     kinds: tuple[IdKind, IdKind]
-    chooses: bool
+    chooses: bool = False
     """whether each query has candidates of its own"""
 
     def blocks(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
@@ -465,7 +465,7 @@ class _Rank:
         )
 
 
-def _with_pairs(rank: _Rank):  # type: ignore[no-untyped-def]
+def _with_pairs(rank: Rank):  # type: ignore[no-untyped-def]
     # without type hints: by them Spark would choose another form of the function
     def run(blocks, cells):  # type: ignore[no-untyped-def]
         results = []

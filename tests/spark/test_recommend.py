@@ -10,6 +10,8 @@ from pyspark.ml.recommendation import ALS
 from pyspark.sql import functions as F
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.learn.one_batch import HeldItems, fold_in
 from sparkml_sgdals.predict import recommending
 
 
@@ -207,6 +209,75 @@ def test_candidates_that_are_none(model, stream, tmp_path):
         model.recommendForAllUsers(3, candidates=stream(str(tmp_path)))
     with pytest.raises(ValueError, match="excludeSeen holds items alone"):
         model.evaluateRanking({"user": [1], "item": [5]}, excludeSeen=[5])
+
+
+@pytest.fixture(scope="module")
+def newcomers(small):
+    """Ratings of 30 users, whose ids the model may know, and of an item that it does not know."""
+    some = small[small.user < 30 * 7].copy()
+    some["user"] = np.where(some.user % 2, -some.user, some.user)
+    some.iloc[::17, some.columns.get_loc("item")] = -9
+    return some[["user", "item", "rating", "time"]]
+
+
+def test_for_people_not_known(model, matrix, newcomers, spark):
+    """As folded in here, without what they rated; and nothing is stored."""
+    _, items, _, _ = matrix
+    before = model.state.fingerprint()
+    # several partitions, and a type of ids that is not the model's
+    frame = spark.createDataFrame(newcomers).withColumn("user", F.col("user").cast("int"))
+    found = model.recommendForRatings(frame.repartition(3), 6)
+    assert found.schema["user"].dataType.simpleString() == "int"
+    encoded = encode_ratings(pa.Table.from_pandas(newcomers, preserve_index=False))
+    held = HeldItems.of(model.state)
+    rows = model.state.items.index.find(encoded.item_ids)
+    unknown = encoded.item_ids.filter(pa.array(rows < 0))
+    assert unknown.to_pylist() == [-9]
+    rows[rows < 0] = model.state.items.size
+    mean, _ = fold_in(held.with_new(unknown), encoded, rows, "int")
+    own = model.state.items.mean[model.state.items.index.find(pa.array(items))]
+    scores = mean[:, :1] + own[:, 0] + mean[:, 1:] @ own[:, 1:].T
+    scores = scores * model.state.scale.spread + model.state.scale.mean
+    users = encoded.user_ids.to_pylist()
+    rated = newcomers.groupby("user").item.apply(set).to_dict()
+    expected = {
+        user: np.where([item in rated[user] for item in items], -np.inf, row)
+        for user, row in zip(users, scores.astype(float), strict=True)
+    }
+    assert_ranked(found, "user", "item", expected, items, 6)
+    assert model.state.fingerprint() == before
+
+
+def test_people_not_known_get_what_the_stream_would_give(model, newcomers):
+    """Where the stream moves items as well, by the ratings of one user: a little."""
+    one = newcomers[(newcomers.user == newcomers.user.min()) & (newcomers.item >= 0)]
+    user = int(one.user.iloc[0])
+    held = lists(model.recommendForRatings(one, 10**6, excludeSeen=False))[user]
+    moved = dict(
+        lists(model.copy().update(one).recommendForUserSubset([user], 10**6))[user]
+    )  # fmt: skip
+    apart = [abs(rating - moved[item]) for item, rating in held]
+    assert len(held) == len(moved)
+    assert np.median(apart) < 0.02
+    assert max(apart) < 0.3
+
+
+def test_people_not_known_with_candidates_and_bad_rows(model, newcomers, matrix):
+    _, items, _, _ = matrix
+    some = items[::3].tolist()
+    user = newcomers[newcomers.user == 8][["item", "rating"]].assign(user=10**12)
+    whole = lists(model.recommendForRatings(user, 10**6))[10**12]
+    among = lists(model.recommendForRatings(user, 4, candidates=some))[10**12]
+    assert among == [pair for pair in whole if pair[0] in some][:4]
+    upper = lists(model.recommendForRatings(user, 4, rankBy="upper"))[10**12]
+    assert upper[0][1] > whole[0][1]
+    with pytest.raises(ValueError, match="are the same for everybody"):
+        model.recommendForRatings(user, 4, candidates=newcomers)
+    bad = user.assign(rating=np.nan)
+    with pytest.raises(Exception, match=r"ratingCol .rating. is .*Repair or remove these rows"):
+        model.recommendForRatings(bad, 4).collect()
+    skipping = model.copy({model.handleInvalid: "skip"})
+    assert skipping.recommendForRatings(bad, 4).count() == 0
 
 
 def test_more_than_there_are(model, matrix):

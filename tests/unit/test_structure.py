@@ -14,7 +14,7 @@ NAME = "sparkml_sgdals"
 BELOW = {
     "arrays": "errors _compiling", "kernels": "arrays", "state": "kernels notebook",
     "learn": "state", "store": "state",
-    "ingest": "store spark_workers", "fit": "ingest learn", "predict": "ingest metrics",
+    "ingest": "store spark_workers", "fit": "ingest learn", "predict": "ingest learn metrics",
     "stream": "fit", "ml": "predict stream predictor", "race": "ml",
     "errors": "", "spark_jobs": "errors", "spark_workers": "spark_jobs",
     "predictor": "store", "serving": "learn store extras",
