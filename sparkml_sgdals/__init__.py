@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from sparkml_sgdals.state.diagnosis import Diagnosis
     from sparkml_sgdals.store.maintenance import Rollback
     from sparkml_sgdals.stream.job import StreamJob
+    from sparkml_sgdals.vectors import VectorChanges, VectorFeed
 
 __all__ = [
     "Diagnosis",
@@ -38,6 +39,8 @@ __all__ = [
     "StreamingBiasedALSModel",
     "StreamingGridSearch",
     "TrainingSummary",
+    "VectorChanges",
+    "VectorFeed",
     "parseRatings",
 ]
 __version__ = "0.1.0"
@@ -58,6 +61,8 @@ _HOME = {
     "StreamingBiasedALSModel": "ml.model",
     "StreamingGridSearch": "race.grid_search",
     "TrainingSummary": "ml.summary",
+    "VectorChanges": "vectors",
+    "VectorFeed": "vectors",
     "parseRatings": "ingest.messages",
 }
 

@@ -17,6 +17,7 @@ from sparkml_sgdals.ingest.collecting import collect_ratings
 from sparkml_sgdals.ingest.frames import Table, as_table, like_given
 from sparkml_sgdals.learn.far_values import limits_for
 from sparkml_sgdals.ml.evaluate_methods import EvaluationMethods
+from sparkml_sgdals.ml.export_methods import ExportMethods
 from sparkml_sgdals.ml.feature_methods import ModelFeatures
 from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
 from sparkml_sgdals.ml.one_methods import OneMethods
@@ -53,6 +54,7 @@ logger = logging.getLogger(__name__)
 
 class StreamingBiasedALSModel(
     EvaluationMethods,
+    ExportMethods,
     OneMethods,
     VersionMethods,
     ModelFeatures,
