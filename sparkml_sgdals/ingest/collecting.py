@@ -16,6 +16,7 @@ from sparkml_sgdals.arrays.screening import NO_LIMITS, Limits, Problems, screen,
 from sparkml_sgdals.ingest.bad_rows import invalid_rows
 from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
 from sparkml_sgdals.ingest.features import Vectors, vectors_of, with_vectors
+from sparkml_sgdals.ingest.newest import newest_rows
 from sparkml_sgdals.spark_jobs import task_limit
 
 __all__ = ["COLLECT_LIMIT", "Collected", "collect_ratings"]
@@ -81,6 +82,7 @@ def collect_ratings(
     partitions: int = 0,
     limits_of: Callable[[pa.Table], Limits] = lambda table: NO_LIMITS,
     tasks: int = 0,
+    newest: bool = False,
 ) -> Collected | None:
     """Return a batch's ratings on the driver, None where it has more than COLLECT_LIMIT rows.
 
@@ -100,6 +102,8 @@ def collect_ratings(
         how far out ratings and weights may lie, of rows without other faults
     tasks : int
         `tasks` of the batch before; 0 asks the session
+    newest : bool
+        whether of a pair's ratings the newest is left alone
 
     Notes
     -----
@@ -134,6 +138,8 @@ def collect_ratings(
     good, bad, problems = screen(table.drop_columns("line"), keep)
     limits = limits_of(good)
     good, far, too_far = set_far_aside(good, limits, keep)
+    if newest:
+        good = newest_rows(good)
     good, vectors = vectors_of(good, columns)
     bad_rows = int(bad.sum()) + int(far.sum())
     found = int(part.max(initial=-1)) + 1

@@ -102,6 +102,10 @@ class StreamingBiasedALS(
         ratings that cannot be learned (null id, null or infinite rating, negative weight): 'error'
         (default of fit and update), 'skip' (default of streams: set aside and counted), or 'keep'
         (as skip, but a missing time counts as the earliest and a bad weight as 1)
+    repeatedPairs : str, default "count"
+        what a pair of user and item that comes again means: 'count' (one more observation) or
+        'newest' (of a table, and of each batch, the rating of the greatest timestampCol counts
+        alone; what earlier batches said stays learned)
     ratingRange : Sequence[float] | None, default None
         lowest and highest rating: others cannot be learned, see handleInvalid. Where it is not set,
         streams and updates set aside what lies more than ten widths outside the ratings that they
@@ -229,6 +233,7 @@ class StreamingBiasedALS(
         coldStartStrategy: str = "bias",
         clipPredictions: bool = True,
         handleInvalid: str = "error",
+        repeatedPairs: str = "count",
         ratingRange: Sequence[float] | None = None,
         regParam: float = 0.1,
         userBiasRegParam: float | None = None,
@@ -327,7 +332,9 @@ class StreamingBiasedALS(
         limits = NO_LIMITS
         if options.rating_range is not None:
             limits = limits_for(ModelState.empty(settings, *kinds), options.rating_range)
-        cells = pack_parquet(dataset, full_path(path), options.columns, kinds, keep, limits)
+        cells = None
+        if not options.newest:
+            cells = pack_parquet(dataset, full_path(path), options.columns, kinds, keep, limits)
         state, report, *_ = learn_table(dataset, settings, options, cells=cells)
         return self._model(state, id_types, report)
 

@@ -263,7 +263,7 @@ class StreamingBiasedALSModel(
         given = options.rating_range
         collected = collect_ratings(
             dataset, options.columns, options.kinds, keep,
-            limits_of=lambda table: limits_for(self._state, given, table),
+            limits_of=lambda table: limits_for(self._state, given, table), newest=options.newest,
         )  # fmt: skip
         if collected is None:
             prior = None if self._state.blank else self._state

@@ -63,6 +63,10 @@ class ModelSetters(ModelParams):
         """Set handleInvalid."""
         return self._set(handleInvalid=value)
 
+    def setRepeatedPairs(self, value: str) -> Self:
+        """Set repeatedPairs."""
+        return self._set(repeatedPairs=value)
+
     def setRatingRange(self, value: list[float]) -> Self:
         """Set ratingRange."""
         return self._set(ratingRange=value)

@@ -34,6 +34,7 @@ _OF_EVENTS: Final = (
 _OF_RATINGS: Final = (
     "noiseVariance", "userBiasRegParam", "itemBiasRegParam", "blockSize",
     "predictionStdCol", "clipPredictions", "maxResidentIds", "ratingRange",
+    "repeatedPairs",
 )  # fmt: skip
 _UNUSED: Final[dict[str, tuple[str, ...]]] = {
     "bayes": (*_DESCENT, "blockSize", *_OF_EVENTS, *_NEVER),
