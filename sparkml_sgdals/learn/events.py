@@ -335,12 +335,13 @@ class _Work:
             )  # fmt: skip
             if settings.pairs_items:
                 b = self.believed
+                share, filter_sum, partner_sum, typical = weigh_partners(
+                    said[: end - begin], odds[: end - begin], b.share, b.filter_sum,
+                    b.partner_sum, b.typical, by_gap, by_length,
+                )  # fmt: skip
                 self.believed = PartnerWeight(
-                    *weigh_partners(
-                        said[: end - begin], odds[: end - begin], b.share, b.filter_sum,
-                        b.partner_sum, b.typical, by_gap, by_length,
-                    ),
-                    tuple(by_gap.tolist()), tuple(by_length.tolist()),
+                    share, filter_sum, partner_sum, typical, tuple(by_gap.tolist()),
+                    tuple(by_length.tolist()),
                 )  # fmt: skip
         return touched, int(events)
 

@@ -240,7 +240,11 @@ class ModelState:
         self.events_learned = int(values.get("events", 0))
         self.popularity_parts = tuple(values.get("popularityParts", ()))
         self.filter_share = float(values.get("filterShare", FIRST_SHARE))
-        self.partners = PartnerWeight(*map(float, values.get("partners", ())))
+        if "partners" in values:
+            share, filter_sum, partner_sum = map(float, values["partners"])
+            self.partners = PartnerWeight(share, filter_sum, partner_sum)
+        else:
+            self.partners = PartnerWeight()
         if "partnerOffsets" in values:
             offsets = tuple(map(float, values["partnerOffsets"]))
             half = len(offsets) // 2

@@ -68,7 +68,8 @@ class PartnerWeight:
         """
         by_gap, by_length = np.array(self.by_gap), np.array(self.by_length)
         # as of the event that comes
-        return partner_shares(now + 1, last, lengths, self.share, by_gap, by_length)
+        found: F64 = partner_shares(now + 1, last, lengths, self.share, by_gap, by_length)
+        return found
 
     def beside_filter(self, shares: F64) -> F64:
         """Return what N(y) is multiplied with to be added to exp(s), s being the filter's score."""

@@ -119,7 +119,8 @@ class BatchUpdater:
         keep = options.handle_invalid == "keep"
         collected = collect_ratings(
             batch, options.columns, options.kinds, keep, resident.largest, resident.partitions,
-            lambda table: limits_for(state, options.rating_range, table), resident.tasks, options.newest,
+            lambda table: limits_for(state, options.rating_range, table), resident.tasks,
+            options.newest,
         )  # fmt: skip
         if collected is not None:
             resident.largest, resident.partitions = collected.largest, collected.partitions
