@@ -56,8 +56,8 @@ def read_pairs(given: Any, what: str, query: IdColumn, candidate: IdColumn) -> G
     Parameters
     ----------
     given : Any
-        a list of ids of candidates, a table with their column, with both columns, or with that of
-        the queries and an array `recommendations` of structs
+        a list of ids of candidates, a table with their column alone, with both columns, or with
+        that of the queries and an array `recommendations` of structs
     what : str
         the parameter, for messages
     query, candidate : IdColumn
@@ -90,6 +90,13 @@ def read_pairs(given: Any, what: str, query: IdColumn, candidate: IdColumn) -> G
                 pairs=table.select("query", _ids(table.schema, own).alias("candidate"))
             )
     if has_column(schema, candidate.name) and not has_column(schema, query.name):
+        if len(schema.names) > 1:
+            # who means pairs and calls a column otherwise is not to get all of them for everybody
+            raise ValueError(
+                f"{what} has no column {query.name!r} among {', '.join(map(repr, schema.names))}: "
+                f"set {query.param}, or select {candidate.name!r} alone where these "
+                f"{candidate.side}s are for everybody."
+            )
         ids = table.select(_ids(schema, candidate).alias("id")).where(F.col("id").isNotNull())
         return GivenPairs(ids=ids.distinct().toArrow().column("id").combine_chunks())
     return GivenPairs(

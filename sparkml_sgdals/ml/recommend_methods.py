@@ -71,7 +71,7 @@ class RankingMethods:
             "prediction", or its "upper" or "lower" bound one standard deviation of the mean away:
             "upper" explores what the model is unsure of
         candidates : Pairs | None
-            a list, or a table with the column itemCol: items to choose from, for every user; a
+            a list, or a table of the column itemCol alone: items to choose from, for every user; a
             table with userCol and itemCol: each user's own. Those not known are not ranked
 
         Returns
@@ -118,7 +118,7 @@ class RankingMethods:
         coldCol : str
             a further column that says whether the user was not known; empty for none
         candidates : Pairs | None
-            a list, or a table with the column itemCol: items to choose from, for every user; a
+            a list, or a table of the column itemCol alone: items to choose from, for every user; a
             table with userCol and itemCol: each user's own. Those not known are not ranked
         """
         return self._recommend("user", numItems, dataset, excludeSeen, rankBy, coldCol, candidates)
@@ -161,7 +161,7 @@ class RankingMethods:
         rankBy : RankBy
             "prediction", or its "upper" or "lower" bound one standard deviation of the mean away
         candidates : Pairs | None
-            a list, or a table with the column itemCol: items to choose from, for everybody
+            a list, or a table of the column itemCol alone: items to choose from, for everybody
 
         Returns
         -------

@@ -207,6 +207,9 @@ def test_candidates_that_are_none(model, stream, tmp_path):
         model.recommendForAllUsers(3, candidates=["a"])
     with pytest.raises(ValueError, match="candidates is a stream"):
         model.recommendForAllUsers(3, candidates=stream(str(tmp_path)))
+    for what in ("candidates", "excludeSeen"):
+        with pytest.raises(ValueError, match=f"{what} has no column 'user' among 'userId', 'item'"):
+            model.recommendForAllUsers(3, **{what: {"userId": [1], "item": [5]}})
     with pytest.raises(ValueError, match="excludeSeen holds items alone"):
         model.evaluateRanking({"user": [1], "item": [5]}, excludeSeen=[5])
 
