@@ -1,6 +1,7 @@
 """Features of users and items in the user's DataFrames: found, checked, one vector an id (driver).
 
-Columns of pyspark.ml vectors, dense or sparse, or of arrays of numbers.
+Columns of pyspark.ml vectors, dense or sparse, of arrays of numbers, or of structs of size, indices
+and values; in a table of ids also plain columns: `plain_features`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pyarrow.compute
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, NumericType, StructType
+from pyspark.sql.types import ArrayType, DataType, NumericType, StructType
 
 from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.arrays.sparse_rows import SparseRows, vector_schema, with_names
@@ -28,6 +29,7 @@ from sparkml_sgdals.ingest.columns import (
     id_column,
     time_column,
 )
+from sparkml_sgdals.ingest.plain_features import vector_name, with_one_vector
 from sparkml_sgdals.state.feature_weights import MOST_COLUMNS, FeatureWeights
 from sparkml_sgdals.state.model_state import ModelState
 
@@ -36,6 +38,7 @@ __all__ = [
     "FeatureRows",
     "Vectors",
     "features_of_table",
+    "holds_vectors",
     "side_table",
     "table_features",
     "vector_column",
@@ -70,6 +73,8 @@ def vector_column(schema: StructType, param: str, name: str) -> Column:
     elif isinstance(found, ArrayType) and isinstance(found.elementType, NumericType):
         values = given.cast("array<double>")
         size, indices = F.size(values), F.lit(None).cast("array<int>")
+    elif isinstance(found, StructType) and set(found.names) == set(_PARTS):
+        size, indices, values = (given[part] for part in _PARTS)
     else:
         raise TypeError(
             f"{param} {name!r} must hold vectors of pyspark.ml or arrays of numbers, got "
@@ -77,6 +82,15 @@ def vector_column(schema: StructType, param: str, name: str) -> Column:
         )
     parts = (size.alias("size"), indices.alias("indices"), values.alias("values"))
     return F.when(given.isNotNull(), F.struct(*parts))
+
+
+def holds_vectors(kind: DataType) -> bool:
+    """Whether a column of a type holds what `vector_column` takes."""
+    if isinstance(kind, ArrayType):
+        return isinstance(kind.elementType, NumericType)
+    return isinstance(kind, VectorUDT) or (
+        isinstance(kind, StructType) and set(kind.names) == set(_PARTS)
+    )
 
 
 def with_vectors(df: DataFrame, columns: RatingColumns) -> tuple[DataFrame, tuple[str, ...]]:
@@ -189,19 +203,16 @@ def table_features(
 
 
 def side_table(
-    df: DataFrame, side: str, id_name: str, vector_name: str, kind: IdKind, refuse: bool,
-    weights: FeatureWeights | None = None,
-) -> SparseRows:  # fmt: skip
-    """Return the vectors of a table with a row an id.
+    df: DataFrame, side: str, kind: IdKind, refuse: bool, weights: FeatureWeights | None = None
+) -> SparseRows:
+    """Return the vectors of a table of ids.
 
     Parameters
     ----------
     df : DataFrame
-        of ids and vectors; other columns are not read
+        ids in its first column; a column of vectors, or plain ones that become one
     side : str
         "user" or "item"
-    id_name, vector_name : str
-        its columns
     kind : IdKind
         of the ids
     refuse : bool
@@ -209,9 +220,12 @@ def side_table(
     weights : FeatureWeights | None
         of the model that they are for
     """
+    id_name, *others = df.columns
+    if len(others) > 1 or not holds_vectors(df.schema.fields[1].dataType):
+        df, others = with_one_vector(df, side, weights), [vector_name(side)]
     columns = RatingColumns(
         id_name, id_name, "",
-        features=(vector_name, None) if side == "user" else (None, vector_name),
+        features=(others[0], None) if side == "user" else (None, others[0]),
     )  # fmt: skip
     found = table_features(df, columns, (kind, kind), refuse, (weights, weights))
     rows = found[SIDES.index(side)]
