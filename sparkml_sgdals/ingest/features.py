@@ -37,6 +37,7 @@ __all__ = [
     "SIDES",
     "FeatureRows",
     "Vectors",
+    "announcements",
     "features_of_table",
     "holds_vectors",
     "side_table",
@@ -44,6 +45,7 @@ __all__ = [
     "vector_column",
     "vectors_of",
     "with_vectors",
+    "without_announced",
 ]
 
 logger = logging.getLogger(__name__)
@@ -123,6 +125,43 @@ def vectors_of(table: pa.Table, columns: RatingColumns) -> tuple[pa.Table, Vecto
         taken.append(own.filter(pa.compute.is_valid(own.column("size"))))
         table = table.drop_columns([f"{side}_{part}" for part in _PARTS])
     return table, (taken[0], taken[1])
+
+
+def without_announced(table: pa.Table, columns: RatingColumns) -> tuple[pa.Table, Vectors]:
+    """Return a batch without the rows that say of an id what it is and rate nothing, and these.
+
+    Such a row has an id and its vector, and neither a partner nor a rating: `announcements`.
+    """
+    kept = np.ones(table.num_rows, bool)
+    taken: list[pa.Table | None] = []
+    for side, other, name in zip(SIDES, SIDES[::-1], columns.features, strict=True):
+        if name is None:
+            taken.append(None)
+            continue
+        valid = {
+            one: table.column(one).is_valid().to_numpy()
+            for one in (side, other, "rating", f"{side}_size")
+        }
+        alone = valid[side] & valid[f"{side}_size"] & ~valid[other] & ~valid["rating"]
+        kept &= ~alone
+        held = {"id": side} | {part: f"{side}_{part}" for part in _PARTS}
+        held |= {"time": "time"} if "time" in table.column_names else {}
+        own = table.filter(pa.array(alone))
+        taken.append(pa.table({our: own.column(their) for our, their in held.items()}))
+    return table if kept.all() else table.filter(pa.array(kept)), (taken[0], taken[1])
+
+
+def announcements(df: DataFrame, columns: RatingColumns) -> Column:
+    """Expression of whether a row says of an id what it is, and rates nothing."""
+    schema = df.schema
+    rating = column(schema, columns.rating).isNull()
+    found = F.lit(False)
+    ids = (columns.user, columns.item)
+    for own, other, name in zip(ids, ids[::-1], columns.features, strict=True):
+        if name is not None:
+            told = column(schema, own).isNotNull() & column(schema, name).isNotNull()
+            found = found | (told & column(schema, other).isNull() & rating)
+    return found
 
 
 def features_of_table(
