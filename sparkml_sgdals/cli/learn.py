@@ -213,7 +213,11 @@ def stream(
     Of a model that was fitted with features, new items start where --item-features says.
     """
     from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
-    from sparkml_sgdals.cli.reading.feature_tables import read_features, with_vectors
+    from sparkml_sgdals.cli.reading.feature_tables import (
+        read_features,
+        told_vectors,
+        with_vectors,
+    )
     from sparkml_sgdals.cli.reading.sources import (
         read_files_stream,
         read_kafka_stream,
@@ -246,17 +250,20 @@ def stream(
         model = None
         if start or (resumes and not param):
             model = StreamingBiasedALSModel.load(start or model_path)
-        ids = None
+        ids, vectors = None, []
         if model is not None:
             columns, ids = _as_learned(model, columns), model.idTypes
+            vectors = told_vectors(model)
         if place is None:
             told = schema or columns.ddl(ids or ("bigint", "bigint"))
             if event_id and not schema:
                 told += f", {quoted(event_id)} string"
+            if not schema:
+                told += "".join(f", {quoted(name)} array<double>" for name in vectors)
             ratings = read_kafka_stream(spark, kafka, topic, told, options)
         else:
             ratings, columns = read_files_stream(
-                spark, place, columns, schema, ids, [event_id] if event_id else []
+                spark, place, columns, schema, ids, [event_id] if event_id else [], vectors
             )
         if model is not None:
             ratings = renamed(ratings, columns, _as_learned(model, None))

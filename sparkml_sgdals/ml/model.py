@@ -266,10 +266,10 @@ class StreamingBiasedALSModel(
         )  # fmt: skip
         if collected is None:
             prior = None if self._state.blank else self._state
-            told = announced_in(dataset, options.columns, options.kinds)
+            announced = announced_in(dataset, options.columns, options.kinds)
             rows = rated(dataset, options.columns)
             self._state, report, *_ = learn_table(rows, settings, options, prior, screened=True)
-            start_announced(self._state, told, options)
+            start_announced(self._state, announced, options)
             self._summary = TrainingSummary.of(self._state, report)
         else:
             if options.handle_invalid == "error":

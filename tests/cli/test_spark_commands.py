@@ -389,6 +389,14 @@ def test_features_from_fit_to_stream(spark, films, tmp_path):
     lines = [json.loads(line) for line in run(*words, *about).stdout.splitlines()]
     assert lines[0]["newItems"] == 20
     assert lines[0]["rmse"] == pytest.approx(said["coldRmse"], rel=1e-3)
+    line = {"userId": None, "movieId": 200, "rating": None, "timestamp": 1,
+            "itemFeatures": [1999.0] + [0.0] * 6}  # fmt: skip
+    (tmp_path / "told").mkdir()
+    (tmp_path / "told" / "a.json").write_text(json.dumps(line) + "\n")
+    told = run("stream", tmp_path / "t", tmp_path / "told", "--start", films / "model", "--once",
+               "--json", *about)  # fmt: skip
+    row = json.loads(told.stdout.splitlines()[0])
+    assert (row["newItems"], row["invalid"]) == (1, 0)
     shutil.copy(films / "cold.csv", tmp_path / "in" / "again.csv")
     assert len(run(*words).stdout.splitlines()) == 1
     error = run("stream", tmp_path / "n", tmp_path / "in", "--once", *about, code=1).stderr

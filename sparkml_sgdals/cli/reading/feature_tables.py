@@ -14,8 +14,10 @@ from sparkml_sgdals.cli.reading.places import Place
 from sparkml_sgdals.cli.reading.sources import read_plain
 from sparkml_sgdals.cli.reading.text_values import Roles, as_numbers
 from sparkml_sgdals.ingest.columns import quoted
+from sparkml_sgdals.ingest.features import SIDES
+from sparkml_sgdals.ingest.plain_features import vector_name
 
-__all__ = ["read_features", "with_vectors"]
+__all__ = ["read_features", "told_vectors", "with_vectors"]
 
 
 def read_features(
@@ -81,18 +83,40 @@ def with_vectors(
     tables : tuple[DataFrame | None, DataFrame | None]
         what is known of users, and of items
     """
-    for known, ids, read, say in zip(
+    for side, known, ids, read, say in zip(
+        SIDES,
         tables,
         (model.getUserCol(), model.getItemCol()),
         (model.userVectors, model.itemVectors),
         (model.setUserFeaturesCol, model.setItemFeaturesCol),
         strict=True,
     ):
+        name = vector_name(side)
+        told = name in table.columns
         if known is not None:
-            vectors = read(known)
-            say(vectors.columns[1])
+            vectors = read(known).withColumnRenamed(name, "_sgdals_known")
             table = table.join(F.broadcast(vectors), ids, "left")
+            held = F.col("_sgdals_known")
+            if told:
+                # of a message the same as a struct
+                none = F.lit(None).cast("array<int>")
+                own = F.struct(
+                    F.size(name).alias("size"), none.alias("indices"), F.col(name).alias("values")
+                )
+                held = F.coalesce(F.when(F.col(name).isNotNull(), own), held)
+            table = table.withColumn(name, held).drop("_sgdals_known")
+        if known is not None or told:
+            say(name)
     return table
+
+
+def told_vectors(model: Any) -> list[str]:
+    """Return the columns in which messages may tell a model of users and items."""
+    return [
+        vector_name(side)
+        for side, weights in zip(SIDES, model.state.features, strict=True)
+        if weights is not None
+    ]
 
 
 def _value(name: str) -> Any:

@@ -288,7 +288,12 @@ def event_sentence(
     return f"{'Often done with' if together else 'Because you did'} {named}; {general}"
 
 
-def sentence(bias: float, count: int, because: list[tuple[str, float, float]]) -> str:
+def sentence(
+    bias: float,
+    count: int,
+    because: list[tuple[str, float, float]],
+    about: list[tuple[str, float]] | None = None,
+) -> str:
     """Why an item is recommended, for a person to read.
 
     Parameters
@@ -299,11 +304,17 @@ def sentence(bias: float, count: int, because: list[tuple[str, float, float]]) -
         ratings behind it
     because : list[tuple[str, float, float]]
         name, rating and share of the ratings that speak for it, largest first
+    about : list[tuple[str, float]] | None
+        of an item that nobody has rated, names and shares of its features, largest first
     """
     where = "above" if bias >= 0 else "below"
     general = (
         f"rated {abs(bias):.2f} {where} the mean by {count:,} people" if count else "not rated yet"
     )
+    told = [f"{name} {share:+.2f}" for name, share in (about or [])[:3] if abs(share) >= _TELLING]
+    if told and not count:
+        # what others say of it is not known: nothing but these
+        return f"Not rated yet: {', '.join(told)}"
     speaking = [f"{rating:g} to {name}" for name, rating, share in because[:3] if share >= _TELLING]
     if not speaking:
         return general[0].upper() + general[1:]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,8 @@ class ServedModel:
         whether predictions are kept within the range of ratings seen
     anchors : Anchors | None
         what filter and table of a user are weighed by; None but where a table of events was fitted
+    joined : I64
+        rows of items that no version holds
     """
 
     commit: Commit
@@ -65,6 +67,7 @@ class ServedModel:
     events: EventSide | None = None
     item_keys: ItemKeys | None = None
     anchors: Anchors | None = None
+    joined: I64 = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def version(self) -> int:
@@ -112,4 +115,5 @@ class ServedModel:
             popularity_parts=shell.popularity_parts,
             filter_share=shell.filter_share,
             regularisation=shell.regularisation,
+            features=shell.features,
         )
