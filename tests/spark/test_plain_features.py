@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from sparkml_sgdals import StreamingBiasedALS
+from sparkml_sgdals import Predictor, StreamingBiasedALS
 from sparkml_sgdals.ingest.features import side_table
 from sparkml_sgdals.state.feature_values import FeatureNames, told
 
@@ -125,3 +125,23 @@ class TestLaterTables:
             ValueError, match=r"knows none of the columns 'colour'.*knows genres, year"
         ):
             model.withItems(spark.createDataFrame(pd.DataFrame({"item": [1], "colour": ["red"]})))
+
+    def test_a_process_without_spark_knows_them_too(self, spark, model, tmp_path):
+        """By the names of the fit, to the bits of withItems; and what it cannot read is told."""
+        model.write().save(str(tmp_path / "model"))
+        given = {
+            row["item"]: row[["genres", "year"]].dropna().to_dict()
+            for _, row in self.NEW.iterrows()
+        }
+        predictor = Predictor.load(str(tmp_path / "model"))
+        knows = predictor.with_items(given)
+        more = model.withItems(spark.createDataFrame(self.NEW))
+        assert knows._state.fingerprint() == more.state.fingerprint()
+        pairs = [1, 1, 1], [900, 901, 902]
+        found, before = knows.predict(*pairs), predictor.predict(*pairs)
+        assert found.prediction[0] > before.prediction[0] + 0.3
+        assert found.prediction[2] == before.prediction[2]
+        with pytest.raises(ValueError, match="without features of users"):
+            predictor.with_users({7: {"country": "AT"}})
+        with pytest.raises(TypeError, match="item"):
+            predictor.with_items({"nine": {"year": 1999}})
