@@ -7,7 +7,7 @@ TEST_PROCESSES ?= 2
 # `make test PART=long`: what the default suite leaves out, by what it needs
 PART ?= default
 PART_default :=
-PART_long := -m 'long and not slow and not connect and not kafka and not s3 and not browser'
+PART_long := -m 'long and not slow and not connect and not kafka and not s3 and not browser and not cluster'
 # the tests of estimator and model once more
 PART_connect := -m 'connect and not long and not slow and not kafka and not s3'
 PART_connect-long := -m 'connect and long and not slow and not kafka and not s3'
@@ -16,6 +16,9 @@ PART_kafka-connect := -m 'kafka and not slow and connect'
 PART_s3 := -m 's3 and not connect'
 PART_s3-connect := -m 's3 and not slow and connect'
 PART_browser := -m 'browser'
+# `make cluster` makes both
+PART_cluster := -m 'cluster and not long'
+PART_cluster-long := -m 'cluster and long'
 # `make kills` makes the fifty
 PART_slow := -m 'slow and not connect and not kafka and not s3' -k 'not fifty'
 
@@ -33,7 +36,7 @@ WITH_SPARK = unset SPARK_HOME; \
 	fi;
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo kafka demo-kafka serve-demo test lint bench bench-large kills image rehearse docs
+.PHONY: help setup demo kafka demo-kafka serve-demo test lint bench bench-large cluster kills image rehearse docs
 
 help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' \
@@ -93,6 +96,9 @@ bench-large: $(VENV)/.installed ## Time what takes most of an hour: 26 and 78 mi
 		$(PY) benchmarks/large_peers.py || exit 1; \
 	fi
 	$(PY) benchmarks/page.py
+
+cluster: $(VENV)/.installed ## Run everything on a Spark cluster of this machine, and kill parts of it
+	@$(WITH_SPARK) $(PY) -m pytest -m cluster $(ARGS)
 
 kills: $(VENV)/.installed ## Kill streams 50 times and at every named point, files and Kafka: out/kills-*.json
 	@$(WITH_SPARK) harness="$(PY) tests/kills/harness.py"; \

@@ -1,84 +1,74 @@
-"""Who profits from the implicit prior: users that a stream brings, against those of the fit.
+"""Time recommendForRatings: people whom the model does not know, ranked for from their ratings.
 
-python benchmarks/new_users.py [FOLDER]
+python benchmarks/new_users.py [--users 50000] [--ratings 20] [--items 10000] [--rank 16] [--runs 3]
 
-On every ratings file of a folder (see accuracy.py): the older half of the training part is fitted,
-the newer half streamed, 1,000 ratings a batch in time order, with implicitPrior and without. Held
-out is the split of accuracy.py; its pairs are told apart by whether the fit knew the user, and by
-how many ratings the stream then brought of it. Writes out/new_users.json.
+The model's factors are drawn at random; ratings lie in Parquet, each user's spread over the files.
+The lists of ten are written to Spark's noop sink. Users a second are those of the median run, with
+Spark's own overhead in it.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-from accuracy import OUT, find_sets, outer_splits, split
+from harness import cores, in_turns, session, write
+from pyspark.sql import functions as F
 
+from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.learn.one_batch import learn_batch
-from sparkml_sgdals.learn.whole_table import fit_ratings
-from sparkml_sgdals.ml.params import default_settings
 from sparkml_sgdals.state.model_state import ModelState
 
-BATCH = 1000
-MANY = 20
 
-
-def learned(ordered: pd.DataFrame, implicit_prior: bool) -> ModelState:
-    """The older half fitted, the newer one streamed."""
-    table = pa.Table.from_pandas(ordered.astype({"rating": "float32"}), preserve_index=False)
-    half = table.num_rows // 2
-    state = ModelState.empty(default_settings(implicit_prior=implicit_prior), "int", "int")
-    fit_ratings(encode_ratings(table.slice(0, half)), state)
-    for start in range(half, table.num_rows, BATCH):
-        learn_batch(state, encode_ratings(table.slice(start, BATCH)))
+def known(items: int, rank: int) -> ModelState:
+    """A model of so many items, from three ratings of each."""
+    rng = np.random.default_rng(1)
+    state = ModelState.empty(StreamingBiasedALS(rank=rank).settings(), "int", "int")
+    table = pa.table(
+        {
+            "user": pa.array(rng.integers(0, items // 10, 3 * items)),
+            "item": pa.array(np.tile(np.arange(items), 3)),
+            "rating": pa.array(rng.integers(1, 6, 3 * items).astype(np.float32)),
+        }
+    )
+    learn_batch(state, encode_ratings(table))
     return state
 
 
-def squared_errors(state: ModelState, held: pd.DataFrame) -> np.ndarray:
-    """Squared error of each held-out rating, predictions clipped."""
-    users = state.users.index.find(pa.array(held.user))
-    items = state.items.index.find(pa.array(held.item))
-    predictions = state.clip(state.predict(users, items)[0]).astype(np.float64)
-    return np.asarray((predictions - held.rating.to_numpy()) ** 2)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", nargs="?", default=os.environ.get("SPARKML_SGDALS_DATA", ""))
-    folder = Path(parser.parse_args().folder)
-    found = {}
-    for name, ratings in find_sets(folder, []):
-        train, held = split(ratings, outer_splits(len(ratings), 1)[0])
-        ordered = train.sort_values("time", kind="stable").reset_index(drop=True)
-        half = len(ordered) // 2
-        old = held.user.isin(ordered.user[:half]).to_numpy()
-        streamed = ordered.user[half:].value_counts().reindex(held.user, fill_value=0).to_numpy()
-        groups = {
-            "in the fit, not in the stream": old & (streamed == 0),
-            "in both": old & (streamed > 0),
-            f"new, fewer than {MANY} ratings": ~old & (streamed < MANY),
-            f"new, {MANY} or more": ~old & (streamed >= MANY),
-        }
-        errors = [squared_errors(learned(ordered, drawn), held) for drawn in (False, True)]
-        print(f"\n{name}: users\n{'':32}{'held out':>9}{'without':>9}{'with':>9}{'gain':>8}")
-        rows = {}
-        for group, rows_of in groups.items():
-            if not rows_of.any():
-                continue
-            without, with_it = (float(np.sqrt(part[rows_of].mean())) for part in errors)
-            rows[group] = {"pairs": int(rows_of.sum()), "without": without, "with": with_it}
-            gain = 1.0 - with_it / without
-            print(f"{group:32}{rows_of.sum():9,}{without:9.4f}{with_it:9.4f}{gain:8.1%}")
-        found[name] = rows
-    OUT.mkdir(exist_ok=True)
-    (OUT / "new_users.json").write_text(json.dumps(found, indent=2) + "\n")
+    """Measure, print a table and write it as JSON."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--users", type=int, default=50_000)
+    parser.add_argument("--ratings", type=int, default=20, help="of each user")
+    parser.add_argument("--items", type=int, default=10_000)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--runs", type=int, default=3)
+    given = parser.parse_args()
+    spark = session("3g", spark__sql__shuffle__partitions=2 * cores())
+    model = StreamingBiasedALSModel(known(given.items, given.rank), ("int", "int"))
+    with tempfile.TemporaryDirectory(prefix="new-users-") as scratch:
+        path = str(Path(scratch, "ratings"))
+        spark.range(given.users * given.ratings, numPartitions=2 * cores()).select(
+            (F.col("id") % given.users + 10**6).alias("user"),
+            F.floor(given.items * F.rand(seed=2)).cast("int").alias("item"),
+            (1 + F.floor(5 * F.rand(seed=3))).cast("float").alias("rating"),
+        ).write.parquet(path)
+        ratings = spark.read.parquet(path)
+
+        def rank() -> None:
+            found = model.recommendForRatings(ratings, 10)
+            found.write.format("noop").mode("overwrite").save()
+
+        rank()
+        rows = in_turns({"recommendForRatings": rank}, given.runs)
+    spark.stop()
+    a_second = given.users / rows[0]["median"]
+    print(f"{a_second:,.0f} users a second on {cores()} cores")
+    write("new_users", rows, {"usersASecond": a_second}, **vars(given))
 
 
 if __name__ == "__main__":

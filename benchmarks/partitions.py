@@ -1,10 +1,12 @@
-"""Fit few ratings in many partitions, as a shuffle, a union or small files leave them, beside ALS.
+"""Few ratings in many partitions, as a shuffle, a union or small files leave them, beside ALS.
 
     python benchmarks/partitions.py [repeats]
 
-The same 20,000 ratings in 2, 200, 1,000 and 10,000 partitions; ours and Spark's ALS by turns, both
-warm, rank 8, 5 sweeps or iterations. Medians; seconds of the processors of this tree of processes
-(driver, JVM and workers) beside them.
+The same 20,000 ratings in 2, 200, 1,000 and 10,000 partitions: `fit` and Spark's ALS, rank 8, 5
+sweeps or iterations; `update` onto a model of them; `recommendForAllUsers` without them;
+`transform` by a model of events, which runs Python. By turns, all warm; medians, with seconds of
+the processors of this tree of processes (driver, JVM and workers) beside them. ALS is left out of
+10,000 partitions, where it takes minutes.
 """
 
 from __future__ import annotations
@@ -12,15 +14,26 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 import psutil
 from pyspark.ml.recommendation import ALS
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 
 from sparkml_sgdals import StreamingBiasedALS
 
 PARTITIONS = (2, 200, 1_000, 10_000)
 RATINGS = 20_000
+MOST_OF_ALS = 1_000
+
+
+def made(spark: SparkSession, partitions: int) -> DataFrame:
+    """The ratings in so many partitions."""
+    return spark.range(0, RATINGS, 1, partitions).selectExpr(
+        "CAST(id % 500 AS int) AS user", "CAST(id * 7 % 300 AS int) AS item",
+        "CAST(id % 5 + 1 AS double) AS rating", "id AS time",
+    )  # fmt: skip
 
 
 def processor_seconds() -> float:
@@ -46,33 +59,41 @@ def main(repeats: int) -> None:
         .getOrCreate()
     )
     spark.sparkContext.setLogLevel("ERROR")
-    ways = {
-        "ours": StreamingBiasedALS(rank=8, maxIter=5, tol=0.0),
-        "ALS": ALS(rank=8, maxIter=5, seed=1),
+    ours = StreamingBiasedALS(rank=8, maxIter=5, tol=0.0)
+    events = StreamingBiasedALS(implicitPrefs=True, ratingCol="", timestampCol="time", rank=8)
+    model = ours.fit(made(spark, 2))
+    heard = events.fit(made(spark, 2))
+    ways: dict[str, Callable[[DataFrame], Any]] = {
+        "fit": ours.fit,
+        "ALS": ALS(rank=8, maxIter=5, seed=1).fit,
+        "update": lambda ratings: model.copy().update(ratings),
+        "recommend": lambda ratings: model.recommendForAllUsers(5, excludeSeen=ratings).count(),
+        "transform": lambda ratings: heard.transform(ratings).agg({"prediction": "sum"}).collect(),
     }
-    print("partitions  ours s (cpu)   ALS s (cpu)   ours / ALS")
+    print(f"partitions {''.join(f'{name:>16}' for name in ways)}  fit / ALS")
     for partitions in PARTITIONS:
-        ratings = spark.range(0, RATINGS, 1, partitions).selectExpr(
-            "CAST(id % 500 AS int) AS user", "CAST(id * 7 % 300 AS int) AS item",
-            "CAST(id % 5 + 1 AS double) AS rating",
-        )  # fmt: skip
+        ratings = made(spark, partitions)
         took: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
         for turn in range(repeats + 1):
             for name, way in ways.items():
+                if name == "ALS" and partitions > MOST_OF_ALS:
+                    continue
                 began, spent = time.perf_counter(), processor_seconds()
-                way.fit(ratings)
+                way(ratings)
                 if turn:
                     seconds = time.perf_counter() - began
                     took[name].append((seconds, processor_seconds() - spent))
         medians = {
-            n: [statistics.median(part) for part in zip(*t, strict=True)] for n, t in took.items()
+            name: [statistics.median(part) for part in zip(*times, strict=True)]
+            for name, times in took.items()
+            if times
         }
-        ours, als = medians["ours"], medians["ALS"]
-        print(
-            f"{partitions:10,}  {ours[0]:6.2f} ({ours[1]:5.1f})  {als[0]:6.2f} ({als[1]:5.1f})  "
-            f"{ours[0] / als[0]:6.2f}",
-            flush=True,
-        )
+        cells = [
+            f"{medians[name][0]:8.2f} ({medians[name][1]:5.1f})" if name in medians else f"{'':>16}"
+            for name in ways
+        ]
+        ratio = medians["fit"][0] / medians["ALS"][0] if "ALS" in medians else float("nan")
+        print(f"{partitions:10,} {''.join(cells)}  {ratio:9.2f}", flush=True)
     spark.stop()
 
 

@@ -7,6 +7,8 @@ work on the same numbers:
     transform                of 2.6 million pairs, each user's and item's ids in random order
     recommendForAllUsers     ten items for each of the 270,000 users
     recommendForUserSubset   ten items for each of 27,000 users
+    candidates               ten of 100 items of its own for each of 27,000 users, against ten
+                             of all; ours alone, as ALSModel has no such thing
 
 Both warm, in turns; the results are written to Spark's noop sink. The pairs lie in Parquet.
 """
@@ -28,6 +30,8 @@ from pyspark.sql import functions as F
 from sparkml_sgdals import StreamingBiasedALSModel
 
 TRANSFORM, ALL, SUBSET = "transform", "recommendForAllUsers", "recommendForUserSubset"
+CANDIDATES = "candidates"
+OF_EACH = 100
 OURS, THEIRS = "ours", "ALSModel"
 RANK = 10
 
@@ -45,8 +49,8 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=270_000)
     parser.add_argument("--items", type=int, default=45_000)
     parser.add_argument("--pairs", type=ratings_count, default=2_600_000)
-    parser.add_argument("--only", nargs="+", choices=[TRANSFORM, ALL, SUBSET],
-                        default=[TRANSFORM, SUBSET, ALL], metavar="WAY")  # fmt: skip
+    parser.add_argument("--only", nargs="+", choices=[TRANSFORM, ALL, SUBSET, CANDIDATES],
+                        default=[TRANSFORM, SUBSET, CANDIDATES, ALL], metavar="WAY")  # fmt: skip
     given = parser.parse_args()
     spark = session("4g", spark__sql__shuffle__partitions=2 * cores())
     # every user and every item has a few ratings: only the sizes matter here
@@ -91,6 +95,23 @@ def main() -> None:
         if SUBSET in given.only:
             subset = lambda model: model.recommendForUserSubset(some, 10)  # noqa: E731
             compare(SUBSET, subset, given.runs, True)
+        if CANDIDATES in given.only:
+            path = str(Path(scratch, "candidates"))
+            some.crossJoin(spark.range(OF_EACH).select()).select(
+                "user", F.floor(given.items * F.rand(seed=4)).cast("int").alias("item")
+            ).repartition(2 * cores()).write.parquet(path)
+            own = spark.read.parquet(path)
+            ways = {
+                f"{CANDIDATES}: all items": lambda: run(ours.recommendForUserSubset(some, 10)),
+                f"{CANDIDATES}: {OF_EACH} of each": lambda: run(
+                    ours.recommendForUserSubset(some, 10, candidates=own)
+                ),
+            }
+            for way in ways.values():
+                way()
+            found = in_turns(ways, given.runs)
+            rows.extend(found)
+            ratios[CANDIDATES] = found[0]["median"] / found[1]["median"]
         if ALL in given.only:
             # warm by the subset: the same code, and a run of ALSModel takes minutes
             whole = lambda model: model.recommendForAllUsers(10)  # noqa: E731

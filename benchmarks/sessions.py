@@ -109,8 +109,12 @@ class Ours:
         if user >= 0:
             taste = taste + state.users.mean[user, 1:]
         scores = (at["biases"] + at["features"] @ taste[0]).astype(np.float64)
+        # the click that comes follows the last one of its session, or one that was not learned
+        now = state.events_learned
+        last = memories_of(state)[0].last[user] if user >= 0 else now
+        shares = state.partners.shares(now, np.array([last]), np.array([rows.size]))
         heard = heard_partners(
-            state, latest, np.empty((1, 0), np.float32), at["least"], lambda: at["order"]
+            state, latest, shares, np.empty((1, 0), np.float32), at["least"], lambda: at["order"]
         )
         if heard is not None:
             places = np.arange(scores.size, dtype=np.int32)

@@ -44,7 +44,7 @@ def films_of(ratings: pd.DataFrame, name: str, whence: str) -> pd.DataFrame:
 
 
 def titles_of(ratings: pd.DataFrame, name: str, whence: str) -> pd.DataFrame:
-    """Titles and genres of the films."""
+    """Titles and genres of the films: of the file beside the ratings, downloaded, or made up."""
     if whence.startswith("read from "):
         beside = Path(whence.removeprefix("read from ")).parent / "movies.csv"
         if beside.is_file():
@@ -60,7 +60,7 @@ def titles_of(ratings: pd.DataFrame, name: str, whence: str) -> pd.DataFrame:
     words = zip(*[rng.choice(n.split(","), ids.size) for n in (first, second)], strict=True)
     years = rng.integers(1940, 2020, ids.size)
     texts = [f"{a} {b} {n} ({y})" for n, ((a, b), y) in enumerate(zip(words, years, strict=True))]
-    genres = rng.choice(["Comedy", "Drama", "Comedy|Romance", "Crime|Drama"], ids.size)
+    genres = rng.choice(["Drama", "Comedy", "Thriller", "Romance", "Action|Adventure"], ids.size)
     return pd.DataFrame({"movieId": ids, "title": texts, "genres": genres})
 
 

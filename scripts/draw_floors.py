@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PLACES = {
     "race": (280, 0), "ml": (280, 1), "stream": (120, 2), "predict": (360, 2),
     "predictor": (540, 2), "fit": (120, 3), "serving": (240, 4), "ingest": (360, 4),
+    "vectors": (540, 4),
     "learn": (120, 5), "store": (400, 5), "state": (260, 6), "kernels": (260, 7),
     "arrays": (260, 8),
 }  # fmt: skip

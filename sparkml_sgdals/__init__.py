@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from sparkml_sgdals._compiling import keep_kernels
 
 if TYPE_CHECKING:
     from sparkml_sgdals.errors import DivergenceError, LeaseError, StorageError
@@ -24,6 +21,7 @@ if TYPE_CHECKING:
     from sparkml_sgdals.state.diagnosis import Diagnosis
     from sparkml_sgdals.store.maintenance import Rollback
     from sparkml_sgdals.stream.job import StreamJob
+    from sparkml_sgdals.vectors import VectorChanges, VectorFeed
 
 __all__ = [
     "Diagnosis",
@@ -41,6 +39,8 @@ __all__ = [
     "StreamingBiasedALSModel",
     "StreamingGridSearch",
     "TrainingSummary",
+    "VectorChanges",
+    "VectorFeed",
     "parseRatings",
 ]
 __version__ = "0.1.0"
@@ -61,12 +61,10 @@ _HOME = {
     "StreamingBiasedALSModel": "ml.model",
     "StreamingGridSearch": "race.grid_search",
     "TrainingSummary": "ml.summary",
+    "VectorChanges": "vectors",
+    "VectorFeed": "vectors",
     "parseRatings": "ingest.messages",
 }
-
-
-# before any module with kernels is imported, in every process: the driver's and the tasks'
-keep_kernels(Path(__file__).parent)
 
 
 # Tasks import the modules that they run and nothing else: a worker's start is part of every job.

@@ -12,14 +12,13 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from sparkml_sgdals.arrays.given_ids import given_ids
+from sparkml_sgdals.arrays.given_ids import given_ids, lists_ids
 from sparkml_sgdals.errors import StorageError
-from sparkml_sgdals.kernels.topn import Tastes, candidate_products, query_products, top_n
-from sparkml_sgdals.learn.features import start_featured
+from sparkml_sgdals.kernels.topn import Positions, Tastes, candidate_products, query_products, top_n
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.event_scores import means_and_tastes, score_pairs, serving_state
 from sparkml_sgdals.state.factors import FactorTable
-from sparkml_sgdals.state.feature_values import FeatureNames
+from sparkml_sgdals.state.feature_values import FeatureNames, start_featured
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.objects import Location
 from sparkml_sgdals.store.saved_model import is_saved, read_saved
@@ -175,6 +174,7 @@ class Predictor:
         n: int = 10,
         exclude: Sequence[Iterable[Any]] | None = None,
         rank_by: str = "prediction",
+        candidates: Iterable[Any] | Sequence[Iterable[Any]] | None = None,
     ) -> pd.DataFrame:
         """Return the best items for users, equal ones by id, as `recommendForUserSubset` does.
 
@@ -188,6 +188,9 @@ class Predictor:
             for each of `users`, ids of items not to give
         rank_by : str
             "prediction", or its "upper" or "lower" bound one deviation of the mean away
+        candidates : Iterable[Any] | Sequence[Iterable[Any]] | None
+            ids of items to choose from: a list for all users, or for each of `users` one; those not
+            known are not ranked
 
         Returns
         -------
@@ -199,8 +202,12 @@ class Predictor:
         sign = self._sign(rank_by)
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}.")
-        if exclude is not None and len(exclude) != len(wanted):
-            raise ValueError(f"exclude has {len(exclude)} lists, users are {len(wanted)}.")
+        among = None if candidates is None else list(candidates)
+        if among is not None and lists_ids(candidates):
+            among = [among] * len(wanted)
+        for name, lists in (("exclude", exclude), ("candidates", among)):
+            if lists is not None and len(lists) != len(wanted):
+                raise ValueError(f"{name} has {len(lists)} lists, users are {len(wanted)}.")
         state = self._state
         rows = _rows(state.users, wanted, "user")
         mean, taste = means_and_tastes(state.users, rows)
@@ -217,13 +224,14 @@ class Predictor:
             queries,
             factors,
             n,
-            None if exclude is None else self._excluded(exclude, order),
+            None if exclude is None else self._positions(exclude, order),
             None if own is None else (own, other),
             sign,
             None if tastes is None else Tastes(taste, tastes),
             None
             if state.heard is None
             else state.heard.of_rows(rows).of_users(self._places, order.size),
+            None if among is None else self._positions(among, order),
         )
         found = best >= 0
         values = scores[found].astype(np.float64) * state.scale.spread + state.scale.mean
@@ -279,8 +287,8 @@ class Predictor:
             )
         return _SIGNS[rank_by]
 
-    def _excluded(self, lists: Sequence[Iterable[Any]], order: I64) -> tuple[I64, I32]:
-        """Return what `top_n` is to exclude: starts, and rising positions among the candidates."""
+    def _positions(self, lists: Iterable[Iterable[Any]], order: I64) -> Positions:
+        """Return ids of items, a list a user, as `top_n` takes their places."""
         places = self._places
         found = [_rows(self._state.items, one, "item") for one in lists]
         gone = [np.unique(places[rows[rows >= 0]]) for rows in found]

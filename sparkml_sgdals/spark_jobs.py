@@ -22,7 +22,10 @@ __all__ = [
     "explained",
     "gathered",
     "local_threads",
+    "note_cores",
     "phase",
+    "session_name",
+    "task_limit",
     "task_threads",
 ]
 
@@ -30,6 +33,10 @@ BROADCAST_IDS: Final = 500_000
 """Factors of up to that many ids, some 100 MB at rank 16, are broadcast instead of shuffled."""
 _TASKS_A_CORE: Final = 4
 _MOST_TASKS: Final = 1000
+_LEAST_TASKS: Final = 32
+"""Tasks that are left where cores were counted, as more may come while a job runs."""
+_counted: dict[str, int] = {}
+"""Cores of sessions whose conf does not tell."""
 
 
 def active_session() -> SparkSession:
@@ -58,15 +65,42 @@ def gathered(frame: DataFrame) -> DataFrame:
     """Return the same rows in no more partitions than cores can use, moved between none.
 
     A Python task costs Spark some 0.05 s however few rows it has, and a shuffle, a union or a
-    folder of small files leaves hundreds of partitions. Under local[N] 4 N stay, so that one that
-    is larger than the others does not keep a core waiting for long; on a cluster 4 a core where
-    its conf tells how many there are, else a thousand.
+    folder of small files leaves hundreds of partitions.
     """
-    return frame.coalesce(_TASKS_A_CORE * cores(frame.sparkSession) or _MOST_TASKS)
+    return frame.coalesce(task_limit(frame.sparkSession))
+
+
+def task_limit(spark: SparkSession) -> int:
+    """Return how many tasks of a job cores can use.
+
+    Under local[N] 4 N, so that one that is larger than the others does not keep a core waiting
+    for long; on a cluster 4 a core where its conf tells how many there are, or they were counted,
+    else a thousand.
+    """
+    told = _told_cores(spark)
+    if told:
+        return _TASKS_A_CORE * told
+    found = _counted.get(session_name(spark), 0)
+    return max(_TASKS_A_CORE * found, _LEAST_TASKS) if found else _MOST_TASKS
 
 
 def cores(spark: SparkSession) -> int:
-    """Return how many cores a session has for its tasks, 0 where its conf does not tell."""
+    """Return how many cores a session has for its tasks, 0 where that is not known."""
+    return _told_cores(spark) or _counted.get(session_name(spark), 0)
+
+
+def note_cores(spark: SparkSession, number: int) -> None:
+    """Say how many cores a session has, as counted; what grows on demand is not known by it."""
+    if (spark.conf.get("spark.dynamicAllocation.enabled", "") or "").lower() != "true":
+        _counted[session_name(spark)] = number
+
+
+def session_name(spark: SparkSession) -> str:
+    """Return what stays the same for sessions that share their workers."""
+    return spark.conf.get("spark.app.id", None) or str(id(spark))
+
+
+def _told_cores(spark: SparkSession) -> int:
     local = local_threads(spark)
     if local:
         return local

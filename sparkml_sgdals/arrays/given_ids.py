@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 
-__all__ = ["given_ids"]
+__all__ = ["given_ids", "is_scalar", "lists_ids"]
 
 
 def given_ids(ids: Iterable[Any], kind: IdKind, side: str) -> pa.Array:
@@ -53,6 +53,21 @@ def given_ids(ids: Iterable[Any], kind: IdKind, side: str) -> pa.Array:
         return given.cast(id_array_type(kind))
     except pa.ArrowInvalid as failure:
         raise TypeError(f"Ids of {side}s have to fit into a bigint: {failure}") from failure
+
+
+def lists_ids(given: Any) -> bool:
+    """Whether this is a list, an array or a column of ids alone, not a table."""
+    if isinstance(given, np.ndarray):
+        return given.ndim == 1 and given.dtype.names is None
+    if isinstance(given, (list, tuple, set, frozenset)):
+        return all(is_scalar(one) for one in given)
+    columns = (pd.Series, pd.Index, pa.Array, pa.ChunkedArray, range)
+    return isinstance(given, columns) or type(given).__name__ == "Series"
+
+
+def is_scalar(value: Any) -> bool:
+    """Whether this is one value, such as an id, or none."""
+    return value is None or isinstance(value, (str, bytes, int, float, np.generic))
 
 
 def _array(ids: Iterable[Any]) -> pa.Array:

@@ -10,10 +10,11 @@ from __future__ import annotations
 import math
 from typing import Final
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from sparkml_sgdals import _compiling as nb
 
 __all__ = [
     "ITEM_SIDE",

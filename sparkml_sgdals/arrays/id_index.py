@@ -5,11 +5,11 @@ from __future__ import annotations
 import secrets
 from typing import Any, Final
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sparkml_sgdals import _compiling as nb
 from sparkml_sgdals.arrays.hashing import id_keys
 from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 

@@ -7,25 +7,30 @@ depends on the order or the partitioning in which the rows arrived.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Final
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sparkml_sgdals import _compiling as nb
+from sparkml_sgdals.arrays.grouping import count_codes, group_rows, starts_of
 from sparkml_sgdals.arrays.hashing import id_keys, pair_hash
-from sparkml_sgdals.arrays.sorting import encode_ids, sort_by_key
-from sparkml_sgdals.arrays.threads import run_all
+from sparkml_sgdals.arrays.sorting import encode_ids, sort_columns
+from sparkml_sgdals.arrays.threads import ranges, run_all
 
 __all__ = ["Layout", "Ratings", "encode_ratings", "layout_by"]
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
 _SIGN: Final = np.uint64(1 << 63)
+_TOGETHER: Final = 1_000_000
+"""ratings that a thread takes at a time, and whose sums are taken in one order"""
 
 
 @dataclass(frozen=True)
@@ -58,19 +63,40 @@ class Ratings:
         """Return the number of ratings."""
         return int(self.values.size)
 
-    def moments(self, first: int | None = None) -> tuple[float, float, float]:
-        """Weight, mean and sum of weighted squares about it, of the `first` ratings or of all."""
-        values = self.values[:first].astype(np.float64)
-        weights = self.weights[:first].astype(np.float64) if self.weights.size else None
-        total = float(values.size) if weights is None else float(weights.sum())
+    def moments(self, first: int | None = None, threads: int = 1) -> tuple[float, float, float]:
+        """Weight, mean and sum of weighted squares about it, of the `first` ratings or of all.
+
+        At most `threads` at once; they change no result.
+        """
+        size = len(self) if first is None else min(first, len(self))
+        parts = _parts(size)
+        sums = run_all([partial(self._sums, part) for part in parts], threads)
+        total = math.fsum(weight for weight, _ in sums)
         if total <= 0.0:
             return 0.0, 0.0, 0.0
-        mean = float(np.sum(values if weights is None else values * weights)) / total
-        squares = (values - mean) ** 2
-        return total, mean, float(np.sum(squares if weights is None else squares * weights))
+        mean = math.fsum(sum_ for _, sum_ in sums) / total
+        squares = run_all([partial(self._squares, part, mean) for part in parts], threads)
+        return total, mean, math.fsum(squares)
+
+    def _sums(self, part: slice) -> tuple[float, float]:
+        values = self.values[part].astype(np.float64)
+        if not self.weights.size:
+            return float(values.size), float(np.sum(values))
+        weights = self.weights[part].astype(np.float64)
+        return float(weights.sum()), float(np.sum(values * weights))
+
+    def _squares(self, part: slice, mean: float) -> float:
+        squares = (self.values[part].astype(np.float64) - mean) ** 2
+        if self.weights.size:
+            squares *= self.weights[part].astype(np.float64)
+        return float(np.sum(squares))
 
     def value_range(self) -> tuple[float, float]:
         """Smallest and largest rating that has a weight; (inf, -inf) without one."""
+        return self._value_range
+
+    @cached_property
+    def _value_range(self) -> tuple[float, float]:
         values = self.values[self.weights > 0] if self.weights.size else self.values
         if not values.size:
             return float("inf"), float("-inf")
@@ -100,6 +126,13 @@ class Layout:
         """Ratings of each id, int64."""
         return np.diff(self.starts)
 
+    @cached_property
+    def reach(self) -> tuple[int, int]:
+        """Least and greatest partner, looked for once; (0, -1) without ratings."""
+        if not self.partners.size:
+            return 0, -1
+        return int(self.partners.min()), int(self.partners.max())
+
 
 def encode_ratings(table: pa.Table, threads: int = 1) -> Ratings:
     """Encode the ids of a table of ratings and put it into its canonical order.
@@ -116,70 +149,60 @@ def encode_ratings(table: pa.Table, threads: int = 1) -> Ratings:
     """
     user_ids, users = encode_ids(table.column("user"), threads)
     item_ids, items = encode_ids(table.column("item"), threads)
-    values = _numpy(table.column("rating"), np.float32)
+    values = _numpy(table.column("rating"), np.float32, threads)
     weights = (
-        _numpy(table.column("weight"), np.float32)
+        _numpy(table.column("weight"), np.float32, threads)
         if "weight" in table.column_names
         else np.empty(0, np.float32)
     )
-    time = _numpy(table.column("time"), np.int64) if "time" in table.column_names else None
     user_keys, item_keys = id_keys(user_ids), id_keys(item_ids)
-    if time is None:
-        primary = pair_hash(user_keys, item_keys, users, items)
-    else:
-        primary = time.view(np.uint64) ^ _SIGN
-    in_order, order = sort_by_key(primary, threads)
-    tied, found = _tied(in_order)
-    if found:
-        rows = order[tied]
+    timed = "time" in table.column_names
+    in_order, (users, items, values, weights) = sort_columns(
+        _numpy(table.column("time"), np.int64, threads).view(np.uint64) ^ _SIGN
+        if timed
+        else _pair_hashes(user_keys, item_keys, users, items, threads),
+        (users, items, values, weights), threads,
+    )  # fmt: skip
+    tied = np.zeros(in_order.size, np.bool_)
+    marks = [partial(_mark_tied, in_order, p.start, p.stop, tied) for p in _parts(in_order.size)]
+    if any(run_all(marks, threads)):
+        rows = np.flatnonzero(tied)
         hashes = pair_hash(user_keys, item_keys, users[rows], items[rows])
-        keys = [values[rows], items[rows], users[rows], hashes, in_order[tied]]
+        keys = [values[rows], items[rows], users[rows], hashes, in_order[rows]]
         if weights.size:
             keys.insert(0, weights[rows])
-        order[tied] = rows[np.lexsort(keys)]
-    columns = [users, items, values, *([weights] if weights.size else [])]
-    ordered = run_all([partial(_take, column, order) for column in columns], threads)
-    users, items, values = ordered[:3]
-    return Ratings(
-        user_ids, item_ids, users, items, values, ordered[3] if weights.size else weights,
-        time is not None,
-    )  # fmt: skip
+        order = rows[np.lexsort(keys)]
+        for column in (users, items, values, weights):
+            if column.size:
+                column[rows] = column[order]
+    return Ratings(user_ids, item_ids, users, items, values, weights, timed)
+
+
+def _pair_hashes(user_keys: U64, item_keys: U64, users: I32, items: I32, threads: int) -> U64:
+    hashes = np.empty(users.size, np.uint64)
+
+    def add(part: slice) -> None:
+        hashes[part] = pair_hash(user_keys, item_keys, users[part], items[part])
+
+    run_all([partial(add, part) for part in _parts(users.size)], threads)
+    return hashes
 
 
 @nb.njit(cache=True, nogil=True)
-def _take(column, order):  # type: ignore[no-untyped-def]
-    # np.take widens the order to int64 first
-    taken = np.empty(order.size, column.dtype)
-    for n in range(order.size):
-        taken[n] = column[order[n]]
-    return taken
-
-
-@nb.njit(cache=True, nogil=True)
-def _tied(keys):  # type: ignore[no-untyped-def]
-    """Places whose key, of sorted ones, is that of a neighbour."""
-    tied = np.zeros(keys.size, np.bool_)
-    found = 0
-    for n in range(1, keys.size):
+def _mark_tied(keys, first, last, tied):  # type: ignore[no-untyped-def]
+    """Mark places, of sorted keys, whose key is that of a neighbour; whether there are any."""
+    found = False
+    # the one before `first` may be marked by two threads, to the same end
+    for n in range(max(first, 1), last):
         if keys[n] == keys[n - 1]:
-            found += 2 if not tied[n - 1] else 1
             tied[n] = tied[n - 1] = True
-    return tied, found
+            found = True
+    return found
 
 
-@nb.njit(cache=True, nogil=True)
-def _place(own, other, values, weights, starts, partners, grouped, grouped_weights):  # type: ignore[no-untyped-def]
-    next_place = starts[:-1].copy()
-    for n in range(own.size):
-        place = next_place[own[n]]
-        next_place[own[n]] = place + 1
-        partners[place] = other[n]
-        grouped[place] = values[n]
-        if weights.size > 0:
-            grouped_weights[place] = weights[n]
-
-
-def layout_by(own: I32, other: I32, values: F32, weights: F32, num_ids: int) -> Layout:
+def layout_by(
+    own: I32, other: I32, values: F32, weights: F32, num_ids: int, threads: int = 1
+) -> Layout:
     """Group ratings by `own` with a counting sort, which keeps the order within an id.
 
     Parameters
@@ -191,18 +214,29 @@ def layout_by(own: I32, other: I32, values: F32, weights: F32, num_ids: int) -> 
         float32, shape (n,), of the ratings; weights of shape (0,) where every one is 1
     num_ids : int
         ids of the side to group by, those without ratings included
+    threads : int
+        at most so many at once; they change no result
     """
-    if own.size and (int(own.min()) < 0 or int(own.max()) >= num_ids):
-        raise IndexError(f"positions reach to {own.max()}, the side has {num_ids} ids")
-    starts = np.zeros(num_ids + 1, np.int64)
-    np.cumsum(np.bincount(own, minlength=num_ids), out=starts[1:])
-    partners = np.empty(own.size, np.int32)
-    grouped = np.empty(own.size, np.float32)
-    grouped_weights = np.empty(weights.size, np.float32)
-    _place(own, other, values, weights, starts, partners, grouped, grouped_weights)
-    return Layout(starts, partners, grouped, grouped_weights)
+    counts = count_codes(own, num_ids, threads)
+    grouped = group_rows(own, (other, values, weights), counts, threads)
+    return Layout(starts_of(counts), *grouped)
 
 
-def _numpy(column: pa.ChunkedArray, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    values: npt.NDArray[Any] = column.to_numpy()
-    return values.astype(dtype, copy=not values.flags.writeable)
+def _parts(size: int) -> list[slice]:
+    """Ranges of a column, as many as threads may take one after another."""
+    return ranges(size, -(-size // _TOGETHER))
+
+
+def _numpy(column: pa.ChunkedArray, dtype: npt.DTypeLike, threads: int) -> npt.NDArray[Any]:
+    """Return a copy of a column, which can be written."""
+    values = np.empty(len(column), dtype)
+
+    def copy(chunk: pa.Array, first: int, part: slice) -> None:
+        values[first + part.start : first + part.stop] = chunk[part].to_numpy(zero_copy_only=False)
+
+    jobs, first = [], 0
+    for chunk in column.chunks:
+        jobs += [partial(copy, chunk, first, part) for part in _parts(len(chunk))]
+        first += len(chunk)
+    run_all(jobs, threads)
+    return values

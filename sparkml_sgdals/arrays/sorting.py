@@ -6,19 +6,21 @@ learning them. What comes out is the same for any number of threads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from sparkml_sgdals.arrays.threads import run_all
+from sparkml_sgdals import _compiling as nb
+from sparkml_sgdals.arrays.threads import ranges, run_all
 
-__all__ = ["encode_ids", "sort_by_key"]
+__all__ = ["encode_ids", "sort_by_key", "sort_columns"]
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -31,6 +33,8 @@ _FINE_BITS: Final = 13
 _LARGE: Final = 50_000
 """Rows from which on these sorts are worth their start."""
 _MAX_BUCKETS: Final = 4096
+_TOGETHER: Final = 1_000_000
+"""Rows of a column that a thread takes at a time."""
 _CROWD: Final = 64
 """Rows that share a counting bucket, from which on a comparison sort is faster than insertion."""
 
@@ -63,10 +67,17 @@ def encode_ids(column: pa.ChunkedArray, threads: int = 1) -> tuple[pa.Array, I32
     codes : int32, shape (n,), can be written
     """
     if pa.types.is_integer(column.type) and len(column) >= _LARGE:
-        bounds = pc.min_max(column).as_py()
-        low, width = bounds["min"], bounds["max"] - bounds["min"] + 1
+        # zero-copy views are read-only all of them, which spares Numba a second version
+        views = [
+            chunk.to_numpy()[part]
+            for chunk in column.chunks
+            for part in ranges(len(chunk), -(-len(chunk) // _TOGETHER))
+        ]
+        bounds = run_all([partial(_bounds, view) for view in views], threads)
+        low = min(least for least, _ in bounds)
+        width = max(greatest for _, greatest in bounds) - low + 1
         if width <= 4 * len(column) + 65_536:
-            return _encode_dense(column, low, width, threads)
+            return _encode_dense(views, low, width, threads)
     if pa.types.is_integer(column.type):
         column = column.cast(pa.int64())
     encoded = column.combine_chunks().dictionary_encode()
@@ -80,12 +91,14 @@ def encode_ids(column: pa.ChunkedArray, threads: int = 1) -> tuple[pa.Array, I32
     return found.take(pa.array(order)), rank[codes] if len(found) else np.empty(0, np.int32)
 
 
+def _bounds(view: npt.NDArray[np.integer]) -> tuple[int, int]:
+    return int(view.min()), int(view.max())
+
+
 def _encode_dense(
-    column: pa.ChunkedArray, low: int, width: int, threads: int
+    views: list[npt.NDArray[np.integer]], low: int, width: int, threads: int
 ) -> tuple[pa.Array, I32]:
     """`encode_ids` by a table of all values from the least to the greatest."""
-    # zero-copy views are read-only all of them, which spares Numba a second version
-    views = [chunk.to_numpy() for chunk in column.chunks if len(chunk)]
     seen = np.zeros(width, np.bool_)
     run_all([partial(_mark, view, low, seen) for view in views], threads)
     found = np.flatnonzero(seen)
@@ -117,6 +130,34 @@ def _scatter(first, keys, low, shift, places, out_keys, out_rows):  # type: igno
         places[bucket] = place + 1
         out_keys[place] = keys[n]
         out_rows[place] = first + n
+
+
+@nb.njit(cache=True, nogil=True)
+def _scatter_columns(keys, one, two, three, four, low, shift, places, out_keys, held):  # type: ignore[no-untyped-def]
+    """`_scatter` that takes the columns along, side by side: in a bucket they are at hand."""
+    fourth = four.size > 0
+    for n in range(keys.size):
+        bucket = (keys[n] - low) >> shift
+        place = places[bucket]
+        places[bucket] = place + 1
+        out_keys[place] = keys[n]
+        held[place, 0] = one[n]
+        held[place, 1] = two[n]
+        held[place, 2] = three[n]
+        if fourth:
+            held[place, 3] = four[n]
+
+
+@nb.njit(cache=True, nogil=True)
+def _take_held(begin, rows, held, one, two, three, four):  # type: ignore[no-untyped-def]
+    fourth = four.size > 0
+    for n in range(rows.size):
+        row = rows[n]
+        one[begin + n] = held[row, 0]
+        two[begin + n] = held[row, 1]
+        three[begin + n] = held[row, 2]
+        if fourth:
+            four[begin + n] = held[row, 3]
 
 
 @nb.njit(cache=True, nogil=True)
@@ -189,44 +230,130 @@ def sort_by_key(keys: U64, threads: int = 1) -> tuple[U64, I32]:
     keys : in ascending order
     rows : int32, shape (n,), where each came from; rows of equal keys in any order
     """
-    size = keys.size
-    if size >= 2**31:
-        raise ValueError(f"{size} ratings are more than one task can hold: lower maxRatingsPerTask")
-    if size < _LARGE:
+    _check_size(keys.size)
+    if keys.size < _LARGE:
         order = np.argsort(keys, kind="stable").astype(np.int32)
         return keys[order], order
-    sorted_keys, rows = np.empty(size, np.uint64), np.empty(size, np.int32)
-    low = keys.min()
-    bits = int(keys.max() - low).bit_length()
-    # two at least, as a shift by all 64 bits is none
-    depth = min(max(size // _BUCKET, 2), _MAX_BUCKETS).bit_length() - 1
-    buckets: int = 1 << depth
-    shift = np.uint64(bits - depth if bits > depth else 0)
-    parts = list(pairwise(np.linspace(0, size, threads + 1).astype(np.int64).tolist()))
-    counts = np.zeros((len(parts), buckets), np.int64)
+    cut = _Buckets.of(keys, threads)
+    sorted_keys, rows = np.empty(keys.size, np.uint64), np.empty(keys.size, np.int32)
     run_all(
         [
-            partial(_count_buckets, keys[a:b], low, shift, own)
-            for (a, b), own in zip(parts, counts, strict=True)
+            partial(
+                _scatter, part.start, keys[part], cut.low, cut.shift, own, sorted_keys, rows
+            )
+            for part, own in zip(cut.parts, cut.places, strict=True)
         ],
         threads,
-    )
-    starts = np.zeros(buckets + 1, np.int64)
-    np.cumsum(counts.sum(axis=0), out=starts[1:])
-    places = starts[:-1] + np.cumsum(counts, axis=0) - counts
+    )  # fmt: skip
     run_all(
         [
-            partial(_scatter, a, keys[a:b], low, shift, own, sorted_keys, rows)
-            for (a, b), own in zip(parts, places, strict=True)
-        ],
-        threads,
-    )
-    cuts = np.searchsorted(starts, np.linspace(0, size, 4 * threads + 1)[1:-1])
-    run_all(
-        [
-            partial(_sort_buckets, starts[a : b + 1], low, shift, sorted_keys, rows)
-            for a, b in pairwise([0, *cuts.tolist(), buckets])
+            partial(_sort_buckets, cut.starts[a : b + 1], cut.low, cut.shift, sorted_keys, rows)
+            for a, b in cut.bucket_ranges(4 * threads)
         ],
         threads,
     )
     return sorted_keys, rows
+
+
+def sort_columns(
+    keys: U64, columns: Sequence[npt.NDArray[Any]], threads: int = 1
+) -> tuple[U64, list[npt.NDArray[Any]]]:
+    """`sort_by_key`, and columns in the order of their keys.
+
+    Parameters
+    ----------
+    keys : U64
+        as there
+    columns : Sequence[npt.NDArray[Any]]
+        four, of four bytes a number, each of shape (n,); the last one perhaps (0,), for none
+    threads : int
+        at most so many at once; they change no result
+    """
+    _check_size(keys.size)
+    if keys.size < _LARGE:
+        order = np.argsort(keys, kind="stable")
+        return keys[order], [column[order] if column.size else column for column in columns]
+    given = [column.view(np.int32) for column in columns]
+    found = [np.empty(column.size, np.int32) for column in columns]
+    cut = _Buckets.of(keys, threads)
+    sorted_keys = np.empty(keys.size, np.uint64)
+    held = np.empty((keys.size, 4 if given[3].size else 3), np.int32)
+
+    def scatter(part: slice, own: I64) -> None:
+        one, two, three, four = (column[part] for column in given)
+        _scatter_columns(
+            keys[part], one, two, three, four, cut.low, cut.shift, own, sorted_keys, held
+        )
+
+    run_all(
+        [partial(scatter, part, own) for part, own in zip(cut.parts, cut.places, strict=True)],
+        threads,
+    )
+
+    def sort(first: int, last: int) -> None:
+        begin, end = cut.starts[first], cut.starts[last]
+        rows = np.arange(begin, end, dtype=np.int32)
+        starts = cut.starts[first : last + 1] - begin
+        _sort_buckets(starts, cut.low, cut.shift, sorted_keys[begin:end], rows)
+        _take_held(begin, rows, held, *found)
+
+    # few buckets at a time, so that their rows are still in the core's own cache
+    run_all([partial(sort, *some) for some in cut.bucket_ranges(cut.starts.size // 8)], threads)
+    return sorted_keys, [out.view(column.dtype) for out, column in zip(found, columns, strict=True)]
+
+
+def _check_size(size: int) -> None:
+    if size >= 2**31:
+        raise ValueError(f"{size} ratings are more than one task can hold: lower maxRatingsPerTask")
+
+
+@dataclass(frozen=True)
+class _Buckets:
+    """Where keys go by their first bits.
+
+    Attributes
+    ----------
+    low, shift : np.uint64
+        a key's bucket is (key - low) >> shift
+    starts : I64
+        int64, where each bucket begins, and the last one ends
+    parts : list[slice]
+        keys that a thread moves
+    places : I64
+        int64, shape (parts, buckets), where those of a part begin in a bucket
+    """
+
+    low: np.uint64
+    shift: np.uint64
+    starts: I64
+    parts: list[slice]
+    places: I64
+
+    @classmethod
+    def of(cls, keys: U64, threads: int) -> _Buckets:
+        """Count keys."""
+        parts = ranges(keys.size, max(threads, 1))
+        bounds = run_all([partial(_bounds, keys[part]) for part in parts], threads)
+        low = np.uint64(min(least for least, _ in bounds))
+        bits = (max(greatest for _, greatest in bounds) - int(low)).bit_length()
+        # two at least, as a shift by all 64 bits is none
+        depth = min(max(keys.size // _BUCKET, 2), _MAX_BUCKETS).bit_length() - 1
+        buckets: int = 1 << depth
+        shift = np.uint64(bits - depth if bits > depth else 0)
+        counts = np.zeros((len(parts), buckets), np.int64)
+        run_all(
+            [
+                partial(_count_buckets, keys[part], low, shift, own)
+                for part, own in zip(parts, counts, strict=True)
+            ],
+            threads,
+        )
+        starts = np.zeros(buckets + 1, np.int64)
+        np.cumsum(counts.sum(axis=0), out=starts[1:])
+        return cls(low, shift, starts, parts, starts[:-1] + np.cumsum(counts, axis=0) - counts)
+
+    def bucket_ranges(self, wanted: int) -> list[tuple[int, int]]:
+        """Cut the buckets into about so many ranges, first to before last, of about equal keys."""
+        shares = np.linspace(0, self.starts[-1], max(wanted, 1) + 1)[1:-1]
+        cuts = np.searchsorted(self.starts, shares).tolist()
+        return [some for some in pairwise([0, *cuts, self.starts.size - 1]) if some[0] < some[1]]

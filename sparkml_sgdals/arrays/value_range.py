@@ -11,9 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
+
+from sparkml_sgdals import _compiling as nb
 
 __all__ = [
     "ENOUGH", "FAR_WIDTHS", "FIRST_LOOK", "LEARNED_FROM", "Tally", "ValueRange", "width_of",

@@ -27,6 +27,7 @@ from sparkml_sgdals.fit.who_rated import remember_table
 from sparkml_sgdals.ingest.bad_rows import column_names, explain_problems, refuse_invalid
 from sparkml_sgdals.ingest.columns import select_ratings
 from sparkml_sgdals.ingest.features import SIDES, FeatureRows, side_table, table_features
+from sparkml_sgdals.ingest.newest import newest_of_table
 from sparkml_sgdals.ingest.packing import PackedCounts, batches_by_rows, count_packed, pack
 from sparkml_sgdals.learn.far_values import limits_for
 from sparkml_sgdals.spark_jobs import local_threads, phase
@@ -247,6 +248,8 @@ def pack_table(
     """Select, check, pack and count a table; raises as `learn_table` says."""
     clock = time.perf_counter()
     ratings = select_ratings(df, options.columns, options.kinds)
+    if options.newest:
+        ratings = newest_of_table(ratings, options.rating_range)
     if cells is None:
         cells = pack(ratings, options.handle_invalid == "keep", limits)
     with batches_by_rows(df.sparkSession):

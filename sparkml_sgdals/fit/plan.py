@@ -119,6 +119,8 @@ class FitOptions:
     progress_path: str = ""
     rating_range: tuple[float, float] | None = None
     """least and greatest rating that is learned; None: ratingRange is not set"""
+    newest: bool = False
+    """whether of a pair's ratings in a table or batch the newest counts alone"""
     max_resident_ids: int = 0
     """of a stream: users and items that its process keeps in memory; 0 = all"""
     feature_tables: tuple[DataFrame | None, DataFrame | None] = field(

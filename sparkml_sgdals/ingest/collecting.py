@@ -22,6 +22,8 @@ from sparkml_sgdals.ingest.features import (
     with_vectors,
     without_announced,
 )
+from sparkml_sgdals.ingest.newest import newest_rows
+from sparkml_sgdals.spark_jobs import task_limit
 
 __all__ = ["COLLECT_LIMIT", "Collected", "announced_in", "collect_ratings", "rated"]
 
@@ -58,7 +60,10 @@ class Collected:
     largest : int
         number of the last row in its largest partition
     partitions : int
-        partitions up to the last one that has rows
+        partitions up to the last one that has rows; one more than cores can use where there were
+        as many or more, and they were gathered
+    tasks : int
+        how many of a job its session's cores can use
     vectors : Vectors
         features of the rows to learn, where the table has any
     announced : Vectors
@@ -72,6 +77,7 @@ class Collected:
     invalid: list[str]
     largest: int = 0
     partitions: int = 0
+    tasks: int = 0
     vectors: Vectors = field(default=(None, None))
     announced: Vectors = field(default=(None, None))
 
@@ -84,6 +90,8 @@ def collect_ratings(
     expected: int = 0,
     partitions: int = 0,
     limits_of: Callable[[pa.Table], Limits] = lambda table: NO_LIMITS,
+    tasks: int = 0,
+    newest: bool = False,
 ) -> Collected | None:
     """Return a batch's ratings on the driver, None where it has more than COLLECT_LIMIT rows.
 
@@ -101,6 +109,10 @@ def collect_ratings(
         `largest` and `partitions` of the batch before
     limits_of : Callable[[pa.Table], Limits]
         how far out ratings and weights may lie, of rows without other faults
+    tasks : int
+        `tasks` of the batch before; 0 asks the session
+    newest : bool
+        whether of a pair's ratings the newest is left alone
 
     Notes
     -----
@@ -110,10 +122,14 @@ def collect_ratings(
     have some.
     """
     # one column says both where a row lies and in which partition: each costs every row
-    given, also = with_vectors(df, columns) if any(columns.features) else (df, ())
+    limit = tasks or task_limit(df.sparkSession)
+    # a plan costs each batch some milliseconds: small ones that come in few partitions go without
+    many = not 0 < partitions <= limit
+    given = df.coalesce(limit) if many else df
+    given, also = with_vectors(given, columns) if any(columns.features) else (given, ())
     also = ("monotonically_increasing_id() AS line", *also)
     ratings = select_ratings(given, columns, kinds, also=also)
-    caps = _caps(expected, partitions)
+    caps = _caps(expected, partitions, limit if many else 0)
     whens = " ".join(
         f"WHEN shiftright(line, {_PLACE_BITS}) < {last} THEN {cap}" for last, cap in caps
     )
@@ -133,8 +149,11 @@ def collect_ratings(
     good, bad, problems = screen(table, keep)
     limits = limits_of(good)
     good, far, too_far = set_far_aside(good, limits, keep)
+    if newest:
+        good = newest_rows(good)
     good, vectors = vectors_of(good, columns)
     bad_rows = int(bad.sum()) + int(far.sum())
+    found = int(part.max(initial=-1)) + 1
     return Collected(
         good,
         count,
@@ -142,7 +161,8 @@ def collect_ratings(
         problems | too_far,
         invalid_rows(rated(df, columns), columns, kinds, keep, limits) if bad_rows else [],
         largest=int(place.max(initial=0)),
-        partitions=int(part.max(initial=-1)) + 1,
+        partitions=limit + 1 if many and found >= limit else found,
+        tasks=limit,
         vectors=vectors,
         announced=announced,
     )
@@ -167,16 +187,20 @@ def _whereabouts(table: pa.Table) -> tuple[I64, I64]:
     return line >> _PLACE_BITS, line & _PLACES
 
 
-def _caps(expected: int, partitions: int) -> list[tuple[int, int]]:
+def _caps(expected: int, partitions: int, gathered: int = 0) -> list[tuple[int, int]]:
     """Rows that partitions below a number send unasked; those after them send _FAR_LOOK.
 
-    Twice those that came in the batch before, where that is not too many of all of them together.
+    Twice those that came in the batch before, where that is not too many of all of them together;
+    where small partitions were gathered into so many, an equal share of COLLECT_LIMIT.
     """
+    partitions = min(partitions, gathered) if gathered else partitions
     fair = 2 * COLLECT_LIMIT // max(partitions, 1)
     known = min(2 * expected, fair)
     found = []
-    for last in sorted({*dict(_FIRST_STEPS), partitions} - {0}):
+    for last in sorted({*dict(_FIRST_STEPS), partitions, gathered} - {0}):
         steps = (times * _FIRST_LOOK for step, times in _FIRST_STEPS if last <= step)
-        first = next(steps, _FAR_LOOK)
-        found.append((last, max(first, known if last <= partitions else 0)))
+        caps = [next(steps, _FAR_LOOK)]
+        caps += [known] if last <= partitions else []
+        caps += [COLLECT_LIMIT // gathered] if last <= gathered else []
+        found.append((last, max(caps)))
     return found

@@ -38,6 +38,7 @@ __all__ = [
     "RatingColumns",
     "column",
     "column_type",
+    "has_column",
     "id_column",
     "id_kind",
     "id_type_name",
@@ -100,6 +101,17 @@ def column_type(schema: StructType, param: str, name: str) -> DataType:
             f"{', '.join(map(repr, schema.names)) or 'none'}. {_meant(schema.names, param, name)}"
         )
     return field.dataType
+
+
+def has_column(schema: StructType, name: str) -> bool:
+    """Whether there is a column of this name, or field of a dotted one, as `column_type` finds."""
+    if schema.names.count(name) > 1:
+        return True
+    try:
+        column_type(schema, "column", name)
+    except ValueError:
+        return False
+    return True
 
 
 def id_kind(schema: StructType, param: str, name: str) -> IdKind:

@@ -18,10 +18,11 @@ import pandas as pd
 import pyarrow as pa
 from pyspark.sql import DataFrame
 
+from sparkml_sgdals.arrays.given_ids import is_scalar, lists_ids
 from sparkml_sgdals.ingest.columns import quoted
 from sparkml_sgdals.spark_jobs import active_session
 
-__all__ = ["Table", "as_frame", "as_stream", "as_table", "is_spark", "like_given", "lists_ids"]
+__all__ = ["Table", "as_frame", "as_stream", "as_table", "is_spark", "like_given"]
 
 Table = Any
 """A DataFrame of Spark, pandas, pandas on Spark or Polars, an Arrow table, or rows: `as_frame`."""
@@ -150,16 +151,6 @@ def like_given(given: Any, names: Sequence[str], use: Callable[[DataFrame], Data
     return back if isinstance(given, pa.Table) else back.to_pandas()
 
 
-def lists_ids(given: Any) -> bool:
-    """Whether this is a list, an array or a column of ids alone, not a table."""
-    if isinstance(given, np.ndarray):
-        return given.ndim == 1 and given.dtype.names is None
-    if isinstance(given, (list, tuple, set, frozenset)):
-        return all(_is_scalar(one) for one in given)
-    columns = (pd.Series, pd.Index, pa.Array, pa.ChunkedArray, range)
-    return isinstance(given, columns) or type(given).__name__ == "Series"
-
-
 def _sent(table: pa.Table, what: str) -> DataFrame:
     if table.nbytes > _MOST_BYTES:
         raise TypeError(
@@ -196,7 +187,7 @@ def _as_it_is(given: Any, what: str, names: Sequence[str]) -> pa.Table:
         return pa.Table.from_arrays(columns, [str(name) for name in given.columns])
     if isinstance(given, np.ndarray):
         return _of_array(given, what, names)
-    if isinstance(given, dict) and given and not any(_is_scalar(one) for one in given.values()):
+    if isinstance(given, dict) and given and not any(is_scalar(one) for one in given.values()):
         return pa.table({str(name): pa.array(column) for name, column in given.items()})
     if isinstance(given, (list, tuple)) and given:
         return _of_rows(given, what, names)
@@ -283,11 +274,7 @@ def _told(given: Any) -> str:
     kind = type(given)
     library = kind.__module__.partition(".")[0]
     name = kind.__name__ if library == "builtins" else f"{library}'s {kind.__name__}"
-    return f"{given!r}" if _is_scalar(given) else f"a {name}" if library == "builtins" else name
-
-
-def _is_scalar(value: Any) -> bool:
-    return value is None or isinstance(value, (str, bytes, int, float, np.generic))
+    return f"{given!r}" if is_scalar(given) else f"a {name}" if library == "builtins" else name
 
 
 def _comes_from(given: Any, library: str) -> bool:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 
+from sparkml_sgdals import _compiling as nb
 from sparkml_sgdals.kernels.checks import FAST, MIN_VARIANCE
 from sparkml_sgdals.kernels.predict import compare_features
 from sparkml_sgdals.kernels.prefetch import AHEAD, prefetch_row

@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 from llvmlite import ir
 from numba.core import types
 
+from sparkml_sgdals import _compiling as nb
 from sparkml_sgdals.kernels.vectors import LANES, code_of, lanes_at, load, store
 
 __all__ = [

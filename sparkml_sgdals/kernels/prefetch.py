@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import numba as nb
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
+
+from sparkml_sgdals import _compiling as nb
 
 __all__ = ["AHEAD", "prefetch_lines", "prefetch_row"]
 

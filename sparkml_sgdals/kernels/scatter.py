@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 
-__all__ = ["add_relative", "append_lists", "drop_listed", "put_columns", "put_rows"]
+from sparkml_sgdals import _compiling as nb
+
+__all__ = [
+    "add_relative",
+    "add_relative_by_id",
+    "append_lists",
+    "drop_listed",
+    "put_columns",
+    "put_rows",
+]
 
 
 @nb.njit(cache=True, nogil=True)
@@ -13,6 +21,16 @@ def add_relative(own, other, squares, factors, sums):  # type: ignore[no-untyped
     """Add up each id's squares in units of its partners' factors, in the order of the ratings."""
     for n in range(own.size):
         sums[own[n]] += squares[n] / factors[other[n]]
+
+
+@nb.njit(cache=True, nogil=True)
+def add_relative_by_id(first, last, starts, partners, squares, factors, sums):  # type: ignore[no-untyped-def]
+    """`add_relative` of ids first..last-1, to the same bits, of ratings that a layout groups."""
+    for x in range(first, last):
+        total = 0.0
+        for t in range(starts[x], starts[x + 1]):
+            total += squares[t] / factors[partners[t]]
+        sums[x] = total
 
 
 # Without the interpreter's lock: a page that the system is writing out may hold up who writes to

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 
+from sparkml_sgdals import _compiling as nb
 from sparkml_sgdals.kernels.checks import FAST
 from sparkml_sgdals.kernels.prefetch import AHEAD, prefetch_row
 

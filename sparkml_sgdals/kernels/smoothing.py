@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Final
 
-import numba as nb
 import numpy as np
 
+from sparkml_sgdals import _compiling as nb
 from sparkml_sgdals.kernels.checks import FAST
 from sparkml_sgdals.kernels.lanes import transpose_lanes
 from sparkml_sgdals.kernels.prefetch import AHEAD, prefetch_lines

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 
+from sparkml_sgdals import _compiling as nb
 from sparkml_sgdals.kernels.checks import FAST, MIN_VARIANCE
 from sparkml_sgdals.kernels.lanes import last_columns, transpose_lanes, weigh_columns
 from sparkml_sgdals.kernels.prefetch import AHEAD, prefetch_lines
@@ -19,7 +19,7 @@ from sparkml_sgdals.kernels.vectors import (
     summed,
 )
 
-__all__ = ["sweep_ids"]
+__all__ = ["prior_spread", "sweep_ids"]
 
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST)
@@ -186,3 +186,37 @@ def sweep_ids(  # type: ignore[no-untyped-def]
             m, c = load_first(mean, own, left), load_first(var, own, left)
             sums += c * (load(squares, f) + unsure) + m * m * unsure
         variances[x] = np.float64(summed(sums) + bias_spread)
+
+
+@nb.njit(cache=True, nogil=True)
+def prior_spread(mean, var, centre, rated, most):  # type: ignore[no-untyped-def]
+    """Mean over the rated ids of (m - a)^2 + c, each at most `most`: the prior variances of (6).
+
+    Parameters
+    ----------
+    mean, var
+        float32, shape (ids, rank + 1)
+    centre
+        float32, of that shape, or (1, rank + 1) for all: prior means a
+    rated
+        bool, shape (ids,)
+    most
+        float32, shape (rank + 1,)
+
+    Returns
+    -------
+    float64, shape (rank + 1,): NaN without a rated id
+    """
+    width = mean.shape[1]
+    own = centre.shape[0] > 1
+    sums = np.zeros(width)
+    count = 0
+    for x in range(mean.shape[0]):
+        if not rated[x]:
+            continue
+        count += 1
+        for f in range(width):
+            apart = np.float64(mean[x, f]) - np.float64(centre[x if own else 0, f])
+            square = apart * apart + np.float64(var[x, f])
+            sums[f] += square if square <= most[f] or square != square else np.float64(most[f])
+    return sums / np.float64(count) if count else np.full(width, np.nan)

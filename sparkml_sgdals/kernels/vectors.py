@@ -32,10 +32,12 @@ __all__ = [
     "larger",
     "load",
     "load_first",
+    "load_pair",
     "smaller",
     "square_root",
     "store",
     "store_first",
+    "store_pair",
     "summed",
 ]
 
@@ -46,6 +48,7 @@ _FLAGS: Final = ("reassoc", "contract", "arcp", "nsz")
 
 _WORD: Final = ir.IntType(64)
 _VALUES: Final = ir.VectorType(ir.FloatType(), LANES)
+_PAIR: Final = ir.VectorType(ir.FloatType(), 2)
 _ALIGNED: Final = 4
 """bytes: a row may start anywhere"""
 
@@ -173,6 +176,38 @@ def store_first(_typing, array, at, count, vector):  # type: ignore[no-untyped-d
         return context.get_dummy_value()
 
     return types.void(array, at, count, vector), generate
+
+
+def _two_at(context: Any, builder: Any, array: Any, kind: Any, place: Any, place_kind: Any) -> Any:
+    pointer = lanes_at(context, builder, array, kind, place, place_kind)
+    return builder.bitcast(pointer, _PAIR.as_pointer())
+
+
+@code_of
+def load_pair(_typing, array, at):  # type: ignore[no-untyped-def]
+    """Load array[at : at + 2], as `load`, and six zeros behind them."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        place = _two_at(context, builder, given[0], signature.args[0], given[1], signature.args[1])
+        two = builder.load(place, align=_ALIGNED)
+        places = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0, 1] + [2] * (LANES - 2))
+        return builder.shuffle_vector(two, ir.Constant(_PAIR, [0.0, 0.0]), places)
+
+    return VECTOR(array, at), generate
+
+
+@code_of
+def store_pair(_typing, array, at, vector):  # type: ignore[no-untyped-def]
+    """array[at : at + 2] = the first two values of a vector, as `store`."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        place = _two_at(context, builder, given[0], signature.args[0], given[1], signature.args[1])
+        places = ir.Constant(ir.VectorType(ir.IntType(32), 2), [0, 1])
+        nothing = ir.Constant(_VALUES, ir.Undefined)
+        builder.store(builder.shuffle_vector(given[2], nothing, places), place, align=_ALIGNED)
+        return context.get_dummy_value()
+
+    return types.void(array, at, vector), generate
 
 
 @code_of

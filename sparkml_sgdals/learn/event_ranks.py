@@ -23,6 +23,7 @@ from sparkml_sgdals.state.event_scores import (
     heard_partners,
     log_shares,
     memories_of,
+    partner_shares_of,
     popularity_logs,
     recent_context,
     table_biases,
@@ -209,7 +210,8 @@ def _boosts(
     if by_key is not None:
         latest = last_of_lists(events.done, events.starts, events.lengths)
         tastes = state.users.taste[events.user_rows]
-        heard = heard_partners(state, latest, tastes, least, lambda: by_key)
+        shares = partner_shares_of(state, events.user_rows, events.lengths)
+        heard = heard_partners(state, latest, shares, tastes, least, lambda: by_key)
         if heard is not None:
             places = np.arange(state.items.size, dtype=np.int32)
             places[known_items:] = -1
@@ -230,12 +232,15 @@ class _Judges:
         float32, shape (users, rank), what they did last added
     biases : F32
         float32, shape (items,), as `serving_state` has them
+    lengths : I64
+        int64, how many items these users have done
     """
 
     state: ModelState
     places: I64
     rows: I64
     features: F32
+    lengths: I64
     biases: F32
     anchors: Anchors
     least: float
@@ -251,11 +256,13 @@ class _Judges:
         popularity = popularity_logs(state, items, state.items.count)
         biases = state.items.mean[:, 0] + popularity[0]
         anchors = Anchors(state, state.items, biases, popularity, lambda: order)
-        return cls(state, places, rows, features, biases, anchors, popularity[1])
+        lengths = events.lengths[places]
+        return cls(state, places, rows, features, lengths, biases, anchors, popularity[1])
 
     def weights(self) -> tuple[F32, F32]:
         """Return what both judgements of each user are multiplied with, as logarithms."""
-        return self.anchors.weights(self.state.users.taste[self.rows], self.features)
+        shares = partner_shares_of(self.state, self.rows, self.lengths)
+        return self.anchors.weights(self.state.users.taste[self.rows], self.features, shares)
 
     def probabilities(self, users: I32, items: I64) -> npt.NDArray[np.float64]:
         """Return what filter and table say of pairs: users by place, rows of items; (2, n)."""

@@ -159,7 +159,10 @@ def caught_up(state: ModelState) -> ModelState:
         # rows of the scratch model are those of the ids as they were given
         table.mean, table.var = learned.mean, learned.var
     twin.items.memory = memories_of(scratch)[1]
-    twin.partners, twin.repeats = scratch.partners, scratch.repeats
+    # when an event was is not known, and so no gap between two of them
+    memories_of(twin)[0].last[:] = scratch.events_learned
+    twin.partners = replace(scratch.partners, by_gap=state.partners.by_gap)
+    twin.repeats = scratch.repeats
     twin.events_learned, twin.popularity_parts = scratch.events_learned, scratch.popularity_parts
     return twin
 

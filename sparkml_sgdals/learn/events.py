@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from sparkml_sgdals.arrays.hashing import id_keys, pair_hash
+from sparkml_sgdals.arrays.hashing import USER_SIDE, id_keys, pair_hash
 from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.kernels.checks import check_rows
 from sparkml_sgdals.kernels.events.draws import cumulate, draw_events, guide_draws, note_done
@@ -22,19 +22,31 @@ from sparkml_sgdals.kernels.events.partners import weigh_partners
 from sparkml_sgdals.learn.event_ranks import EventsToRank, judge_events
 from sparkml_sgdals.learn.prequential import BatchSums
 from sparkml_sgdals.learn.solvers import not_finite
-from sparkml_sgdals.state.event_memory import HALF_LIVES, with_room
+from sparkml_sgdals.state.columns import FactorColumns
+from sparkml_sgdals.state.event_memory import HALF_LIVES, ItemMemory, with_room
 from sparkml_sgdals.state.event_scores import even_parts, known_done, memories_of, rows_of_keys
+from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.partners import PartnerWeight, last_of_lists
 from sparkml_sgdals.state.settings import Settings
 
-__all__ = ["LearnedEvents", "confidences", "learn_events"]
+__all__ = [
+    "EventDraws",
+    "LearnedEvents",
+    "confidences",
+    "fold_in_events",
+    "forget_idle",
+    "learn_events",
+]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 _EVENT: Final = np.uint64(0xA0761D6478BD642F)
+_IDLE: Final = 4
+"""users are forgotten once one in so many is idle, as a version then holds all rows anew"""
+_FADES: Final = 0.5 ** (1.0 / np.array(HALF_LIVES))
 _CHUNK: Final = 4096
 """Rows whose draws are kept at once: they stay in the cache of a core."""
 
@@ -88,6 +100,26 @@ def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> Le
     return LearnedEvents(user_rows, np.flatnonzero(touched), new_users, new_items, sums)
 
 
+def forget_idle(state: ModelState) -> int:
+    """Forget the users of a model of events that have done nothing for `forget_after` events.
+
+    What items have learned of them stays. Nothing is done as long as few are idle.
+
+    Returns
+    -------
+    how many were forgotten
+    """
+    after = state.settings.forget_after
+    if not after or not state.users.size:
+        return 0
+    last = memories_of(state)[0].last
+    idle = np.flatnonzero(state.events_learned - last > after)
+    if not idle.size or idle.size * _IDLE < last.size:
+        return 0
+    state.users = state.users.without(state.users.index.ids(idle))
+    return int(idle.size)
+
+
 def confidences(settings: Settings, ratings: Ratings) -> F32:
     """How much each row counts, float32: (1 + alpha |r|) / (1 + alpha), times its weight.
 
@@ -100,6 +132,112 @@ def confidences(settings: Settings, ratings: Ratings) -> F32:
     if settings.solver == "bayes" and not np.all(found > 0.0):
         # fell below what a float32 holds, or is not a number
         raise not_finite(settings)
+    return found
+
+
+@dataclass(frozen=True)
+class EventDraws:
+    """What negatives are drawn from, as a model has it: made once for many who are folded in.
+
+    Attributes
+    ----------
+    order : npt.NDArray[np.int32]
+        int32, shape (items,), what sorts the items by their keys
+    cumulative : F64
+        float64, shape (parts, items), `cumulate`
+    guide : npt.NDArray[np.int32]
+        int32, `guide_draws`
+    """
+
+    order: npt.NDArray[np.int32]
+    cumulative: F64
+    guide: npt.NDArray[np.int32]
+
+    @classmethod
+    def of(cls, memory: ItemMemory, now: int, by_key: I64) -> EventDraws:
+        """Cumulate what items were popular by after `now` events; `by_key` sorts them."""
+        order = by_key.astype(np.int32)
+        cumulative = cumulate(memory.popularity, memory.last, now, _FADES, order)
+        buckets = 1 << max(order.size.bit_length() - 3, 0)
+        return cls(order, cumulative, guide_draws(cumulative, buckets))
+
+
+def fold_in_events(
+    state: ModelState, items: FactorColumns, memory: ItemMemory, draws: EventDraws,
+    ratings: Ratings, item_rows: I64,
+) -> tuple[FactorTable, npt.NDArray[np.int32]]:  # fmt: skip
+    """Learn the events of one user whom the model does not know, as `learn_events`, of 'bayes'.
+
+    Nothing but the user's state is kept, and of items only those are copied that it depends on.
+
+    Parameters
+    ----------
+    state : ModelState
+        the model; its ids are not looked at
+    items, memory : FactorColumns, ItemMemory
+        its items, and what is remembered of them; left as they are
+    draws : EventDraws
+        of these items
+    ratings : Ratings
+        the events, of one user, in the order of learning
+    item_rows : I64
+        int64, rows of the items that `ratings` names
+
+    Returns
+    -------
+    the user as a table of one row, and int32 rows of the items done, the last one last
+
+    Raises
+    ------
+    DivergenceError
+        weights that are no numbers, or too large
+    """
+    settings, count = state.settings, len(ratings)
+    size = draws.order.size
+    check_rows(item_rows, size, "item")
+    rows = item_rows[ratings.items].astype(np.int32)
+    pairs = pair_hash(
+        id_keys(ratings.user_ids), id_keys(ratings.item_ids), ratings.users, ratings.items
+    )
+    done, lengths = np.full(count, -1, np.int32), np.zeros(1, np.int64)
+    recent = np.empty((count, CONTEXT_ITEMS), np.int32)
+    drawn = np.empty((count, settings.num_negatives), np.int32)
+    touched = np.zeros(size, np.bool_)
+    none = np.zeros((size, 0), np.int32)
+    nothing = np.zeros(size, np.float32), np.zeros(size, np.int64)
+    no_partners = none, none.astype(np.int64), none.astype(np.float32), *nothing, nothing[1]
+    draw_events(
+        ratings.users, rows, ratings.values, _draw_keys(state, pairs), 0, count,
+        state.events_learned, 0, settings.implicit_prior, done, np.zeros(1, np.int64), lengths,
+        draws.order, draws.cumulative, draws.guide, _FADES, draws.cumulative[:, -1].copy(),
+        np.ones(_FADES.size), np.empty(count, np.int32), memory.popularity.copy(),
+        memory.last.copy(), np.array(state.popularity_parts or even_parts()),
+        np.zeros(size, np.int64), no_partners, False, 0.0, np.zeros(1, np.int64), recent, drawn,
+        touched, np.empty((count, 5)),
+    )  # fmt: skip
+    wanted = np.flatnonzero(touched)
+    places = np.full(size + 1, -1, np.int32)
+    places[wanted] = np.arange(wanted.size)
+    user = FactorTable(USER_SIDE, state.users.index.kind, settings)
+    user.ensure(ratings.user_ids)
+    mean, var = user.mean.copy(), user.var.copy()
+    filter_events(
+        ratings.users, places[rows], ratings.values, confidences(settings, ratings), 0, count,
+        places[recent], places[drawn], np.float32(settings.drift), mean, var,
+        items.mean[wanted], items.var[wanted], memory.context[wanted],
+        memory.context_var[wanted], np.empty((count, 2)),
+    )  # fmt: skip
+    user.mean, user.var = mean, var
+    if not user.finite():
+        raise not_finite(settings)
+    return user, done[: lengths[0]]
+
+
+def _draw_keys(state: ModelState, pairs: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Return what the draws of a batch's rows follow from."""
+    seed = np.uint64(state.settings.seed & 0xFFFFFFFFFFFFFFFF)
+    numbers = np.arange(pairs.size, dtype=np.uint64) + np.uint64(state.counters.ratings)
+    found: npt.NDArray[np.uint64] = pairs ^ ((numbers + seed) * _EVENT)
     return found
 
 
@@ -143,6 +281,8 @@ class _Work:
         self.order = np.argsort(self.keys)
         self.starts, self.lengths, self.done = self._done_rows()
         self.places = int(self.lengths.sum())
+        known = self.user_memory.last
+        self.last = known[user_rows] if known.size else np.zeros(user_rows.size, np.int64)
         self.pairs = pair_hash(
             id_keys(ratings.user_ids), id_keys(ratings.item_ids), ratings.users, ratings.items
         )
@@ -159,23 +299,22 @@ class _Work:
         """Learn by the logistic filter; which items have changed, and how many events there are."""
         state, r, settings = self.state, self.ratings, self.state.settings
         memory, order = self.item_memory, self.order.astype(np.int32)
-        fades = 0.5 ** (1.0 / np.array(HALF_LIVES))
+        fades = _FADES
         cumulative = cumulate(memory.popularity, memory.last, state.events_learned, fades, order)
         # a guide is worth making where more is drawn than it holds; it changes no draw
         many = 4 * len(r) * settings.num_negatives >= state.items.size
         guide = guide_draws(
             cumulative, 1 << (max(state.items.size.bit_length() - 3, 0) if many else 0)
         )
-        seed = np.uint64(settings.seed & 0xFFFFFFFFFFFFFFFF)
-        numbers = np.arange(len(r), dtype=np.uint64) + np.uint64(state.counters.ratings)
-        draw_keys = self.pairs ^ ((numbers + seed) * _EVENT)
+        draw_keys = _draw_keys(state, self.pairs)
         self.times.keep(self.item_rows)
         totals, left = cumulative[:, -1].copy(), np.ones(fades.size)
         counted, marks = np.empty(len(r), np.int32), np.zeros(state.items.size, np.int64)
         recent = np.empty((min(_CHUNK, len(r)), CONTEXT_ITEMS), np.int32)
         drawn = np.empty((len(recent), settings.num_negatives), np.int32)
         touched, kept = np.zeros((2, state.items.size), bool)
-        said, odds = np.empty((len(recent), 3)), np.empty((len(recent), 2))
+        said, odds = np.empty((len(recent), 5)), np.empty((len(recent), 2))
+        by_gap, by_length = np.array(self.believed.by_gap), np.array(self.believed.by_length)
         partners = self._partners()
         events = 0
         for begin in range(0, len(r), _CHUNK):
@@ -184,8 +323,8 @@ class _Work:
                 r.users, self.items, r.values, draw_keys, begin, end, state.events_learned, events,
                 settings.implicit_prior, self.done, self.starts, self.lengths, order, cumulative,
                 guide, fades, totals, left, counted, memory.popularity, memory.last, self.parts,
-                marks, partners, state.repeats_items, state.again, recent[: end - begin],
-                drawn[: end - begin], touched, said[: end - begin],
+                marks, partners, state.repeats_items, state.again, self.last,
+                recent[: end - begin], drawn[: end - begin], touched, said[: end - begin],
             )  # fmt: skip
             self.factors.keep(np.flatnonzero(touched & ~kept))
             kept |= touched
@@ -199,8 +338,9 @@ class _Work:
                 self.believed = PartnerWeight(
                     *weigh_partners(
                         said[: end - begin], odds[: end - begin], b.share, b.filter_sum,
-                        b.partner_sum,
-                    )
+                        b.partner_sum, b.typical, by_gap, by_length,
+                    ),
+                    tuple(by_gap.tolist()), tuple(by_length.tolist()),
                 )  # fmt: skip
         return touched, int(events)
 
@@ -235,6 +375,8 @@ class _Work:
             known[np.argsort(last[known])].astype(np.int32), last, touched,
         )  # fmt: skip
         note_done(r.users, self.items, r.values, self.done, self.starts, self.lengths)
+        done = np.flatnonzero(r.values > 0)
+        np.maximum.at(self.last, r.users[done], state.events_learned + 1 + np.arange(done.size))
         return touched, int(counted)
 
     def restore(self) -> None:
@@ -263,6 +405,8 @@ class _Work:
         self.user_memory.replace(
             self.user_rows, (done[begin : begin + length].copy() for begin, length in places)
         )
+        if self.user_memory.last.size:
+            self.user_memory.last[self.user_rows] = self.last
         state.users.count[self.user_rows] += np.bincount(r.users, minlength=self.user_rows.size)
         state.items.count[self.item_rows] += np.bincount(r.items, minlength=self.item_rows.size)
         state.popularity_parts = tuple(self.parts.tolist())

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from sparkml_sgdals.arrays.ratings import Layout, layout_by
 from sparkml_sgdals.arrays.threads import run_all
-from sparkml_sgdals.kernels.checks import check_rows
+from sparkml_sgdals.kernels.checks import check_reach
 from sparkml_sgdals.kernels.events.least_squares import descend_ids, gram, rank_held
 from sparkml_sgdals.kernels.lanes import padded_rows, padded_width
 from sparkml_sgdals.learn.solvers import over_ids
@@ -195,7 +195,7 @@ def descend_half(
     prior : tuple[F32, F32] | None
         what the ids are drawn to besides 0, as `factors`, and how strongly, shape (ids,)
     """
-    check_rows(layout.partners, partners.shape[0], "partner")
+    check_reach(layout.reach, partners.shape[0], "partner")
     before, pulls = prior or (factors[:0], regs[:0])
     square_errors = np.zeros(factors.shape[0])
     products = np.ascontiguousarray(squares, np.float32)

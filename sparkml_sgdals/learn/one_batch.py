@@ -11,26 +11,38 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from sparkml_sgdals.arrays.ratings import Ratings
+from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
+from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.arrays.ratings import Ratings, layout_by
 from sparkml_sgdals.kernels.checks import check_rows
+from sparkml_sgdals.kernels.fold_in import filter_new_users
+from sparkml_sgdals.kernels.lanes import padded_rows
 from sparkml_sgdals.learn.event_tables import caught_up
-from sparkml_sgdals.learn.events import learn_events
+from sparkml_sgdals.learn.events import forget_idle, learn_events
 from sparkml_sgdals.learn.features import start_featured
-from sparkml_sgdals.learn.influences import FilterSide, run_influence_filter
+from sparkml_sgdals.learn.influences import FilterSide, moved_prior, run_influence_filter
 from sparkml_sgdals.learn.noise import expected_squares, learn_noise_factors
 from sparkml_sgdals.learn.prequential import BatchSums, judge_batch
 from sparkml_sgdals.learn.rated_lists import lists_after, memory_of_users, rank_ratings
 from sparkml_sgdals.learn.shares import counts_for_all, some_of
-from sparkml_sgdals.learn.smoothing import smooth_batch
-from sparkml_sgdals.learn.solvers import not_finite, run_filter, run_minibatches, run_sgd
+from sparkml_sgdals.learn.smoothing import smooth_batch, smooth_new_users
+from sparkml_sgdals.learn.solvers import (
+    not_finite,
+    run_filter,
+    run_minibatches,
+    run_sgd,
+    without_variance,
+)
 from sparkml_sgdals.learn.whole_table import NO_FEATURES, Features, settle_scale
+from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.event_scores import table_alone
-from sparkml_sgdals.state.factors import FactorRows
-from sparkml_sgdals.state.model_state import SETTLING_RATINGS, ModelState
+from sparkml_sgdals.state.factors import FactorRows, FactorTable
+from sparkml_sgdals.state.model_state import SETTLING_RATINGS, ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
 
-__all__ = ["BatchReport", "learn_batch"]
+__all__ = ["BatchReport", "HeldItems", "fold_in", "learn_batch"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -51,6 +63,12 @@ class BatchReport:
     rmse: float
     baseline_rmse: float
     sums: BatchSums = field(default_factory=BatchSums)
+    forgotten_users: int = 0
+
+    @property
+    def rows(self) -> tuple[I64, I64] | None:
+        """Rows of users and items that changed; None where users were forgotten, for all."""
+        return None if self.forgotten_users else (self.user_rows, self.item_rows)
 
 
 def learn_batch(
@@ -69,18 +87,23 @@ def learn_batch(
         nothing = np.empty(0, np.int64)
         return BatchReport(0, 0, 0, nothing, nothing, math.nan, math.nan)
     if state.settings.learns_events:
-        begun = state
+        begun, known = state, state.users
         if table_alone(state):
             # the first batch after a table without times: the filter learns that table before
             begun = caught_up(state)
-        done = learn_events(begun, ratings, judge=True)
+        forgotten = forget_idle(begun)
+        try:
+            done = learn_events(begun, ratings, judge=True)
+        except BaseException:
+            state.users = known
+            raise
         user_rows, item_rows = done.user_rows, done.item_rows
         if begun is not state:
             state.restore(begun)
             user_rows, item_rows = np.arange(state.users.size), np.arange(state.items.size)
         return BatchReport(
             len(ratings), done.new_users, done.new_items, user_rows, item_rows, math.nan,
-            math.nan, done.sums,
+            math.nan, done.sums, forgotten,
         )  # fmt: skip
     noise = state.noise, state.noise_weight
     predicted = not state.blank
@@ -157,6 +180,117 @@ def learn_batch(
         math.sqrt(baseline_squares / count) if predicted else math.nan,
         sums if predicted else BatchSums(),
     )
+
+
+@dataclass(frozen=True)
+class HeldItems:
+    """Items as they are while users are folded in: what a new user's ratings are learned by.
+
+    Attributes
+    ----------
+    settings : Settings
+        of a model of ratings, of solver 'bayes'
+    scale : Scale
+        mean and spread of the ratings
+    mean, var, influence : F32
+        float32, as the columns of `FactorColumns`
+    """
+
+    settings: Settings
+    scale: Scale
+    mean: F32
+    var: F32
+    influence: F32
+
+    @classmethod
+    def of(cls, state: ModelState, rows: I64 | slice = slice(None)) -> HeldItems:
+        """Return some items of a model, or all.
+
+        Raises
+        ------
+        ValueError
+            users cannot be folded in
+        """
+        settings = state.settings
+        if settings.learns_events or settings.solver != "bayes":
+            raise ValueError(
+                "New users are folded in by models of ratings of solver 'bayes', and this one was "
+                + (
+                    "learned from events."
+                    if settings.learns_events
+                    else f"learned by {settings.solver!r}."
+                )
+                + " Learn what they did instead: "
+                "model.copy().update(ratings).recommendForUserSubset(ratings, n)."
+            )
+        items = state.items
+        return cls(settings, state.scale, items.mean[rows], items.var[rows], items.influence[rows])
+
+    def with_new(self, ids: pa.Array) -> HeldItems:
+        """Return these and, after them, distinct ids that the model does not know as they start."""
+        if not len(ids):
+            return self
+        table = FactorTable(
+            ITEM_SIDE, "str" if pa.types.is_string(ids.type) else "int", self.settings
+        )
+        table.ensure(ids)
+        mean, var = np.vstack([self.mean, table.mean]), np.vstack([self.var, table.var])
+        return replace(
+            self, mean=mean, var=var, influence=np.vstack([self.influence, table.influence])
+        )
+
+
+def fold_in(held: HeldItems, ratings: Ratings, item_rows: I64, kind: IdKind) -> tuple[F32, F32]:
+    """Return users as the stream would learn each of them new and alone, with items held.
+
+    Parameters
+    ----------
+    held : HeldItems
+        the items
+    ratings : Ratings
+        of the users, in the order of learning
+    item_rows : I64
+        int64, rows of the ratings' distinct items
+    kind : IdKind
+        of users' ids: where a new one starts follows from it
+
+    Returns
+    -------
+    means and variances of the ratings' distinct users, float32, shape (users, rank + 1)
+
+    Raises
+    ------
+    DivergenceError
+        ratings of an absurd size
+    """
+    settings = held.settings
+    users = FactorTable(USER_SIDE, kind, settings)
+    users.ensure(ratings.user_ids)
+    mean, var, drawn = users.mean.copy(), users.var.copy(), users.drawn.copy()
+    check_rows(item_rows, held.mean.shape[0], "item")
+    check_rows(ratings.items, item_rows.size, "item")
+    layout = layout_by(
+        ratings.users, item_rows[ratings.items].astype(np.int32),
+        held.scale.standardise(ratings.values), ratings.weights, users.size,
+    )  # fmt: skip
+    learned = filter_new_users(
+        layout.starts, layout.partners, layout.values, layout.weights, mean, var, drawn,
+        held.mean, held.var, held.influence, prior_variances(settings),
+        np.float32(settings.noise), np.float32(settings.drift),
+    )  # fmt: skip
+    if not learned:
+        raise without_variance(settings)
+    before = users.mean
+    if settings.draws_prior:
+        before = moved_prior(before, users.var, users.drawn, drawn, settings)
+    # of all items few are rated by some users
+    some, places = np.unique(layout.partners, return_inverse=True)
+    layout = replace(layout, partners=places.astype(np.int32))
+    sides = padded_rows(held.mean[some], 1), padded_rows(held.var[some], 1)
+    smooth_new_users(layout, settings, mean, (before, users.var), sides)
+    if not (np.isfinite(mean).all() and np.isfinite(var).all()):
+        raise not_finite(settings)
+    return mean, var
 
 
 def _learn_rows(

@@ -9,15 +9,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BatchSums", "faded_means", "judge_batch", "rank_sums", "window_means"]
+from sparkml_sgdals.arrays.threads import ranges, run_all
+from sparkml_sgdals.kernels.predict import clipped_squares
+
+__all__ = ["BatchSums", "faded_means", "judge_batch", "rank_sums", "sum_squares", "window_means"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
+
+_TOGETHER: Final = 1_000_000
+"""ratings whose squared errors are added up one after another"""
 
 
 @dataclass(frozen=True)
@@ -106,6 +114,28 @@ class BatchSums:
             "baselineRecall": mean(self.baseline_hits, self.ranked),
             "baselineMrr": mean(self.baseline_reciprocals, self.ranked),
         }
+
+
+def sum_squares(
+    truth: F32, errors: F32, spread: float, bounds: tuple[float, float], threads: int
+) -> float:
+    """Sum of squared errors of a table's ratings, each from before it was learned.
+
+    Parameters
+    ----------
+    truth, errors : F32
+        float32, shape (n,): ratings, and rating minus prediction in standardised units
+    spread : float
+        of the ratings
+    bounds : tuple[float, float]
+        least and greatest rating, which predictions are clipped to
+    threads : int
+        at most so many at once; they change no result
+    """
+    # a small table in one part, so that its sum is taken in one order
+    parts = ranges(truth.size, truth.size // _TOGETHER)
+    jobs = [partial(clipped_squares, truth[p], errors[p], spread, *bounds) for p in parts]
+    return math.fsum(run_all(jobs, threads))
 
 
 def judge_batch(

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparkml_sgdals.arrays.ratings import Layout, Ratings, layout_by
-from sparkml_sgdals.kernels.checks import check_rows
+from sparkml_sgdals.kernels.checks import check_reach
 from sparkml_sgdals.kernels.lanes import padded_rows
 from sparkml_sgdals.kernels.smoothing import smooth_ids
 from sparkml_sgdals.learn.influences import concentration, moved_prior
@@ -21,7 +21,7 @@ from sparkml_sgdals.learn.solvers import over_ids
 from sparkml_sgdals.state.factors import FactorRows
 from sparkml_sgdals.state.settings import Settings
 
-__all__ = ["smooth_batch"]
+__all__ = ["smooth_batch", "smooth_new_users"]
 
 F32 = npt.NDArray[np.float32]
 
@@ -73,6 +73,36 @@ def smooth_batch(
         side.mean += share * (swept[:ids, :width] - side.mean)
 
 
+def smooth_new_users(
+    layout: Layout, settings: Settings, mean: F32, prior: tuple[F32, F32], items: tuple[F32, F32]
+) -> None:  # fmt: skip
+    """Smooth users who were filtered with items held, each as if alone in a batch, in place.
+
+    Parameters
+    ----------
+    layout : Layout
+        their ratings by user, in standardised units
+    settings : Settings
+        of the model
+    mean : F32
+        float32, shape (users, rank + 1), after the filter
+    prior : tuple[F32, F32]
+        means and variances from before, of that shape, the means moved with what items say
+    items : tuple[F32, F32]
+        means and variances of items, as `padded_rows` with a spare one
+    """
+    with np.errstate(divide="ignore"):
+        pull = np.float32(settings.noise) / prior[1]
+    before = padded_rows(prior[0], 1), padded_rows(pull, 1)
+    swept = padded_rows(mean, 1)
+    for _ in range(_SWEEPS):
+        _half(layout, swept, before, *items, settings)
+    # all ratings of such a batch are of one user
+    crowd = layout.counts().astype(np.float64)
+    share = (crowd / (crowd + _CONCENTRATED)).astype(np.float32)[:, None]
+    mean += share * (swept[: mean.shape[0], : mean.shape[1]] - mean)
+
+
 def _prior(now: FactorRows, before: FactorRows, settings: Settings) -> tuple[F32, F32]:
     """Return the posteriors from before the batch, moved with their priors, as prior of its ids.
 
@@ -92,7 +122,7 @@ def _half(
     layout: Layout, mean: F32, prior: tuple[F32, F32], partner_mean: F32, partner_var: F32,
     settings: Settings,
 ) -> None:  # fmt: skip
-    check_rows(layout.partners, partner_mean.shape[0] - 1, "partner")
+    check_reach(layout.reach, partner_mean.shape[0] - 1, "partner")
 
     def smooth(first: int, last: int) -> None:
         smooth_ids(

@@ -16,20 +16,24 @@ import numpy as np
 import numpy.typing as npt
 
 from sparkml_sgdals.arrays.ratings import Layout
-from sparkml_sgdals.arrays.threads import run_all
+from sparkml_sgdals.arrays.strata import Strata
+from sparkml_sgdals.arrays.threads import run_all, workers
 from sparkml_sgdals.errors import DivergenceError
-from sparkml_sgdals.kernels.checks import check_rows
+from sparkml_sgdals.kernels.checks import check_reach
 from sparkml_sgdals.kernels.filter import filter_ratings
 from sparkml_sgdals.kernels.lanes import padded_rows
 from sparkml_sgdals.kernels.sgd import rating_gradients, sgd_ratings
-from sparkml_sgdals.kernels.sweep import sweep_ids
+from sparkml_sgdals.kernels.sweep import prior_spread, sweep_ids
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = [
     "EARLIEST_STOP",
+    "CellFilter",
     "Side",
     "check_mini_batch",
+    "filter_cells",
     "half_sweep",
+    "id_ranges",
     "not_finite",
     "over_ids",
     "run_filter",
@@ -65,11 +69,9 @@ class Side:
 
     def learn_prior(self, rated: npt.NDArray[np.bool_]) -> None:
         """Set the prior variance of each coordinate from the rated ids: algorithm.md (6)."""
-        centre = self.prior_mean[rated] if self.prior_mean.shape[0] > 1 else self.prior_mean
-        apart = self.mean[rated].astype(np.float64) - centre
         # one id counts as so many usual ones at most
-        squares = np.minimum(apart**2 + self.var[rated], _MOST * self.prior_var[0])
-        spread = np.mean(squares, axis=0)
+        most = (_MOST * self.prior_var[0]).astype(np.float32)
+        spread = prior_spread(self.mean, self.var, self.prior_mean, rated, most)
         self.prior_var = spread.astype(np.float32)[None, :]
 
 
@@ -85,13 +87,16 @@ def over_ids(sweep: Callable[[int, int], None], layout: Layout, threads: int) ->
     threads : int
         at most so many at once; they change no result
     """
+    ranges = threads * _CHUNKS_PER_THREAD if threads > 1 else 1
+    run_all([partial(sweep, *some) for some in id_ranges(layout, ranges)], threads)
+
+
+def id_ranges(layout: Layout, ranges: int) -> list[tuple[int, int]]:
+    """Cut the ids of a layout into so many ranges, first to before last, of about equal ratings."""
     num_ids = layout.starts.size - 1
-    if threads <= 1:
-        sweep(0, num_ids)
-        return
-    shares = np.linspace(0, layout.partners.size, threads * _CHUNKS_PER_THREAD + 1)
+    shares = np.linspace(0, layout.partners.size, ranges + 1)
     bounds = np.minimum(np.searchsorted(layout.starts, shares[1:-1]), num_ids).tolist()
-    run_all([partial(sweep, *some) for some in pairwise([0, *bounds, num_ids])], threads)
+    return list(pairwise([0, *bounds, num_ids]))
 
 
 def half_sweep(
@@ -107,7 +112,7 @@ def half_sweep(
 
     With `shares`, shape (ids,), an id counts in these by its share.
     """
-    check_rows(layout.partners, partner_mean.shape[0], "partner")
+    check_reach(layout.reach, partner_mean.shape[0], "partner")
     num_ids = side.mean.shape[0]
     partners = padded_rows(partner_mean), padded_rows(partner_var)
     square_errors = np.zeros(num_ids)
@@ -156,6 +161,56 @@ def run_filter(
     if not learned:
         raise without_variance(settings)
     return errors
+
+
+class CellFilter:
+    """A model while it filters a table cell by cell: its factors lie in the order of the groups.
+
+    Parameters
+    ----------
+    strata : Strata
+        the table
+    values : F32
+        its ratings in standardised units, in the order of its cells
+    settings : Settings
+        of the model
+    sides : tuple[Side, Side]
+        users and items, whose means and variances `finish` changes
+    """
+
+    def __init__(
+        self, strata: Strata, values: F32, settings: Settings, sides: tuple[Side, Side]
+    ) -> None:
+        self.strata, self.values, self.settings, self.sides = strata, values, settings, sides
+        self.errors = np.empty(values.size, np.float32)
+        orders = strata.user_order, strata.item_order
+        self._factors = [
+            array[rows]
+            for side, rows in zip(sides, orders, strict=True)
+            for array in (side.mean, side.var)
+        ]
+
+    def learn(self, cell: slice) -> None:
+        """Filter the ratings of a cell."""
+        users, items, weights = self.strata.cell(cell)
+        self.errors[cell] = run_filter(
+            users, items, self.values[cell], weights, self.settings, *self._factors
+        )
+
+    def finish(self) -> F32:
+        """Give the sides what is learned; the errors from before each rating, by cell."""
+        users, items = self.sides
+        rows, columns = self.strata.user_order, self.strata.item_order
+        users.mean[rows], users.var[rows], items.mean[columns], items.var[columns] = self._factors
+        return self.errors
+
+
+def filter_cells(strata: Strata, filters: Sequence[CellFilter], threads: int) -> list[F32]:
+    """Let each filter learn a table, stratum by stratum; what their `finish` gives."""
+    with workers(threads) as run:
+        for cells in strata.strata():
+            run([partial(one.learn, cell) for one in filters for cell in cells])
+    return [one.finish() for one in filters]
 
 
 def not_finite(settings: Settings) -> DivergenceError:

@@ -13,25 +13,24 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
+from sparkml_sgdals.arrays.grouping import count_codes
 from sparkml_sgdals.arrays.ratings import Layout, Ratings, layout_by
 from sparkml_sgdals.arrays.sparse_rows import SparseRows
+from sparkml_sgdals.arrays.strata import STRATA_FROM, Strata, cut_strata
 from sparkml_sgdals.arrays.threads import run_all
 from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.kernels.checks import check_rows
-from sparkml_sgdals.kernels.predict import clipped_squares
 from sparkml_sgdals.learn.event_tables import fit_events
 from sparkml_sgdals.learn.events import learn_events
 from sparkml_sgdals.learn.features import FeaturePrior, start_featured
-from sparkml_sgdals.learn.influences import (
-    InfluencePrior,
-)
-from sparkml_sgdals.learn.noise import (
-    expected_after_learning,
-    learn_noise_factors,
-)
+from sparkml_sgdals.learn.influences import InfluencePrior
+from sparkml_sgdals.learn.noise import learn_noise_of_table
+from sparkml_sgdals.learn.prequential import sum_squares
 from sparkml_sgdals.learn.shares import capped_items
 from sparkml_sgdals.learn.solvers import (
+    CellFilter,
     Side,
+    filter_cells,
     half_sweep,
     not_finite,
     run_filter,
@@ -44,7 +43,6 @@ from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.feature_weights import FeatureWeights
 from sparkml_sgdals.state.model_state import SETTLING_RATINGS, ModelState, Scale
-from sparkml_sgdals.state.settings import Settings
 
 __all__ = [
     "NO_FEATURES",
@@ -194,6 +192,7 @@ class _Work:
         self.settings = state.settings
         self.noise = state.settings.noise
         self.influences: InfluencePrior | None = None
+        self.layouts: tuple[Layout, Layout] | None = None
         ids = ratings.user_ids, ratings.item_ids
         # the weights of a model stay as they were fitted
         self.features = tuple(
@@ -207,8 +206,6 @@ class _Work:
             if ratings.weights.size
             else float(len(ratings))
         )
-        check_rows(ratings.users, rows[0].size, "user")
-        check_rows(ratings.items, rows[1].size, "item")
 
     @classmethod
     def start(
@@ -219,11 +216,13 @@ class _Work:
         fresh = state.blank
         known = state.users.size, state.items.size
         if fresh:
-            scale = Scale.of(ratings.moments(), len(ratings), state.settings.solver == "bayes")
+            scale = Scale.of(
+                ratings.moments(threads=threads), len(ratings), state.settings.solver == "bayes"
+            )
             state.scale = replace(scale, frozen=True)
         else:
-            settle_scale(state, ratings.moments(), len(ratings), freeze=True)
-        values = state.scale.standardise(ratings.values)
+            settle_scale(state, ratings.moments(threads=threads), len(ratings), freeze=True)
+        values = state.scale.standardise(ratings.values, threads)
         tables, ids = (state.users, state.items), (ratings.user_ids, ratings.item_ids)
         for table, own, some, weights in zip(tables, ids, features, state.features, strict=True):
             start_featured(table, own, some, weights)
@@ -248,18 +247,36 @@ class _Work:
             if table.var.shape[1]:
                 table.var[rows] = side.var
         self._put_priors(target, tables)
-        if self.settings.solver == "bayes" and self.fresh and self.history:
+        if self.layouts is not None and self.fresh and self.history:
             target.noise, target.noise_weight = self.noise, self.total_weight
             users, items = self.sides
-            surprises = expected_after_learning(
-                r, self.values, (users.mean, users.var), (items.mean, items.var),
-                prior_variances(self.settings), self.noise, self.threads,
-            )  # fmt: skip
-            learn_noise_factors(tables, self.rows, r, surprises, rounds=2)
+            learn_noise_of_table(
+                tables,
+                self.rows,
+                self.layouts,
+                (users, items),
+                prior_variances(self.settings),
+                self.noise,
+                self.threads,
+            )
         check_finite(target, *self.rows)
-        for table, rows, positions in zip(tables, self.rows, (r.users, r.items), strict=True):
-            table.count[rows] += np.bincount(positions, minlength=rows.size)
+        for table, rows, counts in zip(tables, self.rows, self._counts(), strict=True):
+            table.count[rows] += counts
         target.counters = target.counters.with_ratings(len(r), r.value_range())
+
+    def _counts(self) -> tuple[I64, I64]:
+        """Ratings of each id of the table, by side."""
+        if self.layouts is not None:
+            return self.layouts[0].counts(), self.layouts[1].counts()
+        users, items = (
+            count_codes(codes, rows.size, self.threads)
+            for codes, rows in zip((self.ratings.users, self.ratings.items), self.rows, strict=True)
+        )
+        return users, items
+
+    def _check_rows(self) -> None:
+        check_rows(self.ratings.users, self.rows[0].size, "user")
+        check_rows(self.ratings.items, self.rows[1].size, "item")
 
     def _put_priors(self, target: ModelState, tables: tuple[FactorTable, FactorTable]) -> None:
         """Give a state the parts of prior means, and the weights of features."""
@@ -294,42 +311,56 @@ class _Work:
             own = own | (table.featured[rows] != 0.0).any(axis=1)[:, None]
         return Side(mean, var, np.where(own, mean, np.float32(0.0)), var.copy())
 
-    def learn_baseline(self) -> None:
-        """Filter, then sweep once, a model of rank 0: what features have to beat."""
-        tables = (self.state.users, self.state.items)
+    def _baseline(self) -> tuple[Side, Side]:
+        """Return a model of rank 0, which is filtered too: what features have to beat."""
         users, items = (
-            Side(
-                table.base_mean[rows],
-                table.base_var[rows],
-                _zero_row(1) if self.fresh else table.base_mean[rows],
-                _bias_row(self.settings) if self.fresh else table.base_var[rows],
-            )
-            for table, rows in zip(tables, self.rows, strict=True)
+            Side(table.base_mean[rows], table.base_var[rows], _zero_row(0), _zero_row(0))
+            for table, rows in zip((self.state.users, self.state.items), self.rows, strict=True)
         )
+        return users, items
+
+    def _put_baseline(self, sides: tuple[Side, Side]) -> None:
+        tables = self.state.users, self.state.items
+        for table, rows, side in zip(tables, self.rows, sides, strict=True):
+            table.base_mean[rows] = side.mean
+            table.base_var[rows] = side.var
+
+    def _learn_baseline(self) -> F32:
+        """Filter it; errors from before each rating was learned."""
+        users, items = sides = self._baseline()
         r = self.ratings
-        self.baseline_errors = run_filter(
+        errors = run_filter(
             r.users, r.items, self.values, r.weights, self.settings,
             users.mean, users.var, items.mean, items.var,
         )  # fmt: skip
-        for table, rows, side in zip(tables, self.rows, (users, items), strict=True):
-            table.base_mean[rows] = side.mean
-            table.base_var[rows] = side.var
+        self._put_baseline(sides)
+        return errors
 
     def _filter_and_sweep(self) -> Iterator[int]:
         settings, r, threads = self.settings, self.ratings, self.threads
         users, items = self.sides
         if settings.draws_prior:
             self.influences = InfluencePrior(r, (self.state.users, self.state.items), self.rows)
-        # a filter is one rating after another: other threads prepare the sweeps meanwhile
-        errors, _, *layouts = run_all(
-            [self._filter, self.learn_baseline, *(self._layouts() if settings.max_iter else [])],
-            threads,
-        )
-        self._count_prequential(errors)
+        if len(r) >= STRATA_FROM:
+            if settings.max_iter:
+                self.layouts = self._layout(0, threads), self._layout(1, threads)
+            strata = cut_strata(r, self._counts(), threads)
+            self._count_prequential(*self._filter_cells(strata), strata.values)
+        else:
+            self._check_rows()
+            # a filter is one rating after another: other threads prepare the sweeps meanwhile
+            sides = (0, 1) if settings.max_iter else ()
+            errors, baseline, *layouts = run_all(
+                [self._filter, self._learn_baseline, *(partial(self._layout, n) for n in sides)],
+                threads,
+            )
+            self._count_prequential(errors, baseline, r.values)
+            if layouts:
+                self.layouts = layouts[0], layouts[1]
         yield 0
-        if not layouts:
+        if self.layouts is None:
             return
-        by_user, by_item = layouts
+        by_user, by_item = self.layouts
         rated_users, rated_items = by_user.counts() > 0, by_item.counts() > 0
         shares = capped_items(by_item.counts(), users.mean.shape[0])
         if shares is not None:
@@ -379,24 +410,36 @@ class _Work:
             users.mean, users.var, items.mean, items.var,
         )  # fmt: skip
 
-    def _layouts(self) -> list[Callable[[], Layout]]:
-        r, (users, items) = self.ratings, self.sides
-        values, weights = self.values, r.weights
-        return [
-            partial(layout_by, r.users, r.items, values, weights, users.mean.shape[0]),
-            partial(layout_by, r.items, r.users, values, weights, items.mean.shape[0]),
-        ]
+    def _filter_cells(self, strata: Strata) -> tuple[F32, F32]:
+        """One pass of model and baseline, cell by cell; errors from before each rating."""
+        values = self.state.scale.standardise(strata.values, self.threads)
+        users, items = self.sides
+        baseline = self._baseline()
+        own = CellFilter(strata, values, self.settings, (users, items))
+        if self.influences is not None and not self.fresh:
+            own = self.influences.cell_filter(strata, values, self.settings, (users, items))
+        apart = CellFilter(strata, values, self.settings, baseline)
+        errors = filter_cells(strata, [own, apart], self.threads)
+        self._put_baseline(baseline)
+        return errors[0], errors[1]
+
+    def _layout(self, own: int, threads: int = 1) -> Layout:
+        """Ratings by user, or by item."""
+        r = self.ratings
+        rows = (r.users, r.items) if own == 0 else (r.items, r.users)
+        return layout_by(*rows, self.values, r.weights, self.rows[own].size, threads)
 
     def _descend(self, passes: int) -> Iterator[int]:
         r = self.ratings
         solve = run_sgd if self.settings.solver == "sgd" else run_minibatches
         means = [side.mean for side in self.sides]
-        self.learn_baseline()
+        self._check_rows()
+        baseline = self._learn_baseline()
         yield 0
         for number in range(passes):
             errors = solve(r.users, r.items, self.values, r.weights, self.settings, *means)
             if number == 0:
-                self._count_prequential(errors)
+                self._count_prequential(errors, baseline, r.values)
             self.history.append(self._rmse_of(errors))
             if not math.isfinite(self.history[-1]):
                 raise DivergenceError(
@@ -414,22 +457,25 @@ class _Work:
             squares *= self.ratings.weights
         return math.sqrt(float(squares.sum()) / self.total_weight) * self.state.scale.spread
 
-    def _count_prequential(self, errors: F32) -> None:
-        """Errors of the first pass, each from before its rating was learned: its later half."""
-        half = slice(len(self.ratings) // 2, None)
-        truth, spread = self.ratings.values[half], self.state.scale.spread
-        bounds = self.ratings.value_range()
-        judged = [
-            partial(clipped_squares, truth, some[half], spread, *bounds)
-            for some in (errors, self.baseline_errors)
-        ]
-        own, baseline = run_all(judged, self.threads)
+    def _count_prequential(self, errors: F32, baseline: F32, truth: F32) -> None:
+        """Errors of the first pass, each from before its rating was learned: its later half.
+
+        All three are in the order in which the ratings were learned.
+        """
+        half = slice(truth.size // 2, None)
+        own, apart = (
+            sum_squares(
+                truth[half], some[half], self.state.scale.spread, self.ratings.value_range(),
+                self.threads,
+            )
+            for some in (errors, baseline)
+        )  # fmt: skip
         counters = self.state.counters
         self.state.counters = replace(
             counters,
-            prequential_ratings=counters.prequential_ratings + truth.size,
+            prequential_ratings=counters.prequential_ratings + truth.size - truth.size // 2,
             prequential_squares=counters.prequential_squares + own,
-            baseline_squares=counters.baseline_squares + baseline,
+            baseline_squares=counters.baseline_squares + apart,
         )
 
 
@@ -471,7 +517,3 @@ def check_finite(state: ModelState, user_rows: I64, item_rows: I64) -> None:
 
 def _zero_row(width: int) -> F32:
     return np.zeros((1, width), np.float32)
-
-
-def _bias_row(settings: Settings) -> F32:
-    return np.full((1, 1), settings.bias_prior, np.float32)

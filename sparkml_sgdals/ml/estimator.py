@@ -20,7 +20,7 @@ from sparkml_sgdals.fit.grid_fit import GridFit, GridPoint
 from sparkml_sgdals.fit.plan import FitOptions, TrainingReport
 from sparkml_sgdals.ingest.columns import id_kind, id_type_name
 from sparkml_sgdals.ingest.frames import Table, as_stream, as_table
-from sparkml_sgdals.ingest.parquet import pack_parquet
+from sparkml_sgdals.ingest.parquet import pack_parquet, see_files
 from sparkml_sgdals.learn.far_values import limits_for
 from sparkml_sgdals.ml.feature_methods import FeatureTables
 from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
@@ -102,6 +102,10 @@ class StreamingBiasedALS(
         ratings that cannot be learned (null id, null or infinite rating, negative weight): 'error'
         (default of fit and update), 'skip' (default of streams: set aside and counted), or 'keep'
         (as skip, but a missing time counts as the earliest and a bad weight as 1)
+    repeatedPairs : str, default "count"
+        what a pair of user and item that comes again means: 'count' (one more observation) or
+        'newest' (of a table, and of each batch, the rating of the greatest timestampCol counts
+        alone; what earlier batches said stays learned)
     ratingRange : Sequence[float] | None, default None
         lowest and highest rating: others cannot be learned, see handleInvalid. Where it is not set,
         streams and updates set aside what lies more than ten widths outside the ratings that they
@@ -186,6 +190,9 @@ class StreamingBiasedALS(
     repeatItems : bool | None, default None
         under implicitPrefs: whether an item that a user has done may come again; learned from the
         events where it is not set
+    forgetUsersAfter : int, default 0
+        under implicitPrefs: events of others after which a user that has done nothing since is
+        forgotten, as sessions that have ended; 0 = never; at least 0
     numUserBlocks : int, default 10
         as in ALS: blocks of users; no effect, see numBlocks; at least 1
     numItemBlocks : int, default 10
@@ -226,6 +233,7 @@ class StreamingBiasedALS(
         coldStartStrategy: str = "bias",
         clipPredictions: bool = True,
         handleInvalid: str = "error",
+        repeatedPairs: str = "count",
         ratingRange: Sequence[float] | None = None,
         regParam: float = 0.1,
         userBiasRegParam: float | None = None,
@@ -257,6 +265,7 @@ class StreamingBiasedALS(
         unobservedWeight: float = 0.1,
         numPartners: int = 32,
         repeatItems: bool | None = None,
+        forgetUsersAfter: int = 0,
         numUserBlocks: int = 10,
         numItemBlocks: int = 10,
         intermediateStorageLevel: str = "MEMORY_AND_DISK",
@@ -302,6 +311,11 @@ class StreamingBiasedALS(
         -----
         Integer and string ids and numbers are read so; where a column has to be converted, or
         stands in the names of folders, or the path is a pattern ("*.parquet"), this is `fit`.
+
+        Raises
+        ------
+        StorageError
+            the files are on this machine's disk, and executors do not see them
         """
         self.warnOfUnused()
         if not isinstance(path, (str, os.PathLike)):
@@ -309,14 +323,18 @@ class StreamingBiasedALS(
                 f"path is one folder, file or pattern, got {path!r}: of several, "
                 "fit(spark.read.parquet(*paths))."
             )
-        dataset = active_session().read.parquet(spark_path(path))
+        spark = active_session()
+        see_files(spark, full_path(path))
+        dataset = spark.read.parquet(spark_path(path))
         kinds, id_types = self._ids_of(dataset)
         settings, options = self._plan(kinds)
         keep = options.handle_invalid == "keep"
         limits = NO_LIMITS
         if options.rating_range is not None:
             limits = limits_for(ModelState.empty(settings, *kinds), options.rating_range)
-        cells = pack_parquet(dataset, full_path(path), options.columns, kinds, keep, limits)
+        cells = None
+        if not options.newest:
+            cells = pack_parquet(dataset, full_path(path), options.columns, kinds, keep, limits)
         state, report, *_ = learn_table(dataset, settings, options, cells=cells)
         return self._model(state, id_types, report)
 

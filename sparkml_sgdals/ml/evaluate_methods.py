@@ -27,6 +27,7 @@ from sparkml_sgdals.ingest.frames import Table, as_table
 from sparkml_sgdals.learn.features import start_featured
 from sparkml_sgdals.ml.recommend_methods import RankingMethods, Seen
 from sparkml_sgdals.notebook import html_table, number
+from sparkml_sgdals.predict.choice import Choice
 from sparkml_sgdals.predict.judging import (
     JudgedLists,
     held_out_pairs,
@@ -232,12 +233,14 @@ class EvaluationMethods(RankingMethods):
         test = self._judged_on(test)
         state = self._scoring_state()
         ranking = Ranking.of(state, k, "prediction", self.getClipPredictions())
-        seen = self._seen(excludeSeen)
+        seen = self._seen_pairs(excludeSeen)
         pairs = held_out_pairs(self._relevant(test, threshold), seen)
         users, items = state.users, state.items
 
         def recommended(ids: pa.Array) -> DataFrame:
-            return recommend(test.sparkSession, state, users, items, ranking, ids, seen)
+            return recommend(
+                test.sparkSession, state, users, items, ranking, ids, Choice(seen=seen)
+            )
 
         judged = judge_lists(pairs, recommended, seen, items.index.ids(), k)
         tested = self._pairs(test).agg(F.count_distinct("query").alias("users")).toArrow()
@@ -289,7 +292,7 @@ class EvaluationMethods(RankingMethods):
             id_column(recommendations.schema, param, name, users.index.kind).alias("query"),
             F.col("recommendations").getField(item).cast(f"array<{ddl}>").alias("found"),
         )
-        seen = self._seen(excludeSeen)
+        seen = self._seen_pairs(excludeSeen)
         pairs = held_out_pairs(self._relevant(self._judged_on(test), threshold), seen)
         both = ranking_columns(pairs, lists, items.index.ids())
         return both.select(F.col("query").cast(id_type).alias(name), "prediction", "label")

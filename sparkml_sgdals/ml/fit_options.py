@@ -15,10 +15,19 @@ __all__ = ["fit_options"]
 def fit_options(
     params: ModelParams, kinds: tuple[Any, Any], invalid: str, settings: Settings
 ) -> FitOptions:
-    """How the Params say that tables and streams are read and spread, for a model so set."""
+    """How the Params say that tables and streams are read and spread, for a model so set.
+
+    Raises ValueError where the newest rating of a pair is to count and there are no times.
+    """
     columns = params.ratingColumns()
     if not settings.featured:
         columns = replace(columns, features=(None, None))
+    newest = params.getRepeatedPairs() == "newest" and not settings.learns_events
+    if newest and columns.time is None:
+        raise ValueError(
+            "repeatedPairs is 'newest', and without times no rating is newer than another: set "
+            "timestampCol, or repeatedPairs to 'count'."
+        )
     optional = settings.learns_events and (not columns.rating or not params.isSet("ratingCol"))
     return FitOptions(
         columns=replace(columns, rating_needed=not optional),
@@ -31,6 +40,7 @@ def fit_options(
         show_progress=params.getShowProgress(),
         progress_path=params.getProgressPath(),
         rating_range=None if settings.learns_events else params.getRatingRange(),
+        newest=newest,
         # events draw their negatives from all items, and ratings are ranked among all of them
         max_resident_ids=0
         if settings.learns_events or (settings.ranks_ratings and not params.isSet("maxResidentIds"))

@@ -17,6 +17,7 @@ from sparkml_sgdals.ingest.collecting import announced_in, collect_ratings, rate
 from sparkml_sgdals.ingest.frames import Table, as_table, like_given
 from sparkml_sgdals.learn.far_values import limits_for
 from sparkml_sgdals.ml.evaluate_methods import EvaluationMethods
+from sparkml_sgdals.ml.export_methods import ExportMethods
 from sparkml_sgdals.ml.feature_methods import ModelFeatures
 from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
 from sparkml_sgdals.ml.one_methods import OneMethods
@@ -54,6 +55,7 @@ logger = logging.getLogger(__name__)
 
 class StreamingBiasedALSModel(
     EvaluationMethods,
+    ExportMethods,
     OneMethods,
     VersionMethods,
     ModelFeatures,
@@ -262,7 +264,7 @@ class StreamingBiasedALSModel(
         given = options.rating_range
         collected = collect_ratings(
             dataset, options.columns, options.kinds, keep,
-            limits_of=lambda table: limits_for(self._state, given, table),
+            limits_of=lambda table: limits_for(self._state, given, table), newest=options.newest,
         )  # fmt: skip
         if collected is None:
             prior = None if self._state.blank else self._state

@@ -7,8 +7,7 @@ from typing import Any
 
 from pyspark.sql import Row
 
-from sparkml_sgdals.arrays.given_ids import given_ids
-from sparkml_sgdals.ingest.frames import lists_ids
+from sparkml_sgdals.arrays.given_ids import given_ids, lists_ids
 from sparkml_sgdals.notebook import html_table, number
 from sparkml_sgdals.predict.recommending import whole_count
 from sparkml_sgdals.predict.seen import remembered_pairs
@@ -50,7 +49,11 @@ class OneMethods:
         return float(self._at_hand().predict([user], [item])["prediction"].iloc[0])
 
     def recommendOne(
-        self, user: int | str, n: int = 10, excludeSeen: Iterable[Any] | bool | None = None
+        self,
+        user: int | str,
+        n: int = 10,
+        excludeSeen: Iterable[Any] | bool | None = None,
+        candidates: Iterable[Any] | None = None,
     ) -> list[Row]:
         """Return the best items for one user at once, as `recommendForUserSubset` ranks them.
 
@@ -62,6 +65,8 @@ class OneMethods:
             at most so many
         excludeSeen : Iterable[Any] | bool | None
             ids of items not to recommend; True: those that the model remembers of the user
+        candidates : Iterable[Any] | None
+            ids of items to choose from; those not known are not ranked
 
         Returns
         -------
@@ -83,11 +88,12 @@ class OneMethods:
                 f"ratings.loc[ratings['{self.getUserCol()}'] == {user!r}, '{self.getItemCol()}'], "
                 "or ask recommendForUserSubset."
             )
+        among = None if candidates is None else [candidates]
         exclude: Any = [] if asked is None else asked
         if excludeSeen is True:
             known = given_ids([user], self._state.users.index.kind, "user")
             exclude = remembered_pairs(self._state, known.drop_null()).column("item")
-        best = self._at_hand().recommend([user], count, [exclude])
+        best = self._at_hand().recommend([user], count, [exclude], candidates=among)
         row = Row(self.getItemCol(), "rating")
         pairs = zip(best["item"].tolist(), best["rating"].tolist(), strict=True)
         return [row(item, rating) for item, rating in pairs]

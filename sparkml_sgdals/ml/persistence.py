@@ -17,9 +17,10 @@ from pyspark.ml.util import (
     MLReader,
     MLWriter,
 )
-from pyspark.sql import SparkSession
+from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql.utils import is_remote
 
+from sparkml_sgdals.spark_jobs import local_threads
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.objects import Location
@@ -107,6 +108,7 @@ class _Writer(MLWriter):
         text = sealed(DefaultParamsWriter._get_metadata_to_save(instance, spark, extra))
         frame = spark.createDataFrame([(text,)], "value string")
         frame.coalesce(1).write.text(f"{path}/metadata")
+        _see_written(spark, path, spark.read.text(f"{path}/metadata"), 1)
 
 
 class EstimatorWriter(_Writer, DefaultParamsWriter):
@@ -138,6 +140,8 @@ class ModelWriter(_Writer):
             )
             files = 1 + side.size // _IDS_PER_FILE
             frame.coalesce(files).write.mode("overwrite").parquet(f"{path}/{name}")
+            written = spark.read.schema("id string").parquet(f"{path}/{name}")
+            _see_written(spark, path, written, side.size)
 
 
 class EstimatorReader(DefaultParamsReader[E], Generic[E]):
@@ -195,6 +199,17 @@ class ModelReader(MLReader[M], Generic[M]):
         _set_params(model, metadata, path)
         loaded: M = model
         return loaded
+
+
+def _see_written(spark: SparkSession, path: str, written: DataFrame, rows: int) -> None:
+    """See that what tasks have written on a cluster is where the driver reads."""
+    if not local_threads(spark) and written.count() != rows:
+        raise StorageError(
+            f"Nothing usable was saved at {path}: what executors write there is not what the "
+            "driver finds, as it is a folder of each machine's own. Save to one that they share, "
+            "such as a URI of an object store or HDFS; a model path of a stream may be the "
+            "driver's own."
+        )
 
 
 def _read_metadata(spark: SparkSession, path: str, expected: type[Any]) -> dict[str, Any]:

@@ -63,6 +63,10 @@ class ModelSetters(ModelParams):
         """Set handleInvalid."""
         return self._set(handleInvalid=value)
 
+    def setRepeatedPairs(self, value: str) -> Self:
+        """Set repeatedPairs."""
+        return self._set(repeatedPairs=value)
+
     def setRatingRange(self, value: list[float]) -> Self:
         """Set ratingRange."""
         return self._set(ratingRange=value)
@@ -206,6 +210,10 @@ class LearningSetters(ModelSetters, LearningParams):
     def setRepeatItems(self, value: bool) -> Self:
         """Set repeatItems."""
         return self._set(repeatItems=value)
+
+    def setForgetUsersAfter(self, value: int) -> Self:
+        """Set forgetUsersAfter."""
+        return self._set(forgetUsersAfter=value)
 
     def setAlpha(self, value: float) -> Self:
         """Set alpha."""

@@ -19,7 +19,17 @@ from pyspark.sql import functions as F
 from sparkml_sgdals.arrays.hashing import USER_SIDE, block_of, id_keys
 from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 from sparkml_sgdals.arrays.ipc import from_bytes, to_bytes
-from sparkml_sgdals.kernels.topn import Boosts, Tastes, candidate_products, query_products, top_n
+from sparkml_sgdals.kernels.topn import (
+    Boosts,
+    Positions,
+    Tastes,
+    candidate_products,
+    positions_of,
+    query_products,
+    top_n,
+)
+from sparkml_sgdals.predict.choice import Choice
+from sparkml_sgdals.spark_jobs import gathered
 from sparkml_sgdals.spark_workers import need_workers
 from sparkml_sgdals.state.columns import list_column, prior_variances
 from sparkml_sgdals.state.event_scores import means_and_tastes, tastes_of
@@ -27,7 +37,7 @@ from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.partners import Partners
 
-__all__ = ["RankBy", "Ranking", "recommend", "similar"]
+__all__ = ["Part", "Rank", "RankBy", "Ranking", "recommend", "similar"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -36,6 +46,7 @@ RankBy = Literal["prediction", "upper", "lower"]
 _SIGNS: Final = {"prediction": 0, "upper": 1, "lower": -1}
 _QUERIES_PER_BLOCK: Final = 4096
 _CANDIDATES_PER_PART: Final = 200_000
+_PAIRS_AT_ONCE: Final = 500_000
 
 
 def whole_count(what: str, given: Any) -> int:
@@ -104,8 +115,8 @@ class Ranking:
 
 
 @dataclass(frozen=True)
-class _Part:
-    """Some of the candidates, as the tasks get them."""
+class Part:
+    """Candidates as the tasks get them: all, or some of many."""
 
     ids: pa.Array
     mean: F32
@@ -173,7 +184,7 @@ def recommend(
     candidates: FactorTable,
     ranking: Ranking,
     subset: pa.Array | None,
-    seen: DataFrame | None,
+    choice: Choice,
 ) -> DataFrame:
     """Return the best candidates for all queries, or for the distinct ids in `subset`.
 
@@ -189,8 +200,8 @@ def recommend(
         how many, by what score, in which unit
     subset : pa.Array | None
         ids of the queries' kind; one that is not known is served by the candidates' biases
-    seen : DataFrame | None
-        columns query and candidate, pairs not to recommend, as bigint or string
+    choice : Choice
+        which candidates
 
     Returns
     -------
@@ -208,14 +219,15 @@ def recommend(
         if variances
         else np.empty((rows.size, 0), np.float32)
     )
-    order = pa.compute.array_sort_indices(candidates.index.ids()).to_numpy(zero_copy_only=False)
+    order = choice.rows(candidates)
     parts, users_ask = [], queries.side == USER_SIDE
-    for first in range(0, order.size, _CANDIDATES_PER_PART):
+    # where none is left, each query still has its row
+    for first in range(0, max(order.size, min(candidates.size, 1)), _CANDIDATES_PER_PART):
         some = order[first : first + _CANDIDATES_PER_PART]
         heard = _Heard.of(state.heard, some, users_ask)
         held = candidates.var[some] if variances else np.empty((some.size, 0), np.float32)
         parts.append(
-            _Part(
+            Part(
                 candidates.index.ids(some),
                 candidates.mean[some],
                 held,
@@ -227,7 +239,7 @@ def recommend(
     latest = state.heard.of_rows(rows) if state.heard is not None and users_ask else None
     of_items = rows if state.heard is not None and not users_ask else None
     asked = _Queries(mean, var, taste, rows < 0, latest, of_items)
-    return _ranked(spark, ids, asked, parts, ranking, kinds, seen)
+    return _ranked(spark, ids, asked, parts, ranking, kinds, choice)
 
 
 def similar(spark: SparkSession, table: FactorTable, count: int, subset: pa.Array) -> DataFrame:
@@ -248,13 +260,13 @@ def similar(spark: SparkSession, table: FactorTable, count: int, subset: pa.Arra
     parts = []
     for first in range(0, order.size, _CANDIDATES_PER_PART):
         some = order[first : first + _CANDIDATES_PER_PART]
-        parts.append(_Part(table.index.ids(some), features[some], nothing[some], nothing[some]))
+        parts.append(Part(table.index.ids(some), features[some], nothing[some], nothing[some]))
     kinds = (table.index.kind, table.index.kind)
     itself = _pairs(spark, subset, table.index.kind)
     ranking = Ranking(count, 0, 0.0, 1.0, -1.0, 1.0)
     cold = np.zeros(rows.size, bool)
     asked = _Queries(features[rows], nothing[rows], nothing[rows], cold)
-    return _ranked(spark, subset, asked, parts, ranking, kinds, itself)
+    return _ranked(spark, subset, asked, parts, ranking, kinds, Choice(seen=itself))
 
 
 def _pairs(spark: SparkSession, ids: pa.Array, kind: IdKind) -> DataFrame:
@@ -268,10 +280,10 @@ def _ranked(
     spark: SparkSession,
     ids: pa.Array,
     asked: _Queries,
-    parts: list[_Part],
+    parts: list[Part],
     ranking: Ranking,
     kinds: tuple[IdKind, IdKind],
-    seen: DataFrame | None,
+    choice: Choice,
 ) -> DataFrame:
     names = [("bigint" if kind == "int" else "string") for kind in kinds]
     ddl = (
@@ -283,20 +295,17 @@ def _ranked(
     need_workers(spark)
     num_blocks = -(-len(ids) // _QUERIES_PER_BLOCK)
     blocks = _query_blocks(spark, ids, asked, num_blocks)
-    routed = None
-    if seen is not None:
-        cells = seen.where(F.col("query").isNotNull() & F.col("candidate").isNotNull())
-        cells = cells.select("query", "candidate").mapInArrow(
-            _RouteSeen(num_blocks), "block int, payload binary"
-        )
-        routed = cells.groupBy("block")
+    cells = choice.cells()
+    if cells is not None:
+        cells = gathered(cells).mapInArrow(_RoutePairs(num_blocks), "block int, payload binary")
     results = []
     for part in parts:
-        rank = _Rank(part, ranking, kinds)
-        if routed is None:
+        rank = Rank(part, ranking, kinds, choice.among is not None)
+        if cells is None:
             results.append(blocks.mapInArrow(rank.blocks, ddl))
         else:
-            results.append(blocks.groupBy("block").cogroup(routed).applyInArrow(_unseen(rank), ddl))
+            both = blocks.groupBy("block").cogroup(cells.groupBy("block"))
+            results.append(both.applyInArrow(_with_pairs(rank), ddl))
     if len(results) == 1:
         return results[0]
     merged = results[0]
@@ -346,38 +355,49 @@ def _query_blocks(
 
 
 @dataclass(frozen=True)
-class _RouteSeen:
-    """Seen pairs, cut by the block of their query."""
+class _RoutePairs:
+    """Pairs, cut by the block of their query."""
 
     num_blocks: int
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        held: list[pa.RecordBatch] = []
+        rows = 0
         for batch in batches:
-            if not batch.num_rows:
-                continue
-            table = pa.Table.from_batches([batch])
-            block = block_of(id_keys(batch.column("query")), self.num_blocks)
-            order = np.argsort(block, kind="stable")
-            found, first = np.unique(block[order], return_index=True)
-            ordered = table.take(pa.array(order))
-            ends = [*first[1:].tolist(), table.num_rows]
-            pieces = [
-                to_bytes(ordered.slice(begin, end - begin).combine_chunks())
-                for begin, end in zip(first.tolist(), ends, strict=True)
-            ]
-            yield pa.RecordBatch.from_arrays(
-                [pa.array(found, pa.int32()), pa.array(pieces, pa.binary())],
-                names=["block", "payload"],
-            )
+            held.append(batch)
+            rows += batch.num_rows
+            if rows >= _PAIRS_AT_ONCE:
+                yield self._cut(held)
+                held, rows = [], 0
+        if rows:
+            yield self._cut(held)
+
+    def _cut(self, batches: list[pa.RecordBatch]) -> pa.RecordBatch:
+        table = pa.Table.from_batches(batches).combine_chunks()
+        block = block_of(id_keys(table.column("query").combine_chunks()), self.num_blocks)
+        # NumPy sorts numbers of 16 bits by their digits
+        narrow = block.astype(np.uint16) if self.num_blocks < 2**16 else block
+        ordered = table.take(pa.array(np.argsort(narrow, kind="stable")))
+        counts = np.bincount(block, minlength=self.num_blocks)
+        ends = np.cumsum(counts)
+        found = np.flatnonzero(counts)
+        pieces = [
+            to_bytes(ordered.slice(ends[n] - counts[n], counts[n]).combine_chunks()) for n in found
+        ]
+        return pa.RecordBatch.from_arrays(
+            [pa.array(found, pa.int32()), pa.array(pieces, pa.binary())], names=["block", "payload"]
+        )
 
 
 @dataclass(frozen=True)
-class _Rank:
+class Rank:
     """Rank blocks of queries against one part of the candidates."""
 
-    part: _Part
+    part: Part
     ranking: Ranking
     kinds: tuple[IdKind, IdKind]
+    chooses: bool = False
+    """whether each query has candidates of its own"""
 
     def blocks(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield the function of mapInArrow, where nothing is excluded."""
@@ -385,8 +405,11 @@ class _Rank:
             for payload in batch.column("payload"):
                 yield self.rank(from_bytes(payload.as_buffer()), None)
 
-    def rank(self, queries: pa.Table, seen: pa.Table | None) -> pa.RecordBatch:
-        """Return the best candidates of one block of queries, as one batch of results."""
+    def rank(self, queries: pa.Table, pairs: pa.Table | None) -> pa.RecordBatch:
+        """Return the best candidates of one block of queries, as one batch of results.
+
+        `pairs` are those of `Choice.cells`.
+        """
         mean, var = _matrix(queries, "mean"), _matrix(queries, "var")
         part, ranking = self.part, self.ranking
         ids = queries.column("id").combine_chunks()
@@ -398,26 +421,30 @@ class _Rank:
             left,
             right,
             ranking.count,
-            None if seen is None else self._excluded(ids, seen),
+            None if pairs is None else self._positions(ids, pairs, kept=False),
             variances,
             ranking.sign,
             Tastes.of(_matrix(queries, "taste"), part.taste),
             None if part.heard is None else part.heard.boosts(queries, len(part.ids)),
+            self._positions(ids, pairs, kept=True) if self.chooses else None,
         )
         return self._result(ids, queries.column("cold").combine_chunks(), best, scores)
 
-    def _excluded(
-        self, ids: pa.Array, seen: pa.Table
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32]]:
-        query = pa.compute.index_in(seen.column("query").combine_chunks(), ids)
-        candidate = pa.compute.index_in(seen.column("candidate").combine_chunks(), self.part.ids)
+    def _positions(self, ids: pa.Array, pairs: pa.Table | None, kept: bool) -> Positions:
+        total = len(self.part.ids)
+        nothing = np.zeros(len(ids) + 1, np.int64), np.empty(0, np.int32)
+        if pairs is None or not total:
+            return nothing
+        if "kept" in pairs.column_names:
+            pairs = pairs.filter(pa.compute.equal(pairs.column("kept"), kept)).combine_chunks()
+        elif kept != self.chooses:
+            return nothing
+        query = pa.compute.index_in(pairs.column("query").combine_chunks(), ids)
+        candidate = pa.compute.index_in(pairs.column("candidate").combine_chunks(), self.part.ids)
         known = pa.compute.and_(query.is_valid(), candidate.is_valid())
         rows = query.filter(known).to_numpy(zero_copy_only=False).astype(np.int64)
         positions = candidate.filter(known).to_numpy(zero_copy_only=False).astype(np.int64)
-        pairs = np.unique(rows * len(self.part.ids) + positions)
-        rows, positions = np.divmod(pairs, len(self.part.ids))
-        starts = np.searchsorted(rows, np.arange(len(ids) + 1))
-        return starts.astype(np.int64), positions.astype(np.int32)
+        return positions_of(rows, positions, len(ids))
 
     def _result(
         self, ids: pa.Array, cold: pa.Array, best: npt.NDArray[np.int32], scores: F32
@@ -438,14 +465,14 @@ class _Rank:
         )
 
 
-def _unseen(rank: _Rank):  # type: ignore[no-untyped-def]
+def _with_pairs(rank: Rank):  # type: ignore[no-untyped-def]
     # without type hints: by them Spark would choose another form of the function
     def run(blocks, cells):  # type: ignore[no-untyped-def]
         results = []
         pieces = [from_bytes(payload.as_buffer()) for payload in cells.column("payload")]
-        seen = pa.concat_tables(pieces) if pieces else None
+        pairs = pa.concat_tables(pieces) if pieces else None
         for payload in blocks.column("payload"):
-            results.append(rank.rank(from_bytes(payload.as_buffer()), seen))
+            results.append(rank.rank(from_bytes(payload.as_buffer()), pairs))
         if not results:
             empty = pa.array([], id_array_type(rank.kinds[0]))
             nothing = np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)

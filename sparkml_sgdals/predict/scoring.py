@@ -24,7 +24,8 @@ from sparkml_sgdals.arrays.hashing import USER_SIDE
 from sparkml_sgdals.ingest.columns import id_column
 from sparkml_sgdals.kernels.events.judges import FLOOR, NEVER
 from sparkml_sgdals.predict.feature_scoring import start_unknown
-from sparkml_sgdals.spark_jobs import BROADCAST_IDS
+from sparkml_sgdals.spark_jobs import BROADCAST_IDS, gathered
+from sparkml_sgdals.spark_workers import need_workers
 from sparkml_sgdals.state.columns import list_column, prior_variances
 from sparkml_sgdals.state.event_scores import tastes_of
 from sparkml_sgdals.state.factors import FactorTable
@@ -129,6 +130,8 @@ def score(
         a column is missing, or a column to add is there already
     TypeError
         ids of another kind than the model's
+    RuntimeError
+        a model of events runs Python in the tasks, and workers cannot run the package
     """
     if columns.std and columns.std.lower() == columns.prediction.lower():
         raise ValueError(
@@ -144,7 +147,9 @@ def score(
     # fresh names, so that tables derived from the model's own factors join without ambiguity
     tag = uuid.uuid4().hex[:12]
     schema: StructType = df.schema
-    joined = df
+    if state.heard is not None:
+        need_workers(df.sparkSession)
+    joined = df if state.heard is None else gathered(df)
     helpers = []
     for side, param, name, frame, table in (
         ("user", "userCol", columns.user, frames.users, state.users),

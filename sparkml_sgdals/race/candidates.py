@@ -92,5 +92,7 @@ def _take_over(own: FactorTable, other: FactorTable, ratio: float) -> None:
     if isinstance(own.memory, UserMemory) and isinstance(other.memory, UserMemory):
         for row, done in zip(rows.tolist(), other.memory.done, strict=True):
             own.memory.done[row] = done
+        if own.memory.last.size and other.memory.last.size:
+            own.memory.last[rows] = other.memory.last
     if isinstance(own.memory, ItemMemory) and isinstance(other.memory, ItemMemory):
         own.memory.take_over(other.memory, rows, both)

@@ -348,6 +348,11 @@ class StreamingGridSearch(Params):
                 "The candidates rank differently, so their ranks do not compare: set rankingSize "
                 "and rankingSample on the estimator, not in estimatorParamMaps."
             )
+        if any(own.forget_after for own in settings):
+            raise ValueError(
+                "Candidates of a race have all users in common, so none is forgotten: leave "
+                "forgetUsersAfter unset, and set it on the estimator that goes on with the winner."
+            )
         if settings[0].learns_events:
             self._check_events(settings)
         seen: dict[str, int] = {}

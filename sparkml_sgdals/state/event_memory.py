@@ -67,15 +67,30 @@ class UserMemory:
     done
         one int64 array of item keys a user, no key twice; the last done last, but for what a model
         of ratings has from tables; an array is replaced and never changed
+    last
+        int64, number of each user's last event, as the model counts them, 0 where it is not known;
+        (0,) where none are counted
     """
 
-    def __init__(self) -> None:
+    def __init__(self, counts: bool = False) -> None:
         self.done: list[I64] = []
+        self._last = np.empty(0, np.int64)
+        self._counts = counts
+
+    @property
+    def last(self) -> I64:
+        """Numbers of the users' last events."""
+        return self._last[: len(self.done)] if self._counts else self._last
 
     def resize(self, size: int) -> None:
         """Have so many rows, new ones empty."""
+        held = len(self.done)
         del self.done[size:]
-        self.done.extend([_NOTHING] * (size - len(self.done)))
+        self.done.extend([_NOTHING] * (size - held))
+        if self._counts and size > self._last.size:
+            self._last = np.concatenate([self._last[:held], np.zeros(2 * size - held, np.int64)])
+        if self._counts:
+            self._last[min(held, size) : max(held, size)] = 0
 
     def ragged(self, rows: I64) -> tuple[I64, I64]:
         """Return starts, shape (n + 1,), and the keys of these rows one after another."""
@@ -93,7 +108,8 @@ class UserMemory:
         """State of rows as Arrow columns."""
         starts, keys = self.ragged(rows)
         lists = pa.LargeListArray.from_arrays(pa.array(starts), pa.array(keys))
-        return {"done": lists.cast(pa.list_(pa.int64()))}
+        columns = {"done": lists.cast(pa.list_(pa.int64()))}
+        return columns | ({"last": pa.array(self._last[rows])} if self._counts else {})
 
     def put(self, rows: I64, table: pa.Table) -> None:
         """Set the state of rows from what `to_columns` gave; what is absent stands as empty."""
@@ -104,6 +120,9 @@ class UserMemory:
         ends = np.cumsum(lengths.to_numpy(zero_copy_only=False))
         keys = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
         self.replace(rows, (own.copy() for own in np.split(keys, ends[:-1])))
+        if self._counts:
+            told = "last" in table.column_names
+            self._last[rows] = table.column("last").to_numpy() if told else 0
 
     def finite(self, rows: Any = slice(None)) -> bool:
         """Whether all numbers in rows are finite."""
@@ -111,8 +130,8 @@ class UserMemory:
 
     def copy(self) -> UserMemory:
         """Return an independent copy."""
-        twin = UserMemory()
-        twin.done = list(self.done)
+        twin = UserMemory(self._counts)
+        twin.done, twin._last = list(self.done), self._last.copy()
         return twin
 
 
@@ -253,7 +272,9 @@ def with_room(held: npt.NDArray[Any], lengths: I64, more: I64) -> tuple[I64, npt
 def memory_for(side: int, settings: Settings) -> EventMemory | None:
     """Return what one side remembers under these settings, of no ids yet; None for nothing."""
     if side == USER_SIDE:
-        return UserMemory() if settings.learns_events or settings.ranks_ratings else None
+        if settings.learns_events or settings.ranks_ratings:
+            return UserMemory(settings.pairs_items or settings.forget_after > 0)
+        return None
     return ItemMemory(settings) if settings.learns_events else None
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "log_shares",
     "means_and_tastes",
     "memories_of",
+    "partner_shares_of",
     "popularity_logs",
     "recent_context",
     "rows_of_keys",
@@ -76,25 +77,41 @@ def serving_state(state: ModelState) -> ModelState:
     served.scale = Scale(mean=least, frozen=True)
     users, keys = np.arange(state.users.size), id_keys(state.items.index.ids())
     order = np.argsort(keys)
+    shares = None
     if not table_alone(state):
         context = recent_context(user_memory, item_memory, users, keys, order)
         served.users.mean[:, 1:] += context
         starts, held = user_memory.ragged(users)
         latest = latest_items(starts, rows_of_keys(held, keys, order))
-        served.heard = heard_partners(state, latest, state.users.taste, least, lambda: order)
+        shares = partner_shares_of(state, users, np.diff(starts))
+        served.heard = heard_partners(
+            state, latest, shares, state.users.taste, least, lambda: order
+        )
     if settings.fits_events:
         features = served.users.mean[:, 1:]
         biases = served.items.mean[:, 0]
         anchors = Anchors(state, state.items, biases, (logs, least), lambda: order)
-        own, table = anchors.weights(state.users.taste, features)
+        own, table = anchors.weights(state.users.taste, features, shares)
         served.users.mean[:, 0], served.users.taste[:, 0] = own, table
         served.items.taste[:, 0] = table_biases(state, biases, state.items.taste[:, 0])
     return served
 
 
+def partner_shares_of(state: ModelState, rows: I64, lengths: I64) -> F64 | None:
+    """Return how far partners are believed of users, by rows; None where nothing is learned.
+
+    `lengths`, int64 of shape (n,), is how many items they have done.
+    """
+    if not state.settings.pairs_items or not state.events_learned:
+        return None
+    last = memories_of(state)[0].last[rows]
+    return state.partners.shares(state.events_learned, last, lengths)
+
+
 def heard_partners(
-    state: ModelState, latest: I32, tastes: F32, least: float, order: Callable[[], I64]
-) -> Partners | None:
+    state: ModelState, latest: I32, shares: F64 | None, tastes: F32, least: float,
+    order: Callable[[], I64],
+) -> Partners | None:  # fmt: skip
     """Return what stands together with what some users did last; None where nothing is learned.
 
     Parameters
@@ -103,6 +120,8 @@ def heard_partners(
         the model
     latest : I32
         int32, shape (users, 10): rows of the items done last, the last first, then -1
+    shares : F64 | None
+        float64, shape (users,), as `partner_shares_of`
     tastes : F32
         float32, shape (users, table rank + 1), as the column of that name
     least : float
@@ -110,17 +129,18 @@ def heard_partners(
     order : Callable[[], I64]
         what sorts the items by their keys
     """
-    if not state.settings.pairs_items or not state.events_learned:
+    if shares is None:
         return None
     memory = memories_of(state)[1]
     keys = id_keys(state.items.index.ids())
     rows = memory.look_up(lambda held: rows_of_keys(held, keys, order()))
-    return heard_from(state, memory, rows, np.arange(rows.shape[0]), latest, tastes, least)
+    own = np.arange(rows.shape[0])
+    return heard_from(state, memory, rows, own, latest, shares, tastes, least)
 
 
 def heard_from(
-    state: ModelState, memory: ItemMemory, rows: I32, own: I64, latest: I32, tastes: F32,
-    least: float,
+    state: ModelState, memory: ItemMemory, rows: I32, own: I64, latest: I32, shares: F64,
+    tastes: F32, least: float,
 ) -> Partners:  # fmt: skip
     """`heard_partners` of some items: their partners' rows, and their own."""
     strengths = memory.strength.copy()
@@ -132,10 +152,10 @@ def heard_from(
         strengths = np.hstack([strengths, np.float32(state.again) * unknown[:, None]])
         rows = np.hstack([rows, own[:, None].astype(np.int32)])
     believed = state.partners
-    weights = np.full(latest.shape[0], believed.beside_filter)
+    weights = believed.beside_filter(shares)
     if tastes.shape[1]:
         # there the other judges' scores are probabilities
-        weights[tastes[:, 0] != 0.0] = believed.beside_probability
+        weights = np.where(tastes[:, 0] != 0.0, believed.beside_probability(shares), weights)
     return Partners(latest, (weights * np.exp(-least)).astype(np.float32), rows, strengths)
 
 
@@ -238,8 +258,6 @@ class Anchors:
             rows, weights = ordered[places], -np.log(shares * _ANCHORS).astype(np.float32)
         self._alone = table_alone(state)
         self._share = min(max(state.filter_share, LEAST_SHARE), 1.0 - LEAST_SHARE)
-        # partners have the rest, where there are any
-        self._rest = np.log(1.0 - state.partners.share) if state.settings.pairs_items else 0.0
         self._features = np.ascontiguousarray(items.mean[rows, 1:])
         self._tastes = np.ascontiguousarray(items.taste[rows, 1:])
         self._biases = biases[rows] + weights
@@ -254,7 +272,7 @@ class Anchors:
         )  # fmt: skip
         return found
 
-    def weights(self, tastes: F32, features: F32) -> tuple[F32, F32]:
+    def weights(self, tastes: F32, features: F32, shares: F64 | None) -> tuple[F32, F32]:
         """Return what filter and table of users are multiplied with, as logarithms.
 
         Parameters
@@ -263,6 +281,8 @@ class Anchors:
             float32, shape (n, table rank + 1), as the column of that name
         features : F32
             float32, shape (n, rank), of these users, what they did last added
+        shares : F64 | None
+            float64, shape (n,), how far partners are believed; None where there are none
         """
         size = tastes.shape[0]
         own, table = np.zeros(size, np.float32), np.full(size, NEVER, np.float32)
@@ -274,8 +294,9 @@ class Anchors:
             own[known], table[known] = NEVER, -self._least
             return own, table
         sums = self.sums(tastes[known], features[known])
-        own[known] = self._rest + np.log(self._share) - sums[0] - self._least
-        table[known] = self._rest + np.log(1.0 - self._share) - sums[1] - self._least
+        rest = 0.0 if shares is None else np.log(1.0 - shares[known])
+        own[known] = rest + np.log(self._share) - sums[0] - self._least
+        table[known] = rest + np.log(1.0 - self._share) - sums[1] - self._least
         return own, table
 
 

@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 from sparkml_sgdals.arrays.sparse_rows import SparseRows, vector_schema
+from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.feature_weights import FeatureWeights, feature_names
 
-__all__ = ["SEPARATORS", "FeatureNames", "category", "told"]
+__all__ = ["SEPARATORS", "FeatureNames", "category", "start_featured", "told"]
 
 SEPARATORS: Final = "|;,"
 """Each may part the values of a list that is written as text."""
@@ -126,3 +127,34 @@ def _number(name: str, value: Any) -> float:
     if not math.isfinite(number):
         raise ValueError(f"{name} is a number, got {value!r}.")
     return number
+
+
+def start_featured(
+    table: FactorTable, ids: pa.Array, rows: SparseRows | None, weights: FeatureWeights | None
+) -> int:
+    """Let those of `ids` that a table does not know start where their features say; how many.
+
+    Parameters
+    ----------
+    table : FactorTable
+        of one side, gets the ids that it does not know and that have a row
+    ids : pa.Array
+        distinct ids
+    rows : SparseRows | None
+        what is known of some of them
+    weights : FeatureWeights | None
+        of that side; None where the model has none
+    """
+    if rows is None or weights is None or not len(rows):
+        return 0
+    places = rows.places(ids)
+    fresh = np.flatnonzero((table.index.find(ids) < 0) & (places >= 0))
+    if not fresh.size:
+        return 0
+    at, _ = table.ensure(ids.take(pa.array(fresh)))
+    own = rows.take(places[fresh])
+    # the start of features that differs from id to id stays, so that tastes can part
+    table.mean[at] += weights.start_means(own)
+    table.var[at] = weights.start_var
+    table.featured[at] = weights.prior_means(own)
+    return int(fresh.size)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict, astuple, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
@@ -16,6 +17,7 @@ import pyarrow as pa
 
 from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.arrays.threads import ranges, run_all
 from sparkml_sgdals.arrays.value_range import FIRST_LOOK, ValueRange
 from sparkml_sgdals.kernels.filter import standardise
 from sparkml_sgdals.kernels.predict import predict_rows
@@ -79,9 +81,17 @@ class Scale:
         )
         return Scale.of(merged, self.seen + seen, standardise)
 
-    def standardise(self, values: F32) -> F32:
+    def standardise(self, values: F32, threads: int = 1) -> F32:
         """Ratings in units of the spread about the mean, float32."""
-        return standardise(values, self.mean, self.spread)  # type: ignore[no-any-return]
+        if threads <= 1:
+            return standardise(values, self.mean, self.spread)  # type: ignore[no-any-return]
+        units = np.empty_like(values)
+
+        def fill(part: slice) -> None:
+            units[part] = standardise(values[part], self.mean, self.spread)
+
+        run_all([partial(fill, part) for part in ranges(values.size, 4 * threads)], threads)
+        return units
 
 
 @dataclass(frozen=True)
@@ -197,7 +207,10 @@ class ModelState:
             "popularityParts": list(self.popularity_parts),
         }
         if self.settings.pairs_items:
-            events["partners"] = list(astuple(self.partners))
+            weight = self.partners
+            events["partners"] = [weight.share, weight.filter_sum, weight.partner_sum]
+            events["partnerShare"] = weight.typical
+            events["partnerOffsets"] = [*weight.by_gap, *weight.by_length]
         if self.settings.repeat_items is not False:
             events["repeats"] = self.repeats
         if self.settings.fits_events:
@@ -228,6 +241,13 @@ class ModelState:
         self.popularity_parts = tuple(values.get("popularityParts", ()))
         self.filter_share = float(values.get("filterShare", FIRST_SHARE))
         self.partners = PartnerWeight(*map(float, values.get("partners", ())))
+        if "partnerOffsets" in values:
+            offsets = tuple(map(float, values["partnerOffsets"]))
+            half = len(offsets) // 2
+            self.partners = replace(
+                self.partners, typical=float(values["partnerShare"]),
+                by_gap=offsets[:half], by_length=offsets[half:],
+            )  # fmt: skip
         self.repeats = int(values.get("repeats", 0))
         lams = values.get("regularisation", (0.0, 0.0))
         self.regularisation = (float(lams[0]), float(lams[1]))
@@ -259,7 +279,7 @@ class ModelState:
         fits, pairs = self.settings.fits_events, self.settings.pairs_items
         return {
             "filterShare": self.filter_share if fits and self.events_learned else None,
-            "partnerShare": self.partners.share if pairs else None,
+            "partnerShare": self.partners.typical if pairs else None,
         }
 
     def fingerprint(self) -> str:

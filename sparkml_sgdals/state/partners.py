@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from sparkml_sgdals.kernels.events.partners import (
     LATEST_ITEMS,
+    OFFSETS,
     item_boosts,
     pair_boosts,
+    partner_shares,
     user_boosts,
 )
 
@@ -18,7 +21,10 @@ __all__ = ["PartnerWeight", "Partners", "last_of_lists", "latest_items"]
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
+F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
+
+_EVEN: Final = (0.0,) * OFFSETS
 
 
 @dataclass(frozen=True)
@@ -28,24 +34,51 @@ class PartnerWeight:
     Attributes
     ----------
     share : float
-        of partners, the filter having the rest
+        of partners where nothing is added, the filter having the rest
     filter_sum, partner_sum : float
         what either judgement sums up to over the items that may come, in the mean of events
+    typical : float
+        share of partners in the mean of events
+    by_gap, by_length : tuple[float, ...]
+        what the time since a user's last event, and how many items it has done, add to the log-odds
+        of the share
     """
 
     share: float = 0.3
     filter_sum: float = 1.0
     partner_sum: float = 0.5
+    typical: float = 0.3
+    by_gap: tuple[float, ...] = _EVEN
+    by_length: tuple[float, ...] = _EVEN
 
-    @property
-    def beside_filter(self) -> float:
-        """What N(y) is multiplied with to be added to exp(s), s being the filter's score."""
-        return self.beside_probability * self.filter_sum / (1.0 - self.share)
+    def shares(self, now: int, last: I64, lengths: I64) -> F64:
+        """Return how far partners are believed of users.
 
-    @property
-    def beside_probability(self) -> float:
-        """What N(y) is multiplied with to be added to 1 - share of the others' probability."""
-        return self.share / self.partner_sum
+        Parameters
+        ----------
+        now : int
+            number of events so far
+        last, lengths : I64
+            int64, shape (n,): number of each user's last event, 0 where it is not known, and how
+            many items it has done
+
+        Returns
+        -------
+        float64, shape (n,)
+        """
+        by_gap, by_length = np.array(self.by_gap), np.array(self.by_length)
+        # as of the event that comes
+        return partner_shares(now + 1, last, lengths, self.share, by_gap, by_length)
+
+    def beside_filter(self, shares: F64) -> F64:
+        """Return what N(y) is multiplied with to be added to exp(s), s being the filter's score."""
+        found: F64 = self.beside_probability(shares) * self.filter_sum / (1.0 - shares)
+        return found
+
+    def beside_probability(self, shares: F64) -> F64:
+        """Return what N(y) is multiplied with where the others' probability has 1 - share."""
+        found: F64 = shares / self.partner_sum
+        return found
 
 
 @dataclass(frozen=True)

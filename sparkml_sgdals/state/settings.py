@@ -23,6 +23,7 @@ _LATER: Final[dict[str, Any]] = {
     "num_partners": 0,
     "repeat_items": False,
     "featured": False,
+    "forget_after": 0,
 }
 """what stored settings that lack it were learned with, by the names they have there"""
 _STORED_AS: Final = {"learns_events": "positive"}
@@ -71,6 +72,8 @@ class Settings:
     """whether an item that a user has done may come again; None where the events say so"""
     featured: bool
     """whether features of users or items say where their prior means lie"""
+    forget_after: int
+    """events without one of its own after which a user is forgotten; 0 for never"""
 
     @property
     def fits_events(self) -> bool:
@@ -99,9 +102,10 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """Return a dict of JSON types, the inverse of `from_json`."""
         values = asdict(self) | {"regs": list(self.regs)}
-        if not self.featured:
-            # as in files of before there were features
-            del values["featured"]
+        for name in ("featured", "forget_after"):
+            if not values[name]:
+                # as in files of before there were any
+                del values[name]
         return {_STORED_AS.get(name, name): value for name, value in values.items()}
 
     @classmethod

@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numba as nb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sparkml_sgdals import _compiling as nb
 from sparkml_sgdals.arrays.hashing import id_keys
 from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.state.columns import FactorColumns

@@ -25,6 +25,7 @@ METRICS: Final = (
     "windowRecall", "windowMrr", "windowBaselineRecall", "windowBaselineMrr",
     "fadingRecall", "fadingMrr", "fadingBaselineRecall", "fadingBaselineMrr",
     "outside", "faults", "late", "filterShare", "partnerShare",
+    "forgottenUsers",
 )  # fmt: skip
 """Columns of `StreamJob.metrics`; errors are from before the batch was learned."""
 _READ_FIRST: Final = (
@@ -42,7 +43,7 @@ ROW_SCHEMA: Final = pa.schema(
         (
             name,
             pa.int64()
-            if name in (*_WHOLE, "judged", "users", "items", "ranked", "outside")
+            if name in (*_WHOLE, "judged", "users", "items", "ranked", "outside", "forgottenUsers")
             else pa.string()
             if name in _TEXTS
             else pa.float64(),

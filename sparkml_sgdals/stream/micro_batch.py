@@ -120,10 +120,12 @@ class BatchUpdater:
         keep = options.handle_invalid == "keep"
         collected = collect_ratings(
             batch, options.columns, options.kinds, keep, resident.largest, resident.partitions,
-            lambda table: limits_for(state, options.rating_range, table),
+            lambda table: limits_for(state, options.rating_range, table), resident.tasks,
+            options.newest,
         )  # fmt: skip
         if collected is not None:
             resident.largest, resident.partitions = collected.largest, collected.partitions
+            resident.tasks = collected.tasks
             if options.handle_invalid == "error":
                 rows = rated(batch, options.columns)
                 refuse_invalid(collected.problems, options.columns, rows, options.kinds)
@@ -327,6 +329,7 @@ class LearnedBatch:
     items: int | None
     sums: BatchSums
     rows: tuple[Any, Any] | None
+    forgotten_users: int = 0
 
     @classmethod
     def of(
@@ -347,7 +350,8 @@ class LearnedBatch:
             users=len(ratings.user_ids),
             items=len(ratings.item_ids),
             sums=report.sums,
-            rows=(report.user_rows, report.item_rows) if earlier is None else None,
+            rows=report.rows if earlier is None else None,
+            forgotten_users=report.forgotten_users,
         )
 
 
@@ -484,6 +488,7 @@ def batch_metrics(
         "zeroWeight": learned.problems.get(ZERO_WEIGHT, 0),
         "newUsers": learned.new_users,
         "newItems": learned.new_items,
+        "forgottenUsers": learned.forgotten_users,
         "users": learned.users,
         "items": learned.items,
         **learned.sums.metrics(),

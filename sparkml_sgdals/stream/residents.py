@@ -31,14 +31,16 @@ class Resident:
         the version that it is at
     token : str
         of the lease that its stream writes by
-    largest, partitions : int
-        rows of the largest partition of the last batch, and its partitions
+    largest, partitions, tasks : int
+        rows of the largest partition of the last batch, its partitions, and how many tasks of a job
+        cores can use
     """
 
     commit: Commit
     token: str
     largest: int = field(default=0, kw_only=True)
     partitions: int = field(default=0, kw_only=True)
+    tasks: int = field(default=0, kw_only=True)
 
     def stop(self) -> None:
         """Break off what goes on in the background, and wait for that; again and again."""

@@ -19,12 +19,12 @@ from sparkml_sgdals.ingest.collecting import COLLECT_LIMIT
 from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
 from sparkml_sgdals.ingest.deduplication import drop_repeats
 from sparkml_sgdals.ingest.frames import as_stream, as_table
-from sparkml_sgdals.spark_workers import need_workers
+from sparkml_sgdals.spark_workers import need_workers, workers_see_folder
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.lease import Lease
 from sparkml_sgdals.store.maintenance import drop_later_invalid, drop_old_checkpoints
-from sparkml_sgdals.store.objects import Location
+from sparkml_sgdals.store.objects import Location, ObjectStore
 from sparkml_sgdals.store.spark_checkpoint import check_checkpoint, drop_unplanned_files
 from sparkml_sgdals.store.version_store import (
     StorageError,
@@ -112,7 +112,7 @@ def start_stream(
     ------
     ValueError
         `stream` is a table, lacks a column, or the path was learned otherwise; or it is that of a
-        saved model, or where the stream reads
+        saved model, where the stream reads, or on the driver's disk where executors keep ids
     TypeError
         a column has a wrong type
     LeaseError
@@ -142,6 +142,8 @@ def start_stream(
         stream = drop_repeats(stream, options.event_id_col, columns.time, options.watermark)
     path = full_path(path)
     store = VersionStore(path)
+    if options.event_id_col is not None:
+        _need_shared(stream, path, options.event_id_col)
     if store.meta() is None:
         # before anything is written there
         refuse_other_paths(stream, path)
@@ -214,6 +216,17 @@ def start_query(writer: Any) -> Query:
                 raise
             logger.warning("Spark did not wait for the stream's Python worker; starting it again")
     return cast("Query", writer.start())
+
+
+def _need_shared(stream: DataFrame, path: str, event_id: str) -> None:
+    """See that executors, who keep the ids of events in the checkpoint, find it again."""
+    store = ObjectStore(path)
+    if store.local and not workers_see_folder(stream.sparkSession, store.root):
+        raise ValueError(
+            f"eventIdCol {event_id!r} lets executors keep ids under the model path, and {path} is "
+            "a folder that not all of them share with the driver: choose a path that they do, such "
+            "as a URI of an object store or HDFS. Without eventIdCol the driver alone writes there."
+        )
 
 
 def _identity(start: StreamStart) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from urllib.parse import quote
@@ -214,6 +215,7 @@ class TestSomebodyWhoIsNotKnown:
         state, row = made.state.copy(), twin.users.index.find(user)[0]
         (mine,), _ = state.users.ensure(user)
         state.users.mean[mine] = twin.users.mean[row]
+        state.users.memory.last[mine] = state.events_learned
         state.users.memory.done[mine] = twin.users.memory.done[row]
         state.users.taste[mine, 0] = math.log(4.0)
         state.users.taste[mine, 1:] = dense(made, items)
@@ -317,6 +319,16 @@ class TestWhy:
         assert ("of all that was done" in told) is alone
         described = run.get("/model")
         assert (described["events"], described["table"]) == (True, alone)
+        lists = {
+            rank_by: run.get(f"/recommendations/{at}", n=1000, rank_by=rank_by)["items"]
+            for rank_by in ("prediction", "taste", "everyone")
+        }
+        scores = {
+            name: {o["item"]: o["prediction"] for o in listed} for name, listed in lists.items()
+        }
+        assert scores["taste"] == scores["prediction"] == scores["everyone"]
+        orders = [[o["item"] for o in listed] for listed in lists.values()]
+        assert all(a != b for a, b in itertools.combinations(orders, 2))
 
 
 def test_what_is_alike_by_the_table(made, follow):

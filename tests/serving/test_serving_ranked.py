@@ -13,7 +13,7 @@ from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.serving.model.holder import ModelHolder
 from sparkml_sgdals.serving.model.person import fold_in, person_of
 from sparkml_sgdals.serving.model.ranking import like_item, most_rated, predicted, rank_items
-from sparkml_sgdals.serving.model.reasons import sentence, shares
+from sparkml_sgdals.serving.model.reasons import shares
 
 
 @pytest.fixture(params=["bayes", "sgd"])
@@ -155,13 +155,3 @@ def test_shares_are_those_of_the_linear_answer(modeler, tmp_path):
         assert sum(one.share for one in found) == pytest.approx(part, rel=1e-6)
         assert [one.share for one in found] == sorted((one.share for one in found), reverse=True)
         assert shares(model, person, rated[:0], values[:0], row) == []
-
-
-def test_sentences():
-    assert sentence(0.4, 215, []) == "Rated 0.40 above the mean by 215 people"
-    assert sentence(-0.4, 0, [("A", 5.0, 0.001)]) == "Not rated yet"
-    both = [("A", 5.0, 0.3), ("B", 4.5, 0.2), ("C", 1.0, 0.1), ("D", 4.5, 0.1)]
-    assert sentence(-0.4, 3, both) == (
-        "Because you gave 5 to A, 4.5 to B and 1 to C; rated 0.40 below the mean by 3 people"
-    )
-    assert sentence(0.4, 3, both[:1]).startswith("Because you gave 5 to A; rated")

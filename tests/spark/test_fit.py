@@ -16,9 +16,11 @@ from sparkml_sgdals import DivergenceError, StreamingBiasedALS
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.fit.blocks import driver, files
+from sparkml_sgdals.ingest.collecting import collect_ratings
+from sparkml_sgdals.ingest.columns import RatingColumns
 from sparkml_sgdals.ingest.packing import batches_by_rows
 from sparkml_sgdals.learn.whole_table import fit_ratings
-from sparkml_sgdals.spark_jobs import cores, gathered
+from sparkml_sgdals.spark_jobs import cores, gathered, note_cores, task_limit
 from sparkml_sgdals.state.model_state import ModelState
 
 
@@ -118,6 +120,30 @@ class TestPartitions:
     def test_cores_of_a_cluster(self, conf, expected):
         told = {f"spark.{name}": value for name, value in conf.items()}
         assert cores(SimpleNamespace(conf=SimpleNamespace(get=told.get))) == expected
+
+    def test_cores_that_were_counted(self):
+        """Where the conf does not tell; more may come, and with dynamic allocation they do."""
+        told = {"spark.master": "spark://a:7077", "spark.app.id": "one that was counted"}
+        session = SimpleNamespace(conf=SimpleNamespace(get=lambda n, d=None: told.get(n, d)))
+        assert (cores(session), task_limit(session)) == (0, 1000)
+        note_cores(session, 2)
+        assert (cores(session), task_limit(session)) == (2, 32)
+        note_cores(session, 24)
+        assert (cores(session), task_limit(session)) == (24, 96)
+        told |= {"spark.app.id": "another", "spark.dynamicAllocation.enabled": "true"}
+        note_cores(session, 2)
+        assert (cores(session), task_limit(session)) == (0, 1000)
+
+    def test_a_small_batch_of_many_partitions_is_collected_by_few_tasks(self, spark):
+        columns = RatingColumns("user", "item", "rating")
+        many = spark.range(0, 900, 1, 300).selectExpr("id AS user", "id AS item", "1.0 AS rating")
+        first = collect_ratings(many, columns, ("int", "int"), False)
+        # as many as there may be, which stay gathered
+        assert (first.rows, first.partitions) == (900, 9)
+        again = collect_ratings(many, columns, ("int", "int"), False, 900, first.partitions)
+        assert (again.rows, again.partitions) == (900, 9)
+        few = collect_ratings(many.coalesce(3), columns, ("int", "int"), False, 900, 3)
+        assert (few.rows, few.partitions) == (900, 3)
 
     def test_same_bits_whatever_the_partitions(self, spark, small):
         frame = spark.createDataFrame(small)

@@ -10,6 +10,8 @@ from pyspark.ml.recommendation import ALS
 from pyspark.sql import functions as F
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.learn.one_batch import HeldItems, fold_in
 from sparkml_sgdals.predict import recommending
 
 
@@ -48,6 +50,21 @@ def assert_ranked(frame, query, candidate, expected, ids, count):
             [scores[i] for i in given], [scores[i] for i in wanted], atol=1e-4
         )
         np.testing.assert_allclose([r.rating for r in found], [scores[i] for i in given], atol=1e-4)
+
+
+def test_tables_of_many_partitions_are_gathered_where_python_runs(model, ratings, spark, capsys):
+    """Each Python task costs as much as thousands of rows."""
+    many = ratings.select("user", "item", "time").limit(600).repartition(60)
+    model.recommendForAllUsers(3, excludeSeen=many).explain()
+    assert "Coalesce 8" in capsys.readouterr().out
+    model.transform(many).explain()
+    # all of it runs in the JVM
+    assert "Coalesce" not in capsys.readouterr().out
+    events = StreamingBiasedALS(implicitPrefs=True, ratingCol="", timestampCol="time", rank=2)
+    scored = events.fit(many).transform(many)
+    scored.explain()
+    assert "Coalesce 8" in capsys.readouterr().out
+    assert scored.count() == 600
 
 
 def test_for_all_users(model, matrix):
@@ -94,6 +111,175 @@ def test_without_what_was_seen(model, matrix, ratings, small):
         assert len(given) == len(wanted)
 
 
+def lists(frame, query="user"):
+    """By query, the candidates and their ratings, best first."""
+    return {row[query]: [(r[0], r.rating) for r in row.recommendations] for row in frame.collect()}
+
+
+def of_those(whole, among):
+    """What is left of rankings of all candidates where each has some to choose from."""
+    return {
+        q: [pair for pair in found if pair[0] in among.get(q, ())] for q, found in whole.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def whole(model):
+    return {
+        side: lists(frame, side)
+        for side, frame in (
+            ("user", model.recommendForAllUsers(10**6)), ("item", model.recommendForAllItems(10**6))
+        )
+    }  # fmt: skip
+
+
+def test_candidates_for_all(model, whole, matrix, spark):
+    """As a list or a column, of items and of users; what is not known is not ranked."""
+    users, items, _, _ = matrix
+    chosen = [*items[::3].tolist(), -5]
+    expected = of_those(whole["user"], dict.fromkeys(whole["user"], chosen))
+    assert lists(model.recommendForAllUsers(10**6, candidates=chosen)) == expected
+    column = spark.createDataFrame([(i,) for i in [*chosen, chosen[0], None]], "item int")
+    first = {q: found[:4] for q, found in expected.items()}
+    assert lists(model.recommendForAllUsers(4, candidates=column)) == first
+    some = users[:7].tolist()
+    found = lists(model.recommendForItemSubset(items[:5].tolist(), 3, candidates=some), "item")
+    among = of_those(whole["item"], dict.fromkeys(whole["item"], some))
+    assert found == {q: among[q][:3] for q in items[:5].tolist()}
+    nothing = lists(model.recommendForUserSubset(some, 3, candidates=[-5]))
+    assert nothing == {user: [] for user in some}
+
+
+@pytest.mark.parametrize("side", ["user", "item"])
+def test_candidates_of_each(model, whole, ratings, small, side):
+    """The pairs of a table, each once, and without those that were seen."""
+    other = "item" if side == "user" else "user"
+    wanted = small[small.time % 2 == 0]
+    seen = small[small.rating >= 4]
+    among = wanted.groupby(side)[other].apply(set).to_dict()
+    gone = seen.groupby(side)[other].apply(set).to_dict()
+    left = {q: found - gone.get(q, set()) for q, found in among.items()}
+    subset = model.recommendForUserSubset if side == "user" else model.recommendForItemSubset
+    asked = sorted({*wanted[side].tolist()[:40], -3})
+    found = lists(subset(asked, 5, candidates=wanted, excludeSeen=seen), side)
+    expected = of_those(whole[side], left)
+    assert found == {q: expected.get(q, [])[:5] for q in asked}
+    for query in asked[1:]:
+        assert found[query] == expected[query][:5]
+
+
+def test_seen_may_be_lists_and_items(model, whole, matrix):
+    """What another ranking gave, and items that nobody is to get."""
+    _, items, _, _ = matrix
+    given = model.recommendForAllUsers(3)
+    rest = lists(model.recommendForAllUsers(2, excludeSeen=given))
+    assert rest == {q: found[3:5] for q, found in whole["user"].items()}
+    gone = set(items[::2].tolist())
+    left = lists(model.recommendForAllUsers(10**6, excludeSeen=list(gone)))
+    assert left == of_those(whole["user"], dict.fromkeys(whole["user"], {*items.tolist()} - gone))
+
+
+def test_a_bound_orders_some_candidates_too(model, matrix, small):
+    users, items, scores, variances = matrix
+    among = small.groupby("user").item.apply(set).to_dict()
+    frame = model.recommendForAllUsers(4, rankBy="upper", candidates=small)
+    upper = np.where(
+        [[item in among[user] for item in items] for user in users],
+        scores + np.sqrt(variances), -np.inf,
+    )  # fmt: skip
+    assert_ranked(frame, "user", "item", dict(zip(users, upper, strict=True)), items, 4)
+
+
+def test_candidates_of_one(model, whole, matrix):
+    users, items, _, _ = matrix
+    user, chosen = int(users[4]), items[::4].tolist()
+    found = model.recommendOne(user, 4, excludeSeen=chosen[:2], candidates=[*chosen, -9])
+    expected = [pair for pair in whole["user"][user] if pair[0] in chosen[2:]]
+    assert [r.item for r in found] == [item for item, _ in expected[:4]]
+
+
+def test_candidates_that_are_none(model, stream, tmp_path):
+    with pytest.raises(TypeError, match="candidates must be a table with the columns user, item"):
+        model.recommendForAllUsers(3, candidates=5)
+    with pytest.raises(ValueError, match="itemCol 'item' is not a column"):
+        model.recommendForAllUsers(3, candidates={"user": [1], "film": [2]})
+    with pytest.raises(TypeError, match="Ids of items are whole numbers"):
+        model.recommendForAllUsers(3, candidates=["a"])
+    with pytest.raises(ValueError, match="candidates is a stream"):
+        model.recommendForAllUsers(3, candidates=stream(str(tmp_path)))
+    with pytest.raises(ValueError, match="excludeSeen holds items alone"):
+        model.evaluateRanking({"user": [1], "item": [5]}, excludeSeen=[5])
+
+
+@pytest.fixture(scope="module")
+def newcomers(small):
+    """Ratings of 30 users, whose ids the model may know, and of an item that it does not know."""
+    some = small[small.user < 30 * 7].copy()
+    some["user"] = np.where(some.user % 2, -some.user, some.user)
+    some.iloc[::17, some.columns.get_loc("item")] = -9
+    return some[["user", "item", "rating", "time"]]
+
+
+def test_for_people_not_known(model, matrix, newcomers, spark):
+    """As folded in here, without what they rated; and nothing is stored."""
+    _, items, _, _ = matrix
+    before = model.state.fingerprint()
+    # several partitions, and a type of ids that is not the model's
+    frame = spark.createDataFrame(newcomers).withColumn("user", F.col("user").cast("int"))
+    found = model.recommendForRatings(frame.repartition(3), 6)
+    assert found.schema["user"].dataType.simpleString() == "int"
+    encoded = encode_ratings(pa.Table.from_pandas(newcomers, preserve_index=False))
+    held = HeldItems.of(model.state)
+    rows = model.state.items.index.find(encoded.item_ids)
+    unknown = encoded.item_ids.filter(pa.array(rows < 0))
+    assert unknown.to_pylist() == [-9]
+    rows[rows < 0] = model.state.items.size
+    mean, _ = fold_in(held.with_new(unknown), encoded, rows, "int")
+    own = model.state.items.mean[model.state.items.index.find(pa.array(items))]
+    scores = mean[:, :1] + own[:, 0] + mean[:, 1:] @ own[:, 1:].T
+    scores = scores * model.state.scale.spread + model.state.scale.mean
+    users = encoded.user_ids.to_pylist()
+    rated = newcomers.groupby("user").item.apply(set).to_dict()
+    expected = {
+        user: np.where([item in rated[user] for item in items], -np.inf, row)
+        for user, row in zip(users, scores.astype(float), strict=True)
+    }
+    assert_ranked(found, "user", "item", expected, items, 6)
+    assert model.state.fingerprint() == before
+
+
+def test_people_not_known_get_what_the_stream_would_give(model, newcomers):
+    """Where the stream moves items as well, by the ratings of one user: a little."""
+    one = newcomers[(newcomers.user == newcomers.user.min()) & (newcomers.item >= 0)]
+    user = int(one.user.iloc[0])
+    held = lists(model.recommendForRatings(one, 10**6, excludeSeen=False))[user]
+    moved = dict(
+        lists(model.copy().update(one).recommendForUserSubset([user], 10**6))[user]
+    )  # fmt: skip
+    apart = [abs(rating - moved[item]) for item, rating in held]
+    assert len(held) == len(moved)
+    assert np.median(apart) < 0.02
+    assert max(apart) < 0.3
+
+
+def test_people_not_known_with_candidates_and_bad_rows(model, newcomers, matrix):
+    _, items, _, _ = matrix
+    some = items[::3].tolist()
+    user = newcomers[newcomers.user == 8][["item", "rating"]].assign(user=10**12)
+    whole = lists(model.recommendForRatings(user, 10**6))[10**12]
+    among = lists(model.recommendForRatings(user, 4, candidates=some))[10**12]
+    assert among == [pair for pair in whole if pair[0] in some][:4]
+    upper = lists(model.recommendForRatings(user, 4, rankBy="upper"))[10**12]
+    assert upper[0][1] > whole[0][1]
+    with pytest.raises(ValueError, match="are the same for everybody"):
+        model.recommendForRatings(user, 4, candidates=newcomers)
+    bad = user.assign(rating=np.nan)
+    with pytest.raises(Exception, match=r"ratingCol .rating. is .*Repair or remove these rows"):
+        model.recommendForRatings(bad, 4).collect()
+    skipping = model.copy({model.handleInvalid: "skip"})
+    assert skipping.recommendForRatings(bad, 4).count() == 0
+
+
 def test_more_than_there_are(model, matrix):
     _, items, _, _ = matrix
     for row in model.recommendForAllUsers(10_000).limit(3).collect():
@@ -121,10 +307,16 @@ def test_parts_and_blocks_do_not_matter(model, ratings, monkeypatch):
     def table(frame):
         return {r.user: [(i.item, i.rating) for i in r.recommendations] for r in frame.collect()}
 
-    whole = table(model.recommendForAllUsers(6)), table(model.recommendForAllUsers(6, ratings))
+    whole = [
+        table(model.recommendForAllUsers(6, *given))
+        for given in [(), (ratings,), (None, "prediction", ratings)]
+    ]
     monkeypatch.setattr(recommending, "_QUERIES_PER_BLOCK", 50)
     monkeypatch.setattr(recommending, "_CANDIDATES_PER_PART", 25)
-    parts = table(model.recommendForAllUsers(6)), table(model.recommendForAllUsers(6, ratings))
+    parts = [
+        table(model.recommendForAllUsers(6, *given))
+        for given in [(), (ratings,), (None, "prediction", ratings)]
+    ]
     assert whole == parts
 
 

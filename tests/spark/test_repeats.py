@@ -159,3 +159,43 @@ class TestRefused:
         with pytest.raises(TypeError, match=r"got bigint.*F\.timestamp_seconds"):
             als.fitStream(numbers, path, eventIdCol="event")
         assert not (tmp_path / "m").exists()
+
+
+def newest(frame):
+    """Of each pair the newest rating, of equal times the greatest."""
+    return frame.sort_values(["time", "rating"]).groupby(["user", "item"]).tail(1)
+
+
+def test_the_newest_rating_of_a_pair_counts_alone(spark, small):
+    """In a table and in an update; rows that cannot be learned hide none."""
+    frame = small.iloc[:2500]
+    bad = newest(frame).iloc[::5].assign(rating=np.nan, time=2_000_000)
+    late, later = small.iloc[2500:3200], small.iloc[3200:3300]
+    params = {"rank": 3, "maxIter": 2, "timestampCol": "time", "handleInvalid": "skip"}
+    changed = StreamingBiasedALS(repeatedPairs="newest", **params).fit(pd.concat([bad, frame]))
+    plain = StreamingBiasedALS(**params).fit(newest(frame))
+    assert plain.state.counters.ratings < len(frame)
+    assert changed.state.fingerprint() == plain.state.fingerprint()
+    both = pd.concat([late, later, later.assign(time=0)])
+    changed.update(both)
+    plain.update(newest(both))
+    assert changed.state.fingerprint() == plain.state.fingerprint()
+
+
+def test_the_newest_rating_of_each_batch(spark, small, files, stream, tmp_path):
+    """What an earlier batch said of a pair stays learned."""
+    frame = small.iloc[:1000]
+    als = StreamingBiasedALS(rank=3, timestampCol="time", repeatedPairs="newest")
+    job = als.fitStream(stream(files(frame, 500)), tmp_path / "path", trigger="availableNow")
+    job.awaitTermination()
+    pairs = [len(newest(part)) for part in (frame.iloc[:500], frame.iloc[500:])]
+    assert job.metrics().ratings.to_list() == pairs
+    assert min(pairs) < 500
+
+
+def test_no_rating_is_newer_without_times(small):
+    als = StreamingBiasedALS(repeatedPairs="newest")
+    with pytest.raises(ValueError, match="set timestampCol, or repeatedPairs to 'count'"):
+        als.fit(small)
+    with pytest.raises(ValueError, match="repeatedPairs"):
+        als.setRepeatedPairs("last")

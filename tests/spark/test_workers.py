@@ -59,7 +59,10 @@ def test_a_program_without_an_activated_environment_runs(tmp_path, bare):
 
 
 def test_a_python_without_the_package_is_named_before_a_task_fails(tmp_path, bare):
-    answer, log = said(tmp_path, bare, "master", "local[2]", PYSPARK_PYTHON=str(bare / "python"))
+    # a folder of its name is not the package, though Python takes it for one
+    (tmp_path / "other" / "sparkml_sgdals" / "cli").mkdir(parents=True)
+    names = {"PYSPARK_PYTHON": str(bare / "python"), "PYTHONPATH": str(tmp_path / "other")}
+    answer, log = said(tmp_path, bare, "master", "local[2]", **names)
     assert answer == (
         f"Spark's Python workers run {bare / 'python'}, which has no sparkml_sgdals, numpy, "
         "pandas, pyarrow, numba: set the environment variable "

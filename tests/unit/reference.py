@@ -6,6 +6,7 @@ Weights are arrays of one number a rating. Functions that learn change the array
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 
@@ -226,6 +227,30 @@ def learn_influence(
             mean[x, f] += var[x, f] / prior_var[0, f] * moved[x]
 
 
+def learn_noise(
+    users: np.ndarray,
+    items: np.ndarray,
+    squares: np.ndarray,
+    user_factors: np.ndarray,
+    item_factors: np.ndarray,
+    user_known: np.ndarray,
+    item_known: np.ndarray,
+    rounds: int,
+) -> None:
+    """Noise by id, users and items in turn; `known` are ratings of each id from before."""
+    sides = ((users, user_factors, user_known), (items, item_factors, item_known))
+    before = [factors.copy() for _, factors, _ in sides]
+    for _ in range(rounds):
+        for own, (rows, factors, known) in enumerate(sides):
+            others, other_factors, _ = sides[1 - own]
+            for x in range(len(factors)):
+                mine = [t for t in range(len(rows)) if rows[t] == x]
+                total = before[own][x] * (2.0 + known[x] / 2.0)
+                for t in mine:
+                    total += squares[t] / other_factors[others[t]] / 2.0
+                factors[x] = total / (2.0 + known[x] / 2.0 + len(mine) / 2.0)
+
+
 def fit_bayes(
     users: np.ndarray,
     items: np.ndarray,
@@ -421,3 +446,31 @@ def regress(
                 weights[j, f] = np.sum(precision[:, f] * z * rest) / curvature
                 variances[j, f] = 1.0 / curvature
     return variances
+
+
+def cells(
+    users: np.ndarray, items: np.ndarray, groups: tuple[np.ndarray, np.ndarray], ends: list[int]
+) -> list[list[list[int]]]:
+    """Numbers of ratings by stratum and cell: one by one up to ends[0], then slice by slice."""
+    found = [[list(range(ends[0]))]]
+    for first, last in pairwise(ends):
+        for stratum in range(8):
+            found.append([
+                [
+                    n
+                    for n in range(first, last)
+                    if groups[0][users[n]] == group
+                    and groups[1][items[n]] == (group + stratum) % 8
+                ]
+                for group in range(8)
+            ])  # fmt: skip
+    return found
+
+
+def deal(counts: np.ndarray) -> np.ndarray:
+    """Groups of ids: from the one with most ratings on, 0 to 7 and back again."""
+    groups = np.zeros(len(counts), int)
+    turns = [*range(8), *range(7, -1, -1)]
+    for turn, x in enumerate(sorted(range(len(counts)), key=lambda x: (-counts[x], x))):
+        groups[x] = turns[turn % 16]
+    return groups

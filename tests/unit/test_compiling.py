@@ -1,23 +1,30 @@
-"""Kernels are compiled once for an installation, also for one that is read-only."""
+"""Kernels are compiled once a machine and user, wherever the package lies, and safely."""
 
 import ast
 import os
 import shutil
+import stat
 import subprocess
 import sys
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numba
 import pytest
 
 import sparkml_sgdals
-from sparkml_sgdals._compiling import ROOMS, keep_kernels
+from sparkml_sgdals import _compiling
+from sparkml_sgdals.kernels import filter as filters
 from sparkml_sgdals.kernels import vectors
 
 PACKAGE = Path(sparkml_sgdals.__file__).parent
+# packages that hold compiled functions
+ROOMS = ("arrays", "kernels", "kernels/events", "store")
 # numbers of overloads that were loaded and that were compiled
 COUNT = """
 import pyarrow as pa
-from sparkml_sgdals import _compiling as compiling
 from sparkml_sgdals.arrays import hashing
 import sparkml_sgdals
 hashing.id_keys(pa.array([1, 2, 3]))
@@ -44,7 +51,7 @@ def run_fresh(code: str, site: Path, **env: str) -> str:
 def counts(site: Path, **env: str) -> tuple[int, int]:
     """Loaded and compiled, in a fresh process that imports the package from `site`."""
     hits, misses, file = run_fresh(COUNT, site, **env).split()
-    assert Path(file).is_relative_to(site)
+    assert file.startswith(str(site))
     return int(hits), int(misses)
 
 
@@ -56,51 +63,156 @@ def site(tmp_path: Path) -> Path:
     return tmp_path / "site"
 
 
+def zipped(site: Path, to: Path) -> Path:
+    """The package as Spark ships it, with times of its own."""
+    with zipfile.ZipFile(to, "w") as packed:
+        for file in sorted((site / "sparkml_sgdals").rglob("*.py")):
+            packed.write(file, file.relative_to(site))
+    os.utime(to, (1_600_000_000, 1_600_000_000))
+    return to
+
+
 @pytest.mark.long
-def test_a_second_process_loads_what_the_first_compiled(site: Path) -> None:
-    first, second = counts(site), counts(site)
+def test_what_one_process_compiled_others_load_from_wherever_they_have_it(
+    site: Path, tmp_path: Path
+) -> None:
+    caches = {"XDG_CACHE_HOME": str(tmp_path / "caches")}
+    first, second = counts(site, **caches), counts(site, **caches)
     assert first[1] > 0
-    assert second[0] > 0
-    assert second[1] == 0
-    assert list((site / "sparkml_sgdals").rglob("*.nbc"))
+    assert second == (first[1], 0)
+    # two applications, each with a zip of its own
+    for name in ("one", "other"):
+        (tmp_path / name).mkdir()
+        shipped = zipped(site, tmp_path / name / "sparkml_sgdals.zip")
+        assert counts(shipped, **caches) == (first[1], 0)
+    # of another source everything that takes it in is compiled again
+    changed = site / "sparkml_sgdals" / "arrays" / "hashing.py"
+    changed.write_text(changed.read_text() + "\nCHANGED = True\n")
+    assert counts(site, **caches) == (0, first[1])
 
 
 @pytest.mark.long
-def test_without_home_and_beside_read_only_modules_too(site: Path, tmp_path: Path) -> None:
-    # files where folders are wanted: root, who runs containers, may write to read-only folders
-    for room in ROOMS:
-        (site / "sparkml_sgdals" / room / "__pycache__").touch()
+def test_without_home_they_lie_in_a_folder_of_their_own(site: Path, tmp_path: Path) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     env = {"HOME": os.devnull, "TMPDIR": str(scratch)}
     first, second = counts(site, **env), counts(site, **env)
     assert first[1] > 0
-    assert second[0] > 0
-    assert second[1] == 0
+    assert second == (first[1], 0)
     (kept,) = scratch.iterdir()
     assert kept.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_choice_already_made_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
-    assert keep_kernels(tmp_path / "nowhere") is None
-    assert os.environ["NUMBA_CACHE_DIR"] == str(tmp_path)
+@pytest.fixture
+def choose(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """Choose a folder anew, with these names in the environment."""
+
+    def folder(cache_dir: str = "", **env: str) -> str | None:
+        monkeypatch.setattr(numba.config, "CACHE_DIR", cache_dir)
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+        return _compiling.kernel_folder.__wrapped__()
+
+    return folder
 
 
-def test_a_folder_of_somebody_else_is_not_trusted(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    monkeypatch.setattr("sparkml_sgdals._compiling._writable", lambda folder: False)
-    # so that what is set here is taken back
-    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
-    taken = tmp_path / f"sparkml_sgdals-kernels-{os.getuid()}"
-    taken.mkdir()
-    taken.chmod(0o777)
-    found = keep_kernels(tmp_path / "package")
-    assert found is not None
-    assert Path(found) != taken
-    shutil.rmtree(found)
+def test_a_choice_already_made_stands(tmp_path: Path, choose) -> None:
+    assert choose(str(tmp_path / "chosen")) == str(tmp_path / "chosen" / "sparkml_sgdals")
+
+
+def test_a_folder_that_others_can_write_is_not_trusted(tmp_path: Path, choose) -> None:
+    """What lies there is run."""
+    caches = tmp_path / "caches"
+    own = tmp_path / f"sparkml_sgdals-kernels-{os.getuid()}"
+    found = choose(XDG_CACHE_HOME=str(caches))
+    assert found == str(caches / "sparkml_sgdals" / "kernels")
+    assert stat.S_IMODE(os.stat(found).st_mode) == 0o700
+    os.chmod(found, 0o777)
+    assert choose(XDG_CACHE_HOME=str(caches)) == str(own)
+    # somebody else has the name, or leads it elsewhere
+    os.chmod(own, 0o777)
+    assert choose(XDG_CACHE_HOME=str(caches)) is None
+    own.rmdir()
+    own.symlink_to(tmp_path)
+    assert choose(XDG_CACHE_HOME=str(caches)) is None
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> _compiling._Files:
+    return _compiling._Files(tmp_path, "kernels.some.kernel", "of this source")
+
+
+def test_a_file_is_whole_and_what_was_written_or_is_not_there(files) -> None:
+    assert files.load("a key") is None
+    files.save("a key", {"some": "code"})
+    assert files.load("a key") == {"some": "code"}
+    assert files.load("another key") is None
+    path = files.path("a key")
+    whole = path.read_bytes()
+    for torn in (whole[:-1], whole[:10], b"", whole[:-1] + bytes([whole[-1] ^ 1])):
+        path.write_bytes(torn)
+        assert files.load("a key") is None
+    files.save("a key", {"some": "code"})
+    assert files.load("a key") == {"some": "code"}
+    other = _compiling._Files(files.folder, "kernels.some.kernel", "of another source")
+    assert other.load("a key") is None
+
+
+def test_many_who_write_at_once_leave_each_its_own_code(files) -> None:
+    """Types that two processes compile at once must not stand for each other's code."""
+
+    def write(n: int) -> None:
+        _compiling._Files(files.folder, files.name, files.digest).save(f"types {n % 7}", n % 7)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(200)))
+    assert [files.load(f"types {n}") for n in range(7)] == list(range(7))
+    assert len(list(files.folder.iterdir())) == 7
+
+
+def test_a_folder_that_cannot_be_written_is_no_reason_to_fail(files, tmp_path: Path) -> None:
+    nowhere = _compiling._Files(tmp_path / "nowhere", files.name, files.digest)
+    nowhere.save("a key", 1)
+    assert nowhere.load("a key") is None
+
+
+def test_what_nobody_has_used_for_long_goes(tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    folder.mkdir()
+    files = _compiling._Files(folder, "kernels.some.kernel", "of this source")
+    long_ago = time.time() - 100 * 86_400
+    for name in ("kernels.gone.kernel-1.nbc", "kernels.gone.kernel-1.abc.tmp", "not ours"):
+        (folder / name).touch()
+        os.utime(folder / name, (long_ago, long_ago))
+    files.save("a key", 1)
+    assert {path.name for path in folder.iterdir()} == {files.path("a key").name, "not ours"}
+    # one that is used stays
+    os.utime(files.path("a key"), (long_ago, long_ago))
+    assert files.load("a key") == 1
+    assert files.path("a key").stat().st_mtime > time.time() - 86_400
+
+
+def test_a_kernel_is_made_of_all_that_it_takes_in(site: Path) -> None:
+    def digest(module: str) -> str:
+        code = f"from sparkml_sgdals import _compiling as c; print(c.source_digest({module!r}))"
+        return run_fresh(code, site)
+
+    names = [f"sparkml_sgdals.{name}" for name in ("kernels.filter", "kernels.sgd", "errors")]
+    before = [digest(name) for name in names]
+    assert len(set(before)) == 3
+    taken_in = site / "sparkml_sgdals" / "kernels" / "prefetch.py"
+    taken_in.write_text(taken_in.read_text() + "# other\n")
+    after = [digest(name) for name in names]
+    assert [a == b for a, b in zip(before, after, strict=True)] == [False, False, True]
+
+
+def test_kernels_of_the_package_are_kept_by_what_they_are() -> None:
+    for file in sorted(PACKAGE.rglob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        if "njit(" in text and file.name != "_compiling.py":
+            assert "from sparkml_sgdals import _compiling as nb" in text, file
+    assert isinstance(filters.filter_ratings._cache, _compiling._Kept)
 
 
 LEARN = """
@@ -125,8 +237,9 @@ print(hashlib.sha1(b"".join(a.tobytes() for side in held for a in side)).hexdige
 
 @pytest.mark.long
 def test_what_is_learned_does_not_depend_on_who_compiled(site: Path) -> None:
-    first, second = run_fresh(LEARN, site), run_fresh(LEARN, site)
-    assert list((site / "sparkml_sgdals").rglob("*.nbc"))
+    caches = site.parent / "caches"
+    first, second = (run_fresh(LEARN, site, XDG_CACHE_HOME=str(caches)) for _ in range(2))
+    assert list(caches.rglob("*.nbc"))
     assert len(first) > 40
     assert first == second
 

@@ -88,6 +88,20 @@ def test_leaves_out_what_is_excluded(state, predictor):
     assert list(everything.columns) == ["user", "item", "rating"]
 
 
+def test_candidates(state, predictor):
+    users, items, _, _ = every_pair(state)
+    whole = predictor.recommend(users[:2], len(items))
+    some = [*items[::3], 10**9]
+    found = predictor.recommend(users[:2], 3, [[some[0]], []], candidates=some)
+    for user, gone in zip(users[:2], [[some[0]], []], strict=True):
+        own = whole[(whole.user == user) & whole.item.isin(some) & ~whole.item.isin(gone)]
+        assert found[found.user == user].item.tolist() == own.item.tolist()[:3]
+    each = predictor.recommend(users[:2], 9, candidates=[items[:2], []])
+    assert sorted(each.item) == sorted(items[:2])
+    with pytest.raises(ValueError, match="candidates has 1 lists, users are 2"):
+        predictor.recommend([1, 2], candidates=[[1]])
+
+
 def test_ids_that_are_not_known(state, predictor):
     user, item = (int(t.index.ids()[0].as_py()) for t in (state.users, state.items))
     found = predictor.predict([user, 10**9, None], [item, item, item])
@@ -145,6 +159,8 @@ def test_events_have_scores_and_no_deviations():
     pairs = events.predict(user.user, user.item)
     np.testing.assert_allclose(pairs.prediction, user.rating, atol=1e-5)
     assert pairs["std"].isna().all()
+    some = user.item.tolist()[::-2]
+    assert events.recommend([1], 3, candidates=some).item.tolist() == some[::-1]
 
 
 def test_nothing_to_read(tmp_path):

@@ -12,17 +12,27 @@ REPOSITORY = Path(__file__).parents[2]
 NAME = "sparkml_sgdals"
 # each with those right below it; what lies below these may be imported as well
 BELOW = {
-    "arrays": "errors", "kernels": "arrays", "state": "kernels notebook", "learn": "state",
-    "store": "state",
-    "ingest": "store spark_workers", "fit": "ingest learn", "predict": "ingest metrics",
+    "arrays": "errors _compiling", "kernels": "arrays", "state": "kernels notebook",
+    "learn": "state", "store": "state",
+    "ingest": "store spark_workers", "fit": "ingest learn", "predict": "ingest learn metrics",
     "stream": "fit", "ml": "predict stream predictor", "race": "ml",
     "errors": "", "spark_jobs": "errors", "spark_workers": "spark_jobs",
-    "predictor": "store", "serving": "learn store extras",
-    NAME: "race predictor _compiling", "cli": f"{NAME} datasets", "mlflow": NAME,
+    "predictor": "store", "vectors": "store", "serving": "learn store extras",
+    NAME: "race predictor vectors", "cli": f"{NAME} datasets", "mlflow": NAME,
     "metrics": "", "notebook": "", "plotting": "extras", "datasets": "extras", "_compiling": "",
     "extras": "",
 }  # fmt: skip
-NO_SPARK = {"serving", "predictor", "learn", "store", "state", "kernels", "arrays", "errors"}
+NO_SPARK = {
+    "serving",
+    "predictor",
+    "vectors",
+    "learn",
+    "store",
+    "state",
+    "kernels",
+    "arrays",
+    "errors",
+}
 NO_SPARK |= {"datasets", "metrics", "notebook", "_compiling", "extras"}
 MOST_MODULES, MOST_LINES = 15, 520
 

@@ -343,7 +343,7 @@ def draw(
         return
     if not a["evidence"].any():
         # counts stay, and with them the shares
-        a["evidence"] = influence_shares(block.layout, partners["root"])
+        a["evidence"] = influence_shares(block.layout, partners["root"], threads)
     side = Side(partners["mean"], partners["var"], partners["drawn"], partner_prior)
     variance = USER_INFLUENCE if own == "users" else ITEM_INFLUENCE
     # the partners' own blocks move their means, by what all blocks say: keep what was sent

@@ -12,10 +12,12 @@ import os
 import struct
 import tempfile
 import uuid
+import warnings
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -39,6 +41,7 @@ from sparkml_sgdals.fit.blocks.left_behind import (
     owned,
 )
 from sparkml_sgdals.spark_jobs import local_threads
+from sparkml_sgdals.spark_workers import workers_see_folder
 from sparkml_sgdals.store.objects import ObjectStore
 
 __all__ = [
@@ -188,12 +191,14 @@ def block_folder(spark: SparkSession) -> Iterator[str | None]:
     Folders beside it that fits of killed drivers left are removed.
 
     With a local master under spark.local.dir, or where temporary files go; on a cluster under
-    spark.checkpoint.dir, where that is a full URI that this process can write to.
+    spark.checkpoint.dir, where that is a full URI that this process can write to and executors
+    see; a warning says where it is not.
     """
     name = folder_name(uuid.uuid4().hex)
     local = local_threads(spark) > 0
     given = spark.conf.get("spark.local.dir" if local else "spark.checkpoint.dir", None)
-    parent = local_parent(given) if local else shared_parent(given)
+    seen = partial(workers_see_folder, spark)
+    parent = local_parent(given) if local else shared_parent(given, seen)
     if parent is None:
         yield None
         return
@@ -215,22 +220,49 @@ def local_parent(local_dir: str | None) -> str:
     return os.path.abspath(given.split(",")[0])
 
 
-def shared_parent(checkpoint_dir: str | None) -> str | None:
-    """Return the checkpoint folder where all executors see it and it can be used, else None."""
+def shared_parent(
+    checkpoint_dir: str | None, seen: Callable[[str], bool] = lambda folder: True
+) -> str | None:
+    """Return the checkpoint folder where all executors see it and it can be used, else None.
+
+    Parameters
+    ----------
+    checkpoint_dir : str | None
+        Spark's own conf of it
+    seen : Callable[[str], bool]
+        whether executors see what this process writes into a local folder
+    """
     parent = (checkpoint_dir or "").rstrip("/")
+    if not parent:
+        _warn_of_rows("spark.checkpoint.dir is not set")
+        return None
     if not (parent.startswith("file:") or "://" in parent):
         # without a scheme it is in Spark's default file system, which is not known here
-        logger.info("blocks are moved by Spark: spark.checkpoint.dir is no full URI: %s", parent)
+        _warn_of_rows(f"spark.checkpoint.dir, {parent}, is no full URI")
         return None
     probe = f"sparkml-sgdals-{uuid.uuid4().hex}"
     try:
         store = ObjectStore(parent)
         store.write(probe, b"")
         store.delete(probe)
+        shared = not store.local or seen(store.root)
     except UNREACHABLE as failure:
-        logger.warning("blocks are moved by Spark, as %s cannot be used: %s", parent, failure)
+        _warn_of_rows(f"spark.checkpoint.dir, {parent}, cannot be used: {failure}")
+        return None
+    if not shared:
+        _warn_of_rows(f"executors do not see what is written into spark.checkpoint.dir, {parent}")
         return None
     return parent
+
+
+def _warn_of_rows(why: str) -> None:
+    warnings.warn(
+        f"The blocks of this fit are moved by Spark in each step, as {why}: to the same result, "
+        "and slower. Before the Spark session starts, set it to the full URI of a folder that the "
+        "driver and all executors share; or raise maxRatingsPerTask to fit in one task.",
+        UserWarning,
+        stacklevel=3,
+    )
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 from typing import Final
 
-import numba as nb
 import numpy as np
 
+from sparkml_sgdals import _compiling as nb
 from sparkml_sgdals.arrays.hashing import mix64
 from sparkml_sgdals.kernels.events.partners import LATEST_ITEMS, join_partners, said_by_partners
 
@@ -28,7 +28,7 @@ _TO_UNIT: Final = 1.0 / 9007199254740992.0
 def draw_events(  # type: ignore[no-untyped-def]
     users, items, values, draw_keys, begin, end, first_event, events, with_context,
     done, starts, lengths, order, cumulative, guide, fades, totals, left, counted, popularity, last,
-    parts, marks, partners, repeats, again, recent, drawn, touched, said,
+    parts, marks, partners, repeats, again, user_last, recent, drawn, touched, said,
 ):  # fmt: skip
     """Find what colours each event and its negatives, and count it: nothing of that needs factors.
 
@@ -82,6 +82,8 @@ def draw_events(  # type: ignore[no-untyped-def]
         where none are kept
     repeats, again
         as in `said_by_partners`
+    user_last
+        int64, shape (users,): number of each user's last event, 0 where it is not known, in place
     recent
         int32, shape (end - begin, CONTEXT_ITEMS), out: the items that colour each row, the last
         done first, then -1
@@ -91,7 +93,7 @@ def draw_events(  # type: ignore[no-untyped-def]
         bool, shape (items,), True for the items of these rows, of `recent` and `drawn`, and for
         those whose partners change
     said
-        float64, shape (end - begin, 3), out: as in `weigh_partners`
+        float64, shape (end - begin, 5), out: as in `weigh_partners`
 
     Returns
     -------
@@ -141,6 +143,9 @@ def draw_events(  # type: ignore[no-untyped-def]
                     )  # fmt: skip
                     said[n - begin, 1] = own
                     said[n - begin, 2] = total
+                    if user_last[x] > 0:
+                        said[n - begin, 3] = now + 1 - user_last[x]
+                    said[n - begin, 4] = lengths[x]
                 join_partners(
                     x, y, now, done, starts, lengths, rows, keys, strengths, sums, times, item_keys
                 )
@@ -151,6 +156,7 @@ def draw_events(  # type: ignore[no-untyped-def]
                 said[n - begin, 0] = share
             counted[events] = y
             events += 1
+            user_last[x] = first_event + events
             _put_last(x, y, place, done, starts, lengths)
     return events
 

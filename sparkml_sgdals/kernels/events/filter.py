@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from typing import Final
 
-import numba as nb
 import numpy as np
 
+from sparkml_sgdals import _compiling as nb
 from sparkml_sgdals.kernels.checks import FAST, MIN_VARIANCE
 from sparkml_sgdals.kernels.prefetch import prefetch_row
 from sparkml_sgdals.kernels.vectors import (

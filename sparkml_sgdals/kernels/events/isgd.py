@@ -7,8 +7,9 @@ docs/positive-only.md has the equations.
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
+
+from sparkml_sgdals import _compiling as nb
 
 __all__ = ["descend_events"]
 

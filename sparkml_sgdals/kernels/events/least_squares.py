@@ -12,9 +12,9 @@ matrix factorization with subspace optimization" (the regularisation, l = lambda
 
 from __future__ import annotations
 
-import numba as nb
 import numpy as np
 
+from sparkml_sgdals import _compiling as nb
 from sparkml_sgdals.kernels.checks import FAST
 from sparkml_sgdals.kernels.lanes import last_columns, transpose_lanes, weigh_columns
 from sparkml_sgdals.kernels.prefetch import AHEAD, prefetch_lines

@@ -9,16 +9,19 @@ from __future__ import annotations
 import math
 from typing import Final
 
-import numba as nb
 import numpy as np
+
+from sparkml_sgdals import _compiling as nb
 
 __all__ = [
     "LATEST_DECAY",
     "LATEST_ITEMS",
+    "OFFSETS",
     "faded_strengths",
     "item_boosts",
     "join_partners",
     "pair_boosts",
+    "partner_shares",
     "said_by_partners",
     "user_boosts",
     "weigh_partners",
@@ -32,10 +35,14 @@ BACKWARDS: Final = np.float32(0.7)
 """strength of a pair against the order in which it was done"""
 _HALF_LIFE: Final = 200_000.0
 """events after which a pair counts half"""
-_UNSURE: Final = np.float32(5.0)
+_UNSURE: Final = np.float32(20.0)
 """strength of what is not known of an item's partners"""
 _RATE: Final = 0.002
 """how far an event moves the weight of either judge"""
+_OFFSET_RATE: Final = 0.02
+"""how far an event moves what a gap, or a length, adds to the log-odds of that weight"""
+OFFSETS: Final = 10
+"""gaps, and as many lengths, that are told apart"""
 _LEAST: Final = 0.001
 """of either judge, so that it is heard again once it is better"""
 _HIGHEST: Final = 100.0
@@ -147,36 +154,104 @@ def said_by_partners(  # type: ignore[no-untyped-def]
     return own / max(heard, LATEST_DECAY), total / max(heard, LATEST_DECAY)
 
 
+@nb.njit(cache=True, nogil=True, inline="always")
+def _gap(since):  # type: ignore[no-untyped-def]
+    """Return which gap it is: to below 4 events, 16, 64 and so on; the widest is not bounded."""
+    if since <= 0:
+        return OFFSETS - 1
+    found, left = 0, since >> 2
+    while left > 0 and found < OFFSETS - 1:
+        found += 1
+        left >>= 2
+    return found
+
+
+@nb.njit(cache=True, nogil=True, inline="always")
+def _length(done):  # type: ignore[no-untyped-def]
+    """Return which length it is: to below 2 items, 4, 8 and so on; the widest is not bounded."""
+    found, left = 0, done >> 1
+    while left > 0 and found < OFFSETS - 1:
+        found += 1
+        left >>= 1
+    return found
+
+
+@nb.njit(cache=True, nogil=True, inline="always")
+def _share_of(share, by_gap, by_length, gap, length):  # type: ignore[no-untyped-def]
+    odds = math.log(share / (1.0 - share)) + by_gap[gap] + by_length[length]
+    found = 1.0 / (1.0 + math.exp(-odds))
+    return min(max(found, _LEAST), 1.0 - _LEAST)
+
+
 @nb.njit(cache=True, nogil=True)
-def weigh_partners(said, odds, share, filter_sum, partner_sum):  # type: ignore[no-untyped-def]
+def partner_shares(now, last, lengths, share, by_gap, by_length):  # type: ignore[no-untyped-def]
+    """Find how far partners are believed of users: equation (12).
+
+    Parameters
+    ----------
+    now
+        number of events so far
+    last, lengths
+        int64, shape (n,): number of the last event of each user, 0 where it is not known, and how
+        many items it has done
+    share, by_gap, by_length
+        as in `weigh_partners`
+
+    Returns
+    -------
+    float64, shape (n,)
+    """
+    found = np.empty(last.size)
+    for x in range(last.size):
+        gap = _gap(now - last[x] if last[x] > 0 else 0)
+        found[x] = _share_of(share, by_gap, by_length, gap, _length(lengths[x]))
+    return found
+
+
+@nb.njit(cache=True, nogil=True)
+def weigh_partners(said, odds, share, filter_sum, partner_sum, typical, by_gap, by_length):  # type: ignore[no-untyped-def]
     """Weigh filter and partners by events, one after another, by online EM: equation (11).
 
     Parameters
     ----------
     said
-        float64, shape (n, 3): the item's share of events, and both numbers of `said_by_partners`; a
-        share of 0 for a row that is no event to judge by
+        float64, shape (n, 5): the item's share of events, and both numbers of `said_by_partners`; a
+        share of 0 for a row that is no event to judge by; then the number of events since the last
+        one of the user, 0 where it is not known, and how many items the user had done
     odds
         float64, shape (n, 2), of the filter before the event: p(y) / share(y) of its item, and the
         mean of that over the items drawn; the latter 0 where there are none
     share, filter_sum, partner_sum
-        float64: how far partners are believed, and what either judgement sums up to
+        float64: how far partners are believed where nothing is added, and what either judgement
+        sums up to
+    typical
+        float64, how far they are believed in the mean of events
+    by_gap, by_length
+        float64, shape (OFFSETS,): what the time since a user's last event, and how many items it
+        has done, add to the log-odds of the first; in place
 
     Returns
     -------
-    these three once the events were seen
+    the four numbers once the events were seen
     """
     for n in range(said.shape[0]):
         if said[n, 0] <= 0.0 or said[n, 2] <= 0.0 or odds[n, 1] <= 0.0:
             continue
         filter_sum += _RATE * (min(odds[n, 1], _HIGHEST) - filter_sum)
         partner_sum += _RATE * (said[n, 2] - partner_sum)
-        ours = (1.0 - share) * said[n, 0] * odds[n, 0] / filter_sum
-        theirs = share * said[n, 1] / partner_sum
+        gap = _gap(np.int64(said[n, 3]))
+        length = _length(np.int64(said[n, 4]))
+        believed = _share_of(share, by_gap, by_length, gap, length)
+        ours = (1.0 - believed) * said[n, 0] * odds[n, 0] / filter_sum
+        theirs = believed * said[n, 1] / partner_sum
         if ours + theirs > 0.0:
-            share += _RATE * (theirs / (ours + theirs) - share)
+            right = theirs / (ours + theirs)
+            typical += _RATE * (believed - typical)
+            share += _RATE * (right - believed)
             share = min(max(share, _LEAST), 1.0 - _LEAST)
-    return share, filter_sum, partner_sum
+            by_gap[gap] += _OFFSET_RATE * (right - believed)
+            by_length[length] += _OFFSET_RATE * (right - believed)
+    return share, filter_sum, partner_sum, typical
 
 
 @nb.njit(cache=True, nogil=True)

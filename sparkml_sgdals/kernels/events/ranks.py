@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Final
 
-import numba as nb
 import numpy as np
 
+from sparkml_sgdals import _compiling as nb
 from sparkml_sgdals.arrays.hashing import mix64
 from sparkml_sgdals.kernels.events.filter import CONTEXT_DECAY, CONTEXT_ITEMS
 from sparkml_sgdals.kernels.events.judges import boosted, mixed

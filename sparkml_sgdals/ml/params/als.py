@@ -86,6 +86,12 @@ class ALSParams(Params):
         "the events where it is not set.",
         flag,
     )
+    forgetUsersAfter: Param[int] = param(
+        "forgetUsersAfter",
+        "under implicitPrefs: events of others after which a user that has done nothing since is "
+        "forgotten, as sessions that have ended; 0 = never.",
+        at_least("forgetUsersAfter", 0),
+    )
     numUserBlocks: Param[int] = param(
         "numUserBlocks",
         "as in ALS: blocks of users; no effect, see numBlocks.",
@@ -115,6 +121,7 @@ class ALSParams(Params):
             alpha=1.0,
             unobservedWeight=0.1,
             numPartners=32,
+            forgetUsersAfter=0,
             numUserBlocks=10,
             numItemBlocks=10,
             intermediateStorageLevel="MEMORY_AND_DISK",
@@ -144,6 +151,10 @@ class ALSParams(Params):
     def getRepeatItems(self) -> bool | None:
         """Value of repeatItems; None where the events are to say."""
         return self.getOrDefault(self.repeatItems) if self.isSet(self.repeatItems) else None
+
+    def getForgetUsersAfter(self) -> int:
+        """Value of forgetUsersAfter."""
+        return self.getOrDefault(self.forgetUsersAfter)
 
     def getNumUserBlocks(self) -> int:
         """Value of numUserBlocks."""

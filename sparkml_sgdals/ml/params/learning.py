@@ -425,6 +425,7 @@ class LearningParams(
             num_partners=self.getNumPartners() if filters else 0,
             repeat_items=self.getRepeatItems() if events else False,
             featured=False,
+            forget_after=self.getForgetUsersAfter() if events else 0,
         )
 
     def warnOfUnused(self) -> None:

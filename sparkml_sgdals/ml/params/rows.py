@@ -13,6 +13,7 @@ from sparkml_sgdals.ml.params.features import FeatureParams
 
 __all__ = ["RowParams"]
 
+_REPEATED: Final = ("count", "newest")
 _INVALID: Final = ("error", "skip", "keep")
 
 
@@ -37,6 +38,13 @@ class RowParams(HasHandleInvalid, HasWeightCol, FeatureParams):
         "or 'keep' (as skip, but a missing time counts as the earliest and a bad weight as 1).",
         one_of("handleInvalid", _INVALID),
     )
+    repeatedPairs: Param[str] = param(
+        "repeatedPairs",
+        "what a pair of user and item that comes again means: 'count' (one more observation) or "
+        "'newest' (of a table, and of each batch, the rating of the greatest timestampCol counts "
+        "alone; what earlier batches said stays learned).",
+        one_of("repeatedPairs", _REPEATED),
+    )
     ratingRange: Param[list[float]] = param(
         "ratingRange",
         "lowest and highest rating: others cannot be learned, see handleInvalid. Where it is not "
@@ -54,6 +62,7 @@ class RowParams(HasHandleInvalid, HasWeightCol, FeatureParams):
             timestampCol="",
             weightCol="",
             handleInvalid="error",
+            repeatedPairs="count",
         )
 
     def getUserCol(self) -> str:
@@ -71,6 +80,10 @@ class RowParams(HasHandleInvalid, HasWeightCol, FeatureParams):
     def getTimestampCol(self) -> str:
         """Value of timestampCol, "" for none."""
         return self.getOrDefault(self.timestampCol)
+
+    def getRepeatedPairs(self) -> str:
+        """Value of repeatedPairs."""
+        return self.getOrDefault(self.repeatedPairs)
 
     def getRatingRange(self) -> tuple[float, float] | None:
         """Value of ratingRange, None where it is not set."""

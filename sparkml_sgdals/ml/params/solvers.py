@@ -28,10 +28,13 @@ _BAYES: Final = (
     "implicitPrior",
 )
 _NEVER: Final = ("parallelism", *UNUSED_OF_ALS)
-_OF_EVENTS: Final = ("alpha", "numNegatives", "unobservedWeight", "numPartners", "repeatItems")
+_OF_EVENTS: Final = (
+    "alpha", "numNegatives", "unobservedWeight", "numPartners", "repeatItems", "forgetUsersAfter",
+)  # fmt: skip
 _OF_RATINGS: Final = (
     "noiseVariance", "userBiasRegParam", "itemBiasRegParam", "blockSize",
     "predictionStdCol", "clipPredictions", "maxResidentIds", "ratingRange",
+    "repeatedPairs",
 )  # fmt: skip
 _UNUSED: Final[dict[str, tuple[str, ...]]] = {
     "bayes": (*_DESCENT, "blockSize", *_OF_EVENTS, *_NEVER),

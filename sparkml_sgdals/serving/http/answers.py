@@ -19,6 +19,7 @@ from sparkml_sgdals.serving.model.approximate import Approximate
 from sparkml_sgdals.serving.model.holder import ModelHolder, NoModelError
 from sparkml_sgdals.serving.model.ids import Key, key_of
 from sparkml_sgdals.serving.model.judge import Judge
+from sparkml_sgdals.serving.model.leaning import rank_leaning
 from sparkml_sgdals.serving.model.newcomers import KnownFeatures
 from sparkml_sgdals.serving.model.person import Person, alone, fold_in, nobody, person_of
 from sparkml_sgdals.serving.model.ranking import (
@@ -36,9 +37,10 @@ from sparkml_sgdals.serving.model.reasons import (
     shares,
 )
 from sparkml_sgdals.serving.model.served_model import ServedModel
-from sparkml_sgdals.serving.model.titles import Titles
+from sparkml_sgdals.serving.model.titles import Titles, spoken
 from sparkml_sgdals.state.explaining import explain_pair, feature_shares
-from sparkml_sgdals.state.feature_values import FeatureNames, told
+from sparkml_sgdals.state.feature_values import FeatureNames
+from sparkml_sgdals.state.feature_values import told as as_told
 
 __all__ = ["Answers"]
 
@@ -120,7 +122,10 @@ class Answers:
         known: list[Known] | None,
     ) -> out.Recommendations:
         only = None if items is None else model.item_rows(items)
-        best = rank_items(model, person, n, rank_by, gone, only, self.approximate)
+        if rank_by in ("taste", "everyone"):
+            best = rank_leaning(model, person, n, rank_by == "taste", gone, only)
+        else:
+            best = rank_items(model, person, n, rank_by, gone, only, self.approximate)
         _, deviations = predicted(model, person, best.rows)
         counts = model.items.count[best.rows].tolist()
         rated = None if known is None else self._rated(model, known)
@@ -129,6 +134,7 @@ class Answers:
             one = out.Recommendation(
                 item=item,
                 title=self.titles.of(item),
+                genres=self.titles.genres_of(item),
                 prediction=float(best.values[place]),
                 std=None if deviations is None else float(deviations[place]),
                 ratings=counts[place],
@@ -180,16 +186,21 @@ class Answers:
                 state = alone(model, user, item)
                 parts = explain_pair(state, keys[0], keys[1], model.clip, known)
             because: list[out.Because] = []
+            drawn: float | None = None
             reason = "Nothing is known of this item yet"
             if row >= 0:
                 rated = self._rated(model, self.history.of(user))
                 because = self._because(model, person, rated, row)
                 reason = self._reason(model, person, row, because)
+                if person.drawn.size and model.events is None:
+                    drawn = float(person.drawn @ model.items.mean[row, 1:])
+                    drawn *= model.shell.scale.spread
             return out.Explanation(
                 **dict(found),
                 parts=[out.PartOut(**asdict(part)) for part in parts],
                 because=because,
                 reason=reason,
+                drawn=drawn,
             )
 
     def _rated(self, model: ServedModel, known: list[Known]) -> tuple[list[Known], I64]:
@@ -204,41 +215,54 @@ class Answers:
             return []
         if model.events is not None:
             found = event_shares(model, person, row)
-            ids = model.item_ids(np.array([one.row for one in found], np.int64))
-            return [
-                out.Because(item=i, title=self.titles.of(i), rating=one.rating, share=one.share)
-                for i, one in zip(ids, found, strict=True)
-            ]
-        known, rows = rated
-        by_row = dict(zip(rows.tolist(), known, strict=True))
-        values = np.array([one.rating for one in known], np.float64)
+        else:
+            known, rows = rated
+            values = np.array([one.rating for one in known], np.float64)
+            found = shares(model, person, rows, values, row)[:10]
+        ids = model.item_ids(np.array([one.row for one in found], np.int64))
         return [
             out.Because(
-                item=by_row[one.row].item,
-                title=self.titles.of(by_row[one.row].item),
+                item=i,
+                title=self.titles.of(i),
                 rating=one.rating,
                 share=one.share,
+                liked=one.liked,
             )
-            for one in shares(model, person, rows, values, row)[:10]
+            for i, one in zip(ids, found, strict=True)
         ]
 
     def _reason(
         self, model: ServedModel, person: Person, row: int, because: list[out.Because]
     ) -> str:
+        told = [one for one in because if one.liked]
+        names = [spoken(b.title) if b.title else str(b.item) for b in told]
         if model.events is not None:
-            spoken = [(b.title or str(b.item), b.share) for b in because]
-            return event_sentence(model, person, row, spoken)
-        bias = float(model.items.mean[row, 0]) * model.shell.scale.spread
-        named = [(b.title or str(b.item), b.rating, b.share) for b in because]
-        count, about = int(model.items.count[row]), []
-        if not count:
-            (key,) = model.item_ids(np.array([row], np.int64))
-            rows, weights = self._told(model, 1, key), model.shell.features[1]
-            if rows is not None and weights is not None:
-                spread, mean = model.shell.scale.spread, person.mean.astype(np.float64)
-                shares_ = feature_shares(weights, rows, 0, mean, spread)
-                about = [(_as_told(name), share) for name, share in shares_]
-        return sentence(bias, count, named, about)
+            spoken_of = [(name, b.share) for name, b in zip(names, told, strict=True)]
+            return event_sentence(model, person, row, spoken_of)
+        spread, counters = model.shell.scale.spread, model.shell.counters
+        span = counters.high - counters.low if counters.ratings else 0.0
+        mean = model.items.mean[row].astype(np.float64)
+        about = self._features_of(model, person, row)
+        return sentence(
+            float(mean[0]) * spread,
+            float(person.learned @ mean[1:]) * spread,
+            int(model.items.count[row]),
+            span if span > 0.0 else spread,
+            [(name, b.rating, b.share) for name, b in zip(names, told, strict=True)],
+            about,
+        )
+
+    def _features_of(self, model: ServedModel, person: Person, row: int) -> list[tuple[str, float]]:
+        """Return what features add to an item that nobody has rated, the largest first."""
+        weights = model.shell.features[1]
+        if weights is None or model.items.count[row]:
+            return []
+        (key,) = model.item_ids(np.array([row], np.int64))
+        rows, spread = self._told(model, 1, key), model.shell.scale.spread
+        if rows is None:
+            return []
+        found = feature_shares(weights, rows, 0, person.mean.astype(np.float64), spread)
+        return [(_as_told(name), share) for name, share in found]
 
     def _told(self, model: ServedModel, side: int, key: Key) -> SparseRows | None:
         """Return what is known of an id as the model takes it, None where nothing is."""
@@ -272,7 +296,13 @@ class Answers:
                 version=model.version,
                 cold=row < 0,
                 items=[
-                    out.SimilarItem(item=i, title=self.titles.of(i), similarity=v) for i, v in found
+                    out.SimilarItem(
+                        item=i,
+                        title=self.titles.of(i),
+                        genres=self.titles.genres_of(i),
+                        similarity=v,
+                    )
+                    for i, v in found
                 ],
             )
 
@@ -285,7 +315,11 @@ class Answers:
                 version=model.version,
                 items=[
                     out.PopularItem(
-                        item=i, title=self.titles.of(i), ratings=int(c), prediction=float(v)
+                        item=i,
+                        title=self.titles.of(i),
+                        genres=self.titles.genres_of(i),
+                        ratings=int(c),
+                        prediction=float(v),
                     )
                     for i, c, v in zip(best.ids, best.values, values, strict=True)
                 ],
@@ -305,7 +339,10 @@ class Answers:
             return out.Found(
                 items=[
                     out.FoundItem(
-                        item=keys[k], title=self.titles.of(keys[k]), ratings=int(counts[k])
+                        item=keys[k],
+                        title=self.titles.of(keys[k]),
+                        genres=self.titles.genres_of(keys[k]),
+                        ratings=int(counts[k]),
                     )
                     for k in order.tolist()
                 ]
@@ -331,6 +368,7 @@ class Answers:
                 out.UserRating(
                     item=one.item,
                     title=self.titles.of(one.item),
+                    genres=self.titles.genres_of(one.item),
                     rating=one.rating,
                     timestamp=one.time,
                 )
@@ -396,6 +434,8 @@ class Answers:
                     rmse=row.get("rmse"),
                     baseline_rmse=row.get("baselineRmse"),
                     validation_rmse=row.get("validationRmse"),
+                    recall=row.get("recall"),
+                    baseline_recall=row.get("baselineRecall"),
                 )
             )
         step = max(1, -(-len(points) // most))
@@ -415,6 +455,8 @@ class Answers:
             "rmse": numbers.get("rmse"),
             "baseline_rmse": numbers.get("baselineRmse"),
             "validation_rmse": numbers.get("validationRmse"),
+            "recall": numbers.get("recall"),
+            "baseline_recall": numbers.get("baselineRecall"),
         }
 
 
@@ -426,7 +468,7 @@ def _own(kind: IdKind, given: Key) -> Key:
 
 def _as_told(name: str) -> str:
     lacks = name.removeprefix("without ")
-    return told(name) if lacks == name else f"without {told(lacks)}"
+    return as_told(name) if lacks == name else f"without {as_told(lacks)}"
 
 
 def _or_unknown(key: Key | None) -> Key:

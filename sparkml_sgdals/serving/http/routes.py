@@ -156,7 +156,12 @@ def _read_router(service: Service) -> APIRouter:
             ),
         ] = None,
         rank_by: Annotated[
-            RankBy, Query(description="upper and lower: a standard deviation of the mean away")
+            RankBy,
+            Query(
+                description="upper and lower: a standard deviation of the mean away; taste: what "
+                "is the user's own counts as much as what everyone thinks, however few ratings "
+                "the user gave; everyone: what somebody unknown would be told"
+            ),
         ] = "prediction",
         items: Annotated[Ids, Query(description="choose from these only")] = None,
         exclude: Annotated[Ids, Query(description="never these")] = None,
@@ -379,10 +384,8 @@ def _watch_router(service: Service) -> APIRouter:
 
 def _page_router() -> APIRouter:
     router = APIRouter(include_in_schema=False)
-    kinds = {
-        "page.css": "text/css", "page.js": "text/javascript", "newcomer.js": "text/javascript",
-        "icon.svg": "image/svg+xml",
-    }  # fmt: skip
+    kinds = {".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+    parts = {one.name: one for one in _PAGE.iterdir() if one.suffix in kinds}
 
     @router.get("/")
     async def page() -> FileResponse:
@@ -390,10 +393,12 @@ def _page_router() -> APIRouter:
 
     @router.get("/page/{name}")
     async def part(name: str) -> FileResponse:
-        if name not in kinds:
+        if name not in parts:
             raise HTTPException(404)
         return FileResponse(
-            _PAGE / name, media_type=kinds[name], headers={"Cache-Control": "no-cache"}
+            parts[name],
+            media_type=kinds[parts[name].suffix],
+            headers={"Cache-Control": "no-cache"},
         )
 
     return router

@@ -176,6 +176,10 @@ class Because(BaseModel):
     title: str | None = Field(examples=["Usual Suspects, The (1995)"])
     rating: float = Field(examples=[5.0])
     share: float = Field(examples=[0.12])
+    liked: bool = Field(
+        description="rated above the mean, and above what item and user make of that: sentences "
+        "name no other"
+    )
 
 
 class Recommendation(BaseModel):
@@ -183,6 +187,7 @@ class Recommendation(BaseModel):
 
     item: AnyId = Field(examples=[318])
     title: str | None = Field(examples=["Shawshank Redemption, The (1994)"])
+    genres: list[str] = Field(default_factory=list, description="as --titles names them")
     prediction: float = Field(examples=[4.61])
     std: float | None = Field(description="null where the solver knows none", examples=[0.83])
     ratings: int = Field(description="ratings of the item", examples=[317])
@@ -228,6 +233,10 @@ class Explanation(Prediction):
     parts: list[PartOut]
     because: list[Because]
     reason: str
+    drawn: float | None = Field(
+        description="of the features, what is left of the small numbers drawn by the user's id "
+        "that they started at; null where that is not known, and of events"
+    )
 
 
 class SimilarItem(BaseModel):
@@ -235,6 +244,7 @@ class SimilarItem(BaseModel):
 
     item: AnyId
     title: str | None
+    genres: list[str] = Field(default_factory=list, description="as --titles names them")
     similarity: float
 
 
@@ -253,6 +263,7 @@ class PopularItem(BaseModel):
 
     item: AnyId
     title: str | None
+    genres: list[str] = Field(default_factory=list, description="as --titles names them")
     ratings: int
     prediction: float
 
@@ -269,6 +280,7 @@ class UserRating(BaseModel):
 
     item: AnyId
     title: str | None
+    genres: list[str] = Field(default_factory=list, description="as --titles names them")
     rating: float
     timestamp: int | None
 
@@ -287,6 +299,7 @@ class FoundItem(BaseModel):
 
     item: AnyId
     title: str | None
+    genres: list[str] = Field(default_factory=list, description="as --titles names them")
     ratings: int
 
 
@@ -327,6 +340,8 @@ class CurvePoint(BaseModel):
     rmse: float | None
     baseline_rmse: float | None
     validation_rmse: float | None
+    recall: float | None = Field(description="of events: of the next one, among the best")
+    baseline_recall: float | None = Field(description="by popularity alone")
 
 
 class Curve(BaseModel):

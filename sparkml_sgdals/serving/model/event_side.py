@@ -29,6 +29,7 @@ from sparkml_sgdals.state.settings import Settings
 __all__ = ["EventSide", "ItemKeys"]
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
@@ -78,6 +79,8 @@ class EventSide:
     ----------
     done
         int32 rows of items for each user, the last done last; an array is never changed
+    last
+        number of each user's last event, 0 where it is not known
     """
 
     def __init__(self, folder: str, settings: Settings) -> None:
@@ -85,6 +88,7 @@ class EventSide:
         self._settings = settings
         self.size = 0
         self.done: list[I32] = []
+        self.last: list[int] = []
         self._arrays = ItemMemory(settings).arrays
 
     @property
@@ -93,13 +97,17 @@ class EventSide:
         return sum(array.nbytes for array in self._arrays.values())
 
     def put(
-        self, user_rows: I64, done: list[I32], item_rows: I64, items: FactorTable,
+        self, user_rows: I64, done: list[I32], last: I64, item_rows: I64, items: FactorTable,
         sizes: tuple[int, int],
     ) -> None:  # fmt: skip
         """Set rows of users and of items; there are `sizes` of them from now on."""
-        self.done.extend([_NOTHING] * (sizes[0] - len(self.done)))
+        new = sizes[0] - len(self.done)
+        self.done.extend([_NOTHING] * new)
+        self.last.extend([0] * new)
         for row, own in zip(user_rows.tolist(), done, strict=True):
             self.done[row] = own
+        for row, number in zip(user_rows.tolist(), last.tolist(), strict=False):
+            self.last[row] = number
         memory, size = items.memory, sizes[1]
         assert isinstance(memory, ItemMemory)
         for name, old in self._arrays.items():
@@ -132,8 +140,9 @@ class EventSide:
         return found
 
     def partners(
-        self, shell: ModelState, keys: ItemKeys, done: I32, taste: F32, least: float
-    ) -> Partners | None:
+        self, shell: ModelState, keys: ItemKeys, done: I32, shares: F64 | None, taste: F32,
+        least: float,
+    ) -> Partners | None:  # fmt: skip
         """Return what stands together with what one user did last; None where nothing is learned.
 
         Parameters
@@ -144,19 +153,39 @@ class EventSide:
             of the items
         done : I32
             int32, rows of what the user has done, the last done last
+        shares : F64 | None
+            float64, shape (1,), as `partner_shares`
         taste : F32
             float32, shape (table rank + 1,), of the user, as the column of that name
         least : float
             what is added to all scores
         """
-        if not self._settings.pairs_items or not shell.events_learned:
+        if shares is None:
             return None
         last = done[: -LATEST_ITEMS - 1 : -1].astype(np.int64)
         memory = self.memory(last)
         latest = np.full((1, LATEST_ITEMS), -1, np.int32)
         latest[0, : last.size] = np.arange(last.size)
         return heard_from(
-            shell, memory, memory.look_up(keys.find), last, latest, taste[None, :], least
+            shell, memory, memory.look_up(keys.find), last, latest, shares, taste[None, :], least
+        )
+
+    def partner_shares(self, shell: ModelState, last: int, done: I32) -> F64 | None:
+        """Return how far partners are believed of one user, float64, shape (1,); None without them.
+
+        Parameters
+        ----------
+        shell : ModelState
+            of the version
+        last : int
+            number of the user's last event, 0 where it is not known
+        done : I32
+            int32, rows of what the user has done
+        """
+        if not self._settings.pairs_items or not shell.events_learned:
+            return None
+        return shell.partners.shares(
+            shell.events_learned, np.array([last], np.int64), np.array([done.size], np.int64)
         )
 
     def popularity(self, shell: ModelState, counts: I64) -> tuple[F32, float]:

@@ -28,6 +28,7 @@ from sparkml_sgdals.serving.model.ids import Key, find_rows
 from sparkml_sgdals.serving.model.mapped import Candidates, MappedSide
 from sparkml_sgdals.serving.model.newcomers import Given, KnownFeatures, Newcomers
 from sparkml_sgdals.serving.model.served_model import ServedModel
+from sparkml_sgdals.state.event_memory import UserMemory
 from sparkml_sgdals.state.event_scores import Anchors, table_biases
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState, Scale
@@ -101,13 +102,16 @@ class _Change:
     parts: tuple[FactorTable, FactorTable]
     sizes: tuple[int, int]
     done: list[npt.NDArray[np.int32]]
+    last: I64
 
     def write(self, to: _Copy) -> None:
         to.users.put(self.rows[0], self.parts[0], self.sizes[0])
         to.items.put(self.rows[1], self.parts[1], self.sizes[1])
         to.candidates.put(self.rows[1], self.parts[1], self.sizes[1])
         if to.events is not None:
-            to.events.put(self.rows[0], self.done, self.rows[1], self.parts[1], self.sizes)
+            to.events.put(
+                self.rows[0], self.done, self.last, self.rows[1], self.parts[1], self.sizes
+            )
 
 
 class ModelHolder:
@@ -377,10 +381,8 @@ class ModelHolder:
 
     def _held(self, change: _Change) -> tuple[int, int]:
         """Users and items that a version holds, of those that are known once it is written."""
-        users, items = (
-            size - joined for size, joined in zip(change.sizes, self._newcomers.sizes, strict=True)
-        )
-        return users, items
+        users, items = self._newcomers.sizes
+        return change.sizes[0] - users, change.sizes[1] - items
 
     def _load(self, newest: Commit) -> None:
         """Take up a whole version into new copies."""
@@ -475,7 +477,10 @@ class ModelHolder:
                 found.append((rows, part, index.size))
         (user_rows, users, num_users), (item_rows, items, num_items) = found
         done = [] if item_keys is None else item_keys.done(users)
-        return _Change((user_rows, item_rows), (users, items), (num_users, num_items), done)
+        memory = users.memory
+        last = memory.last if isinstance(memory, UserMemory) else np.empty(0, np.int64)
+        sizes = num_users, num_items
+        return _Change((user_rows, item_rows), (users, items), sizes, done, last)
 
     def _show(self, newest: Commit, copy: _Copy, ids: _Ids, shown: int) -> None:
         meta = self._meta

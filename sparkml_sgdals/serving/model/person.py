@@ -9,15 +9,18 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from sparkml_sgdals.arrays.hashing import USER_SIDE, id_keys, start_factors
 from sparkml_sgdals.arrays.id_kinds import id_array_type
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.kernels.events.judges import NEVER
 from sparkml_sgdals.learn.event_tables import folded_in
+from sparkml_sgdals.learn.events import fold_in_events
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.serving.model.ids import Key, key_of
 from sparkml_sgdals.serving.model.served_model import ServedModel
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.event_scores import table_alone
+from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.partners import Partners
 
@@ -54,6 +57,9 @@ class Person:
         events of the user that the table held
     partners : Partners | None
         what stands together with what the user did last; None where nothing of it is learned
+    drawn : F32
+        float32, shape (rank,): what is left in the features of the small numbers, drawn by the id,
+        that they started from; (0,) where that is not known
     """
 
     mean: F32
@@ -65,6 +71,13 @@ class Person:
     taste: F32 = field(default_factory=lambda: np.empty(0, np.float32))
     fitted: int = 0
     partners: Partners | None = None
+    drawn: F32 = field(default_factory=lambda: np.empty(0, np.float32))
+
+    @property
+    def learned(self) -> F32:
+        """Features without what they were drawn to start at: what follows from the ratings."""
+        features: F32 = self.mean[1:]
+        return features - self.drawn if self.drawn.size else features
 
 
 def nobody(model: ServedModel) -> Person:
@@ -87,31 +100,54 @@ def person_at(model: ServedModel, row: int) -> Person:
     users = model.users
     mean, var = users.mean[row].copy(), users.var[row].copy()
     noise, count = float(users.noise_factor[row]), int(users.count[row])
+    with model.lock:
+        drawn = _drawn(model, model.indexes[0].ids(np.array([row])), var)
     if model.events is None:
-        return Person(mean, var, noise, count, False)
-    done = model.events.done[row]
-    return _judged(model, Person(mean, var, noise, count, False, done, users.taste[row].copy()))
+        return Person(mean, var, noise, count, False, drawn=drawn)
+    done, taste = model.events.done[row], users.taste[row].copy()
+    person = Person(mean, var, noise, count, False, done, taste, drawn=drawn)
+    return _judged(model, person, model.events.last[row])
 
 
-def _judged(model: ServedModel, person: Person) -> Person:
+def _drawn(model: ServedModel, user: pa.Array, var: F32) -> F32:
+    """Return what is left of a user's start, of features whose variances tell how much.
+
+    A mean moves from where it started as its variance falls: what is left is their ratio to what
+    they were. Where features of users are known these say where they start, and that is no chance.
+    """
+    settings = model.settings
+    if not var.size or settings.featured:
+        return np.empty(0, np.float32)
+    keys = id_keys(user)
+    start = start_factors(keys, USER_SIDE, settings.rank, settings.seed, settings.init_std)
+    left: F32 = np.minimum(var / prior_variances(settings), np.float32(1.0))[1:] * start[0, 1:]
+    return left
+
+
+def _judged(model: ServedModel, person: Person, last: int | None = None) -> Person:
     """Return a person of events as scores need it, from the state of a user, whose arrays it takes.
 
-    What was done last is added to the features, and filter and table are weighed.
+    What was done last is added to the features, and all judges are weighed. `last` is the number of
+    the last event, 0 where it is not known; None for the one before now.
     """
     mean, taste, done = person.mean, person.taste, person.done
     assert model.events is not None
     assert done is not None
     mean[1:] += model.events.context(done)[1].sum(axis=0)
+    shell = model.shell
+    shares = model.events.partner_shares(
+        shell, shell.events_learned if last is None else last, done
+    )
     if model.item_keys is not None:
         with model.lock:
             partners = model.events.partners(
-                model.shell, model.item_keys, done, taste, model.shell.scale.mean
+                shell, model.item_keys, done, shares, taste, shell.scale.mean
             )
         person = replace(person, partners=partners)
     if model.anchors is None:
         return person
     fitted = round(np.expm1(float(taste[0])))
-    own, table = model.anchors.weights(taste[None, :], mean[None, 1:])
+    own, table = model.anchors.weights(taste[None, :], mean[None, 1:], shares)
     mean[0], taste[0] = own[0], table[0]
     return replace(person, fitted=fitted)
 
@@ -119,10 +155,9 @@ def _judged(model: ServedModel, person: Person) -> Person:
 def fold_in(model: ServedModel, items: list[Key], values: list[float]) -> Person:
     """Return a user who gives these ratings now, by `learn_batch` on a copy of what it touches.
 
-    The model stays as it is. Items that are not known tell nothing and are left out. A model of
-    events is copied with all its items, because its negatives are drawn from all; where a table
-    was fitted the user gets the features that the table gives with the items fixed, and no others
-    where the table came without times.
+    The model stays as it is. Items that are not known tell nothing and are left out. Where a table
+    of events was fitted the user gets the features that the table gives with the items fixed, and
+    no others where the table came without times.
 
     Raises DivergenceError for ratings of an absurd size.
     """
@@ -143,20 +178,35 @@ def fold_in(model: ServedModel, items: list[Key], values: list[float]) -> Person
         last = done[np.sort(np.unique(done, return_index=True)[1])][::-1].astype(np.int32)
         taste = _taste(model, ratings)
         return _judged(model, replace(cold, count=known.size, cold=False, done=last, taste=taste))
-    # of repeated items, all ratings count, as in a batch of the stream
-    touched = np.unique(rows[known])
-    if model.events is not None:
-        touched = np.arange(model.items.size)
-    scratch = model.scratch(np.empty(0, np.int64), touched)
-    learn_batch(scratch, ratings)
-    users = scratch.users
+    if model.events is not None and model.item_keys is not None:
+        users, last = _learned_events(model, ratings)
+    else:
+        # of repeated items, all ratings count, as in a batch of the stream
+        scratch = model.scratch(np.empty(0, np.int64), np.unique(rows[known]))
+        learn_batch(scratch, ratings)
+        users, last = scratch.users, None
     mean, var, noise = users.mean[0].copy(), users.var[0].copy(), float(users.noise_factor[0])
-    if model.events is None or model.item_keys is None:
-        return Person(mean, var, noise, known.size, False)
-    with model.lock:
-        (last,) = model.item_keys.done(users)
+    drawn = _drawn(model, someone[:1], var)
+    if last is None:
+        return Person(mean, var, noise, known.size, False, drawn=drawn)
     taste = users.taste[0].copy() if model.anchors is None else _taste(model, ratings)
-    return _judged(model, Person(mean, var, noise, known.size, False, last, taste))
+    return _judged(model, Person(mean, var, noise, known.size, False, last, taste, drawn=drawn))
+
+
+def _learned_events(model: ServedModel, ratings: Ratings) -> tuple[FactorTable, I32]:
+    """Return a user of these events, and rows of the items done, the last one last."""
+    assert model.events is not None
+    assert model.item_keys is not None
+    if model.settings.solver == "bayes":
+        rows = model.item_rows(ratings.item_ids.to_pylist())
+        memory = model.events.memory(partners=False)
+        return fold_in_events(model.shell, model.items, memory, model.draws, ratings, rows)
+    # touches of all items say which come next
+    scratch = model.scratch(np.empty(0, np.int64), np.arange(model.items.size))
+    learn_batch(scratch, ratings)
+    with model.lock:
+        (last,) = model.item_keys.done(scratch.users)
+    return scratch.users, last
 
 
 def _taste(model: ServedModel, ratings: Ratings) -> F32:

@@ -18,14 +18,14 @@ from sparkml_sgdals.serving.model.served_model import ServedModel
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.event_scores import with_boosts
 
-__all__ = ["RankBy", "Scored", "like_item", "most_rated", "predicted", "rank_items"]
+__all__ = ["RankBy", "Scored", "like_item", "most_rated", "predicted", "rank_items", "unclipped"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
-RankBy = Literal["prediction", "upper", "lower"]
+RankBy = Literal["prediction", "upper", "lower", "taste", "everyone"]
 
-_SIGNS: Final = {"prediction": 0, "upper": 1, "lower": -1}
+_SIGNS: Final = {"upper": 1, "lower": -1}
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def rank_items(
     count : int
         at most so many items
     rank_by : RankBy
-        "prediction", or its "upper" or "lower" bound one standard deviation of the mean away
+        "prediction", or its "upper" or "lower" bound one standard deviation of the mean away; what
+        `leaning.rank_leaning` ranks by is for that
     excluded : I64 | None
         rows of items not to give; -1 counts for nothing
     only : I64 | None
@@ -69,7 +70,7 @@ def rank_items(
 
     Raises ValueError for bounds of a model without variances.
     """
-    sign = _SIGNS[rank_by]
+    sign = _SIGNS.get(rank_by, 0)
     if sign and (model.settings.solver != "bayes" or model.events is not None):
         learned = "from events" if model.events is not None else f"by {model.settings.solver!r}"
         raise ValueError(
@@ -136,9 +137,27 @@ def predicted(model: ServedModel, person: Person, rows: I64) -> tuple[F64, F64 |
     predictions : float64, shape (n,), clipped as the model does
     deviations : as the model's predictionStdCol; None where the model knows none
     """
+    values, variances = unclipped(model, person, rows)
+    if model.events is not None:
+        return values, None
     shell, items = model.shell, model.items
+    if model.clip:
+        values = shell.clip(values.astype(np.float32)).astype(np.float64)
+    if variances is None:
+        return values, None
+    noise = np.full(rows.size, shell.noise * person.noise_factor)
+    noise[rows >= 0] *= items.noise_factor[rows[rows >= 0]]
+    return values, shell.scale.spread * np.sqrt(variances + noise)
+
+
+def unclipped(model: ServedModel, person: Person, rows: I64) -> tuple[F64, F64 | None]:
+    """Predict as `predicted`, as the model does before it clips; variances without noise.
+
+    Variances are in units of the spread; None where the model knows none.
+    """
     if model.events is not None:
         return _event_scores(model, person, rows), None
+    shell, items = model.shell, model.items
     predictions = np.empty(rows.size, np.float32)
     variances = np.empty(rows.size, np.float32)
     whose = np.full(rows.size, -1 if person.cold else 0, np.int64)
@@ -153,15 +172,9 @@ def predicted(model: ServedModel, person: Person, rows: I64) -> tuple[F64, F64 |
         predictions,
         variances,
     )
-    spread = shell.scale.spread
-    in_units = predictions.astype(np.float64) * spread + shell.scale.mean
-    if model.clip:
-        in_units = shell.clip(in_units.astype(np.float32)).astype(np.float64)
-    if shell.settings.solver != "bayes":
-        return in_units, None
-    noise = np.full(rows.size, shell.noise * person.noise_factor)
-    noise[rows >= 0] *= items.noise_factor[rows[rows >= 0]]
-    return in_units, spread * np.sqrt(variances.astype(np.float64) + noise)
+    in_units = predictions.astype(np.float64) * shell.scale.spread + shell.scale.mean
+    known = shell.settings.solver == "bayes"
+    return in_units, variances.astype(np.float64) if known else None
 
 
 def _event_scores(model: ServedModel, person: Person, rows: I64) -> F64:

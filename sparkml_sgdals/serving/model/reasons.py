@@ -33,8 +33,15 @@ __all__ = [
 
 _TELLING: Final = 0.005
 """a share that would show in two digits"""
+_TOLD_OF_RANGE: Final = 1 / 30
+"""a share or term that is worth a word, of the range of ratings: 0.15 of 0.5 to 5 stars"""
+_LOVED_OF_RANGE: Final = 1 / 9
+"""how far above the mean what is loved stands, of the range: half a star"""
 _TOLD: Final = 0.1
 """how far, of the whole, the shares of a table's judgement may be from it to be told"""
+
+_LEAST: Final = 0.005
+"""what a feature adds that would show in two digits"""
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
@@ -42,11 +49,16 @@ F64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Share:
-    """What one of a person's ratings adds to a prediction, in rating units."""
+    """What one of a person's ratings adds to a prediction, in rating units.
+
+    `liked` says whether the person liked what was rated: above the mean of all ratings, and above
+    what its bias and the person's make of that.
+    """
 
     row: int
     rating: float
     share: float
+    liked: bool = True
 
 
 def shares(model: ServedModel, person: Person, rated: I64, values: F64, row: int) -> list[Share]:
@@ -84,7 +96,8 @@ def shares(model: ServedModel, person: Person, rated: I64, values: F64, row: int
     weights = np.linalg.solve(features.T @ features + np.diag(ridge), target)
     found = scale.spread * (features @ weights) * left
     order = np.argsort(-found, kind="stable")
-    return [Share(int(rated[n]), float(values[n]), float(found[n])) for n in order]
+    liked = (left > 0) & (values > scale.mean)
+    return [Share(int(rated[n]), float(values[n]), float(found[n]), bool(liked[n])) for n in order]
 
 
 def event_shares(model: ServedModel, person: Person, row: int) -> list[Share]:
@@ -259,7 +272,7 @@ def popular_share(model: ServedModel, row: int) -> float:
 def event_sentence(
     model: ServedModel, person: Person, row: int, because: list[tuple[str, float]]
 ) -> str:
-    """Why an item comes next, for a person to read.
+    """Why an item comes next, for a person to read: what says most of it first.
 
     Parameters
     ----------
@@ -285,39 +298,67 @@ def event_sentence(
         return general[0].upper() + general[1:]
     last = speaking.pop()
     named = f"{', '.join(speaking)} and {last}" if speaking else last
+    told = sum(part for _, part in because[:3] if part >= _TELLING)
+    if share and not together and math.log(share * model.items.size) > told:
+        # more often done than most things are, and that says more than what the person did
+        return f"{general[0].upper()}{general[1:]}, and you did {named}"
     return f"{'Often done with' if together else 'Because you did'} {named}; {general}"
 
 
 def sentence(
     bias: float,
+    features: float,
     count: int,
+    span: float,
     because: list[tuple[str, float, float]],
     about: list[tuple[str, float]] | None = None,
 ) -> str:
-    """Why an item is recommended, for a person to read.
+    """Why an item is recommended, for a person to read: the largest term first.
 
     Parameters
     ----------
     bias : float
         how far above the mean the item is rated, in rating units
+    features : float
+        what the person's taste adds, in rating units
     count : int
-        ratings behind it
+        ratings behind the bias
+    span : float
+        from the lowest rating to the highest
     because : list[tuple[str, float, float]]
-        name, rating and share of the ratings that speak for it, largest first
+        name, rating and share of the ratings that may be named, largest first
     about : list[tuple[str, float]] | None
         of an item that nobody has rated, names and shares of its features, largest first
     """
-    where = "above" if bias >= 0 else "below"
-    general = (
-        f"rated {abs(bias):.2f} {where} the mean by {count:,} people" if count else "not rated yet"
-    )
-    told = [f"{name} {share:+.2f}" for name, share in (about or [])[:3] if abs(share) >= _TELLING]
+    told = [f"{name} {share:+.2f}" for name, share in (about or [])[:3] if abs(share) >= _LEAST]
     if told and not count:
         # what others say of it is not known: nothing but these
         return f"Not rated yet: {', '.join(told)}"
-    speaking = [f"{rating:g} to {name}" for name, rating, share in because[:3] if share >= _TELLING]
-    if not speaking:
+    least = span * _TOLD_OF_RANGE
+    general = _general(bias, count, span)
+    named = [f"{rating:g} to {name}" for name, rating, share in because[:3] if share > least]
+    if not named:
+        own = "close to your taste" if features > least else ""
+    else:
+        last = named.pop()
+        own = f"you gave {', '.join(named)} and {last}" if named else f"you gave {last}"
+    if not own:
         return general[0].upper() + general[1:]
-    last = speaking.pop()
-    named = f"{', '.join(speaking)} and {last}" if speaking else last
-    return f"Because you gave {named}; {general}"
+    if features <= bias:
+        return f"{general[0].upper()}{general[1:]}, and {own}"
+    first = f"Because {own}" if own.startswith("you") else own[0].upper() + own[1:]
+    return f"{first}; {general}"
+
+
+def _general(bias: float, count: int, span: float) -> str:
+    """Return what people in general think of an item."""
+    if not count:
+        return "not rated yet"
+    people = "one person" if count == 1 else f"{count:,} people"
+    if bias > span * _LOVED_OF_RANGE:
+        return f"loved by {people}"
+    if bias > span * _TOLD_OF_RANGE:
+        return f"liked by {people}"
+    if bias > -span * _TOLD_OF_RANGE:
+        return f"rated like most by {people}"
+    return f"rated below most by {people}"

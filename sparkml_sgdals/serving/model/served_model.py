@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.arrays.id_index import IdIndex
 from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.learn.events import EventDraws
 from sparkml_sgdals.serving.model.changed_items import Changes
 from sparkml_sgdals.serving.model.event_side import EventSide, ItemKeys
 from sparkml_sgdals.serving.model.ids import Key, find_rows
@@ -68,6 +70,16 @@ class ServedModel:
     item_keys: ItemKeys | None = None
     anchors: Anchors | None = None
     joined: I64 = field(default_factory=lambda: np.empty(0, np.int64))
+
+    @cached_property
+    def draws(self) -> EventDraws:
+        """What negatives of somebody's events are drawn from; of models of events by 'bayes'."""
+        assert self.events is not None
+        assert self.item_keys is not None
+        memory = self.events.memory(partners=False)
+        with self.lock:
+            order = self.item_keys.order(memory.last.size)
+        return EventDraws.of(memory, self.shell.events_learned, order)
 
     @property
     def version(self) -> int:

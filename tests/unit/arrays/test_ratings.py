@@ -166,6 +166,19 @@ def test_moments(found: list[dict[str, Any]], first: int) -> None:
         assert moments == pytest.approx((weight, mean, squares))
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+def test_moments_of_many_ratings(weighted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Part by part, to the same bits on any threads."""
+    rng = np.random.default_rng(1)
+    weights = rng.uniform(0.5, 2, 1000) if weighted else None
+    ratings = ratings_of(range(1000), range(1000), rng.normal(3, 1, 1000), weights=weights)
+    whole = ratings.moments(700)
+    monkeypatch.setattr("sparkml_sgdals.arrays.ratings._TOGETHER", 64)
+    found = {ratings.moments(700, threads) for threads in (1, 2, 7)}
+    assert len(found) == 1
+    assert found.pop() == pytest.approx(whole, rel=1e-12)
+
+
 def test_range_is_that_of_rows_with_a_weight() -> None:
     """A rating that is not learned does not widen the range."""
     ratings = ratings_of([1, 2, 3], [1, 1, 1], [-9.0, 2.0, 4.0], weights=[0.0, 1.0, 2.0])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pyspark.sql import types as T
 
-from sparkml_sgdals.ingest.parquet import row_group_splits
+from sparkml_sgdals.ingest.parquet import _between, _splits, row_group_splits
 from sparkml_sgdals.store.objects import ObjectStore
 
 WANTED = {"user": T.LongType(), "item": T.LongType(), "rating": T.FloatType()}
@@ -32,7 +35,8 @@ def splits(path: Path):
     """What is read, by names of files."""
     root = str(path)
     found = row_group_splits(ObjectStore(root), WANTED)
-    return found and {file[len(root) :].lstrip("/"): groups for file, groups in found}
+    assert all((first, count) == (0, 3) for _, _, first, count in found or ())
+    return found and {file[len(root) :].lstrip("/"): groups for file, groups, *_ in found}
 
 
 def test_a_folder_and_a_file(tmp_path: Path) -> None:
@@ -113,3 +117,34 @@ def test_a_column_in_files_and_folders_is_left_to_spark(tmp_path: Path, folder: 
     write(tmp_path, f"{folder}/a.parquet")
     assert splits(tmp_path) is None
     assert splits(tmp_path / folder) == {"a.parquet": [0, 1]}
+
+
+@given(st.lists(st.integers(0, 700), max_size=6), st.integers(1, 300), st.integers(1, 90))
+def test_splits_hold_each_row_once_and_are_not_too_large(sizes, most, batch) -> None:
+    cut = list(_splits("a", sizes, most))
+    assert all(count <= most for *_, count in cut)
+    seen = []
+    for _, groups, first, count in cut:
+        starts = [sum(sizes[:group]) for group in groups]
+        rows = np.concatenate(
+            [np.arange(s, s + sizes[g]) for s, g in zip(starts, groups, strict=True)]
+        )
+        batches = pa.table({"row": rows}).to_batches(max_chunksize=batch)
+        read = [one.column("row").to_numpy() for one in _between(batches, first, count)]
+        assert sum(map(len, read)) == count
+        seen += [*np.concatenate([np.empty(0, np.int64), *read])]
+    assert seen == list(range(sum(sizes)))
+
+
+@pytest.mark.parametrize(("tasks", "expected"), [(0, 1), (2, 2), (4, 4), (99, 5)])
+def test_one_large_row_group_is_read_by_as_many_tasks_as_there_are(
+    tmp_path: Path, tasks: int, expected: int
+) -> None:
+    rows = pa.table(
+        {name: np.ones(500_000, kind) for name, kind in
+         {"user": np.int64, "item": np.int64, "rating": np.float32}.items()}
+    )  # fmt: skip
+    pq.write_table(rows, tmp_path / "a.parquet", row_group_size=500_000)
+    found = row_group_splits(ObjectStore(str(tmp_path)), WANTED, tasks)
+    assert len(found) == expected
+    assert sum(count for *_, count in found) == 500_000

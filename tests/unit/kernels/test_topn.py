@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparkml_sgdals.kernels.events.judges import FLOOR, NEVER
-from sparkml_sgdals.kernels.topn import Tastes, top_n
+from sparkml_sgdals.kernels.topn import Tastes, positions_of, top_n
 
 
 @given(
@@ -41,10 +41,62 @@ def test_equals_a_full_sort(seed, queries, total, width, count, sign, exclude):
         assert np.isneginf(scores[q, found.size :]).all()
 
 
-def test_positions_outside_the_candidates_are_refused():
-    excluded = (np.array([0, 1]), np.array([3], np.int32))
+@pytest.mark.parametrize("what", ["excluded", "among"])
+def test_positions_outside_the_candidates_are_refused(what):
+    outside = (np.array([0, 1]), np.array([3], np.int32))
     with pytest.raises(IndexError, match="outside the 3 candidates"):
-        top_n(np.ones((1, 1), np.float32), np.ones((1, 3), np.float32), 1, excluded)
+        top_n(np.ones((1, 1), np.float32), np.ones((1, 3), np.float32), 1, **{what: outside})
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(0, 60))
+def test_pairs_by_query(seed, count):
+    rng = np.random.default_rng(seed)
+    rows, positions = rng.integers(0, 5, count), rng.integers(0, 9, count)
+    starts, found = positions_of(rows, positions, 5)
+    own = [found[starts[q] : starts[q + 1]].tolist() for q in range(5)]
+    assert own == [sorted({*positions[rows == q].tolist()}) for q in range(5)]
+
+
+@given(
+    st.integers(0, 2**32 - 1),
+    st.integers(1, 2500),
+    st.integers(1, 30),
+    st.sampled_from([-1, 0, 1]),
+    st.sampled_from([0.0, 0.02, 0.5, 1.0]),
+    st.booleans(),
+)
+def test_some_candidates_are_all_but_the_others(seed, total, count, sign, share, events):
+    """To the bit, whatever else orders candidates."""
+    rng = np.random.default_rng(seed)
+
+    def pairs(share):
+        rows, columns = np.nonzero(rng.random((3, total)) < share)
+        return positions_of(rows, columns, 3)
+
+    def numbers(*shape):
+        return rng.integers(-2, 3, shape).astype(np.float32)
+
+    left, right = numbers(3, 4), numbers(4, total)
+    bounds = abs(numbers(3, 2)), abs(numbers(2, total))
+    excluded, risen = pairs(0.3), pairs(0.1)
+    more = {}
+    if events:
+        taste = rng.normal(0, 1, (3, 3)).astype(np.float32)
+        more["tastes"] = Tastes(taste, rng.normal(0, 1, (3, total)).astype(np.float32))
+        more["boosts"] = (*risen, rng.random(risen[1].size).astype(np.float32))
+        sign = 0
+    among = pairs(share)
+    out = np.ones((3, total), bool)
+    out[np.repeat(np.arange(3), np.diff(among[0])), among[1]] = False
+    out[np.repeat(np.arange(3), np.diff(excluded[0])), excluded[1]] = True
+    others = positions_of(*np.nonzero(out), 3)
+    best, scores = top_n(left, right, count, excluded, bounds, sign, **more, among=among)
+    expected, expected_scores = top_n(left, right, count, others, bounds, sign, **more)
+    width = best.shape[1]
+    assert width == min(count, np.diff(among[0]).max())
+    np.testing.assert_array_equal(best, expected[:, :width])
+    np.testing.assert_array_equal(scores, expected_scores[:, :width])
+    assert (expected[:, width:] == -1).all()
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 1500), st.integers(0, 40), st.booleans())

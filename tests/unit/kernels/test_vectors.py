@@ -15,10 +15,12 @@ from sparkml_sgdals.kernels.vectors import (
     larger,
     load,
     load_first,
+    load_pair,
     smaller,
     square_root,
     store,
     store_first,
+    store_pair,
     summed,
 )
 
@@ -133,6 +135,23 @@ def test_the_first_values_alone(count: int) -> None:
     added = part(source, AT, count, out)
     check(out, source[AT:], taken)
     np.testing.assert_allclose(added, source[AT : AT + taken].sum(), rtol=1e-6)
+
+
+def test_two_values_alone() -> None:
+    """Six zeros behind what is read, and nothing else written."""
+
+    @nb.njit
+    def double(source: Any, whole: Any, two: Any) -> None:
+        vector = load_pair(source, AT)
+        store(whole, 0, vector + vector)
+        store_pair(two, AT, vector + vector)
+
+    source, _, two = arrays()
+    whole = np.ones(LANES, F32)
+    double(source[: AT + 2].copy(), whole, two)
+    assert whole.tolist() == [*(2 * source[AT : AT + 2]).tolist(), *[0.0] * 6]
+    assert two[AT : AT + 2].tolist() == whole[:2].tolist()
+    assert set(np.delete(two, [AT, AT + 1]).tolist()) == {9.0}
 
 
 def test_nothing_is_read_behind_the_end() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.arrays.ratings import layout_by
+from sparkml_sgdals.learn import influences
 from sparkml_sgdals.learn.influences import (
     FilterSide,
     concentration,
@@ -67,6 +68,36 @@ def test_influences_are_those_of_the_loops(rank: int, threads: int) -> None:
     np.add.at(moved, users, (influence - before[0])[items])
     moved *= root[:, None]
     np.testing.assert_allclose(side.prior_mean, before[1] + moved, **CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("rank", "threads", "together"),
+    [(10, 1, 8), (10, 2, 8), (10, 3, 2), (10, 16, 2), (16, 2, 8), (3, 2, 2), (0, 4, 2)],
+)
+def test_many_threads_share_out_pairs_of_coordinates(
+    rank: int, threads: int, together: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many at once as keep the cores busy, and the same bits as eight at once."""
+    rng = np.random.default_rng(rank)
+    users = rng.integers(0, 90, 2000).astype(np.int32)
+    items = (rng.random(2000) ** 3 * 50).astype(np.int32)
+    layout = layout_by(items, users, np.zeros(2000, F32), np.empty(0, F32), 50)
+    root = roots(np.bincount(users))
+    jobs: list[int] = []
+    run = influences.run_all
+    monkeypatch.setattr(
+        influences, "run_all", lambda some, at_once: (jobs.append(len(some)), run(some, at_once))
+    )
+    found = []
+    for at_once in (1, threads):
+        side, influence = taking_side(90, rank, 3), np.full((50, rank + 1), 0.1, F32)
+        shares = influence_shares(layout, root, at_once)
+        for damping in (1.0, 1.5):
+            learn_influence(layout, influence, 0.02, side, root, shares, at_once, damping)
+        found.append((shares, influence, side.mean, side.prior_mean))
+    assert jobs[-1] == -(-(rank + 1) // together)
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_an_id_without_ratings_keeps_its_influence() -> None:

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
-from building import ratings_of, rows_of, settings_of, table_of
+import reference
+from building import F32, ratings_of, rows_of, settings_of, table_of
 
-from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
-from sparkml_sgdals.learn.noise import expected_squares, learn_noise_factors
+from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings, layout_by
+from sparkml_sgdals.kernels.predict import predict_rows
+from sparkml_sgdals.learn.noise import (
+    expected_squares,
+    learn_noise_factors,
+    learn_noise_of_table,
+)
 from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.learn.solvers import Side
 from sparkml_sgdals.learn.whole_table import fit_ratings
 from sparkml_sgdals.state.model_state import ModelState
 
@@ -37,6 +46,60 @@ def test_factors_by_hand() -> None:
     assert state.items.noise_factor.tolist() == pytest.approx(
         [(2 + 4 / first / 2) / 2.5, (2 + (2 / first + 1 / second) / 2) / 3]
     )
+
+
+@pytest.mark.parametrize("threads", [1, 2, 7])
+def test_noise_of_a_table_is_that_of_the_loops(threads: int) -> None:
+    """From e^2 + V of all its ratings, in two rounds, to the same bits on any threads."""
+    rng = np.random.default_rng(4)
+    n, sizes, rank = 300, (21, 9), 3
+    state = ModelState.empty(settings_of(rank=rank), "int", "int")
+    tables = state.users, state.items
+    rows = tuple(
+        table.ensure(pa.array(np.arange(size)))[0]
+        for table, size in zip(tables, sizes, strict=True)
+    )
+    for table, size in zip(tables, sizes, strict=True):
+        table.count[:] = rng.integers(0, 9, size)
+        table.noise_factor[:] = rng.uniform(0.5, 2, size)
+    users, items = (rng.integers(0, size, n).astype(np.int32) for size in sizes)
+    values, none = rng.normal(0, 1, n).astype(F32), np.empty(0, F32)
+    layouts = (
+        layout_by(users, items, values, none, sizes[0]),
+        layout_by(items, users, values, none, sizes[1]),
+    )
+    sides = tuple(
+        Side(
+            rng.normal(0, 0.5, (size, rank + 1)).astype(F32),
+            rng.uniform(0.01, 0.1, (size, rank + 1)).astype(F32), none, none,
+        )
+        for size in sizes
+    )  # fmt: skip
+    squares = [
+        (v - reference.predict(sides[0].mean[x], sides[1].mean[y])) ** 2
+        + reference.variance(sides[0].mean[x], sides[0].var[x], sides[1].mean[y], sides[1].var[y])
+        for x, y, v in zip(users, items, values, strict=True)
+    ]
+    expected = [table.noise_factor.astype(float) for table in tables]
+    known = [table.count.copy() for table in tables]
+    reference.learn_noise(users, items, np.array(squares) / 0.4, *expected, *known, rounds=2)
+    twin = state.copy()
+    learn_noise_of_table(
+        tables, rows, layouts, sides, np.ones(rank + 1, F32), 0.4, threads
+    )  # fmt: skip
+    for table, factors in zip(tables, expected, strict=True):
+        np.testing.assert_allclose(table.noise_factor, factors, rtol=1e-5)
+    # as rating by rating
+    predicted = np.empty(n, F32), np.empty(n, F32)
+    where = users.astype(np.int64), items.astype(np.int64)
+    factors = (array for side in sides for array in (side.mean, side.var))
+    predict_rows(*where, *factors, np.ones(rank + 1, F32), *predicted)
+    each = ((values.astype(float) - predicted[0]) ** 2 + predicted[1]) / 0.4
+    ratings = ratings_of(range(n), range(n), values)
+    ratings = replace(ratings, users=users, items=items)
+    learn_noise_factors((twin.users, twin.items), rows, ratings, each, rounds=2)
+    for one, other in ((state.users, twin.users), (state.items, twin.items)):
+        np.testing.assert_array_equal(one.noise_factor, other.noise_factor)
 
 
 def test_expected_square_is_that_of_a_normal() -> None:

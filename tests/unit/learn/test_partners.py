@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -57,6 +58,7 @@ class Pairs:
 
     def __init__(self):
         self.done, self.strengths, self.sums = {}, {}, {}
+        self.events, self.last = 0, {}
 
     def latest(self, user):
         return self.done.get(user, [])[-10:][::-1]
@@ -75,18 +77,27 @@ class Pairs:
         if item in own:
             own.remove(item)
         own.append(item)
+        self.events += 1
+        self.last[user] = self.events
         left = 0.5 ** (1 / HALF_LIFE)
         for one, partners in self.strengths.items():
             self.sums[one] *= left
             for other in partners:
                 partners[other] *= left
 
+    def share(self, user, believed):
+        gap = math.floor(math.log(self.events + 1 - self.last[user], 4))
+        length = math.floor(math.log2(len(self.done[user])))
+        odds = believed.share / (1 - believed.share)
+        odds *= math.exp(believed.by_gap[gap] + believed.by_length[length])
+        return odds / (1 + odds)
+
     def says(self, user, item, again):
         latest = self.latest(user)
         total = 0.0
         for k, one in enumerate(latest):
-            told = self.strengths.get(one, {}).get(item, 0.0) + 5.0 * again * (one == item)
-            total += 0.7**k * told / (self.sums.get(one, 0.0) + 5.0)
+            told = self.strengths.get(one, {}).get(item, 0.0) + 20.0 * again * (one == item)
+            total += 0.7**k * told / (self.sums.get(one, 0.0) + 20.0)
         return total / sum(0.7**k for k in range(len(latest)))
 
 
@@ -121,8 +132,9 @@ def test_partners_and_scores_equal_the_reference(history, repeats):
     bare = serving_state(learned(replace(SETTINGS, num_partners=0), *history))
     rows = {i: n for n, i in enumerate(names.to_pylist())}
     believed = state.partners
-    weight = believed.share / (1 - believed.share) * believed.filter_sum / believed.partner_sum
     for user in set(history[0]):
+        share = slow.share(user, believed)
+        weight = share / (1 - share) * believed.filter_sum / believed.partner_sum
         at = np.full(len(rows), state.users.index.find(pa.array([user]))[0])
         both = np.exp(score_pairs(served, at, np.arange(len(rows))).astype(float))
         alone = np.exp(score_pairs(bare, at, np.arange(len(rows))).astype(float))
@@ -146,19 +158,48 @@ def test_the_weakest_partner_makes_room():
 @given(st.integers(0, 2**32), st.integers(1, 40))
 def test_weights_follow_who_predicted_better(seed, count):
     rng = np.random.default_rng(seed)
-    said, odds = rng.random((count, 3)), rng.gamma(1.0, 2.0, (count, 2))
+    said, odds = rng.random((count, 5)), rng.gamma(1.0, 2.0, (count, 2))
+    said[:, 3] = np.floor(4.0 ** rng.uniform(-1, 12, count))
+    said[:, 4] = np.floor(2.0 ** rng.uniform(0, 12, count))
     said[rng.random(count) < 0.2, 0] = 0.0
     odds[rng.random(count) < 0.2, 1] = 0.0
-    share, filter_sum, partner_sum = 0.3, 1.0, 0.5
-    for (popular, own, total), (odd, others) in zip(said, odds, strict=True):
+    share, filter_sum, partner_sum, typical = 0.3, 1.0, 0.5, 0.3
+    by_gap, by_length = np.zeros(10), np.zeros(10)
+    for (popular, own, total, since, done), (odd, others) in zip(said, odds, strict=True):
         if popular > 0 and total > 0 and others > 0:
             filter_sum += 0.002 * (others - filter_sum)
             partner_sum += 0.002 * (total - partner_sum)
-            ours = (1 - share) * popular * odd / filter_sum
-            theirs = share * own / partner_sum
-            share += 0.002 * (theirs / (ours + theirs) - share)
-    found = weigh_partners(said, odds, 0.3, 1.0, 0.5)
-    assert found == pytest.approx((share, filter_sum, partner_sum), rel=1e-9)
+            # a gap of 0 is not known
+            gap = min(int(math.log2(since)) // 2, 9) if since else 9
+            length = min(int(math.log2(done)), 9)
+            believed = share / (1 - share) * math.exp(by_gap[gap] + by_length[length])
+            believed /= 1 + believed
+            ours = (1 - believed) * popular * odd / filter_sum
+            theirs = believed * own / partner_sum
+            right = theirs / (ours + theirs)
+            typical += 0.002 * (believed - typical)
+            share += 0.002 * (right - believed)
+            by_gap[gap] += 0.02 * (right - believed)
+            by_length[length] += 0.02 * (right - believed)
+    found_gap, found_length = np.zeros(10), np.zeros(10)
+    found = weigh_partners(said, odds, 0.3, 1.0, 0.5, 0.3, found_gap, found_length)
+    assert found == pytest.approx((share, filter_sum, partner_sum, typical), rel=1e-9)
+    np.testing.assert_allclose(found_gap, by_gap, rtol=1e-9)
+    np.testing.assert_allclose(found_length, by_length, rtol=1e-9)
+
+
+def test_partners_are_believed_of_those_who_have_just_done_something():
+    """Pairs follow at once; who comes back after long does anything."""
+    rng = np.random.default_rng(3)
+    users, items = [], []
+    for n in range(3000):
+        users += [1000 + n, 1000 + n, n % 300]
+        first = int(rng.integers(0, 100))
+        items += [first, first + 100, int(rng.integers(0, 200))]
+    state = learned(replace(SETTINGS, repeat_items=True), users, items, 500)
+    now, lengths = state.events_learned, np.array([8, 8])
+    soon, late = state.partners.shares(now, np.array([now, now - 900]), lengths)
+    assert soon > 2 * late
 
 
 def test_partners_that_know_are_believed_and_those_that_do_not_are_not():
@@ -167,8 +208,8 @@ def test_partners_that_know_are_believed_and_those_that_do_not_are_not():
     firsts = rng.integers(0, 200, 3000)
     users, told = np.repeat(np.arange(3000), 2), np.column_stack([firsts, firsts + 200]).ravel()
     random = rng.integers(0, 400, 6000)
-    sure = learned(SETTINGS, users.tolist(), told.tolist(), size=500).partners.share
-    unsure = learned(SETTINGS, users.tolist(), random.tolist(), size=500).partners.share
+    sure = learned(SETTINGS, users.tolist(), told.tolist(), size=500).partners.typical
+    unsure = learned(SETTINGS, users.tolist(), random.tolist(), size=500).partners.typical
     assert sure > 0.9
     assert unsure < 0.4
 
@@ -265,7 +306,10 @@ def test_latest_items_skip_what_is_not_known_any_more():
 
 def test_nothing_is_heard_before_the_first_event():
     assert serving_state(ModelState.empty(SETTINGS, "int", "int")).heard is None
-    assert PartnerWeight().beside_filter == pytest.approx(0.3 / 0.7 / 0.5)
+    weight, known = PartnerWeight(), np.array([7, 0])
+    shares = weight.shares(9, known, known)
+    np.testing.assert_allclose(shares, 0.3)
+    np.testing.assert_allclose(weight.beside_filter(shares), 0.3 / 0.7 / 0.5)
 
 
 def test_candidates_that_enter_a_race_hear_the_same_partners():
@@ -278,5 +322,9 @@ def test_candidates_that_enter_a_race_hear_the_same_partners():
     own, other = entered.items.memory, leader.items.memory
     assert own.partner[rows].tolist() == other.partner[:, :3].tolist()
     assert own.strength[rows].tolist() == other.strength[:, :3].tolist()
+    users_of = [state.users.memory.last for state in (entered, leader)]
+    assert users_of[0][entered.users.index.find(leader.users.index.ids())].tolist() == (
+        users_of[1].tolist()
+    )
     learn_batch(entered, batch(users, items, 200))
     assert np.isfinite(score_pairs(serving_state(entered), np.arange(9), np.arange(9))).all()

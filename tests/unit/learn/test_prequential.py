@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sparkml_sgdals.learn import prequential
 from sparkml_sgdals.learn.prequential import BatchSums, faded_means, judge_batch, window_means
 
 
@@ -118,3 +119,16 @@ class TestOverBatches:
     def test_no_fading_is_the_mean_of_all(self):
         sums, counts = np.array([1.0, 5.0, 3.0]), np.array([1, 2, 3])
         assert faded_means(sums, counts, 1.0) == pytest.approx([1.0, 2.0, 1.5])
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_squares_of_a_table_by_hand(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of predictions clipped to the range, in the unit of ratings; part by part the same."""
+    rng = np.random.default_rng(2)
+    truth = rng.uniform(1, 5, 500).astype(np.float32)
+    errors = rng.normal(0, 2, 500).astype(np.float32)
+    clipped = np.clip(truth - 0.5 * errors.astype(float), 1.5, 4.5)
+    for together in (10**6, 60):
+        monkeypatch.setattr(prequential, "_TOGETHER", together)
+        found = prequential.sum_squares(truth, errors, 0.5, (1.5, 4.5), threads)
+        assert found == pytest.approx(np.sum((truth - clipped) ** 2), rel=1e-6)

@@ -13,9 +13,10 @@ import pytest
 import reference
 from building import F32, contents, low_rank, ratings_of, rows_of, seen_state, settings_of, table_of
 
+from sparkml_sgdals.arrays import strata
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.errors import DivergenceError
-from sparkml_sgdals.learn import one_batch, smoothing, solvers
+from sparkml_sgdals.learn import one_batch, smoothing, solvers, whole_table
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.learn.whole_table import fit_ratings, fit_stops
 from sparkml_sgdals.state.columns import prior_variances
@@ -650,16 +651,92 @@ def test_stated_deviations_cover_the_errors() -> None:
 
 
 @SOLVERS
-def test_fit_does_not_depend_on_threads_or_rows(settings: Settings) -> None:
-    """Any threads and any order of the rows give the same bits."""
+@pytest.mark.parametrize("cut_from", [1, 10**9])
+def test_fit_does_not_depend_on_threads_or_rows(
+    settings: Settings, cut_from: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any threads and any order of the rows give the same bits, cut into cells or not."""
+    monkeypatch.setattr(whole_table, "STRATA_FROM", cut_from)
     table, _ = low_rank(3000)
     order = np.random.default_rng(0).permutation(3000)
     found = []
-    for rows, threads in ((table, 1), (table, 4), (table.take(order), 3)):
+    for rows, threads in ((table, 1), (table, 2), (table, 16), (table.take(order), 3)):
         state = ModelState.empty(settings, "int", "int")
         fit_ratings(encode_ratings(rows), state, threads)
         found.append(state.fingerprint())
     assert len(set(found)) == 1
+
+
+def in_cells(ratings: Ratings) -> np.ndarray:
+    """The numbers of a table's ratings in the order in which its cells are learned."""
+    groups = tuple(reference.deal(np.bincount(rows)) for rows in (ratings.users, ratings.items))
+    ends = [int(share * len(ratings)) for share in (strata._LEAD, *strata._SLICES)]
+    cells = reference.cells(ratings.users, ratings.items, groups, ends)
+    return np.array([n for stratum in cells for cell in stratum for n in cell])
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+@pytest.mark.parametrize("draws_prior", [False, True])
+def test_a_large_table_is_filtered_cell_by_cell(
+    fresh: bool, draws_prior: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the loops learn its ratings in that order; model, baseline, and what is judged."""
+    monkeypatch.setattr(whole_table, "STRATA_FROM", 1)
+    settings = settings_of(rank=3, max_iter=0, drift=0.001, implicit_prior=draws_prior)
+    ratings = encode_ratings(low_rank(700)[0])
+    state = ModelState.empty(settings, "int", "int") if fresh else seen_state(settings)
+    start = with_scale_of(state, ratings) if fresh else state.copy()
+    for side, ids in ((start.users, ratings.user_ids), (start.items, ratings.item_ids)):
+        side.ensure(ids)
+    order = in_cells(ratings)
+    learned = replace(
+        ratings, users=ratings.users[order], items=ratings.items[order],
+        values=ratings.values[order],
+    )  # fmt: skip
+    both = doubles(start.users), doubles(start.items)
+    base = doubles(start.users, base=True), doubles(start.items, base=True)
+    if draws_prior and not fresh:
+        drawn = learn_by_loops_with_influences(start, learned)
+        expected = [(drawn[name]["mean"], drawn[name]["var"]) for name in ("users", "items")]
+    else:
+        learn_by_loops(start, learned, *both)
+        expected = list(both)
+    apart = reference.learn_filter(
+        *rows_of(start, learned), standardised(start, learned), weights_of(learned),
+        *base[0], *base[1], settings.noise, settings.drift,
+    )  # fmt: skip
+    before = state.counters
+    fit_ratings(ratings, state, threads=2)
+    for side, (mean, var), (base_mean, base_var) in zip(
+        (state.users, state.items), expected, base, strict=True
+    ):
+        np.testing.assert_allclose(side.mean, mean, **CLOSE)
+        np.testing.assert_allclose(side.var, var, **CLOSE)
+        np.testing.assert_allclose(side.base_mean, base_mean, **CLOSE)
+        np.testing.assert_allclose(side.base_var, base_var, **CLOSE)
+    half = learned.values[350:].astype(float)
+    clipped = np.clip(half - state.scale.spread * apart[350:], *ratings.value_range())
+    assert state.counters.prequential_ratings == before.prequential_ratings + 350
+    assert state.counters.baseline_squares - before.baseline_squares == pytest.approx(
+        np.sum((half - clipped) ** 2), rel=1e-4
+    )
+
+
+def test_cells_lead_to_the_same_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The filter is where sweeps start: held-out ratings are predicted as well."""
+    table, clean = low_rank(6000)
+    held = np.random.default_rng(0).random(6000) < 0.2
+    found = []
+    for cut_from in (1, 10**9):
+        monkeypatch.setattr(whole_table, "STRATA_FROM", cut_from)
+        state = ModelState.empty(settings_of(rank=3), "int", "int")
+        fit_ratings(encode_ratings(table.filter(pa.array(~held))), state)
+        rows = (
+            side.index.find(table.column(name).combine_chunks())
+            for side, name in ((state.users, "user"), (state.items, "item"))
+        )
+        found.append(np.sqrt(np.mean((state.predict(*rows)[0] - clean)[held] ** 2)))
+    assert found[0] == pytest.approx(found[1], rel=0.02)
 
 
 @pytest.mark.parametrize("settings", SETTINGS[2:], ids=lambda s: s.solver)

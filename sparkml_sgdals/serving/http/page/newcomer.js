@@ -1,6 +1,11 @@
-"use strict";
-
 // A new item: what is known of it, and what comes of it for the user that the page shows.
+import { $, el, pause, say } from "./dom.js";
+import { ask, at } from "./service.js";
+import { explainer } from "./explain.js";
+import { rater } from "./rate.js";
+import { refresh } from "./best.js";
+import { state } from "./state.js";
+import { nameOf } from "./titles.js";
 
 const MOST_BOXES = 40; // values of a category that are offered as boxes
 
@@ -26,30 +31,30 @@ function newcomerGiven(form) {
 
 async function addNewcomer(form, shown) {
   const number = 900000000 + (crypto.getRandomValues(new Uint32Array(1))[0] % 90000000);
-  const item = model.item_id === "string" ? `new-${number}` : number;
+  const item = state.model.item_id === "string" ? `new-${number}` : number;
   const title = $("newcomer-title").value.trim();
-  const headers = { "Content-Type": "application/json", "Idempotency-Key": newKey() };
+  const headers = { "Content-Type": "application/json", "Idempotency-Key": crypto.randomUUID?.() ?? `${number}-${Date.now()}` };
   if ($("token").value) headers.Authorization = `Bearer ${$("token").value}`;
   const body = { item, features: newcomerGiven(form) };
   if (title) body.title = title;
   await ask("/items", { method: "POST", headers, body: JSON.stringify(body) });
-  const asked = `/recommendations/${at(user)}?reasons=true&exclude_seen=false`;
+  const asked = `/recommendations/${at(state.user)}?reasons=true&exclude_seen=false`;
   const [one] = (await ask(`${asked}&n=1&items=${at(item)}`)).items;
   const place = (await ask(`${asked}&n=1000`)).items.findIndex((other) => String(other.item) === String(item));
   const name = el("span", { className: "name", textContent: nameOf(one) });
   const where = place < 0 ? "not among your first 1,000" : `place ${place + 1} for you`;
   name.append(el("span", { className: "badge", textContent: where }));
-  const li = el("li", {}, name, guess(one), el("p", { className: "why", textContent: one.reason || "" }),
-    el("div", { className: "foot" }, explainer(one), rater(one)));
+  const about = `${one.prediction.toFixed(1)} predicted. ${one.reason || ""}`;
+  const li = el("li", {}, name, el("p", { className: "why", textContent: about }), rater(one), explainer(one));
   shown.prepend(li);
   say(`${nameOf(one)} is ranked for everybody from now on, by what is known of it.`, "good");
   await refresh(true);
 }
 
 async function offerNewcomers() {
-  while (!model || !user) await pause(200);
+  while (!state.model || !state.user) await pause(200);
   const known = (await ask("/features")).items;
-  if (!model.writes || !Object.keys(known).length) return;
+  if (!state.model.writes || !Object.keys(known).length) return;
   const form = $("newcomer-form");
   $("newcomer-features").replaceChildren(...newcomerFields(known));
   $("newcomer-item").hidden = false;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -136,12 +137,25 @@ def test_the_folder_of_a_local_master(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 def test_the_folder_of_a_cluster(tmp_path: Path) -> None:
-    """One that is named in full and can be written to; nothing is left there."""
-    assert shared_parent(None) is None
-    # in the cluster's default file system, whatever that is
-    assert shared_parent(str(tmp_path)) is None
-    assert shared_parent(f"file://{tmp_path}/") == f"file://{tmp_path}"
+    """One that is named in full, can be written to and is seen by all; nothing is left there."""
+    uri = f"file://{tmp_path}"
+    assert shared_parent(f"{uri}/") == uri
     assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
-    assert shared_parent(f"file://{tmp_path}/file") is None
-    assert shared_parent("nosuch://host/path") is None
+    asked = []
+
+    def unseen(folder: str) -> bool:
+        asked.append(folder)
+        return False
+
+    for given, why in {
+        None: "is not set",
+        # in the cluster's default file system, whatever that is
+        str(tmp_path): f"{tmp_path}, is no full URI",
+        f"{uri}/file": f"{uri}/file, cannot be used",
+        "nosuch://host/path": "nosuch://host/path, cannot be used",
+        uri: f"executors do not see what is written into spark.checkpoint.dir, {uri}",
+    }.items():
+        with pytest.warns(UserWarning, match=f"blocks of this fit are moved.*{re.escape(why)}"):
+            assert shared_parent(given, unseen) is None
+    assert asked == [str(tmp_path)]
