@@ -29,8 +29,18 @@ from pyspark.sql import DataFrame, SparkSession
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
 
-SCHEMA = "userId int, movieId int, rating double, timestamp long, eventId string"
+SCHEMA = (
+    "userId int, movieId int, rating double, timestamp long, eventId string, "
+    "itemFeatures array<double>"
+)
 COLUMNS = "userId,movieId,rating,timestamp,eventId"
+
+
+def films_of(ratings: pd.DataFrame, name: str, whence: str) -> pd.DataFrame:
+    """Films by title, genres and year: of the file beside the ratings, downloaded, or made up."""
+    films = titles_of(ratings, name, whence)
+    films["year"] = films.title.str.extract(r"\((\d{4})\)\s*$")[0].astype(float)
+    return films
 
 
 def titles_of(ratings: pd.DataFrame, name: str, whence: str) -> pd.DataFrame:
@@ -139,7 +149,9 @@ class Service:
             self._process.wait()
 
 
-def first_model(spark: SparkSession, first: pd.DataFrame, path: Path) -> StreamingBiasedALSModel:
+def first_model(
+    spark: SparkSession, first: pd.DataFrame, films: pd.DataFrame, path: Path
+) -> StreamingBiasedALSModel:
     """The model of the path where there is one, else one fitted to the ratings."""
     if (path / "model.json").is_file():
         model = StreamingBiasedALSModel.load(str(path))
@@ -147,7 +159,12 @@ def first_model(spark: SparkSession, first: pd.DataFrame, path: Path) -> Streami
         return model
     als = StreamingBiasedALS(userCol="userId", itemCol="movieId", timestampCol="timestamp")
     table = spark.createDataFrame(first, "userId int, movieId int, rating double, timestamp long")
-    model = als.fit(table)
+    about = spark.createDataFrame(films[["movieId", "genres", "year"]])
+    model = als.setItemFeatures(about).fit(table)
+    # films that the older half does not rate are recommended too
+    model = model.withItems(about)
+    # the stream is told of new ones in this column, by what the page posts
+    model.setItemFeaturesCol("itemFeatures")
     say("  " + str(model.diagnose()).replace("\n", "\n  "))
     return model
 
@@ -219,7 +236,8 @@ def main() -> None:
     say(f"Ratings: {name}, {whence}")
     say(f"  {half:,} to fit, {len(rest):,} to replay, {len(test):,} held out")
     first.to_parquet(out / "first.parquet")
-    titles_of(ratings, name, whence).to_csv(out / "titles.csv", index=False)
+    films = films_of(ratings, name, whence)
+    films.to_csv(out / "films.csv", index=False)
 
     broker, topic = start_kafka() if given.kafka else (None, "")
     spark = start_spark()
@@ -229,7 +247,10 @@ def main() -> None:
     replay: Replay | None = None
     job: Any = None
     try:
-        model = first_model(spark, first, path)
+        model = first_model(spark, first, films, path)
+        if broker is not None:
+            # its messages are ratings alone
+            model.setItemFeaturesCol("")
         held_out = spark.createDataFrame(
             test, "userId int, movieId int, rating double, timestamp long"
         )
@@ -245,7 +266,8 @@ def main() -> None:
             "--host", given.host, "--port", str(given.port),
             *(["--inbox", str(inbox)] if broker is None else
               ["--kafka", broker.address, "--topic", topic]),
-            "--columns", COLUMNS, "--titles", str(out / "titles.csv"),
+            "--columns", COLUMNS, "--titles", str(out / "films.csv"),
+            "--item-features", str(out / "films.csv"),
             "--ratings", str(out / "first.parquet"), "--wait-seconds", "60",
         ])
         # fmt: on

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Final
 
@@ -18,6 +18,7 @@ from sparkml_sgdals.kernels.topn import Positions, Tastes, candidate_products, q
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.event_scores import means_and_tastes, score_pairs, serving_state
 from sparkml_sgdals.state.factors import FactorTable
+from sparkml_sgdals.state.feature_values import FeatureNames, start_featured
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.objects import Location
 from sparkml_sgdals.store.saved_model import is_saved, read_saved
@@ -74,6 +75,57 @@ class Predictor:
             raise StorageError(f"{path} is a saved model, not a model path: it has no versions.")
         saved = read_saved(path)
         return cls(saved.state, saved.params, saved.metadata["modelVersion"])
+
+    def with_items(self, items: Mapping[Any, Mapping[str, Any]]) -> Predictor:
+        """Return a predictor that knows more items, by their features alone, as `withItems` does.
+
+        Parameters
+        ----------
+        items : Mapping[Any, Mapping[str, Any]]
+            by id what is known of it: by the names of the fit numbers, texts and lists of texts;
+            items that the model knows, or of which it has learned nothing, are left as they are
+
+        Raises
+        ------
+        ValueError
+            the model was fitted without features of items, or a number is none
+        TypeError
+            ids of another kind than the model's
+        """
+        return self._with(1, items)
+
+    def with_users(self, users: Mapping[Any, Mapping[str, Any]]) -> Predictor:
+        """Return a predictor that knows more users, by their features alone, as `withUsers` does.
+
+        Parameters
+        ----------
+        users : Mapping[Any, Mapping[str, Any]]
+            by id what is known of it, as at `with_items`
+
+        Raises
+        ------
+        ValueError
+            the model was fitted without features of users, or a number is none
+        TypeError
+            ids of another kind than the model's
+        """
+        return self._with(0, users)
+
+    def _with(self, side: int, known: Mapping[Any, Mapping[str, Any]]) -> Predictor:
+        what, weights = ("user", "item")[side], self._state.features[side]
+        if weights is None:
+            raise ValueError(
+                f"The model was fitted without features of {what}s, so there is nothing to start "
+                "them from."
+            )
+        state, names = self._state.copy(), FeatureNames(weights)
+        table = (state.users, state.items)[side]
+        ids = given_ids(list(known), table.index.kind, what)
+        vectors = [names.vector(one)[0] for one in known.values()]
+        told = [n for n, vector in enumerate(vectors) if vector]
+        rows = names.rows(ids.take(pa.array(told, pa.int64())), [vectors[n] for n in told])
+        start_featured(table, rows.ids, rows, weights)
+        return Predictor(state, self._params, self.version)
 
     def predict(self, users: Iterable[Any], items: Iterable[Any]) -> pd.DataFrame:
         """Predict pairs, as `transform` does.

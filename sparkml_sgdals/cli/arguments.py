@@ -6,14 +6,25 @@ from typing import Annotated
 
 import typer
 
-__all__ = ["Format", "Item", "Model", "Option", "Rating", "Schema", "Time",
-           "TimeFormat", "User"]  # fmt: skip
+__all__ = ["Format", "Item", "ItemFeatures", "Model", "Option", "Rating", "Schema", "Time",
+           "TimeFormat", "User", "UserFeatures"]  # fmt: skip
 
 Model = Annotated[str, typer.Argument(help="A saved model, or a model path: its newest version.")]
 User = Annotated[str, typer.Option(help="Column of user ids.")]
 Item = Annotated[str, typer.Option(help="Column of item ids.")]
 Rating = Annotated[str, typer.Option(help="Column of ratings.")]
 Time = Annotated[str, typer.Option(help="Column of the time of a rating; '' for none.")]
+ItemFeatures = Annotated[
+    str,
+    typer.Option(
+        help="Table of what is known of items: ids, and columns such as genres and a year.",
+        show_default=False,
+    ),
+]
+UserFeatures = Annotated[
+    str,
+    typer.Option(help="Table of what is known of users, as --item-features.", show_default=False),
+]
 TimeFormat = Annotated[
     str,
     typer.Option(

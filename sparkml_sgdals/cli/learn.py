@@ -17,12 +17,14 @@ import typer
 from sparkml_sgdals.cli.arguments import (
     Format,
     Item,
+    ItemFeatures,
     Option,
     Rating,
     Schema,
     Time,
     TimeFormat,
     User,
+    UserFeatures,
 )
 from sparkml_sgdals.cli.command import Invocation, command, pairs
 from sparkml_sgdals.cli.reading.columns import DEFAULTS, SourceColumns, by_order, find_columns
@@ -69,6 +71,15 @@ def fit(
         float, typer.Option(help="Share of the ratings to hold out and judge on.", min=0, max=0.9)
     ] = 0.0,
     overwrite: Annotated[bool, typer.Option(help="Replace a model that is there.")] = False,
+    item_features: ItemFeatures = "",
+    user_features: UserFeatures = "",
+    category: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A column of features whose numbers are names, such as a department's; may be "
+            "repeated."
+        ),
+    ] = None,
     user: User = "userId",
     item: Item = "movieId",
     rating: Rating = "rating",
@@ -86,8 +97,12 @@ def fit(
     sparkml-sgdals fit ratings.csv model --split 0.1 --user reader --item isbn --time ''
 
     With -P implicitPrefs=true rows are events, and lists of ten are judged: see evaluate --top.
+
+    With --item-features movies.csv the model learns what genres, years and the like say of items
+    that nobody has rated: numbers as they are, text as categories, Action|Comedy as two.
     """
     from sparkml_sgdals import StreamingBiasedALS
+    from sparkml_sgdals.cli.reading.feature_tables import read_features, with_vectors
     from sparkml_sgdals.cli.reading.sources import read_ratings
 
     if held_out and split:
@@ -99,6 +114,9 @@ def fit(
     needed = ("user", "item") if als.getImplicitPrefs() else ("user", "item", "rating")
     places = [
         _checked(run, path, kind, options, asked, needed) for path in (ratings, held_out) if path
+    ]
+    about = [
+        look(p, "", {}, (), run.elsewhere) if p else None for p in (user_features, item_features)
     ]
     drops = als.getHandleInvalid() != "error"
     test = None
@@ -113,6 +131,12 @@ def fit(
                 )
             elif split:
                 table, test = table.randomSplit([1 - split, split], seed=als.getSeed())
+            known = [
+                read_features(spark, one, side, columns, _id_types(als, table), category or ())
+                if one is not None else None
+                for one, side in zip(about, ("user", "item"), strict=True)
+            ]  # fmt: skip
+            als.setUserFeatures(known[0]).setItemFeatures(known[1])
         if columns != asked or places[0].headless:
             run.output.say(_said_of_columns(columns, places[0]))
         with _seen(run, als):
@@ -122,6 +146,8 @@ def fit(
             if als.getImplicitPrefs():
                 facts |= _told_of_events(model, test, table)
             else:
+                if test is not None:
+                    test = with_vectors(test, model, (known[0], known[1]))
                 diagnosis = model.diagnose(test)
                 facts |= asdict(diagnosis) | {"verdict": diagnosis.verdict}
         with run.output.phase("Saving"):
@@ -167,6 +193,8 @@ def stream(
             help="File to touch every second or so while all is well, for a container's probe."
         ),
     ] = None,
+    item_features: ItemFeatures = "",
+    user_features: UserFeatures = "",
     user: User = "userId",
     item: Item = "movieId",
     rating: Rating = "rating",
@@ -181,8 +209,15 @@ def stream(
     Ends with Ctrl-C, or by itself with --once. Prints a line a batch. For example:
 
     sparkml-sgdals stream films arriving --once
+
+    Of a model that was fitted with features, new items start where --item-features says.
     """
     from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
+    from sparkml_sgdals.cli.reading.feature_tables import (
+        read_features,
+        told_vectors,
+        with_vectors,
+    )
     from sparkml_sgdals.cli.reading.sources import (
         read_files_stream,
         read_kafka_stream,
@@ -201,6 +236,9 @@ def stream(
     options = pairs("--option", option or ())
     columns = SourceColumns(user, item, rating, time)
     als = _with_params(StreamingBiasedALS(), param)
+    about = [
+        look(p, "", {}, (), run.elsewhere) if p else None for p in (user_features, item_features)
+    ]
     place = None if kafka else look(
         source, kind, options, columns.in_order, run.elsewhere, stream=True
     )  # fmt: skip
@@ -212,21 +250,36 @@ def stream(
         model = None
         if start or (resumes and not param):
             model = StreamingBiasedALSModel.load(start or model_path)
-        ids = None
+        ids, vectors = None, []
         if model is not None:
             columns, ids = _as_learned(model, columns), model.idTypes
+            vectors = told_vectors(model)
         if place is None:
             told = schema or columns.ddl(ids or ("bigint", "bigint"))
             if event_id and not schema:
                 told += f", {quoted(event_id)} string"
+            if not schema:
+                told += "".join(f", {quoted(name)} array<double>" for name in vectors)
             ratings = read_kafka_stream(spark, kafka, topic, told, options)
         else:
             ratings, columns = read_files_stream(
-                spark, place, columns, schema, ids, [event_id] if event_id else []
+                spark, place, columns, schema, ids, [event_id] if event_id else [], vectors
             )
         if model is not None:
             ratings = renamed(ratings, columns, _as_learned(model, None))
             columns = _as_learned(model, None)
+            # as this run is told, whatever those before were
+            model.setUserFeaturesCol("").setItemFeaturesCol("")
+            known = [
+                read_features(spark, one, side, columns, model.idTypes) if one is not None else None
+                for one, side in zip(about, ("user", "item"), strict=True)
+            ]
+            ratings = with_vectors(ratings, model, (known[0], known[1]))
+        elif any(about):
+            raise ValueError(
+                "What features say is learned by fit: fit a table with --item-features, and name "
+                "its model by --start."
+            )
         als.setParams(**_column_params(columns))
         arguments: dict[str, Any] = {
             "trigger": {"availableNow": True} if once else {"processingTime": every},

@@ -41,6 +41,13 @@ def serve(
     ] = None,
     topic: Annotated[str, typer.Option(help="Kafka topic.")] = "ratings",
     titles: Annotated[str | None, typer.Option(help="File of ids and titles of items.")] = None,
+    item_features: Annotated[
+        str | None,
+        typer.Option(help="File of what is known of items: new ones are ranked by it."),
+    ] = None,
+    user_features: Annotated[
+        str | None, typer.Option(help="File of what is known of users, as --item-features.")
+    ] = None,
     ratings: Annotated[
         str | None, typer.Option(help="File or folder of ratings that users have given.")
     ] = None,
@@ -131,6 +138,8 @@ def serve(
         topic=topic,
         columns=columns,
         titles=titles,
+        item_features=item_features,
+        user_features=user_features,
         ratings=ratings,
         token_file=token_file,
         open_writes=open_writes,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sparkml_sgdals.cli.arguments import Format, Model, Option
+from sparkml_sgdals.cli.arguments import Format, ItemFeatures, Model, Option, UserFeatures
 from sparkml_sgdals.cli.command import NOT_READY, Invocation, command, pairs
 from sparkml_sgdals.cli.reading.columns import SourceColumns
 from sparkml_sgdals.cli.reading.places import Place, look
@@ -49,6 +49,8 @@ def recommend(
     out: Annotated[
         str, typer.Option(help="Write Parquet there and print nothing.", show_default=False)
     ] = "",
+    item_features: ItemFeatures = "",
+    user_features: UserFeatures = "",
     kind: Format = "",
     option: Option = None,
 ) -> None:
@@ -59,7 +61,8 @@ def recommend(
     sparkml-sgdals recommend model -u 1 -n 5 --exclude-seen ratings.csv --titles movies.csv
 
     "unclipped" tells items apart whose rating is the highest there is; ± is the standard
-    deviation of a rating; cold users are not known, and get what is liked most.
+    deviation of a rating; cold users are not known, and get what is liked most. Items and users
+    of --item-features and --user-features that nobody has rated, or who have not, count as known.
     """
     from sparkml_sgdals import StreamingBiasedALSModel
 
@@ -80,6 +83,11 @@ def recommend(
     with run.spark() as spark:
         with run.output.phase("Loading"):
             loaded = StreamingBiasedALSModel.load(model)
+            users_known, items_known = _features_of(
+                spark, run, loaded, user_features, item_features
+            )
+            loaded = loaded if users_known is None else loaded.withUsers(users_known)
+            loaded = loaded if items_known is None else loaded.withItems(items_known)
         names = _columns_of(loaded)
         seen = _pairs_of(spark, loaded, places[exclude_seen]) if exclude_seen else None
         more: dict[str, Any] = {"excludeSeen": seen, "rankBy": rank_by}
@@ -128,6 +136,8 @@ def evaluate(
     exclude_seen: Annotated[
         str, typer.Option(help="For --top: table of pairs left out of lists.", show_default=False)
     ] = "",
+    item_features: ItemFeatures = "",
+    user_features: UserFeatures = "",
     kind: Format = "",
     option: Option = None,
 ) -> None:
@@ -136,24 +146,29 @@ def evaluate(
     from pyspark.sql import functions as F
 
     from sparkml_sgdals import StreamingBiasedALSModel
+    from sparkml_sgdals.cli.reading.feature_tables import with_vectors
 
     options = pairs("--option", option or ())
     if exclude_seen and not top:
         raise typer.BadParameter("--exclude-seen is of lists: give --top, how long they are.")
     _there(run, model)
     held = look(ratings, kind, options, (), run.elsewhere)
-    known = look(exclude_seen, kind, options, (), run.elsewhere) if exclude_seen else None
+    done = look(exclude_seen, kind, options, (), run.elsewhere) if exclude_seen else None
     with run.spark() as spark, run.output.phase("Judging"):
         loaded = StreamingBiasedALSModel.load(model)
         facts: dict[str, Any] = {"model": model, "version": loaded.version}
+        known = _features_of(spark, run, loaded, user_features, item_features)
         if top:
-            seen = None if known is None else _pairs_of(spark, loaded, known)
+            loaded = loaded if known[0] is None else loaded.withUsers(known[0])
+            loaded = loaded if known[1] is None else loaded.withItems(known[1])
+            seen = None if done is None else _pairs_of(spark, loaded, done)
             judged = loaded.evaluateRanking(_pairs_of(spark, loaded, held), top, seen)
             (row,) = judged.toPandas().to_dict("records")
             facts |= {str(name): value for name, value in row.items()}
         else:
             rating, prediction = loaded.getRatingCol(), loaded.getPredictionCol()
-            scored = loaded.transform(_pairs_of(spark, loaded, held, ("user", "item", "rating")))
+            pairs_held = _pairs_of(spark, loaded, held, ("user", "item", "rating"))
+            scored = loaded.transform(with_vectors(pairs_held, loaded, known))
             scored = scored.where(F.col(rating).isNotNull() & ~F.isnan(prediction)).cache()
             facts["ratings"] = scored.count()
             if not facts["ratings"]:
@@ -178,11 +193,21 @@ def diagnose(
         ),
     ] = "",
     min_ratings: Annotated[int, typer.Option(help="Ids with fewer count as thin.", min=1)] = 5,
+    item_features: ItemFeatures = "",
+    user_features: UserFeatures = "",
     kind: Format = "",
     option: Option = None,
 ) -> int:
-    """May the model be served yet? Exit code 0 if it beats mean and biases, else 3."""
+    """May the model be served yet? Exit code 0 if it beats mean and biases, else 3.
+
+    Of held-out ratings, those of users and items that the model has not learned are judged apart
+    too, with what --item-features and --user-features say of these and without.
+    """
     from sparkml_sgdals import StreamingBiasedALSModel
+    from sparkml_sgdals.cli.reading.feature_tables import with_vectors
+
+    if (item_features or user_features) and not held_out:
+        raise typer.BadParameter("--item-features is of held-out ratings: give --held-out.")
 
     options = pairs("--option", option or ())
     _there(run, model)
@@ -190,7 +215,10 @@ def diagnose(
     rated = ("user", "item", "rating")
     with run.spark() as spark, run.output.phase("Judging"):
         loaded = StreamingBiasedALSModel.load(model)
-        table = None if held is None else _pairs_of(spark, loaded, held, rated)
+        table = None
+        if held is not None:
+            known = _features_of(spark, run, loaded, user_features, item_features)
+            table = with_vectors(_pairs_of(spark, loaded, held, rated), loaded, known)
         found = loaded.diagnose(table, min_ratings)
     verdict = {"beatsBaseline": found.beatsBaseline, "verdict": found.verdict}
     run.output.facts({"model": model, "version": loaded.version} | asdict(found) | verdict)
@@ -230,6 +258,21 @@ def _pairs_of(
     columns = _columns_of(model)
     table, _ = read_ratings(spark, place, columns, needed, model.idTypes, as_asked=True)
     return table
+
+
+def _features_of(
+    spark: SparkSession, run: Invocation, model: Any, users: str, items: str
+) -> tuple[DataFrame | None, DataFrame | None]:
+    """Read what is known of users and of items, where a table of it is named."""
+    from sparkml_sgdals.cli.reading.feature_tables import read_features
+
+    columns = _columns_of(model)
+    found = [
+        read_features(spark, look(path, "", {}, (), run.elsewhere), side, columns, model.idTypes)
+        if path else None
+        for path, side in ((users, "user"), (items, "item"))
+    ]  # fmt: skip
+    return found[0], found[1]
 
 
 def _one_by_one(

@@ -11,6 +11,7 @@ __all__ = ["in_options"]
 _OPTIONS: Final = {
     "userCol": "--user", "itemCol": "--item", "ratingCol": "--rating", "timestampCol": "--time",
     "excludeSeen": "--exclude-seen", "keepVersions": "--keep-versions", "rankBy": "--rank-by",
+    "setUserFeatures": "--user-features", "setItemFeatures": "--item-features",
 }  # fmt: skip
 _SAID: Final[tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]] = (
     (r"\bmodel\.write\(\)\.overwrite\(\)\.save\([^)]*\)", "--overwrite"),

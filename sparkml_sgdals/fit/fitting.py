@@ -160,13 +160,9 @@ def read_features(df: DataFrame, options: FitOptions, before: ModelState) -> Fea
                 before.features,
             )
         )  # fmt: skip
-        for place, (side, table, name) in enumerate(
-            zip(SIDES, options.feature_tables, (columns.user, columns.item), strict=True)
-        ):
+        for place, (side, table) in enumerate(zip(SIDES, options.feature_tables, strict=True)):
             if table is not None:
-                ids = name if name in table.columns else table.columns[0]
-                vectors = next(one for one in table.columns if one != ids)
-                found[place] = side_table(table, side, ids, vectors, options.kinds[place], refuse)
+                found[place] = side_table(table, side, options.kinds[place], refuse)
     for side, rows, known in zip(SIDES, found, before.features, strict=True):
         if rows is not None and known is None and not len(rows):
             raise ValueError(

@@ -15,11 +15,17 @@ from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.arrays.screening import NO_LIMITS, Limits, Problems, screen, set_far_aside
 from sparkml_sgdals.ingest.bad_rows import invalid_rows
 from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
-from sparkml_sgdals.ingest.features import Vectors, vectors_of, with_vectors
+from sparkml_sgdals.ingest.features import (
+    Vectors,
+    announcements,
+    vectors_of,
+    with_vectors,
+    without_announced,
+)
 from sparkml_sgdals.ingest.newest import newest_rows
 from sparkml_sgdals.spark_jobs import task_limit
 
-__all__ = ["COLLECT_LIMIT", "Collected", "collect_ratings"]
+__all__ = ["COLLECT_LIMIT", "Collected", "announced_in", "collect_ratings", "rated"]
 
 I64 = npt.NDArray[np.int64]
 
@@ -60,6 +66,8 @@ class Collected:
         how many of a job its session's cores can use
     vectors : Vectors
         features of the rows to learn, where the table has any
+    announced : Vectors
+        of rows that rate nothing and say of an id what it is
     """
 
     table: pa.Table
@@ -71,6 +79,7 @@ class Collected:
     partitions: int = 0
     tasks: int = 0
     vectors: Vectors = field(default=(None, None))
+    announced: Vectors = field(default=(None, None))
 
 
 def collect_ratings(
@@ -135,7 +144,9 @@ def collect_ratings(
     elif table.num_rows > COLLECT_LIMIT:
         # many small partitions: what a batch is learned by must not depend on them
         return None
-    good, bad, problems = screen(table.drop_columns("line"), keep)
+    count = table.num_rows
+    table, announced = without_announced(table.drop_columns("line"), columns)
+    good, bad, problems = screen(table, keep)
     limits = limits_of(good)
     good, far, too_far = set_far_aside(good, limits, keep)
     if newest:
@@ -145,15 +156,29 @@ def collect_ratings(
     found = int(part.max(initial=-1)) + 1
     return Collected(
         good,
-        table.num_rows,
+        count,
         bad_rows,
         problems | too_far,
-        invalid_rows(df, columns, kinds, keep, limits) if bad_rows else [],
+        invalid_rows(rated(df, columns), columns, kinds, keep, limits) if bad_rows else [],
         largest=int(place.max(initial=0)),
         partitions=limit + 1 if many and found >= limit else found,
         tasks=limit,
         vectors=vectors,
+        announced=announced,
     )
+
+
+def rated(df: DataFrame, columns: RatingColumns) -> DataFrame:
+    """Return the rows of a batch that rate something."""
+    return df.where(~announcements(df, columns)) if any(columns.features) else df
+
+
+def announced_in(df: DataFrame, columns: RatingColumns, kinds: tuple[IdKind, IdKind]) -> Vectors:
+    """Return what a batch too large to collect says of ids in rows that rate nothing."""
+    if not any(columns.features):
+        return None, None
+    given, also = with_vectors(df.where(announcements(df, columns)), columns)
+    return without_announced(select_ratings(given, columns, kinds, also=also).toArrow(), columns)[1]
 
 
 def _whereabouts(table: pa.Table) -> tuple[I64, I64]:

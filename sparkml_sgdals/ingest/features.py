@@ -1,6 +1,7 @@
 """Features of users and items in the user's DataFrames: found, checked, one vector an id (driver).
 
-Columns of pyspark.ml vectors, dense or sparse, or of arrays of numbers.
+Columns of pyspark.ml vectors, dense or sparse, of arrays of numbers, or of structs of size, indices
+and values; in a table of ids also plain columns: `plain_features`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pyarrow.compute
 from pyspark.ml.linalg import VectorUDT
 from pyspark.sql import Column, DataFrame
 from pyspark.sql import functions as F
-from pyspark.sql.types import ArrayType, NumericType, StructType
+from pyspark.sql.types import ArrayType, DataType, NumericType, StructType
 
 from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.arrays.sparse_rows import SparseRows, vector_schema, with_names
@@ -28,6 +29,7 @@ from sparkml_sgdals.ingest.columns import (
     id_column,
     time_column,
 )
+from sparkml_sgdals.ingest.plain_features import vector_name, with_one_vector
 from sparkml_sgdals.state.feature_weights import MOST_COLUMNS, FeatureWeights
 from sparkml_sgdals.state.model_state import ModelState
 
@@ -35,12 +37,15 @@ __all__ = [
     "SIDES",
     "FeatureRows",
     "Vectors",
+    "announcements",
     "features_of_table",
+    "holds_vectors",
     "side_table",
     "table_features",
     "vector_column",
     "vectors_of",
     "with_vectors",
+    "without_announced",
 ]
 
 logger = logging.getLogger(__name__)
@@ -70,6 +75,8 @@ def vector_column(schema: StructType, param: str, name: str) -> Column:
     elif isinstance(found, ArrayType) and isinstance(found.elementType, NumericType):
         values = given.cast("array<double>")
         size, indices = F.size(values), F.lit(None).cast("array<int>")
+    elif isinstance(found, StructType) and set(found.names) == set(_PARTS):
+        size, indices, values = (given[part] for part in _PARTS)
     else:
         raise TypeError(
             f"{param} {name!r} must hold vectors of pyspark.ml or arrays of numbers, got "
@@ -77,6 +84,15 @@ def vector_column(schema: StructType, param: str, name: str) -> Column:
         )
     parts = (size.alias("size"), indices.alias("indices"), values.alias("values"))
     return F.when(given.isNotNull(), F.struct(*parts))
+
+
+def holds_vectors(kind: DataType) -> bool:
+    """Whether a column of a type holds what `vector_column` takes."""
+    if isinstance(kind, ArrayType):
+        return isinstance(kind.elementType, NumericType)
+    return isinstance(kind, VectorUDT) or (
+        isinstance(kind, StructType) and set(kind.names) == set(_PARTS)
+    )
 
 
 def with_vectors(df: DataFrame, columns: RatingColumns) -> tuple[DataFrame, tuple[str, ...]]:
@@ -109,6 +125,43 @@ def vectors_of(table: pa.Table, columns: RatingColumns) -> tuple[pa.Table, Vecto
         taken.append(own.filter(pa.compute.is_valid(own.column("size"))))
         table = table.drop_columns([f"{side}_{part}" for part in _PARTS])
     return table, (taken[0], taken[1])
+
+
+def without_announced(table: pa.Table, columns: RatingColumns) -> tuple[pa.Table, Vectors]:
+    """Return a batch without the rows that say of an id what it is and rate nothing, and these.
+
+    Such a row has an id and its vector, and neither a partner nor a rating: `announcements`.
+    """
+    kept = np.ones(table.num_rows, bool)
+    taken: list[pa.Table | None] = []
+    for side, other, name in zip(SIDES, SIDES[::-1], columns.features, strict=True):
+        if name is None:
+            taken.append(None)
+            continue
+        valid = {
+            one: table.column(one).is_valid().to_numpy()
+            for one in (side, other, "rating", f"{side}_size")
+        }
+        alone = valid[side] & valid[f"{side}_size"] & ~valid[other] & ~valid["rating"]
+        kept &= ~alone
+        held = {"id": side} | {part: f"{side}_{part}" for part in _PARTS}
+        held |= {"time": "time"} if "time" in table.column_names else {}
+        own = table.filter(pa.array(alone))
+        taken.append(pa.table({our: own.column(their) for our, their in held.items()}))
+    return table if kept.all() else table.filter(pa.array(kept)), (taken[0], taken[1])
+
+
+def announcements(df: DataFrame, columns: RatingColumns) -> Column:
+    """Expression of whether a row says of an id what it is, and rates nothing."""
+    schema = df.schema
+    rating = column(schema, columns.rating).isNull()
+    found = F.lit(False)
+    ids = (columns.user, columns.item)
+    for own, other, name in zip(ids, ids[::-1], columns.features, strict=True):
+        if name is not None:
+            told = column(schema, own).isNotNull() & column(schema, name).isNotNull()
+            found = found | (told & column(schema, other).isNull() & rating)
+    return found
 
 
 def features_of_table(
@@ -189,19 +242,16 @@ def table_features(
 
 
 def side_table(
-    df: DataFrame, side: str, id_name: str, vector_name: str, kind: IdKind, refuse: bool,
-    weights: FeatureWeights | None = None,
-) -> SparseRows:  # fmt: skip
-    """Return the vectors of a table with a row an id.
+    df: DataFrame, side: str, kind: IdKind, refuse: bool, weights: FeatureWeights | None = None
+) -> SparseRows:
+    """Return the vectors of a table of ids.
 
     Parameters
     ----------
     df : DataFrame
-        of ids and vectors; other columns are not read
+        ids in its first column; a column of vectors, or plain ones that become one
     side : str
         "user" or "item"
-    id_name, vector_name : str
-        its columns
     kind : IdKind
         of the ids
     refuse : bool
@@ -209,9 +259,12 @@ def side_table(
     weights : FeatureWeights | None
         of the model that they are for
     """
+    id_name, *others = df.columns
+    if len(others) > 1 or not holds_vectors(df.schema.fields[1].dataType):
+        df, others = with_one_vector(df, side, weights), [vector_name(side)]
     columns = RatingColumns(
         id_name, id_name, "",
-        features=(vector_name, None) if side == "user" else (None, vector_name),
+        features=(others[0], None) if side == "user" else (None, others[0]),
     )  # fmt: skip
     found = table_features(df, columns, (kind, kind), refuse, (weights, weights))
     rows = found[SIDES.index(side)]

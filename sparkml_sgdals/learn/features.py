@@ -16,7 +16,7 @@ from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.arrays.threads import run_all
 from sparkml_sgdals.kernels.features import add_products, regress
 from sparkml_sgdals.learn.solvers import Side
-from sparkml_sgdals.state.factors import FactorTable
+from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.feature_weights import MOST_COLUMNS, FeatureWeights
 
 __all__ = ["FeaturePrior", "start_featured"]
@@ -204,37 +204,6 @@ class FeaturePrior:
             ],
             threads,
         )
-
-
-def start_featured(
-    table: FactorTable, ids: pa.Array, rows: SparseRows | None, weights: FeatureWeights | None
-) -> int:
-    """Let those of `ids` that a table does not know start where their features say; how many.
-
-    Parameters
-    ----------
-    table : FactorTable
-        of one side, gets the ids that it does not know and that have a row
-    ids : pa.Array
-        distinct ids
-    rows : SparseRows | None
-        what is known of some of them
-    weights : FeatureWeights | None
-        of that side; None where the model has none
-    """
-    if rows is None or weights is None or not len(rows):
-        return 0
-    places = rows.places(ids)
-    fresh = np.flatnonzero((table.index.find(ids) < 0) & (places >= 0))
-    if not fresh.size:
-        return 0
-    at, _ = table.ensure(ids.take(pa.array(fresh)))
-    own = rows.take(places[fresh])
-    # the start of features that differs from id to id stays, so that tastes can part
-    table.mean[at] += weights.start_means(own)
-    table.var[at] = weights.start_var
-    table.featured[at] = weights.prior_means(own)
-    return int(fresh.size)
 
 
 def _learn_variance(weights: F64, variances: F64, prior_var: F64) -> None:

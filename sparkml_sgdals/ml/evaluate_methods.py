@@ -17,7 +17,14 @@ from sparkml_sgdals.arrays.screening import screen
 from sparkml_sgdals.ingest.bad_rows import refuse_invalid
 from sparkml_sgdals.ingest.collecting import COLLECT_LIMIT
 from sparkml_sgdals.ingest.columns import RatingColumns, column_type, id_column, select_ratings
+from sparkml_sgdals.ingest.features import (
+    FeatureRows,
+    features_of_table,
+    vectors_of,
+    with_vectors,
+)
 from sparkml_sgdals.ingest.frames import Table, as_table
+from sparkml_sgdals.learn.features import start_featured
 from sparkml_sgdals.ml.recommend_methods import RankingMethods, Seen
 from sparkml_sgdals.notebook import html_table, number
 from sparkml_sgdals.predict.choice import Choice
@@ -29,6 +36,7 @@ from sparkml_sgdals.predict.judging import (
 )
 from sparkml_sgdals.predict.recommending import Ranking, recommend
 from sparkml_sgdals.state.diagnosis import Diagnosis, diagnose_state
+from sparkml_sgdals.state.model_state import ModelState
 
 __all__ = ["RANKING_METRICS", "EvaluationMethods", "RankingEvaluation"]
 
@@ -150,6 +158,7 @@ class EvaluationMethods(RankingMethods):
     getHandleInvalid: Callable[[], str]
     _kinds: Callable[[], tuple[Any, Any]]
     _refuse_of_events: Callable[[str], None]
+    _features_among: Callable[[list[str]], tuple[str | None, str | None]]
 
     def diagnose(self, validation: Table | None = None, minRatings: int = 5) -> Diagnosis:
         """Say what the model has learned from and whether it beats mean and biases.
@@ -159,23 +168,31 @@ class EvaluationMethods(RankingMethods):
         validation : Table | None
             held-out ratings, of which at most a million are used; by default those that the model
             predicted before it learned them (later half of the filter pass of a fit, every
-            micro-batch and update after it)
+            micro-batch and update after it). Users and items that the model has not learned are
+            judged apart too, by the columns of features that userFeaturesCol and itemFeaturesCol
+            name
         minRatings : int
             ids with fewer ratings count as thin
         """
         self._refuse_of_events("diagnose compares ratings with predictions")
-        held_out, kinds = None, self._kinds()
+        held_out, started, kinds = None, None, self._kinds()
         if validation is not None:
             columns = RatingColumns(self.getUserCol(), self.getItemCol(), self.getRatingCol())
             validation = as_table(
                 validation, "validation", columns.in_order, "diagnose judges on a table"
             )
-            rows = select_ratings(validation, columns, kinds).limit(COLLECT_LIMIT)
+            refuse = self.getHandleInvalid() == "error"
+            columns = replace(columns, features=self._features_among(validation.columns))
+            given, also = with_vectors(validation, columns)
+            rows = select_ratings(given, columns, kinds, also=also).limit(COLLECT_LIMIT)
             table, _, problems = screen(rows.toArrow())
-            if self.getHandleInvalid() == "error":
+            if refuse:
                 refuse_invalid(problems, columns, validation, kinds)
+            table, vectors = vectors_of(table, columns)
             held_out = encode_ratings(table)
-        return diagnose_state(self._state, held_out, minRatings)
+            known = features_of_table(self._state, vectors, columns, refuse)
+            started = _with_new(self._state, known)
+        return diagnose_state(self._state, held_out, minRatings, started)
 
     def evaluateRanking(
         self,
@@ -301,3 +318,15 @@ class EvaluationMethods(RankingMethods):
             least = F.lit(float(threshold)).cast("float")
             rows = rows.where((rating >= least) & ~F.isnan(rating))
         return rows.select(F.col("user").alias("query"), F.col("item").alias("candidate"))
+
+
+def _with_new(state: ModelState, known: FeatureRows) -> ModelState | None:
+    """Return a model that knows ids by their features too; None where there are none."""
+    if not any(known):
+        return None
+    started = state.copy()
+    tables = (started.users, started.items)
+    for table, rows, weights in zip(tables, known, state.features, strict=True):
+        if rows is not None:
+            start_featured(table, rows.ids, rows, weights)
+    return started

@@ -11,8 +11,9 @@ from pyspark.ml.linalg import Vector
 from pyspark.sql import DataFrame
 
 from sparkml_sgdals.arrays.sparse_rows import SparseRows, vector_schema
-from sparkml_sgdals.ingest.features import SIDES, side_table
+from sparkml_sgdals.ingest.features import SIDES, holds_vectors, side_table
 from sparkml_sgdals.ingest.frames import Table, as_table
+from sparkml_sgdals.ingest.plain_features import vector_name, with_one_vector
 from sparkml_sgdals.learn.features import start_featured
 from sparkml_sgdals.ml.params import LearningParams
 from sparkml_sgdals.ml.params.features import FeatureParams
@@ -37,18 +38,20 @@ class FeatureTables(LearningParams):
     _feature_tables: tuple[DataFrame | None, DataFrame | None] = (None, None)
 
     def setUserFeatures(self, df: Table | None) -> Self:
-        """Give features of users in a table of their own: columns userCol, and one of vectors.
+        """Give features of users in a table: columns userCol, and one of vectors or plain ones.
 
-        For userFeaturesCol; read by every fit, and not saved with the estimator. None takes it
-        back.
+        Plain columns become vectors: numbers as they are, texts, lists of texts and texts that are
+        lists, such as "Action|Comedy", a number for each value that users share. Read by every
+        fit, and not saved with the estimator. None takes it back.
         """
         return self._with_table(df, 0)
 
     def setItemFeatures(self, df: Table | None) -> Self:
-        """Give features of items in a table of their own: columns itemCol, and one of vectors.
+        """Give features of items in a table: columns itemCol, and one of vectors or plain ones.
 
-        For itemFeaturesCol; read by every fit, and not saved with the estimator. None takes it
-        back.
+        Plain columns become vectors: numbers as they are, texts, lists of texts and texts that are
+        lists, such as "Action|Comedy", a number for each value that items share. Read by every
+        fit, and not saved with the estimator. None takes it back.
         """
         return self._with_table(df, 1)
 
@@ -174,14 +177,69 @@ class ModelFeatures(FeatureParams):
             ]
         return active_session().createDataFrame(parts, FEATURE_WEIGHTS_DDL)
 
+    def userVectors(self, df: Table) -> DataFrame:
+        """Return plain columns of users as the vectors that the model was fitted with.
+
+        To join them to pairs, or to a stream of ratings, with userFeaturesCol set to their column.
+
+        Parameters
+        ----------
+        df : Table
+            column userCol, and plain columns by the names of the fit
+
+        Returns
+        -------
+        DataFrame of userCol and userFeatures, a row a user of which anything is known
+
+        Raises
+        ------
+        ValueError
+            the model was fitted without features of users, or knows none of the columns
+        """
+        return self._vectors(df, 0)
+
+    def itemVectors(self, df: Table) -> DataFrame:
+        """Return plain columns of items as the vectors that the model was fitted with.
+
+        To join them to pairs, or to a stream of ratings, with itemFeaturesCol set to their column.
+
+        Parameters
+        ----------
+        df : Table
+            column itemCol, and plain columns by the names of the fit
+
+        Returns
+        -------
+        DataFrame of itemCol and itemFeatures, a row an item of which anything is known
+
+        Raises
+        ------
+        ValueError
+            the model was fitted without features of items, or knows none of the columns
+        """
+        return self._vectors(df, 1)
+
+    def _vectors(self, df: Table, side: int) -> DataFrame:
+        weights = self._state.features[side]
+        if weights is None:
+            raise ValueError(
+                f"The model was fitted without features of {SIDES[side]}s: fit it with "
+                f"set{SIDES[side].capitalize()}Features."
+            )
+        table = _feature_table(self, df, side)
+        if holds_vectors(table.schema.fields[1].dataType):
+            return table.withColumnRenamed(table.columns[1], vector_name(SIDES[side]))
+        return with_one_vector(table, SIDES[side], weights)
+
     def withUsers(self, df: Table, modelPath: Location | None = None) -> Any:
         """Return a copy of the model that knows more users, by their features alone.
 
         Parameters
         ----------
         df : Table
-            column userCol, and a column of vectors: userFeaturesCol, or its only other one; users
-            that the model knows are left as they are
+            column userCol, and a column of vectors, userFeaturesCol or its only other one, or
+            plain columns as at setUserFeatures, by the names of the fit; users that the model knows
+            are left as they are
         modelPath : Location | None
             add them to the newest version under this path, as a new version; stop the stream
             before
@@ -210,8 +268,9 @@ class ModelFeatures(FeatureParams):
         Parameters
         ----------
         df : Table
-            column itemCol, and a column of vectors: itemFeaturesCol, or its only other one; items
-            that the model knows are left as they are
+            column itemCol, and a column of vectors, itemFeaturesCol or its only other one, or
+            plain columns as at setItemFeatures, by the names of the fit; items that the model knows
+            are left as they are
         modelPath : Location | None
             add them to the newest version under this path, as a new version; stop the stream
             before
@@ -248,10 +307,9 @@ class ModelFeatures(FeatureParams):
                 f"set{SIDES[side].capitalize()}Features."
             )
         table = _feature_table(self, df, side)
-        names = table.columns
         kinds = model._state.users.index.kind, model._state.items.index.kind
         refuse = self.getOrDefault("handleInvalid") == "error"
-        rows = side_table(table, SIDES[side], names[0], names[1], kinds[side], refuse, weights)
+        rows = side_table(table, SIDES[side], kinds[side], refuse, weights)
 
         def add(state: ModelState) -> None:
             start_featured((state.users, state.items)[side], rows.ids, rows, weights)
@@ -280,12 +338,18 @@ def _feature_table(params: Any, df: Table, side: int) -> DataFrame:
             f"{what}Col {ids!r} is not a column of the table of features, which has "
             f"{', '.join(map(repr, frame.columns))}. Rename its column of ids."
         )
-    others = [name for name in frame.columns if name != ids]
-    if wanted not in others:
-        if len(others) != 1:
-            raise ValueError(
-                f"The table of features has {len(others)} columns beside {ids!r}: select the one "
-                f"of vectors, or set {what}FeaturesCol to it."
+    others = [field for field in frame.schema.fields if field.name != ids]
+    if wanted in (field.name for field in others):
+        others = [field for field in others if field.name == wanted]
+    vectors = [field.name for field in others if holds_vectors(field.dataType)]
+    if not others or (vectors and len(others) > 1):
+        raise ValueError(
+            f"The table of features has {len(others)} columns beside {ids!r}"
+            + (
+                f", among them one of vectors, {vectors[0]!r}: select either that one or plain "
+                f"columns, or set {what}FeaturesCol to it."
+                if vectors
+                else ": it has to have what is known of them."
             )
-        wanted = others[0]
-    return frame.select(frame[ids], frame[wanted])
+        )
+    return frame.select(frame[ids], *(frame[field.name] for field in others))

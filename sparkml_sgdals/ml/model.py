@@ -13,7 +13,7 @@ from pyspark.sql import DataFrame, SparkSession
 
 from sparkml_sgdals.fit.fitting import learn_table
 from sparkml_sgdals.ingest.bad_rows import column_names, explain_problems, refuse_invalid
-from sparkml_sgdals.ingest.collecting import collect_ratings
+from sparkml_sgdals.ingest.collecting import announced_in, collect_ratings, rated
 from sparkml_sgdals.ingest.frames import Table, as_table, like_given
 from sparkml_sgdals.learn.far_values import limits_for
 from sparkml_sgdals.ml.evaluate_methods import EvaluationMethods
@@ -41,6 +41,7 @@ from sparkml_sgdals.state.model_state import ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.objects import Location, full_path
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
+from sparkml_sgdals.stream.announced import start_announced
 from sparkml_sgdals.stream.job import StreamJob
 from sparkml_sgdals.stream.micro_batch import learn_collected
 from sparkml_sgdals.stream.options import StreamOptions, Trigger
@@ -267,11 +268,15 @@ class StreamingBiasedALSModel(
         )  # fmt: skip
         if collected is None:
             prior = None if self._state.blank else self._state
-            self._state, report, *_ = learn_table(dataset, settings, options, prior, screened=True)
+            announced = announced_in(dataset, options.columns, options.kinds)
+            rows = rated(dataset, options.columns)
+            self._state, report, *_ = learn_table(rows, settings, options, prior, screened=True)
+            start_announced(self._state, announced, options)
             self._summary = TrainingSummary.of(self._state, report)
         else:
             if options.handle_invalid == "error":
-                refuse_invalid(collected.problems, options.columns, dataset, options.kinds)
+                rows = rated(dataset, options.columns)
+                refuse_invalid(collected.problems, options.columns, rows, options.kinds)
             if self._shared:
                 self._state = self._state.copy()
             done = learn_collected(self._state, collected, options)

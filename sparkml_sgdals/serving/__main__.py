@@ -28,6 +28,8 @@ def _parser() -> argparse.ArgumentParser:
         help="names of the columns of ratings (default: %(default)s)",
     )
     add("--titles", help="file of ids and titles of items: .csv, .json, .jsonl or .parquet")
+    add("--item-features", help="such a file of what is known of items: new ones are ranked by it")
+    add("--user-features", help="such a file of what is known of users")
     add("--ratings", help="file or folder of ratings that users are known to have given")
     add("--token-file", help="file with the token that posting needs")
     add("--open-writes", action="store_true", help="take ratings from other machines untold")

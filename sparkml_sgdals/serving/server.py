@@ -15,6 +15,7 @@ from typing import Final
 
 import uvicorn
 
+from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.errors import GoneError
 from sparkml_sgdals.extras import install
 from sparkml_sgdals.serving.http.answers import Answers
@@ -28,6 +29,7 @@ from sparkml_sgdals.serving.intake.folder import FolderIntake, Intake
 from sparkml_sgdals.serving.intake.history import MOST_KNOWN, History, IntakeColumns, read_ratings
 from sparkml_sgdals.serving.model.approximate import Approximate
 from sparkml_sgdals.serving.model.holder import ModelHolder
+from sparkml_sgdals.serving.model.newcomers import KnownFeatures, read_features
 from sparkml_sgdals.serving.model.titles import Titles
 from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.objects import Location
@@ -53,6 +55,8 @@ def serve(
     topic: str = "ratings",
     columns: IntakeColumns | None = None,
     titles: Location | None = None,
+    item_features: Location | None = None,
+    user_features: Location | None = None,
     ratings: Location | None = None,
     token_file: Location | None = None,
     open_writes: bool = False,
@@ -96,6 +100,9 @@ def serve(
         names of the columns of ratings, sent and read; those of `IntakeColumns` by default
     titles : Location | None
         a file .csv, .json, .jsonl or .parquet with ids and titles of items
+    item_features, user_features : Location | None
+        such files of ids and what is known of them, by the names of the fit: items and users that
+        the model does not know count as known by it, and reasons and explanations name it
     ratings : Location | None
         a file, or folder of files, of ratings that users are known to have given
     token_file : Location | None
@@ -151,9 +158,9 @@ def serve(
         options that do not go together, or a file that cannot be used
     """
     model = os.fspath(model)
-    inbox, titles, ratings, token_file, cache = (
+    inbox, titles, item_features, user_features, ratings, token_file, cache = (
         None if place is None else os.fspath(place)
-        for place in (inbox, titles, ratings, token_file, cache)
+        for place in (inbox, titles, item_features, user_features, ratings, token_file, cache)
     )
     if inbox is not None and kafka is not None:
         raise ValueError("Ratings go to an inbox or to Kafka, not to both: leave one out.")
@@ -177,6 +184,8 @@ def serve(
             folder,
             columns=columns or IntakeColumns(),
             titles=titles,
+            item_features=item_features,
+            user_features=user_features,
             ratings=ratings,
             intake=(
                 None
@@ -261,6 +270,8 @@ def build_service(
     *,
     columns: IntakeColumns | None = None,
     titles: str | None = None,
+    item_features: str | None = None,
+    user_features: str | None = None,
     ratings: str | None = None,
     intake: Callable[[IntakeColumns], FolderIntake] | None = None,
     history: int = MOST_KNOWN,
@@ -299,12 +310,21 @@ def build_service(
     answers = Answers(holder, Titles(kinds[1]), remembered)
     if titles is not None:
         answers.titles = Titles.read(titles, kinds[1])
+    answers.about = (
+        _features_of(user_features, 0, kinds[0], names.user),
+        _features_of(item_features, 1, kinds[1], names.item),
+    )
+    for side, about in enumerate(answers.about):
+        if shell.features[side] is not None:
+            holder.join(side, holder.unknown_of(side, about))
     taken: Intake | None = None
     if intake is not None:
         inbox = intake(names)
         for one in inbox.found:
             remembered.add(one.user, [one.known()])
         inbox.found.clear()
+        answers.join(inbox.told)
+        inbox.told.clear()
         taken = inbox
     if ann_recall is not None:
         answers.approximate = _approximate(holder, ann_recall)
@@ -320,7 +340,12 @@ def build_service(
 
     holder.on_version = told
     holder.start()
-    return Service(answers, news, Gauges(holder, answers.judge, answers.approximate), taken)
+    gauges = Gauges(holder, answers.judge, answers.approximate)
+    return Service(answers, news, gauges, taken, columns=names)
+
+
+def _features_of(path: str | None, side: int, kind: IdKind, name: str) -> KnownFeatures:
+    return KnownFeatures(kind) if path is None else read_features(path, side, kind, name)
 
 
 def _approximate(holder: ModelHolder, recall: float) -> Approximate:

@@ -34,8 +34,14 @@ class Diagnosis:
         how many
     rmse, baselineRmse : float
         of the model and of mean and biases on them; NaN without any
+    coldPredicted : int
+        of them, ratings by users or of items that the model has not learned; held out alone
+    coldRmse, coldPlainRmse : float | None
+        of these, as predicted, and as without what features say; None without any
     beatsBaseline
         the verdict
+    featuresHelp
+        whether features predict ids better that the model has not learned
     """
 
     ratings: int
@@ -48,6 +54,16 @@ class Diagnosis:
     predicted: int
     rmse: float
     baselineRmse: float
+    coldPredicted: int = 0
+    coldRmse: float | None = None
+    coldPlainRmse: float | None = None
+
+    @property
+    def featuresHelp(self) -> bool:
+        """Whether what features say of ids without ratings is better than nothing."""
+        if self.coldRmse is None or self.coldPlainRmse is None:
+            return False
+        return self.coldRmse < self.coldPlainRmse
 
     @property
     def beatsBaseline(self) -> bool:
@@ -73,6 +89,17 @@ class Diagnosis:
             f"({self.evidence})."
         )
 
+    def _cold(self) -> str:
+        """Say how ids are predicted that the model has not learned."""
+        assert self.coldRmse is not None
+        assert self.coldPlainRmse is not None
+        told = f"{self.coldRmse:.4f} on {self.coldPredicted:,} ratings of new users or items"
+        if self.coldRmse == self.coldPlainRmse:
+            return f"{told}, by mean and biases"
+        gain = 1.0 - self.coldRmse / self.coldPlainRmse
+        helps = f"{abs(gain):.2%} {'better' if gain > 0 else 'worse'}"
+        return f"{told}, {helps} than the {self.coldPlainRmse:.4f} without their features"
+
     def plot(self) -> Any:
         """Draw both errors: a matplotlib Figure (extra `plot`).
 
@@ -95,6 +122,8 @@ class Diagnosis:
             ("RMSE of mean and biases", number(self.baselineRmse)),
             ("on", f"{self.predicted:,} {self.evidence} ratings"),
         ]
+        if self.coldPredicted:
+            rows.append(("RMSE of new ids", self._cold()))
         return html_table("Diagnosis", rows, f"Serve it? {self.verdict}")
 
     def __str__(self) -> str:
@@ -107,29 +136,56 @@ class Diagnosis:
                 f"have fewer than {self.minRatings} ratings",
                 f"RMSE           {self.rmse:.4f} against {self.baselineRmse:.4f} of mean and "
                 f"biases, on {self.predicted:,} {self.evidence} ratings",
+                *([f"new ids        {self._cold()}"] if self.coldPredicted else []),
                 f"serve it?      {self.verdict}",
             ]
         )
 
 
-def diagnose_state(state: ModelState, held_out: Ratings | None, min_ratings: int) -> Diagnosis:
-    """Judge a state on held-out ratings, or on those that it predicted before learning them."""
+def diagnose_state(
+    state: ModelState,
+    held_out: Ratings | None,
+    min_ratings: int,
+    started: ModelState | None = None,
+) -> Diagnosis:
+    """Judge a state on held-out ratings, or on those that it predicted before learning them.
+
+    Parameters
+    ----------
+    state : ModelState
+        the model
+    held_out : Ratings | None
+        ratings to predict; None: those that it predicted itself
+    min_ratings : int
+        ids with fewer count as thin
+    started : ModelState | None
+        the model with those ids of `held_out` besides that features say something of
+    """
     counters = state.counters
     predicted, rmse = counters.prequential_ratings, counters.prequential_rmse()
     baseline = counters.baseline_rmse()
+    cold, cold_rmse, cold_plain = 0, None, None
     if held_out is not None:
-        users = state.users.index.find(held_out.user_ids)[held_out.users]
-        items = state.items.index.find(held_out.item_ids)[held_out.items]
         truth = held_out.values.astype(np.float64)
         predicted = truth.size
 
-        def root_mean_square(predictions: np.ndarray) -> float:
-            if not predicted:
-                return math.nan
-            return float(np.sqrt(np.mean((truth - state.clip(predictions)) ** 2)))
+        def rows(of: ModelState) -> tuple[np.ndarray, np.ndarray]:
+            users = of.users.index.find(held_out.user_ids)[held_out.users]
+            return users, of.items.index.find(held_out.item_ids)[held_out.items]
 
-        rmse = root_mean_square(state.predict(users, items)[0])
-        baseline = root_mean_square(state.predict_baseline(users, items))
+        def root_mean_square(predictions: np.ndarray, some: np.ndarray | slice) -> float:
+            errors = (truth - state.clip(predictions))[some]
+            return float(np.sqrt(np.mean(errors**2))) if errors.size else math.nan
+
+        users, items = rows(state)
+        plain = state.predict(users, items)[0]
+        told = plain if started is None else started.predict(*rows(started))[0]
+        new = (users < 0) | (items < 0)
+        cold = int(np.count_nonzero(new))
+        if cold:
+            cold_rmse, cold_plain = root_mean_square(told, new), root_mean_square(plain, new)
+        rmse = root_mean_square(told, slice(None))
+        baseline = root_mean_square(state.predict_baseline(users, items), slice(None))
 
     def thin(counts: np.ndarray) -> float:
         return float(np.mean(counts < min_ratings)) if counts.size else math.nan
@@ -145,4 +201,7 @@ def diagnose_state(state: ModelState, held_out: Ratings | None, min_ratings: int
         predicted=predicted,
         rmse=rmse,
         baselineRmse=baseline,
+        coldPredicted=cold,
+        coldRmse=cold_rmse,
+        coldPlainRmse=cold_plain,
     )

@@ -16,10 +16,10 @@ from sparkml_sgdals.arrays.id_kinds import id_array_type
 from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.factors import FactorTable
-from sparkml_sgdals.state.feature_weights import feature_names
+from sparkml_sgdals.state.feature_weights import FeatureWeights, feature_names
 from sparkml_sgdals.state.model_state import ModelState
 
-__all__ = ["EXPLANATION_DDL", "Term", "explain_pair"]
+__all__ = ["EXPLANATION_DDL", "Term", "explain_pair", "feature_shares"]
 
 F64 = npt.NDArray[np.float64]
 
@@ -118,21 +118,45 @@ def _feature_terms(
     weights = state.features[side]
     if rows is None or weights is None:
         return []
+    what = ("user", "item")[side]
+    note = f"of the parts above: {'what ratings start from' if count else f'the {what} starts so'}"
+    found = feature_shares(weights, rows, count, partner, state.scale.spread)
+    return [Term(f"{what} {name}", value, None, None, note) for name, value in found]
+
+
+def feature_shares(
+    weights: FeatureWeights, rows: SparseRows, count: int, partner: F64, spread: float
+) -> list[tuple[str, float]]:
+    """Return the features that add most to a prediction, by name, in units of the ratings.
+
+    Parameters
+    ----------
+    weights : FeatureWeights
+        of the id's side
+    rows : SparseRows
+        one row: what is known of the id
+    count : int
+        its ratings
+    partner : F64
+        means of the other side
+    spread : float
+        of the ratings
+    """
     which = weights.prior if count else weights.start
     value = np.zeros(rows.size)
     value[rows.columns] = rows.values
-    apart = value[weights.columns] - weights.centres
+    value = value[weights.columns]
     slopes = which[1:, 0] + which[1:, 1:].astype(np.float64) @ partner[1:]
-    given = apart * slopes * state.scale.spread
+    given = (value - weights.centres) * slopes * spread
     names = feature_names(weights)
-    what = ("user", "item")[side]
-    note = f"of the parts above: {'what ratings start from' if count else f'the {what} starts so'}"
-    largest = np.argsort(-np.abs(given), kind="stable")[:_MOST_FEATURES]
-    return [
-        Term(f"{what} {names[weights.columns[j]]}", float(given[j]), None, None, note)
-        for j in largest.tolist()
-        if given[j]
-    ]
+    found = []
+    for j in np.argsort(-np.abs(given), kind="stable")[:_MOST_FEATURES].tolist():
+        name = names[weights.columns[j]]
+        if given[j]:
+            # of what most have, the lack speaks too
+            lacks = "=" in name and not value[j]
+            found.append((f"without {name}" if lacks else name, float(given[j])))
+    return found
 
 
 def _row(
@@ -159,11 +183,11 @@ def _row(
 
 def _bias_note(subject: str, bias: float, count: int) -> str:
     if not count:
-        return "not known: no bias yet"
+        return "no rating yet: from its features" if bias else "not known: no bias yet"
     return f"{subject} {abs(bias):.2f} {'above' if bias >= 0 else 'below'} the mean"
 
 
 def _taste_note(share: float, count: int) -> str:
     if not count:
-        return "not known: no taste yet"
+        return "no rating yet: from features" if share else "not known: no taste yet"
     return f"the item {'suits' if share >= 0 else 'does not suit'} the user's taste"

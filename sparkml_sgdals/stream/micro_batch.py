@@ -32,7 +32,7 @@ from sparkml_sgdals.ingest.bad_rows import (
     invalid_rows,
     refuse_invalid,
 )
-from sparkml_sgdals.ingest.collecting import Collected, collect_ratings
+from sparkml_sgdals.ingest.collecting import Collected, announced_in, collect_ratings, rated
 from sparkml_sgdals.ingest.features import features_of_table
 from sparkml_sgdals.learn.far_values import (
     DIVERGES,
@@ -51,6 +51,7 @@ from sparkml_sgdals.store.lease import check_holder
 from sparkml_sgdals.store.overlay import Overlay
 from sparkml_sgdals.store.spark_checkpoint import reading, refuse_own_files
 from sparkml_sgdals.store.version_store import VersionStore
+from sparkml_sgdals.stream.announced import Announced, start_announced
 from sparkml_sgdals.stream.report import Report
 from sparkml_sgdals.stream.residents import Resident, forget_resident, learn_once
 
@@ -126,7 +127,8 @@ class BatchUpdater:
             resident.largest, resident.partitions = collected.largest, collected.partitions
             resident.tasks = collected.tasks
             if options.handle_invalid == "error":
-                refuse_invalid(collected.problems, options.columns, batch, options.kinds)
+                rows = rated(batch, options.columns)
+                refuse_invalid(collected.problems, options.columns, rows, options.kinds)
         return collected
 
     def commit(
@@ -268,11 +270,14 @@ class StreamUpdater(BatchUpdater):
             resident.state, _ = VersionStore(self.path).load()
         before = resident.state
         prior = None if before.blank else before
-        state, _, packed, limits = learn_table(
-            batch, before.settings, self.options, prior, allow_empty=True, screened=True
-        )
-        resident.state = state
         options = self.options
+        told = announced_in(batch, options.columns, options.kinds)
+        batch = rated(batch, options.columns)
+        state, _, packed, limits = learn_table(
+            batch, before.settings, options, prior, allow_empty=True, screened=True
+        )
+        start_announced(state, told, options)
+        resident.state = state
         keep = options.handle_invalid == "keep"
         bad = packed.bad_rows
         now, old = state.counters, before.counters
@@ -374,10 +379,12 @@ def learn_collected(
         called before, with the distinct ids of the users and items, to bring their rows
     """
     ready = prepare(state, collected.table, options.rating_range)
+    announced = Announced(state, collected.announced, options)
 
     def learn(table: pa.Table) -> tuple[Ratings, BatchReport]:
         ratings = encode_ratings(table)
         fetch(ratings.user_ids, ratings.item_ids)
+        announced.start(fetch)
         features = features_of_table(
             state, collected.vectors, options.columns, options.handle_invalid == "error"
         )
@@ -397,9 +404,16 @@ def learn_collected(
     except BaseException:
         if kept is not None:
             state.restore(kept)
+        announced.take_back()
         raise
     state.ranges = ready.ranges
-    return LearnedBatch.of(collected, ratings, report, ready.earlier)
+    learned = LearnedBatch.of(collected, ratings, report, ready.earlier)
+    return replace(
+        learned,
+        new_users=learned.new_users + announced.count(0),
+        new_items=learned.new_items + announced.count(1),
+        rows=announced.with_rows(learned.rows),
+    )
 
 
 def with_set_aside(

@@ -325,3 +325,79 @@ def test_fit_of_events_is_judged_by_its_lists(spark, tables):
                    "--exclude-seen", tables / "train.csv")  # fmt: skip
     assert again["recall"] == pytest.approx(said["recall"])
     assert (loaded.state.settings.table_rank, loaded.rank) == (4, 4)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    """Folder with ratings.csv, cold.csv of films that are not in it, and films.csv."""
+    folder = tmp_path_factory.mktemp("films")
+    rng = np.random.default_rng(6)
+    has = rng.random((90, 3)) < 0.5
+    has[:, 0] |= ~has.any(axis=1)
+    genres = ["|".join(np.array(["Comedy", "War", "Sci-Fi"])[row]) for row in has]
+    about = pd.DataFrame({"movie_id": range(90), "title": [f"The {n}th film" for n in range(90)],
+                          "genres": genres, "year": rng.integers(1960, 2020, 90),
+                          "studio": rng.integers(1, 4, 90)})  # fmt: skip
+    about.to_csv(folder / "films.csv", index=False)
+    frame = pd.DataFrame(
+        {"userId": rng.integers(0, 40, 5000), "movieId": rng.integers(0, 90, 5000)}
+    )
+    value = (
+        2.5
+        + has[frame.movieId] @ [1.0, -0.7, 0.2]
+        + (about.year.to_numpy()[frame.movieId] - 1990) / 60
+    )
+    frame["rating"] = (value + rng.normal(0, 0.3, 5000)).round(1)
+    frame[frame.movieId < 70].to_csv(folder / "ratings.csv", index=False)
+    frame[frame.movieId >= 70].to_csv(folder / "cold.csv", index=False)
+    return folder
+
+
+@pytest.mark.filterwarnings("default:Of the features of items 'title' is left out")
+def test_features_from_fit_to_stream(spark, films, tmp_path):
+    """What is known of new films is learned, judged, recommended by and started from."""
+    about = ("--item-features", films / "films.csv")
+    told = run("fit", films / "ratings.csv", films / "model", "--held-out", films / "cold.csv",
+               "-P", "rank=2", *about, "--category", "studio", "--json")  # fmt: skip
+    assert "'title' is left out" in told.stderr
+    said = json.loads(told.stdout)
+    assert said["coldPredicted"] == said["predicted"] > 900
+    assert said["coldRmse"] < 0.7 * said["coldPlainRmse"]
+    model = StreamingBiasedALSModel.load(str(films / "model"))
+    names = [row.feature for row in model.featureWeights.collect()]
+    assert names[:2] == ["year", "genres=Comedy"]
+    assert names[-3:] == ["studio=1", "studio=2", "studio=3"]
+
+    seen = answer("diagnose", films / "model", "--held-out", films / "cold.csv", *about)
+    assert seen["coldRmse"] == said["coldRmse"]
+    judged = answer("evaluate", films / "model", films / "cold.csv", *about)
+    assert judged["rmse"] == pytest.approx(said["coldRmse"], rel=1e-3)
+    rows = answer("recommend", films / "model", "-u", 1, "-n", 90, *about)
+    assert len(rows) == 90
+
+    (tmp_path / "in").mkdir()
+    shutil.copy(films / "cold.csv", tmp_path / "in")
+    words = (
+        "stream",
+        tmp_path / "m",
+        tmp_path / "in",
+        "--start",
+        films / "model",
+        "--once",
+        "--json",
+    )
+    lines = [json.loads(line) for line in run(*words, *about).stdout.splitlines()]
+    assert lines[0]["newItems"] == 20
+    assert lines[0]["rmse"] == pytest.approx(said["coldRmse"], rel=1e-3)
+    line = {"userId": None, "movieId": 200, "rating": None, "timestamp": 1,
+            "itemFeatures": [1999.0] + [0.0] * 6}  # fmt: skip
+    (tmp_path / "told").mkdir()
+    (tmp_path / "told" / "a.json").write_text(json.dumps(line) + "\n")
+    told = run("stream", tmp_path / "t", tmp_path / "told", "--start", films / "model", "--once",
+               "--json", *about)  # fmt: skip
+    row = json.loads(told.stdout.splitlines()[0])
+    assert (row["newItems"], row["invalid"]) == (1, 0)
+    shutil.copy(films / "cold.csv", tmp_path / "in" / "again.csv")
+    assert len(run(*words).stdout.splitlines()) == 1
+    error = run("stream", tmp_path / "n", tmp_path / "in", "--once", *about, code=1).stderr
+    assert "fit a table with --item-features" in error

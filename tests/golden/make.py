@@ -8,6 +8,7 @@ that users have saved.
     format-N/path/          a model path: two versions of a stream, without Spark's checkpoint
     format-N/runs/          the same with ten ids in memory, from the saved model
     format-N/expected.json  Params, predictions, and predictions after one update
+    features-N/             model and expected.json of one that knows items by their features
 """
 
 from __future__ import annotations
@@ -70,10 +71,41 @@ def described(model: StreamingBiasedALSModel, spark: SparkSession) -> dict[str, 
     }
 
 
+def films() -> pd.DataFrame:
+    """What is known of the items, and of one that nobody has rated."""
+    items = [*range(15), 99]
+    genres = ["Comedy|Drama" if n % 3 else "War" for n in items]
+    return pd.DataFrame({"item": items, "genres": genres, "year": [1980.0 + n % 7 for n in items]})
+
+
+def featured(spark: SparkSession, folder: Path) -> None:
+    """Write a model with features of items, one of which nobody has rated."""
+    about = spark.createDataFrame(films(), "item int, genres string, year double")
+    als = StreamingBiasedALS(rank=3, timestampCol="time", seed=9)
+    model = als.setItemFeatures(about).fit(spark.createDataFrame(ratings(), SCHEMA))
+    model = model.withItems(about)
+    model.write().save(str(folder / "model"))
+    expected: dict[str, Any] = {"release": __version__, "model": described(model, spark)}
+    weights = model.featureWeights.toPandas()
+    expected["weights"] = {row.feature: float(row.bias) for row in weights.itertuples()}
+    model.update(spark.createDataFrame(UPDATE, SCHEMA))
+    expected["model updated"] = described(model, spark)
+    write_expected(folder, expected)
+
+
+def write_expected(folder: Path, expected: dict[str, Any]) -> None:
+    """Write what the test compares."""
+    text = json.dumps(expected, indent=1, ensure_ascii=False)
+    (folder / "expected.json").write_text(text + "\n", encoding="utf-8")
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    print(f"{folder}: {size / 1000:.0f} kB")
+
+
 def main() -> None:
-    """Write the folder of the present format."""
+    """Write the folders of the present format that are not there."""
     folder = HERE / f"format-{FORMAT_VERSION}"
-    if folder.exists():
+    features = HERE / f"features-{FORMAT_VERSION}"
+    if folder.exists() and features.exists():
         sys.exit(f"{folder} is there already: golden models are made once a format.")
     os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
     spark = (
@@ -83,6 +115,15 @@ def main() -> None:
         .config("spark.sql.shuffle.partitions", 1)
         .getOrCreate()
     )
+    if not features.exists():
+        featured(spark, features)
+    if not folder.exists():
+        plain(spark, folder)
+    spark.stop()
+
+
+def plain(spark: SparkSession, folder: Path) -> None:
+    """Write a saved model, and two model paths."""
     table = ratings()
     als = StreamingBiasedALS(rank=3, timestampCol="time", predictionCol="score", seed=9)
     als.setColdStartStrategy("bias").setClipPredictions(False)
@@ -109,11 +150,7 @@ def main() -> None:
             for version in (1, 2):
                 found = StreamingBiasedALSModel.load(str(path), version)
                 expected[f"{name} {version}"] = described(found, spark)
-    spark.stop()
-    text = json.dumps(expected, indent=1, ensure_ascii=False)
-    (folder / "expected.json").write_text(text + "\n", encoding="utf-8")
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    print(f"{folder}: {size / 1000:.0f} kB")
+    write_expected(folder, expected)
 
 
 if __name__ == "__main__":

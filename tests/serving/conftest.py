@@ -42,6 +42,7 @@ class Modeler:
     users: int = 60
     items: int = 40
     types: tuple[str, str] | None = None
+    params: dict[str, Any] = field(default_factory=dict)
     start: Callable[[Modeler], ModelState] | None = None
     """makes what the path starts from; a stream of ratings by default"""
 
@@ -53,7 +54,7 @@ class Modeler:
         names = {"int": "bigint", "str": "string"}
         meta = {
             "settings": self.settings.to_json(), "kinds": list(self.kinds), "origin": "nothing",
-            "pathId": "p", "uid": "u", "params": {},
+            "pathId": "p", "uid": "u", "params": self.params,
             "idTypes": list(self.types or [names[kind] for kind in self.kinds]),
         }  # fmt: skip
         self.rng = rng

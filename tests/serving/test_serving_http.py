@@ -317,9 +317,10 @@ def test_openapi_has_examples_and_the_page_is_there(made, serving):
         "/recommendations/{user}", "/recommendations/anonymous", "/predictions/{user}/{item}",
         "/similar/{item}", "/explain/{user}/{item}", "/popular", "/users/{user}/ratings", "/items",
         "/ratings", "/versions", "/health/live", "/health/ready", "/metrics", "/events", "/curve",
-        "/model",
+        "/model", "/users", "/features",
     }  # fmt: skip
     assert set(spec["paths"]) == wanted
+    assert run.client.options("/items").headers["allow"] == "GET, POST"
     assert spec["components"]["schemas"]["RatingIn"]["properties"]["rating"]["examples"]
     page = run.client.get("/")
     assert page.status_code == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 
 import numpy as np
@@ -387,3 +388,55 @@ class TestStream:
         given = model.transform(table.parquet(str(tmp_path / "in")))
         found = spark.read.parquet(str(tmp_path / "out"))
         np.testing.assert_array_equal(predictions(found, ["time"]), predictions(given, ["time"]))
+
+    def test_a_message_may_tell_of_an_item_alone(self, spark, model, vectors, tmp_path):
+        """A row without user and rating adds its item as withItems does, once, with its batch."""
+        folder = tmp_path / "in"
+        folder.mkdir()
+        schema = "user long, item long, rating double, time long, vector array<double>"
+
+        def put(name, rows):
+            names = ("user", "item", "rating", "vector")
+            lines = [dict(zip(names, row, strict=True)) | {"time": 1} for row in rows]
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            (folder / f"{name}.json").write_text(text)
+
+        def learned(path, start=model):
+            stream = spark.readStream.schema(schema).option("maxFilesPerTrigger", 1)
+            job = start.updateStream(stream.json(str(folder)), str(path), trigger=ONCE)
+            job.awaitTermination()
+            return job
+
+        told = [(None, n, None, MATRIX[n].tolist()) for n in range(COLD, ITEMS)]
+        put("0", [*told, told[0], (None, 3, None, MATRIX[3].tolist())])
+        job = learned(tmp_path / "m")
+        (row,) = job.metrics().to_dict("records")
+        assert (row["newItems"], row["ratings"], row["invalid"]) == (ITEMS - COLD, 0, 0)
+        assert_same_bits(job.model, model.withItems(vectors))
+        # with ratings, and with what is bad: one without a user, an item without anything told
+        put("1", [(1, 5, 4.0, None), (None, 5, 4.0, None), (None, 500, None, None),
+                  (None, 501, None, MATRIX[1].tolist())])  # fmt: skip
+        job = learned(tmp_path / "m")
+        row = job.metrics().to_dict("records")[-1]
+        assert (row["newItems"], row["ratings"], row["invalid"]) == (1, 1, 2)
+        assert_same_bits(StreamingBiasedALSModel.load(str(tmp_path / "m")), job.model)
+        # from the beginning in one run, and with a part of the model in memory
+        assert_same_bits(learned(tmp_path / "n").model, job.model)
+        part = learned(tmp_path / "p", model.copy().setMaxResidentIds(20))
+        assert_same_bits(part.model, job.model)
+
+    def test_a_table_too_large_to_collect_tells_of_items_too(
+        self, spark, model, monkeypatch, classic_only
+    ):
+        rows = [(1, 5, 4.0, 1, None)] * 9 + [(None, 500, None, 1, MATRIX[1].tolist())]
+        schema = "user long, item long, rating double, time long, vector array<double>"
+        frame = spark.createDataFrame(rows, schema)
+        small = model.copy().update(frame)
+        monkeypatch.setattr("sparkml_sgdals.ingest.collecting.COLLECT_LIMIT", 5)
+        large = model.copy().update(frame)
+        assert large.state.items.size == small.state.items.size == COLD + 1
+        (row,) = large.state.items.index.find(pa.array([500]))
+        (same,) = small.state.items.index.find(pa.array([500]))
+        np.testing.assert_allclose(
+            large.state.items.mean[row], small.state.items.mean[same], atol=1e-5
+        )

@@ -59,6 +59,24 @@ def test_saved_model(golden, spark, tmp_path):
     assert_same_bits(StreamingBiasedALSModel.load(str(tmp_path / "again")), model)
 
 
+@pytest.mark.parametrize(
+    "folder", sorted(GOLDEN.glob("features-*")), ids=lambda folder: folder.name
+)
+def test_saved_model_with_features(folder, spark, tmp_path):
+    before = digest(folder)
+    expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
+    model = StreamingBiasedALSModel.load(str(folder / "model"))
+    check(model, expected["model"], spark)
+    weights = {row.feature: row.bias for row in model.featureWeights.collect()}
+    assert weights == pytest.approx(expected["weights"], abs=1e-6)
+    assert model.state.features[1].names == ("year", "genres=Comedy", "genres=Drama", "genres=War")
+    model.update(spark.createDataFrame(make.UPDATE, make.SCHEMA))
+    check(model, expected["model updated"], spark)
+    model.write().save(str(tmp_path / "again"))
+    assert_same_bits(StreamingBiasedALSModel.load(str(tmp_path / "again")), model)
+    assert digest(folder) == before
+
+
 @pytest.mark.parametrize("name", ["path", "runs"])
 def test_model_path(golden, spark, tmp_path, name):
     folder, expected = golden

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from formats import OLDER, REFUSED, rewrite
 from helpers import assert_same_bits
@@ -54,8 +55,6 @@ def test_logged_loaded_and_served(uri, ratings, small, spark, tmp_path):
     loaded.update(spark.createDataFrame(small.head(50)))
     assert loaded.version == 1
 
-    import pandas as pd
-
     pairs = small[["user", "item"]].head(40)
     pairs.to_json(tmp_path / "pairs.json", orient="split")
     arguments = [logged.model_uri, *(str(tmp_path / f"{n}.json") for n in ("pairs", "out", "best"))]
@@ -73,6 +72,28 @@ def test_logged_loaded_and_served(uri, ratings, small, spark, tmp_path):
         own = best[best.user == row.user]
         assert own.item.tolist() == [r.item for r in row.recommendations]
         np.testing.assert_allclose(own.rating, [r.rating for r in row.recommendations], atol=1e-5)
+
+
+@pytest.mark.long
+def test_features_are_logged(uri, ratings, small, spark):
+    """What they say stands in what is logged, and items that they brought are served by it."""
+    items = small.item.unique()
+    films = pd.DataFrame({"item": items, "genre": np.where(items % 2, "Comedy", "War")})
+    model = StreamingBiasedALS(rank=4).setItemFeatures(spark.createDataFrame(films)).fit(ratings)
+    model = model.withItems(
+        spark.createDataFrame([(99_001, "Comedy"), (99_002, "War")], "item long, genre string")
+    )
+    with mlflow.start_run():
+        logged = log_model(model, "films")
+    loaded = load_model(logged.model_uri)
+    assert_same_bits(loaded, model)
+    assert loaded.featureWeights.count() == 2
+    user = int(small.user.iloc[0])
+    pairs = pd.DataFrame({"user": [user, user], "item": [99_001, 99_002]})
+    served = mlflow.pyfunc.load_model(logged.model_uri).predict(pairs)
+    expected = model.transform(spark.createDataFrame(pairs)).orderBy("item").toPandas()
+    np.testing.assert_allclose(served.prediction, expected.prediction, atol=1e-5)
+    assert abs(served.prediction[0] - served.prediction[1]) > 1e-3
 
 
 def test_a_logged_model_of_an_older_format_is_refused(uri, ratings, tmp_path):

@@ -103,6 +103,7 @@ def read_files_stream(
     schema: str,
     ids: tuple[str, str] | None,
     more: Sequence[str] = (),
+    vectors: Sequence[str] = (),
 ) -> tuple[DataFrame, SourceColumns]:
     """Read a folder of files of ratings as a stream.
 
@@ -120,6 +121,8 @@ def read_files_stream(
         types of ids that a model there has learned; None: as a first file has them
     more : Sequence[str]
         further columns, as text
+    vectors : Sequence[str]
+        further columns that files of JSON may have: arrays of numbers
 
     Returns
     -------
@@ -139,6 +142,8 @@ def read_files_stream(
     if place.kind == "csv":
         # names in the files are compared with the schema, or columns would go by position
         options = {"header": "true", "enforceSchema": "false"} | options
+    own = [name for name in vectors if place.kind == "json"]
+    names = [*names, *(name for name in own if name not in names)]
     told = schema or ", ".join(f"{quoted(name)} string" for name in names)
     stream = reader.schema(told).options(**options).load(place.path)
     if options.get("encoding") == AS_LATIN:
@@ -147,7 +152,9 @@ def read_files_stream(
         return stream, found
     user, item = ids or (_id_type(sample.get("user", [])), _id_type(sample.get("item", [])))
     moments = not all(map(is_number, sample.get("time", [])))
-    return by_row(stream, _roles(found, names), (user, item), moments), found
+    stream = by_row(stream, _roles(found, names), (user, item), moments)
+    arrays = {name: F.from_json(quoted(name), "array<double>") for name in own}
+    return (stream.withColumns(arrays) if arrays else stream), found
 
 
 def read_kafka_stream(

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
+from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.serving.http import schemas as out
+from sparkml_sgdals.serving.intake.folder import Told
 from sparkml_sgdals.serving.intake.history import History, Known
 from sparkml_sgdals.serving.model.approximate import Approximate
 from sparkml_sgdals.serving.model.holder import ModelHolder, NoModelError
 from sparkml_sgdals.serving.model.ids import Key, key_of
 from sparkml_sgdals.serving.model.judge import Judge
 from sparkml_sgdals.serving.model.leaning import rank_leaning
+from sparkml_sgdals.serving.model.newcomers import KnownFeatures
 from sparkml_sgdals.serving.model.person import Person, alone, fold_in, nobody, person_of
 from sparkml_sgdals.serving.model.ranking import (
     RankBy,
@@ -33,7 +38,9 @@ from sparkml_sgdals.serving.model.reasons import (
 )
 from sparkml_sgdals.serving.model.served_model import ServedModel
 from sparkml_sgdals.serving.model.titles import Titles, spoken
-from sparkml_sgdals.state.explaining import explain_pair
+from sparkml_sgdals.state.explaining import explain_pair, feature_shares
+from sparkml_sgdals.state.feature_values import FeatureNames
+from sparkml_sgdals.state.feature_values import told as as_told
 
 __all__ = ["Answers"]
 
@@ -49,6 +56,19 @@ class Answers:
     history: History = field(default_factory=lambda: History(("int", "int")))
     approximate: Approximate | None = None
     judge: Judge = field(default_factory=Judge)
+    about: tuple[KnownFeatures, KnownFeatures] = field(
+        default_factory=lambda: (KnownFeatures("int"), KnownFeatures("int"))
+    )
+    """what is known of users, and of items, beside ratings"""
+
+    def join(self, told: Sequence[Told]) -> None:
+        """Know users and items by what was posted of them."""
+        for one in told:
+            self.about[one.side].add(one.key, one.given)
+            if one.title is not None and one.side:
+                self.titles.add(one.key, one.title)
+        for side in (0, 1):
+            self.holder.join(side, {one.key: one.given for one in told if one.side == side})
 
     # ---- recommend --------------------------------------------------------------------------
 
@@ -162,7 +182,9 @@ class Answers:
                     _or_unknown(key_of(one, kind))
                     for one, kind in zip((user, item), model.kinds, strict=True)
                 ]
-                parts = explain_pair(alone(model, user, item), keys[0], keys[1], model.clip)
+                known = self._told(model, 0, keys[0]), self._told(model, 1, keys[1])
+                state = alone(model, user, item)
+                parts = explain_pair(state, keys[0], keys[1], model.clip, known)
             because: list[out.Because] = []
             drawn: float | None = None
             reason = "Nothing is known of this item yet"
@@ -220,13 +242,41 @@ class Answers:
         spread, counters = model.shell.scale.spread, model.shell.counters
         span = counters.high - counters.low if counters.ratings else 0.0
         mean = model.items.mean[row].astype(np.float64)
+        about = self._features_of(model, person, row)
         return sentence(
             float(mean[0]) * spread,
             float(person.learned @ mean[1:]) * spread,
             int(model.items.count[row]),
             span if span > 0.0 else spread,
             [(name, b.rating, b.share) for name, b in zip(names, told, strict=True)],
+            about,
         )
+
+    def _features_of(self, model: ServedModel, person: Person, row: int) -> list[tuple[str, float]]:
+        """Return what features add to an item that nobody has rated, the largest first."""
+        weights = model.shell.features[1]
+        if weights is None or model.items.count[row]:
+            return []
+        (key,) = model.item_ids(np.array([row], np.int64))
+        rows, spread = self._told(model, 1, key), model.shell.scale.spread
+        if rows is None:
+            return []
+        found = feature_shares(weights, rows, 0, person.mean.astype(np.float64), spread)
+        return [(_as_told(name), share) for name, share in found]
+
+    def _told(self, model: ServedModel, side: int, key: Key) -> SparseRows | None:
+        """Return what is known of an id as the model takes it, None where nothing is."""
+        weights, given = model.shell.features[side], self.about[side].of(key)
+        if weights is None or given is None:
+            return None
+        names = FeatureNames(weights)
+        try:
+            vector, _ = names.vector(given)
+        except ValueError:
+            # of a table that was not read by this model
+            return None
+        kind = id_array_type(model.kinds[side])
+        return names.rows(pa.array([key], kind), [vector]) if vector else None
 
     def _title(self, model: ServedModel, item: Key) -> str | None:
         key = key_of(item, model.kinds[1])
@@ -414,6 +464,11 @@ def _own(kind: IdKind, given: Key) -> Key:
     """Return an id as the model knows it, as it was given where it cannot be one."""
     key = key_of(given, kind)
     return given if key is None else key
+
+
+def _as_told(name: str) -> str:
+    lacks = name.removeprefix("without ")
+    return as_told(name) if lacks == name else f"without {as_told(lacks)}"
 
 
 def _or_unknown(key: Key | None) -> Key:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Final, TypeVar
 from urllib.parse import unquote
 
 import anyio.to_thread
@@ -20,15 +18,24 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from pydantic import Field
 from pydantic.json_schema import SkipJsonSchema
+from starlette.routing import compile_path
 
 from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.serving.http import schemas as out
-from sparkml_sgdals.serving.http.answers import Answers
-from sparkml_sgdals.serving.http.gauges import Gauges
-from sparkml_sgdals.serving.http.guard import App, Buckets, Guard, Hosts, TokenCheck, client_of
-from sparkml_sgdals.serving.http.news import News, TooManyError
-from sparkml_sgdals.serving.intake.folder import Intake, Post, Posted
-from sparkml_sgdals.serving.intake.keys import UNNAMED, KeyTakenError
+from sparkml_sgdals.serving.http.guard import App, Guard
+from sparkml_sgdals.serving.http.newcomers import newcomer_router
+from sparkml_sgdals.serving.http.news import TooManyError
+from sparkml_sgdals.serving.http.writing import (
+    Service,
+    check_token,
+    checked_time,
+    client,
+    limit,
+    refusals,
+    stored,
+)
+from sparkml_sgdals.serving.intake.folder import Post, Posted
+from sparkml_sgdals.serving.intake.keys import UNNAMED
 from sparkml_sgdals.serving.model.holder import NoModelError
 from sparkml_sgdals.serving.model.ids import Key, storable
 from sparkml_sgdals.serving.model.ranking import RankBy
@@ -43,68 +50,12 @@ T = TypeVar("T")
 _PAGE: Final = Path(__file__).parent / "page"
 _INLINE_ITEMS: Final = 200_000
 """up to so many items a ranking takes less than what a thread of its own costs"""
-_AHEAD: Final = 3600
-"""seconds that a posted time may be ahead of now: clocks differ, and a stream's watermark is as far
-behind by default"""
-
 Count = Annotated[int, Query(ge=1, le=1000, description="how many items")]
 # what fits into a request line, also where every letter is encoded as twelve
 Ids = Annotated[
     # in a query nothing stands for None
     list[Annotated[str, Field(max_length=100)]] | SkipJsonSchema[None], Query(max_length=200)
 ]
-
-
-@dataclass
-class Service:
-    """What the endpoints work with.
-
-    Attributes
-    ----------
-    intake : Intake | None
-        where ratings go; None where none are taken
-    token : TokenCheck | None
-        None where writing needs none
-    buckets : Buckets | None
-        limits of posting by client, in ratings a second
-    rating_range : tuple[float, float] | None
-        lowest and highest rating taken; None for those the model has seen
-    guesses : Buckets
-        wrong tokens that a client may send
-    hosts : Hosts | None
-        names that it may be asked under; None for any
-    gate : bool
-        not ready before a version has beaten its baseline
-    origins : tuple[str, ...]
-        of other sites that may ask from a browser
-    """
-
-    answers: Answers
-    news: News
-    gauges: Gauges
-    intake: Intake | None = None
-    token: TokenCheck | None = None
-    buckets: Buckets | None = None
-    guesses: Buckets = field(default_factory=lambda: Buckets(0.2, 10.0))
-    hosts: Hosts | None = None
-    rating_range: tuple[float, float] | None = None
-    gate: bool = False
-    origins: tuple[str, ...] = ()
-    max_body: int = 1 << 20
-
-
-def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    said = {
-        400: "The body cannot be read",
-        401: "No token, or not the right one",
-        403: "No ratings are taken here",
-        409: "An id or a rating does not fit the model, or the key stands for other ratings",
-        413: "The body is too long",
-        422: "It is not what this document asks for",
-        429: "Too fast",
-        503: "There is no model to serve, or the ratings cannot be stored now",
-    }
-    return {s: {"description": said[s], "model": out.Problem} for s in (422, *statuses)}
 
 
 def make_app(service: Service) -> App:
@@ -127,6 +78,7 @@ def make_app(service: Service) -> App:
     )
     app.include_router(_read_router(service))
     app.include_router(_write_router(service))
+    app.include_router(newcomer_router(service))
     app.include_router(_watch_router(service))
     app.include_router(_page_router())
 
@@ -149,6 +101,16 @@ def make_app(service: Service) -> App:
         said = [{name: fault[name] for name in ("type", "loc", "msg")} for fault in faults]
         return JSONResponse({"detail": said}, 422)
 
+    async def not_allowed(request: Request, failure: Exception) -> Response:
+        # a path may have a route for each method, and the first one alone would be told
+        told = getattr(failure, "headers", None) or {}
+        paths, path = app.openapi()["paths"], request.url.path
+        fits = [path] if path in paths else [p for p in paths if compile_path(p)[0].match(path)]
+        methods = {method.upper() for one in fits for method in paths[one]}
+        allowed = {"Allow": ", ".join(sorted(methods))} if methods else told
+        return JSONResponse({"detail": "Method Not Allowed"}, 405, allowed)
+
+    app.add_exception_handler(405, not_allowed)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(Exception, broken)
     app.add_exception_handler(NoModelError, no_model)
@@ -166,7 +128,7 @@ def make_app(service: Service) -> App:
 
 def _read_router(service: Service) -> APIRouter:
     answers = service.answers
-    router = APIRouter(responses=_refusals(503), tags=["read"])
+    router = APIRouter(responses=refusals(503), tags=["read"])
 
     async def work(answer: Callable[[], T]) -> T:
         if answers.holder.num_items <= _INLINE_ITEMS:
@@ -174,10 +136,10 @@ def _read_router(service: Service) -> APIRouter:
         return await anyio.to_thread.run_sync(answer)
 
     # before the next, whose path fits this one too
-    @router.post("/recommendations/anonymous", responses=_refusals(400, 409, 413, 429))
+    @router.post("/recommendations/anonymous", responses=refusals(400, 409, 413, 429))
     async def anonymous(asked: out.AnonymousIn, request: Request) -> out.Recommendations:
         """Recommend the best items for somebody with these ratings, which are not kept."""
-        _limit(service, request, 1.0)
+        limit(service, request, 1.0)
         for one in asked.ratings:
             _checked_rating(service, one.rating)
         return await work(lambda: answers.anonymous(asked))
@@ -257,9 +219,7 @@ def _write_router(service: Service) -> APIRouter:
     router = APIRouter(tags=["write"])
     answers = service.answers
 
-    @router.post(
-        "/ratings", status_code=202, responses=_refusals(400, 401, 403, 409, 413, 429, 503)
-    )
+    @router.post("/ratings", status_code=202, responses=refusals(400, 401, 403, 409, 413, 429, 503))
     async def ratings(
         request: Request,
         body: out.RatingsIn,
@@ -276,31 +236,18 @@ def _write_router(service: Service) -> APIRouter:
         if service.intake is None:
             service.gauges.refused.labels("closed").inc()
             raise HTTPException(403, "This service takes no ratings: start it with an inbox.")
-        _check_token(service, request, authorization)
+        check_token(service, request, authorization)
         given = body if isinstance(body, list) else [body]
-        _limit(service, request, float(len(given)))
+        limit(service, request, float(len(given)))
         posts = _posts(service, given, idempotency_key)
-        try:
-            receipts = await asyncio.wrap_future(service.intake.put(posts))
-        except KeyTakenError as taken:
-            service.gauges.refused.labels("key").inc()
-            # what stands before the key says which of the two it is
-            raise HTTPException(
-                409,
-                f"The key {str(taken)[2:]!r} was used for other ratings: send a new one. None of "
-                "this request's ratings was taken.",
-            ) from taken
-        except Exception as failure:
-            service.gauges.refused.labels("storage").inc()
-            raise HTTPException(
-                503, "The ratings cannot be stored now.", {"Retry-After": "5"}
-            ) from failure
+        receipts = await stored(service, posts)
         repeated = 0
         for (_, posted), receipt in zip(posts, receipts, strict=True):
             repeated += len(posted) if receipt.repeated else 0
             if not receipt.repeated:
                 service.gauges.taken.inc(len(posted))
                 for one in posted:
+                    assert isinstance(one, Posted)
                     answers.history.add(one.user, [one.known()])
         if repeated:
             service.gauges.repeated.inc()
@@ -328,11 +275,7 @@ def _posts(service: Service, given: list[out.RatingIn], header: str | None) -> l
         rating = _checked_rating(service, one.rating)
         assert user is not None
         assert item is not None
-        time_ = now if one.timestamp is None else one.timestamp
-        if time_ > now + _AHEAD:
-            # a stream that drops repeats would take all later events for late ones
-            raise HTTPException(409, f"The timestamp {time_} is more than an hour ahead of now.")
-        posted.append(Posted(user, item, rating, time_))
+        posted.append(Posted(user, item, rating, checked_time(one.timestamp, now)))
     if header is not None:
         return [(f"k:{header}", posted)]
     return [
@@ -359,57 +302,21 @@ def _checked_rating(service: Service, rating: float | None) -> float:
     return float(rating)
 
 
-def _check_token(service: Service, request: Request, sent: str | None) -> None:
-    if service.token is None:
-        return
-    client = _client(request)
-    wait = service.guesses.wait(client)
-    if wait:
-        # nor is a right one taken now: whoever guesses would go on as fast as ever
-        service.gauges.refused.labels("guesses").inc()
-        raise _too_fast("Too many wrong tokens", wait)
-    if not service.token.fits(sent):
-        service.guesses.take(client)
-        service.gauges.refused.labels("token").inc()
-        raise HTTPException(
-            401, "Send the header Authorization: Bearer TOKEN.", {"WWW-Authenticate": "Bearer"}
-        )
-
-
-def _limit(service: Service, request: Request, amount: float) -> None:
-    if service.buckets is None:
-        return
-    wait = service.buckets.take(_client(request), amount)
-    if wait:
-        service.gauges.refused.labels("rate").inc()
-        raise _too_fast("Too fast", wait)
-
-
-def _client(request: Request) -> str:
-    return client_of(request.client.host if request.client else None)
-
-
-def _too_fast(what: str, wait: float) -> HTTPException:
-    return HTTPException(
-        429, f"{what}: wait {wait:.1f} seconds.", {"Retry-After": str(int(wait) + 1)}
-    )
-
-
 def _watch_router(service: Service) -> APIRouter:
     answers = service.answers
     router = APIRouter(tags=["watch"])
 
-    @router.get("/versions", responses=_refusals(503))
+    @router.get("/versions", responses=refusals(503))
     async def versions(n: Count = 20) -> out.Versions:
         """List the version that serves, and the newest ones kept."""
         return await anyio.to_thread.run_sync(lambda: answers.versions(n))
 
-    @router.get("/curve", responses=_refusals(503))
+    @router.get("/curve", responses=refusals(503))
     async def curve(points: Annotated[int, Query(ge=2, le=5000)] = 300) -> out.Curve:
         """RMSE of the micro-batches."""
         return answers.curve(points)
 
-    @router.get("/model", responses=_refusals(503))
+    @router.get("/model", responses=refusals(503))
     async def model_info() -> out.ModelInfo:
         """Describe the version that serves: its sizes, and which ratings are taken."""
         with answers.holder.reading() as model:
@@ -459,12 +366,12 @@ def _watch_router(service: Service) -> APIRouter:
     @router.get(
         "/events",
         response_class=StreamingResponse,
-        responses=_refusals(429, 503) | {200: {"content": {"text/event-stream": {}}}},
+        responses=refusals(429, 503) | {200: {"content": {"text/event-stream": {}}}},
     )
     async def events(request: Request) -> StreamingResponse:
         """Send an event `version` for every version that is taken up, the current first."""
         try:
-            news = service.news.listen(answers.news, _client(request))
+            news = service.news.listen(answers.news, client(request))
         except TooManyError as full:
             status = 429 if full.own else 503
             raise HTTPException(status, str(full), {"Retry-After": "10"}) from full

@@ -12,9 +12,13 @@ __all__ = [
     "Curve",
     "CurvePoint",
     "Explanation",
+    "FeaturesOut",
     "Found",
     "FoundItem",
+    "ItemIn",
     "ItemRating",
+    "ItemsIn",
+    "JoinedOut",
     "ModelInfo",
     "PartOut",
     "Popular",
@@ -29,8 +33,10 @@ __all__ = [
     "Similar",
     "SimilarItem",
     "Status",
+    "UserIn",
     "UserRating",
     "UserRatings",
+    "UsersIn",
     "VersionOut",
     "Versions",
 ]
@@ -51,6 +57,11 @@ AnyId = StrictInt | str
 Stars = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
 EventId = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[ -~]+$")]
 Seconds = Annotated[StrictInt, Field(ge=0, le=253402300799), _Whole]
+
+
+Text = Annotated[str, StringConstraints(max_length=256)]
+Number = Annotated[float, Field(allow_inf_nan=False, ge=-1e12, le=1e12)]
+Feature = bool | Number | Text | Annotated[list[Text], Field(max_length=1000)] | None
 
 
 class _In(BaseModel):
@@ -104,6 +115,51 @@ class RatingIn(_In):
 
 
 RatingsIn = RatingIn | Annotated[list[RatingIn], Field(min_length=1, max_length=1000)]
+
+
+class _About(_In):
+    features: dict[Name, Feature] = Field(
+        max_length=1000,
+        description="what is known of it, by the names of the table that the model was fitted with",
+        examples=[{"genres": ["Comedy", "Romance"], "year": 2024}],
+    )
+    timestamp: Seconds | None = None
+
+
+class ItemIn(_About):
+    """An item that nobody has rated yet, with what is known of it."""
+
+    item: Id = Field(examples=[900001])
+    title: Annotated[str, StringConstraints(min_length=1, max_length=500)] | None = Field(
+        default=None, examples=["A film of tomorrow (2024)"]
+    )
+
+
+class UserIn(_About):
+    """A user who has rated nothing yet, with what is known of them."""
+
+    user: Id = Field(examples=[900001])
+
+
+ItemsIn = ItemIn | Annotated[list[ItemIn], Field(min_length=1, max_length=1000)]
+UsersIn = UserIn | Annotated[list[UserIn], Field(min_length=1, max_length=1000)]
+
+
+class JoinedOut(BaseModel):
+    """They count as known at once, and the stream adds them to the model."""
+
+    accepted: int = Field(examples=[1])
+    repeated: int = Field(description="of these, taken before under the same key", examples=[0])
+    unknown: list[str] = Field(
+        description="what the model has learned nothing of", examples=[["genres=Western"]]
+    )
+
+
+class FeaturesOut(BaseModel):
+    """What may be known of users and of items: names, and of categories their values."""
+
+    users: dict[str, list[str]] = Field(examples=[{}])
+    items: dict[str, list[str]] = Field(examples=[{"year": [], "genres": ["Comedy", "Drama"]}])
 
 
 class ReceiptOut(BaseModel):

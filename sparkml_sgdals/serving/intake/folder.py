@@ -33,6 +33,7 @@ __all__ = [
     "Post",
     "Posted",
     "Receipt",
+    "Told",
     "digest_of",
     "make_lines",
 ]
@@ -40,6 +41,9 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 _END: Final = None
+_ABOUT: Final = "about"
+_TITLE: Final = "title"
+"""fields of a row that the stream does not read"""
 _MOST: Final = 5_000
 """posts that are written as one file"""
 _GIVEN_UP: Final = 60.0
@@ -62,6 +66,34 @@ class Posted:
 
 
 @dataclass(frozen=True)
+class Told:
+    """What a user (side 0) or an item (1) is, as it was posted.
+
+    Attributes
+    ----------
+    side : int
+        0 or 1
+    key : Key
+        its id
+    given : dict[str, Any]
+        what is known of it, by name
+    vector : tuple[float, ...]
+        the same as the model takes it
+    title : str | None
+        of an item
+    time : int
+        seconds since 1970
+    """
+
+    side: int
+    key: Key
+    given: dict[str, Any]
+    vector: tuple[float, ...]
+    title: str | None
+    time: int
+
+
+@dataclass(frozen=True)
 class Receipt:
     """What became of a post: its key, and whether it had been taken before."""
 
@@ -69,8 +101,8 @@ class Receipt:
     repeated: bool
 
 
-Post = tuple[str, Sequence[Posted]]
-"""Ratings under a key, which are taken once."""
+Post = tuple[str, Sequence["Posted | Told"]]
+"""What was posted under a key, which is taken once."""
 
 
 @dataclass
@@ -91,21 +123,47 @@ class Intake(Protocol):
         """Write what waits, and take no more."""
 
 
-def digest_of(ratings: Sequence[Posted]) -> bytes:
+def digest_of(ratings: Sequence[Posted | Told]) -> bytes:
     """Tells posts with the same key apart, by what was sent: users, items and ratings."""
-    text = json.dumps([[r.user, r.item, r.rating] for r in ratings])
+    text = json.dumps(
+        [
+            [r.side, r.key, r.given, r.title] if isinstance(r, Told) else [r.user, r.item, r.rating]
+            for r in ratings
+        ]
+    )
     return hashlib.sha256(text.encode()).digest()[:16]
 
 
-def make_lines(columns: IntakeColumns, key: str, ratings: Sequence[Posted]) -> list[dict[str, Any]]:
+def make_lines(
+    columns: IntakeColumns, key: str, ratings: Sequence[Posted | Told]
+) -> list[dict[str, Any]]:
     """Return a post as rows for the stream, each with an event id: key and place in the post."""
-    return [
-        {
-            columns.user: r.user, columns.item: r.item, columns.rating: r.rating,
-            columns.time: r.time, columns.event: f"{key}#{place}/{len(ratings)}",
-        }
-        for place, r in enumerate(ratings)
-    ]  # fmt: skip
+    rows = []
+    for place, one in enumerate(ratings):
+        row: dict[str, Any]
+        if isinstance(one, Told):
+            # neither a partner nor a rating: the stream adds the id by what is known of it
+            row = {columns.user: None, columns.item: None, columns.rating: None}
+            row[(columns.user, columns.item)[one.side]] = one.key
+            row[(columns.user_features, columns.item_features)[one.side]] = list(one.vector)
+            row |= {_ABOUT: one.given} | ({} if one.title is None else {_TITLE: one.title})
+        else:
+            row = {columns.user: one.user, columns.item: one.item, columns.rating: one.rating}
+        rows.append(row | {columns.time: one.time, columns.event: f"{key}#{place}/{len(ratings)}"})
+    return rows
+
+
+def _read_line(columns: IntakeColumns, row: dict[str, Any]) -> Posted | Told:
+    """Return what a row stands for; raises as a row does that was written with other columns."""
+    user, item, rating, time_ = (
+        row[name] for name in (columns.user, columns.item, columns.rating, columns.time)
+    )
+    if _ABOUT not in row:
+        return Posted(user, item, rating, time_)
+    side = int(user is None)
+    vector = row[(columns.user_features, columns.item_features)[side]]
+    key = item if side else user
+    return Told(side, key, dict(row[_ABOUT]), tuple(vector), row.get(_TITLE), time_)
 
 
 class FolderIntake:
@@ -138,6 +196,8 @@ class FolderIntake:
         self._keys = Keys(key_seconds)
         self.found: deque[Posted] = deque(maxlen=remembered)
         """ratings in files of earlier runs, for the users' histories"""
+        self.told: list[Told] = []
+        """what users and items are, of earlier runs"""
         self._read_back()
         self._queue: queue.Queue[_Waiting | None] = queue.Queue()
         self._closed = False
@@ -249,21 +309,22 @@ class FolderIntake:
         for file in sorted(self.folder.glob("ratings-*.json")):
             written = file.stat().st_mtime
             # a post is in one file
-            posts: dict[str, list[Posted]] = {}
+            posts: dict[str, list[Posted | Told]] = {}
             for line in file.read_bytes().split(b"\n"):
                 if not line:
                     continue
                 try:
                     row = json.loads(line)
-                    one = Posted(
-                        *(row[n] for n in (names.user, names.item, names.rating, names.time))
-                    )
+                    one = _read_line(names, row)
                 except (ValueError, KeyError, TypeError) as fault:
                     raise ValueError(
                         f"{file} was not written with these columns ({fault!r}): give the service "
                         "the columns that it had, or another folder."
                     ) from fault
-                self.found.append(one)
+                if isinstance(one, Told):
+                    self.told.append(one)
+                else:
+                    self.found.append(one)
                 key, _, _ = str(row.get(names.event, "")).rpartition("#")
                 if key and not key.startswith(UNNAMED) and written >= since:
                     posts.setdefault(key, []).append(one)

@@ -37,6 +37,8 @@ class IntakeColumns:
     rating: str = "rating"
     time: str = "timestamp"
     event: str = "eventId"
+    user_features: str = "userFeatures"
+    item_features: str = "itemFeatures"
 
 
 @dataclass(frozen=True)

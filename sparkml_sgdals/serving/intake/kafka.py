@@ -132,7 +132,7 @@ class KafkaIntake:
                 self._producer.produce(
                     self._topic,
                     json.dumps(row).encode(),
-                    key=str(row[self._columns.user]).encode(),
+                    key=_key_of(row, self._columns).encode(),
                     on_delivery=delivered,
                 )
         except (BufferError, KafkaException) as failure:
@@ -149,6 +149,12 @@ class KafkaIntake:
     def _poll(self) -> None:
         while not self._ended.is_set():
             self._producer.poll(0.1)
+
+
+def _key_of(row: dict[str, Any], columns: IntakeColumns) -> str:
+    """Return a message's key: its user, or the item that it tells of."""
+    user = row[columns.user]
+    return str(row[columns.item] if user is None else user)
 
 
 def _when_all(

@@ -235,7 +235,8 @@ class Approximate:
             return None
         changed = self._changed(model, built)
         near = built.search(query, wanted, None if taste is None else taste[None, :])
-        return np.union1d(near, changed[changed < model.items.size])
+        near = np.union1d(near, changed[changed < model.items.size])
+        return np.union1d(near, model.joined) if model.joined.size else near
 
     def _changed(self, model: ServedModel, built: Built) -> I64:
         """Items that versions since have changed; a version that has yet to be shown may count."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -24,7 +24,9 @@ from sparkml_sgdals.arrays.id_index import IdIndex
 from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.serving.model.changed_items import Changes
 from sparkml_sgdals.serving.model.event_side import EventSide, ItemKeys
+from sparkml_sgdals.serving.model.ids import Key, find_rows
 from sparkml_sgdals.serving.model.mapped import Candidates, MappedSide
+from sparkml_sgdals.serving.model.newcomers import Given, KnownFeatures, Newcomers
 from sparkml_sgdals.serving.model.served_model import ServedModel
 from sparkml_sgdals.state.event_memory import UserMemory
 from sparkml_sgdals.state.event_scores import Anchors, table_biases
@@ -145,6 +147,9 @@ class ModelHolder:
         self.keeps_changes = False
         """whether versions note the items that they change, for an index of an earlier one"""
         self._folder = folder
+        self._newcomers = Newcomers()
+        # versions and newcomers are written to the copies one after another
+        self._writing = threading.RLock()
         self._changed = threading.Condition()
         self._model: ServedModel | None = None
         self._copies: tuple[_Copy, _Copy] | None = None
@@ -189,6 +194,11 @@ class ModelHolder:
         """The version that is served, None where there is none."""
         model = self._model
         return None if model is None else model.commit
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """Params that the model path was made with."""
+        return dict(self._meta.get("params", {}))
 
     def metrics(self) -> list[dict[str, Any]]:
         """Metrics of the batches up to the served version, as in `StreamJob.metrics`."""
@@ -238,11 +248,57 @@ class ModelHolder:
                 logger.warning("cannot take up a new version: %s", failure)
             self.failure = str(failure)
 
+    def join(self, side: int, given: Mapping[Key, Given]) -> None:
+        """Let users (side 0) or items (1) count as known by their features.
+
+        Until a version holds them; those that are known stay as they are. Raises NoModelError
+        where there is no version.
+        """
+        with self._writing:
+            model, ids, commit = self._model, self._ids, self.commit
+            if model is None or ids is None or commit is None:
+                raise NoModelError(f"There is no model at {self.store.path} yet.")
+            keys = list(given)
+            with ids.lock:
+                there = find_rows(ids.indexes[side], keys, ids.indexes[side].size) >= 0
+            new = {key: given[key] for key, known in zip(keys, there, strict=True) if not known}
+            if not new:
+                return
+            self._newcomers.add(side, new)
+            copies, shown = self._copies, self._shown
+            assert copies is not None
+            change = self._joined(model.shell, model.settings, ids)
+            if self._apart or not self._left(copies[1 - shown]):
+                self._load(commit)
+                return
+            change.write(copies[1 - shown])
+            self._show(commit, copies[1 - shown], ids, 1 - shown)
+            self._apart = True
+            if self._left(copies[shown]):
+                change.write(copies[shown])
+                self._apart = False
+
+    def unknown_of(self, side: int, about: KnownFeatures) -> dict[Key, Given]:
+        """Return what is known of users (side 0) or items (1) that the version does not know."""
+        with self._writing:
+            return {} if self._ids is None else about.beyond(self._ids.indexes[side])
+
+    def _joined(self, shell: ModelState, settings: Settings, ids: _Ids) -> _Change:
+        """Return the newcomers as rows."""
+        tables = _empty(settings, (ids.indexes[0].kind, ids.indexes[1].kind))
+        for side, table in enumerate(tables):
+            self._newcomers.start(side, table, shell.features[side])
+        return self._change(ids, *tables)
+
     def poll(self) -> bool:
         """Take up the newest version where it is not the one in hand; whether it was not.
 
         Raises StorageError where it cannot be read; the version in hand is then served on.
         """
+        with self._writing:
+            return self._poll()
+
+    def _poll(self) -> bool:
         newest = self.store.newest()
         held = self.commit
         gone = newest is None and held is not None
@@ -295,12 +351,14 @@ class ModelHolder:
             return False
         changes = []
         for part, (users, items) in zip(parts, tables, strict=True):
+            self._newcomers.settle(users, items)
             change = self._change(ids, users, items)
             changes.append(change)
-            if part.base == part.version and change.sizes != (users.size, items.size):
+            whole = part.base == part.version
+            if whole and self._held(change) != (users.size, items.size):
                 # a base without some ids that are known here
                 return False
-        if changes[-1].sizes != tuple(newest.ids):
+        if self._held(changes[-1]) != tuple(newest.ids):
             return False
         shown = self._shown
         spare = copies[1 - shown]
@@ -320,6 +378,11 @@ class ModelHolder:
                 change.write(copies[shown])
             self._apart = False
         return True
+
+    def _held(self, change: _Change) -> tuple[int, int]:
+        """Users and items that a version holds, of those that are known once it is written."""
+        users, items = self._newcomers.sizes
+        return change.sizes[0] - users, change.sizes[1] - items
 
     def _load(self, newest: Commit) -> None:
         """Take up a whole version into new copies."""
@@ -342,6 +405,13 @@ class ModelHolder:
                 change = self._change(ids, users, items)
                 for copy in copies:
                     change.write(copy)
+        self._newcomers.settle_in(ids.indexes)
+        if any(self._newcomers.sizes):
+            shell = ModelState.empty(settings, *kinds)
+            shell.set_scalars(newest.scalars)
+            change = self._joined(shell, settings, ids)
+            for copy in copies:
+                change.write(copy)
         metrics = self.store.metrics(newest)
         self._meta, self._ids = meta, ids
         with self._changed:
@@ -434,6 +504,7 @@ class ModelHolder:
             copy.events,
             ids.item_keys,
             anchors,
+            find_rows(ids.indexes[1], self._newcomers.keys(1), copy.items.size),
         )
         with self._changed:
             self._model, self._shown = model, shown

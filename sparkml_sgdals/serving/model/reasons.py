@@ -40,6 +40,9 @@ _LOVED_OF_RANGE: Final = 1 / 9
 _TOLD: Final = 0.1
 """how far, of the whole, the shares of a table's judgement may be from it to be told"""
 
+_LEAST: Final = 0.005
+"""what a feature adds that would show in two digits"""
+
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
 
@@ -303,7 +306,12 @@ def event_sentence(
 
 
 def sentence(
-    bias: float, features: float, count: int, span: float, because: list[tuple[str, float, float]]
+    bias: float,
+    features: float,
+    count: int,
+    span: float,
+    because: list[tuple[str, float, float]],
+    about: list[tuple[str, float]] | None = None,
 ) -> str:
     """Why an item is recommended, for a person to read: the largest term first.
 
@@ -319,7 +327,13 @@ def sentence(
         from the lowest rating to the highest
     because : list[tuple[str, float, float]]
         name, rating and share of the ratings that may be named, largest first
+    about : list[tuple[str, float]] | None
+        of an item that nobody has rated, names and shares of its features, largest first
     """
+    told = [f"{name} {share:+.2f}" for name, share in (about or [])[:3] if abs(share) >= _LEAST]
+    if told and not count:
+        # what others say of it is not known: nothing but these
+        return f"Not rated yet: {', '.join(told)}"
     least = span * _TOLD_OF_RANGE
     general = _general(bias, count, span)
     named = [f"{rating:g} to {name}" for name, rating, share in because[:3] if share > least]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -51,6 +51,8 @@ class ServedModel:
         whether predictions are kept within the range of ratings seen
     anchors : Anchors | None
         what filter and table of a user are weighed by; None but where a table of events was fitted
+    joined : I64
+        rows of items that no version holds
     """
 
     commit: Commit
@@ -67,6 +69,7 @@ class ServedModel:
     events: EventSide | None = None
     item_keys: ItemKeys | None = None
     anchors: Anchors | None = None
+    joined: I64 = field(default_factory=lambda: np.empty(0, np.int64))
 
     @cached_property
     def draws(self) -> EventDraws:
@@ -124,4 +127,5 @@ class ServedModel:
             popularity_parts=shell.popularity_parts,
             filter_share=shell.filter_share,
             regularisation=shell.regularisation,
+            features=shell.features,
         )

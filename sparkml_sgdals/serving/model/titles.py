@@ -69,6 +69,19 @@ class Titles:
         """Return the title of an item, None where there is none."""
         return self._by_id.get(item)
 
+    def add(self, key: Key, title: str) -> None:
+        """Know the title of an item that was posted."""
+        held = self._by_id.get(key)
+        self._by_id[key] = title
+        folded = self._folded.to_pylist()
+        if held is None:
+            # a search in another thread goes by the texts: a key more is not found yet
+            self._keys = [*self._keys, key]
+            self._folded = pa.array([*folded, fold(title)], pa.string())
+        else:
+            folded[self._keys.index(key)] = fold(title)
+            self._folded = pa.array(folded, pa.string())
+
     def genres_of(self, item: Key) -> list[str]:
         """Return the genres of an item, none where none are known."""
         return self._genres.get(item, [])

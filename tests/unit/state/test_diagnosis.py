@@ -150,3 +150,29 @@ def test_verdict(numbers: tuple[Any, ...], expected: str) -> None:
     found = Diagnosis(9, 3, 3, 5, 0.0, 0.0, "held-out", *numbers)
     assert found.verdict.startswith(expected)
     assert found.beatsBaseline is expected.startswith("Yes")
+
+
+def test_ids_that_were_not_learned_are_judged_apart() -> None:
+    """Against what is said of them without features, and whichever is better is said."""
+    rng = np.random.default_rng(1)
+    items = rng.integers(0, 20, 3000)
+    columns = rng.integers(0, 60, 3000), items, 2.0 + items % 2 + rng.normal(0, 0.1, 3000)
+    old = items < 16
+    state = fitted(settings_of(rank=2), ratings_of(*(c[old] for c in columns)))
+    held = ratings_of(*(c[~old] for c in columns))
+    plain = diagnose_state(state, held, 5)
+    assert plain.coldPredicted == plain.predicted == (~old).sum()
+    assert plain.coldRmse == plain.coldPlainRmse == plain.rmse
+    assert plain.featuresHelp is False
+    assert "by mean and biases" in str(plain)
+    for right in (True, False):
+        told = state.copy()
+        rows, _ = told.items.ensure(pa.array([16, 17, 18, 19]))
+        bias = np.array([-0.5, 0.5, -0.5, 0.5]) / state.scale.spread
+        told.items.mean[rows, 0] = bias if right else -bias
+        found = diagnose_state(state, held, 5, told)
+        assert found.featuresHelp is right
+        assert found.coldPlainRmse == plain.coldRmse
+        assert f"{'better' if right else 'worse'} than the {plain.rmse:.4f}" in str(found)
+        assert "New" not in found.verdict
+        assert "RMSE of new ids" in found._repr_html_()

@@ -1,0 +1,160 @@
+"""Endpoints that take users and items of which no rating is known, with what is known of them."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import anyio.to_thread
+from fastapi import APIRouter, Header, HTTPException, Request
+
+from sparkml_sgdals.serving.http import schemas as out
+from sparkml_sgdals.serving.http.writing import (
+    Service,
+    check_token,
+    checked_time,
+    limit,
+    refusals,
+    stored,
+)
+from sparkml_sgdals.serving.intake.folder import Told
+from sparkml_sgdals.serving.intake.keys import UNNAMED
+from sparkml_sgdals.serving.model.ids import storable
+from sparkml_sgdals.state.feature_values import FeatureNames
+from sparkml_sgdals.state.feature_weights import FeatureWeights, feature_names
+
+__all__ = ["newcomer_router"]
+
+_SIDES = ("user", "item")
+Key = Annotated[
+    str | None,
+    Header(
+        min_length=1, max_length=128, pattern=r"^[!-~]+$",
+        description="the same in each attempt to post these",
+    ),
+]  # fmt: skip
+Authorization = Annotated[str | None, Header(description="Bearer TOKEN")]
+
+
+def newcomer_router(service: Service) -> APIRouter:
+    """Make the endpoints."""
+    router = APIRouter(tags=["write"])
+    statuses = refusals(400, 401, 403, 409, 413, 429, 503)
+
+    @router.post("/items", status_code=202, responses=statuses)
+    async def items(
+        request: Request,
+        body: out.ItemsIn,
+        idempotency_key: Key = None,
+        authorization: Authorization = None,
+    ) -> out.JoinedOut:
+        """Take one new item or up to 1,000: they are ranked at once, and durable when this answers.
+
+        The stream adds them to the model, by what is known of them.
+        """
+        given = body if isinstance(body, list) else [body]
+        check(request, authorization, 1, len(given))
+        told = [
+            (one.item, one.features, one.title, checked_time(one.timestamp, int(time.time())))
+            for one in given
+        ]
+        return await take(1, told, idempotency_key)
+
+    @router.post("/users", status_code=202, responses=statuses)
+    async def users(
+        request: Request,
+        body: out.UsersIn,
+        idempotency_key: Key = None,
+        authorization: Authorization = None,
+    ) -> out.JoinedOut:
+        """Take one new user or up to 1,000: they are known at once, and durable when this answers.
+
+        The stream adds them to the model, by what is known of them.
+        """
+        given = body if isinstance(body, list) else [body]
+        check(request, authorization, 0, len(given))
+        told = [
+            (one.user, one.features, None, checked_time(one.timestamp, int(time.time())))
+            for one in given
+        ]
+        return await take(0, told, idempotency_key)
+
+    @router.get("/features", responses=refusals(503))
+    async def features() -> out.FeaturesOut:
+        """Say what may be known of users and of items: names, and of categories their values."""
+        with service.answers.holder.reading() as model:
+            found = [_values(weights) for weights in model.shell.features]
+        return out.FeaturesOut(users=found[0], items=found[1])
+
+    def check(request: Request, sent: str | None, side: int, count: int) -> None:
+        """Raise where such posts are not taken, or not from this client now."""
+        names, what = service.columns, _SIDES[side]
+        if service.intake is None:
+            service.gauges.refused.labels("closed").inc()
+            raise HTTPException(403, f"This service takes no {what}s: start it with an inbox.")
+        check_token(service, request, sent)
+        limit(service, request, float(count))
+        with service.answers.holder.reading() as model:
+            known = model.shell.features[side] is not None
+        if not known:
+            raise HTTPException(409, f"The model was fitted without features of {what}s.")
+        column = (names.user_features, names.item_features)[side]
+        read = service.answers.holder.params.get(f"{what}FeaturesCol", "")
+        if read != column:
+            # its rows would be bad ones to the stream
+            raise HTTPException(
+                409,
+                f"The stream of this model does not read the column {column!r}: begin a model path "
+                f"with {what}FeaturesCol={column!r}, and a stream that has it.",
+            )
+
+    async def take(
+        side: int, given: Sequence[tuple[Any, dict[str, Any], str | None, int]], key: str | None
+    ) -> out.JoinedOut:
+        answers, what = service.answers, _SIDES[side]
+        with answers.holder.reading() as model:
+            weights, kind, id_type = (
+                model.shell.features[side], model.kinds[side], model.id_types[side]
+            )  # fmt: skip
+        if weights is None:
+            raise HTTPException(409, f"The model was fitted without features of {what}s.")
+        names, told, unknown = FeatureNames(weights), [], []
+        for said, features, title, moment in given:
+            id_ = storable(said, kind, id_type)
+            if id_ is None:
+                raise HTTPException(
+                    409, f"The {what} {said!r} is no {id_type}, as the model's are."
+                )
+            try:
+                vector, nothing = names.vector(features)
+            except ValueError as fault:
+                raise HTTPException(409, str(fault)) from fault
+            unknown += [one for one in nothing if one not in unknown]
+            if not vector:
+                raise HTTPException(
+                    409,
+                    f"Nothing is learned of what is said of the {what} {said!r}: the names are "
+                    f"{', '.join(list(_values(weights))[:20])}.",
+                )
+            full = tuple(vector.get(place, 0.0) for place in range(weights.size))
+            told.append(Told(side, id_, features, full, title, moment))
+        under = f"k:{key}" if key is not None else f"{UNNAMED}{uuid.uuid4().hex}"
+        (receipt,) = await stored(service, [(under, told)])
+        await anyio.to_thread.run_sync(answers.join, told)
+        repeated = len(told) if receipt.repeated else 0
+        return out.JoinedOut(accepted=len(told), repeated=repeated, unknown=unknown)
+
+    return router
+
+
+def _values(weights: FeatureWeights | None) -> dict[str, list[str]]:
+    """Return names of features, and of categories their values."""
+    found: dict[str, list[str]] = {}
+    for name in [] if weights is None else feature_names(weights):
+        column, equals, value = name.partition("=")
+        found.setdefault(column, [])
+        if equals:
+            found[column].append(value)
+    return found
