@@ -18,6 +18,7 @@ from sparkml_sgdals.arrays.screening import NO_LIMITS
 from sparkml_sgdals.fit.fitting import learn_table
 from sparkml_sgdals.fit.grid_fit import GridFit, GridPoint
 from sparkml_sgdals.fit.plan import FitOptions, TrainingReport
+from sparkml_sgdals.fit.to_path import fit_to_path
 from sparkml_sgdals.ingest.columns import id_kind, id_type_name
 from sparkml_sgdals.ingest.frames import Table, as_stream, as_table
 from sparkml_sgdals.ingest.parquet import pack_parquet
@@ -319,6 +320,47 @@ class StreamingBiasedALS(
         cells = pack_parquet(dataset, full_path(path), options.columns, kinds, keep, limits)
         state, report, *_ = learn_table(dataset, settings, options, cells=cells)
         return self._model(state, id_types, report)
+
+    def fitPath(self, dataset: Table, modelPath: Location) -> StreamingBiasedALSModel:
+        """Fit a table to a new model path: tasks write the factors, which the driver never holds.
+
+        The table is learned in blocks, whatever its size. The path holds version 0 or, where the
+        fit is broken off, nothing. `updateStream` and `resumeStream` go on from there.
+
+        Parameters
+        ----------
+        dataset : Table
+            a table with the columns of ratings
+        modelPath : Location
+            folder or URI that holds nothing yet, which driver and executors share; without a scheme
+            local
+
+        Returns
+        -------
+        the model as `load` gives it
+
+        Raises
+        ------
+        ValueError
+            as `fit`; the path holds something; or events (implicitPrefs), rankingSize, features of
+            users or items, or a solver that does not learn in blocks
+        TypeError
+            a column of a wrong type
+        LeaseError
+            another process writes to the path
+        StorageError
+            driver and executors do not see the same path, or it cannot be written
+        """
+        dataset = self._table(dataset)
+        self.warnOfUnused()
+        kinds, id_types = self._ids_of(dataset)
+        settings, options = self._plan(kinds)
+        empty = self._model(ModelState.empty(settings, *kinds), id_types, None)
+        path = full_path(modelPath)
+        state, report, _ = fit_to_path(dataset, settings, options, path, empty._meta())
+        model = self._copyValues(StreamingBiasedALSModel.load(path))
+        model._summary = TrainingSummary.of(state, report)
+        return model
 
     def fitMultiple(
         self, dataset: Table, paramMaps: Sequence[dict[Param[Any], Any]]

@@ -22,6 +22,7 @@ from sparkml_sgdals.ingest.frames import as_stream, as_table
 from sparkml_sgdals.spark_workers import need_workers
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.large.unfinished import drop_unfinished
 from sparkml_sgdals.store.lease import Lease
 from sparkml_sgdals.store.maintenance import drop_later_invalid, drop_old_checkpoints
 from sparkml_sgdals.store.objects import Location
@@ -147,6 +148,7 @@ def start_stream(
         refuse_other_paths(stream, path)
     lease = Lease.acquire(store, options.lease_seconds)
     try:
+        drop_unfinished(store)
         meta = store.meta()
         if meta is not None:
             _check_same(meta, start, path)
