@@ -20,14 +20,17 @@ from sparkml_sgdals.ingest.columns import RatingColumns, column_type, id_column,
 from sparkml_sgdals.ingest.frames import Table, as_table
 from sparkml_sgdals.ml.recommend_methods import RankingMethods, Seen
 from sparkml_sgdals.notebook import html_table, number
+from sparkml_sgdals.predict.in_place import counts_below
 from sparkml_sgdals.predict.judging import (
     JudgedLists,
     held_out_pairs,
     judge_lists,
     ranking_columns,
 )
+from sparkml_sgdals.predict.ranking_in_place import recommend_in_place
 from sparkml_sgdals.predict.recommending import Ranking, recommend
 from sparkml_sgdals.state.diagnosis import Diagnosis, diagnose_state
+from sparkml_sgdals.store.large.opening import refuse_whole
 
 __all__ = ["RANKING_METRICS", "EvaluationMethods", "RankingEvaluation"]
 
@@ -174,7 +177,14 @@ class EvaluationMethods(RankingMethods):
             if self.getHandleInvalid() == "error":
                 refuse_invalid(problems, columns, validation, kinds)
             held_out = encode_ratings(table)
-        return diagnose_state(self._state, held_out, minRatings)
+        stored = self._stored
+        if stored is None:
+            return diagnose_state(self._state, held_out, minRatings)
+        thin = counts_below(self._session(), stored, minRatings)
+        state = self._state
+        if held_out is not None:
+            state = stored.rows_of(held_out.user_ids, held_out.item_ids)
+        return diagnose_state(state, held_out, minRatings, thin)
 
     def evaluateRanking(
         self,
@@ -220,12 +230,15 @@ class EvaluationMethods(RankingMethods):
         users, items = state.users, state.items
 
         def recommended(ids: pa.Array) -> DataFrame:
+            if self._stored is not None:
+                spark = test.sparkSession
+                return recommend_in_place(spark, self._stored, "users", ranking, ids, seen)
             return recommend(test.sparkSession, state, users, items, ranking, ids, seen)
 
-        judged = judge_lists(pairs, recommended, seen, items.index.ids(), k)
+        judged = judge_lists(pairs, recommended, seen, self._item_ids(), k)
         tested = self._pairs(test).agg(F.count_distinct("query").alias("users")).toArrow()
         left_out = tested.column("users")[0].as_py() - judged.users
-        return RankingEvaluation.of(judged, k, items.size, left_out)
+        return RankingEvaluation.of(judged, k, state.ids[1], left_out)
 
     def rankingColumns(
         self,
@@ -274,8 +287,17 @@ class EvaluationMethods(RankingMethods):
         )
         seen = self._seen(excludeSeen)
         pairs = held_out_pairs(self._relevant(self._judged_on(test), threshold), seen)
-        both = ranking_columns(pairs, lists, items.index.ids())
+        both = ranking_columns(pairs, lists, self._item_ids())
         return both.select(F.col("query").cast(id_type).alias(name), "prediction", "label")
+
+    def _item_ids(self) -> pa.Array:
+        """Return the ids of all items."""
+        stored = self._stored
+        if stored is None:
+            return self._scoring_state().items.index.ids()
+        if self._state.ids[1] > stored.limit:
+            refuse_whole(self._state, f"Judging rankings among {self._state.ids[1]} items")
+        return stored.all_of("items").index.ids()
 
     def _judged_on(self, test: Any) -> DataFrame:
         names = self.ratingColumns().in_order

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import astuple
 from typing import Any
 
 from pyspark.ml import Model
@@ -17,6 +16,7 @@ from sparkml_sgdals.ingest.collecting import collect_ratings
 from sparkml_sgdals.ingest.frames import Table, as_table, like_given
 from sparkml_sgdals.learn.far_values import limits_for
 from sparkml_sgdals.ml.evaluate_methods import EvaluationMethods
+from sparkml_sgdals.ml.factor_methods import FactorMethods
 from sparkml_sgdals.ml.feature_methods import ModelFeatures
 from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
 from sparkml_sgdals.ml.one_methods import OneMethods
@@ -25,20 +25,15 @@ from sparkml_sgdals.ml.persistence import ModelReader, ModelWriter, Picklable
 from sparkml_sgdals.ml.setters import ModelSetters
 from sparkml_sgdals.ml.summary import TrainingSummary
 from sparkml_sgdals.ml.version_methods import VersionMethods
-from sparkml_sgdals.predict.scoring import (
-    FactorFrames,
-    ScoreColumns,
-    factor_frame,
-    public_factors,
-    score,
-)
+from sparkml_sgdals.predict.scoring import FactorFrames, ScoreColumns, score
 from sparkml_sgdals.spark_jobs import active_session
 from sparkml_sgdals.state.event_scores import serving_state
-from sparkml_sgdals.state.explaining import EXPLANATION_DDL, explain_pair
-from sparkml_sgdals.state.factors import FactorTable, put_features
+from sparkml_sgdals.state.factors import put_features
 from sparkml_sgdals.state.model_state import ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.large.opening import open_version, refuse_whole
 from sparkml_sgdals.store.objects import Location, full_path
+from sparkml_sgdals.store.overlay import Overlay
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 from sparkml_sgdals.stream.job import StreamJob
 from sparkml_sgdals.stream.micro_batch import learn_collected
@@ -52,6 +47,7 @@ logger = logging.getLogger(__name__)
 
 
 class StreamingBiasedALSModel(
+    FactorMethods,
     EvaluationMethods,
     OneMethods,
     VersionMethods,
@@ -89,6 +85,8 @@ class StreamingBiasedALSModel(
         # copies share a state until one of them learns
         self._shared = False
         self._path_id: str | None = None
+        # of a version that is too large for memory: reads the rows that `_state` lacks
+        self._stored: Overlay | None = None
         self._frames: tuple[tuple[SparkSession, bool], FactorFrames] | None = None
         self._predictor = None
         self._serving: tuple[ModelState, int, ModelState] | None = None
@@ -115,16 +113,6 @@ class StreamingBiasedALSModel(
     def globalMean(self) -> float:
         """Mean of the ratings."""
         return self._scoring_state().scale.mean
-
-    @property
-    def userFactors(self) -> DataFrame:
-        """Users: id, features array<float> of length rank, bias float, in units of the ratings."""
-        return self._public(self._scoring_state().users, self._id_types[0])
-
-    @property
-    def itemFactors(self) -> DataFrame:
-        """Items: id, features array<float> of length rank, bias float, in units of the ratings."""
-        return self._public(self._scoring_state().items, self._id_types[1])
 
     @property
     def hasSummary(self) -> bool:
@@ -170,45 +158,11 @@ class StreamingBiasedALSModel(
         spark, state = dataset.sparkSession, self._scoring_state()
         key = (spark, bool(columns.std))
         if self._frames is None or self._frames[0] != key:
-            sides = (state.users, state.items)
-            frames = (factor_frame(spark, side, bool(columns.std), state.heard) for side in sides)
+            frames = (self._factors(spark, side, key[1]) for side in ("users", "items"))
             self._frames = (key, FactorFrames(*frames))
         return score(dataset, state, self._frames[1], columns)
 
-    # ---- explain, start from ALS ------------------------------------------------------------
-
-    def explain(
-        self, user: int | str, item: int | str, userFeatures: Any = None, itemFeatures: Any = None
-    ) -> DataFrame:
-        """Why the model predicts what it does for a pair, in rows that a person can read.
-
-        Parameters
-        ----------
-        user, item : int | str
-            ids, known or not
-        userFeatures, itemFeatures : Any
-            a vector, or numbers, that is known of the user or item, where the model was fitted with
-            such; its largest shares are told by name
-
-        Returns
-        -------
-        DataFrame of part, value, std (both in units of the ratings), ratings, note: the mean, both
-        biases, the features' share, the noise, and the prediction, which is their sum; std is null
-        but under solver 'bayes', ratings is how many ratings are behind the part. Parts named by a
-        feature ("item Comedy") say what it adds to the others
-
-        Raises
-        ------
-        ValueError
-            a vector is none, or the model was fitted without such
-        TypeError
-            an id is a string where the model learned integers, or the other way round
-        """
-        self._refuse_of_events("explain takes the prediction of a rating apart")
-        known = self._vector_of(userFeatures, 0), self._vector_of(itemFeatures, 1)
-        parts = explain_pair(self._state, user, item, self.getClipPredictions(), known)
-        rows = [astuple(part) for part in parts]
-        return self._session().createDataFrame(rows, EXPLANATION_DDL)
+    # ---- start from ALS ---------------------------------------------------------------------
 
     @classmethod
     def fromALS(cls, als_model: ALSModel) -> StreamingBiasedALSModel:
@@ -264,6 +218,7 @@ class StreamingBiasedALSModel(
             limits_of=lambda table: limits_for(self._state, given, table),
         )  # fmt: skip
         if collected is None:
+            refuse_whole(self._state, "An update with more than a million ratings")
             prior = None if self._state.blank else self._state
             self._state, report, *_ = learn_table(dataset, settings, options, prior, screened=True)
             self._summary = TrainingSummary.of(self._state, report)
@@ -271,8 +226,14 @@ class StreamingBiasedALSModel(
             if options.handle_invalid == "error":
                 refuse_invalid(collected.problems, options.columns, dataset, options.kinds)
             if self._shared:
-                self._state = self._state.copy()
-            done = learn_collected(self._state, collected, options)
+                self._keep_apart()
+            stored = self._stored
+            done = learn_collected(
+                self._state, collected, options, *([] if stored is None else [stored.fetch])
+            )
+            if stored is not None and done.rows is not None:
+                stored.learned(done.rows, (done.new_users, done.new_items))
+                stored.trim()
             if done.bad_rows:
                 told = explain_problems(done.problems, column_names(options.columns))
                 logger.warning("rows not learned: %s", told)
@@ -434,26 +395,52 @@ class StreamingBiasedALSModel(
         return ModelReader(cls, cls._from_store)
 
     @classmethod
-    def load(cls, path: Location, version: int | None = None) -> StreamingBiasedALSModel:
+    def load(
+        cls, path: Location, version: int | None = None, maxResidentIds: int | None = None
+    ) -> StreamingBiasedALSModel:
         """Load a saved model, or a version (the newest by default) under a model path.
 
-        Raises StorageError where nothing readable is there, it is damaged or of another format.
+        A version in sorted runs with more ids than `maxResidentIds` is read where it lies: the
+        model then holds that many rows at most.
+
+        Parameters
+        ----------
+        path : Location
+            folder or URI
+        version : int | None
+            of a model path
+        maxResidentIds : int | None
+            users and items in memory, by default as the Param was set; 0 = all
+
+        Raises
+        ------
+        StorageError
+            nothing readable is there, it is damaged or of another format
         """
-        return cls.read().load(path, version)
+        return cls.read().load(path, version, maxResidentIds)
 
     def __repr__(self) -> str:
         """Return the uid and sizes of the model."""
         state = self._state
         return (
             f"StreamingBiasedALSModel: uid={self.uid}, rank={self.rank}, version={self.version}, "
-            f"users={state.users.size}, items={state.items.size}, "
-            f"ratings={state.counters.ratings}"
+            f"users={state.ids[0]}, items={state.ids[1]}, ratings={state.counters.ratings}"
+            + ("" if self._stored is None else f", read from {self._stored.store.path}")
         )
 
     @classmethod
-    def _from_store(cls, store: VersionStore, version: int | None) -> StreamingBiasedALSModel:
-        state, commit = store.load(version)
-        return cls._described(store.meta() or {}, state, commit.version)
+    def _from_store(
+        cls, store: VersionStore, version: int | None, resident: int | None = None
+    ) -> StreamingBiasedALSModel:
+        def limit() -> int:
+            set_so = (store.meta() or {}).get("params", {})
+            given = set_so.get("maxResidentIds", cls().getMaxResidentIds())
+            return given if resident is None else resident
+
+        state, commit, stored = open_version(store, version, limit)
+        model = cls._described(store.meta() or {}, state, commit.version)
+        model._stored = stored
+        return model
 
     @classmethod
     def _described(
@@ -503,9 +490,6 @@ class StreamingBiasedALSModel(
     @staticmethod
     def _session() -> SparkSession:
         return active_session()
-
-    def _public(self, table: FactorTable, id_type: str) -> DataFrame:
-        return public_factors(self._session(), table, self._scoring_state().scale.spread, id_type)
 
 
 # the name that saved pipelines carry stays, wherever the class may move

@@ -168,14 +168,25 @@ class ModelReader(MLReader[M], Generic[M]):
     """Reads what `ModelWriter` wrote, or the newest version under a model path."""
 
     def __init__(
-        self, model_class: Any, from_store: Callable[[VersionStore, int | None], M]
+        self, model_class: Any, from_store: Callable[[VersionStore, int | None, int | None], M]
     ) -> None:
         super().__init__()
         self.model_class = model_class
         self.from_store = from_store
 
-    def load(self, path: Location, version: int | None = None) -> M:
+    def load(
+        self, path: Location, version: int | None = None, maxResidentIds: int | None = None
+    ) -> M:
         """Load the model at `path`.
+
+        Parameters
+        ----------
+        path : Location
+            of a saved model, or a model path
+        version : int | None
+            of a model path, the newest by default
+        maxResidentIds : int | None
+            users and items of it in memory, where the rest can be read; by default as it was set
 
         Raises
         ------
@@ -185,7 +196,7 @@ class ModelReader(MLReader[M], Generic[M]):
         path = os.fspath(path)
         store = _version_store(path)
         if store is not None:
-            return self.from_store(store, version)
+            return self.from_store(store, version, maxResidentIds)
         if version is not None:
             raise StorageError(f"{path} is a saved model, not a model path: it has no versions.")
         spark = _session(self)

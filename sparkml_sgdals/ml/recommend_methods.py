@@ -12,10 +12,12 @@ from pyspark.sql import functions as F
 from sparkml_sgdals.arrays.given_ids import given_ids
 from sparkml_sgdals.ingest.columns import id_column, quoted
 from sparkml_sgdals.ingest.frames import Table, as_table, is_spark, lists_ids
+from sparkml_sgdals.predict.ranking_in_place import recommend_in_place, similar_in_place
 from sparkml_sgdals.predict.recommending import RankBy, Ranking, recommend, similar
 from sparkml_sgdals.predict.seen import remembered_pairs
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.store.overlay import Overlay
 
 __all__ = ["RankingMethods", "Seen", "TableOrIds"]
 
@@ -29,6 +31,7 @@ class RankingMethods:
     """Methods of the model that order items for users, or users for items."""
 
     _state: ModelState
+    _stored: Overlay | None
     _scoring_state: Callable[[], ModelState]
     _id_types: tuple[str, str]
     _session: Callable[[], SparkSession]
@@ -190,8 +193,11 @@ class RankingMethods:
             )
         subset = None if dataset is None else self._subset(dataset, side)
         spark = dataset.sparkSession if is_spark(dataset) else self._session()
-        pairs = self._seen(seen, side)
-        ranked = recommend(spark, state, queries, candidates, ranking, subset, pairs)
+        pairs, stored = self._seen(seen, side), self._stored
+        if stored is None:
+            ranked = recommend(spark, state, queries, candidates, ranking, subset, pairs)
+        else:
+            ranked = recommend_in_place(spark, stored, f"{side}s", ranking, subset, pairs)
         fields = f"array<struct<{quoted(other)}:{other_type},rating:float>>"
         columns = [
             F.col("query").cast(id_type).alias(name),
@@ -202,7 +208,11 @@ class RankingMethods:
     def _similar(self, side: str, dataset: Any, count: int) -> DataFrame:
         table, _, name, id_type = self._side(side)
         spark = dataset.sparkSession if is_spark(dataset) else self._session()
-        ranked = similar(spark, table, count, self._subset(dataset, side))
+        subset, stored = self._subset(dataset, side), self._stored
+        if stored is None:
+            ranked = similar(spark, table, count, subset)
+        else:
+            ranked = similar_in_place(spark, stored, f"{side}s", count, subset)
         fields = f"array<struct<{quoted(name)}:{id_type},similarity:float>>"
         return ranked.select(
             F.col("query").cast(id_type).alias(name),

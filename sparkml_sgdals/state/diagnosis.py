@@ -112,8 +112,15 @@ class Diagnosis:
         )
 
 
-def diagnose_state(state: ModelState, held_out: Ratings | None, min_ratings: int) -> Diagnosis:
-    """Judge a state on held-out ratings, or on those that it predicted before learning them."""
+def diagnose_state(
+    state: ModelState, held_out: Ratings | None, min_ratings: int,
+    thin_shares: tuple[float, float] | None = None,
+) -> Diagnosis:  # fmt: skip
+    """Judge a state on held-out ratings, or on those that it predicted before learning them.
+
+    Where only the rows of their ids are in memory, `thin_shares` says how many users, and items,
+    have fewer than `min_ratings` ratings.
+    """
     counters = state.counters
     predicted, rmse = counters.prequential_ratings, counters.prequential_rmse()
     baseline = counters.baseline_rmse()
@@ -134,13 +141,15 @@ def diagnose_state(state: ModelState, held_out: Ratings | None, min_ratings: int
     def thin(counts: np.ndarray) -> float:
         return float(np.mean(counts < min_ratings)) if counts.size else math.nan
 
+    if thin_shares is None:
+        thin_shares = thin(state.users.count), thin(state.items.count)
     return Diagnosis(
         ratings=counters.ratings,
-        users=state.users.size,
-        items=state.items.size,
+        users=state.ids[0],
+        items=state.ids[1],
         minRatings=min_ratings,
-        thinUsers=thin(state.users.count),
-        thinItems=thin(state.items.count),
+        thinUsers=thin_shares[0],
+        thinItems=thin_shares[1],
         evidence="prequential" if held_out is None else "held-out",
         predicted=predicted,
         rmse=rmse,

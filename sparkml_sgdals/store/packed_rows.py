@@ -107,6 +107,16 @@ class Packed:
             return pa.array((self.keys ^ _SIGN).view(np.int64))
         return self.names.cast(pa.string())
 
+    def column(self, name: str) -> npt.NDArray[np.float32]:
+        """Return a column of numbers by its name, float32, shape (n, numbers of it)."""
+        place = 0
+        for other, width in self.shape.columns:
+            if other == name:
+                floats = np.ascontiguousarray(self.words[:, 2 : self.shape.check])
+                return floats.view(np.float32)[:, place : place + width]
+            place += width
+        raise KeyError(name)
+
     def take(self, rows: I64 | npt.NDArray[np.bool_]) -> Packed:
         """Return some rows, by place or by a mask."""
         places = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows

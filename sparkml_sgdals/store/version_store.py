@@ -142,7 +142,7 @@ class VersionStore(ObjectStore):
 
         Raises StorageError where a commit object that is not the last one is damaged.
         """
-        return self._steadily(self._newest)
+        return self.steadily(self._newest)
 
     def _newest(self) -> Commit | None:
         numbers = self.numbers()
@@ -315,7 +315,7 @@ class VersionStore(ObjectStore):
 
         Raises StorageError where there is none, or a file of it is missing or damaged.
         """
-        return self._steadily(lambda: self._load(version))
+        return self.steadily(lambda: self._load(version))
 
     def _load(self, version: int | None) -> tuple[ModelState, Commit]:
         meta = self.meta()
@@ -400,7 +400,7 @@ class VersionStore(ObjectStore):
 
         With `lenient`, a damaged file of them is left out with a warning.
         """
-        return self._steadily(lambda: self._metrics(commit, lenient))
+        return self.steadily(lambda: self._metrics(commit, lenient))
 
     def _metrics(self, commit: Commit | None, lenient: bool) -> list[dict[str, Any]]:
         last = commit or self.newest()
@@ -463,8 +463,8 @@ class VersionStore(ObjectStore):
                 if old and f"{folder}/{name}" not in used:
                     self.delete(f"{folder}/{name}")
 
-    def _steadily(self, read: Callable[[], T]) -> T:
-        """`read`, and again where a file went while it read because the writer went on."""
+    def steadily(self, read: Callable[[], T]) -> T:
+        """Return what `read` does, again where a file went meanwhile because the writer went on."""
         missing = ""
         for _ in range(_READ_AGAIN):
             try:
