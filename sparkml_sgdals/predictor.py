@@ -22,7 +22,7 @@ from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.large.opening import open_version
 from sparkml_sgdals.store.objects import Location
 from sparkml_sgdals.store.overlay import Overlay
-from sparkml_sgdals.store.saved_model import is_saved, read_saved
+from sparkml_sgdals.store.saved_model import is_saved, read_saved, saved_path
 from sparkml_sgdals.store.version_store import VersionStore
 
 __all__ = ["Predictor"]
@@ -94,6 +94,12 @@ class Predictor:
             raise StorageError(f"There is no model at {path}: look whether the path is right.")
         if version is not None:
             raise StorageError(f"{path} is a saved model, not a model path: it has no versions.")
+        in_runs = saved_path(path)
+        if in_runs is not None:
+            place, metadata = in_runs
+            params = metadata["defaultParamMap"] | metadata["paramMap"]
+            state, _, stored = open_version(VersionStore(place), None, lambda: max_resident_ids)
+            return cls(state, params, metadata["modelVersion"], stored=stored)
         saved = read_saved(path)
         return cls(saved.state, saved.params, saved.metadata["modelVersion"])
 

@@ -296,7 +296,7 @@ class EvaluationMethods(RankingMethods):
         if stored is None:
             return self._scoring_state().items.index.ids()
         if self._state.ids[1] > stored.limit:
-            refuse_whole(self._state, f"Judging rankings among {self._state.ids[1]} items")
+            refuse_whole(self._state, f"To judge rankings among {self._state.ids[1]} items")
         return stored.all_of("items").index.ids()
 
     def _judged_on(self, test: Any) -> DataFrame:

@@ -218,7 +218,7 @@ class StreamingBiasedALSModel(
             limits_of=lambda table: limits_for(self._state, given, table),
         )  # fmt: skip
         if collected is None:
-            refuse_whole(self._state, "An update with more than a million ratings")
+            refuse_whole(self._state, "For an update with more than a million ratings")
             prior = None if self._state.blank else self._state
             self._state, report, *_ = learn_table(dataset, settings, options, prior, screened=True)
             self._summary = TrainingSummary.of(self._state, report)
@@ -312,10 +312,12 @@ class StreamingBiasedALSModel(
             the path is damaged
         """
         self._check_feature_columns()
+        stored = self._stored
+        told = self._state.fingerprint() if stored is None else stored.fingerprint()
         return start_stream(
             stream,
             modelPath,
-            StreamStart(self._state, self._state.fingerprint(), self._path_id, self._meta()),
+            StreamStart(self._state, told, self._path_id, self._meta(), stored),
             fit_options(self, self._kinds(), stream_invalid(self), self._state.settings),
             StreamOptions(
                 trigger=trigger,
@@ -433,13 +435,16 @@ class StreamingBiasedALSModel(
         cls, store: VersionStore, version: int | None, resident: int | None = None
     ) -> StreamingBiasedALSModel:
         def limit() -> int:
-            set_so = (store.meta() or {}).get("params", {})
-            given = set_so.get("maxResidentIds", cls().getMaxResidentIds())
-            return given if resident is None else resident
+            if resident is not None:
+                return resident
+            params: dict[str, int] = (store.meta() or {}).get("params", {})
+            return params.get("maxResidentIds", cls().getMaxResidentIds())
 
         state, commit, stored = open_version(store, version, limit)
         model = cls._described(store.meta() or {}, state, commit.version)
         model._stored = stored
+        if resident is not None:
+            model.setMaxResidentIds(resident)
         return model
 
     @classmethod
@@ -460,7 +465,7 @@ class StreamingBiasedALSModel(
         return model
 
     def _at_newest(self, store: VersionStore) -> StreamingBiasedALSModel:
-        newest = self._from_store(store, None)
+        newest = self._from_store(store, None, self.getMaxResidentIds())
         return self._copyValues(newest)
 
     def _meta(self) -> dict[str, Any]:

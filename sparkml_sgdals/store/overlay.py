@@ -136,16 +136,13 @@ class Overlay:
         """
         with self._turn:
             self.fetch(user_ids, item_ids)
-            sides = []
+            found = []
             for side, ids in zip(SIDES, (user_ids, item_ids), strict=True):
-                table = self._table(side)
-                rows = table.index.find(ids)
-                known = rows >= 0
-                some = FactorTable(table.side, table.index.kind, table.settings)
-                some.put(ids.filter(pa.array(known)), table.take(rows[known]).arrays)
-                sides.append(some)
+                rows = self._table(side).index.find(ids)
+                found.append(rows[rows >= 0])
+            state = self._only(*found)
             self.trim()
-        return replace(self.state, users=sides[0], items=sides[1])
+        return state
 
     def all_of(self, side: str) -> FactorTable:
         """Return all rows of a side, in memory."""
@@ -164,6 +161,13 @@ class Overlay:
         """Return the model with all its rows in memory."""
         users, items = self.all_of("users"), self.all_of("items")
         return replace(self.state, partial=False, known_ids=(0, 0), users=users, items=items)
+
+    def fingerprint(self) -> str:
+        """Return what tells the model from others, without a look at all of its rows."""
+        users, items = (np.flatnonzero(self._changed[side] == _HERE) for side in SIDES)
+        if not users.size and not items.size:
+            return self.commit.digest
+        return f"{self.commit.digest} {self._only(users, items).fingerprint()}"
 
     def learned(self, rows: tuple[I64, I64], new: tuple[int, int]) -> None:
         """Note rows that were learned here, for no version, and how many of these ids are new."""
@@ -333,6 +337,16 @@ class Overlay:
         rows = self._table(side).index.find(ids)
         self._used[side][rows] = version
         self._changed[side][rows] = version
+
+    def _only(self, *rows: I64) -> ModelState:
+        """Return a state of its own with these rows of users and of items."""
+        sides = []
+        for side, some in zip(SIDES, rows, strict=True):
+            held = self._table(side)
+            table = FactorTable(held.side, held.index.kind, held.settings)
+            table.put(held.index.ids(some), held.take(some).arrays)
+            sides.append(table)
+        return replace(self.state, users=sides[0], items=sides[1])
 
     def _seen(self, side: str) -> None:
         """Have a place for each row in memory."""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import assert_same_bits, predictions
+from helpers import ONCE, assert_same_bits, predictions, whole_state
 
 from sparkml_sgdals import Predictor, StreamingBiasedALS, StreamingBiasedALSModel
 from sparkml_sgdals.predict import in_place, rank_blocks, ranking_in_place
-from sparkml_sgdals.store.version_store import StorageError
+from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
 LIMIT = 50
 
@@ -38,7 +39,9 @@ def path(spark, table, tmp_path_factory):
     return place
 
 
-@pytest.fixture(scope="module", params=["updated", pytest.param("as fitted", marks=pytest.mark.long)])
+@pytest.fixture(
+    scope="module", params=["updated", pytest.param("as fitted", marks=pytest.mark.long)]
+)
 def twins(request, spark, path, table):
     """The version in place and the whole of it; both once more after an update in memory."""
     part = StreamingBiasedALSModel.load(path, maxResidentIds=LIMIT)
@@ -181,3 +184,83 @@ def test_predictor(path, table):
     whole = Predictor.load(path, max_resident_ids=0)
     users, items = table.user.head(40).tolist(), table.item.head(40).tolist()
     pd.testing.assert_frame_equal(part.predict(users, items), whole.predict(users, items))
+
+
+def test_saved_and_loaded(path, spark, table, tmp_path):
+    """With what was learned since; the files are copied, and read where they then lie."""
+    part = StreamingBiasedALSModel.load(path, maxResidentIds=LIMIT)
+    part.update(spark.createDataFrame(table.tail(30)))
+    saved = tmp_path / "saved"
+    part.save(saved)
+    again = StreamingBiasedALSModel.load(saved)
+    assert (again.version, again.uid, again.getTimestampCol()) == (1, part.uid, "time")
+    assert again.state.partial
+    assert f"read from {saved}" in repr(again)
+    assert_same_bits(again, part)
+    whole = StreamingBiasedALSModel.load(saved, maxResidentIds=0)
+    assert_same_bits(whole, part)
+    users, items = table.user.head(9).tolist(), table.item.head(9).tolist()
+    for predictor in (Predictor.load(saved, max_resident_ids=LIMIT), Predictor.load(saved)):
+        found = predictor.predict(users, items)
+        pd.testing.assert_frame_equal(found, Predictor(whole.state, {}, 1).predict(users, items))
+    with pytest.raises(StorageError, match="save to another path"):
+        again.write().overwrite().save(saved)
+    part.write().overwrite().save(saved)
+    commit = next((saved / "version" / "commits").iterdir())
+    commit.write_bytes((path / "commits" / commit.name).read_bytes())
+    with pytest.raises(StorageError, match="version"):
+        StreamingBiasedALSModel.load(saved)
+
+
+def test_goes_on(path, spark, stream, files, table, tmp_path):
+    """By a stream onto another path, with few rows in memory, as the whole model does."""
+    folder = files(table.tail(1000), 250)
+    schema = f"user {'long' if table.user.dtype.kind == 'i' else 'string'}, item long, "
+    schema += "rating double, time long"
+    models = []
+    for limit in (LIMIT, 0):
+        model = StreamingBiasedALSModel.load(path, maxResidentIds=limit)
+        place = str(tmp_path / f"m{limit}")
+        job = model.updateStream(stream(folder, schema), place, trigger=ONCE)
+        job.awaitTermination()
+        # the same start goes on there, as does the path alone
+        files(table.tail(1000).head(250), 250, first=4 + bool(not limit))
+        job = model.updateStream(stream(folder, schema), place, trigger=ONCE)
+        job.awaitTermination()
+        models.append(job.model)
+    assert models[0].state.partial
+    assert not models[1].state.partial
+    assert models[0].version == models[1].version - 1 == 5
+    state, _ = VersionStore(str(tmp_path / "m0")).load(5)
+    assert whole_state(models[0]).fingerprint() == state.fingerprint()
+    other = StreamingBiasedALSModel.load(path, maxResidentIds=LIMIT)
+    other.update(spark.createDataFrame(table.tail(10)))
+    with pytest.raises(ValueError, match="started from model"):
+        other.updateStream(stream(folder, schema), str(tmp_path / f"m{LIMIT}"), trigger=ONCE)
+
+
+def test_versions(path, spark, stream, files, table, tmp_path):
+    """Gone back to and forgotten where they lie, on a path that fitPath made."""
+    place = str(tmp_path / "m")
+    shutil.copytree(path, place)
+    folder = files(table.tail(500), 250)
+    schema = f"user {'long' if table.user.dtype.kind == 'i' else 'string'}, item long, "
+    schema += "rating double, time long"
+    model = StreamingBiasedALSModel
+    model.resumeStream(
+        stream(folder, schema), place, maxResidentIds=LIMIT, trigger=ONCE
+    ).awaitTermination()
+    assert model.versions(place).loadable.tolist() == [True] * 3
+    expected = whole_state(model.load(place, 1)).fingerprint()
+    assert model.rollback(place, 1, reread=False).version == 3
+    assert whole_state(model.load(place)).fingerprint() == expected
+    part = model.load(place, maxResidentIds=LIMIT)
+    gone = table.user.tail(300).unique()[:3].tolist()
+    before = part.state.ids[0]
+    with pytest.raises(StorageError, match="without a modelPath"):
+        part.forget(gone)
+    part.forget(gone, modelPath=place)
+    assert part.state.partial
+    assert part.state.ids[0] == before - 3
+    assert all(model.load(place, int(v)).state is not None for v in model.versions(place).version)
+    assert np.isfinite(part.predictOne(gone[0], 5))

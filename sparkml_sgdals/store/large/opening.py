@@ -60,6 +60,6 @@ def refuse_whole(state: ModelState, what: str) -> None:
     """
     if state.partial:
         raise StorageError(
-            f"{what} needs the whole model in memory, and this one is read from its path: load it "
-            "with maxResidentIds=0 where its users and items fit into memory."
+            f"{what} the whole model has to be in memory, and this one is read from its path: load "
+            "it with maxResidentIds=0 where its users and items fit into memory."
         )
