@@ -15,6 +15,8 @@ from sparkml_sgdals.store import forgetting, sorted_runs
 from sparkml_sgdals.store.forgetting import forget_users
 from sparkml_sgdals.store.version_store import StorageError
 
+pytestmark = pytest.mark.usefixtures("first_version")
+
 
 @pytest.fixture(autouse=True)
 def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
