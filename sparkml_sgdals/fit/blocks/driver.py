@@ -54,7 +54,7 @@ from sparkml_sgdals.fit.plan import Plan, Trained, TrainingReport
 from sparkml_sgdals.fit.progress import TaskProgress
 from sparkml_sgdals.learn.solvers import EARLIEST_STOP
 from sparkml_sgdals.learn.whole_table import check_finite, settle_scale
-from sparkml_sgdals.spark_jobs import collect_payloads, explained, phase
+from sparkml_sgdals.spark_jobs import collect_payloads, explained, local_threads, phase
 from sparkml_sgdals.state.model_state import ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.large.in_runs import RunSink
@@ -129,7 +129,8 @@ def train_in_blocks(
             settle_scale(prior, weight, moments.ratings, freeze=True)
             scale = prior.scale
         job = replace(job, scale=(scale.mean, scale.spread))
-        blocks = _OnRows(cells, job, held) if files is None else _OnFiles(files, job)
+        tidy = local_threads(spark) > 0
+        blocks = _OnRows(cells, job, held) if files is None else _OnFiles(files, job, tidy)
         steps = _event_steps(job, plan, lams) if settings.fits_events else _rating_steps(job, plan)
         for stop, messages in _learn(blocks, spark, job, plan, prior, steps):
             if stop != plan.stops[-1]:
@@ -320,8 +321,13 @@ class _TaskOnFiles:
     work: _Noted
     files: BlockFiles
     first: bool = False
+    tidy: bool = False
+    """whether no task of an earlier step runs again, so that its states may go"""
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        if self.tidy:
+            # a step reads states of the one before, and hands some of those on
+            self.files.drop_states(self.files.step - 3)
         table = pa.Table.from_batches(list(batches), MESSAGE_SCHEMA)
         # one block, but where Spark's hash or some plan puts two together
         for block in sorted(pc.unique(table.column("target")).to_pylist()):
@@ -340,20 +346,24 @@ class _OnFiles:
 
     files: BlockFiles
     job: Job
+    tidy: bool
 
     def start(
         self, step: Start | StartEvents, messages: DataFrame, note: TaskProgress | None = None
     ) -> DataFrame:
-        task = _TaskOnFiles(_Noted(step, note), self.files, first=True)
+        task = _TaskOnFiles(_Noted(step, note), self._at(note), first=True)
         return placed(messages, self.job).mapInArrow(task, MESSAGE_DDL)
 
     def run(self, step: _Step, messages: DataFrame, note: TaskProgress | None = None) -> DataFrame:
-        task = _TaskOnFiles(_Noted(step, note), self.files)
+        task = _TaskOnFiles(_Noted(step, note), self._at(note), tidy=self.tidy)
         return placed(messages, self.job).mapInArrow(task, MESSAGE_DDL)
 
     def name(self, step: _Naming, messages: DataFrame) -> DataFrame:
         task = _TaskOnFiles(_Noted(step, None), self.files)
         return messages.mapInArrow(task, MESSAGE_DDL)
+
+    def _at(self, note: TaskProgress | None) -> BlockFiles:
+        return replace(self.files, step=0 if note is None else note.task)
 
 
 # ---- statics in rows ------------------------------------------------------------------------

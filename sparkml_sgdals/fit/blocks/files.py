@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import struct
 import tempfile
 import uuid
@@ -56,6 +57,10 @@ logger = logging.getLogger(__name__)
 _TRAILER: Final = struct.Struct("<8sQI4x")
 """After the arrays: a mark, how many bytes they take, and their CRC-32."""
 _MARK: Final = b"sgdals-1"
+_PARKED: Final = b"sgdals-parked:"
+"""What a payload begins with that says where a state lies."""
+_LONGEST: Final = 200
+_STATE: Final = re.compile(r"state-(\d{5})-")
 
 
 def static_name(kind: str, side: str, block: int, partner: int) -> str:
@@ -68,6 +73,12 @@ class Statics(Protocol):
 
     def arrays(self, name: str, check: bool = False) -> dict[str, Any]:
         """Arrays by name; raises StorageError where there is no such static."""
+
+    def park(self, side: str, block: int, arrays: Mapping[str, Any]) -> pa.Buffer:
+        """Return the payload that hands the state of a block on: itself, or where it lies."""
+
+    def parked(self, payload: pa.Buffer, check: bool = False) -> dict[str, Any] | None:
+        """Return the arrays that `park` was given, None where they are the payload itself."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +93,14 @@ class BlockRows:
             raise StorageError(f"{name} of the blocks is not among the rows of its task.")
         return arrays_from_buffer(self.payloads[name])
 
+    def park(self, side: str, block: int, arrays: Mapping[str, Any]) -> pa.Buffer:
+        """As `Statics` says: Spark moves it."""
+        return arrays_to_buffer(arrays)
+
+    def parked(self, payload: pa.Buffer, check: bool = False) -> dict[str, Any] | None:
+        """As `Statics` says."""
+        return None
+
 
 @dataclass(frozen=True)
 class BlockFiles:
@@ -91,9 +110,12 @@ class BlockFiles:
     ----------
     folder : str
         path or URI, the same on driver and executors
+    step : int
+        number of the step that reads and writes states here
     """
 
     folder: str
+    step: int = 0
 
     def put(self, name: str, arrays: Mapping[str, Any]) -> None:
         """Write a static; one that a task writes again is the same to the last bit."""
@@ -115,6 +137,31 @@ class BlockFiles:
             where the file is missing, cannot be read, or is not as it was written
         """
         return arrays_in(self._read(name, check))
+
+    def park(self, side: str, block: int, arrays: Mapping[str, Any]) -> pa.Buffer:
+        """As `Statics` says: in a file where disks are local, so that Spark moves its name alone.
+
+        Two attempts of a task write two files.
+        """
+        if not ObjectStore(self.folder).local:
+            return arrays_to_buffer(arrays)
+        name = f"state-{self.step:05d}-{side}-{block:05d}-{uuid.uuid4().hex[:12]}"
+        self.put(name, arrays)
+        return pa.py_buffer(_PARKED + name.encode())
+
+    def parked(self, payload: pa.Buffer, check: bool = False) -> dict[str, Any] | None:
+        """As `Statics` says; raises as `arrays`."""
+        if payload.size > _LONGEST or payload[: len(_PARKED)].to_pybytes() != _PARKED:
+            return None
+        return self.arrays(payload[len(_PARKED) :].to_pybytes().decode(), check)
+
+    def drop_states(self, step: int) -> None:
+        """Delete states that were parked in this step, or before, and are of no use any more."""
+        store = ObjectStore(self.folder)
+        for name in store.names("") if store.local else ():
+            found = _STATE.match(name)
+            if found and int(found[1]) <= step:
+                store.delete(name)
 
     def put_table(self, name: str, table: pa.Table) -> None:
         """Write a table of ratings."""

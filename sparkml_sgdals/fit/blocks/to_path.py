@@ -38,7 +38,7 @@ class WriteRuns:
         """Yield what the driver has to know: entries of runs, and sums over all blocks."""
         own, settings = inbox.block, self.job.settings
         for place, side in enumerate(SIDES):
-            state = inbox.state(side, own)
+            state = inbox.state(statics, side, own)
             if state is None:
                 continue
             floats = [c.name for c in FactorColumns.registry() if c.dtype.kind == "f"]

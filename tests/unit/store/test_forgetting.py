@@ -9,10 +9,13 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from building import settings_of
 from writing import Stream, loadable
 
 from sparkml_sgdals.store import forgetting, sorted_runs
 from sparkml_sgdals.store.forgetting import forget_users
+from sparkml_sgdals.store.packed_rows import RowShape
+from sparkml_sgdals.store.sorted_runs import Run
 from sparkml_sgdals.store.version_store import StorageError
 
 pytestmark = pytest.mark.usefixtures("first_version")
@@ -53,7 +56,12 @@ def test_users_in_a_damaged_run_are_forgotten_with_it(tmp_path: Path) -> None:
     stream = Stream(tmp_path, 40)
     for number in range(4):
         stream.learn([number])
-    name = stream.commit.runs["users"][0]["rows"]["name"]
+    shape = RowShape.of("int", settings_of(rank=2))
+    (name,) = (
+        entry["rows"]["name"]
+        for entry in stream.commit.runs["users"]
+        if Run(stream.store, shape, entry).find(pa.array([59]))[0].size
+    )
     state, commit = stream.store.load()
     stream.store.commit(state, None, commit.batch, commit, None)
     payload = (tmp_path / name).read_bytes()

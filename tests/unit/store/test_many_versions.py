@@ -20,8 +20,6 @@ from sparkml_sgdals.store.maintenance import drop_old_checkpoints, list_versions
 from sparkml_sgdals.store.shapes import parse_json
 from sparkml_sgdals.store.version_store import VersionStore
 
-pytestmark = pytest.mark.usefixtures("first_version")
-
 
 class Counted(VersionStore):
     """A store that counts which objects are read."""
