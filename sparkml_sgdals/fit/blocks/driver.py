@@ -2,7 +2,8 @@
 
 Each step hands *messages* to blocks, which meet there what is laid out once: `route` and `lay out`,
 the filter over B strata, then half-sweeps of users and items in turn. Between steps only factors
-move; the driver takes no part until the last one is collected, or written by the blocks themselves.
+move, on shared disks their places alone; the driver takes no part until the last one is collected,
+or written by the blocks themselves.
 """
 
 from __future__ import annotations
@@ -241,6 +242,8 @@ def _learn(
         if plan.checkpoint_interval > 0 and (asked or number % plan.checkpoint_interval == 0):
             with phase(spark, name):
                 messages = _cut(messages)
+                if isinstance(blocks, _OnFiles):
+                    blocks.files.drop_states(number - 2)
                 settled = asked and _settled(messages, job)
             if settled:
                 # what blocks would hand on to the last step is here

@@ -1,8 +1,9 @@
-"""What never changes while a table is learned in blocks: where it lies, and how a task comes by it.
+"""What does not change while a table is learned in blocks: where it lies, how a task comes by it.
 
 Written once as immutable files under a folder that driver and executors share, and memory-mapped
 by the tasks of each step; or, where there is no such folder, handed to each task as binary rows.
-Either way a *static* is a set of named arrays, in the same bytes.
+Either way a *static* is a set of named arrays, in the same bytes. On disks, states of blocks lie
+beside them, a file a step, so that messages hold no more than names.
 """
 
 from __future__ import annotations
@@ -194,8 +195,8 @@ class BlockFiles:
         except OSError as failure:
             raise StorageError(
                 f"{self.folder}/{name} of a fit in blocks cannot be written: {failure}. It needs "
-                "40 to 64 bytes a rating under spark.local.dir (local master) or "
-                "spark.checkpoint.dir (cluster)."
+                "40 to 64 bytes a rating, and at rank 16 up to 1,300 an id, under spark.local.dir "
+                "(local master) or spark.checkpoint.dir (cluster)."
             ) from failure
 
     def _read(self, name: str, check: bool) -> npt.NDArray[np.uint8]:
