@@ -158,9 +158,9 @@ class StreamingBiasedALS(
         ratings, about 57 bytes each at the peak, that one task may hold; more go in blocks; at
         least 1
     maxResidentIds : int, default 5_000_000
-        users and items, about 300 bytes each at rank 16, that a stream keeps in memory; of a larger
-        model it reads the rows that a micro-batch needs from files under the model path; 0 = all of
-        them
+        users and items, about 300 bytes each at rank 16, that a stream keeps in memory, or a model
+        that was loaded from sorted runs; of a larger one the rows that are needed are read from
+        files under the model path; 0 = all of them
     checkpointInterval : int, default 10
         steps of a fit in blocks after which its lineage is cut; -1 = never; at least 1, or -1
     parallelism : int, default 1
