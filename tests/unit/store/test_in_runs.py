@@ -17,6 +17,7 @@ from writing import loadable, plan
 
 from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.serving.model.holder import ModelHolder
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import SETTLING_RATINGS, ModelState, Scale
 from sparkml_sgdals.store.forgetting import forget_users
@@ -285,3 +286,29 @@ def test_damage_is_found_in_a_range(tmp_path: Path) -> None:
                 found += 1
         assert found >= 7 * width
         file.write_bytes(payload)
+
+
+def test_a_service_maps_it(tmp_path: Path) -> None:
+    """Its first version, what streams add, one gone back to, and one without some users."""
+    made, served = Path3(tmp_path / "m"), tmp_path / "served"
+    served.mkdir()
+    holder = ModelHolder(str(tmp_path / "m"), str(served))
+
+    def sizes() -> tuple[int, int, int]:
+        holder.poll()
+        with holder.reading() as model:
+            rows = model.user_rows([3])
+            row = made.state.users.index.find(pa.array([3]))
+            if model.version in (0, 2):
+                np.testing.assert_array_equal(model.users.mean[rows], made.state.users.mean[row])
+            return model.version, model.users.size, model.items.size
+
+    assert sizes() == (0, 60, 60)
+    made.learn([3, 60])
+    made.learn([3, 61])
+    assert sizes() == (2, 62, 62)
+    roll_back(made.store, 1, reread=False)
+    assert sizes() == (3, 61, 61)
+    forget_users(made.store, pa.array([7]))
+    assert sizes() == (4, 60, 61)
+    holder.close()
