@@ -104,7 +104,9 @@ def child(step: str, given: argparse.Namespace) -> dict[str, Any]:
     """One step in this process: its figures."""
     folder: Path = given.folder
     spark = session(given.memory, spark__local__dir=str(folder / "local"))
-    als = StreamingBiasedALS(timestampCol="time", maxIter=3, numBlocks=given.blocks)
+    als = StreamingBiasedALS(
+        timestampCol="time", maxIter=3, numBlocks=given.blocks, maxResidentIds=given.resident
+    )
     told: dict[str, Any] = {}
     with watched(str(folder / "local")) as peaks:
         clock, cpu = time.perf_counter(), cpu_seconds()

@@ -9,8 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers import ONCE, assert_same_bits, predictions, whole_state
+from pyspark.ml.tuning import ParamGridBuilder
 
-from sparkml_sgdals import Predictor, StreamingBiasedALS, StreamingBiasedALSModel
+from sparkml_sgdals import (
+    Predictor,
+    StreamingBiasedALS,
+    StreamingBiasedALSModel,
+    StreamingGridSearch,
+)
 from sparkml_sgdals.predict import in_place, rank_blocks, ranking_in_place
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
@@ -264,3 +270,23 @@ def test_versions(path, spark, stream, files, table, tmp_path):
     assert part.state.ids[0] == before - 3
     assert all(model.load(place, int(v)).state is not None for v in model.versions(place).version)
     assert np.isfinite(part.predictOne(gone[0], 5))
+
+
+@pytest.mark.long
+def test_a_race_starts_from_it(path, stream, files, table, tmp_path):
+    """As from the whole model: candidates have all of it in memory."""
+    als = StreamingBiasedALS(timestampCol="time", rank=4)
+    search = StreamingGridSearch(
+        estimator=als, estimatorParamMaps=ParamGridBuilder().addGrid(als.drift, [0.0, 1e-3]).build()
+    )
+    folder = files(table.tail(500), 250)
+    schema = f"user {'long' if table.user.dtype.kind == 'i' else 'string'}, item long, "
+    schema += "rating double, time long"
+    found = []
+    for limit in (LIMIT, 0):
+        start = StreamingBiasedALSModel.load(path, maxResidentIds=limit)
+        place = str(tmp_path / f"race{limit}")
+        job = search.fitStream(stream(folder, schema), place, trigger=ONCE, initialModel=start)
+        job.awaitTermination()
+        found.append(job.model)
+    assert_same_bits(*found)
