@@ -107,7 +107,8 @@ kills: $(VENV)/.installed ## Kill streams 50 times and at every named point, fil
 		run $$way-files $$harness --way $$way --source files; \
 		run $$way-kafka $(PY) scripts/kafka_broker.py $$harness --way $$way --source kafka; \
 	done; \
-	run classic-part-in-memory $$harness --resident 100
+	run classic-part-in-memory $$harness --resident 100; \
+	run fits $(PY) tests/kills/fits.py
 
 rehearse: $(VENV)/.installed ## Build a release, test its sdist, install it from an index of this machine
 	@$(WITH_SPARK) $(PY) scripts/rehearse_release.py $(ARGS)

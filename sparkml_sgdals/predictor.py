@@ -20,8 +20,10 @@ from sparkml_sgdals.state.event_scores import means_and_tastes, score_pairs, ser
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.feature_values import FeatureNames, start_featured
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.store.large.opening import open_version
 from sparkml_sgdals.store.objects import Location
-from sparkml_sgdals.store.saved_model import is_saved, read_saved
+from sparkml_sgdals.store.overlay import Overlay
+from sparkml_sgdals.store.saved_model import is_saved, read_saved, saved_path
 from sparkml_sgdals.store.version_store import VersionStore
 
 __all__ = ["Predictor"]
@@ -31,6 +33,8 @@ I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 
 _SIGNS: Final = {"prediction": 0, "upper": 1, "lower": -1}
+_MOST_IDS: Final = 5_000_000
+"""Users and items in memory, where more can be read: as maxResidentIds is by default."""
 
 
 class Predictor:
@@ -48,7 +52,10 @@ class Predictor:
         params: dict[str, Any],
         version: int,
         served: ModelState | None = None,
+        stored: Overlay | None = None,
     ) -> None:
+        # what reads the rows that `state` lacks, of a version too large for memory
+        self._stored = stored
         # `served` is what `serving_state` made of a model of events, where that is at hand
         self._events = state.settings.learns_events
         if self._events and served is None:
@@ -58,21 +65,42 @@ class Predictor:
         self.version = version
 
     @classmethod
-    def load(cls, path: Location, version: int | None = None) -> Predictor:
+    def load(
+        cls, path: Location, version: int | None = None, max_resident_ids: int = _MOST_IDS
+    ) -> Predictor:
         """Read what `model.save(path)` wrote, or a version of a model path, the newest by default.
 
-        Raises StorageError where nothing readable is there, it is damaged or of another format.
+        Parameters
+        ----------
+        path : Location
+            folder or URI
+        version : int | None
+            of a model path
+        max_resident_ids : int
+            users and items in memory; of a version in sorted runs with more of them rows are read
+            by id. 0 = all
+
+        Raises
+        ------
+        StorageError
+            nothing readable is there, it is damaged or of another format
         """
         path = os.fspath(path)
         store = VersionStore(path)
         meta = store.meta()
         if meta is not None:
-            state, commit = store.load(version)
-            return cls(state, meta.get("params", {}), commit.version)
+            state, commit, stored = open_version(store, version, lambda: max_resident_ids)
+            return cls(state, meta.get("params", {}), commit.version, stored=stored)
         if not is_saved(path):
             raise StorageError(f"There is no model at {path}: look whether the path is right.")
         if version is not None:
             raise StorageError(f"{path} is a saved model, not a model path: it has no versions.")
+        in_runs = saved_path(path)
+        if in_runs is not None:
+            place, metadata = in_runs
+            params = metadata["defaultParamMap"] | metadata["paramMap"]
+            state, _, stored = open_version(VersionStore(place), None, lambda: max_resident_ids)
+            return cls(state, params, metadata["modelVersion"], stored=stored)
         saved = read_saved(path)
         return cls(saved.state, saved.params, saved.metadata["modelVersion"])
 
@@ -148,7 +176,10 @@ class Predictor:
         ValueError
             more users than items, or fewer
         """
-        state = self._state
+        if self._stored is not None:
+            # they may be an iterator, and are gone through twice
+            users, items = list(users), list(items)
+        state = self._knowing(users, items)
         rows = _rows(state.users, users, "user"), _rows(state.items, items, "item")
         if rows[0].size != rows[1].size:
             raise ValueError(f"There are {rows[0].size} users and {rows[1].size} items.")
@@ -208,7 +239,7 @@ class Predictor:
         for name, lists in (("exclude", exclude), ("candidates", among)):
             if lists is not None and len(lists) != len(wanted):
                 raise ValueError(f"{name} has {len(lists)} lists, users are {len(wanted)}.")
-        state = self._state
+        state = self._knowing(wanted, [])
         rows = _rows(state.users, wanted, "user")
         mean, taste = means_and_tastes(state.users, rows)
         # ids that are not known have the prior's variance
@@ -249,10 +280,35 @@ class Predictor:
     def _clips(self) -> bool:
         return bool(self._params.get("clipPredictions", True)) and not self._events
 
+    def _knowing(self, users: Iterable[Any], items: Iterable[Any]) -> ModelState:
+        """Return a state that has the rows of these ids, as far as they are known."""
+        if self._stored is None:
+            return self._state
+        held = self._state
+        found = (
+            given_ids(ids, table.index.kind, side).drop_null().unique()
+            for ids, table, side in ((users, held.users, "user"), (items, held.items, "item"))
+        )
+        return self._stored.rows_of(*found)
+
+    @cached_property
+    def _items(self) -> FactorTable:
+        """All items."""
+        if self._stored is None:
+            return self._state.items
+        items, limit = self._state.ids[1], self._stored.limit
+        if items > limit:
+            raise StorageError(
+                f"To rank the {items} items of {self._stored.store.path} they have to be in "
+                f"memory, and maxResidentIds is {limit}: load the model with more, or let tasks "
+                "rank them by recommendForUserSubset."
+            )
+        return self._stored.all_of("items")
+
     @cached_property
     def _candidates(self) -> tuple[I64, pa.Array, F32, F32]:
         """Rows of items in the order of their ids, these ids, and the items' products."""
-        items = self._state.items
+        items = self._items
         ids = items.index.ids()
         order = pa.compute.array_sort_indices(ids).to_numpy(zero_copy_only=False).astype(np.int64)
         bounded = self._state.settings.solver == "bayes"
@@ -265,7 +321,7 @@ class Predictor:
     @cached_property
     def _tastes(self) -> F32 | None:
         """What a fitted table says of the items, as `Tastes.candidates`; None without one."""
-        taste = self._state.items.taste
+        taste = self._items.taste
         return np.ascontiguousarray(taste[self._candidates[0]].T) if taste.shape[1] else None
 
     @cached_property
@@ -290,7 +346,7 @@ class Predictor:
     def _positions(self, lists: Iterable[Iterable[Any]], order: I64) -> Positions:
         """Return ids of items, a list a user, as `top_n` takes their places."""
         places = self._places
-        found = [_rows(self._state.items, one, "item") for one in lists]
+        found = [_rows(self._items, one, "item") for one in lists]
         gone = [np.unique(places[rows[rows >= 0]]) for rows in found]
         starts = np.cumsum([0, *[len(one) for one in gone]], dtype=np.int64)
         return starts, np.concatenate([np.empty(0, np.int64), *gone]).astype(np.int32)

@@ -113,6 +113,34 @@ def _own_port(patch: pytest.MonkeyPatch) -> str:
     return str(port)
 
 
+FIRST = ["whole", pytest.param("in runs", marks=pytest.mark.long)]
+
+
+@pytest.fixture(params=FIRST)
+def first_version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How version 0 of model paths lies: in files of all rows, or in runs as `fitPath` makes it."""
+    if request.param == "in runs":
+        from sparkml_sgdals.store.version_store import VersionStore
+
+        monkeypatch.setattr(VersionStore, "create", _create_in_runs)
+
+
+def _create_in_runs(store: Any, state: Any, meta: dict[str, Any]) -> Any:
+    """Make a model path as `fitPath` does, in two blocks, what its tasks do done here."""
+    from sparkml_sgdals.arrays.hashing import block_of, id_keys
+    from sparkml_sgdals.store.large.in_runs import RunSink, commit_in_runs
+
+    sink = RunSink(store.path)
+    runs: dict[str, Any] = {"users": [], "items": [], "metrics": None}
+    for side, table in (("users", state.users), ("items", state.items)):
+        blocks = block_of(id_keys(table.index.ids()), 2)
+        for rows in (np.flatnonzero(blocks == number) for number in range(2)):
+            ids, arrays = table.index.ids(rows), table.take(rows).arrays
+            runs[side].append(sink.write(side, table.index.kind, state.settings, ids, arrays))
+    digest = store.put_meta(meta)
+    return commit_in_runs(store, state, runs, state.ids, None, meta=digest)
+
+
 @pytest.fixture
 def classic_only(spark: Any) -> None:
     """For tests that reach into the process of the stream or into Spark's own JVM."""

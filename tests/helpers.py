@@ -16,7 +16,8 @@ ONCE = {"availableNow": True}
 def factors(model: Any) -> dict[str, tuple[np.ndarray, ...]]:
     """The state of both sides of a model, sorted by id, as arrays; a NaN in it fails."""
     found = {}
-    for name, side in (("users", model.state.users), ("items", model.state.items)):
+    state = whole_state(model)
+    for name, side in (("users", state.users), ("items", state.items)):
         table = side.to_arrow()
         width = side.mean.shape[1]
         mean = table.column("mean").combine_chunks().flatten().to_numpy(zero_copy_only=False)
@@ -37,7 +38,13 @@ def assert_same_bits(one: Any, other: Any) -> None:
         for a, b in zip(left, others[name], strict=True):
             np.testing.assert_array_equal(a, b, err_msg=name, strict=True)
     assert one.state.scalars() == other.state.scalars()
-    assert one.state.fingerprint() == other.state.fingerprint()
+    assert whole_state(one).fingerprint() == whole_state(other).fingerprint()
+
+
+def whole_state(model: Any) -> ModelState:
+    """All rows of a model, wherever they are."""
+    stored = getattr(model, "_stored", None)
+    return model.state if stored is None else stored.whole()
 
 
 def predictions(

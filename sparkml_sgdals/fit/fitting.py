@@ -20,6 +20,7 @@ from sparkml_sgdals.fit.plan import (
     Plan,
     Trained,
     TrainingReport,
+    blocks_to_path,
     choose_blocks,
 )
 from sparkml_sgdals.fit.progress import clear_progress, show_phase, show_progress
@@ -34,6 +35,7 @@ from sparkml_sgdals.spark_jobs import local_threads, phase
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.ranges import Ranges
 from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.large.in_runs import RunSink
 
 __all__ = [
     "PackedTable",
@@ -75,6 +77,7 @@ def learn_table(
     allow_empty: bool = False,
     cells: DataFrame | None = None,
     screened: bool = False,
+    sink: RunSink | None = None,
 ) -> tuple[ModelState, TrainingReport, PackedCounts, Limits]:
     """Learn a table of any size, fresh or onto a model; the state given is left as it is.
 
@@ -95,6 +98,8 @@ def learn_table(
     screened : bool
         whether the table is of a stream or an update, which set aside what lies far outside the
         ratings learned; so does a fit where ratingRange is set
+    sink : RunSink | None
+        where tasks write the rows of the model, which the state then lacks: in blocks
 
     Returns
     -------
@@ -122,7 +127,8 @@ def learn_table(
     try:
         if settings.featured:
             packed = replace(packed, features=read_features(df, options, before))
-        ((state, report),) = learn_packed(packed, settings, options, (settings.max_iter,), prior)
+        stops = (settings.max_iter,)
+        ((state, report),) = learn_packed(packed, settings, options, stops, prior, sink)
     finally:
         packed.release()
     return state, report, packed.counts, limits
@@ -284,6 +290,7 @@ def learn_packed(
     options: FitOptions,
     stops: tuple[int, ...],
     prior: ModelState | None = None,
+    sink: RunSink | None = None,
 ) -> list[Trained]:
     """Learn a packed table in the form that its size asks for.
 
@@ -302,6 +309,8 @@ def learn_packed(
         passes after which to keep a model, ascending; the settings' own `max_iter` is not used
     prior : ModelState | None
         the model that it is added to, left as it is; None for a fresh fit
+    sink : RunSink | None
+        where tasks write the rows of the one model, in blocks whatever the table's size
 
     Returns
     -------
@@ -316,8 +325,11 @@ def learn_packed(
         plain = learn_packed(packed, settings.unranked(), options, stops, before)
         return remember_table(packed.cells, options.kinds, plain, settings, prior)
     spark = packed.cells.sparkSession
+    ratings = packed.counts.ratings
     plan = Plan(
-        choose_blocks(packed.counts.ratings, settings, options, stops, fresh=prior is None),
+        choose_blocks(ratings, settings, options, stops, fresh=prior is None)
+        if sink is None
+        else blocks_to_path(ratings, options),
         options.num_threads or local_threads(spark),
         options.checkpoint_interval,
         stops,
@@ -337,7 +349,7 @@ def learn_packed(
             _warn_of_unseen(spark, options)
         if plan.progress_path:
             clear_progress(plan.progress_path)
-        trained = _train(packed, settings, options, plan, prior)
+        trained = _train(packed, settings, options, plan, prior, sink)
     if not settings.learns_events:
         ranges = _after(Ranges() if prior is None else prior.ranges, packed.counts)
         for state, _ in trained:
@@ -350,7 +362,7 @@ def learn_packed(
 
 def _train(
     packed: PackedTable, settings: Settings, options: FitOptions, plan: Plan,
-    prior: ModelState | None,
+    prior: ModelState | None, sink: RunSink | None,
 ) -> list[Trained]:  # fmt: skip
     cells = packed.cells
     if settings.solver == "minibatch":
@@ -358,12 +370,12 @@ def _train(
             return train_in_mini_batches(cells, settings, options.kinds, plan)
         # onto a model one pass, which a task does without a join a mini-batch
         plan = replace(plan, num_blocks=1)
-    if plan.num_blocks == 1:
+    if plan.num_blocks == 1 and sink is None:
         with phase(cells.sparkSession, "learn in one task"):
             return train_in_one_task(cells, settings, options.kinds, plan, prior, packed.features)
     if settings.tol > 0 and settings.solver != "bayes":
         warnings.warn("tol is not used in a fit in blocks.", UserWarning, stacklevel=2)
-    return train_in_blocks(cells, settings, options.kinds, plan, prior)
+    return train_in_blocks(cells, settings, options.kinds, plan, prior, sink)
 
 
 def _warn_of_unseen(spark: SparkSession, options: FitOptions) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, Final
 
 from pyspark.sql import DataFrame
 
@@ -11,7 +12,13 @@ from sparkml_sgdals.ingest.columns import RatingColumns
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 
-__all__ = ["FitOptions", "Plan", "Trained", "TrainingReport", "blocks_for", "choose_blocks"]
+__all__ = [
+    "FitOptions", "Plan", "Trained", "TrainingReport", "blocks_for", "blocks_to_path",
+    "choose_blocks",
+]  # fmt: skip
+
+_SMALL_BLOCK: Final = 5_000_000
+"""Ratings of a block of a fit to a model path, at most: its rows go through Spark as one value."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +52,15 @@ class TrainingReport:
         time by phase, in seconds
     passes : int
         sweeps or passes done
+    runs : dict[str, Any] | None
+        the sorted runs that tasks wrote, as a commit names them; None where the driver has the rows
     """
 
     form: str
     rmse: list[float]
     seconds: dict[str, float]
     passes: int
+    runs: dict[str, Any] | None = None
 
 
 Trained = tuple[ModelState, TrainingReport]
@@ -102,6 +112,12 @@ def choose_blocks(
 def blocks_for(ratings: int, max_per_task: int) -> int:
     """One block up to `max_per_task` ratings, else blocks of at most half of that."""
     return 1 if ratings <= max_per_task else 2 * -(-ratings // max_per_task)
+
+
+def blocks_to_path(ratings: int, options: FitOptions) -> int:
+    """Return in how many blocks a table is learned whose blocks write their rows themselves."""
+    least = -(-ratings // _SMALL_BLOCK)
+    return options.num_blocks or max(2, least, blocks_for(ratings, options.max_ratings_per_task))
 
 
 @dataclass(frozen=True)

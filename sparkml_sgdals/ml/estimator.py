@@ -18,6 +18,7 @@ from sparkml_sgdals.arrays.screening import NO_LIMITS
 from sparkml_sgdals.fit.fitting import learn_table
 from sparkml_sgdals.fit.grid_fit import GridFit, GridPoint
 from sparkml_sgdals.fit.plan import FitOptions, TrainingReport
+from sparkml_sgdals.fit.to_path import fit_to_path
 from sparkml_sgdals.ingest.columns import id_kind, id_type_name
 from sparkml_sgdals.ingest.frames import Table, as_stream, as_table
 from sparkml_sgdals.ingest.parquet import pack_parquet, see_files
@@ -161,9 +162,9 @@ class StreamingBiasedALS(
         ratings, about 57 bytes each at the peak, that one task may hold; more go in blocks; at
         least 1
     maxResidentIds : int, default 5_000_000
-        users and items, about 300 bytes each at rank 16, that a stream keeps in memory; of a larger
-        model it reads the rows that a micro-batch needs from files under the model path; 0 = all of
-        them
+        users and items, about 300 bytes each at rank 16, that a stream keeps in memory, or a model
+        that was loaded from sorted runs; of a larger one the rows that are needed are read from
+        files under the model path; 0 = all of them
     checkpointInterval : int, default 10
         steps of a fit in blocks after which its lineage is cut; -1 = never; at least 1, or -1
     parallelism : int, default 1
@@ -304,8 +305,7 @@ class StreamingBiasedALS(
         Parameters
         ----------
         path : Location
-            folder or file, local or a URI that pyarrow.fs reads, the same on driver and executors;
-            without a scheme it is local
+            folder or file, local or a URI that pyarrow.fs reads, the same on driver and executors
 
         Notes
         -----
@@ -337,6 +337,45 @@ class StreamingBiasedALS(
             cells = pack_parquet(dataset, full_path(path), options.columns, kinds, keep, limits)
         state, report, *_ = learn_table(dataset, settings, options, cells=cells)
         return self._model(state, id_types, report)
+
+    def fitPath(self, dataset: Table, modelPath: Location) -> StreamingBiasedALSModel:
+        """Fit a table to a new model path: tasks write the factors, which the driver never holds.
+
+        The table is learned in blocks, whatever its size. The path holds version 0 or, where the
+        fit is broken off, nothing. `updateStream` and `resumeStream` go on from there.
+
+        Parameters
+        ----------
+        dataset : Table
+            a table with the columns of ratings
+        modelPath : Location
+            folder or URI that holds nothing yet, which driver and executors share
+
+        Returns
+        -------
+        the model as `load` gives it
+
+        Raises
+        ------
+        ValueError
+            as `fit`; the path holds something; events, rankingSize, features, other solvers
+        TypeError
+            a column of a wrong type
+        LeaseError
+            another process writes to the path
+        StorageError
+            driver and executors do not see the same path, or it cannot be written
+        """
+        dataset = self._table(dataset)
+        self.warnOfUnused()
+        kinds, id_types = self._ids_of(dataset)
+        settings, options = self._plan(kinds)
+        empty = self._model(ModelState.empty(settings, *kinds), id_types, None)
+        path = full_path(modelPath)
+        state, report, _ = fit_to_path(dataset, settings, options, path, empty._meta())
+        model = self._copyValues(StreamingBiasedALSModel.load(path))
+        model._summary = TrainingSummary.of(state, report)
+        return model
 
     def fitMultiple(
         self, dataset: Table, paramMaps: Sequence[dict[Param[Any], Any]]
@@ -415,8 +454,7 @@ class StreamingBiasedALS(
         Raises
         ------
         ValueError
-            not a stream, a missing column, an option out of range, a path learned with other Params
-            or from another start
+            not a stream, a missing column, an option out of range, a path of other Params or start
         TypeError
             a column of a wrong type
         LeaseError

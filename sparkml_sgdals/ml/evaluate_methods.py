@@ -28,15 +28,18 @@ from sparkml_sgdals.learn.features import start_featured
 from sparkml_sgdals.ml.recommend_methods import RankingMethods, Seen
 from sparkml_sgdals.notebook import html_table, number
 from sparkml_sgdals.predict.choice import Choice
+from sparkml_sgdals.predict.in_place import counts_below
 from sparkml_sgdals.predict.judging import (
     JudgedLists,
     held_out_pairs,
     judge_lists,
     ranking_columns,
 )
+from sparkml_sgdals.predict.ranking_in_place import recommend_in_place
 from sparkml_sgdals.predict.recommending import Ranking, recommend
 from sparkml_sgdals.state.diagnosis import Diagnosis, diagnose_state
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.store.large.opening import refuse_whole
 
 __all__ = ["RANKING_METRICS", "EvaluationMethods", "RankingEvaluation"]
 
@@ -190,8 +193,16 @@ class EvaluationMethods(RankingMethods):
                 refuse_invalid(problems, columns, validation, kinds)
             table, vectors = vectors_of(table, columns)
             held_out = encode_ratings(table)
-            known = features_of_table(self._state, vectors, columns, refuse)
-            started = _with_new(self._state, known)
+            if self._stored is None:
+                known = features_of_table(self._state, vectors, columns, refuse)
+                started = _with_new(self._state, known)
+        stored = self._stored
+        if stored is not None:
+            thin = counts_below(self._session(), stored, minRatings)
+            state = self._state
+            if held_out is not None:
+                state = stored.rows_of(held_out.user_ids, held_out.item_ids)
+            return diagnose_state(state, held_out, minRatings, None, thin)
         return diagnose_state(self._state, held_out, minRatings, started)
 
     def evaluateRanking(
@@ -238,14 +249,16 @@ class EvaluationMethods(RankingMethods):
         users, items = state.users, state.items
 
         def recommended(ids: pa.Array) -> DataFrame:
-            return recommend(
-                test.sparkSession, state, users, items, ranking, ids, Choice(seen=seen)
-            )
+            choice = Choice(seen=seen)
+            if self._stored is not None:
+                spark = test.sparkSession
+                return recommend_in_place(spark, self._stored, "users", ranking, ids, choice)
+            return recommend(test.sparkSession, state, users, items, ranking, ids, choice)
 
-        judged = judge_lists(pairs, recommended, seen, items.index.ids(), k)
+        judged = judge_lists(pairs, recommended, seen, self._item_ids(), k)
         tested = self._pairs(test).agg(F.count_distinct("query").alias("users")).toArrow()
         left_out = tested.column("users")[0].as_py() - judged.users
-        return RankingEvaluation.of(judged, k, items.size, left_out)
+        return RankingEvaluation.of(judged, k, state.ids[1], left_out)
 
     def rankingColumns(
         self,
@@ -294,8 +307,17 @@ class EvaluationMethods(RankingMethods):
         )
         seen = self._seen_pairs(excludeSeen)
         pairs = held_out_pairs(self._relevant(self._judged_on(test), threshold), seen)
-        both = ranking_columns(pairs, lists, items.index.ids())
+        both = ranking_columns(pairs, lists, self._item_ids())
         return both.select(F.col("query").cast(id_type).alias(name), "prediction", "label")
+
+    def _item_ids(self) -> pa.Array:
+        """Return the ids of all items."""
+        stored = self._stored
+        if stored is None:
+            return self._scoring_state().items.index.ids()
+        if self._state.ids[1] > stored.limit:
+            refuse_whole(self._state, f"To judge rankings among {self._state.ids[1]} items")
+        return stored.all_of("items").index.ids()
 
     def _judged_on(self, test: Any) -> DataFrame:
         names = self.ratingColumns().in_order

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.vectors import describe_vectors, vector_table
+from sparkml_sgdals.store.large.opening import refuse_whole
 from sparkml_sgdals.store.objects import Location, ObjectStore, full_path
 
 __all__ = ["ExportMethods", "VectorFormat"]
@@ -50,7 +51,7 @@ class ExportMethods:
         ValueError
             another format, or there are vectors at the path
         StorageError
-            it cannot be written
+            it cannot be written, or the model is read where it lies
         """
         if format not in _WRITERS:
             raise ValueError(f"format must be one of {', '.join(_WRITERS)}, got {format!r}.")
@@ -58,6 +59,7 @@ class ExportMethods:
         if store.read(_ABOUT) is not None:
             raise ValueError(f"There are vectors at {path}: choose another path, or delete them.")
         state = self._state
+        refuse_whole(state, "To export vectors")
         for name, side in (("users", state.users), ("items", state.items)):
             _WRITERS[format](store, name, vector_table(side, state.scale))
         about = describe_vectors(state.settings, state.scale)

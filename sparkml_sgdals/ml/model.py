@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import astuple
 from typing import Any
 
 from pyspark.ml import Model
@@ -18,6 +17,7 @@ from sparkml_sgdals.ingest.frames import Table, as_table, like_given
 from sparkml_sgdals.learn.far_values import limits_for
 from sparkml_sgdals.ml.evaluate_methods import EvaluationMethods
 from sparkml_sgdals.ml.export_methods import ExportMethods
+from sparkml_sgdals.ml.factor_methods import FactorMethods
 from sparkml_sgdals.ml.feature_methods import ModelFeatures
 from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
 from sparkml_sgdals.ml.one_methods import OneMethods
@@ -26,20 +26,15 @@ from sparkml_sgdals.ml.persistence import ModelReader, ModelWriter, Picklable
 from sparkml_sgdals.ml.setters import ModelSetters
 from sparkml_sgdals.ml.summary import TrainingSummary
 from sparkml_sgdals.ml.version_methods import VersionMethods
-from sparkml_sgdals.predict.scoring import (
-    FactorFrames,
-    ScoreColumns,
-    factor_frame,
-    public_factors,
-    score,
-)
+from sparkml_sgdals.predict.scoring import FactorFrames, ScoreColumns, score
 from sparkml_sgdals.spark_jobs import active_session
 from sparkml_sgdals.state.event_scores import serving_state
-from sparkml_sgdals.state.explaining import EXPLANATION_DDL, explain_pair
-from sparkml_sgdals.state.factors import FactorTable, put_features
+from sparkml_sgdals.state.factors import put_features
 from sparkml_sgdals.state.model_state import ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.large.opening import open_version, refuse_whole
 from sparkml_sgdals.store.objects import Location, full_path
+from sparkml_sgdals.store.overlay import Overlay
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 from sparkml_sgdals.stream.announced import start_announced
 from sparkml_sgdals.stream.job import StreamJob
@@ -54,6 +49,7 @@ logger = logging.getLogger(__name__)
 
 
 class StreamingBiasedALSModel(
+    FactorMethods,
     EvaluationMethods,
     ExportMethods,
     OneMethods,
@@ -92,6 +88,8 @@ class StreamingBiasedALSModel(
         # copies share a state until one of them learns
         self._shared = False
         self._path_id: str | None = None
+        # of a version that is too large for memory: reads the rows that `_state` lacks
+        self._stored: Overlay | None = None
         self._frames: tuple[tuple[SparkSession, bool], FactorFrames] | None = None
         self._predictor = None
         self._serving: tuple[ModelState, int, ModelState] | None = None
@@ -118,16 +116,6 @@ class StreamingBiasedALSModel(
     def globalMean(self) -> float:
         """Mean of the ratings."""
         return self._scoring_state().scale.mean
-
-    @property
-    def userFactors(self) -> DataFrame:
-        """Users: id, features array<float> of length rank, bias float, in units of the ratings."""
-        return self._public(self._scoring_state().users, self._id_types[0])
-
-    @property
-    def itemFactors(self) -> DataFrame:
-        """Items: id, features array<float> of length rank, bias float, in units of the ratings."""
-        return self._public(self._scoring_state().items, self._id_types[1])
 
     @property
     def hasSummary(self) -> bool:
@@ -173,45 +161,11 @@ class StreamingBiasedALSModel(
         spark, state = dataset.sparkSession, self._scoring_state()
         key = (spark, bool(columns.std))
         if self._frames is None or self._frames[0] != key:
-            sides = (state.users, state.items)
-            frames = (factor_frame(spark, side, bool(columns.std), state.heard) for side in sides)
+            frames = (self._factors(spark, side, key[1]) for side in ("users", "items"))
             self._frames = (key, FactorFrames(*frames))
         return score(dataset, state, self._frames[1], columns)
 
-    # ---- explain, start from ALS ------------------------------------------------------------
-
-    def explain(
-        self, user: int | str, item: int | str, userFeatures: Any = None, itemFeatures: Any = None
-    ) -> DataFrame:
-        """Why the model predicts what it does for a pair, in rows that a person can read.
-
-        Parameters
-        ----------
-        user, item : int | str
-            ids, known or not
-        userFeatures, itemFeatures : Any
-            a vector, or numbers, that is known of the user or item, where the model was fitted with
-            such; its largest shares are told by name
-
-        Returns
-        -------
-        DataFrame of part, value, std (both in units of the ratings), ratings, note: the mean, both
-        biases, the features' share, the noise, and the prediction, which is their sum; std is null
-        but under solver 'bayes', ratings is how many ratings are behind the part. Parts named by a
-        feature ("item Comedy") say what it adds to the others
-
-        Raises
-        ------
-        ValueError
-            a vector is none, or the model was fitted without such
-        TypeError
-            an id is a string where the model learned integers, or the other way round
-        """
-        self._refuse_of_events("explain takes the prediction of a rating apart")
-        known = self._vector_of(userFeatures, 0), self._vector_of(itemFeatures, 1)
-        parts = explain_pair(self._state, user, item, self.getClipPredictions(), known)
-        rows = [astuple(part) for part in parts]
-        return self._session().createDataFrame(rows, EXPLANATION_DDL)
+    # ---- start from ALS ---------------------------------------------------------------------
 
     @classmethod
     def fromALS(cls, als_model: ALSModel) -> StreamingBiasedALSModel:
@@ -267,6 +221,7 @@ class StreamingBiasedALSModel(
             limits_of=lambda table: limits_for(self._state, given, table), newest=options.newest,
         )  # fmt: skip
         if collected is None:
+            refuse_whole(self._state, "For an update with more than a million ratings")
             prior = None if self._state.blank else self._state
             announced = announced_in(dataset, options.columns, options.kinds)
             rows = rated(dataset, options.columns)
@@ -278,8 +233,14 @@ class StreamingBiasedALSModel(
                 rows = rated(dataset, options.columns)
                 refuse_invalid(collected.problems, options.columns, rows, options.kinds)
             if self._shared:
-                self._state = self._state.copy()
-            done = learn_collected(self._state, collected, options)
+                self._keep_apart()
+            stored = self._stored
+            done = learn_collected(
+                self._state, collected, options, *([] if stored is None else [stored.fetch])
+            )
+            if stored is not None and done.rows is not None:
+                stored.learned(done.rows, (done.new_users, done.new_items))
+                stored.trim()
             if done.bad_rows:
                 told = explain_problems(done.problems, column_names(options.columns))
                 logger.warning("rows not learned: %s", told)
@@ -358,10 +319,12 @@ class StreamingBiasedALSModel(
             the path is damaged
         """
         self._check_feature_columns()
+        stored = self._stored
+        told = self._state.fingerprint() if stored is None else stored.fingerprint()
         return start_stream(
             stream,
             modelPath,
-            StreamStart(self._state, self._state.fingerprint(), self._path_id, self._meta()),
+            StreamStart(self._state, told, self._path_id, self._meta(), stored),
             fit_options(self, self._kinds(), stream_invalid(self), self._state.settings),
             StreamOptions(
                 trigger=trigger,
@@ -441,26 +404,55 @@ class StreamingBiasedALSModel(
         return ModelReader(cls, cls._from_store)
 
     @classmethod
-    def load(cls, path: Location, version: int | None = None) -> StreamingBiasedALSModel:
+    def load(
+        cls, path: Location, version: int | None = None, maxResidentIds: int | None = None
+    ) -> StreamingBiasedALSModel:
         """Load a saved model, or a version (the newest by default) under a model path.
 
-        Raises StorageError where nothing readable is there, it is damaged or of another format.
+        A version in sorted runs with more ids than `maxResidentIds` is read where it lies: the
+        model then holds that many rows at most.
+
+        Parameters
+        ----------
+        path : Location
+            folder or URI
+        version : int | None
+            of a model path
+        maxResidentIds : int | None
+            users and items in memory, by default as the Param was set; 0 = all
+
+        Raises
+        ------
+        StorageError
+            nothing readable is there, it is damaged or of another format
         """
-        return cls.read().load(path, version)
+        return cls.read().load(path, version, maxResidentIds)
 
     def __repr__(self) -> str:
         """Return the uid and sizes of the model."""
         state = self._state
         return (
             f"StreamingBiasedALSModel: uid={self.uid}, rank={self.rank}, version={self.version}, "
-            f"users={state.users.size}, items={state.items.size}, "
-            f"ratings={state.counters.ratings}"
+            f"users={state.ids[0]}, items={state.ids[1]}, ratings={state.counters.ratings}"
+            + ("" if self._stored is None else f", read from {self._stored.store.path}")
         )
 
     @classmethod
-    def _from_store(cls, store: VersionStore, version: int | None) -> StreamingBiasedALSModel:
-        state, commit = store.load(version)
-        return cls._described(store.meta() or {}, state, commit.version)
+    def _from_store(
+        cls, store: VersionStore, version: int | None, resident: int | None = None
+    ) -> StreamingBiasedALSModel:
+        def limit() -> int:
+            if resident is not None:
+                return resident
+            params: dict[str, int] = (store.meta() or {}).get("params", {})
+            return params.get("maxResidentIds", cls().getMaxResidentIds())
+
+        state, commit, stored = open_version(store, version, limit)
+        model = cls._described(store.meta() or {}, state, commit.version)
+        model._stored = stored
+        if resident is not None:
+            model.setMaxResidentIds(resident)
+        return model
 
     @classmethod
     def _described(
@@ -480,7 +472,7 @@ class StreamingBiasedALSModel(
         return model
 
     def _at_newest(self, store: VersionStore) -> StreamingBiasedALSModel:
-        newest = self._from_store(store, None)
+        newest = self._from_store(store, None, self.getMaxResidentIds())
         return self._copyValues(newest)
 
     def _meta(self) -> dict[str, Any]:
@@ -510,9 +502,6 @@ class StreamingBiasedALSModel(
     @staticmethod
     def _session() -> SparkSession:
         return active_session()
-
-    def _public(self, table: FactorTable, id_type: str) -> DataFrame:
-        return public_factors(self._session(), table, self._scoring_state().scale.spread, id_type)
 
 
 # the name that saved pipelines carry stays, wherever the class may move

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import astuple
 from typing import Any
 
-from pyspark.sql import Row
+from pyspark.sql import DataFrame, Row
 
 from sparkml_sgdals.arrays.given_ids import given_ids, lists_ids
 from sparkml_sgdals.notebook import html_table, number
 from sparkml_sgdals.predict.recommending import whole_count
 from sparkml_sgdals.predict.seen import remembered_pairs
 from sparkml_sgdals.predictor import Predictor
+from sparkml_sgdals.spark_jobs import active_session
+from sparkml_sgdals.state.explaining import EXPLANATION_DDL, explain_pair
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.store.overlay import Overlay
 
 __all__ = ["OneMethods"]
 
@@ -28,6 +32,9 @@ class OneMethods:
     getColdStartStrategy: Callable[[], str]
     getClipPredictions: Callable[[], bool]
     _scoring_state: Callable[[], ModelState]
+    _stored: Overlay | None
+    _refuse_of_events: Callable[[str], None]
+    _vector_of: Callable[[Any, int], Any]
 
     def predictOne(self, user: int | str, item: int | str) -> float:
         """Return the prediction of one pair at once, as `transform` gives it.
@@ -98,18 +105,59 @@ class OneMethods:
         pairs = zip(best["item"].tolist(), best["rating"].tolist(), strict=True)
         return [row(item, rating) for item, rating in pairs]
 
+    def explain(
+        self, user: int | str, item: int | str, userFeatures: Any = None, itemFeatures: Any = None
+    ) -> DataFrame:
+        """Why the model predicts what it does for a pair, in rows that a person can read.
+
+        Parameters
+        ----------
+        user, item : int | str
+            ids, known or not
+        userFeatures, itemFeatures : Any
+            a vector, or numbers, that is known of the user or item, where the model was fitted with
+            such; its largest shares are told by name
+
+        Returns
+        -------
+        DataFrame of part, value, std (both in units of the ratings), ratings, note: the mean, both
+        biases, the features' share, the noise, and the prediction, which is their sum; std is null
+        but under solver 'bayes', ratings is how many ratings are behind the part. Parts named by a
+        feature ("item Comedy") say what it adds to the others
+
+        Raises
+        ------
+        ValueError
+            a vector is none, or the model was fitted without such
+        TypeError
+            an id is a string where the model learned integers, or the other way round
+        """
+        self._refuse_of_events("explain takes the prediction of a rating apart")
+        known = self._vector_of(userFeatures, 0), self._vector_of(itemFeatures, 1)
+        state = self._state
+        if self._stored is not None:
+            kinds = state.users.index.kind, state.items.index.kind
+            state = self._stored.rows_of(
+                given_ids([user], kinds[0], "user"), given_ids([item], kinds[1], "item")
+            )
+        parts = explain_pair(state, user, item, self.getClipPredictions(), known)
+        rows = [astuple(part) for part in parts]
+        return active_session().createDataFrame(rows, EXPLANATION_DDL)
+
     def _repr_html_(self) -> str:
         state, settings = self._state, self._state.settings
         counters = state.counters
         rows = [
-            ("users", number(state.users.size)),
-            ("items", number(state.items.size)),
+            ("users", number(state.ids[0])),
+            ("items", number(state.ids[1])),
             ("events" if settings.learns_events else "ratings", number(counters.ratings)),
             ("rank", settings.rank),
             ("solver", settings.solver),
             ("version", self.version),
             ("columns", f"{self.getUserCol()}, {self.getItemCol()}"),
         ]
+        if self._stored is not None:
+            rows.append(("read from", self._stored.store.path))
         if counters.ratings and not settings.learns_events:
             span = f"{counters.low:g} to {counters.high:g}, mean {number(state.scale.mean)}"
             rows.append(("ratings from", span))
@@ -125,6 +173,6 @@ class OneMethods:
         if self._predictor is None or self._predictor[0] != key:
             self._predictor = (
                 key,
-                Predictor(self._state, params, self.version, self._scoring_state()),
+                Predictor(self._state, params, self.version, self._scoring_state(), self._stored),
             )
         return self._predictor[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -23,13 +24,17 @@ from pyspark.sql.utils import is_remote
 from sparkml_sgdals.spark_jobs import local_threads
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.store.objects import Location
+from sparkml_sgdals.store.large.rewriting import copy_version
+from sparkml_sgdals.store.objects import Location, same_place
 from sparkml_sgdals.store.saved_model import (
+    IN_RUNS,
     checked_metadata,
     described,
     first_line,
+    is_saved,
     naming,
     refuse_model_path,
+    saved_in_runs,
     sealed,
     state_of,
 )
@@ -92,7 +97,11 @@ class _Writer(MLWriter):
             a stream keeps its versions there
         """
         refuse_model_path(path)
+        self._refuse_own(os.fspath(path))
         super().save(os.fspath(path))
+
+    def _refuse_own(self, path: str) -> None:
+        """See that what is to be saved does not lie there."""
 
     def _handleOverwrite(self, path: str) -> None:
         if is_remote():
@@ -130,6 +139,9 @@ class ModelWriter(_Writer):
         """Write to `path`; the state is in memory, so the path it came from may be replaced."""
         model, spark = self.model, _session(self)
         state = model.state
+        if model._stored is not None:
+            self._copy(path)
+            return
         self._write_metadata(model, path, described(state, model.idTypes, model.version))
         for name, side in (("users", state.users), ("items", state.items)):
             ddl = _ddl(side)
@@ -142,6 +154,36 @@ class ModelWriter(_Writer):
             frame.coalesce(files).write.mode("overwrite").parquet(f"{path}/{name}")
             written = spark.read.schema("id string").parquet(f"{path}/{name}")
             _see_written(spark, path, written, side.size)
+
+    def _refuse_own(self, path: str) -> None:
+        stored = self.model._stored
+        if stored is not None and f"{same_place(stored.store.path)}/".startswith(
+            f"{same_place(path)}/"
+        ):
+            raise StorageError(
+                f"The model is read from {stored.store.path}, which saving to {path} would delete: "
+                "save to another path."
+            )
+
+    def _copy(self, path: str) -> None:
+        """Write a model that is read where it lies: copies of its files, as a model path."""
+        model, stored = self.model, self.model._stored
+        target = VersionStore(f"{path}/{IN_RUNS}")
+        meta = model._meta() | {
+            "settings": model.state.settings.to_json(),
+            "kinds": list(model._kinds()),
+            "origin": f"saved {stored.fingerprint()}",
+            "pathId": uuid.uuid4().hex,
+        }
+        commit = copy_version(stored, target, meta)
+        extra = {"modelVersion": model.version, "inRuns": commit.digest}
+        self._write_metadata(model, path, extra)
+        if not is_saved(path):
+            target.delete_folder("")
+            raise StorageError(
+                f"Spark writes {path} to another place than this process: name it as a full URI, "
+                "such as hdfs://host/path or s3a://bucket/path."
+            )
 
 
 class EstimatorReader(DefaultParamsReader[E], Generic[E]):
@@ -172,14 +214,25 @@ class ModelReader(MLReader[M], Generic[M]):
     """Reads what `ModelWriter` wrote, or the newest version under a model path."""
 
     def __init__(
-        self, model_class: Any, from_store: Callable[[VersionStore, int | None], M]
+        self, model_class: Any, from_store: Callable[[VersionStore, int | None, int | None], M]
     ) -> None:
         super().__init__()
         self.model_class = model_class
         self.from_store = from_store
 
-    def load(self, path: Location, version: int | None = None) -> M:
+    def load(
+        self, path: Location, version: int | None = None, maxResidentIds: int | None = None
+    ) -> M:
         """Load the model at `path`.
+
+        Parameters
+        ----------
+        path : Location
+            of a saved model, or a model path
+        version : int | None
+            of a model path, the newest by default
+        maxResidentIds : int | None
+            users and items of it in memory, where the rest can be read; by default as it was set
 
         Raises
         ------
@@ -189,11 +242,17 @@ class ModelReader(MLReader[M], Generic[M]):
         path = os.fspath(path)
         store = _version_store(path)
         if store is not None:
-            return self.from_store(store, version)
+            return self.from_store(store, version, maxResidentIds)
         if version is not None:
             raise StorageError(f"{path} is a saved model, not a model path: it has no versions.")
         spark = _session(self)
         metadata = _read_metadata(spark, path, self.model_class)
+        if "inRuns" in metadata:
+            held: Any = self.from_store(saved_in_runs(path, metadata), None, maxResidentIds)
+            held.version, held._path_id = metadata["modelVersion"], None
+            _set_params(held, metadata, path)
+            in_runs: M = held
+            return in_runs
         state = state_of(metadata, path, partial(_read_side, spark, path))
         model = self.model_class(state, tuple(metadata["idTypes"]), metadata["modelVersion"])
         _set_params(model, metadata, path)

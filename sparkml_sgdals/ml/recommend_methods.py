@@ -24,10 +24,13 @@ from sparkml_sgdals.ingest.frames import Table, as_table, is_spark
 from sparkml_sgdals.ml.given_pairs import GivenPairs, IdColumn, Pairs, read_pairs
 from sparkml_sgdals.predict.choice import Choice
 from sparkml_sgdals.predict.new_users import recommend_new_users
+from sparkml_sgdals.predict.ranking_in_place import recommend_in_place, similar_in_place
 from sparkml_sgdals.predict.recommending import RankBy, Ranking, recommend, similar
 from sparkml_sgdals.predict.seen import remembered_pairs
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.store.large.opening import refuse_whole
+from sparkml_sgdals.store.overlay import Overlay
 
 __all__ = ["RankingMethods", "Seen", "TableOrIds"]
 
@@ -41,6 +44,7 @@ class RankingMethods:
     """Methods of the model that order items for users, or users for items."""
 
     _state: ModelState
+    _stored: Overlay | None
     _scoring_state: Callable[[], ModelState]
     _id_types: tuple[str, str]
     _session: Callable[[], SparkSession]
@@ -175,6 +179,7 @@ class RankingMethods:
         TypeError
             a column of a wrong type
         """
+        refuse_whole(self._state, "To rank for people whom it does not know")
         users, param, name, _ = self._side("user")
         items, _, item, item_type = self._side("item")
         columns = self.ratingColumns()
@@ -318,8 +323,11 @@ class RankingMethods:
             )
         subset = None if dataset is None else self._subset(dataset, side)
         spark = dataset.sparkSession if is_spark(dataset) else self._session()
-        choice = self._choice(side, candidates, seen)
-        ranked = recommend(spark, state, queries, offered, ranking, subset, choice)
+        choice, stored = self._choice(side, candidates, seen), self._stored
+        if stored is None:
+            ranked = recommend(spark, state, queries, offered, ranking, subset, choice)
+        else:
+            ranked = recommend_in_place(spark, stored, f"{side}s", ranking, subset, choice)
         fields = f"array<struct<{quoted(other)}:{other_type},rating:float>>"
         columns = [
             F.col("query").cast(id_type).alias(name),
@@ -330,7 +338,11 @@ class RankingMethods:
     def _similar(self, side: str, dataset: Any, count: int) -> DataFrame:
         table, _, name, id_type = self._side(side)
         spark = dataset.sparkSession if is_spark(dataset) else self._session()
-        ranked = similar(spark, table, count, self._subset(dataset, side))
+        subset, stored = self._subset(dataset, side), self._stored
+        if stored is None:
+            ranked = similar(spark, table, count, subset)
+        else:
+            ranked = similar_in_place(spark, stored, f"{side}s", count, subset)
         fields = f"array<struct<{quoted(name)}:{id_type},similarity:float>>"
         return ranked.select(
             F.col("query").cast(id_type).alias(name),

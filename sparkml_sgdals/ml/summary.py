@@ -48,8 +48,8 @@ class TrainingSummary:
         return cls(
             form=report.form,
             ratings=state.counters.ratings,
-            users=state.users.size,
-            items=state.items.size,
+            users=state.ids[0],
+            items=state.ids[1],
             totalIterations=report.passes,
             rmse=list(report.rmse),
             noiseVariance=state.noise * state.scale.spread**2,

@@ -10,8 +10,10 @@ import pandas as pd
 from sparkml_sgdals.ml.recommend_methods import TableOrIds
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.forgetting import forget_users
+from sparkml_sgdals.store.large.opening import open_version, refuse_whole
 from sparkml_sgdals.store.maintenance import Rollback, list_versions, roll_back
 from sparkml_sgdals.store.objects import Location, full_path
+from sparkml_sgdals.store.overlay import Overlay
 from sparkml_sgdals.store.version_store import VersionStore
 
 __all__ = ["VersionMethods"]
@@ -25,6 +27,8 @@ class VersionMethods:
     _shared: bool
     _frames: Any
     _path_id: str | None
+    _stored: Overlay | None
+    getMaxResidentIds: Callable[[], int]
     _subset: Callable[[Any, str], Any]
 
     @classmethod
@@ -106,10 +110,12 @@ class VersionMethods:
         if modelPath is not None:
             store = VersionStore(full_path(modelPath))
             forget_users(store, ids)
-            self._state, commit = store.load()
+            limit = self.getMaxResidentIds() if self._stored is None else self._stored.limit
+            self._state, commit, self._stored = open_version(store, None, lambda: limit)
             self.version = commit.version
             self._path_id = (store.meta() or {}).get("pathId")
         else:
+            refuse_whole(self._state, "To forget users without a modelPath")
             if self._shared:
                 self._state = self._state.copy()
             self._state.users = self._state.users.without(ids)

@@ -35,6 +35,11 @@ class Choice:
     among: DataFrame | None = None
     seen: DataFrame | None = None
 
+    @property
+    def names_pairs(self) -> bool:
+        """Whether pairs say something."""
+        return self.among is not None or self.seen is not None
+
     def rows(self, candidates: FactorTable) -> I64:
         """Return rows of the candidates for all, in the order of their ids."""
         ids = candidates.index.ids()

@@ -21,7 +21,7 @@ from sparkml_sgdals.arrays.screening import ZERO_WEIGHT, screen
 from sparkml_sgdals.ingest.bad_rows import explain_problems
 from sparkml_sgdals.learn.one_batch import HeldItems, fold_in
 from sparkml_sgdals.predict.choice import Choice
-from sparkml_sgdals.predict.recommending import Part, Rank, Ranking
+from sparkml_sgdals.predict.rank_blocks import CandidatePart, Rank, Ranking
 from sparkml_sgdals.spark_workers import need_workers
 from sparkml_sgdals.state.columns import list_column
 from sparkml_sgdals.state.model_state import ModelState
@@ -83,7 +83,7 @@ def recommend_new_users(
     items, order = state.items, choice.rows(state.items)
     nothing = np.empty((order.size, 0), np.float32)
     var = items.var[order] if ranking.sign else nothing
-    part = Part(items.index.ids(order), items.mean[order], var, nothing)
+    part = CandidatePart(items.index.ids(order), items.mean[order], var, nothing)
     kinds = state.users.index.kind, items.index.kind
     rank = _FoldInAndRank(held, items.index.ids(), Rank(part, ranking, kinds), leave_out, names)
     types = [("bigint" if kind == "int" else "string") for kind in kinds]

@@ -1,180 +1,43 @@
-"""Rank: the best candidates for many ids, by blocked products in Arrow UDFs (driver, executors).
-
-Queries (users, say) are cut into blocks of factors, one binary row each; candidates (items) travel
-with the function. No row is ever a pair.
-"""
+"""Rank: the best candidates for many ids, by blocked products in Arrow UDFs (driver, executors)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
-from pyspark.sql import functions as F
 
-from sparkml_sgdals.arrays.hashing import USER_SIDE, block_of, id_keys
-from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
-from sparkml_sgdals.arrays.ipc import from_bytes, to_bytes
-from sparkml_sgdals.kernels.topn import (
-    Boosts,
-    Positions,
-    Tastes,
-    candidate_products,
-    positions_of,
-    query_products,
-    top_n,
-)
+from sparkml_sgdals.arrays.hashing import USER_SIDE
+from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.predict.choice import Choice
-from sparkml_sgdals.spark_jobs import gathered
-from sparkml_sgdals.spark_workers import need_workers
-from sparkml_sgdals.state.columns import list_column, prior_variances
+from sparkml_sgdals.predict.rank_blocks import (
+    QUERIES_PER_BLOCK,
+    CandidatePart,
+    Heard,
+    Part,
+    Queries,
+    RankBy,
+    Ranking,
+    query_blocks,
+    rank_blocks,
+    whole_count,
+)
+from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.event_scores import means_and_tastes, tastes_of
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.state.partners import Partners
 
-__all__ = ["Part", "Rank", "RankBy", "Ranking", "recommend", "similar"]
+__all__ = [
+    "CANDIDATES_PER_PART", "RankBy", "Ranking", "candidate_parts", "directions", "queries_of",
+    "recommend", "similar", "similar_among", "similar_parts", "whole_count",
+]  # fmt: skip
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
-RankBy = Literal["prediction", "upper", "lower"]
 
-_SIGNS: Final = {"prediction": 0, "upper": 1, "lower": -1}
-_QUERIES_PER_BLOCK: Final = 4096
-_CANDIDATES_PER_PART: Final = 200_000
-_PAIRS_AT_ONCE: Final = 500_000
-
-
-def whole_count(what: str, given: Any) -> int:
-    """Return a number of things as an int.
-
-    Raises
-    ------
-    TypeError
-        it is no whole number
-    ValueError
-        it is below 1
-    """
-    number = isinstance(given, (int, float, np.number)) and not isinstance(given, bool)
-    if not number or given != np.floor(given):
-        raise TypeError(f"{what} must be a whole number, got {given!r}.")
-    if given < 1:
-        raise ValueError(f"{what} must be at least 1, got {given}.")
-    return int(given)
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """What to rank by, and how scores become ratings.
-
-    Attributes
-    ----------
-    count : int
-        candidates a query
-    sign : int
-        1, 0 or -1 standard deviations of the mean added to the prediction
-    mean, spread : float
-        of the scale; score = mean + spread (query part + candidate part)
-    low, high : float
-        predictions are clipped to these after ranking
-    """
-
-    count: int
-    sign: int
-    mean: float
-    spread: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, state: ModelState, count: int, rank_by: str, clip: bool) -> Ranking:
-        """Return the ranking that a model's predictions give.
-
-        Raises
-        ------
-        ValueError
-            `count` below 1, an unknown `rank_by`, or one that the model's solver has no variances
-            for
-        """
-        count = whole_count("The number of recommendations", count)
-        if rank_by not in _SIGNS:
-            raise ValueError(f"rankBy must be one of {', '.join(_SIGNS)}, got {rank_by!r}.")
-        if rank_by != "prediction" and state.settings.solver != "bayes":
-            raise ValueError(
-                f"rankBy={rank_by!r} needs a model of solver 'bayes', this one was learned by "
-                f"{state.settings.solver!r}: rank by 'prediction'."
-            )
-        clips = clip and state.counters.ratings > 0
-        low = state.counters.low if clips else -np.inf
-        high = state.counters.high if clips else np.inf
-        return cls(count, _SIGNS[rank_by], state.scale.mean, state.scale.spread, low, high)
-
-
-@dataclass(frozen=True)
-class Part:
-    """Candidates as the tasks get them: all, or some of many."""
-
-    ids: pa.Array
-    mean: F32
-    var: F32
-    taste: F32
-    heard: _Heard | None = None
-
-
-@dataclass(frozen=True)
-class _Heard:
-    """What stands together with what users did last, for a part of the candidates.
-
-    Attributes
-    ----------
-    partners : Partners
-        of all items; of the users where users are the candidates, else of none
-    places : npt.NDArray[np.int32]
-        int32, shape (items,): position in the part of each row's item, -1 for none
-    of_users : bool
-        whether users are asked for, and items are the candidates
-    """
-
-    partners: Partners
-    places: npt.NDArray[np.int32]
-    of_users: bool
-
-    @classmethod
-    def of(cls, partners: Partners | None, rows: I64, users_ask: bool) -> _Heard | None:
-        """Return it for candidates by their rows."""
-        if partners is None:
-            return None
-        places = np.full(len(partners.rows), -1, np.int32)
-        if users_ask:
-            places[rows] = np.arange(rows.size, dtype=np.int32)
-        asked = np.empty(0, np.int64) if users_ask else rows
-        return cls(partners.of_rows(asked), places, users_ask)
-
-    def boosts(self, queries: pa.Table, size: int) -> Boosts:
-        """Return what is added to the part's candidates for a block of queries."""
-        if not self.of_users:
-            return self.partners.of_items(queries.column("row").to_numpy().astype(np.int64))
-        latest = _matrix(queries, "latest").astype(np.int32)
-        weights = queries.column("weight").to_numpy().astype(np.float32)
-        partners = replace(self.partners, latest=latest, weights=weights)
-        return partners.of_users(self.places, size)
-
-
-@dataclass(frozen=True)
-class _Queries:
-    """What is ranked for, in the order of their ids' rows."""
-
-    mean: F32
-    var: F32
-    taste: F32
-    cold: npt.NDArray[np.bool_]
-    heard: Partners | None = None
-    rows: I64 | None = None
-    """of items, where what stands together is heard for them"""
+CANDIDATES_PER_PART: Final = 200_000
 
 
 def recommend(
@@ -210,36 +73,47 @@ def recommend(
     """
     rows = np.arange(queries.size) if subset is None else queries.index.find(subset)
     ids = queries.index.ids() if subset is None else subset
-    variances = ranking.sign != 0
-    prior = prior_variances(state.settings)
+    asked = queries_of(state, queries, rows, ranking)
+    parts = candidate_parts(state, candidates, ranking, queries.side == USER_SIDE, choice)
+    kinds = (queries.index.kind, candidates.index.kind)
+    return _ranked(spark, ids, asked, parts, ranking, kinds, choice)
+
+
+def queries_of(state: ModelState, queries: FactorTable, rows: I64, ranking: Ranking) -> Queries:
+    """Return what is ranked for, by rows of a table; -1 for ids that are not known."""
+    users_ask = queries.side == USER_SIDE
     mean, taste = means_and_tastes(queries, rows)
     # the row after the last stands for ids that are not known
     var = (
-        np.vstack([queries.var, prior[None, :]])[rows]
-        if variances
+        np.vstack([queries.var, prior_variances(state.settings)[None, :]])[rows]
+        if ranking.sign != 0
         else np.empty((rows.size, 0), np.float32)
     )
+    latest = state.heard.of_rows(rows) if state.heard is not None and users_ask else None
+    of_items = rows if state.heard is not None and not users_ask else None
+    return Queries(mean, var, taste, rows < 0, latest, of_items)
+
+
+def candidate_parts(
+    state: ModelState, candidates: FactorTable, ranking: Ranking, users_ask: bool, choice: Choice
+) -> list[Part]:
+    """Return those of a table that are chosen for all in parts, in the order of their ids."""
     order = choice.rows(candidates)
-    parts, users_ask = [], queries.side == USER_SIDE
+    parts: list[Part] = []
     # where none is left, each query still has its row
-    for first in range(0, max(order.size, min(candidates.size, 1)), _CANDIDATES_PER_PART):
-        some = order[first : first + _CANDIDATES_PER_PART]
-        heard = _Heard.of(state.heard, some, users_ask)
-        held = candidates.var[some] if variances else np.empty((some.size, 0), np.float32)
+    for first in range(0, max(order.size, min(candidates.size, 1)), CANDIDATES_PER_PART):
+        some = order[first : first + CANDIDATES_PER_PART]
+        held = candidates.var[some] if ranking.sign else np.empty((some.size, 0), np.float32)
         parts.append(
-            Part(
+            CandidatePart(
                 candidates.index.ids(some),
                 candidates.mean[some],
                 held,
                 candidates.taste[some],
-                heard,
+                Heard.of(state.heard, some, users_ask),
             )
         )
-    kinds = (queries.index.kind, candidates.index.kind)
-    latest = state.heard.of_rows(rows) if state.heard is not None and users_ask else None
-    of_items = rows if state.heard is not None and not users_ask else None
-    asked = _Queries(mean, var, taste, rows < 0, latest, of_items)
-    return _ranked(spark, ids, asked, parts, ranking, kinds, choice)
+    return parts
 
 
 def similar(spark: SparkSession, table: FactorTable, count: int, subset: pa.Array) -> DataFrame:
@@ -251,22 +125,41 @@ def similar(spark: SparkSession, table: FactorTable, count: int, subset: pa.Arra
     count = whole_count("The number of similar ids", count)
     rows = table.index.find(subset)
     subset, rows = subset.filter(pa.array(rows >= 0)), rows[rows >= 0]
-    features = tastes_of(table).copy()
+    features = directions(tastes_of(table))
+    parts = similar_parts(table.index.ids(), features)
+    return similar_among(spark, subset, features[rows], table.index.kind, count, parts)
+
+
+def similar_among(
+    spark: SparkSession, ids: pa.Array, features: F32, kind: IdKind, count: int, parts: list[Part]
+) -> DataFrame:
+    """Return `similar` of ids with these `directions`, among the candidates in parts."""
+    nothing = np.empty((len(ids), 0), np.float32)
+    ranking = Ranking(count, 0, 0.0, 1.0, -1.0, 1.0)
+    asked = Queries(features, nothing, nothing, np.zeros(len(ids), bool))
+    itself = _pairs(spark, ids, kind)
+    return _ranked(spark, ids, asked, parts, ranking, (kind, kind), Choice(seen=itself))
+
+
+def directions(means: F32) -> F32:
+    """Return features of length 1, with a bias of 0: their products are cosines."""
+    features = means.copy()
     features[:, 0] = 0.0
     norms = np.linalg.norm(features, axis=1, keepdims=True)
     features /= np.where(norms > 0, norms, np.float32(1.0))
-    nothing = np.empty((table.size, 0), np.float32)
-    order = pa.compute.array_sort_indices(table.index.ids()).to_numpy(zero_copy_only=False)
-    parts = []
-    for first in range(0, order.size, _CANDIDATES_PER_PART):
-        some = order[first : first + _CANDIDATES_PER_PART]
-        parts.append(Part(table.index.ids(some), features[some], nothing[some], nothing[some]))
-    kinds = (table.index.kind, table.index.kind)
-    itself = _pairs(spark, subset, table.index.kind)
-    ranking = Ranking(count, 0, 0.0, 1.0, -1.0, 1.0)
-    cold = np.zeros(rows.size, bool)
-    asked = _Queries(features[rows], nothing[rows], nothing[rows], cold)
-    return _ranked(spark, subset, asked, parts, ranking, kinds, Choice(seen=itself))
+    return features
+
+
+def similar_parts(ids: pa.Array, features: F32) -> list[Part]:
+    """Return ids and their `directions` as candidates in parts, in the order of ids."""
+    order = pa.compute.array_sort_indices(ids).to_numpy(zero_copy_only=False)
+    nothing = np.empty((len(ids), 0), np.float32)
+    parts: list[Part] = []
+    for first in range(0, order.size, CANDIDATES_PER_PART):
+        some = order[first : first + CANDIDATES_PER_PART]
+        held = ids.take(pa.array(some)), features[some], nothing[some], nothing[some]
+        parts.append(CandidatePart(*held))
+    return parts
 
 
 def _pairs(spark: SparkSession, ids: pa.Array, kind: IdKind) -> DataFrame:
@@ -279,210 +172,14 @@ def _pairs(spark: SparkSession, ids: pa.Array, kind: IdKind) -> DataFrame:
 def _ranked(
     spark: SparkSession,
     ids: pa.Array,
-    asked: _Queries,
+    asked: Queries,
     parts: list[Part],
     ranking: Ranking,
     kinds: tuple[IdKind, IdKind],
     choice: Choice,
 ) -> DataFrame:
-    names = [("bigint" if kind == "int" else "string") for kind in kinds]
-    ddl = (
-        f"query {names[0]}, cold boolean, "
-        f"recommendations array<struct<candidate:{names[1]},rating:float>>"
-    )
-    if not len(ids) or not parts:
-        return spark.createDataFrame([], ddl)
-    need_workers(spark)
-    num_blocks = -(-len(ids) // _QUERIES_PER_BLOCK)
-    blocks = _query_blocks(spark, ids, asked, num_blocks)
-    cells = choice.cells()
-    if cells is not None:
-        cells = gathered(cells).mapInArrow(_RoutePairs(num_blocks), "block int, payload binary")
-    results = []
-    for part in parts:
-        rank = Rank(part, ranking, kinds, choice.among is not None)
-        if cells is None:
-            results.append(blocks.mapInArrow(rank.blocks, ddl))
-        else:
-            both = blocks.groupBy("block").cogroup(cells.groupBy("block"))
-            results.append(both.applyInArrow(_with_pairs(rank), ddl))
-    if len(results) == 1:
-        return results[0]
-    merged = results[0]
-    for other in results[1:]:
-        merged = merged.unionByName(other)
-    every = F.flatten(F.collect_list("recommendations"))
-    best = F.array_sort(
-        F.transform(every, lambda r: F.struct(-r.rating, r.candidate, r.rating.alias("rating")))
-    )
-    top = F.transform(
-        F.slice(best, 1, ranking.count),
-        lambda r: F.struct(r.candidate.alias("candidate"), r.rating.alias("rating")),
-    )
-    return merged.groupBy("query", "cold").agg(top.alias("recommendations"))
-
-
-def _query_blocks(
-    spark: SparkSession,
-    ids: pa.Array,
-    asked: _Queries,
-    num_blocks: int,
-) -> DataFrame:
-    block = block_of(id_keys(ids), num_blocks)
-    numbers, payloads = [], []
-    for number in range(num_blocks):
-        rows = np.flatnonzero(block == number)
-        if rows.size:
-            columns = {
-                "id": ids.take(pa.array(rows)),
-                "mean": list_column(asked.mean[rows]),
-                "var": list_column(asked.var[rows]),
-                "taste": list_column(asked.taste[rows]),
-                "cold": pa.array(asked.cold[rows]),
-            }
-            if asked.rows is not None:
-                columns["row"] = pa.array(asked.rows[rows])
-            if asked.heard is not None:
-                columns["latest"] = list_column(asked.heard.latest[rows])
-                columns["weight"] = pa.array(asked.heard.weights[rows])
-            numbers.append(number)
-            payloads.append(to_bytes(pa.table(columns)))
-    table = pa.table(
-        {"block": pa.array(numbers, pa.int32()), "payload": pa.array(payloads, pa.binary())}
-    )
-    # a block a task: they are few, and each is a good piece of work
-    return spark.createDataFrame(table).repartition(len(numbers))
-
-
-@dataclass(frozen=True)
-class _RoutePairs:
-    """Pairs, cut by the block of their query."""
-
-    num_blocks: int
-
-    def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        held: list[pa.RecordBatch] = []
-        rows = 0
-        for batch in batches:
-            held.append(batch)
-            rows += batch.num_rows
-            if rows >= _PAIRS_AT_ONCE:
-                yield self._cut(held)
-                held, rows = [], 0
-        if rows:
-            yield self._cut(held)
-
-    def _cut(self, batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-        table = pa.Table.from_batches(batches).combine_chunks()
-        block = block_of(id_keys(table.column("query").combine_chunks()), self.num_blocks)
-        # NumPy sorts numbers of 16 bits by their digits
-        narrow = block.astype(np.uint16) if self.num_blocks < 2**16 else block
-        ordered = table.take(pa.array(np.argsort(narrow, kind="stable")))
-        counts = np.bincount(block, minlength=self.num_blocks)
-        ends = np.cumsum(counts)
-        found = np.flatnonzero(counts)
-        pieces = [
-            to_bytes(ordered.slice(ends[n] - counts[n], counts[n]).combine_chunks()) for n in found
-        ]
-        return pa.RecordBatch.from_arrays(
-            [pa.array(found, pa.int32()), pa.array(pieces, pa.binary())], names=["block", "payload"]
-        )
-
-
-@dataclass(frozen=True)
-class Rank:
-    """Rank blocks of queries against one part of the candidates."""
-
-    part: Part
-    ranking: Ranking
-    kinds: tuple[IdKind, IdKind]
-    chooses: bool = False
-    """whether each query has candidates of its own"""
-
-    def blocks(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        """Yield the function of mapInArrow, where nothing is excluded."""
-        for batch in batches:
-            for payload in batch.column("payload"):
-                yield self.rank(from_bytes(payload.as_buffer()), None)
-
-    def rank(self, queries: pa.Table, pairs: pa.Table | None) -> pa.RecordBatch:
-        """Return the best candidates of one block of queries, as one batch of results.
-
-        `pairs` are those of `Choice.cells`.
-        """
-        mean, var = _matrix(queries, "mean"), _matrix(queries, "var")
-        part, ranking = self.part, self.ranking
-        ids = queries.column("id").combine_chunks()
-        bounded = ranking.sign != 0
-        left, own = query_products(mean, var if bounded else None)
-        right, other = candidate_products(part.mean, part.var if bounded else None)
-        variances = None if own is None or other is None else (own, other)
-        best, scores = top_n(
-            left,
-            right,
-            ranking.count,
-            None if pairs is None else self._positions(ids, pairs, kept=False),
-            variances,
-            ranking.sign,
-            Tastes.of(_matrix(queries, "taste"), part.taste),
-            None if part.heard is None else part.heard.boosts(queries, len(part.ids)),
-            self._positions(ids, pairs, kept=True) if self.chooses else None,
-        )
-        return self._result(ids, queries.column("cold").combine_chunks(), best, scores)
-
-    def _positions(self, ids: pa.Array, pairs: pa.Table | None, kept: bool) -> Positions:
-        total = len(self.part.ids)
-        nothing = np.zeros(len(ids) + 1, np.int64), np.empty(0, np.int32)
-        if pairs is None or not total:
-            return nothing
-        if "kept" in pairs.column_names:
-            pairs = pairs.filter(pa.compute.equal(pairs.column("kept"), kept)).combine_chunks()
-        elif kept != self.chooses:
-            return nothing
-        query = pa.compute.index_in(pairs.column("query").combine_chunks(), ids)
-        candidate = pa.compute.index_in(pairs.column("candidate").combine_chunks(), self.part.ids)
-        known = pa.compute.and_(query.is_valid(), candidate.is_valid())
-        rows = query.filter(known).to_numpy(zero_copy_only=False).astype(np.int64)
-        positions = candidate.filter(known).to_numpy(zero_copy_only=False).astype(np.int64)
-        return positions_of(rows, positions, len(ids))
-
-    def _result(
-        self, ids: pa.Array, cold: pa.Array, best: npt.NDArray[np.int32], scores: F32
-    ) -> pa.RecordBatch:
-        ranking = self.ranking
-        found = best >= 0
-        offsets = np.concatenate([[0], np.cumsum(found.sum(axis=1))]).astype(np.int32)
-        in_units = scores[found].astype(np.float64) * ranking.spread + ranking.mean
-        ratings = np.clip(in_units, ranking.low, ranking.high).astype(np.float32)
-        candidates = self.part.ids.take(pa.array(best[found]))
-        structs = pa.StructArray.from_arrays(
-            [candidates, pa.array(ratings)], names=["candidate", "rating"]
-        )
-        lists = pa.ListArray.from_arrays(pa.array(offsets), structs)
-        query_ids = ids.cast(id_array_type(self.kinds[0]))
-        return pa.RecordBatch.from_arrays(
-            [query_ids, cold, lists], names=["query", "cold", "recommendations"]
-        )
-
-
-def _with_pairs(rank: Rank):  # type: ignore[no-untyped-def]
-    # without type hints: by them Spark would choose another form of the function
-    def run(blocks, cells):  # type: ignore[no-untyped-def]
-        results = []
-        pieces = [from_bytes(payload.as_buffer()) for payload in cells.column("payload")]
-        pairs = pa.concat_tables(pieces) if pieces else None
-        for payload in blocks.column("payload"):
-            results.append(rank.rank(from_bytes(payload.as_buffer()), pairs))
-        if not results:
-            empty = pa.array([], id_array_type(rank.kinds[0]))
-            nothing = np.empty((0, 0), np.int32), np.empty((0, 0), np.float32)
-            results.append(rank._result(empty, pa.array([], pa.bool_()), *nothing))
-        return pa.Table.from_batches(results)
-
-    return run
-
-
-def _matrix(table: pa.Table, name: str) -> F32:
-    flat = table.column(name).combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    values: F32 = flat.reshape(table.num_rows, -1).astype(np.float32)
-    return values
+    if not len(ids):
+        return rank_blocks(spark, None, 0, [], ranking, kinds, choice)
+    num_blocks = -(-len(ids) // QUERIES_PER_BLOCK)
+    blocks = query_blocks(spark, ids, asked, num_blocks) if parts else None
+    return rank_blocks(spark, blocks, num_blocks, parts, ranking, kinds, choice)

@@ -151,9 +151,9 @@ def score(
         need_workers(df.sparkSession)
     joined = df if state.heard is None else gathered(df)
     helpers = []
-    for side, param, name, frame, table in (
-        ("user", "userCol", columns.user, frames.users, state.users),
-        ("item", "itemCol", columns.item, frames.items, state.items),
+    for side, param, name, frame, table, size in (
+        ("user", "userCol", columns.user, frames.users, state.users, state.ids[0]),
+        ("item", "itemCol", columns.item, frames.items, state.items, state.ids[1]),
     ):
         key, known = f"__{side}_{tag}", f"__{side}_id_{tag}"
         names = {
@@ -168,7 +168,7 @@ def score(
         }
         factors = frame.toDF(*[names[name] for name in frame.columns])
         helpers += [key, *factors.columns]
-        if table.size <= BROADCAST_IDS:
+        if size <= BROADCAST_IDS:
             factors = F.broadcast(factors)
         joined = joined.withColumn(key, id_column(schema, param, name, table.index.kind))
         joined = joined.join(factors, F.col(key) == F.col(known), "left")

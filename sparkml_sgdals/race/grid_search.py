@@ -288,7 +288,9 @@ class StreamingGridSearch(Params):
         origin = f"race {hashlib.sha256(identity.encode()).hexdigest()}"
         start = ModelState.empty(settings[0], *kinds)
         if initialModel is not None:
-            start = initialModel.state
+            stored = initialModel._stored
+            # candidates hold all of it
+            start = initialModel.state if stored is None else stored.whole()
             origin += f" from {start.fingerprint()}"
         begun = first._model(start, id_types, None)
         threads = self.getOrDefault(self.parallelism) or os.cpu_count() or 1

@@ -33,7 +33,7 @@ from sparkml_sgdals.serving.model.newcomers import KnownFeatures, read_features
 from sparkml_sgdals.serving.model.titles import Titles
 from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.objects import Location
-from sparkml_sgdals.store.saved_model import is_saved, read_saved
+from sparkml_sgdals.store.saved_model import is_saved, read_saved, saved_path
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
 __all__ = ["build_service", "serve"]
@@ -360,7 +360,10 @@ def _approximate(holder: ModelHolder, recall: float) -> Approximate:
 
 
 def _as_path(model: str, path: str) -> str:
-    """Write a saved model as the first version of a model path."""
+    """Return a saved model as a model path: its own, or one whose first version it is."""
+    in_runs = saved_path(model)
+    if in_runs is not None:
+        return in_runs[0]
     saved = read_saved(model)
     state = saved.state
     meta = {name: saved.metadata[name] for name in ("uid", "kinds", "settings", "idTypes")}

@@ -147,6 +147,7 @@ def diagnose_state(
     held_out: Ratings | None,
     min_ratings: int,
     started: ModelState | None = None,
+    thin_shares: tuple[float, float] | None = None,
 ) -> Diagnosis:
     """Judge a state on held-out ratings, or on those that it predicted before learning them.
 
@@ -160,6 +161,8 @@ def diagnose_state(
         ids with fewer count as thin
     started : ModelState | None
         the model with those ids of `held_out` besides that features say something of
+    thin_shares : tuple[float, float] | None
+        how many users, and items, are thin, where only the rows of their ids are in memory
     """
     counters = state.counters
     predicted, rmse = counters.prequential_ratings, counters.prequential_rmse()
@@ -190,13 +193,15 @@ def diagnose_state(
     def thin(counts: np.ndarray) -> float:
         return float(np.mean(counts < min_ratings)) if counts.size else math.nan
 
+    if thin_shares is None:
+        thin_shares = thin(state.users.count), thin(state.items.count)
     return Diagnosis(
         ratings=counters.ratings,
-        users=state.users.size,
-        items=state.items.size,
+        users=state.ids[0],
+        items=state.ids[1],
         minRatings=min_ratings,
-        thinUsers=thin(state.users.count),
-        thinItems=thin(state.items.count),
+        thinUsers=thin_shares[0],
+        thinItems=thin_shares[1],
         evidence="prequential" if held_out is None else "held-out",
         predicted=predicted,
         rmse=rmse,

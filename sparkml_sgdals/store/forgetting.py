@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 
@@ -15,13 +15,19 @@ from sparkml_sgdals.state.factors import drop_ids
 from sparkml_sgdals.state.ranges import Ranges
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.commit import Commit
+from sparkml_sgdals.store.large.in_runs import commit_in_runs
+from sparkml_sgdals.store.large.rewriting import known_users, runs_of
 from sparkml_sgdals.store.lease import check_holder
 from sparkml_sgdals.store.maintenance import lease_for_maintenance
+from sparkml_sgdals.store.overlay import Overlay
 from sparkml_sgdals.store.packed_rows import RowShape
 from sparkml_sgdals.store.sorted_runs import Run, RunWriter, merge_runs
 from sparkml_sgdals.store.version_store import VersionStore
 
 __all__ = ["forget_users"]
+
+_FEW: Final = 10_000
+"""Ids in memory where rows are read by id."""
 
 
 def forget_users(store: VersionStore, ids: pa.Array) -> Commit:
@@ -40,8 +46,15 @@ def forget_users(store: VersionStore, ids: pa.Array) -> Commit:
     """
     lease = lease_for_maintenance(store)
     try:
-        state, newest = store.load()
-        meta = store.meta() or {}
+        found, meta = store.newest(), store.meta() or {}
+        in_runs = found is not None and found.runs is not None
+        if found is None or not in_runs:
+            state, newest = store.load()
+        else:
+            # without its rows in memory
+            for file in found.run_files():
+                store.check_file(file)
+            opened, newest = Overlay(store, found, _FEW), found
         if "race" in meta:
             raise ValueError(
                 f"{store.path} holds a race, whose candidates and batches know the users as well. "
@@ -55,13 +68,14 @@ def forget_users(store: VersionStore, ids: pa.Array) -> Commit:
                 "users too. Put it back, or go back to a whole version: "
                 f"StreamingBiasedALSModel.rollback(path, {newest.version})."
             )
-        state.users = state.users.without(ids)
-        state.ranges = state.ranges.without_users(ids)
-        made = store.commit(
-            state, None, newest.batch, newest, None,
-            check=lambda: check_holder(store, lease.token),
-        )  # fmt: skip
         runs = _ForgetfulRuns(store, meta, ids)
+        told: dict[str, Any] = {"check": lambda: check_holder(store, lease.token)}
+        if in_runs:
+            made = _commit_without(store, opened, newest, ids, runs, told)
+        else:
+            state.users = state.users.without(ids)
+            state.ranges = state.ranges.without_users(ids)
+            made = store.commit(state, None, newest.batch, newest, None, **told)
         for number in store.numbers():
             commit = store.read_commit(number)
             if commit is not None and number != made.version:
@@ -90,6 +104,24 @@ def forget_users(store: VersionStore, ids: pa.Array) -> Commit:
     finally:
         lease.release()
     return made
+
+
+def _commit_without(
+    store: VersionStore, opened: Overlay, newest: Commit, ids: pa.Array, runs: _ForgetfulRuns,
+    told: dict[str, Any],
+) -> Commit:  # fmt: skip
+    """Commit a version in runs once more, without users."""
+    kind = opened.state.users.index.kind
+    gone = ids.cast(id_array_type(kind)).unique()
+    left = newest.ids[0] - known_users(opened, gone), newest.ids[1]
+    held = runs_of(store, opened, newest.version + 1, newest, without=gone)
+    new = [entry for entry in held["users"] if entry not in (newest.runs or {})["users"]]
+    kept = runs.of(newest)
+    assert kept is not None
+    held["users"] = [*kept["users"], *new]
+    state = opened.state
+    state.ranges = state.ranges.without_users(ids)
+    return commit_in_runs(store, state, held, left, newest, batch=newest.batch, **told)
 
 
 class _ForgetfulRuns:

@@ -13,7 +13,10 @@ import pandas as pd
 from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.commit import Commit
+from sparkml_sgdals.store.large.in_runs import commit_in_runs
+from sparkml_sgdals.store.large.rewriting import runs_of
 from sparkml_sgdals.store.lease import Lease, check_holder
+from sparkml_sgdals.store.overlay import Overlay
 from sparkml_sgdals.store.spark_checkpoint import copy_until, end_of_batch, last_done
 from sparkml_sgdals.store.version_store import VersionStore
 
@@ -40,6 +43,8 @@ VERSIONS: Final = (
 """Columns of `list_versions`."""
 
 _LEASE_SECONDS: Final = 600.0
+_FEW: Final = 10_000
+"""Ids in memory where rows are read by id."""
 _CHECKPOINT: Final = re.compile(r"checkpoint(-[0-9]{12})?")
 
 
@@ -184,7 +189,10 @@ def roll_back(store: VersionStore, version: int, reread: bool) -> Rollback:
     """
     lease = lease_for_maintenance(store)
     try:
-        state, wanted = store.load(version)
+        wanted = store.read_commit(version)
+        in_runs = wanted is not None and wanted.runs is not None
+        if wanted is None or not in_runs:
+            state, wanted = store.load(version)
         numbers = store.numbers()
         # the last one may be damaged: that is what one goes back for
         following = numbers[-1] + 1
@@ -197,18 +205,25 @@ def roll_back(store: VersionStore, version: int, reread: bool) -> Rollback:
         else:
             checkpoint = newest.checkpoint
             batch = max(newest.batch, last_done(store, checkpoint))
-        store.commit(
-            state,
-            None,
-            batch,
-            newest,
-            None,
-            restored=wanted,
-            after=None if newest.version == following - 1 else following - 1,
-            offsets=wanted.offsets if reread else newest.offsets if batch == newest.batch else None,
-            checkpoint=checkpoint,
-            check=lambda: check_holder(store, lease.token),
-        )
+        told: dict[str, Any] = {
+            "restored": wanted,
+            "after": None if newest.version == following - 1 else following - 1,
+            "offsets": wanted.offsets
+            if reread
+            else (newest.offsets if batch == newest.batch else None),
+            "checkpoint": checkpoint,
+            "check": lambda: check_holder(store, lease.token),
+        }
+        if in_runs:
+            # without its rows in memory
+            for file in wanted.run_files():
+                store.check_file(file)
+            opened = Overlay(store, wanted, _FEW)
+            runs = runs_of(store, opened, following, wanted)
+            ids = wanted.ids[0], wanted.ids[1]
+            commit_in_runs(store, opened.state, runs, ids, newest, batch=batch, **told)
+        else:
+            store.commit(state, None, batch, newest, None, **told)
         drop_later_invalid(store, batch)
         offsets = end_of_batch(store, checkpoint, batch) if batch >= 0 else None
     finally:

@@ -253,6 +253,12 @@ class ObjectStore:
                 place = f"{self.path}/{folder}"
                 raise StorageError(_explained(place, "written", failure)) from failure
 
+    def sync_file(self, name: str) -> None:
+        """See to it that a local file outlives a power cut."""
+        if self.local:
+            with self.explaining(name), open(f"{self.root}/{name}", "rb") as file:
+                os.fsync(file.fileno())
+
     def _put(self, target: str, payload: bytes) -> None:
         if not self.local:
             with self.fs.open_output_stream(target) as stream:

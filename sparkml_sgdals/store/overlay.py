@@ -8,6 +8,7 @@ with all rows in memory, as learning looks at the rows of a batch's ids alone.
 
 from __future__ import annotations
 
+import copy
 import logging
 import threading
 from dataclasses import replace
@@ -38,6 +39,8 @@ _FULL: Final = 2
 """A compaction starts when more than the limit's share of 1 / _FULL has changed."""
 _KEPT: Final = 0.75
 """Share of the limit that is left when rows are dropped, so that it is done now and then."""
+_HERE: Final = 1 << 62
+"""Version of rows that were learned in memory alone."""
 
 
 class Overlay:
@@ -58,6 +61,8 @@ class Overlay:
     def __init__(self, store: VersionStore, commit: Commit, limit: int) -> None:
         self._store = store
         self._limit = limit
+        self.commit = commit
+        """the version that was opened"""
         store.check_meta(commit)
         meta = store.meta()
         if meta is None:
@@ -85,6 +90,7 @@ class Overlay:
         self._compaction: Compaction | None = None
         # `stop` comes from another thread than the batches
         self._guard = threading.Lock()
+        self._turn = threading.RLock()
         self._stopped = False
         self._ids = list(commit.ids)
         self.state.partial = sum(self._ids) > 0
@@ -101,6 +107,104 @@ class Overlay:
         """Users and items in memory."""
         return self.state.users.size + self.state.items.size
 
+    @property
+    def limit(self) -> int:
+        """Users and items that are in memory at most."""
+        return self._limit
+
+    @property
+    def store(self) -> VersionStore:
+        """Its model path."""
+        return self._store
+
+    def shape(self, side: str) -> RowShape:
+        """Return the shape of the rows of a side, "users" or "items"."""
+        return self._shapes[side]
+
+    def runs(self, side: str) -> list[Run]:
+        """Return the runs of a side, oldest first."""
+        return self._runs[side]
+
+    def changed(self, side: str) -> I64:
+        """Rows in memory that differ from the runs, or are not in them."""
+        return np.flatnonzero(self._changed[side] >= 0)
+
+    def rows_of(self, user_ids: pa.Array, item_ids: pa.Array) -> ModelState:
+        """Return a model of its own that knows of these distinct ids alone, as far as they are.
+
+        Threads may call it at once.
+        """
+        with self._turn:
+            self.fetch(user_ids, item_ids)
+            found = []
+            for side, ids in zip(SIDES, (user_ids, item_ids), strict=True):
+                rows = self._table(side).index.find(ids)
+                found.append(rows[rows >= 0])
+            state = self._only(*found)
+            self.trim()
+        return state
+
+    def all_of(self, side: str) -> FactorTable:
+        """Return all rows of a side, in memory."""
+        with self._turn:
+            held = self._table(side)
+            rows = self.changed(side)
+            ids, arrays = held.index.ids(rows), held.take(rows).arrays
+        table = FactorTable(held.side, held.index.kind, held.settings)
+        for run in self._runs[side]:
+            for packed in run.parts():
+                unpack_rows(packed, table)
+        table.put(ids, arrays)
+        return table
+
+    def whole(self) -> ModelState:
+        """Return the model with all its rows in memory."""
+        users, items = self.all_of("users"), self.all_of("items")
+        return replace(self.state, partial=False, known_ids=(0, 0), users=users, items=items)
+
+    def fingerprint(self) -> str:
+        """Return what tells the model from others, without a look at all of its rows."""
+        users, items = (np.flatnonzero(self._changed[side] == _HERE) for side in SIDES)
+        if not users.size and not items.size:
+            return self.commit.digest
+        return f"{self.commit.digest} {self._only(users, items).fingerprint()}"
+
+    def learned(self, rows: tuple[I64, I64], new: tuple[int, int]) -> None:
+        """Note rows that were learned here, for no version, and how many of these ids are new."""
+        for side, some in zip(SIDES, rows, strict=True):
+            self._seen(side)
+            self._changed[side][some] = self._used[side][some] = _HERE
+        self._ids = [known + more for known, more in zip(self._ids, new, strict=True)]
+        self.state.known_ids = self._ids[0], self._ids[1]
+
+    def trim(self) -> None:
+        """Drop rows that the runs have, where there are too many."""
+        for side in SIDES:
+            self._seen(side)
+        if self.resident > self._limit:
+            self._drop()
+
+    def fork(self) -> Overlay:
+        """Return an independent copy, for readers: it has the same files open."""
+        with self._turn:
+            twin = copy.copy(self)
+            twin.state = self.state.copy()
+            twin._changed = {side: array.copy() for side, array in self._changed.items()}
+            twin._used = {side: array.copy() for side, array in self._used.items()}
+            twin._ids = list(self._ids)
+            twin._guard, twin._turn = threading.Lock(), threading.RLock()
+        return twin
+
+    def __reduce__(self) -> Any:
+        """Return how pickle makes it again: the files are opened where it arrives."""
+        rows = {side: self.changed(side) for side in SIDES}
+        kept = {
+            side: (self._table(side).index.ids(some), self._table(side).take(some).arrays)
+            for side, some in rows.items()
+        }
+        told = (self._store.path, self.commit, self._limit, kept, self._ids, self.state.scalars())
+        return _reopened, told
+
     def fetch(self, user_ids: pa.Array, item_ids: pa.Array) -> None:
         """Read the rows of distinct ids that are not in memory; unknown ones are left out."""
         for side, ids in zip(SIDES, (user_ids, item_ids), strict=True):
@@ -115,8 +219,7 @@ class Overlay:
                     rest = np.ones(len(missing), bool)
                     rest[found] = False
                     missing = missing.filter(pa.array(rest))
-            self._used[side] = _grown(self._used[side], table.size)
-            self._changed[side] = _grown(self._changed[side], table.size)
+            self._seen(side)
 
     def pin(self, user_ids: pa.Array, item_ids: pa.Array) -> None:
         """Read the rows of distinct ids and keep them, and ids of these that come later."""
@@ -146,9 +249,7 @@ class Overlay:
         self._written += written
         self._written_since += written
         for side, some in zip(SIDES, rows, strict=True):
-            size = self._table(side).size
-            self._used[side] = _grown(self._used[side], size)
-            self._changed[side] = _grown(self._changed[side], size)
+            self._seen(side)
             self._used[side][some] = commit.version
             self._changed[side][some] = commit.version
         if self._compaction is not None and self._compaction.done():
@@ -232,15 +333,43 @@ class Overlay:
         self._used[side] = self._used[side][rows]
 
     def _mark(self, side: str, ids: pa.Array, version: int) -> None:
-        table = self._table(side)
-        self._used[side] = _grown(self._used[side], table.size)
-        self._changed[side] = _grown(self._changed[side], table.size)
-        rows = table.index.find(ids)
+        self._seen(side)
+        rows = self._table(side).index.find(ids)
         self._used[side][rows] = version
         self._changed[side][rows] = version
 
+    def _only(self, *rows: I64) -> ModelState:
+        """Return a state of its own with these rows of users and of items."""
+        sides = []
+        for side, some in zip(SIDES, rows, strict=True):
+            held = self._table(side)
+            table = FactorTable(held.side, held.index.kind, held.settings)
+            table.put(held.index.ids(some), held.take(some).arrays)
+            sides.append(table)
+        return replace(self.state, users=sides[0], items=sides[1])
+
+    def _seen(self, side: str) -> None:
+        """Have a place for each row in memory."""
+        size = self._table(side).size
+        self._used[side] = _grown(self._used[side], size)
+        self._changed[side] = _grown(self._changed[side], size)
+
     def _table(self, side: str) -> Any:
         return self.state.users if side == "users" else self.state.items
+
+
+def _reopened(
+    path: str, commit: Commit, limit: int, kept: dict[str, Any], ids: list[int],
+    scalars: dict[str, Any],
+) -> Overlay:  # fmt: skip
+    opened = Overlay(VersionStore(path), commit, limit)
+    for side, (some, arrays) in kept.items():
+        opened._table(side).put(some, arrays)
+        opened._mark(side, some, _HERE)
+    opened._ids = list(ids)
+    opened.state.known_ids = ids[0], ids[1]
+    opened.state.set_scalars(scalars)
+    return opened
 
 
 def _grown(array: I64, size: int) -> I64:

@@ -7,6 +7,7 @@ that keys sort as ids do; that of a string is its hash, and the name decides bet
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -21,7 +22,9 @@ from sparkml_sgdals.state.columns import FactorColumns
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.settings import Settings
 
-__all__ = ["Packed", "RowShape", "drop_older", "pack_rows", "search_keys", "unpack_rows"]
+__all__ = [
+    "Packed", "RowShape", "drop_older", "pack_arrays", "pack_rows", "search_keys", "unpack_rows",
+]  # fmt: skip
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
@@ -104,6 +107,16 @@ class Packed:
             return pa.array((self.keys ^ _SIGN).view(np.int64))
         return self.names.cast(pa.string())
 
+    def column(self, name: str) -> npt.NDArray[np.float32]:
+        """Return a column of numbers by its name, float32, shape (n, numbers of it)."""
+        place = 0
+        for other, width in self.shape.columns:
+            if other == name:
+                floats = np.ascontiguousarray(self.words[:, 2 : self.shape.check])
+                return floats.view(np.float32)[:, place : place + width]
+            place += width
+        raise KeyError(name)
+
     def take(self, rows: I64 | npt.NDArray[np.bool_]) -> Packed:
         """Return some rows, by place or by a mask."""
         places = np.flatnonzero(rows) if rows.dtype == np.bool_ else rows
@@ -158,19 +171,35 @@ def pack_rows(table: FactorTable, rows: I64 | None = None) -> Packed:
     shape = RowShape.of(table.index.kind, table.settings)
     if rows is None:
         rows = np.arange(table.size)
-    ids = table.index.ids(rows)
-    words = np.zeros((rows.size, shape.width), np.uint64)
+    names = ("count", *(name for name, _ in shape.columns))
+    arrays = {name: table.array(name)[rows] for name in names}
+    return drop_older(pack_arrays(shape, table.index.ids(rows), arrays))
+
+
+def pack_arrays(shape: RowShape, ids: pa.Array, arrays: Mapping[str, npt.NDArray[Any]]) -> Packed:
+    """Return rows in the order given, which is to be that of `search_keys`.
+
+    Parameters
+    ----------
+    shape : RowShape
+        of the rows
+    ids : pa.Array
+        int64 or string, shape (n,)
+    arrays : Mapping[str, npt.NDArray[Any]]
+        by the names of `FactorColumns`, a row an id
+    """
+    size = len(ids)
+    words = np.zeros((size, shape.width), np.uint64)
     words[:, 0] = search_keys(ids)
-    words[:, 1] = table.count[rows].view(np.uint64)
+    words[:, 1] = arrays["count"].view(np.uint64)
     # a view of the room for floats, two a word
     floats = words.view(np.float32)[:, 4:]
     place = 0
     for name, width in shape.columns:
-        array = table.array(name)[rows].view(np.float32)
-        floats[:, place : place + width] = array.reshape(rows.size, width)
+        array = np.ascontiguousarray(arrays[name]).view(np.float32)
+        floats[:, place : place + width] = array.reshape(size, width)
         place += width
-    names = None if shape.kind == "int" else ids.cast(pa.large_binary())
-    return drop_older(Packed(shape, words, names))
+    return Packed(shape, words, None if shape.kind == "int" else ids.cast(pa.large_binary()))
 
 
 def unpack_rows(packed: Packed, table: FactorTable) -> None:

@@ -26,8 +26,10 @@ from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.commit import FORMAT_VERSION, check_format
 from sparkml_sgdals.store.described import meta_digest
 from sparkml_sgdals.store.objects import Location, ObjectStore
+from sparkml_sgdals.store.version_store import VersionStore
 
 __all__ = [
+    "IN_RUNS",
     "SavedModel",
     "checked_metadata",
     "described",
@@ -37,10 +39,14 @@ __all__ = [
     "read_saved",
     "refuse_model_path",
     "saved_class",
+    "saved_in_runs",
+    "saved_path",
     "sealed",
     "state_of",
 ]
 
+IN_RUNS: Final = "version"
+"""The folder under a saved model that holds it as a model path, where it was not in memory."""
 _CLASS: Final = "sparkml_sgdals.StreamingBiasedALSModel"
 _SEAL: Final = frozenset(("fingerprint", "contents", "sha256"))
 _TYPES: Final[dict[str, type]] = {
@@ -232,13 +238,54 @@ def read_saved(path: str) -> SavedModel:
     StorageError
         nothing readable is there, it is damaged, or of another format
     """
+    store, metadata = ObjectStore(path), _metadata(path)
+    if "inRuns" in metadata:
+        state, _ = saved_in_runs(path, metadata).load()
+        return SavedModel(state, metadata)
+    state = state_of(metadata, path, lambda name, _side: _tables(store, name, metadata[name]))
+    return SavedModel(state, metadata)
+
+
+def _metadata(path: str) -> dict[str, Any]:
     store = ObjectStore(path)
     parts = _parts(store, "metadata")
     if not parts:
         raise StorageError(f"There is no readable model at {path}: look whether the path is right.")
-    metadata = checked_metadata(b"".join(_read(store, name) for name in parts), path)
-    state = state_of(metadata, path, lambda name, _side: _tables(store, name, metadata[name]))
-    return SavedModel(state, metadata)
+    return checked_metadata(b"".join(_read(store, name) for name in parts), path)
+
+
+def saved_in_runs(path: str, metadata: dict[str, Any]) -> VersionStore:
+    """Return the model path in a saved model that was not in memory.
+
+    Parameters
+    ----------
+    path : str
+        of the saved model
+    metadata : dict[str, Any]
+        from `checked_metadata`
+
+    Raises
+    ------
+    StorageError
+        it is missing, or another one than was saved
+    """
+    store = VersionStore(f"{path}/{IN_RUNS}")
+    newest = store.newest()
+    if newest is None or newest.digest != metadata["inRuns"]:
+        raise StorageError(_damaged(store.path, "it is not what was saved"))
+    return store
+
+
+def saved_path(path: str) -> tuple[str, dict[str, Any]] | None:
+    """Return the model path in a saved model, and its metadata; None where it has none.
+
+    Raises
+    ------
+    StorageError
+        nothing readable is there, or it is damaged
+    """
+    metadata = _metadata(path)
+    return (saved_in_runs(path, metadata).path, metadata) if "inRuns" in metadata else None
 
 
 def first_line(failure: BaseException) -> str:

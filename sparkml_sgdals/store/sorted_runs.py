@@ -30,7 +30,7 @@ from sparkml_sgdals.errors import DamagedError, GoneError, StorageError
 from sparkml_sgdals.store.objects import ObjectStore, bad_file
 from sparkml_sgdals.store.packed_rows import Packed, RowShape, drop_older, search_keys
 
-__all__ = ["Run", "RunWriter", "merge_runs", "stack_size"]
+__all__ = ["Run", "RunWriter", "merge_runs", "merged_rows", "stack_size"]
 
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
@@ -77,10 +77,49 @@ class Run:
         payload = store.read(entry["keys"]["name"])
         if payload is None or hashlib.sha256(payload).hexdigest() != entry["keys"]["sha256"]:
             raise self._damaged("keys", missing=payload is None)
-        # bytes of an empty file are no buffer to NumPy
-        self._keys: U64 = np.array([], np.uint64) if not payload else np.frombuffer(payload, "<u8")
+        self._keys = _keys_of(payload)
+        self._first = 0
         self._rows = self._open("rows")
         self._names = self._open("names") if shape.kind == "str" else None
+
+    @classmethod
+    def within(
+        cls, store: ObjectStore, shape: RowShape, entry: dict[str, Any], low: int, high: int | None
+    ) -> Run:
+        """Open the rows of a run whose keys are from `low` to before `high`, and no others.
+
+        Where they lie is looked up in the rows themselves, whose checksums tell if it is so.
+
+        Parameters
+        ----------
+        store : ObjectStore
+            the model path
+        shape : RowShape
+            of the rows
+        entry : dict[str, Any]
+            what `RunWriter.entry` gave
+        low : int
+            the first key
+        high : int | None
+            the key after the last one; None for no end
+
+        Raises
+        ------
+        StorageError
+            a file is missing or damaged; also when rows are read
+        """
+        run = cls.__new__(cls)
+        run.entry, run.shape, run._store = entry, shape, store
+        run._rows = run._open("rows")
+        run._names = run._open("names") if shape.kind == "str" else None
+        run._first = run._place(low)
+        last = entry["count"] if high is None else run._place(high)
+        with store.reading(entry["keys"]["name"]), run._open("keys") as keys:
+            payload = bytes(keys.read_at(8 * (last - run._first), 8 * run._first))
+        run._keys = _keys_of(payload)
+        if last < run._first or run._keys.size != last - run._first:
+            raise run._damaged("keys")
+        return run
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -116,7 +155,7 @@ class Run:
     def part(self, first: int, last: int) -> Packed:
         """Rows from `first` to before `last`."""
         width = 8 * self.shape.width
-        payload = self._read("rows", (last - first) * width, first * width)
+        payload = self._read("rows", (last - first) * width, (self._first + first) * width)
         words = self._words(payload, last - first)
         names = None
         if self._names is not None:
@@ -143,6 +182,27 @@ class Run:
         if self._names is not None:
             self._names.close()
 
+    def _place(self, key: int) -> int:
+        """Return how many rows have a key below this one."""
+        low, high = 0, self.entry["count"]
+        while low < high:
+            middle = (low + high) // 2
+            if self._key_at(middle) < key:
+                low = middle + 1
+            else:
+                high = middle
+        for place, below in ((low - 1, True), (low, False)):
+            if 0 <= place < self.entry["count"]:
+                width = 8 * self.shape.width
+                words = self._words(self._read("rows", width, place * width), 1)
+                row = Packed(self.shape, words, None)
+                if not row.whole(self.entry.get("salt", 0)) or (int(words[0, 0]) < key) != below:
+                    raise self._damaged("rows")
+        return low
+
+    def _key_at(self, place: int) -> int:
+        return int.from_bytes(self._read("rows", 8, place * 8 * self.shape.width), "little")
+
     def _matching(self, candidates: I64, places: I64, wanted: U64) -> I64:
         inside = candidates[places[candidates] < self._keys.size]
         found: I64 = inside[self._keys[places[inside]] == wanted[inside]]
@@ -151,7 +211,8 @@ class Run:
     def _at(self, places: I64) -> Packed:
         """Rows at any places, in that order."""
         width = 8 * self.shape.width
-        words = self._words(self._gather("rows", places * width, width), places.size)
+        starts = (self._first + places) * width
+        words = self._words(self._gather("rows", starts, width), places.size)
         names = None
         if self._names is not None:
             starts, sizes = self._name_places(words)
@@ -347,6 +408,16 @@ def merge_runs(
     check : Callable[[], None]
         called before each part; may raise to break off
     """
+    for rows in merged_rows(sources, without, check):
+        writer.add(rows)
+
+
+def merged_rows(
+    sources: Sequence[Source],
+    without: pa.Array | None = None,
+    check: Callable[[], None] = lambda: None,
+) -> Iterator[Packed]:
+    """Yield what `merge_runs` writes, a few thousand rows at a time."""
     keys = [source.keys for source in sources]
     places = [0] * len(sources)
     chunk = min(_CHUNK, max(_MERGED // max(len(sources), 1), 1))
@@ -366,7 +437,7 @@ def merge_runs(
         if without is not None:
             gone = pa.compute.is_in(merged.ids(), value_set=without)
             merged = merged.take(~gone.to_numpy(zero_copy_only=False))
-        writer.add(merged)
+        yield merged
 
 
 def stack_size(counts: Sequence[int], new: int) -> int:
@@ -380,6 +451,11 @@ def stack_size(counts: Sequence[int], new: int) -> int:
         left -= 1
         new += counts[left]
     return left
+
+
+def _keys_of(payload: bytes) -> U64:
+    # bytes of an empty file are no buffer to NumPy
+    return np.frombuffer(payload, "<u8") if payload else np.array([], np.uint64)
 
 
 def _spans(begins: I64, ends: I64) -> list[tuple[int, int]]:

@@ -90,10 +90,15 @@ class VersionStore(ObjectStore):
 
     def create(self, state: ModelState, meta: dict[str, Any]) -> Commit:
         """Make the path with `state` as its version 0."""
+        digest = self.put_meta(meta)
+        return self.commit(state, None, batch=-1, previous=None, metrics=None, meta=digest)
+
+    def put_meta(self, meta: dict[str, Any]) -> str:
+        """Write what never changes; returns its digest, for the first commit."""
         meta = {name: meta[name] for name in meta if name != "sha256"} | {"format": FORMAT_VERSION}
         digest = meta_digest(meta)
         self.replace("model.json", json.dumps(meta | {"sha256": digest}, indent=1).encode())
-        return self.commit(state, None, batch=-1, previous=None, metrics=None, meta=digest)
+        return digest
 
     def check_meta(self, commit: Commit) -> None:
         """See that model.json is the one that a commit was made under.
@@ -384,6 +389,9 @@ class VersionStore(ObjectStore):
         if commit.runs is not None:
             metrics = commit.runs["metrics"]
             files = {"metrics": metrics} if metrics else {}
+            if not parts:
+                # a version that lies in runs from its beginning
+                return [replace(commit, files=files)]
             parts[0] = replace(parts[0], files=files, runs=commit.runs)
         return [*parts, replace(commit, runs=None)]
 
@@ -456,7 +464,7 @@ class VersionStore(ObjectStore):
                     self.delete(f"{folder}/{name}")
 
     def steadily(self, read: Callable[[], T]) -> T:
-        """`read`, and again where a file went while it read because the writer went on."""
+        """Return what `read` does, again where a file went meanwhile because the writer went on."""
         missing = ""
         for _ in range(_READ_AGAIN):
             try:

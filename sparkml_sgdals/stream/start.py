@@ -22,9 +22,13 @@ from sparkml_sgdals.ingest.frames import as_stream, as_table
 from sparkml_sgdals.spark_workers import need_workers, workers_see_folder
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
-from sparkml_sgdals.store.lease import Lease
+from sparkml_sgdals.store.commit import Commit
+from sparkml_sgdals.store.large.rewriting import copy_version
+from sparkml_sgdals.store.large.unfinished import drop_unfinished
+from sparkml_sgdals.store.lease import Lease, check_holder
 from sparkml_sgdals.store.maintenance import drop_later_invalid, drop_old_checkpoints
 from sparkml_sgdals.store.objects import Location, ObjectStore
+from sparkml_sgdals.store.overlay import Overlay
 from sparkml_sgdals.store.spark_checkpoint import check_checkpoint, drop_unplanned_files
 from sparkml_sgdals.store.version_store import (
     StorageError,
@@ -72,12 +76,24 @@ class StreamStart:
         the id of the path that this model was loaded from, None where from none
     meta : dict[str, Any]
         what else is kept in model.json of a new path
+    stored : Overlay | None
+        reads the rows that `state` lacks, of a model that is read where it lies
     """
 
     state: ModelState
     origin: str
     path_id: str | None
     meta: dict[str, Any]
+    stored: Overlay | None = None
+
+    def create(
+        self, store: VersionStore, check: Callable[[], None]
+    ) -> tuple[dict[str, Any], Commit]:
+        """Make a new path; returns what never changes there, and its version 0."""
+        meta = self.meta | _identity(self)
+        if self.stored is None:
+            return meta, store.create(self.state, meta)
+        return meta, copy_version(self.stored, store, meta, check)
 
 
 def start_stream(
@@ -149,13 +165,13 @@ def start_stream(
         refuse_other_paths(stream, path)
     lease = Lease.acquire(store, options.lease_seconds)
     try:
+        drop_unfinished(store)
         meta = store.meta()
         if meta is not None:
             _check_same(meta, start, path)
         newest = store.newest()
         if meta is None or newest is None:
-            meta = start.meta | _identity(start)
-            newest = store.create(start.state, meta)
+            meta, newest = start.create(store, lambda: check_holder(store, lease.token))
         if "pathId" not in meta:
             raise StorageError(
                 f"{path}/model.json lacks pathId, which a stream writes there: restore it, or go "

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from fits import run_trial as run_fits
 from harness import COMPACTION, POINTS, run_trial
 
 SHORT = ("half of the users written", "after the commit object", "before Spark's commit")
@@ -64,3 +65,21 @@ def test_fifty_kills_and_every_point(way):
     assert figures.differences == []
     assert figures.random_kills == 50
     assert figures.points == list(POINTS)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_kills_of_fits_to_a_path():
+    """At random, and while tasks write: nothing loads, nothing stays."""
+    figures = run_fits(4, seed=2)
+    assert figures.differences == []
+    assert figures.kills == 4
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_fifty_kills_of_fits_to_a_path():
+    """The same fifty times."""
+    figures = run_fits(50, seed=1)
+    assert figures.differences == []
+    assert figures.stages["while tasks write"] >= 5

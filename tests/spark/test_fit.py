@@ -187,7 +187,11 @@ class TestStaticBlocks:
         frame = spark.createDataFrame(weighted)
         files = als.fit(frame)
         (names,) = removed
-        assert {name.split("-")[0] for name in names} == {"pieces", "cell", "layout", "ids", "rows"}
+        kinds = {"pieces", "cell", "layout", "ids", "rows", "state"}
+        assert {name.split("-")[0] for name in names} == kinds
+        # states of the last steps alone, of which two are in use
+        steps = {name.split("-")[1] for name in names if name.startswith("state-")}
+        assert len(steps) <= 4
         assert not list(tmp_path.glob("sparkml*"))
         self.in_rows(monkeypatch)
         rows = als.fit(frame)

@@ -147,7 +147,9 @@ class TestVersions:
         payload[len(payload) // 2] ^= 1
         file.write_bytes(payload)
         with pytest.raises(StorageError, match=r"\.rows is damaged.*rollback\(path, n\)"):
-            StreamingBiasedALSModel.load(str(path))
+            StreamingBiasedALSModel.load(str(path), maxResidentIds=0)
+        with pytest.raises(Exception, match=r"\.rows is damaged.*rollback\(path, n\)"):
+            StreamingBiasedALSModel.load(str(path)).userFactors.collect()
         listed = StreamingBiasedALSModel.versions(str(path))
         good = listed[listed.loadable].version.max()
         assert listed.loadable.tolist()[-1] is False

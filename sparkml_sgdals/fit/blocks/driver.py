@@ -2,16 +2,18 @@
 
 Each step hands *messages* to blocks, which meet there what is laid out once: `route` and `lay out`,
 the filter over B strata, then half-sweeps of users and items in turn. Between steps only factors
-move; the driver takes no part until the last one is collected.
+move, on shared disks their places alone; the driver takes no part until the last one is collected,
+or written by the blocks themselves.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -48,13 +50,15 @@ from sparkml_sgdals.fit.blocks.messages import (
     placed,
 )
 from sparkml_sgdals.fit.blocks.regularisation import lambdas_in_one_task
+from sparkml_sgdals.fit.blocks.to_path import WriteRuns
 from sparkml_sgdals.fit.plan import Plan, Trained, TrainingReport
 from sparkml_sgdals.fit.progress import TaskProgress
 from sparkml_sgdals.learn.solvers import EARLIEST_STOP
 from sparkml_sgdals.learn.whole_table import check_finite, settle_scale
-from sparkml_sgdals.spark_jobs import collect_payloads, explained, phase
+from sparkml_sgdals.spark_jobs import collect_payloads, explained, local_threads, phase
 from sparkml_sgdals.state.model_state import ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.large.in_runs import RunSink
 
 __all__ = ["train_in_blocks"]
 
@@ -65,6 +69,7 @@ def train_in_blocks(
     kinds: tuple[IdKind, IdKind],
     plan: Plan,
     prior: ModelState | None = None,
+    sink: RunSink | None = None,
 ) -> list[Trained]:
     """Learn packed ratings in `plan.num_blocks` blocks of users and of items.
 
@@ -80,6 +85,9 @@ def train_in_blocks(
         number of blocks and threads, stops, how often a step is materialised
     prior : ModelState | None
         the model that they are added to; None for a fresh fit
+    sink : RunSink | None
+        where the blocks write their rows, of ratings learned afresh up to one stop; the state then
+        holds none of them, and the report says the runs. None: the driver collects them
 
     Returns
     -------
@@ -122,13 +130,14 @@ def train_in_blocks(
             settle_scale(prior, weight, moments.ratings, freeze=True)
             scale = prior.scale
         job = replace(job, scale=(scale.mean, scale.spread))
-        blocks = _OnRows(cells, job, held) if files is None else _OnFiles(files, job)
+        tidy = local_threads(spark) > 0
+        blocks = _OnRows(cells, job, held) if files is None else _OnFiles(files, job, tidy)
         steps = _event_steps(job, plan, lams) if settings.fits_events else _rating_steps(job, plan)
         for stop, messages in _learn(blocks, spark, job, plan, prior, steps):
             if stop != plan.stops[-1]:
                 held.keep(messages)
             with phase(spark, f"sweep {stop}" if stop else "filter"):
-                state, history = _collect(blocks, messages, job, moments, prior, stop)
+                state, history, runs = _collect(blocks, messages, job, moments, prior, stop, sink)
             state.settings = settings if prior else replace(settings, max_iter=stop)
             state.scale = scale
             if settings.fits_events:
@@ -138,7 +147,7 @@ def train_in_blocks(
             seconds = {"route": routed - clock, "learn": now - routed}
             # fewer sweeps than the stop where learning settled before it
             passes = min(stop, len(history)) if timed else stop
-            report = TrainingReport(f"{plan.num_blocks} blocks", history, seconds, passes)
+            report = TrainingReport(f"{plan.num_blocks} blocks", history, seconds, passes, runs)
             trained.append((state, report))
     return trained
 
@@ -158,7 +167,8 @@ class _Held:
 # ---- learn ----------------------------------------------------------------------------------
 
 
-_Step = Start | Stratum | Half | NameRows | StartEvents | DescendHalf | NameEvents
+_Naming = NameRows | NameEvents | WriteRuns
+_Step = Start | Stratum | Half | StartEvents | DescendHalf | _Naming
 _Steps = list[tuple[str, _Step, int | None]]
 """name of the phase, step, and the stop that is reached by it"""
 
@@ -174,7 +184,7 @@ class _Blocks(Protocol):
     def run(self, step: _Step, messages: DataFrame, note: TaskProgress | None = None) -> DataFrame:
         """Run a step; `note` says how far it is, the number of its block left open."""
 
-    def name(self, step: NameRows | NameEvents, messages: DataFrame) -> DataFrame:
+    def name(self, step: _Naming, messages: DataFrame) -> DataFrame:
         """Run the last step, which needs no message from another block."""
 
 
@@ -232,6 +242,8 @@ def _learn(
         if plan.checkpoint_interval > 0 and (asked or number % plan.checkpoint_interval == 0):
             with phase(spark, name):
                 messages = _cut(messages)
+                if isinstance(blocks, _OnFiles):
+                    blocks.files.drop_states(number - 2)
                 settled = asked and _settled(messages, job)
             if settled:
                 # what blocks would hand on to the last step is here
@@ -312,8 +324,13 @@ class _TaskOnFiles:
     work: _Noted
     files: BlockFiles
     first: bool = False
+    tidy: bool = False
+    """whether no task of an earlier step runs again, so that its states may go"""
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        if self.tidy:
+            # a step reads states of the one before, and hands some of those on
+            self.files.drop_states(self.files.step - 3)
         table = pa.Table.from_batches(list(batches), MESSAGE_SCHEMA)
         # one block, but where Spark's hash or some plan puts two together
         for block in sorted(pc.unique(table.column("target")).to_pylist()):
@@ -332,20 +349,24 @@ class _OnFiles:
 
     files: BlockFiles
     job: Job
+    tidy: bool
 
     def start(
         self, step: Start | StartEvents, messages: DataFrame, note: TaskProgress | None = None
     ) -> DataFrame:
-        task = _TaskOnFiles(_Noted(step, note), self.files, first=True)
+        task = _TaskOnFiles(_Noted(step, note), self._at(note), first=True)
         return placed(messages, self.job).mapInArrow(task, MESSAGE_DDL)
 
     def run(self, step: _Step, messages: DataFrame, note: TaskProgress | None = None) -> DataFrame:
-        task = _TaskOnFiles(_Noted(step, note), self.files)
+        task = _TaskOnFiles(_Noted(step, note), self._at(note), tidy=self.tidy)
         return placed(messages, self.job).mapInArrow(task, MESSAGE_DDL)
 
-    def name(self, step: NameRows | NameEvents, messages: DataFrame) -> DataFrame:
+    def name(self, step: _Naming, messages: DataFrame) -> DataFrame:
         task = _TaskOnFiles(_Noted(step, None), self.files)
         return messages.mapInArrow(task, MESSAGE_DDL)
+
+    def _at(self, note: TaskProgress | None) -> BlockFiles:
+        return replace(self.files, step=0 if note is None else note.task)
 
 
 # ---- statics in rows ------------------------------------------------------------------------
@@ -435,7 +456,7 @@ class _OnRows:
             .applyInArrow(task, MESSAGE_DDL)
         )
 
-    def name(self, step: NameRows | NameEvents, messages: DataFrame) -> DataFrame:
+    def name(self, step: _Naming, messages: DataFrame) -> DataFrame:
         return self.run(step, messages)
 
     @staticmethod
@@ -451,12 +472,14 @@ class _OnRows:
 
 def _collect(
     blocks: _Blocks, messages: DataFrame, job: Job, moments: Moments, prior: ModelState | None,
-    sweeps: int,
-) -> tuple[ModelState, list[float]]:  # fmt: skip
-    """Return the model that the final states make, and the training RMSE of each sweep."""
+    sweeps: int, sink: RunSink | None,
+) -> tuple[ModelState, list[float], dict[str, Any] | None]:  # fmt: skip
+    """Return the model that the final states make, the training RMSE of each sweep, and runs."""
     state = ModelState.empty(job.settings, *job.kinds) if prior is None else prior.copy()
     final = messages.where(F.col("kind").isin("state", "learned", "sums"))
-    naming = NameEvents(job) if job.settings.fits_events else NameRows(job)
+    naming: _Naming = NameEvents(job) if job.settings.fits_events else NameRows(job)
+    if sink is not None:
+        naming = WriteRuns(job, sink)
     rows = collect_payloads(blocks.name(naming, final))
     found = list(
         zip(
@@ -466,10 +489,13 @@ def _collect(
         )
     )
     counted = np.zeros(3)
+    runs: dict[str, Any] = {"users": [], "items": [], "metrics": None}
     for _, _, side, kind, payload in sorted(found, key=lambda row: (row[2], row[0])):
         if kind == "rows":
             table = state.users if side == "users" else state.items
             table.put_arrow(from_bytes(payload.as_buffer()))
+        elif kind == "run":
+            runs[side].append(json.loads(payload.as_buffer().to_pybytes()))
         elif kind == "prequential":
             counted += arrays_from_buffer(payload.as_buffer())["prequential"]
     history: list[float] = []
@@ -485,4 +511,9 @@ def _collect(
         prequential_squares=before.prequential_squares + float(counted[1]),
         baseline_squares=before.baseline_squares + float(counted[2]),
     )
-    return state, history
+    if sink is None:
+        return state, history, None
+    state.partial = True
+    users, items = (sum(entry["count"] for entry in runs[side]) for side in ("users", "items"))
+    state.known_ids = users, items
+    return state, history, runs

@@ -81,7 +81,7 @@ class StartEvents:
             arrays = statics.arrays(static_name("layout", side, own, own), check=True)
             block = BlockLayout.from_arrays(arrays)
             state, sums = start_block(number, ids, block.layout, job.settings)
-            yield state_message(own, side, own, state)
+            yield state_message(statics, own, side, own, state)
             yield from sums_messages(job, side, own, sums.to_arrays())
             if side == "items":
                 yield from send_messages(block, side, own, partial(_features, state))
@@ -111,12 +111,12 @@ class DescendHalf:
         job, side, own = self.job, self.side, inbox.block
         totals = read_totals(inbox, job)
         yield from kept_messages(inbox, side, arrays_to_buffer(totals.to_arrays()))
-        state = inbox.state(side, own)
+        state = inbox.state(statics, side, own)
         if state is None:
             return
         if totals.settled(job.settings.tol):
             # all blocks see the same sums, and hand on what they have from here on
-            yield state_message(own, side, own, state)
+            yield state_message(statics, own, side, own, state)
             return
         arrays = statics.arrays(static_name("layout", side, own, own))
         block = BlockLayout.from_arrays(arrays)
@@ -128,7 +128,7 @@ class DescendHalf:
             block, state, partners, others, self.lam, job.settings, job.task_threads()
         )
         yield from sums_messages(job, side, own, sums.to_arrays())
-        yield state_message(own, side, own, state)
+        yield state_message(statics, own, side, own, state)
         if self.send:
             yield from send_messages(block, side, own, partial(_features, state))
 
@@ -145,7 +145,7 @@ class NameEvents:
         """Yield the rows of the block's ids, and to one block what all know."""
         job, own = self.job, inbox.block
         for side, number in SIDES.items():
-            state = inbox.state(side, own)
+            state = inbox.state(statics, side, own)
             if state is not None:
                 a = statics.arrays(static_name("ids", side, own, own))
                 done = self._done(statics, own, a["count"].size) if side == "users" else None

@@ -68,10 +68,13 @@ class Inbox:
         found = self._rows.get((side, kind), {})
         return {source: found[source].as_buffer() for source in sorted(found)}
 
-    def state(self, side: SideName, source: int) -> BlockState | None:
+    def state(self, statics: Statics, side: SideName, source: int) -> BlockState | None:
         """Return the state of a block of a side that a source sent, None where it sent none."""
         payload = self.all(side, "state").get(source)
-        return None if payload is None else BlockState(arrays_from_buffer(payload))
+        if payload is None:
+            return None
+        lying = statics.parked(payload, check=True)
+        return BlockState(arrays_from_buffer(payload) if lying is None else lying)
 
 
 Step = Callable[[Statics, Inbox], Iterator[Message]]
@@ -132,9 +135,11 @@ class GlobalState:
         return arrays_to_buffer(arrays | dict(self.priors))
 
 
-def state_message(target: int, side: SideName, source: int, state: BlockState) -> Message:
+def state_message(
+    statics: Statics, target: int, side: SideName, source: int, state: BlockState
+) -> Message:
     """Return the message that hands the state of a block of a side on."""
-    return (target, side, source, "state", arrays_to_buffer(state.arrays))
+    return (target, side, source, "state", statics.park(side, source, state.arrays))
 
 
 @dataclass(frozen=True)
@@ -156,7 +161,7 @@ class Start:
             return
         for side, state in states.items():
             if state is not None:
-                yield state_message(own, side, own, state)
+                yield state_message(statics, own, side, own, state)
 
     def _state(self, statics: Statics, inbox: Inbox, side: SideName) -> BlockState | None:
         job, own = self.job, inbox.block
@@ -195,7 +200,7 @@ class Stratum:
         own = inbox.block
         partner = (own + self.number) % self.job.num_blocks
         yield from self.learned(
-            statics, own, inbox.state("users", own), inbox.state("items", partner)
+            statics, own, inbox.state(statics, "users", own), inbox.state(statics, "items", partner)
         )
 
     def learned(
@@ -226,10 +231,11 @@ class Stratum:
                 counted = users.arrays["prequential"]
                 counted += _clipped_squares(a["values"], errors, baseline, job)
         if users is not None:
-            yield state_message(own, "users", own, users)
+            yield state_message(statics, own, "users", own, users)
         if items is not None:
             # where the next stratum wants it; after a whole pass that is at home
-            yield state_message((partner - number - 1) % blocks, "items", partner, items)
+            home = (partner - number - 1) % blocks
+            yield state_message(statics, home, "items", partner, items)
 
 
 def _clipped_squares(
@@ -299,28 +305,49 @@ class Half:
         job, side, own = self.job, self.side, inbox.block
         learned = GlobalState.read(inbox, job)
         yield from kept_messages(inbox, side, learned.to_buffer())
-        state = inbox.state(side, own)
+        state = inbox.state(statics, side, own)
         if state is None:
             return
         if learned.settled(job.settings.tol):
             # all blocks see the same sums, and hand on what they have from here on
-            yield state_message(own, side, own, state)
+            yield state_message(statics, own, side, own, state)
             return
         arrays = statics.arrays(static_name("layout", side, own, own), self.check)
         block = BlockLayout.from_arrays(arrays)
         if self.learn:
-            sums = self._sweep(block, state, inbox, learned)
+            sums = self._sweep(statics, block, state, inbox, learned)
             yield from sums_messages(job, side, own, {"sums": sums.to_array()})
-        yield state_message(own, side, own, state)
-        if self.send:
-            named = partial(named_rows, state, settings=job.settings, fresh=job.fresh)
-            yield from send_messages(block, side, own, named)
+        message = state_message(statics, own, side, own, state)
+        yield message
+        if not self.send:
+            return
+        if statics.parked(message[-1]) is not None:
+            # those who name ids of this block read their rows where the state lies
+            for target, rows in enumerate(block.sends):
+                if rows.size:
+                    yield target, side, own, "send", message[-1]
+            return
+        named = partial(named_rows, state, settings=job.settings, fresh=job.fresh)
+        yield from send_messages(block, side, own, named)
+
+    def _sent(self, statics: Statics, inbox: Inbox) -> Iterator[dict[str, npt.NDArray[Any]]]:
+        """Yield what this block has to know of its partners, from each of their blocks in turn."""
+        job, own, side = self.job, inbox.block, OTHER[self.side]
+        for source, payload in inbox.all(side, "send").items():
+            lying = statics.parked(payload)
+            if lying is None:
+                yield arrays_from_buffer(payload, copy=False)
+                continue
+            rows = statics.arrays(static_name("rows", side, source, own))["rows"]
+            check_rows(rows, lying["mean"].shape[0], side)
+            yield named_rows(BlockState(lying), rows, job.settings, job.fresh)
 
     def _sweep(
-        self, block: BlockLayout, state: BlockState, inbox: Inbox, learned: GlobalState
-    ) -> Sums:
+        self, statics: Statics, block: BlockLayout, state: BlockState, inbox: Inbox,
+        learned: GlobalState,
+    ) -> Sums:  # fmt: skip
         job, side, partner_side = self.job, self.side, OTHER[self.side]
-        sent = [arrays_from_buffer(b, copy=False) for b in inbox.all(partner_side, "send").values()]
+        sent = list(self._sent(statics, inbox))
         partners = {name: np.concatenate([s[name] for s in sent]) for name in sent[0]}
         prior, threads = learned.priors.get(side), job.task_threads()
         if job.fresh and job.settings.draws_prior:
@@ -344,7 +371,7 @@ class NameRows:
         """Yield the rows of the block's ids, and the sums and values for the driver."""
         own = inbox.block
         for side, number in SIDES.items():
-            state = inbox.state(side, own)
+            state = inbox.state(statics, side, own)
             if state is not None:
                 ids = as_ids(statics.arrays(static_name("ids", side, own, own))["id"])
                 rows = to_buffer(state.table(number, ids, self.job.settings))

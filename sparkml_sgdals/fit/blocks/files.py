@@ -1,14 +1,16 @@
-"""What never changes while a table is learned in blocks: where it lies, and how a task comes by it.
+"""What does not change while a table is learned in blocks: where it lies, how a task comes by it.
 
 Written once as immutable files under a folder that driver and executors share, and memory-mapped
 by the tasks of each step; or, where there is no such folder, handed to each task as binary rows.
-Either way a *static* is a set of named arrays, in the same bytes.
+Either way a *static* is a set of named arrays, in the same bytes. On disks, states of blocks lie
+beside them, a file a step, so that messages hold no more than names.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import struct
 import tempfile
 import uuid
@@ -59,6 +61,10 @@ logger = logging.getLogger(__name__)
 _TRAILER: Final = struct.Struct("<8sQI4x")
 """After the arrays: a mark, how many bytes they take, and their CRC-32."""
 _MARK: Final = b"sgdals-1"
+_PARKED: Final = b"sgdals-parked:"
+"""What a payload begins with that says where a state lies."""
+_LONGEST: Final = 200
+_STATE: Final = re.compile(r"state-(\d{5})-")
 
 
 def static_name(kind: str, side: str, block: int, partner: int) -> str:
@@ -71,6 +77,12 @@ class Statics(Protocol):
 
     def arrays(self, name: str, check: bool = False) -> dict[str, Any]:
         """Arrays by name; raises StorageError where there is no such static."""
+
+    def park(self, side: str, block: int, arrays: Mapping[str, Any]) -> pa.Buffer:
+        """Return the payload that hands the state of a block on: itself, or where it lies."""
+
+    def parked(self, payload: pa.Buffer, check: bool = False) -> dict[str, Any] | None:
+        """Return the arrays that `park` was given, None where they are the payload itself."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,14 @@ class BlockRows:
             raise StorageError(f"{name} of the blocks is not among the rows of its task.")
         return arrays_from_buffer(self.payloads[name])
 
+    def park(self, side: str, block: int, arrays: Mapping[str, Any]) -> pa.Buffer:
+        """As `Statics` says: Spark moves it."""
+        return arrays_to_buffer(arrays)
+
+    def parked(self, payload: pa.Buffer, check: bool = False) -> dict[str, Any] | None:
+        """As `Statics` says."""
+        return None
+
 
 @dataclass(frozen=True)
 class BlockFiles:
@@ -94,9 +114,12 @@ class BlockFiles:
     ----------
     folder : str
         path or URI, the same on driver and executors
+    step : int
+        number of the step that reads and writes states here
     """
 
     folder: str
+    step: int = 0
 
     def put(self, name: str, arrays: Mapping[str, Any]) -> None:
         """Write a static; one that a task writes again is the same to the last bit."""
@@ -118,6 +141,31 @@ class BlockFiles:
             where the file is missing, cannot be read, or is not as it was written
         """
         return arrays_in(self._read(name, check))
+
+    def park(self, side: str, block: int, arrays: Mapping[str, Any]) -> pa.Buffer:
+        """As `Statics` says: in a file where disks are local, so that Spark moves its name alone.
+
+        Two attempts of a task write two files.
+        """
+        if not ObjectStore(self.folder).local:
+            return arrays_to_buffer(arrays)
+        name = f"state-{self.step:05d}-{side}-{block:05d}-{uuid.uuid4().hex[:12]}"
+        self.put(name, arrays)
+        return pa.py_buffer(_PARKED + name.encode())
+
+    def parked(self, payload: pa.Buffer, check: bool = False) -> dict[str, Any] | None:
+        """As `Statics` says; raises as `arrays`."""
+        if payload.size > _LONGEST or payload[: len(_PARKED)].to_pybytes() != _PARKED:
+            return None
+        return self.arrays(payload[len(_PARKED) :].to_pybytes().decode(), check)
+
+    def drop_states(self, step: int) -> None:
+        """Delete states that were parked in this step, or before, and are of no use any more."""
+        store = ObjectStore(self.folder)
+        for name in store.names("") if store.local else ():
+            found = _STATE.match(name)
+            if found and int(found[1]) <= step:
+                store.delete(name)
 
     def put_table(self, name: str, table: pa.Table) -> None:
         """Write a table of ratings."""
@@ -150,8 +198,8 @@ class BlockFiles:
         except OSError as failure:
             raise StorageError(
                 f"{self.folder}/{name} of a fit in blocks cannot be written: {failure}. It needs "
-                "40 to 64 bytes a rating under spark.local.dir (local master) or "
-                "spark.checkpoint.dir (cluster)."
+                "40 to 64 bytes a rating, and at rank 16 up to 1,300 an id, under spark.local.dir "
+                "(local master) or spark.checkpoint.dir (cluster)."
             ) from failure
 
     def _read(self, name: str, check: bool) -> npt.NDArray[np.uint8]:

@@ -92,9 +92,9 @@ class ModelParams(HasPredictionCol, RowParams, HasCheckpointInterval, HasBlockSi
     )
     maxResidentIds: Param[int] = param(
         "maxResidentIds",
-        "users and items, about 300 bytes each at rank 16, that a stream keeps in memory; of a "
-        "larger model it reads the rows that a micro-batch needs from files under the model path; "
-        "0 = all of them.",
+        "users and items, about 300 bytes each at rank 16, that a stream keeps in memory, or a "
+        "model that was loaded from sorted runs; of a larger one the rows that are needed are read "
+        "from files under the model path; 0 = all of them.",
         at_least("maxResidentIds", 0),
     )
     showProgress: Param[bool] = param(

@@ -35,6 +35,8 @@ from sparkml_sgdals.store.maintenance import (
 from sparkml_sgdals.store.objects import ObjectStore
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
+pytestmark = pytest.mark.usefixtures("first_version")
+
 
 def log_as_spark_reads(root: Path) -> list[int]:
     """The batches in a file source's log: from the last compacted file on, nothing missing."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,24 @@ def assert_arrays(found: dict[str, Any]) -> None:
         assert found[name].flags.writeable
         assert found[name].flags.aligned
         assert found[name].flags.c_contiguous
+
+
+def test_states_lie_in_files_for_a_few_steps(files: BlockFiles) -> None:
+    payloads = [replace(files, step=n).park("users", 3, ARRAYS) for n in range(5)]
+    for payload in payloads:
+        assert payload.size < 100
+        found = files.parked(payload, check=True)
+        assert found is not None
+        assert_arrays(found)
+    files.drop_states(2)
+    for payload in payloads[:3]:
+        with pytest.raises(StorageError, match=r"state-.* is missing"):
+            files.parked(payload)
+    assert files.parked(payloads[3]) is not None
+    # rows carry their states themselves
+    payload = BlockRows({}).park("users", 3, ARRAYS)
+    assert payload.equals(arrays_to_buffer(ARRAYS))
+    assert BlockRows({}).parked(payload) is files.parked(payload) is None
 
 
 def test_the_same_arrays_from_files_and_rows(files: BlockFiles) -> None:
