@@ -218,3 +218,20 @@ def test_metrics_rank_events_before_they_are_learned(als, liked, files, stream, 
     again.awaitTermination()
     names = ["ranked", "recall", "mrr", "baselineRecall", "baselineMrr"]
     assert again.metrics()[names].equals(metrics[names])
+
+
+def test_sessions_that_ended_are_forgotten(liked, files, stream, tmp_path):
+    """Sessions of three events, one after another, in batches of a hundred."""
+    rows = liked.iloc[:300].assign(user=np.arange(300) // 3, time=np.arange(300))
+    folder = files(rows, 100)
+    als = StreamingBiasedALS(
+        timestampCol="time", rank=4, implicitPrefs=True, numNegatives=3, forgetUsersAfter=60
+    )
+    frame = stream(folder, "user long, item long, time long")
+    job = als.fitStream(frame, tmp_path / "m", trigger=ONCE)
+    job.awaitTermination()
+    # of 34 users the 13 that ended before event 40, then those before event 140
+    assert job.metrics(all=True).forgottenUsers.tolist() == [0, 13, 33]
+    kept = StreamingBiasedALSModel.load(str(tmp_path / "m"))
+    assert sorted(kept.userFactors.toPandas().id) == list(range(46, 100))
+    assert_same_bits(kept, job.model)
