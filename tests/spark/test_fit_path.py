@@ -53,6 +53,7 @@ def test_the_same_as_collected(fitted, whole):
     assert {f"files/{p.name}" for p in (path / "files").iterdir()} == named
 
 
+@pytest.mark.long
 def test_strings_sgd_and_blocks_of_one(spark, small, tmp_path):
     frame = spark.createDataFrame(small.head(600).assign(item="ä" + small.item.astype(str)))
     als = StreamingBiasedALS(solver="sgd", rank=2, maxIter=1, numBlocks=1)
@@ -113,6 +114,7 @@ def test_a_fit_that_fails_leaves_nothing(spark, als, ratings, small, tmp_path):
     assert not path.exists()
 
 
+@pytest.mark.long
 def test_what_a_killed_fit_left_goes_with_the_next(als, ratings, whole, tmp_path):
     """Files, a mark and model.json, as kills leave them, do not load and do not stay."""
     path = tmp_path / "m"

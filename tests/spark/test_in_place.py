@@ -151,6 +151,7 @@ def test_subsets_and_the_similar(twins, table):
         same_lists(*(ask(model) for model in twins))
 
 
+@pytest.mark.long
 def test_what_is_judged(twins, spark, table):
     part, whole = twins
     held = spark.createDataFrame(table.tail(400))
@@ -163,6 +164,7 @@ def test_what_is_judged(twins, spark, table):
         part.recommendOne(table.user.iloc[0])
 
 
+@pytest.mark.long
 def test_rankings_where_items_fit(path, spark, table):
     part = StreamingBiasedALSModel.load(path, maxResidentIds=120)
     whole = StreamingBiasedALSModel.load(path, maxResidentIds=0)
@@ -192,6 +194,7 @@ def test_predictor(path, table):
     pd.testing.assert_frame_equal(part.predict(users, items), whole.predict(users, items))
 
 
+@pytest.mark.long
 def test_saved_and_loaded(path, spark, table, tmp_path):
     """With what was learned since; the files are copied, and read where they then lie."""
     part = StreamingBiasedALSModel.load(path, maxResidentIds=LIMIT)
@@ -245,6 +248,7 @@ def test_goes_on(path, spark, stream, files, table, tmp_path):
         other.updateStream(stream(folder, schema), str(tmp_path / f"m{LIMIT}"), trigger=ONCE)
 
 
+@pytest.mark.long
 def test_versions(path, spark, stream, files, table, tmp_path):
     """Gone back to and forgotten where they lie, on a path that fitPath made."""
     place = str(tmp_path / "m")
