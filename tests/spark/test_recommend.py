@@ -314,8 +314,8 @@ def test_parts_and_blocks_do_not_matter(model, ratings, monkeypatch):
         table(model.recommendForAllUsers(6, *given))
         for given in [(), (ratings,), (None, "prediction", ratings)]
     ]
-    monkeypatch.setattr(recommending, "_QUERIES_PER_BLOCK", 50)
-    monkeypatch.setattr(recommending, "_CANDIDATES_PER_PART", 25)
+    monkeypatch.setattr(recommending, "QUERIES_PER_BLOCK", 50)
+    monkeypatch.setattr(recommending, "CANDIDATES_PER_PART", 25)
     parts = [
         table(model.recommendForAllUsers(6, *given))
         for given in [(), (ratings,), (None, "prediction", ratings)]
