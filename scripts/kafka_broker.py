@@ -20,8 +20,9 @@ import time
 import uuid
 from base64 import urlsafe_b64encode
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 
+from beside import serve
 from registry import SCALA, connectors, fetch, java
 
 KAFKA = "4.3.1"
@@ -176,18 +177,10 @@ def submit_args(jars: list[Path]) -> str:
     return f"--jars {','.join(map(str, jars))} pyspark-shell"
 
 
-def run(command: list[str], address: str) -> int:
-    """Run a command beside the broker; its exit code."""
+def variables(broker: Broker) -> dict[str, str]:
+    """Return what a command beside the broker finds it by."""
     jars = connectors(*CONNECTORS)
-    mine = {"KAFKA_BOOTSTRAP": address, "PYSPARK_SUBMIT_ARGS": submit_args(jars)}
-    process = subprocess.Popen(command, env=os.environ | mine)
-    try:
-        return process.wait()
-    finally:
-        # Ctrl-C reached it too; whatever else ended us, it ends with us
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
+    return {"KAFKA_BOOTSTRAP": broker.address, "PYSPARK_SUBMIT_ARGS": submit_args(jars)}
 
 
 def main() -> int:
@@ -197,29 +190,8 @@ def main() -> int:
     parser.add_argument("command", nargs=argparse.REMAINDER, help="run beside it, then stop it")
     options = parser.parse_args()
 
-    def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, end)
-    # the terminal was closed
-    signal.signal(signal.SIGHUP, end)
     print(f"Starting Kafka {KAFKA} ...", file=sys.stderr, flush=True)
-    try:
-        with Broker(options.port) as broker:
-            if options.command:
-                return run(options.command, broker.address)
-            print(broker.address, flush=True)
-            print("Ctrl-C stops it.", file=sys.stderr, flush=True)
-            while broker.alive:
-                time.sleep(0.5)
-    except KeyboardInterrupt:
-        # without a command that is how it ends
-        return 130 if options.command else 0
-    except RuntimeError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print("The broker ended by itself.", file=sys.stderr)
-    return 1
+    return serve("broker", lambda: Broker(options.port), options.command, variables)
 
 
 if __name__ == "__main__":

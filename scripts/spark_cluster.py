@@ -13,7 +13,6 @@ import argparse
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -22,10 +21,11 @@ import time
 import zipfile
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 
 import psutil
 import pyspark
+from beside import serve
 
 PACKAGE = Path(__file__).resolve().parents[1] / "sparkml_sgdals"
 START_SECONDS = 60.0
@@ -220,22 +220,15 @@ def _kill_tree(pid: int) -> None:
     psutil.wait_procs(tree, timeout=30)
 
 
-def run(command: list[str], cluster: Cluster) -> int:
-    """Run a command beside the cluster; its exit code."""
-    mine = {
+def variables(cluster: Cluster) -> dict[str, str]:
+    """Return what a command beside the cluster finds it by."""
+    return {
         "SPARK_CLUSTER": cluster.address,
         "SPARK_CLUSTER_ZIP": str(cluster.package),
         "PYSPARK_PYTHON": cluster.python,
         "PYSPARK_DRIVER_PYTHON": sys.executable,
         "SPARK_LOCAL_IP": "127.0.0.1",
     }
-    process = subprocess.Popen(command, env=os.environ | mine)
-    try:
-        return process.wait()
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            process.wait()
 
 
 def main() -> int:
@@ -245,26 +238,7 @@ def main() -> int:
     parser.add_argument("command", nargs=argparse.REMAINDER, help="run beside it, then stop it")
     options = parser.parse_args()
 
-    def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, end)
-    signal.signal(signal.SIGHUP, end)
-    try:
-        with Cluster(options.workers) as cluster:
-            if options.command:
-                return run(options.command, cluster)
-            print(cluster.address, flush=True)
-            print("Ctrl-C stops it.", file=sys.stderr, flush=True)
-            while cluster.alive:
-                time.sleep(0.5)
-    except KeyboardInterrupt:
-        return 130 if options.command else 0
-    except RuntimeError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print("The master ended by itself.", file=sys.stderr)
-    return 1
+    return serve("master", lambda: Cluster(options.workers), options.command, variables)
 
 
 if __name__ == "__main__":

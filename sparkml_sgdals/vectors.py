@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.vectors import describe_vectors, vector_table
@@ -91,12 +90,7 @@ class VectorFeed:
 
     def _changes(self, number: int, digest: str, until: int | None) -> VectorChanges | None:
         store = self._store
-        meta = store.meta()
-        commit = store.newest() if until is None else store.read_commit(until)
-        if meta is None or commit is None:
-            kept = ", ".join(map(str, store.numbers())) or "none"
-            which = "a version" if until is None else f"version {until}"
-            raise StorageError(f"{store.path} does not hold {which} of a model (kept: {kept}).")
+        meta, commit = store.meta_and_commit(until)
         if number == commit.version and digest in ("", commit.digest):
             return None
         state = self._changed(meta, number, digest, commit)

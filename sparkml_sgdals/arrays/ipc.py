@@ -14,6 +14,7 @@ __all__ = [
     "arrays_in",
     "arrays_to_buffer",
     "from_bytes",
+    "in_pieces",
     "narrow",
     "packed_tables",
     "to_buffer",
@@ -40,6 +41,20 @@ def from_bytes(payload: bytes | pa.Buffer) -> pa.Table:
     """Return the table in an Arrow IPC stream."""
     with pa.ipc.open_stream(payload) as reader:
         return reader.read_all()
+
+
+def in_pieces(batches: Iterable[pa.RecordBatch], rows: int) -> Iterator[pa.Table]:
+    """Yield batches put together until they hold so many rows; the last piece may hold fewer."""
+    held: list[pa.RecordBatch] = []
+    count = 0
+    for batch in batches:
+        held.append(batch)
+        count += batch.num_rows
+        if count >= rows:
+            yield pa.Table.from_batches(held)
+            held, count = [], 0
+    if count:
+        yield pa.Table.from_batches(held)
 
 
 def packed_tables(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkml_sgdals.arrays.ipc import narrow, to_bytes
+from sparkml_sgdals.arrays.ipc import in_pieces, narrow, to_bytes
 from sparkml_sgdals.arrays.screening import NO_LIMITS, Limits, Problems, screen, set_far_aside
 from sparkml_sgdals.arrays.value_range import Tally
 from sparkml_sgdals.spark_jobs import gathered
@@ -79,16 +79,8 @@ class _Pack:
     limits: Limits
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        held: list[pa.RecordBatch] = []
-        rows = 0
-        for batch in batches:
-            held.append(batch)
-            rows += batch.num_rows
-            if rows >= ROWS_PER_CELL:
-                yield pack_cell(pa.Table.from_batches(held), self.keep, self.limits)
-                held, rows = [], 0
-        if rows:
-            yield pack_cell(pa.Table.from_batches(held), self.keep, self.limits)
+        for table in in_pieces(batches, ROWS_PER_CELL):
+            yield pack_cell(table, self.keep, self.limits)
 
 
 def pack_cell(table: pa.Table, keep: bool, limits: Limits = NO_LIMITS) -> pa.RecordBatch:

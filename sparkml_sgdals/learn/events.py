@@ -203,17 +203,14 @@ def fold_in_events(
     recent = np.empty((count, CONTEXT_ITEMS), np.int32)
     drawn = np.empty((count, settings.num_negatives), np.int32)
     touched = np.zeros(size, np.bool_)
-    none = np.zeros((size, 0), np.int32)
-    nothing = np.zeros(size, np.float32), np.zeros(size, np.int64)
-    no_partners = none, none.astype(np.int64), none.astype(np.float32), *nothing, nothing[1]
     draw_events(
         ratings.users, rows, ratings.values, _draw_keys(state, pairs), 0, count,
         state.events_learned, 0, settings.implicit_prior, done, np.zeros(1, np.int64), lengths,
         draws.order, draws.cumulative, draws.guide, _FADES, draws.cumulative[:, -1].copy(),
         np.ones(_FADES.size), np.empty(count, np.int32), memory.popularity.copy(),
         memory.last.copy(), np.array(state.popularity_parts or even_parts()),
-        np.zeros(size, np.int64), no_partners, False, 0.0, np.zeros(1, np.int64), recent, drawn,
-        touched, np.empty((count, 5)),
+        np.zeros(size, np.int64), _no_partners(size), False, 0.0, np.zeros(1, np.int64), recent,
+        drawn, touched, np.empty((count, 5)),
     )  # fmt: skip
     wanted = np.flatnonzero(touched)
     places = np.full(size + 1, -1, np.int32)
@@ -239,6 +236,13 @@ def _draw_keys(state: ModelState, pairs: npt.NDArray[np.uint64]) -> npt.NDArray[
     numbers = np.arange(pairs.size, dtype=np.uint64) + np.uint64(state.counters.ratings)
     found: npt.NDArray[np.uint64] = pairs ^ ((numbers + seed) * _EVENT)
     return found
+
+
+def _no_partners(size: int) -> tuple[npt.NDArray[Any], ...]:
+    """Return what `draw_events` wants of partners where items keep none."""
+    rows, numbers = np.empty((size, 0), np.int32), np.zeros(size, np.int64)
+    strengths = np.empty((size, 0), np.float32), np.zeros(size, np.float32)
+    return rows, rows.astype(np.int64), *strengths, numbers, numbers
 
 
 class _Kept:
@@ -349,9 +353,7 @@ class _Work:
         """Return what `draw_events` wants of partners, and keep those that it may change."""
         memory, item_keys = self.item_memory, self.keys.view(np.int64)
         if not self.state.settings.pairs_items:
-            size = self.keys.size
-            nothing = np.zeros(size, np.float32), np.zeros(size, np.int64)
-            return memory.partner_rows, memory.partner, memory.strength, *nothing, item_keys
+            return _no_partners(self.keys.size)
         memory.look_up(lambda keys: rows_of_keys(keys, self.keys, self.order))
         latest = last_of_lists(self.done, self.starts, self.lengths)
         self.pairs_kept.keep(np.union1d(latest[latest >= 0], self.item_rows))

@@ -18,7 +18,7 @@ from pyspark.sql import functions as F
 
 from sparkml_sgdals.arrays.hashing import block_of, id_keys
 from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
-from sparkml_sgdals.arrays.ipc import from_bytes, to_bytes
+from sparkml_sgdals.arrays.ipc import from_bytes, in_pieces, to_bytes
 from sparkml_sgdals.kernels.topn import (
     Boosts,
     Positions,
@@ -293,19 +293,10 @@ class _RoutePairs:
     num_blocks: int
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        held: list[pa.RecordBatch] = []
-        rows = 0
-        for batch in batches:
-            held.append(batch)
-            rows += batch.num_rows
-            if rows >= _PAIRS_AT_ONCE:
-                yield self._cut(held)
-                held, rows = [], 0
-        if rows:
-            yield self._cut(held)
+        for table in in_pieces(batches, _PAIRS_AT_ONCE):
+            yield self._cut(table.combine_chunks())
 
-    def _cut(self, batches: list[pa.RecordBatch]) -> pa.RecordBatch:
-        table = pa.Table.from_batches(batches).combine_chunks()
+    def _cut(self, table: pa.Table) -> pa.RecordBatch:
         block = block_of(id_keys(table.column("query").combine_chunks()), self.num_blocks)
         # NumPy sorts numbers of 16 bits by their digits
         narrow = block.astype(np.uint16) if self.num_blocks < 2**16 else block

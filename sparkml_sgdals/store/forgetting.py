@@ -15,7 +15,7 @@ from sparkml_sgdals.state.factors import drop_ids
 from sparkml_sgdals.state.ranges import Ranges
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.commit import Commit
-from sparkml_sgdals.store.large.in_runs import commit_in_runs
+from sparkml_sgdals.store.large.in_runs import commit_in_runs, drop_unnamed
 from sparkml_sgdals.store.large.rewriting import known_users, runs_of
 from sparkml_sgdals.store.lease import check_holder
 from sparkml_sgdals.store.maintenance import lease_for_maintenance
@@ -82,16 +82,8 @@ def forget_users(store: VersionStore, ids: pa.Array) -> Commit:
                 check_holder(store, lease.token)
                 _rewrite(store, commit, ids, runs)
         check_holder(store, lease.token)
-        named = {
-            file["name"].rpartition("/")[2]
-            for number in store.numbers()
-            if (commit := store.read_commit(number)) is not None
-            for file in [*commit.files.values(), *commit.run_files()]
-        }
         # files of batches that were never committed hold users, too, also those written meanwhile
-        for name in store.names("files"):
-            if name not in named:
-                store.delete(f"files/{name}")
+        drop_unnamed(store)
         validation = store.read_table("validation.parquet")
         if validation is not None:
             kept = drop_ids(validation, "user", ids)

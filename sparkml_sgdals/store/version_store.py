@@ -265,17 +265,21 @@ class VersionStore(ObjectStore):
             meta=meta if previous is None else previous.meta,
             offsets=offsets,
         )
+        self.put_version(commit, written, check)
+        return commit
+
+    def put_version(self, commit: Commit, written: list[str], check: Callable[[], None]) -> None:
+        """Let a version count whose files stand; `written` go where it does not come to that."""
         with self.or_without(written, Exception):
             self.sync("files")
             check()
         # the commit object may stand, whatever else fails
         with self.or_without(written, NothingPutError):
             self.put_commit(commit, new=True)
-        if previous is None:
+        if not commit.version:
             # the path itself and its folders are new
             self.sync("")
             self.sync("..")
-        return commit
 
     def write_history(self, name: str, rows: list[dict[str, Any]]) -> dict[str, Any]:
         """Write metrics of many batches as the file `metrics`; nothing where there are none."""
@@ -317,13 +321,21 @@ class VersionStore(ObjectStore):
         """
         return self.steadily(lambda: self._load(version))
 
-    def _load(self, version: int | None) -> tuple[ModelState, Commit]:
+    def meta_and_commit(self, version: int | None) -> tuple[dict[str, Any], Commit]:
+        """Return model.json and the commit of a version, the newest for None.
+
+        Raises StorageError where there is none.
+        """
         meta = self.meta()
         commit = self.newest() if version is None else self.read_commit(version)
         if meta is None or commit is None:
             which = "a version" if version is None else f"version {version}"
             kept = ", ".join(map(str, self.numbers())) or "none"
             raise StorageError(f"{self.path} does not hold {which} of a model (kept: {kept}).")
+        return meta, commit
+
+    def _load(self, version: int | None) -> tuple[ModelState, Commit]:
+        meta, commit = self.meta_and_commit(version)
         kinds: tuple[IdKind, IdKind] = (meta["kinds"][0], meta["kinds"][1])
         state = ModelState.empty(commit.settings(meta), *kinds)
         for part in self.parts(commit):

@@ -155,25 +155,25 @@ def said_by_partners(  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True, inline="always")
-def _gap(since):  # type: ignore[no-untyped-def]
-    """Return which gap it is: to below 4 events, 16, 64 and so on; the widest is not bounded."""
-    if since <= 0:
-        return OFFSETS - 1
-    found, left = 0, since >> 2
+def _magnitude(number, bits):  # type: ignore[no-untyped-def]
+    """Return how many times a number has so many bits more than one; the last is not bounded."""
+    found, left = 0, number >> bits
     while left > 0 and found < OFFSETS - 1:
         found += 1
-        left >>= 2
+        left >>= bits
     return found
 
 
 @nb.njit(cache=True, nogil=True, inline="always")
+def _gap(since):  # type: ignore[no-untyped-def]
+    """Return which gap it is: to below 4 events, 16, 64 and so on; one not known is the widest."""
+    return _magnitude(since, 2) if since > 0 else OFFSETS - 1
+
+
+@nb.njit(cache=True, nogil=True, inline="always")
 def _length(done):  # type: ignore[no-untyped-def]
-    """Return which length it is: to below 2 items, 4, 8 and so on; the widest is not bounded."""
-    found, left = 0, done >> 1
-    while left > 0 and found < OFFSETS - 1:
-        found += 1
-        left >>= 1
-    return found
+    """Return which length it is: to below 2 items, 4, 8 and so on."""
+    return _magnitude(done, 1)
 
 
 @nb.njit(cache=True, nogil=True, inline="always")

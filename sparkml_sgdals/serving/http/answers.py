@@ -65,8 +65,7 @@ class Answers:
         """Know users and items by what was posted of them."""
         for one in told:
             self.about[one.side].add(one.key, one.given)
-            if one.title is not None and one.side:
-                self.titles.add(one.key, one.title)
+        self.titles.add({one.key: one.title for one in told if one.side and one.title is not None})
         for side in (0, 1):
             self.holder.join(side, {one.key: one.given for one in told if one.side == side})
 

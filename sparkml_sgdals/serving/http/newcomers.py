@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import anyio.to_thread
 from fastapi import APIRouter, Header, HTTPException, Request
 
+from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.serving.http import schemas as out
 from sparkml_sgdals.serving.http.writing import (
     Service,
@@ -54,13 +54,7 @@ def newcomer_router(service: Service) -> APIRouter:
 
         The stream adds them to the model, by what is known of them.
         """
-        given = body if isinstance(body, list) else [body]
-        check(request, authorization, 1, len(given))
-        told = [
-            (one.item, one.features, one.title, checked_time(one.timestamp, int(time.time())))
-            for one in given
-        ]
-        return await take(1, told, idempotency_key)
+        return await take(1, request, body, idempotency_key, authorization)
 
     @router.post("/users", status_code=202, responses=statuses)
     async def users(
@@ -73,13 +67,7 @@ def newcomer_router(service: Service) -> APIRouter:
 
         The stream adds them to the model, by what is known of them.
         """
-        given = body if isinstance(body, list) else [body]
-        check(request, authorization, 0, len(given))
-        told = [
-            (one.user, one.features, None, checked_time(one.timestamp, int(time.time())))
-            for one in given
-        ]
-        return await take(0, told, idempotency_key)
+        return await take(0, request, body, idempotency_key, authorization)
 
     @router.get("/features", responses=refusals(503))
     async def features() -> out.FeaturesOut:
@@ -88,8 +76,10 @@ def newcomer_router(service: Service) -> APIRouter:
             found = [_values(weights) for weights in model.shell.features]
         return out.FeaturesOut(users=found[0], items=found[1])
 
-    def check(request: Request, sent: str | None, side: int, count: int) -> None:
-        """Raise where such posts are not taken, or not from this client now."""
+    def check(
+        request: Request, sent: str | None, side: int, count: int
+    ) -> tuple[FeatureWeights, IdKind, str]:
+        """Return weights, kind and type of ids; raise where such posts are not taken now."""
         names, what = service.columns, _SIDES[side]
         if service.intake is None:
             service.gauges.refused.labels("closed").inc()
@@ -97,8 +87,10 @@ def newcomer_router(service: Service) -> APIRouter:
         check_token(service, request, sent)
         limit(service, request, float(count))
         with service.answers.holder.reading() as model:
-            known = model.shell.features[side] is not None
-        if not known:
+            weights, kind, id_type = (
+                model.shell.features[side], model.kinds[side], model.id_types[side]
+            )  # fmt: skip
+        if weights is None:
             raise HTTPException(409, f"The model was fitted without features of {what}s.")
         column = (names.user_features, names.item_features)[side]
         read = service.answers.holder.params.get(f"{what}FeaturesCol", "")
@@ -109,29 +101,29 @@ def newcomer_router(service: Service) -> APIRouter:
                 f"The stream of this model does not read the column {column!r}: begin a model path "
                 f"with {what}FeaturesCol={column!r}, and a stream that has it.",
             )
+        return weights, kind, id_type
 
     async def take(
-        side: int, given: Sequence[tuple[Any, dict[str, Any], str | None, int]], key: str | None
-    ) -> out.JoinedOut:
-        answers, what = service.answers, _SIDES[side]
-        with answers.holder.reading() as model:
-            weights, kind, id_type = (
-                model.shell.features[side], model.kinds[side], model.id_types[side]
-            )  # fmt: skip
-        if weights is None:
-            raise HTTPException(409, f"The model was fitted without features of {what}s.")
+        side: int, request: Request, body: out.ItemsIn | out.UsersIn, key: str | None,
+        sent: str | None,
+    ) -> out.JoinedOut:  # fmt: skip
+        given = body if isinstance(body, list) else [body]
+        weights, kind, id_type = check(request, sent, side, len(given))
+        now, what = int(time.time()), _SIDES[side]
         names, told, unknown = FeatureNames(weights), [], []
-        for said, features, title, moment in given:
+        moments = [checked_time(one.timestamp, now) for one in given]
+        for one, moment in zip(given, moments, strict=True):
+            said, title = (one.item, one.title) if isinstance(one, out.ItemIn) else (one.user, None)
             id_ = storable(said, kind, id_type)
             if id_ is None:
                 raise HTTPException(
                     409, f"The {what} {said!r} is no {id_type}, as the model's are."
                 )
             try:
-                vector, nothing = names.vector(features)
+                vector, nothing = names.vector(one.features)
             except ValueError as fault:
                 raise HTTPException(409, str(fault)) from fault
-            unknown += [one for one in nothing if one not in unknown]
+            unknown += [name for name in nothing if name not in unknown]
             if not vector:
                 raise HTTPException(
                     409,
@@ -139,10 +131,10 @@ def newcomer_router(service: Service) -> APIRouter:
                     f"{', '.join(list(_values(weights))[:20])}.",
                 )
             full = tuple(vector.get(place, 0.0) for place in range(weights.size))
-            told.append(Told(side, id_, features, full, title, moment))
+            told.append(Told(side, id_, one.features, full, title, moment))
         under = f"k:{key}" if key is not None else f"{UNNAMED}{uuid.uuid4().hex}"
         (receipt,) = await stored(service, [(under, told)])
-        await anyio.to_thread.run_sync(answers.join, told)
+        await anyio.to_thread.run_sync(service.answers.join, told)
         repeated = len(told) if receipt.repeated else 0
         return out.JoinedOut(accepted=len(told), repeated=repeated, unknown=unknown)
 

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparkml_sgdals.serving.model.person import Person, nobody
-from sparkml_sgdals.serving.model.ranking import Scored, predicted, unclipped
+from sparkml_sgdals.serving.model.ranking import Scored, in_order, unclipped
 from sparkml_sgdals.serving.model.served_model import ServedModel
 
 __all__ = ["rank_leaning"]
@@ -71,10 +71,7 @@ def rank_leaning(
     values = scores[left]
     least = np.partition(values, left.size - count)[left.size - count]
     best = left[values >= least]
-    ids = model.item_ids(best)
-    order = sorted(range(best.size), key=lambda n: (-scores[best[n]], ids[n]))[:count]
-    rows = best[order]
-    return Scored(rows, [ids[n] for n in order], predicted(model, person, rows)[0])
+    return in_order(model, person, best, scores[best], count)
 
 
 def _leveled(values: F64) -> F64:

@@ -28,6 +28,7 @@ __all__ = ["Person", "alone", "fold_in", "nobody", "person_at", "person_of"]
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
+I64 = npt.NDArray[np.int64]
 
 _SOMEONE: Final[dict[str, Key]] = {"int": -(2**63), "str": ""}
 """Id of the user that is folded in: a new id's start follows from it."""
@@ -172,35 +173,37 @@ def fold_in(model: ServedModel, items: list[Key], values: list[float]) -> Person
     )
     given = pa.array([values[n] for n in known], pa.float32())
     ratings = encode_ratings(pa.table({"user": someone, "item": found, "rating": given}))
+    if model.events is None:
+        # of repeated items, all ratings count, as in a batch of the stream
+        scratch = model.scratch(np.empty(0, np.int64), np.unique(rows[known]))
+        learn_batch(scratch, ratings)
+        return _folded(model, scratch.users, known.size, someone[:1])
+    named = model.item_rows(ratings.item_ids.to_pylist())
     if table_alone(model.shell):
         cold = nobody(model)
         done = rows[known[given.to_numpy() > 0]][::-1]
         last = done[np.sort(np.unique(done, return_index=True)[1])][::-1].astype(np.int32)
-        taste = _taste(model, ratings)
+        taste = _taste(model, ratings, named)
         return _judged(model, replace(cold, count=known.size, cold=False, done=last, taste=taste))
-    if model.events is not None and model.item_keys is not None:
-        users, last = _learned_events(model, ratings)
-    else:
-        # of repeated items, all ratings count, as in a batch of the stream
-        scratch = model.scratch(np.empty(0, np.int64), np.unique(rows[known]))
-        learn_batch(scratch, ratings)
-        users, last = scratch.users, None
+    users, last = _learned_events(model, ratings, named)
+    taste = users.taste[0].copy() if model.anchors is None else _taste(model, ratings, named)
+    person = _folded(model, users, known.size, someone[:1])
+    return _judged(model, replace(person, done=last, taste=taste))
+
+
+def _folded(model: ServedModel, users: FactorTable, count: int, someone: pa.Array) -> Person:
+    """Return the user of a table of one, who gave so many ratings."""
     mean, var, noise = users.mean[0].copy(), users.var[0].copy(), float(users.noise_factor[0])
-    drawn = _drawn(model, someone[:1], var)
-    if last is None:
-        return Person(mean, var, noise, known.size, False, drawn=drawn)
-    taste = users.taste[0].copy() if model.anchors is None else _taste(model, ratings)
-    return _judged(model, Person(mean, var, noise, known.size, False, last, taste, drawn=drawn))
+    return Person(mean, var, noise, count, False, drawn=_drawn(model, someone, var))
 
 
-def _learned_events(model: ServedModel, ratings: Ratings) -> tuple[FactorTable, I32]:
-    """Return a user of these events, and rows of the items done, the last one last."""
+def _learned_events(model: ServedModel, ratings: Ratings, named: I64) -> tuple[FactorTable, I32]:
+    """Return a user of these events, on items of these rows, and rows done, the last one last."""
     assert model.events is not None
     assert model.item_keys is not None
     if model.settings.solver == "bayes":
-        rows = model.item_rows(ratings.item_ids.to_pylist())
         memory = model.events.memory(partners=False)
-        return fold_in_events(model.shell, model.items, memory, model.draws, ratings, rows)
+        return fold_in_events(model.shell, model.items, memory, model.draws, ratings, named)
     # touches of all items say which come next
     scratch = model.scratch(np.empty(0, np.int64), np.arange(model.items.size))
     learn_batch(scratch, ratings)
@@ -209,8 +212,8 @@ def _learned_events(model: ServedModel, ratings: Ratings) -> tuple[FactorTable, 
     return scratch.users, last
 
 
-def _taste(model: ServedModel, ratings: Ratings) -> F32:
-    rows = model.item_rows(ratings.item_ids.to_pylist())[ratings.items]
+def _taste(model: ServedModel, ratings: Ratings, named: I64) -> F32:
+    rows = named[ratings.items]
     return folded_in(
         model.settings, model.shell.regularisation[0], model.items.taste[rows], ratings,
         model.candidates.squares(), int(np.count_nonzero(model.items.taste[:, 0])),

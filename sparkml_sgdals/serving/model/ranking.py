@@ -18,7 +18,16 @@ from sparkml_sgdals.serving.model.served_model import ServedModel
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.event_scores import with_boosts
 
-__all__ = ["RankBy", "Scored", "like_item", "most_rated", "predicted", "rank_items", "unclipped"]
+__all__ = [
+    "RankBy",
+    "Scored",
+    "in_order",
+    "like_item",
+    "most_rated",
+    "predicted",
+    "rank_items",
+    "unclipped",
+]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -112,12 +121,17 @@ def rank_items(
         if best.size < wanted or scores[-1] < scores[count - 1]:
             break
         wanted *= 2
-    if only is not None:
-        best = only[best]
-    ids = model.item_ids(best)
-    order = sorted(range(best.size), key=lambda n: (-scores[n], ids[n]))[:count]
-    rows = best[order]
-    return Scored(rows, [ids[n] for n in order], predicted(model, person, rows)[0])
+    return in_order(model, person, best if only is None else only[best], scores, count)
+
+
+def in_order(
+    model: ServedModel, person: Person, rows: I64, scores: F32 | F64, count: int
+) -> Scored:
+    """Return the first of some items by their scores, equal ones by id, with what is predicted."""
+    ids = model.item_ids(rows)
+    order = sorted(range(rows.size), key=lambda n: (-scores[n], ids[n]))[:count]
+    first = rows[order]
+    return Scored(first, [ids[n] for n in order], predicted(model, person, first)[0])
 
 
 def predicted(model: ServedModel, person: Person, rows: I64) -> tuple[F64, F64 | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -69,18 +70,16 @@ class Titles:
         """Return the title of an item, None where there is none."""
         return self._by_id.get(item)
 
-    def add(self, key: Key, title: str) -> None:
-        """Know the title of an item that was posted."""
-        held = self._by_id.get(key)
-        self._by_id[key] = title
-        folded = self._folded.to_pylist()
-        if held is None:
-            # a search in another thread goes by the texts: a key more is not found yet
-            self._keys = [*self._keys, key]
-            self._folded = pa.array([*folded, fold(title)], pa.string())
-        else:
-            folded[self._keys.index(key)] = fold(title)
-            self._folded = pa.array(folded, pa.string())
+    def add(self, titles: Mapping[Key, str]) -> None:
+        """Know the titles of items that were posted."""
+        if not titles:
+            return
+        self._by_id.update(titles)
+        folded = dict(zip(self._keys, self._folded.to_pylist(), strict=True))
+        folded.update({key: fold(title) for key, title in titles.items()})
+        # a search in another thread goes by the texts: a key more is not found yet
+        self._keys = list(folded)
+        self._folded = pa.array(list(folded.values()), pa.string())
 
     def genres_of(self, item: Key) -> list[str]:
         """Return the genres of an item, none where none are known."""

@@ -21,7 +21,7 @@ from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.commit import Commit
-from sparkml_sgdals.store.objects import NothingPutError, ObjectStore
+from sparkml_sgdals.store.objects import ObjectStore
 from sparkml_sgdals.store.packed_rows import RowShape, pack_arrays, search_keys
 from sparkml_sgdals.store.sorted_runs import RunWriter
 from sparkml_sgdals.store.version_store import VersionStore
@@ -144,15 +144,12 @@ def commit_in_runs(
         meta=meta if previous is None else previous.meta,
         offsets=offsets,
     )
-    with store.or_without(written, Exception):
+
+    def ready() -> None:
         _see(store, commit)
-        store.sync("files")
         check()
-    with store.or_without(written, NothingPutError):
-        store.put_commit(commit, new=True)
-    if previous is None:
-        store.sync("")
-        store.sync("..")
+
+    store.put_version(commit, written, ready)
     return commit
 
 
