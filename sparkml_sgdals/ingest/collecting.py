@@ -145,7 +145,7 @@ def collect_ratings(
         # many small partitions: what a batch is learned by must not depend on them
         return None
     count = table.num_rows
-    table, announced = without_announced(table.drop_columns("line"), columns)
+    table, announced = without_announced(table.drop_columns("line"), columns, df.schema)
     good, bad, problems = screen(table, keep)
     limits = limits_of(good)
     good, far, too_far = set_far_aside(good, limits, keep)
@@ -178,7 +178,8 @@ def announced_in(df: DataFrame, columns: RatingColumns, kinds: tuple[IdKind, IdK
     if not any(columns.features):
         return None, None
     given, also = with_vectors(df.where(announcements(df, columns)), columns)
-    return without_announced(select_ratings(given, columns, kinds, also=also).toArrow(), columns)[1]
+    table = select_ratings(given, columns, kinds, also=also).toArrow()
+    return without_announced(table, columns, df.schema)[1]
 
 
 def _whereabouts(table: pa.Table) -> tuple[I64, I64]:

@@ -6,6 +6,7 @@ algorithm.md, "Features of users and items". Arrays in and out, no Spark.
 from __future__ import annotations
 
 from functools import partial
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -16,10 +17,12 @@ from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.arrays.threads import run_all
 from sparkml_sgdals.kernels.features import add_products, regress
 from sparkml_sgdals.learn.solvers import Side
+from sparkml_sgdals.state.columns import prior_variances
+from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.feature_weights import MOST_COLUMNS, FeatureWeights
 
-__all__ = ["FeaturePrior", "start_featured"]
+__all__ = ["FeaturePrior", "start_featured", "weights_of_events"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -33,6 +36,9 @@ _START_ROUNDS: Final = 6
 _START_PASSES: Final = 2
 _FIRST_VARIANCE: Final = 0.01
 _LEAST_VARIANCE: Final = 1e-8
+_EVENT_ROUNDS: Final = 6
+_LEAST_SHARE: Final = 1e-8
+"""of a target's spread, that a weight may have as its variance"""
 _TARGETS: Final = 8
 """Coordinates that are regressed at once."""
 
@@ -175,6 +181,56 @@ class FeaturePrior:
             start_var=spread.astype(np.float32),
         )
 
+    def of_events(
+        self, means: F64, precision: F64, given: npt.NDArray[np.bool_], parts: tuple[slice, ...],
+        threads: int,
+    ) -> FeatureWeights:  # fmt: skip
+        """Return what features say of ids without events: docs/positive-only.md, (13).
+
+        Parameters
+        ----------
+        means : F64
+            float64, shape (known, targets), of the ids that have a vector, once they are learned
+        precision : F64
+            float64, of the same shape, how much each says, where `given` only against each other
+        given : npt.NDArray[np.bool_]
+            shape (targets,), whether how far ids lie from what features say is to be learned
+        parts : tuple[slice, ...]
+            targets over which one variance of a column's weights is learned
+        threads : int
+            at most so many at once; they change no result
+        """
+        shape = self.columns.size + 1, means.shape[1]
+        weights = np.zeros(shape)
+        spread = _about(means, precision)
+        prior_var = np.repeat(spread[None, :], shape[0], axis=0)
+        variances = prior_var.copy()
+        apart = means.copy()
+        for _ in range(_EVENT_ROUNDS):
+            known = np.where(given, precision / spread, precision)
+            self._regress(
+                known, known * apart, weights, variances, prior_var, _START_PASSES, threads
+            )
+            squares = weights**2 + variances
+            for part in parts:
+                prior_var[:, part] = squares[:, part].mean(axis=1, keepdims=True)
+            np.maximum(prior_var, _LEAST_SHARE * spread, out=prior_var)
+            apart = means.copy()
+            add_products(*self._csr, -weights, apart)
+            spread = _about(apart, precision)
+        if means.size:
+            # new ids are on average what those are that have events, each counted once
+            weights[0] += apart.mean(axis=0)
+        return FeatureWeights(
+            size=self.size,
+            names=self.names,
+            columns=self.columns.astype(np.int32),
+            centres=self.centre.astype(np.float32),
+            prior=np.empty((shape[0], 0), np.float32),
+            start=self._unscaled(weights),
+            start_var=spread.astype(np.float32),
+        )
+
     def _unscaled(self, weights: F64) -> F32:
         whole = weights.copy()
         whole[1:] /= self.scale[:, None]
@@ -204,6 +260,63 @@ class FeaturePrior:
             ],
             threads,
         )
+
+
+def weights_of_events(
+    rows: SparseRows, side: FactorTable, partners: int, filtered: bool, threads: int
+) -> FeatureWeights:
+    """Learn what features say of ids that did nothing from those that tables held.
+
+    Parameters
+    ----------
+    rows : SparseRows
+        features by id
+    side : FactorTable
+        what was learned of one side of a model of events
+    partners : int
+        ids of the other side
+    filtered : bool
+        whether the filter has learned them too
+    threads : int
+        at most so many at once; they change no result
+
+    Raises
+    ------
+    ValueError
+        more columns have values than may have weights
+    """
+    settings = side.settings
+    held = np.flatnonzero((side.taste[:, 0] > 0.0) & (side.featured[:, 0] == 0.0))
+    prior = FeaturePrior(rows, side.index.ids(held))
+    own = held[prior.known]
+    taste = side.taste[own].astype(np.float64)
+    width = side.mean.shape[1]
+    means: F64 = np.hstack([side.mean[own] if filtered else np.zeros((own.size, width)), taste])
+    events = np.expm1(taste[:, :1])
+    # an id's own events against the weight that all pairs have besides
+    shares = events / (events + settings.unobserved_weight * partners)
+    variances = prior_variances(settings)
+    precision = np.empty_like(means)
+    precision[:, :width] = 1.0 / (variances + side.var[own])
+    # what an id is popular by is no part of where it starts, but for the mean
+    precision[:, width] = 0.0
+    precision[:, width + 1 :] = shares / max(float(shares.mean()), 1e-300) if own.size else 0.0
+    given = np.arange(means.shape[1]) >= width
+    bounds = (0, 1, width, width + 1, means.shape[1])
+    parts = tuple(slice(*two) for two in pairwise(bounds))
+    found = prior.of_events(means, precision, given, parts, threads)
+    if filtered and own.size:
+        found.start_var[:width] += side.var[own].mean(axis=0)
+    else:
+        found.start_var[:width] = variances
+    return found
+
+
+def _about(means: F64, precision: F64) -> F64:
+    """Weighted mean square of each column, and never nothing."""
+    total = np.maximum(precision.sum(axis=0), 1e-300)
+    squares: F64 = (precision * means**2).sum(axis=0) / total
+    return np.maximum(squares, 1e-12)
 
 
 def _learn_variance(weights: F64, variances: F64, prior_var: F64) -> None:
