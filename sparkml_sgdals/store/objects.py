@@ -412,15 +412,14 @@ class ObjectStore:
 
         Raises StorageError where it is missing, cannot be read or its checksum does not fit.
         """
+        if file["bytes"] <= _PART:
+            self._checked(file)
+            return
         check = hashlib.sha256()
         name = file["name"]
-        with self.reading(name):
-            if self.local and file["bytes"] <= _PART:
-                check.update(_read_file(f"{self.root}/{name}"))
-            else:
-                with self.fs.open_input_stream(f"{self.root}/{name}") as stream:
-                    while part := stream.read(_PART):
-                        check.update(part)
+        with self.reading(name), self.fs.open_input_stream(f"{self.root}/{name}") as stream:
+            while part := stream.read(_PART):
+                check.update(part)
         if check.hexdigest() != file["sha256"]:
             raise self._bad(file, missing=False)
 
