@@ -429,8 +429,8 @@ class _Work:
         if self.user_memory.last.size:
             self.user_memory.last[self.user_rows] = self.last
         if self.moments is not None:
-            done = r.values > 0
-            np.maximum.at(self.moments, r.users[done], r.times[done])
+            events = r.values > 0
+            np.maximum.at(self.moments, r.users[events], r.times[events])
             self.user_memory.moment[self.user_rows] = self.moments
         state.users.count[self.user_rows] += np.bincount(r.users, minlength=self.user_rows.size)
         state.items.count[self.item_rows] += np.bincount(r.items, minlength=self.item_rows.size)
