@@ -113,7 +113,7 @@ def learn_batch(
     users, items = state.users, state.items
     ranks = state.settings.ranks_ratings
     ids = ratings.user_ids, ratings.item_ids
-    known = state.features
+    weights_before = state.features
     try:
         begin_features(state, features)
         for table, own, given, weights in zip(
@@ -153,7 +153,7 @@ def learn_batch(
             users.truncate(sizes[0])
             items.truncate(sizes[1])
             state.noise, state.noise_weight = noise
-            state.features = known
+            state.features = weights_before
         else:
             state.restore(whole)
         raise
