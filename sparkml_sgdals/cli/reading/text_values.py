@@ -22,6 +22,7 @@ _WINDOWS: Final = {
     for code in range(_FIRST, _LAST)
     if (text := bytes([code]).decode("cp1252", "ignore"))
 }
+_NAMES: Final = str.maketrans({**_WINDOWS})
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _name_of(latin: str) -> str:
     try:
         return latin.encode("latin-1").decode("utf-8")
     except UnicodeError:
-        return latin.translate(str.maketrans(_WINDOWS))
+        return latin.translate(_NAMES)
 
 
 def as_numbers(
