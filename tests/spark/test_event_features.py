@@ -107,3 +107,11 @@ def test_a_stream_goes_on(spark, films, model, tmp_path):
     another = spark.createDataFrame([(9001, "War")], films.schema)
     more = model.withItems(another, modelPath=str(tmp_path / "m"))
     assert (more.version, more.state.items.size) == (job.model.version + 1, ITEMS + 1)
+
+
+def test_streams_from_nothing_are_refused(spark, films):
+    """What features say of events is learned from tables."""
+    als = StreamingBiasedALS(**ALS).setItemFeatures(films)
+    stream = spark.readStream.format("rate").load().selectExpr("value AS user", "value AS item")
+    with pytest.raises(ValueError, match="features say of events is learned from tables"):
+        als.fitStream(stream, "nowhere")
