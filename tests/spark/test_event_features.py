@@ -106,7 +106,7 @@ def test_a_stream_goes_on(spark, films, model, tmp_path):
     assert_same_bits(again, job.model)
     another = spark.createDataFrame([(9001, "War")], films.schema)
     more = model.withItems(another, modelPath=str(tmp_path / "m"))
-    assert (more.version, more.state.items.size) == (job.model.version + 1, ITEMS + 1)
+    assert (more.version, more.state.items.size) == (again.version + 1, ITEMS + 1)
 
 
 def test_streams_from_nothing_are_refused(spark, films):
