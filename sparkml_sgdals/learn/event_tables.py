@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.arrays.threads import run_all
 from sparkml_sgdals.kernels.lanes import padded_rows
 from sparkml_sgdals.learn.events import confidences, learn_events
-from sparkml_sgdals.learn.features import weights_of_events
+from sparkml_sgdals.learn.features import FeaturePrior
 from sparkml_sgdals.learn.least_squares import (
     EventTable,
     Factors,
@@ -35,9 +36,11 @@ from sparkml_sgdals.learn.least_squares import (
 )
 from sparkml_sgdals.learn.rated_lists import lists_after
 from sparkml_sgdals.learn.solvers import not_finite, sweeps_settled
+from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.event_scores import known_done, memories_of, table_alone
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.feature_values import start_featured
+from sparkml_sgdals.state.feature_weights import FeatureWeights
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import CHOSEN, Settings
 
@@ -51,6 +54,7 @@ __all__ = [
     "said_by_events",
     "start_features",
     "user_system",
+    "weights_of_events",
 ]
 
 F32 = npt.NDArray[np.float32]
@@ -128,6 +132,56 @@ def _learn_features(
         for rows, side, other in zip(features, sides, sides[::-1], strict=True)
     )
     state.features = users, items
+
+
+def weights_of_events(
+    rows: SparseRows, side: FactorTable, partners: int, filtered: bool, threads: int
+) -> FeatureWeights:
+    """Learn what features say of ids that did nothing from those that tables held.
+
+    Parameters
+    ----------
+    rows : SparseRows
+        features by id
+    side : FactorTable
+        what was learned of one side of a model of events
+    partners : int
+        ids of the other side
+    filtered : bool
+        whether the filter has learned them too
+    threads : int
+        at most so many at once; they change no result
+
+    Raises
+    ------
+    ValueError
+        more columns have values than may have weights
+    """
+    settings = side.settings
+    held = np.flatnonzero((side.taste[:, 0] > 0.0) & (side.featured[:, 0] == 0.0))
+    prior = FeaturePrior(rows, side.index.ids(held))
+    own = held[prior.known]
+    taste = side.taste[own].astype(np.float64)
+    width = side.mean.shape[1]
+    means: F64 = np.hstack([side.mean[own] if filtered else np.zeros((own.size, width)), taste])
+    events = np.expm1(taste[:, :1])
+    # an id's own events against the weight that all pairs have besides
+    shares = events / (events + settings.unobserved_weight * partners)
+    variances = prior_variances(settings)
+    precision = np.empty_like(means)
+    precision[:, :width] = 1.0 / (variances + side.var[own])
+    # what an id is popular by is no part of where it starts, but for the mean
+    precision[:, width] = 0.0
+    precision[:, width + 1 :] = shares / max(float(shares.mean()), 1e-300) if own.size else 0.0
+    given = np.arange(means.shape[1]) >= width
+    bounds = (0, 1, width, width + 1, means.shape[1])
+    parts = tuple(slice(*two) for two in pairwise(bounds))
+    found = prior.of_events(means, precision, given, parts, threads)
+    if filtered and own.size:
+        found.start_var[:width] += side.var[own].mean(axis=0)
+    else:
+        found.start_var[:width] = variances
+    return found
 
 
 def _each_with_its_stop(

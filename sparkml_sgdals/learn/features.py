@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -19,7 +18,6 @@ from sparkml_sgdals.arrays.threads import run_all
 from sparkml_sgdals.kernels.features import add_pairs, add_products, regress, regress_products
 from sparkml_sgdals.learn.solvers import Side
 from sparkml_sgdals.state.columns import FactorColumns, prior_variances
-from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.feature_weights import MOST_COLUMNS, FeatureSums, FeatureWeights
 from sparkml_sgdals.state.model_state import ModelState
@@ -27,7 +25,7 @@ from sparkml_sgdals.state.settings import Settings
 
 __all__ = [
     "FeaturePrior", "begin_features", "learn_features", "learn_features_of_table",
-    "start_featured", "weights_of_events",
+    "start_featured",
 ]  # fmt: skip
 
 F32 = npt.NDArray[np.float32]
@@ -269,56 +267,6 @@ class FeaturePrior:
             ],
             threads,
         )
-
-
-def weights_of_events(
-    rows: SparseRows, side: FactorTable, partners: int, filtered: bool, threads: int
-) -> FeatureWeights:
-    """Learn what features say of ids that did nothing from those that tables held.
-
-    Parameters
-    ----------
-    rows : SparseRows
-        features by id
-    side : FactorTable
-        what was learned of one side of a model of events
-    partners : int
-        ids of the other side
-    filtered : bool
-        whether the filter has learned them too
-    threads : int
-        at most so many at once; they change no result
-
-    Raises
-    ------
-    ValueError
-        more columns have values than may have weights
-    """
-    settings = side.settings
-    held = np.flatnonzero((side.taste[:, 0] > 0.0) & (side.featured[:, 0] == 0.0))
-    prior = FeaturePrior(rows, side.index.ids(held))
-    own = held[prior.known]
-    taste = side.taste[own].astype(np.float64)
-    width = side.mean.shape[1]
-    means: F64 = np.hstack([side.mean[own] if filtered else np.zeros((own.size, width)), taste])
-    events = np.expm1(taste[:, :1])
-    # an id's own events against the weight that all pairs have besides
-    shares = events / (events + settings.unobserved_weight * partners)
-    variances = prior_variances(settings)
-    precision = np.empty_like(means)
-    precision[:, :width] = 1.0 / (variances + side.var[own])
-    # what an id is popular by is no part of where it starts, but for the mean
-    precision[:, width] = 0.0
-    precision[:, width + 1 :] = shares / max(float(shares.mean()), 1e-300) if own.size else 0.0
-    given = np.arange(means.shape[1]) >= width
-    bounds = (0, 1, width, width + 1, means.shape[1])
-    parts = tuple(slice(*two) for two in pairwise(bounds))
-    found = prior.of_events(means, precision, given, parts, threads)
-    if filtered and own.size:
-        found.start_var[:width] += side.var[own].mean(axis=0)
-    else:
-        found.start_var[:width] = variances
-    return found
 
 
 def _about(means: F64, precision: F64) -> F64:
