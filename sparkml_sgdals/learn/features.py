@@ -139,6 +139,7 @@ class FeaturePrior:
         add_products(*self._csr, self.weights - before, moved)
         side.prior_mean[known] += moved.astype(np.float32)
         side.mean[known] += (c / v * moved).astype(np.float32)
+        side.bound(known)
         self.given[known] += moved.astype(np.float32)
         _learn_variance(self.weights, self._var, self._prior_var)
 

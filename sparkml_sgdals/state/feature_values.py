@@ -157,4 +157,5 @@ def start_featured(
     table.mean[at] += weights.start_means(own)
     table.var[at] = weights.start_var
     table.featured[at] = weights.prior_means(own)
+    table.bound(at)
     return int(fresh.size)

@@ -43,7 +43,7 @@ _SETTINGS: Final = Fields(
         "positive": TRUTH, "alpha": NUMBER, "num_negatives": COUNT,
         "ranking_size": COUNT, "ranking_sample": COUNT, "table_rank": _RANK,
         "unobserved_weight": NUMBER, "num_partners": _RANK, "repeat_items": Maybe(TRUTH),
-        "featured": TRUTH, "forget_after": COUNT,
+        "featured": TRUTH, "forget_after": COUNT, "nonnegative": TRUTH,
     },
 )  # fmt: skip
 """as `Settings.from_json` takes them"""
