@@ -26,8 +26,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 
 # A SPARK_HOME of another Spark would win over the venv's own, and workers would start the PATH's
-# python3; ../shared/data is where the project's own machines keep ratings.
-WITH_SPARK = unset SPARK_HOME; \
+# python3; without bytecode each process compiles the package anew; ../shared/data is where the
+# project's own machines keep ratings.
+WITH_SPARK = unset SPARK_HOME PYTHONDONTWRITEBYTECODE; \
 	JAVA_HOME="$$(sh scripts/ensure-java.sh)" || exit 1; export JAVA_HOME; \
 	PYSPARK_PYTHON="$(CURDIR)/$(PY)"; export PYSPARK_PYTHON; \
 	SPARK_LOCAL_IP="$${SPARK_LOCAL_IP-127.0.0.1}"; export SPARK_LOCAL_IP; \
@@ -108,6 +109,7 @@ kills: $(VENV)/.installed ## Kill streams 50 times and at every named point, fil
 		run $$way-kafka $(PY) scripts/kafka_broker.py $$harness --way $$way --source kafka; \
 	done; \
 	run classic-part-in-memory $$harness --resident 100; \
+	run classic-events $$harness --model events; \
 	run fits $(PY) tests/kills/fits.py
 
 rehearse: $(VENV)/.installed ## Build a release, test its sdist, install it from an index of this machine

@@ -157,6 +157,13 @@ def test_features_of_ids_that_pull_below() -> None:
     batch = ratings_of([1, 1], [9001, 9002], [1.0, 5.0])
     learn_batch(state, batch, (None, far))
     assert_nonnegative(state)
+    # the weights of a stream that starts from nothing
+    begun = ModelState.empty(own, "int", "int")
+    begun.learns_features = False, True
+    for seed in (1, 2, 3):
+        learn_batch(begun, encode_ratings(low_rank(1200, 20, 15, seed=seed)[0]), (None, rows))
+        assert_nonnegative(begun)
+    assert begun.features[1] is not None
 
 
 def _sparse(ids: pa.Array, matrix: np.ndarray) -> SparseRows:
