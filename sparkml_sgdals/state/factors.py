@@ -181,6 +181,7 @@ class FactorTable(FactorColumns):
         if self.settings.nonnegative:
             lowest = np.float32(self.settings.lowest)
             self.mean[rows, 1:] = np.maximum(self.mean[rows, 1:], lowest)
+            self.taste[rows, 1:] = np.maximum(self.taste[rows, 1:], np.float32(0.0))
 
     def under(self, settings: Settings) -> FactorTable:
         """Return the same factors, shared, under settings that differ in ranking, memory empty.
