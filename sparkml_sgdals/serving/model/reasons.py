@@ -288,9 +288,11 @@ def event_sentence(
     about : list[tuple[str, float]] | None
         of an item that nobody has done, names and shares in U . P of its features, largest first
     """
-    told = [f"{name} {share:+.2f}" for name, share in (about or [])[:3] if abs(share) >= _LEAST]
-    if told:
-        return f"Not done yet: {', '.join(told)}"
+    described = [
+        f"{name} {share:+.2f}" for name, share in (about or [])[:3] if abs(share) >= _LEAST
+    ]
+    if described:
+        return f"Not done yet: {', '.join(described)}"
     speaking = [name for name, part in because[:3] if part >= _TELLING]
     together = row >= 0 and stands_together(model, person, row)
     share, general = popular_share(model, row), "by taste"
