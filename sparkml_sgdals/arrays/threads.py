@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["ranges", "run_all", "workers"]
+__all__ = ["Together", "ranges", "run_all", "workers"]
 
 Job = Callable[[], Any]
+_WAITING: Final = 4
+"""Threads that wait for a disk or a network at once."""
 
 
 def run_all(jobs: Iterable[Job], threads: int) -> list[Any]:
@@ -34,3 +36,34 @@ def ranges(size: int, parts: int) -> list[slice]:
     parts = max(parts, 1)
     bounds = [size * part // parts for part in range(parts + 1)]
     return [slice(first, last) for first, last in pairwise(bounds) if first < last]
+
+
+class Together:
+    """Jobs that wait for a disk or a network, all at once, while their caller goes on."""
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._begun: list[Future[Any]] = []
+
+    def add(self, job: Job) -> None:
+        """Begin a job; it runs here and now where the interpreter takes no more threads."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(_WAITING)
+        try:
+            self._begun.append(self._pool.submit(job))
+        except RuntimeError:
+            # it is about to end
+            job()
+
+    def wait(self) -> None:
+        """Wait until all jobs have ended; raises what the first of them raised that failed."""
+        begun = self._begun
+        self.end()
+        for found in begun:
+            found.result()
+
+    def end(self) -> None:
+        """Wait until all jobs have ended, whatever came of them."""
+        if self._pool is not None:
+            self._pool.shutdown()
+        self._pool, self._begun = None, []

@@ -33,6 +33,7 @@ from typing import Any, Final, TypeVar
 import pyarrow as pa
 
 from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.arrays.threads import Together
 from sparkml_sgdals.errors import DamagedError, GoneError, StorageError
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
@@ -241,10 +242,11 @@ class VersionStore(ObjectStore):
         # known before they are written, so that one broken off goes as well
         written = [f"files/{name}-{part}.parquet" for part in ("users", "items", "metrics")]
         files = {}
-        with self.or_without(written, Exception):
+        together = Together()
+        with self.or_without(written, Exception, together):
             for number, (part, side) in enumerate((("users", state.users), ("items", state.items))):
                 table = side.to_arrow(None if rows is None else rows[number])
-                files[part] = self.write_table(f"files/{name}-{part}.parquet", table)
+                files[part] = self.write_table(f"files/{name}-{part}.parquet", table, together)
             if is_base and previous is not None:
                 history = self.metrics(restored or previous, lenient=restored is not None)
                 files |= self.write_history(name, history)
@@ -265,17 +267,25 @@ class VersionStore(ObjectStore):
             meta=meta if previous is None else previous.meta,
             offsets=offsets,
         )
-        self.put_version(commit, written, check)
+        self.put_version(commit, written, check, together)
         return commit
 
-    def put_version(self, commit: Commit, written: list[str], check: Callable[[], None]) -> None:
-        """Let a version count whose files stand; `written` go where it does not come to that."""
-        with self.or_without(written, Exception):
-            self.sync("files")
+    def put_version(
+        self, commit: Commit, written: list[str], check: Callable[[], None], together: Together
+    ) -> None:
+        """Let a version count once `together` has ended; else `written` go."""
+        name = _commit_name(commit.version)
+        beside = self.beside(name) if self.local else None
+        with self.or_without([*written, *([beside] if beside else [])], Exception, together):
+            # a disk syncs all of them in the time of one, and none counts before the commit's name
+            self.sync("files", together)
+            if beside is not None:
+                self.write(beside, commit.to_bytes(), together)
+            together.wait()
             check()
         # the commit object may stand, whatever else fails
         with self.or_without(written, NothingPutError):
-            self.put_commit(commit, new=True)
+            self.put_commit(commit, new=True, beside=beside)
         if not commit.version:
             # the path itself and its folders are new
             self.sync("")
@@ -288,8 +298,10 @@ class VersionStore(ObjectStore):
             return {}
         return {"metrics": self.write_table(f"files/{name}-metrics.parquet", history)}
 
-    def put_commit(self, commit: Commit, new: bool = False) -> None:
+    def put_commit(self, commit: Commit, new: bool = False, beside: str | None = None) -> None:
         """Put a commit object: its version counts from now on.
+
+        It may lie `beside` its name already, on a local disk.
 
         Raises StorageError where it is to be new and another process has put one.
         """
@@ -298,8 +310,9 @@ class VersionStore(ObjectStore):
             self.replace(name, payload)
             return
         for _ in range(_READ_AGAIN):
-            if self.put_new(name, payload):
+            if self.put_new(name, payload, beside):
                 return
+            beside = None
             found = self.read(name)
             if found is None:
                 # it went since: only what is there and not whole may be written over
