@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, Final
@@ -11,7 +13,7 @@ from typing import Any, Final
 __all__ = ["Together", "ranges", "run_all", "workers"]
 
 Job = Callable[[], Any]
-_WAITING: Final = 4
+_WAITING: Final = 8
 """Threads that wait for a disk or a network at once."""
 
 
@@ -42,15 +44,12 @@ class Together:
     """Jobs that wait for a disk or a network, all at once, while their caller goes on."""
 
     def __init__(self) -> None:
-        self._pool: ThreadPoolExecutor | None = None
         self._begun: list[Future[Any]] = []
 
     def add(self, job: Job) -> None:
         """Begin a job; it runs here and now where the interpreter takes no more threads."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(_WAITING)
         try:
-            self._begun.append(self._pool.submit(job))
+            self._begun.append(_waiting().submit(job))
         except RuntimeError:
             # it is about to end
             job()
@@ -64,6 +63,15 @@ class Together:
 
     def end(self) -> None:
         """Wait until all jobs have ended, whatever came of them."""
-        if self._pool is not None:
-            self._pool.shutdown()
-        self._pool, self._begun = None, []
+        wait(self._begun)
+        self._begun = []
+
+
+@functools.cache
+def _waiting() -> ThreadPoolExecutor:
+    """Return threads that stay: on a busy machine a new one takes as long as a sync."""
+    return ThreadPoolExecutor(_WAITING, thread_name_prefix="sparkml-sgdals-io")
+
+
+# a process that was forked has none of them
+os.register_at_fork(after_in_child=_waiting.cache_clear)

@@ -14,7 +14,7 @@ A *model path* holds
 A version is its base and the rows of every version since, in order; a base is the files of its
 version, or the runs that a later commit names for it. A commit object carries its
 own checksum, so one broken off while it was written does not count. On a local disk the files of a
-version are synced before its commit object is written, and that before it counts.
+version and the commit object are synced, all at once, before that gets its name and counts.
 """
 
 from __future__ import annotations
