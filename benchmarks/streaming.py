@@ -155,7 +155,8 @@ def trigger_seconds(spark: SparkSession, source: Source, learn: Learn) -> list[f
 def main() -> None:
     """Measure, print a table and write it as JSON."""
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    spark = session()
+    # Spark's own limit of what comes to the driver, as everyone has it
+    spark = session(spark__driver__maxResultSize="1g")
     rows, ratios = [], {}
     with tempfile.TemporaryDirectory(prefix="streaming-") as scratch:
         sources: dict[str, tuple[int, Source]] = {}
