@@ -103,7 +103,7 @@ def fit(
     """
     from sparkml_sgdals import StreamingBiasedALS
     from sparkml_sgdals.cli.reading.feature_tables import read_features, with_vectors
-    from sparkml_sgdals.cli.reading.sources import read_ratings
+    from sparkml_sgdals.cli.reading.sources import read_ratings, with_event_times
 
     if held_out and split:
         raise typer.BadParameter("--held-out and --split exclude each other.")
@@ -124,6 +124,8 @@ def fit(
         with run.output.phase("Looking"):
             table, columns = read_ratings(spark, places[0], asked, needed, None, time_format, drops)
             als.setParams(**_column_params(columns))
+            if als.forgettingEvents()[1]:
+                table = with_event_times(table, columns.time)
             if held_out:
                 ids = _id_types(als, table)
                 test, _ = read_ratings(
@@ -286,8 +288,9 @@ def stream(
             "keepVersions": keep_versions,
             "prometheusPath": prometheus,
         }
-        if event_id:
+        if event_id or (model.state.settings if model else als.settings()).forget_after_micros:
             ratings = with_event_times(ratings, columns.time)
+        if event_id:
             arguments |= {"eventIdCol": event_id, "watermark": watermark}
         if held is not None:
             ids = _id_types(als, ratings)

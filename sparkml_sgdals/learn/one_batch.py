@@ -91,7 +91,7 @@ def learn_batch(
         if table_alone(state):
             # the first batch after a table without times: the filter learns that table before
             begun = caught_up(state)
-        forgotten = forget_idle(begun)
+        forgotten = forget_idle(begun, ratings)
         try:
             done = learn_events(begun, ratings, judge=True)
         except BaseException:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 from pyspark import keyword_only
@@ -175,8 +176,7 @@ class StreamingBiasedALS(
         folder, shared by driver and executors, where tasks of a fit write how far they are; empty:
         a temporary one while showProgress shows it under local[N], else none
     implicitPrefs : bool, default False
-        whether rows are events (positive-only feedback), not ratings; needs solver 'bayes' or
-        'isgd'
+        whether rows are events (positive-only feedback), not ratings; for 'bayes' and 'isgd'
     nonnegative : bool, default False
         whether features must not be negative; true is refused
     alpha : float, default 1.0
@@ -191,9 +191,9 @@ class StreamingBiasedALS(
     repeatItems : bool | None, default None
         under implicitPrefs: whether an item that a user has done may come again; learned from the
         events where it is not set
-    forgetUsersAfter : int, default 0
-        under implicitPrefs: events of others after which a user that has done nothing since is
-        forgotten, as sessions that have ended; 0 = never; at least 0
+    forgetUsersAfter : int | str | timedelta, default 0
+        under implicitPrefs: events of others, or a time by timestampCol such as "30 days", after
+        which a user that has done nothing is forgotten, as sessions that have ended; 0 = never
     numUserBlocks : int, default 10
         as in ALS: blocks of users; no effect, see numBlocks; at least 1
     numItemBlocks : int, default 10
@@ -266,7 +266,7 @@ class StreamingBiasedALS(
         unobservedWeight: float = 0.1,
         numPartners: int = 32,
         repeatItems: bool | None = None,
-        forgetUsersAfter: int = 0,
+        forgetUsersAfter: int | str | timedelta = 0,
         numUserBlocks: int = 10,
         numItemBlocks: int = 10,
         intermediateStorageLevel: str = "MEMORY_AND_DISK",

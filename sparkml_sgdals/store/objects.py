@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from sparkml_sgdals.arrays.ipc import to_buffer
+from sparkml_sgdals.arrays.ipc import digest_of, to_parquet
 from sparkml_sgdals.arrays.threads import Together
 from sparkml_sgdals.errors import DamagedError, GoneError, StorageError, explained
 
@@ -39,8 +39,6 @@ _CONFLICT_WAITS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, None)
 _PART: Final = 1 << 22
 """Bytes of a file that are read at once for its checksum."""
 _DIGEST: Final = b"sparkml_sgdals.sha256"
-_ROW_GROUP: Final = 131_072
-"""Rows that a reader of a table's parts has to hold at once, at most."""
 
 
 def full_path(path: Location) -> str:
@@ -356,13 +354,28 @@ class ObjectStore:
 
         Raises StorageError where it cannot be listed, or is no folder.
         """
-        return sorted(info.base_name for info in self._infos(folder))
+        if not self.local:
+            return sorted(info.base_name for info in self._infos(folder))
+        # Arrow's listing of a local folder may end early where files come and go meanwhile
+        with self.explaining(folder, "listed"):
+            try:
+                return sorted(os.listdir(f"{self.root}/{folder}"))
+            except FileNotFoundError:
+                return []
 
     def walk(self, folder: str) -> list[str]:
         """Names of all objects below a folder, from there on, sorted; raises as `names`."""
         top = f"{self.root}/{folder}"
-        found = (info for info in self._infos(folder, recursive=True) if info.is_file)
-        return sorted(info.path[len(top) :].lstrip("/") for info in found)
+        if not self.local:
+            found = [info.path for info in self._infos(folder, recursive=True) if info.is_file]
+        else:
+            with self.explaining(folder, "listed"):
+                found = [
+                    f"{inside}/{name}"
+                    for inside, _, names in os.walk(top, onerror=_unless_gone)
+                    for name in names
+                ]
+        return sorted(path[len(top) :].lstrip("/") for path in found)
 
     def _infos(self, folder: str, recursive: bool = False) -> list[pafs.FileInfo]:
         top = f"{self.root}/{folder}"
@@ -387,7 +400,7 @@ class ObjectStore:
             table = pq.read_table(pa.BufferReader(payload))
             told = (table.schema.metadata or {}).get(_DIGEST)
             table = table.replace_schema_metadata()
-            if told not in (None, _digest(table)):
+            if told not in (None, digest_of(table)):
                 raise OSError("its digest does not fit")
             return table
         except (pa.ArrowException, OSError, ValueError) as failure:
@@ -400,13 +413,13 @@ class ObjectStore:
         """Put a table as Parquet where one may be: a reader, or a kill, finds the old or new."""
         # no commit holds the checksum of a file that is replaced
         table = table.replace_schema_metadata()
-        self.replace(name, _parquet(table.replace_schema_metadata({_DIGEST: _digest(table)})))
+        self.replace(name, to_parquet(table.replace_schema_metadata({_DIGEST: digest_of(table)})))
 
     def write_table(
         self, name: str, table: pa.Table, together: Together | None = None
     ) -> dict[str, Any]:
         """Put a table as Parquet, as `write` does; its name, rows, size and checksum."""
-        payload = _parquet(table)
+        payload = to_parquet(table)
         self.write(name, payload, together)
         check = hashlib.sha256(payload).hexdigest()
         return {"name": name, "rows": table.num_rows, "bytes": len(payload), "sha256": check}
@@ -416,15 +429,14 @@ class ObjectStore:
 
         Raises StorageError where it is missing, cannot be read or its checksum does not fit.
         """
+        if file["bytes"] <= _PART:
+            self._checked(file)
+            return
         check = hashlib.sha256()
         name = file["name"]
-        with self.reading(name):
-            if self.local and file["bytes"] <= _PART:
-                check.update(_read_file(f"{self.root}/{name}"))
-            else:
-                with self.fs.open_input_stream(f"{self.root}/{name}") as stream:
-                    while part := stream.read(_PART):
-                        check.update(part)
+        with self.reading(name), self.fs.open_input_stream(f"{self.root}/{name}") as stream:
+            while part := stream.read(_PART):
+                check.update(part)
         if check.hexdigest() != file["sha256"]:
             raise self._bad(file, missing=False)
 
@@ -463,6 +475,11 @@ class ObjectStore:
         return kind(bad_file(self.path, file["name"], missing))
 
 
+def _unless_gone(failure: OSError) -> None:
+    if not isinstance(failure, FileNotFoundError):
+        raise failure
+
+
 @functools.lru_cache(maxsize=64)
 def _file_system(uri: str) -> tuple[pafs.FileSystem, str]:
     """Return a URI's store and path in it; kept, for S3 asks for the bucket's region first."""
@@ -495,17 +512,3 @@ def _read_file(path: str) -> bytes:
         return b"".join(parts)
     finally:
         os.close(handle)
-
-
-def _digest(table: pa.Table) -> bytes:
-    """SHA-256 of what a table holds, in hexadecimal."""
-    return hashlib.sha256(to_buffer(table.combine_chunks())).hexdigest().encode()
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    # floats and distinct ids: a dictionary would take ten times as long, and more room
-    pq.write_table(
-        table, sink, row_group_size=_ROW_GROUP, use_dictionary=False, write_statistics=False
-    )
-    return bytes(sink.getvalue().to_pybytes())

@@ -317,8 +317,12 @@ def test_fit_of_events_is_judged_by_its_lists(spark, tables):
     """A table of events has no RMSE to be judged by."""
     out = tables / "events"
     said = answer("fit", tables / "train.csv", out, "--held-out", tables / "test.parquet",
-                  "-P", "implicitPrefs=true", "-P", "rank=4", "-P", "maxIter=3")  # fmt: skip
+                  "-P", "implicitPrefs=true", "-P", "rank=4", "-P", "maxIter=3",
+                  "-P", "forgetUsersAfter=30 days")  # fmt: skip
     loaded = StreamingBiasedALSModel.load(str(out))
+    # its whole seconds are times there
+    newest = pd.read_csv(tables / "train.csv").timestamp.max()
+    assert loaded.state.users.memory.moment.max() == newest * 1_000_000
     assert (said["ratings"], said["users"]) == (3000, loaded.state.users.size)
     assert 0 < said["recall"] < 1
     again = answer("evaluate", out, tables / "test.parquet", "--top", 10,
