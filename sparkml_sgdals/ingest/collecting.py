@@ -227,7 +227,7 @@ def _caps(expected: int, partitions: int, gathered: int = 0) -> list[tuple[int, 
     partitions = min(partitions, gathered) if gathered else partitions
     fair = 2 * COLLECT_LIMIT // max(partitions, 1)
     # a power of two: the code that Spark makes of another number it compiles anew
-    known = min(1 << (2 * expected).bit_length(), fair)
+    known = min(1 << (2 * expected).bit_length(), fair, COLLECT_LIMIT)
     found = []
     for last in sorted({*dict(_FIRST_STEPS), partitions, gathered} - {0}):
         steps = (times * _FIRST_LOOK for step, times in _FIRST_STEPS if last <= step)

@@ -233,9 +233,9 @@ class TestPlainBatches:
             "user": f"CAST({whole} AS {user})",
             "item": f"CAST(abs({whole}) AS {item})",
             "rating": f"TRY_CAST({number.get(rating, 'value')} AS {rating})",
-            "time": f"CAST(-1000000007 * {whole} AS long)"
+            "time": f"-1000000007L * {whole}"
             if time != "timestamp"
-            else f"timestamp_micros(-1000000007 * {whole})",
+            else f"timestamp_micros(-1000000007L * {whole})",
             "weight": f"TRY_CAST({number.get(weight, 'value')} AS {weight})",
         }
         if time == "int":
