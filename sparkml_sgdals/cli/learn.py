@@ -212,7 +212,8 @@ def stream(
 
     sparkml-sgdals stream films arriving --once
 
-    Of a model that was fitted with features, new items start where --item-features says.
+    New items start where --item-features says: as the model that --start names has learned, else
+    as the stream itself learns.
     """
     from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
     from sparkml_sgdals.cli.reading.feature_tables import (
@@ -277,12 +278,14 @@ def stream(
                 for one, side in zip(about, ("user", "item"), strict=True)
             ]
             ratings = with_vectors(ratings, model, (known[0], known[1]))
-        elif any(about):
-            raise ValueError(
-                "What features say is learned by fit: fit a table with --item-features, and name "
-                "its model by --start."
-            )
         als.setParams(**_column_params(columns))
+        if model is None and any(about):
+            kinds = _id_types(als, ratings)
+            for one, side, give in zip(
+                about, ("user", "item"), (als.setUserFeatures, als.setItemFeatures), strict=True
+            ):
+                if one is not None:
+                    give(read_features(spark, one, side, columns, kinds, ()))
         arguments: dict[str, Any] = {
             "trigger": {"availableNow": True} if once else {"processingTime": every},
             "keepVersions": keep_versions,

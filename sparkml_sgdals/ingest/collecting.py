@@ -18,6 +18,7 @@ from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
 from sparkml_sgdals.ingest.features import (
     Vectors,
     announcements,
+    named_vectors,
     vectors_of,
     with_vectors,
     without_announced,
@@ -148,6 +149,9 @@ def collect_ratings(
         good = newest_rows(good)
     good, vectors = vectors_of(good, columns)
     bad_rows = int(bad.sum()) + int(far.sum())
+    if any(columns.features):
+        vectors = named_vectors(vectors, df.schema, columns)
+        announced = named_vectors(announced, df.schema, columns)
     return Collected(
         good,
         count,
@@ -209,7 +213,8 @@ def announced_in(df: DataFrame, columns: RatingColumns, kinds: tuple[IdKind, IdK
     if not any(columns.features):
         return None, None
     given, also = with_vectors(df.where(announcements(df, columns)), columns)
-    return without_announced(select_ratings(given, columns, kinds, also=also).toArrow(), columns)[1]
+    table = select_ratings(given, columns, kinds, also=also).toArrow()
+    return named_vectors(without_announced(table, columns)[1], df.schema, columns)
 
 
 def _whereabouts(table: pa.Table) -> tuple[I64, I64]:

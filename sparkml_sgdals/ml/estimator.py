@@ -25,7 +25,7 @@ from sparkml_sgdals.ingest.frames import Table, as_stream, as_table
 from sparkml_sgdals.ingest.parquet import pack_parquet, see_files
 from sparkml_sgdals.learn.far_values import limits_for
 from sparkml_sgdals.ml.feature_methods import FeatureTables
-from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
+from sparkml_sgdals.ml.fit_options import fit_options
 from sparkml_sgdals.ml.model import StreamingBiasedALSModel
 from sparkml_sgdals.ml.persistence import EstimatorReader, EstimatorWriter
 from sparkml_sgdals.ml.setters import LearningSetters
@@ -463,18 +463,16 @@ class StreamingBiasedALS(
             the path is damaged
         """
         self.warnOfUnused()
-        self._refuse_features(
-            "fitStream starts from nothing, and what features say is learned by fit: fit a table, "
-            "then call updateStream on its model. For fitStream"
-        )
+        self._check_features(streams=True)
         stream = as_stream(stream, "call fit")
         kinds, id_types = self._ids_of(stream)
-        empty = self._model(ModelState.empty(self.settings(), *kinds), id_types, None)
+        stream, state, options = self._from_nothing(stream, kinds, modelPath)
+        empty = self._model(state, id_types, None)
         return start_stream(
             stream,
             modelPath,
-            StreamStart(empty.state, NOTHING, None, empty._meta()),
-            fit_options(self, kinds, stream_invalid(self), empty.state.settings),
+            StreamStart(state, NOTHING, None, empty._meta()),
+            options,
             StreamOptions(
                 trigger=trigger,
                 validation=validation,

@@ -400,7 +400,7 @@ def learn_collected(
         fetch(ratings.user_ids, ratings.item_ids)
         announced.start(fetch)
         features = features_of_table(
-            state, collected.vectors, options.columns, options.handle_invalid == "error"
+            state, collected.vectors, options.columns, options.handle_invalid == "error", True
         )
         return ratings, learn_batch(state, ratings, features)
 
