@@ -141,7 +141,10 @@ def collect_ratings(
             return None
         table, found, largest = whole
     count = table.num_rows
-    table, announced = without_announced(table, columns)
+    announced: Vectors = (None, None)
+    if any(columns.features):
+        # a schema is asked of the JVM
+        table, announced = without_announced(table, columns, df.schema)
     good, bad, problems = screen(table, keep)
     limits = limits_of(good)
     good, far, too_far = set_far_aside(good, limits, keep)
@@ -214,7 +217,7 @@ def announced_in(df: DataFrame, columns: RatingColumns, kinds: tuple[IdKind, IdK
         return None, None
     given, also = with_vectors(df.where(announcements(df, columns)), columns)
     table = select_ratings(given, columns, kinds, also=also).toArrow()
-    return named_vectors(without_announced(table, columns)[1], df.schema, columns)
+    return named_vectors(without_announced(table, columns, df.schema)[1], df.schema, columns)
 
 
 def _whereabouts(table: pa.Table) -> tuple[I64, I64]:
