@@ -146,7 +146,7 @@ def collect_ratings(
         # many small partitions: what a batch is learned by must not depend on them
         return None
     count = table.num_rows
-    table, announced = without_announced(table.drop_columns("line"), columns)
+    table, announced = without_announced(table.drop_columns("line"), columns, df.schema)
     good, bad, problems = screen(table, keep)
     limits = limits_of(good)
     good, far, too_far = set_far_aside(good, limits, keep)
@@ -180,7 +180,7 @@ def announced_in(df: DataFrame, columns: RatingColumns, kinds: tuple[IdKind, IdK
         return None, None
     given, also = with_vectors(df.where(announcements(df, columns)), columns)
     table = select_ratings(given, columns, kinds, also=also).toArrow()
-    return named_vectors(without_announced(table, columns)[1], df.schema, columns)
+    return named_vectors(without_announced(table, columns, df.schema)[1], df.schema, columns)
 
 
 def _whereabouts(table: pa.Table) -> tuple[I64, I64]:

@@ -93,7 +93,7 @@ def learn_batch(
             begun = caught_up(state)
         forgotten = forget_idle(begun, ratings)
         try:
-            done = learn_events(begun, ratings, judge=True)
+            done = learn_events(begun, ratings, judge=True, features=features)
         except BaseException:
             state.users = known
             raise

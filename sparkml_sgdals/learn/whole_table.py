@@ -85,7 +85,7 @@ def fit_ratings(
     """
     if state.settings.learns_events:
         ((learned, history),) = fit_stops(
-            ratings, state, [state.settings.max_iter], threads, progress
+            ratings, state, [state.settings.max_iter], threads, progress, features
         )
         state.restore(learned)
         return history
@@ -133,7 +133,7 @@ def fit_stops(
     """
     wanted = sorted(stops)
     if state.settings.fits_events:
-        return fit_events(state, ratings, wanted, threads, progress)
+        return fit_events(state, ratings, wanted, threads, progress, features)
     if state.settings.learns_events:
         # one pass, whatever max_iter: an event counts once
         learn_events(state, ratings)

@@ -29,6 +29,7 @@ from sparkml_sgdals.ml.version_methods import VersionMethods
 from sparkml_sgdals.predict.scoring import FactorFrames, ScoreColumns, score
 from sparkml_sgdals.spark_jobs import active_session
 from sparkml_sgdals.state.event_scores import serving_state
+from sparkml_sgdals.state.event_starts import event_starts
 from sparkml_sgdals.state.factors import put_features
 from sparkml_sgdals.state.model_state import ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
@@ -163,7 +164,12 @@ class StreamingBiasedALSModel(
         if self._frames is None or self._frames[0] != key:
             frames = (self._factors(spark, side, key[1]) for side in ("users", "items"))
             self._frames = (key, FactorFrames(*frames))
-        return score(dataset, state, self._frames[1], columns)
+        starts = (
+            event_starts(self._state, state)
+            if any(columns.features) and self._state.settings.learns_events
+            else (None, None)
+        )
+        return score(dataset, state, self._frames[1], columns, starts)
 
     # ---- start from ALS ---------------------------------------------------------------------
 

@@ -281,6 +281,8 @@ def _drawn(settings: Settings) -> int:
 
 
 def _featured(settings: Settings) -> int:
+    if settings.learns_events:
+        return 1 if settings.featured and settings.fits_events else 0
     return _coordinates(settings) if settings.featured else 0
 
 
@@ -316,8 +318,9 @@ class FactorColumns(ColumnSet):
         log(1 + events of the id in it), which is 0 for ids that were not in it, then features; (n,
         0) for other models
     featured
-        float32, shape (n, rank + 1), prior mean that the id's features give, beside `drawn`; (n, 0)
-        for models without features
+        float32, shape (n, rank + 1), prior mean that the id's features give, beside `drawn`; of
+        models of events (n, 1), 1 where `taste` is what features say, as no table held the id; (n,
+        0) for models without features
     """
 
     mean = Column[F32](_coordinates, start=_start_means, unit="mean", predicts=True)
