@@ -21,6 +21,7 @@ from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.arrays.threads import run_all
+from sparkml_sgdals.kernels.events.least_squares import solve_nonnegative
 from sparkml_sgdals.kernels.lanes import padded_rows
 from sparkml_sgdals.learn.events import confidences, learn_events
 from sparkml_sgdals.learn.features import FeaturePrior
@@ -307,7 +308,8 @@ def folded_in(
         return taste
     system = user_system(settings, lam, features, weights, squares, items)
     right = features[done[there]].astype(np.float64).T @ weights[done[there]]
-    taste[0], taste[1:] = np.log1p(np.count_nonzero(done & there)), np.linalg.solve(system, right)
+    solve = solve_nonnegative if settings.nonnegative else np.linalg.solve
+    taste[0], taste[1:] = np.log1p(np.count_nonzero(done & there)), solve(system, right)
     if not np.isfinite(taste).all():
         raise not_finite(settings)
     return taste
@@ -426,7 +428,7 @@ class _Fit:
         found: list[tuple[Factors, list[float]]] = []
         steps = fit_table(
             table.layouts(threads), factors, lams, settings.unobserved_weight, stops[-1], threads,
-            priors,
+            priors, settings.lowest,
         )  # fmt: skip
         for number, (loss, errors) in enumerate(steps, 1):
             losses.append(loss)
@@ -443,8 +445,11 @@ class _Fit:
 
     def chosen(self, threads: int) -> float:
         """Return the lambda that the events held out speak for."""
-        weight = self.settings.unobserved_weight
-        return choose_regularisation(self.table, self.start, self.user_keys, weight, threads)
+        settings = self.settings
+        return choose_regularisation(
+            self.table, self.start, self.user_keys, settings.unobserved_weight, threads,
+            settings.lowest,
+        )  # fmt: skip
 
     def put_into(self, target: ModelState, factors: Factors) -> None:
         """Give a copy of the state that this was made of what is fitted."""
@@ -485,7 +490,8 @@ class _Fit:
 def start_features(keys: npt.NDArray[np.uint64], side: int, settings: Settings) -> F32:
     """Features of ids before the first sweep, float32, shape (ids, table_rank)."""
     rank = settings.table_rank
-    features: F32 = start_factors(keys, side, rank, settings.seed, start_deviation(rank))[:, 1:]
+    start = start_factors(keys, side, rank, settings.seed, start_deviation(rank), settings.lowest)
+    features: F32 = start[:, 1:]
     return features
 
 

@@ -249,7 +249,8 @@ def fold_in_events(
     mean, var = user.mean.copy(), user.var.copy()
     filter_events(
         ratings.users, places[rows], ratings.values, confidences(settings, ratings), 0, count,
-        places[recent], places[drawn], np.float32(settings.drift), mean, var,
+        places[recent], places[drawn], np.float32(settings.drift), np.float32(settings.lowest),
+        mean, var,
         items.mean[wanted], items.var[wanted], memory.context[wanted],
         memory.context_var[wanted], np.empty((count, 2)),
     )  # fmt: skip
@@ -364,8 +365,9 @@ class _Work:
             kept |= touched
             filter_events(
                 r.users, self.items, r.values, self.weights, begin, end, recent, drawn,
-                np.float32(settings.drift), self.users.mean, self.users.var, state.items.mean,
-                state.items.var, memory.context, memory.context_var, odds[: end - begin],
+                np.float32(settings.drift), np.float32(settings.lowest), self.users.mean,
+                self.users.var, state.items.mean, state.items.var, memory.context,
+                memory.context_var, odds[: end - begin],
             )  # fmt: skip
             if settings.pairs_items:
                 b = self.believed
@@ -404,7 +406,8 @@ class _Work:
         counted = descend_events(
             r.users, self.items, r.values, self.weights, state.events_learned,
             settings.num_negatives, np.float32(settings.step_size), np.float32(settings.regs[2]),
-            np.float32(settings.regs[3]), self.users.mean, state.items.mean,
+            np.float32(settings.regs[3]), np.float32(settings.lowest), self.users.mean,
+            state.items.mean,
             known[np.argsort(last[known])].astype(np.int32), last, touched,
         )  # fmt: skip
         note_done(r.users, self.items, r.values, self.done, self.starts, self.lengths)

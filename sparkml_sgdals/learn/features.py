@@ -152,6 +152,7 @@ class FeaturePrior:
         add_products(*self._csr, self.weights - before, moved)
         side.prior_mean[known] += moved.astype(np.float32)
         side.mean[known] += (c / v * moved).astype(np.float32)
+        side.bound(known)
         self.given[known] += moved.astype(np.float32)
         _learn_variance(self.weights, self._var, self._prior_var)
 
@@ -413,7 +414,10 @@ def _weights_after(
     apart = weights.prior_means(own) - learned.featured[at]
     gain = np.minimum(learned.var[at] / prior_variances(settings), np.float32(1.0))
     learned.featured[at] += apart
-    learned.mean[at] += gain * apart
+    moved = learned.mean[at] + gain * apart
+    if settings.nonnegative:
+        np.maximum(moved[:, 1:], np.float32(settings.lowest), out=moved[:, 1:])
+    learned.mean[at] = moved
     assert weights.sums is not None
     moves = learned.mean[at] - mean
     return replace(weights, sums=_added(weights.sums, own, moves, np.zeros(at.size, bool)))

@@ -282,7 +282,7 @@ def fold_in(held: HeldItems, ratings: Ratings, item_rows: I64, kind: IdKind) -> 
     learned = filter_new_users(
         layout.starts, layout.partners, layout.values, layout.weights, mean, var, drawn,
         held.mean, held.var, held.influence, prior_variances(settings),
-        np.float32(settings.noise), np.float32(settings.drift),
+        np.float32(settings.noise), np.float32(settings.drift), np.float32(settings.lowest),
     )  # fmt: skip
     if not learned:
         raise without_variance(settings)

@@ -299,17 +299,17 @@ class _Work:
         target.features = weights[0], weights[1]
 
     def _gather(self, table: FactorTable, rows: I64, known: int) -> Side:
-        mean = table.mean[rows]
+        mean, lowest = table.mean[rows], self.settings.lowest
         if self.settings.solver != "bayes":
-            return Side(mean, _zero_row(0), _zero_row(0), _zero_row(0))
+            return Side(mean, _zero_row(0), _zero_row(0), _zero_row(0), lowest)
         var = table.var[rows]
         if self.fresh:
             prior = prior_variances(self.settings)[None, :]
-            return Side(mean, var, _zero_row(prior.shape[1]), prior)
+            return Side(mean, var, _zero_row(prior.shape[1]), prior, lowest)
         own = (rows < known)[:, None]
         if self.settings.featured:
             own = own | (table.featured[rows] != 0.0).any(axis=1)[:, None]
-        return Side(mean, var, np.where(own, mean, np.float32(0.0)), var.copy())
+        return Side(mean, var, np.where(own, mean, np.float32(0.0)), var.copy(), lowest)
 
     def _baseline(self) -> tuple[Side, Side]:
         """Return a model of rank 0, which is filtered too: what features have to beat."""

@@ -174,14 +174,17 @@ class StreamingBiasedALSModel(
     # ---- start from ALS ---------------------------------------------------------------------
 
     @classmethod
-    def fromALS(cls, als_model: ALSModel) -> StreamingBiasedALSModel:
+    def fromALS(cls, als_model: ALSModel, nonnegative: bool = False) -> StreamingBiasedALSModel:
         """Start a model from the factors of Spark's own ALSModel; it learns on from there.
 
         Its predictions for known pairs are ALS's, until its first update; they are clipped only
-        once a rating has been seen. Variances start at the defaults' priors.
+        once a rating has been seen. Variances start at the defaults' priors. With `nonnegative` no
+        feature becomes negative; ValueError where one of ALS is.
         """
         # ALS's features are far from their prior: partners would take all of that for news
-        settings = default_settings(rank=als_model.rank, implicit_prior=False)
+        settings = default_settings(
+            rank=als_model.rank, implicit_prior=False, nonnegative=nonnegative
+        )
         state = ModelState.empty(settings, "int", "int")
         for table, factors in (
             (state.users, als_model.userFactors),

@@ -32,6 +32,7 @@ from sparkml_sgdals.state.event_starts import EventStarts
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.partners import Partners
+from sparkml_sgdals.state.vectors import public_means
 
 __all__ = ["FactorFrames", "ScoreColumns", "factor_frame", "public_factors", "score"]
 
@@ -101,8 +102,10 @@ def public_factors(
     """
     ids = table.index.ids()
     order = pa.compute.array_sort_indices(ids).to_numpy(zero_copy_only=False)
-    features = tastes_of(table)[order, 1:] * np.float32(np.sqrt(spread))
-    biases = table.mean[order, 0] * np.float32(spread)
+    mean = public_means(table.mean[order], table.settings)
+    tastes = tastes_of(table)[order] if table.settings.fits_events else mean
+    features = tastes[:, 1:] * np.float32(np.sqrt(spread))
+    biases = mean[:, 0] * np.float32(spread)
     if table.settings.fits_events and table.side == USER_SIDE:
         # what a user's judgements are multiplied with is no bias
         biases = np.zeros_like(biases)

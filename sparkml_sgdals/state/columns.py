@@ -261,7 +261,9 @@ def _draws(settings: Settings) -> bool:
 
 
 def _start_means(settings: Settings, side: int, ids: pa.Array) -> F32:
-    return start_factors(id_keys(ids), side, settings.rank, settings.seed, settings.init_std)
+    return start_factors(
+        id_keys(ids), side, settings.rank, settings.seed, settings.init_std, settings.lowest
+    )
 
 
 def _start_variances(settings: Settings, _side: int, _ids: pa.Array) -> F32:

@@ -165,4 +165,5 @@ def start_featured(
         table.featured[at] = 1.0
     else:
         table.featured[at] = weights.prior_means(own)
+    table.bound(at)
     return int(fresh.size)
