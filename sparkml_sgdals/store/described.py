@@ -105,7 +105,8 @@ _SCALARS: Final = Fields(
         "settings": Repeated(_SETTINGS), "events": COUNT, "popularityParts": ListOf(NUMBER),
         "filterShare": NUMBER, "regularisation": ListOf(NUMBER, 2),
         "features": ListOf(Maybe(Plain("weights of features that go together", _weighs)), 2),
-        "learnsFeatures": ListOf(TRUTH, 2), "partners": ListOf(NUMBER, 3), "partnerOffsets": ListOf(NUMBER, 20),
+        "learnsFeatures": ListOf(TRUTH, 2),
+        "partners": ListOf(NUMBER, 3), "partnerOffsets": ListOf(NUMBER, 20),
         "partnerShare": NUMBER, "repeats": COUNT,
         "ranges": Repeated(
             Fields({"rating": _RANGE, "weight": _RANGE, "first": ListOf(Fields(_ROW, _ROW_LATER))})
