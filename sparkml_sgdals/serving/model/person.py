@@ -120,7 +120,9 @@ def _drawn(model: ServedModel, user: pa.Array, var: F32) -> F32:
     if not var.size or settings.featured:
         return np.empty(0, np.float32)
     keys = id_keys(user)
-    start = start_factors(keys, USER_SIDE, settings.rank, settings.seed, settings.init_std)
+    start = start_factors(
+        keys, USER_SIDE, settings.rank, settings.seed, settings.init_std, settings.lowest
+    )
     left: F32 = np.minimum(var / prior_variances(settings), np.float32(1.0))[1:] * start[0, 1:]
     return left
 
