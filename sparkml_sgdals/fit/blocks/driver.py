@@ -502,7 +502,9 @@ def _collect(
     if job.settings.solver == "bayes" and sweeps:
         learned = _told(rows, job)
         history = [rmse * job.scale[1] for rmse in learned.history]
-        if job.fresh and isinstance(learned, GlobalState):
+        if isinstance(learned, EventTotals):
+            state.weights_beside = learned.weights_beside
+        elif job.fresh:
             state.noise, state.noise_weight = learned.noise, job.total_weight
     before = state.counters
     state.counters = replace(
