@@ -26,8 +26,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 
 # A SPARK_HOME of another Spark would win over the venv's own, and workers would start the PATH's
-# python3; ../shared/data is where the project's own machines keep ratings.
-WITH_SPARK = unset SPARK_HOME; \
+# python3; without bytecode each process compiles the package anew; ../shared/data is where the
+# project's own machines keep ratings.
+WITH_SPARK = unset SPARK_HOME PYTHONDONTWRITEBYTECODE; \
 	JAVA_HOME="$$(sh scripts/ensure-java.sh)" || exit 1; export JAVA_HOME; \
 	PYSPARK_PYTHON="$(CURDIR)/$(PY)"; export PYSPARK_PYTHON; \
 	SPARK_LOCAL_IP="$${SPARK_LOCAL_IP-127.0.0.1}"; export SPARK_LOCAL_IP; \

@@ -2,7 +2,8 @@
 
 python benchmarks/fixed_splits.py [SET ...]. Sets of the folder in SPARKML_SGDALS_DATA: douban (the
 split that graph models report on), insteval, movielens (random), movielens-cold (a tenth of all
-items held out whole), movielens-stream (the second half in time order, a thousand ratings a batch).
+items held out whole), movielens-stream (the second half in time order, a thousand ratings a batch),
+movielens-nothing (all of it so, from nothing, as `fitStream` learns it, over arrays).
 Writes out/fixed_splits.json. All held-out rows are scored.
 """
 
@@ -12,16 +13,22 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import harness
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
 from sparkml_sgdals import StreamingBiasedALS
+from sparkml_sgdals.arrays.ratings import encode_ratings
+from sparkml_sgdals.arrays.sparse_rows import SparseRows, vector_schema
+from sparkml_sgdals.learn.features import start_featured
+from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.state.model_state import ModelState
 
 BATCH = 1000
 FIRST = 5
@@ -195,20 +202,64 @@ def stream(spark: SparkSession, folder: Path) -> list[harness.Row]:
     return rows
 
 
+def from_nothing(folder: Path) -> list[harness.Row]:
+    """Learn all batches in time order from nothing: the first five ratings of each item."""
+    split = random_films(folder)
+    assert split.items is not None
+    ratings = split.ratings.sort_values(["time", "user", "item"], ignore_index=True)
+    number = ratings.groupby("item").cumcount().to_numpy()
+    vectors = split.items.vector.tolist()
+    noise = np.random.default_rng(0).normal(0, 1, (len(vectors), 50)).tolist()
+    rows = []
+    for label, own in (("without features", None), ("with features", vectors), ("noise", noise)):
+        state = ModelState.empty(
+            replace(StreamingBiasedALS().settings(), featured=own is not None), "int", "int"
+        )
+        state.learns_features = False, own is not None
+        known = None
+        if own is not None:
+            columns = {"id": split.items["id"], "size": [len(own[0])] * len(own)}
+            columns |= {"indices": [None] * len(own), "values": own}
+            known = SparseRows.of(pa.table(columns, schema=vector_schema("int")))[0]
+        errors = []
+        for begin in range(0, len(ratings), BATCH):
+            batch = ratings[begin : begin + BATCH]
+            encoded = encode_ratings(pa.Table.from_pandas(batch, preserve_index=False))
+            start_featured(state.items, encoded.item_ids, known, state.features[1])
+            users, items = (
+                table.index.find(pa.array(batch[name].to_numpy()))
+                for table, name in ((state.users, "user"), (state.items, "item"))
+            )
+            told = state.clip(state.predict(users, items)[0]) if begin else np.nan
+            errors.append(told - batch.rating.to_numpy())
+            learn_batch(state, encoded, (None, known))
+        apart = np.concatenate(errors)[BATCH:]
+        first = number[BATCH:] < FIRST
+        found = {
+            "all": float(np.sqrt(np.mean(apart**2))),
+            "first five of items": float(np.sqrt(np.mean(apart[first] ** 2))),
+        }
+        print(f"movielens-nothing, {label}", json.dumps(found), flush=True)
+        counts = {"all": apart.size, "first": int(first.sum())}
+        rows.append({"label": f"movielens-nothing, {label}", "rmse": found, "rows": counts})
+    return rows
+
+
 def main() -> None:
     """Judge the sets that are asked for, or all."""
     folder = Path(os.environ.get("SPARKML_SGDALS_DATA", ""))
     if not (folder / "ml-latest-small" / "ratings.csv").is_file():
         sys.exit("Set SPARKML_SGDALS_DATA to a folder that holds ml-latest-small/ratings.csv.")
-    asked = sys.argv[1:] or [*SETS, "movielens-stream"]
+    asked = sys.argv[1:] or [*SETS, "movielens-stream", "movielens-nothing"]
     spark = harness.session()
     rows: list[harness.Row] = []
     for name in asked:
-        rows += (
-            stream(spark, folder)
-            if name == "movielens-stream"
-            else judge(spark, name, SETS[name](folder))
-        )
+        if name == "movielens-nothing":
+            rows += from_nothing(folder)
+        elif name == "movielens-stream":
+            rows += stream(spark, folder)
+        else:
+            rows += judge(spark, name, SETS[name](folder))
     harness.write("fixed_splits", rows, {})
     spark.stop()
 

@@ -29,14 +29,10 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+from sessions import Ours as OneAtATime
 
-from sparkml_sgdals import StreamingBiasedALS
 from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE, id_keys, start_factors
-from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.kernels.events.isgd import descend_events
-from sparkml_sgdals.learn.one_batch import learn_batch
-from sparkml_sgdals.state.event_scores import score_pairs, serving_state
-from sparkml_sgdals.state.model_state import ModelState
 
 OUT = Path(__file__).resolve().parent.parent / "out"
 F64 = npt.NDArray[np.float64]
@@ -120,28 +116,16 @@ class Popular:
 class Ours:
     """StreamingBiasedALS(implicitPrefs=True) with all defaults, an event a batch."""
 
-    def __init__(self, users: I32, items: I32, seed: int | None = None) -> None:
-        als = StreamingBiasedALS(implicitPrefs=True, seed=seed)
-        self.state = ModelState.empty(als.settings(), "int", "int")
-        self.number = 0
-        self.count = int(items.max()) + 1
+    def __init__(self, users: I32, items: I32) -> None:
+        self.learner = OneAtATime(int(items.max()) + 1)
+        self.done: dict[int, list[int]] = {}
 
     def scores(self, user: int) -> F64:
-        served = serving_state(self.state)
-        row = int(served.users.index.find(pa.array([user]))[0])
-        # items are numbered as they come, so an item's row is its number
-        size = served.items.size
-        found = np.full(self.count, -np.inf)
-        found[:size] = score_pairs(served, np.full(size, row), np.arange(size))
-        return found
+        return self.learner.scores(user, self.done[user])
 
     def learn(self, user: int, item: int) -> None:
-        columns = {
-            "user": pa.array([user], pa.int64()), "item": pa.array([item], pa.int64()),
-            "rating": pa.array([1.0], pa.float32()), "time": pa.array([self.number], pa.int64()),
-        }  # fmt: skip
-        learn_batch(self.state, encode_ratings(pa.table(columns)))
-        self.number += 1
+        self.learner.learn(np.array([user]), np.array([item]))
+        self.done.setdefault(user, []).append(item)
 
 
 class Isgd:

@@ -42,6 +42,8 @@ JVM = (
     "-XX:+UseSerialGC", "-Xmn1g", "-XX:MetaspaceSize=256m", "-XX:-UsePerfData",
 )  # fmt: skip
 
+PRELOADED = Path(__file__).parent / "preloaded"
+
 WAYS = ["classic", pytest.param("connect", marks=pytest.mark.connect)]
 
 
@@ -79,9 +81,14 @@ def spark(
             builder = builder.remote("local[2]")
             options["spark.connect.grpc.binding.port"] = _own_port(patch)
             options["spark.log.level"] = "ERROR"
+        if sys.platform == "linux":
+            # elsewhere a process that has loaded as much may not fork
+            options["spark.python.daemon.module"] = "preloaded_daemon"
         for name, value in options.items():
             builder = builder.config(name, value)
-        session = builder.getOrCreate()
+        with pytest.MonkeyPatch.context() as of_the_jvm:
+            of_the_jvm.setenv("PYTHONPATH", str(PRELOADED), prepend=os.pathsep)
+            session = builder.getOrCreate()
         if request.param == "classic":
             session.sparkContext.setLogLevel("ERROR")
         yield session

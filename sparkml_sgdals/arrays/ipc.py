@@ -1,27 +1,34 @@
-"""Tables and named arrays as Arrow IPC streams: what travels in one binary value (no Spark)."""
+"""Tables and named arrays as bytes: what travels in one value, or is kept as one (no Spark)."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 __all__ = [
     "arrays_from_buffer",
     "arrays_in",
     "arrays_to_buffer",
+    "digest_of",
     "from_bytes",
     "in_pieces",
     "narrow",
     "packed_tables",
     "to_buffer",
     "to_bytes",
+    "to_parquet",
 ]
 
 Array = npt.NDArray[Any]
+
+_ROW_GROUP: Final = 131_072
+"""Rows that a reader of a table's parts has to hold at once, at most."""
 
 
 def to_buffer(table: pa.Table) -> pa.Buffer:
@@ -35,6 +42,21 @@ def to_buffer(table: pa.Table) -> pa.Buffer:
 def to_bytes(table: pa.Table) -> bytes:
     """Return a table as one Arrow IPC stream, copied into a value of Python's."""
     return bytes(to_buffer(table).to_pybytes())
+
+
+def digest_of(table: pa.Table) -> bytes:
+    """SHA-256 of what a table holds, in hexadecimal."""
+    return hashlib.sha256(to_buffer(table.combine_chunks())).hexdigest().encode()
+
+
+def to_parquet(table: pa.Table) -> bytes:
+    """Return a table as Parquet."""
+    sink = pa.BufferOutputStream()
+    # floats and distinct ids: a dictionary would take ten times as long, and more room
+    pq.write_table(
+        table, sink, row_group_size=_ROW_GROUP, use_dictionary=False, write_statistics=False
+    )
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def from_bytes(payload: bytes | pa.Buffer) -> pa.Table:

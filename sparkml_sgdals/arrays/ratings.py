@@ -8,7 +8,7 @@ depends on the order or the partitioning in which the rows arrived.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any, Final
 
@@ -49,6 +49,8 @@ class Ratings:
         float32, shape (n,), or (0,) where every weight is one
     timed : bool
         whether the order is that of times, not of a hash
+    times : I64
+        int64, shape (n,), times that were to be kept, rising; else (0,)
     """
 
     user_ids: pa.Array
@@ -58,6 +60,7 @@ class Ratings:
     values: F32
     weights: F32
     timed: bool = False
+    times: I64 = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __len__(self) -> int:
         """Return the number of ratings."""
@@ -134,7 +137,7 @@ class Layout:
         return int(self.partners.min()), int(self.partners.max())
 
 
-def encode_ratings(table: pa.Table, threads: int = 1) -> Ratings:
+def encode_ratings(table: pa.Table, threads: int = 1, keep_times: bool = False) -> Ratings:
     """Encode the ids of a table of ratings and put it into its canonical order.
 
     The order is total: by time where there is a column `time`, then a hash of (user, item), the
@@ -146,6 +149,8 @@ def encode_ratings(table: pa.Table, threads: int = 1) -> Ratings:
         as above; ids and time may be int32 as well
     threads : int
         at most so many at once; they change no result
+    keep_times : bool
+        whether times, where there are any, are told besides their order
     """
     user_ids, users = encode_ids(table.column("user"), threads)
     item_ids, items = encode_ids(table.column("item"), threads)
@@ -175,7 +180,10 @@ def encode_ratings(table: pa.Table, threads: int = 1) -> Ratings:
         for column in (users, items, values, weights):
             if column.size:
                 column[rows] = column[order]
-    return Ratings(user_ids, item_ids, users, items, values, weights, timed)
+    found = Ratings(user_ids, item_ids, users, items, values, weights, timed)
+    if timed and keep_times:
+        return replace(found, times=(in_order ^ _SIGN).view(np.int64))
+    return found
 
 
 def _pair_hashes(user_keys: U64, item_keys: U64, users: I32, items: I32, threads: int) -> U64:

@@ -103,7 +103,7 @@ def fit(
     """
     from sparkml_sgdals import StreamingBiasedALS
     from sparkml_sgdals.cli.reading.feature_tables import read_features, with_vectors
-    from sparkml_sgdals.cli.reading.sources import read_ratings
+    from sparkml_sgdals.cli.reading.sources import read_ratings, with_event_times
 
     if held_out and split:
         raise typer.BadParameter("--held-out and --split exclude each other.")
@@ -124,6 +124,8 @@ def fit(
         with run.output.phase("Looking"):
             table, columns = read_ratings(spark, places[0], asked, needed, None, time_format, drops)
             als.setParams(**_column_params(columns))
+            if als.forgettingEvents()[1]:
+                table = with_event_times(table, columns.time)
             if held_out:
                 ids = _id_types(als, table)
                 test, _ = read_ratings(
@@ -210,7 +212,8 @@ def stream(
 
     sparkml-sgdals stream films arriving --once
 
-    Of a model that was fitted with features, new items start where --item-features says.
+    New items start where --item-features says: as the model that --start names has learned, else
+    as the stream itself learns.
     """
     from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
     from sparkml_sgdals.cli.reading.feature_tables import (
@@ -275,19 +278,22 @@ def stream(
                 for one, side in zip(about, ("user", "item"), strict=True)
             ]
             ratings = with_vectors(ratings, model, (known[0], known[1]))
-        elif any(about):
-            raise ValueError(
-                "What features say is learned by fit: fit a table with --item-features, and name "
-                "its model by --start."
-            )
         als.setParams(**_column_params(columns))
+        if model is None and any(about):
+            kinds = _id_types(als, ratings)
+            for one, side, give in zip(
+                about, ("user", "item"), (als.setUserFeatures, als.setItemFeatures), strict=True
+            ):
+                if one is not None:
+                    give(read_features(spark, one, side, columns, kinds, ()))
         arguments: dict[str, Any] = {
             "trigger": {"availableNow": True} if once else {"processingTime": every},
             "keepVersions": keep_versions,
             "prometheusPath": prometheus,
         }
-        if event_id:
+        if event_id or (model.state.settings if model else als.settings()).forget_after_micros:
             ratings = with_event_times(ratings, columns.time)
+        if event_id:
             arguments |= {"eventIdCol": event_id, "watermark": watermark}
         if held is not None:
             ids = _id_types(als, ratings)

@@ -31,6 +31,7 @@ from sparkml_sgdals.ingest.features import SIDES, FeatureRows, side_table, table
 from sparkml_sgdals.ingest.newest import newest_of_table
 from sparkml_sgdals.ingest.packing import PackedCounts, batches_by_rows, count_packed, pack
 from sparkml_sgdals.learn.far_values import limits_for
+from sparkml_sgdals.learn.features import learn_features_of_table
 from sparkml_sgdals.spark_jobs import local_threads, phase
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.ranges import Ranges
@@ -129,6 +130,8 @@ def learn_table(
             packed = replace(packed, features=read_features(df, options, before))
         stops = (settings.max_iter,)
         ((state, report),) = learn_packed(packed, settings, options, stops, prior, sink)
+        if prior is not None and any(prior.learns_features):
+            learn_features_of_table(state, prior, packed.features)
     finally:
         packed.release()
     return state, report, packed.counts, limits

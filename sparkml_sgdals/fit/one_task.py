@@ -81,7 +81,7 @@ class _Train:
         if settings.solver in ("sgd", "minibatch") and "time" in table.column_names:
             table = table.drop_columns("time")
         threads = task_threads(self.threads)
-        ratings = encode_ratings(table, threads)
+        ratings = encode_ratings(table, threads, settings.forget_after_micros > 0)
         del tables, table
         encoded = time.perf_counter()
         passes = max(self.stops)

@@ -18,6 +18,7 @@ from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
 from sparkml_sgdals.ingest.features import (
     Vectors,
     announcements,
+    named_vectors,
     vectors_of,
     with_vectors,
     without_announced,
@@ -163,8 +164,8 @@ def collect_ratings(
         largest=int(place.max(initial=0)),
         partitions=limit + 1 if many and found >= limit else found,
         tasks=limit,
-        vectors=vectors,
-        announced=announced,
+        vectors=named_vectors(vectors, df.schema, columns),
+        announced=named_vectors(announced, df.schema, columns),
     )
 
 
@@ -178,7 +179,8 @@ def announced_in(df: DataFrame, columns: RatingColumns, kinds: tuple[IdKind, IdK
     if not any(columns.features):
         return None, None
     given, also = with_vectors(df.where(announcements(df, columns)), columns)
-    return without_announced(select_ratings(given, columns, kinds, also=also).toArrow(), columns)[1]
+    table = select_ratings(given, columns, kinds, also=also).toArrow()
+    return named_vectors(without_announced(table, columns)[1], df.schema, columns)
 
 
 def _whereabouts(table: pa.Table) -> tuple[I64, I64]:

@@ -68,6 +68,8 @@ class RatingColumns:
     rating_needed: bool = True
     features: tuple[str | None, str | None] = (None, None)
     """of users and of items"""
+    moments: bool = False
+    """whether it matters how long times lie apart, not only their order"""
 
     @property
     def in_order(self) -> tuple[str, ...]:
@@ -189,7 +191,7 @@ def select_ratings(
         "rating": rating,
     }
     if columns.time is not None:
-        chosen["time"] = _time(schema, columns.time)
+        chosen["time"] = _time(schema, columns.time, columns.moments)
     if columns.weight is not None:
         chosen["weight"] = _number(schema, "weightCol", columns.weight)
     if FUTURE in schema.names:
@@ -260,9 +262,15 @@ def _number(schema: StructType, param: str, name: str) -> str:
     return f"CAST({_column(schema, name)} AS float)"
 
 
-def _time(schema: StructType, name: str) -> str:
+def _time(schema: StructType, name: str, moments: bool = False) -> str:
     found = column_type(schema, "timestampCol", name)
     column = _column(schema, name)
+    if moments and not isinstance(found, _MOMENTS):
+        raise TypeError(
+            f"timestampCol {name!r} must be a timestamp or a date where forgetUsersAfter is a "
+            f"time, got {found.simpleString()}. Convert it first, e.g. with F.timestamp_seconds or "
+            "F.timestamp_millis, or set forgetUsersAfter to a number of events."
+        )
     if isinstance(found, _INTEGERS):
         return f"CAST({column} AS bigint)"
     if isinstance(found, _MOMENTS):

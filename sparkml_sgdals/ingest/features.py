@@ -40,6 +40,8 @@ __all__ = [
     "announcements",
     "features_of_table",
     "holds_vectors",
+    "joined_with",
+    "named_vectors",
     "side_table",
     "table_features",
     "vector_column",
@@ -127,6 +129,44 @@ def vectors_of(table: pa.Table, columns: RatingColumns) -> tuple[pa.Table, Vecto
     return table, (taken[0], taken[1])
 
 
+def named_vectors(vectors: Vectors, schema: StructType, columns: RatingColumns) -> Vectors:
+    """Return vectors that tell the names that a batch's schema keeps of their places."""
+    users, items = (
+        table if table is None or name is None else _named(table, schema, name)
+        for table, name in zip(vectors, columns.features, strict=True)
+    )
+    return users, items
+
+
+def joined_with(
+    df: DataFrame, rows: SparseRows, side: str, own: str, kind: IdKind
+) -> tuple[DataFrame, str]:
+    """Return ratings with the vectors of a side, where known, in a column; and its name.
+
+    Parameters
+    ----------
+    df : DataFrame
+        ratings, a table or a stream
+    rows : SparseRows
+        the vectors
+    side : str
+        "user" or "item"
+    own : str
+        column of the side's ids in `df`
+    kind : IdKind
+        of the ids
+    """
+    name, key = f"_sgdals_{side}_features", f"_sgdals_{side}_key"
+    attrs = [{"idx": place, "name": told} for place, told in enumerate(rows.names)]
+    metadata = {"ml_attr": {"attrs": {"numeric": attrs}, "num_attrs": rows.size}}
+    table = df.sparkSession.createDataFrame(rows.to_table().replace_schema_metadata(None))
+    table = table.select(
+        F.col("id").alias(key), F.struct(*_PARTS).alias(name, metadata=metadata if attrs else {})
+    )
+    matches = id_column(df.schema, f"{side}Col", own, kind) == F.col(key)
+    return df.join(table, matches, "left").drop(key), name
+
+
 def without_announced(table: pa.Table, columns: RatingColumns) -> tuple[pa.Table, Vectors]:
     """Return a batch without the rows that say of an id what it is and rate nothing, and these.
 
@@ -165,8 +205,9 @@ def announcements(df: DataFrame, columns: RatingColumns) -> Column:
 
 
 def features_of_table(
-    state: ModelState, vectors: Vectors, columns: RatingColumns, refuse: bool
-) -> FeatureRows:
+    state: ModelState, vectors: Vectors, columns: RatingColumns, refuse: bool,
+    to_learn: bool = False,
+) -> FeatureRows:  # fmt: skip
     """Return what a batch says of ids that a model does not know, the newest by time.
 
     Parameters
@@ -179,17 +220,21 @@ def features_of_table(
         names the columns
     refuse : bool
         whether a vector that is none raises ValueError; else it counts as not given
+    to_learn : bool
+        whether a model that learns what features say is told of the ids that it knows, too
     """
     found: list[SparseRows | None] = []
     tables = (state.users, state.items)
-    for side, table, given, weights, name in zip(
-        SIDES, tables, vectors, state.features, columns.features, strict=True
+    for side, table, given, weights, name, learns in zip(
+        SIDES, tables, vectors, state.features, columns.features, state.learns_features, strict=True
     ):
-        if given is None or weights is None:
+        if given is None or (weights is None and not learns):
             found.append(None)
             continue
-        new = table.index.find(given.column("id").combine_chunks()) < 0
-        rows = _newest(given.filter(pa.array(new)))
+        wanted = np.ones(given.num_rows, bool)
+        if not (learns and to_learn):
+            wanted = table.index.find(given.column("id").combine_chunks()) < 0
+        rows = _newest(given.filter(pa.array(wanted)))
         found.append(_checked(rows, weights, f"{side}FeaturesCol {name!r}", refuse))
     return found[0], found[1]
 

@@ -93,7 +93,7 @@ def pack_parquet(
         "user": _INTEGERS if kinds[0] == "int" else (T.StringType,),
         "item": _INTEGERS if kinds[1] == "int" else (T.StringType,),
         "rating": _NUMBERS,
-        "time": _INTEGERS,
+        "time": () if columns.moments else _INTEGERS,
         "weight": _NUMBERS,
     }
     types = {field.name: field.dataType for field in df.schema.fields}

@@ -7,7 +7,7 @@ import numpy as np
 from sparkml_sgdals import _compiling as nb
 from sparkml_sgdals.kernels.checks import FAST
 
-__all__ = ["add_products", "regress"]
+__all__ = ["add_pairs", "add_products", "regress", "regress_products"]
 
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST)
@@ -76,3 +76,63 @@ def add_products(starts, columns, values, weights, sums):  # type: ignore[no-unt
             column, z = columns[t], values[t]
             for f in range(sums.shape[1]):
                 sums[row, f] += z * weights[column, f]
+
+
+@nb.njit(cache=True, nogil=True, fastmath=FAST)
+def add_pairs(starts, columns, values, targets, counted, products, sums):  # type: ignore[no-untyped-def]
+    """Add rows to the products of each two of their columns, and of each with their targets.
+
+    Parameters
+    ----------
+    starts, columns, values
+        features by row (CSR): int64, shape (rows + 1,); int32, columns, and float64
+    targets
+        float64, shape (rows, targets)
+    counted
+        bool, shape (rows,): whether a row adds to `products`
+    products
+        float64, shape (columns, columns), changed in place
+    sums
+        float64, shape (columns, targets), changed in place
+    """
+    for row in range(starts.size - 1):
+        for t in range(starts[row], starts[row + 1]):
+            column, z = columns[t], values[t]
+            for f in range(sums.shape[1]):
+                sums[column, f] += z * targets[row, f]
+            if counted[row]:
+                for other in range(starts[row], starts[row + 1]):
+                    products[column, columns[other]] += z * values[other]
+
+
+@nb.njit(cache=True, nogil=True, fastmath=FAST)
+def regress_products(products, sums, noise, weights, variances, prior_var, passes):  # type: ignore[no-untyped-def]
+    """`regress` where products of columns are known in the place of rows that count alike.
+
+    Parameters
+    ----------
+    products
+        float64, shape (columns, columns)
+    sums
+        float64, shape (columns, targets)
+    noise
+        float64, shape (targets,): variance of a row's target about what its columns say
+    weights, variances, prior_var, passes
+        as in `regress`
+    """
+    count, width = sums.shape
+    gradient = np.empty(width)
+    for _ in range(passes):
+        for j in range(count):
+            for f in range(width):
+                gradient[f] = sums[j, f]
+            for k in range(count):
+                product = products[j, k]
+                if product != 0.0:
+                    for f in range(width):
+                        gradient[f] -= product * weights[k, f]
+            for f in range(width):
+                own = products[j, j] / noise[f]
+                variance = 1.0 / (own + 1.0 / prior_var[j, f])
+                variances[j, f] = variance
+                weights[j, f] = variance * (gradient[f] / noise[f] + own * weights[j, f])

@@ -100,21 +100,38 @@ def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> Le
     return LearnedEvents(user_rows, np.flatnonzero(touched), new_users, new_items, sums)
 
 
-def forget_idle(state: ModelState) -> int:
-    """Forget the users of a model of events that have done nothing for `forget_after` events.
+def forget_idle(state: ModelState, ratings: Ratings) -> int:
+    """Forget the users of a model of events that have done nothing for as long as settings say.
 
     What items have learned of them stays. Nothing is done as long as few are idle.
+
+    Parameters
+    ----------
+    state : ModelState
+        the model before a batch
+    ratings : Ratings
+        the batch; who comes in it is idle by its own first event there, others by the median of
+        the batch's times, which single times far off do not move
 
     Returns
     -------
     how many were forgotten
     """
-    after = state.settings.forget_after
-    if not after or not state.users.size:
+    settings, size = state.settings, state.users.size
+    memory = memories_of(state)[0]
+    if settings.forget_after:
+        idle = np.flatnonzero(state.events_learned - memory.last > settings.forget_after)
+    elif settings.forget_after_micros and ratings.times.size:
+        least, after = int(np.iinfo(np.int64).min), settings.forget_after_micros
+        moments, times = memory.moment.copy(), ratings.times
+        own, first = np.unique(ratings.users, return_index=True)
+        rows = state.users.index.find(ratings.user_ids)[own]
+        now = np.full(size, times[(times.size - 1) // 2])
+        now[rows[rows >= 0]] = times[first[rows >= 0]]
+        idle = np.flatnonzero(moments < np.maximum(now, least + after) - after)
+    else:
         return 0
-    last = memories_of(state)[0].last
-    idle = np.flatnonzero(state.events_learned - last > after)
-    if not idle.size or idle.size * _IDLE < last.size:
+    if not idle.size or idle.size * _IDLE < size:
         return 0
     state.users = state.users.without(state.users.index.ids(idle))
     return int(idle.size)
@@ -287,6 +304,7 @@ class _Work:
         self.places = int(self.lengths.sum())
         known = self.user_memory.last
         self.last = known[user_rows] if known.size else np.zeros(user_rows.size, np.int64)
+        self.moments = self.user_memory.moment[user_rows] if ratings.times.size else None
         self.pairs = pair_hash(
             id_keys(ratings.user_ids), id_keys(ratings.item_ids), ratings.users, ratings.items
         )
@@ -410,6 +428,10 @@ class _Work:
         )
         if self.user_memory.last.size:
             self.user_memory.last[self.user_rows] = self.last
+        if self.moments is not None:
+            events = r.values > 0
+            np.maximum.at(self.moments, r.users[events], r.times[events])
+            self.user_memory.moment[self.user_rows] = self.moments
         state.users.count[self.user_rows] += np.bincount(r.users, minlength=self.user_rows.size)
         state.items.count[self.item_rows] += np.bincount(r.items, minlength=self.item_rows.size)
         state.popularity_parts = tuple(self.parts.tolist())

@@ -10,7 +10,7 @@ the stream begins anew from them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -177,7 +177,8 @@ def _as_table(rows: tuple[dict[str, Any], ...], schema: pa.Schema) -> pa.Table:
 def take_back(state: ModelState) -> None:
     """Begin anew, in place."""
     kinds = state.users.index.kind, state.items.index.kind
-    state.restore(ModelState.empty(state.settings, *kinds))
+    empty = ModelState.empty(state.settings, *kinds)
+    state.restore(replace(empty, learns_features=state.learns_features))
 
 
 def _nearer(table: pa.Table, within: tuple[float, float]) -> pa.Table:

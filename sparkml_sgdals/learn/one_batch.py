@@ -21,7 +21,7 @@ from sparkml_sgdals.kernels.fold_in import filter_new_users
 from sparkml_sgdals.kernels.lanes import padded_rows
 from sparkml_sgdals.learn.event_tables import caught_up
 from sparkml_sgdals.learn.events import forget_idle, learn_events
-from sparkml_sgdals.learn.features import start_featured
+from sparkml_sgdals.learn.features import begin_features, learn_features, start_featured
 from sparkml_sgdals.learn.influences import FilterSide, moved_prior, run_influence_filter
 from sparkml_sgdals.learn.noise import expected_squares, learn_noise_factors
 from sparkml_sgdals.learn.prequential import BatchSums, judge_batch
@@ -91,7 +91,7 @@ def learn_batch(
         if table_alone(state):
             # the first batch after a table without times: the filter learns that table before
             begun = caught_up(state)
-        forgotten = forget_idle(begun)
+        forgotten = forget_idle(begun, ratings)
         try:
             done = learn_events(begun, ratings, judge=True)
         except BaseException:
@@ -113,7 +113,9 @@ def learn_batch(
     users, items = state.users, state.items
     ranks = state.settings.ranks_ratings
     ids = ratings.user_ids, ratings.item_ids
+    weights_before = state.features
     try:
+        begin_features(state, features)
         for table, own, given, weights in zip(
             (users, items), ids, features, state.features, strict=True
         ):
@@ -142,12 +144,16 @@ def learn_batch(
             learn_noise_factors(learned, rows, ratings, surprises)
         if not all(side.finite() for side in learned):
             raise not_finite(state.settings)
+        if any(state.learns_features) and state.scale.frozen:
+            # before that a unit of the weights is not settled
+            learn_features(state, features, ids, before, learned)
         rated = lists_after(users, user_rows, ratings) if ranks else []
     except BaseException:
         if whole is None:
             users.truncate(sizes[0])
             items.truncate(sizes[1])
             state.noise, state.noise_weight = noise
+            state.features = weights_before
         else:
             state.restore(whole)
         raise

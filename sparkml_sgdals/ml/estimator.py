@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 from pyspark import keyword_only
@@ -24,7 +25,7 @@ from sparkml_sgdals.ingest.frames import Table, as_stream, as_table
 from sparkml_sgdals.ingest.parquet import pack_parquet, see_files
 from sparkml_sgdals.learn.far_values import limits_for
 from sparkml_sgdals.ml.feature_methods import FeatureTables
-from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
+from sparkml_sgdals.ml.fit_options import fit_options
 from sparkml_sgdals.ml.model import StreamingBiasedALSModel
 from sparkml_sgdals.ml.persistence import EstimatorReader, EstimatorWriter
 from sparkml_sgdals.ml.setters import LearningSetters
@@ -175,8 +176,7 @@ class StreamingBiasedALS(
         folder, shared by driver and executors, where tasks of a fit write how far they are; empty:
         a temporary one while showProgress shows it under local[N], else none
     implicitPrefs : bool, default False
-        whether rows are events (positive-only feedback), not ratings; needs solver 'bayes' or
-        'isgd'
+        whether rows are events (positive-only feedback), not ratings; for 'bayes' and 'isgd'
     nonnegative : bool, default False
         whether features must not be negative; true is refused
     alpha : float, default 1.0
@@ -191,9 +191,9 @@ class StreamingBiasedALS(
     repeatItems : bool | None, default None
         under implicitPrefs: whether an item that a user has done may come again; learned from the
         events where it is not set
-    forgetUsersAfter : int, default 0
-        under implicitPrefs: events of others after which a user that has done nothing since is
-        forgotten, as sessions that have ended; 0 = never; at least 0
+    forgetUsersAfter : int | str | timedelta, default 0
+        under implicitPrefs: events of others, or a time by timestampCol such as "30 days", after
+        which a user that has done nothing is forgotten, as sessions that have ended; 0 = never
     numUserBlocks : int, default 10
         as in ALS: blocks of users; no effect, see numBlocks; at least 1
     numItemBlocks : int, default 10
@@ -266,7 +266,7 @@ class StreamingBiasedALS(
         unobservedWeight: float = 0.1,
         numPartners: int = 32,
         repeatItems: bool | None = None,
-        forgetUsersAfter: int = 0,
+        forgetUsersAfter: int | str | timedelta = 0,
         numUserBlocks: int = 10,
         numItemBlocks: int = 10,
         intermediateStorageLevel: str = "MEMORY_AND_DISK",
@@ -463,18 +463,16 @@ class StreamingBiasedALS(
             the path is damaged
         """
         self.warnOfUnused()
-        self._refuse_features(
-            "fitStream starts from nothing, and what features say is learned by fit: fit a table, "
-            "then call updateStream on its model. For fitStream"
-        )
+        self._check_features(streams=True)
         stream = as_stream(stream, "call fit")
         kinds, id_types = self._ids_of(stream)
-        empty = self._model(ModelState.empty(self.settings(), *kinds), id_types, None)
+        stream, state, options = self._from_nothing(stream, kinds, modelPath)
+        empty = self._model(state, id_types, None)
         return start_stream(
             stream,
             modelPath,
-            StreamStart(empty.state, NOTHING, None, empty._meta()),
-            fit_options(self, kinds, stream_invalid(self), empty.state.settings),
+            StreamStart(state, NOTHING, None, empty._meta()),
+            options,
             StreamOptions(
                 trigger=trigger,
                 validation=validation,

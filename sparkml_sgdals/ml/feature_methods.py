@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,15 +11,18 @@ import pyarrow as pa
 from pyspark.ml.linalg import Vector
 from pyspark.sql import DataFrame
 
+from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.arrays.sparse_rows import SparseRows, vector_schema
-from sparkml_sgdals.ingest.features import SIDES, holds_vectors, side_table
+from sparkml_sgdals.fit.plan import FitOptions
+from sparkml_sgdals.ingest.features import SIDES, holds_vectors, joined_with, side_table
 from sparkml_sgdals.ingest.frames import Table, as_table
 from sparkml_sgdals.ingest.plain_features import vector_name, with_one_vector
 from sparkml_sgdals.learn.features import start_featured
+from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
 from sparkml_sgdals.ml.params import LearningParams
 from sparkml_sgdals.ml.params.features import FeatureParams
 from sparkml_sgdals.spark_jobs import active_session
-from sparkml_sgdals.state.feature_weights import feature_names
+from sparkml_sgdals.state.feature_weights import FeatureWeights, feature_names
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.maintenance import commit_added
 from sparkml_sgdals.store.objects import Location, full_path
@@ -69,7 +73,7 @@ class FeatureTables(LearningParams):
                 "setItemFeatures out."
             )
 
-    def _check_features(self) -> None:
+    def _check_features(self, streams: bool = False) -> None:
         """Raise ValueError where the solver, or what rows are, has no use for features."""
         if self.getImplicitPrefs():
             self._refuse_features("Features are learned from ratings, and implicitPrefs is True")
@@ -77,8 +81,35 @@ class FeatureTables(LearningParams):
             self._refuse_features(
                 f"Features are learned by solver 'bayes', and solver is {self.getSolver()!r}"
             )
-        if self.getMaxIter() == 0:
+        if self.getMaxIter() == 0 and not streams:
             self._refuse_features("Features are learned by sweeps, and maxIter is 0")
+
+    def _from_nothing(
+        self, stream: DataFrame, kinds: tuple[IdKind, IdKind], path: Location
+    ) -> tuple[DataFrame, ModelState, FitOptions]:
+        """Return a stream with what the tables say of its ids, the model it begins, and how.
+
+        Plain columns are read by the names of what the path has learned, if anything.
+        """
+        settings = replace(self.settings(), featured=self._has_features())
+        options = fit_options(self, kinds, stream_invalid(self), settings)
+        state = ModelState.empty(settings, *kinds)
+        if not settings.featured:
+            return stream, state, options
+        names = list(options.columns.features)
+        newest = VersionStore(full_path(path)).newest()
+        held = (None, None) if newest is None else newest.scalars.get("features", (None, None))
+        ids = self.getUserCol(), self.getItemCol()
+        for place, (side, table) in enumerate(zip(SIDES, self._feature_tables, strict=True)):
+            if table is not None:
+                told = held[place]
+                weights = None if told is None else FeatureWeights.from_json(told)
+                refuse = self.getHandleInvalid() == "error"
+                rows = side_table(table, side, kinds[place], refuse, weights)
+                stream, names[place] = joined_with(stream, rows, side, ids[place], kinds[place])
+        state.learns_features = names[0] is not None, names[1] is not None
+        columns = replace(options.columns, features=(names[0], names[1]))
+        return stream, state, replace(options, columns=columns)
 
     def _warn_of_tables(self) -> None:
         """Warn that tables of features are not saved."""
@@ -126,8 +157,11 @@ class ModelFeatures(FeatureParams):
             # not all of the model is here: what is at the path says
             return
         names = (self.getUserFeaturesCol(), self.getItemFeaturesCol())
-        for side, name, weights in zip(SIDES, names, self._state.features, strict=True):
-            if name and weights is None:
+        state = self._state
+        for side, name, weights, learns in zip(
+            SIDES, names, state.features, state.learns_features, strict=True
+        ):
+            if name and weights is None and not learns:
                 raise ValueError(
                     f"{side}FeaturesCol is {name!r}, and the model was fitted without features of "
                     f"{side}s: fit it with them, or set {side}FeaturesCol to ''."
@@ -221,7 +255,7 @@ class ModelFeatures(FeatureParams):
 
     def _vectors(self, df: Table, side: int) -> DataFrame:
         weights = self._state.features[side]
-        if weights is None:
+        if weights is None and not self._state.learns_features[side]:
             raise ValueError(
                 f"The model was fitted without features of {SIDES[side]}s: fit it with "
                 f"set{SIDES[side].capitalize()}Features."

@@ -17,9 +17,15 @@ def fit_options(
 ) -> FitOptions:
     """How the Params say that tables and streams are read and spread, for a model so set.
 
-    Raises ValueError where the newest rating of a pair is to count and there are no times.
+    Raises ValueError where the newest rating of a pair is to count, or users are forgotten after a
+    time, and there are no times.
     """
-    columns = params.ratingColumns()
+    columns = replace(params.ratingColumns(), moments=settings.forget_after_micros > 0)
+    if columns.moments and columns.time is None:
+        raise ValueError(
+            "forgetUsersAfter is a time, and without times nobody knows when a user came last: set "
+            "timestampCol, or forgetUsersAfter to a number of events."
+        )
     if not settings.featured:
         columns = replace(columns, features=(None, None))
     newest = params.getRepeatedPairs() == "newest" and not settings.learns_events

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from sparkml_sgdals.ml.params import LearningParams, ModelParams
@@ -211,7 +212,7 @@ class LearningSetters(ModelSetters, LearningParams):
         """Set repeatItems."""
         return self._set(repeatItems=value)
 
-    def setForgetUsersAfter(self, value: int) -> Self:
+    def setForgetUsersAfter(self, value: int | str | timedelta) -> Self:
         """Set forgetUsersAfter."""
         return self._set(forgetUsersAfter=value)
 

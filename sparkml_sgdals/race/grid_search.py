@@ -350,7 +350,7 @@ class StreamingGridSearch(Params):
                 "The candidates rank differently, so their ranks do not compare: set rankingSize "
                 "and rankingSample on the estimator, not in estimatorParamMaps."
             )
-        if any(own.forget_after for own in settings):
+        if any(own.forget_after or own.forget_after_micros for own in settings):
             raise ValueError(
                 "Candidates of a race have all users in common, so none is forgotten: leave "
                 "forgetUsersAfter unset, and set it on the estimator that goes on with the winner."

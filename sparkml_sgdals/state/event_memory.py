@@ -70,27 +70,39 @@ class UserMemory:
     last
         int64, number of each user's last event, as the model counts them, 0 where it is not known;
         (0,) where none are counted
+    moment
+        int64, time of each user's last event in microseconds, the earliest of all where it is not
+        known; (0,) where none are kept
+
+    Parameters
+    ----------
+    kept : tuple[str, ...]
+        which of "last" and "moment" are kept
     """
 
-    def __init__(self, counts: bool = False) -> None:
+    def __init__(self, kept: tuple[str, ...] = ()) -> None:
         self.done: list[I64] = []
-        self._last = np.empty(0, np.int64)
-        self._counts = counts
+        self._numbers = {name: np.empty(0, np.int64) for name in kept}
 
     @property
     def last(self) -> I64:
         """Numbers of the users' last events."""
-        return self._last[: len(self.done)] if self._counts else self._last
+        return self._numbers.get("last", _NOTHING)[: len(self.done)]
+
+    @property
+    def moment(self) -> I64:
+        """Times of the users' last events."""
+        return self._numbers.get("moment", _NOTHING)[: len(self.done)]
 
     def resize(self, size: int) -> None:
         """Have so many rows, new ones empty."""
         held = len(self.done)
         del self.done[size:]
         self.done.extend([_NOTHING] * (size - held))
-        if self._counts and size > self._last.size:
-            self._last = np.concatenate([self._last[:held], np.zeros(2 * size - held, np.int64)])
-        if self._counts:
-            self._last[min(held, size) : max(held, size)] = 0
+        for name, numbers in self._numbers.items():
+            if size > numbers.size:
+                self._numbers[name] = np.resize(numbers[:held], 2 * size)
+            self._numbers[name][min(held, size) : max(held, size)] = _UNKNOWN[name]
 
     def ragged(self, rows: I64) -> tuple[I64, I64]:
         """Return starts, shape (n + 1,), and the keys of these rows one after another."""
@@ -109,7 +121,7 @@ class UserMemory:
         starts, keys = self.ragged(rows)
         lists = pa.LargeListArray.from_arrays(pa.array(starts), pa.array(keys))
         columns = {"done": lists.cast(pa.list_(pa.int64()))}
-        return columns | ({"last": pa.array(self._last[rows])} if self._counts else {})
+        return columns | {name: pa.array(own[rows]) for name, own in self._numbers.items()}
 
     def put(self, rows: I64, table: pa.Table) -> None:
         """Set the state of rows from what `to_columns` gave; what is absent stands as empty."""
@@ -120,9 +132,9 @@ class UserMemory:
         ends = np.cumsum(lengths.to_numpy(zero_copy_only=False))
         keys = lists.flatten().to_numpy(zero_copy_only=False).astype(np.int64)
         self.replace(rows, (own.copy() for own in np.split(keys, ends[:-1])))
-        if self._counts:
-            told = "last" in table.column_names
-            self._last[rows] = table.column("last").to_numpy() if told else 0
+        for name, own in self._numbers.items():
+            told = name in table.column_names
+            own[rows] = table.column(name).to_numpy() if told else _UNKNOWN[name]
 
     def finite(self, rows: Any = slice(None)) -> bool:
         """Whether all numbers in rows are finite."""
@@ -130,8 +142,9 @@ class UserMemory:
 
     def copy(self) -> UserMemory:
         """Return an independent copy."""
-        twin = UserMemory(self._counts)
-        twin.done, twin._last = list(self.done), self._last.copy()
+        twin = UserMemory()
+        twin.done = list(self.done)
+        twin._numbers = {name: own.copy() for name, own in self._numbers.items()}
         return twin
 
 
@@ -273,9 +286,14 @@ def memory_for(side: int, settings: Settings) -> EventMemory | None:
     """Return what one side remembers under these settings, of no ids yet; None for nothing."""
     if side == USER_SIDE:
         if settings.learns_events or settings.ranks_ratings:
-            return UserMemory(settings.pairs_items or settings.forget_after > 0)
+            kept = {
+                "last": settings.pairs_items or settings.forget_after > 0,
+                "moment": settings.forget_after_micros > 0,
+            }
+            return UserMemory(tuple(name for name, needed in kept.items() if needed))
         return None
     return ItemMemory(settings) if settings.learns_events else None
 
 
 _NOTHING: Final[I64] = np.empty(0, np.int64)
+_UNKNOWN: Final = {"last": 0, "moment": np.iinfo(np.int64).min}

@@ -16,7 +16,7 @@ from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.kernels.checks import check_rows
 from sparkml_sgdals.kernels.features import add_products
 
-__all__ = ["MOST_COLUMNS", "FeatureWeights", "feature_names"]
+__all__ = ["MOST_COLUMNS", "FeatureSums", "FeatureWeights", "feature_names"]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -25,6 +25,72 @@ I64 = npt.NDArray[np.int64]
 
 MOST_COLUMNS: Final = 8192
 """Columns of one side that may have weights: these are in every version of a model."""
+
+
+@dataclass(frozen=True)
+class FeatureSums:
+    """What a stream from nothing has learned the weights of one side from; used columns rise.
+
+    Sums are over the ids that came with features and ratings; a column of ones stands first.
+
+    Attributes
+    ----------
+    columns : I32
+        int32, shape (used,), places in the vector
+    counts : F64
+        float64, shape (used + 1,), ids that have a value
+    products : F64
+        float64, shape (used + 1, used + 1), of each two columns
+    targets : F64
+        float64, shape (used + 1, rank + 1), of each column and the ids' means
+    weights : F64
+        float64, of the same shape, as last learned, in the columns' own units about 0
+    prior_var : F64
+        float64, of the same shape, prior variances of weights of standardised columns
+    """
+
+    columns: I32
+    counts: F64
+    products: F64
+    targets: F64
+    weights: F64
+    prior_var: F64
+
+    def to_json(self) -> dict[str, str]:
+        """Return a dict of JSON types, the inverse of `from_json`."""
+        return {
+            name: _packed(getattr(self, name)[np.tril_indices(self.counts.size)])
+            if name == "products"
+            else _packed(getattr(self, name))
+            for name in _SUMS
+        }
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any], width: int) -> FeatureSums:
+        """Return sums for `width` coordinates from what `to_json` gave.
+
+        Raises
+        ------
+        ValueError
+            they do not go together
+        """
+        arrays = {name: _unpacked(values[name], dtype) for name, dtype in _SUMS.items()}
+        used = arrays["columns"].size + 1
+        half = np.tril_indices(used)
+        products = np.zeros((used, used))
+        if arrays["products"].size != half[0].size or arrays["counts"].size != used:
+            raise ValueError("sums of features do not go together")
+        products[half] = arrays["products"]
+        arrays["products"] = products + np.tril(products, -1).T
+        for name in ("targets", "weights", "prior_var"):
+            arrays[name] = arrays[name].reshape(used, width)
+        return cls(**arrays)
+
+
+_SUMS: Final[dict[str, Any]] = {
+    "columns": np.int32, "counts": np.float64, "products": np.float64, "targets": np.float64,
+    "weights": np.float64, "prior_var": np.float64,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,6 +114,8 @@ class FeatureWeights:
         float32, of the same shape: of the mean of an id without ratings
     start_var : F32
         float32, shape (rank + 1,): variance of an id without ratings about that
+    sums : FeatureSums | None
+        what a stream that began from nothing goes on learning them from; None: they stay
     """
 
     size: int
@@ -57,6 +125,7 @@ class FeatureWeights:
     prior: F32
     start: F32
     start_var: F32
+    sums: FeatureSums | None = None
 
     def prior_means(self, rows: SparseRows) -> F32:
         """Prior means beside what partners say, float32, shape (rows, rank + 1)."""
@@ -92,7 +161,7 @@ class FeatureWeights:
             "names": list(self.names),
             "width": int(self.prior.shape[1]),
             **{name: _packed(getattr(self, name)) for name in _ARRAYS},
-        }
+        } | ({} if self.sums is None else {"sums": self.sums.to_json()})
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> FeatureWeights:
@@ -118,7 +187,9 @@ class FeatureWeights:
             or not all(np.isfinite(array).all() for array in arrays.values())
         ):
             raise ValueError("weights of features do not go together")
-        return cls(size=size, names=tuple(map(str, values["names"])), **arrays)
+        held = values.get("sums")
+        sums = None if held is None else FeatureSums.from_json(held, width)
+        return cls(size=size, names=tuple(map(str, values["names"])), sums=sums, **arrays)
 
 
 _ARRAYS: Final[dict[str, Any]] = {

@@ -162,6 +162,8 @@ class ModelState:
     """of ratings: where they lie; not told by the fingerprint, as no prediction depends on it"""
     features: tuple[FeatureWeights | None, FeatureWeights | None] = (None, None)
     """what features of users, and of items, say of them; None where they have none"""
+    learns_features: tuple[bool, bool] = (False, False)
+    """of which sides a stream from nothing learns that; there are no weights before the first"""
 
     @classmethod
     def empty(cls, settings: Settings, user_kind: IdKind, item_kind: IdKind) -> ModelState:
@@ -231,6 +233,8 @@ class ModelState:
         }
         if self.settings.featured:
             told["features"] = [None if each is None else each.to_json() for each in self.features]
+        if any(self.learns_features):
+            told["learnsFeatures"] = list(self.learns_features)
         return told | (events if self.settings.learns_events else {"ranges": self.ranges.to_json()})
 
     def set_scalars(self, values: dict[str, Any]) -> None:
@@ -267,6 +271,8 @@ class ModelState:
             for each in values.get("features", (None, None))
         )
         self.features = users, items
+        learns = values.get("learnsFeatures", (False, False))
+        self.learns_features = bool(learns[0]), bool(learns[1])
         if "ranges" in values:
             self.ranges = Ranges.from_json(values["ranges"])
         elif self.counters.ratings >= FIRST_LOOK and not self.settings.learns_events:

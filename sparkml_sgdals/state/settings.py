@@ -24,6 +24,7 @@ _LATER: Final[dict[str, Any]] = {
     "repeat_items": False,
     "featured": False,
     "forget_after": 0,
+    "forget_after_micros": 0,
 }
 """what stored settings that lack it were learned with, by the names they have there"""
 _STORED_AS: Final = {"learns_events": "positive"}
@@ -74,6 +75,8 @@ class Settings:
     """whether features of users or items say where their prior means lie"""
     forget_after: int
     """events without one of its own after which a user is forgotten; 0 for never"""
+    forget_after_micros: int
+    """the same as a time, in microseconds; one of the two is 0"""
 
     @property
     def fits_events(self) -> bool:
@@ -102,7 +105,7 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """Return a dict of JSON types, the inverse of `from_json`."""
         values = asdict(self) | {"regs": list(self.regs)}
-        for name in ("featured", "forget_after"):
+        for name in ("featured", "forget_after", "forget_after_micros"):
             if not values[name]:
                 # as in files of before there were any
                 del values[name]

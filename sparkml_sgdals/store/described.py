@@ -23,6 +23,7 @@ from sparkml_sgdals.store.shapes import (
     Maybe,
     OneOf,
     Plain,
+    Repeated,
     named,
 )
 
@@ -43,7 +44,7 @@ _SETTINGS: Final = Fields(
         "positive": TRUTH, "alpha": NUMBER, "num_negatives": COUNT,
         "ranking_size": COUNT, "ranking_sample": COUNT, "table_rank": _RANK,
         "unobserved_weight": NUMBER, "num_partners": _RANK, "repeat_items": Maybe(TRUTH),
-        "featured": TRUTH, "forget_after": COUNT,
+        "featured": TRUTH, "forget_after": COUNT, "forget_after_micros": COUNT,
     },
 )  # fmt: skip
 """as `Settings.from_json` takes them"""
@@ -100,14 +101,14 @@ _SCALARS: Final = Fields(
         "noiseWeight": NUMBER,
     },
     {
-        "settings": _SETTINGS, "events": COUNT, "popularityParts": ListOf(NUMBER),
+        "settings": Repeated(_SETTINGS), "events": COUNT, "popularityParts": ListOf(NUMBER),
         "filterShare": NUMBER, "regularisation": ListOf(NUMBER, 2),
         "weightsBeside": ListOf(NUMBER, 2),
         "features": ListOf(Maybe(Plain("weights of features that go together", _weighs)), 2),
         "partners": ListOf(NUMBER, 3), "partnerOffsets": ListOf(NUMBER, 20),
         "partnerShare": NUMBER, "repeats": COUNT,
-        "ranges": Fields(
-            {"rating": _RANGE, "weight": _RANGE, "first": ListOf(Fields(_ROW, _ROW_LATER))}
+        "ranges": Repeated(
+            Fields({"rating": _RANGE, "weight": _RANGE, "first": ListOf(Fields(_ROW, _ROW_LATER))})
         ),
     },
     others=ANYTHING,

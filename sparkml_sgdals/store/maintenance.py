@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import pandas as pd
 
-from sparkml_sgdals.errors import StorageError
+from sparkml_sgdals.arrays.threads import workers
+from sparkml_sgdals.errors import DamagedError, StorageError
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.large.in_runs import commit_in_runs
@@ -18,7 +22,7 @@ from sparkml_sgdals.store.large.rewriting import runs_of
 from sparkml_sgdals.store.lease import Lease, check_holder
 from sparkml_sgdals.store.overlay import Overlay
 from sparkml_sgdals.store.spark_checkpoint import copy_until, end_of_batch, last_done
-from sparkml_sgdals.store.version_store import VersionStore
+from sparkml_sgdals.store.version_store import VersionStore, commit_name
 
 __all__ = [
     "VERSIONS",
@@ -29,6 +33,10 @@ __all__ = [
     "list_versions",
     "roll_back",
 ]
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 VERSIONS: Final = (
     "version",
@@ -42,6 +50,12 @@ VERSIONS: Final = (
 )
 """Columns of `list_versions`."""
 
+_SIDES: Final = ("users", "items")
+_PAGE: Final = 100
+"""commits in memory at once, of those that are listed"""
+_READERS: Final = 4
+_A_THREAD: Final = 25
+"""objects that a thread reads at once"""
 _LEASE_SECONDS: Final = 600.0
 _FEW: Final = 10_000
 """Ids in memory where rows are read by id."""
@@ -101,18 +115,9 @@ def list_versions(store: VersionStore, verify: bool) -> pd.DataFrame:
     if meta is None:
         raise StorageError(f"{store.path} is no model path: there is no model.json in it.")
     whole: dict[str, bool] = {}
-    there = set(store.names("files"))
 
     def good(file: dict[str, Any]) -> bool:
-        name = file["name"]
-        if name not in whole:
-            whole[name] = name.rpartition("/")[2] in there
-            if whole[name] and verify:
-                try:
-                    store.check_file(file)
-                except StorageError:
-                    whole[name] = False
-        return whole[name]
+        return whole[file["name"]]
 
     rows: list[dict[str, Any]] = []
     own: dict[int, bool] = {}
@@ -121,12 +126,11 @@ def list_versions(store: VersionStore, verify: bool) -> pd.DataFrame:
     # and that of the row of commits of which each was added to the one before
     chained: dict[int, int] = {}
     before = None
-    for number in store.numbers():
-        commit = store.sound_commit(number)
+    for number, commit in _each(store, verify, whole):
         if commit is None or commit.meta not in (None, meta.get("sha256")):
             rows.append({"version": number, "loadable": False})
             continue
-        own[number] = all(good(commit.files[side]) for side in ("users", "items"))
+        own[number] = all(good(commit.files[side]) for side in _SIDES)
         since[number] = chained[number] = number
         if own[number] and own.get(number - 1, False):
             since[number] = since[number - 1]
@@ -136,8 +140,7 @@ def list_versions(store: VersionStore, verify: bool) -> pd.DataFrame:
         # whole are the files that it adds to, and those of all versions from there to itself; runs
         # lack the metrics of the version that they hold, so its commit object is needed too
         first = commit.base + (commit.runs is not None)
-        history = (commit.runs or {}).get("metrics")
-        runs = all(good(file) for file in commit.run_files() if file != history)
+        runs = all(map(good, _runs_without_history(commit)))
         metrics = commit.metrics or {}
         rows.append(
             {
@@ -162,6 +165,68 @@ def list_versions(store: VersionStore, verify: bool) -> pd.DataFrame:
         "Int64"
     )
     return frame
+
+
+def _each(
+    store: VersionStore, verify: bool, whole: dict[str, bool]
+) -> Iterator[tuple[int, Commit | None]]:
+    """Yield each commit by its number, None where it cannot be used, from pages that threads read.
+
+    `whole` says of each of its files, by name, whether it is there, and with `verify` as it was.
+    """
+    numbers = store.numbers()
+    there = set(store.names("files"))
+    with workers(_READERS) as run:
+
+        def read(names: list[str]) -> list[bytes | None]:
+            return list(map(store.read, names))
+
+        def verified(files: list[dict[str, Any]]) -> list[bool]:
+            return [_is_whole(store, file) for file in files]
+
+        for page in _pieces(numbers, _PAGE):
+            names = _pieces([commit_name(number) for number in page], _A_THREAD)
+            payloads = itertools.chain(*run(functools.partial(read, piece) for piece in names))
+            commits = [_sound(store, *each) for each in zip(page, payloads, strict=True)]
+            files = {
+                file["name"]: file
+                for commit in commits
+                if commit is not None
+                for file in (*map(commit.files.get, _SIDES), *_runs_without_history(commit))
+                if file is not None and file["name"] not in whole
+            }
+            whole |= {name: name.rpartition("/")[2] in there for name in files}
+            if verify:
+                asked = [file for name, file in files.items() if whole[name]]
+                pieces = _pieces(asked, _A_THREAD)
+                found = itertools.chain(*run(functools.partial(verified, p) for p in pieces))
+                whole |= {file["name"]: is_so for file, is_so in zip(asked, found, strict=True)}
+            yield from zip(page, commits, strict=True)
+
+
+def _pieces(things: list[T], size: int) -> list[list[T]]:
+    return [things[first : first + size] for first in range(0, len(things), size)]
+
+
+def _sound(store: VersionStore, number: int, payload: bytes | None) -> Commit | None:
+    try:
+        return None if payload is None else store.commit_of(payload, commit_name(number))
+    except DamagedError as damage:
+        logger.warning("%s", damage)
+        return None
+
+
+def _is_whole(store: VersionStore, file: dict[str, Any]) -> bool:
+    try:
+        store.check_file(file)
+    except StorageError:
+        return False
+    return True
+
+
+def _runs_without_history(commit: Commit) -> list[dict[str, Any]]:
+    history = (commit.runs or {}).get("metrics")
+    return [file for file in commit.run_files() if file != history]
 
 
 def roll_back(store: VersionStore, version: int, reread: bool) -> Rollback:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import getpass
 import hashlib
 import os
 import re
@@ -24,12 +23,13 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from sparkml_sgdals.arrays.ipc import to_buffer
+from sparkml_sgdals.arrays.ipc import digest_of, to_parquet
 from sparkml_sgdals.errors import DamagedError, GoneError, StorageError
+from sparkml_sgdals.store.processes import user_name
 
 __all__ = [
     "Location", "NothingPutError", "ObjectStore", "bad_file", "full_path", "same_place",
-    "spark_path", "user_name",
+    "spark_path",
 ]  # fmt: skip
 
 Location = str | os.PathLike[str]
@@ -39,8 +39,6 @@ _CONFLICT_WAITS: Final = (0.05, 0.1, 0.2, 0.4, 0.8, 1.6, None)
 _PART: Final = 1 << 22
 """Bytes of a file that are read at once for its checksum."""
 _DIGEST: Final = b"sparkml_sgdals.sha256"
-_ROW_GROUP: Final = 131_072
-"""Rows that a reader of a table's parts has to hold at once, at most."""
 
 
 def full_path(path: Location) -> str:
@@ -56,14 +54,6 @@ def _check_uri(path: str) -> None:
     half = re.match(r"[a-z][a-z0-9+.-]+:/(?!/)", path) and not path.startswith("file:")
     if half or re.match(r"file:(?!/)", path):
         raise ValueError(f"{path!r} is no full URI: write two slashes after the scheme.")
-
-
-def user_name() -> str:
-    """Return the name of this process's user, its number where it has none (containers)."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
 
 
 def spark_path(path: Location) -> str:
@@ -338,19 +328,39 @@ class ObjectStore:
 
         Raises StorageError where it cannot be listed, or is no folder.
         """
-        return sorted(info.base_name for info in self._infos(folder))
+        if not self.local:
+            return sorted(info.base_name for info in self._infos(folder))
+        # Arrow's listing of a local folder may end early where files come and go meanwhile
+        with self._listing(folder):
+            try:
+                return sorted(os.listdir(f"{self.root}/{folder}"))
+            except FileNotFoundError:
+                return []
 
     def walk(self, folder: str) -> list[str]:
         """Names of all objects below a folder, from there on, sorted; raises as `names`."""
         top = f"{self.root}/{folder}"
-        found = (info for info in self._infos(folder, recursive=True) if info.is_file)
-        return sorted(info.path[len(top) :].lstrip("/") for info in found)
+        if not self.local:
+            found = [info.path for info in self._infos(folder, recursive=True) if info.is_file]
+        else:
+            with self._listing(folder):
+                found = [
+                    f"{inside}/{name}"
+                    for inside, _, names in os.walk(top, onerror=_unless_gone)
+                    for name in names
+                ]
+        return sorted(path[len(top) :].lstrip("/") for path in found)
 
     def _infos(self, folder: str, recursive: bool = False) -> list[pafs.FileInfo]:
         top = f"{self.root}/{folder}"
         selector = pafs.FileSelector(top, allow_not_found=True, recursive=recursive)
-        try:
+        with self._listing(folder):
             return list(self.fs.get_file_info(selector))
+
+    @contextmanager
+    def _listing(self, folder: str) -> Iterator[None]:
+        try:
+            yield
         except OSError as failure:
             raise StorageError(_explained(f"{self.path}/{folder}", "listed", failure)) from failure
 
@@ -375,7 +385,7 @@ class ObjectStore:
             table = pq.read_table(pa.BufferReader(payload))
             told = (table.schema.metadata or {}).get(_DIGEST)
             table = table.replace_schema_metadata()
-            if told not in (None, _digest(table)):
+            if told not in (None, digest_of(table)):
                 raise OSError("its digest does not fit")
             return table
         except (pa.ArrowException, OSError, ValueError) as failure:
@@ -388,11 +398,11 @@ class ObjectStore:
         """Put a table as Parquet where one may be: a reader, or a kill, finds the old or new."""
         # no commit holds the checksum of a file that is replaced
         table = table.replace_schema_metadata()
-        self.replace(name, _parquet(table.replace_schema_metadata({_DIGEST: _digest(table)})))
+        self.replace(name, to_parquet(table.replace_schema_metadata({_DIGEST: digest_of(table)})))
 
     def write_table(self, name: str, table: pa.Table) -> dict[str, Any]:
         """Put a table as Parquet; its name, rows, size and checksum."""
-        payload = _parquet(table)
+        payload = to_parquet(table)
         self.write(name, payload)
         check = hashlib.sha256(payload).hexdigest()
         return {"name": name, "rows": table.num_rows, "bytes": len(payload), "sha256": check}
@@ -402,15 +412,14 @@ class ObjectStore:
 
         Raises StorageError where it is missing, cannot be read or its checksum does not fit.
         """
+        if file["bytes"] <= _PART:
+            self._checked(file)
+            return
         check = hashlib.sha256()
         name = file["name"]
-        with self.reading(name):
-            if self.local and file["bytes"] <= _PART:
-                check.update(_read_file(f"{self.root}/{name}"))
-            else:
-                with self.fs.open_input_stream(f"{self.root}/{name}") as stream:
-                    while part := stream.read(_PART):
-                        check.update(part)
+        with self.reading(name), self.fs.open_input_stream(f"{self.root}/{name}") as stream:
+            while part := stream.read(_PART):
+                check.update(part)
         if check.hexdigest() != file["sha256"]:
             raise self._bad(file, missing=False)
 
@@ -449,6 +458,11 @@ class ObjectStore:
         return kind(bad_file(self.path, file["name"], missing))
 
 
+def _unless_gone(failure: OSError) -> None:
+    if not isinstance(failure, FileNotFoundError):
+        raise failure
+
+
 @functools.lru_cache(maxsize=64)
 def _file_system(uri: str) -> tuple[pafs.FileSystem, str]:
     """Return a URI's store and path in it; kept, for S3 asks for the bucket's region first."""
@@ -481,20 +495,6 @@ def _read_file(path: str) -> bytes:
         return b"".join(parts)
     finally:
         os.close(handle)
-
-
-def _digest(table: pa.Table) -> bytes:
-    """SHA-256 of what a table holds, in hexadecimal."""
-    return hashlib.sha256(to_buffer(table.combine_chunks())).hexdigest().encode()
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    # floats and distinct ids: a dictionary would take ten times as long, and more room
-    pq.write_table(
-        table, sink, row_group_size=_ROW_GROUP, use_dictionary=False, write_statistics=False
-    )
-    return bytes(sink.getvalue().to_pybytes())
 
 
 def _explained(place: str, done: str, failure: OSError) -> str:

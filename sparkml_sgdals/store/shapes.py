@@ -7,6 +7,7 @@ So a reader may take fields as they come, whoever wrote them.
 from __future__ import annotations
 
 import json
+import marshal
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -17,10 +18,12 @@ from typing import Any, Final, Protocol
 
 __all__ = [
     "ANYTHING", "COMMITTED", "COUNT", "INSTANT", "NUMBER", "SIGNED", "TEXT", "TRUTH", "Fields",
-    "ListOf", "Maybe", "OneOf", "Plain", "Shape", "named", "parse_json",
+    "ListOf", "Maybe", "OneOf", "Plain", "Repeated", "Shape", "named", "parse_json",
 ]  # fmt: skip
 
 _LARGEST: Final = 2**63 - 1
+_LATELY: Final = 8
+"""values that are remembered as fitting"""
 _LATEST: Final = 10.0**11
 """seconds since 1970 that a calendar still shows"""
 
@@ -85,7 +88,11 @@ class ListOf:
         if not isinstance(value, list) or self.length not in (None, len(value)):
             return False
         fits = self.shape.fits
-        return all(fits(each) for each in value)
+        for each in value:  # noqa: SIM110
+            # twice as fast as all(), whose generator has to be made
+            if not fits(each):
+                return False
+        return True
 
     def fault(self, value: Any, name: str) -> str | None:
         """As `Shape` says."""
@@ -142,14 +149,21 @@ class Fields:
     def _known(self) -> dict[str, Callable[[Any], bool]]:
         return {name: one.fits for name, one in (*self.optional.items(), *self.needed.items())}
 
+    @cached_property
+    def _needed(self) -> frozenset[str]:
+        return frozenset(self.needed)
+
     def fits(self, value: Any) -> bool:
         """As `Shape` says."""
-        if not isinstance(value, dict) or self.needed.keys() - value.keys():
+        if not isinstance(value, dict) or not value.keys() >= self._needed:
             return False
-        known, others = self._known, None if self.others is None else self.others.fits
+        known, others = self._known, self.others
         for name, held in value.items():
-            fits = known.get(name) or others
-            if fits is None or not fits(held):
+            fits = known.get(name)
+            if fits is None:
+                if others is None or (others is not ANYTHING and not others.fits(held)):
+                    return False
+            elif not fits(held):
                 return False
         return self.names is None or all(map(self.names.fits, value))
 
@@ -172,10 +186,38 @@ class Fields:
         return None
 
 
+@dataclass(frozen=True)
+class Repeated:
+    """A value that is mostly the same from object to object: what fitted lately fits at once."""
+
+    shape: Shape
+    _lately: set[bytes] = field(default_factory=set, compare=False)
+
+    def fits(self, value: Any) -> bool:
+        """As `Shape` says."""
+        try:
+            # values and their types, True not being 1; without references, which tell more
+            told = marshal.dumps(value, 2)
+        except ValueError:
+            return self.shape.fits(value)
+        if told in self._lately:
+            return True
+        if not self.shape.fits(value):
+            return False
+        if len(self._lately) >= _LATELY:
+            self._lately.clear()
+        self._lately.add(told)
+        return True
+
+    def fault(self, value: Any, name: str) -> str | None:
+        """As `Shape` says."""
+        return self.shape.fault(value, name)
+
+
 def _number(value: Any) -> bool:
-    if type(value) is int:
-        return abs(value) <= _LARGEST
-    return type(value) is float and math.isfinite(value)
+    if type(value) is float:
+        return math.isfinite(value)
+    return type(value) is int and abs(value) <= _LARGEST
 
 
 def _time(value: Any) -> bool:

@@ -48,7 +48,9 @@ from sparkml_sgdals.store.packed_rows import RowShape, unpack_rows
 from sparkml_sgdals.store.shapes import parse_json
 from sparkml_sgdals.store.sorted_runs import Run
 
-__all__ = ["MAX_DELTAS", "StorageError", "VersionStore", "full_path", "spark_path"]  # fmt: skip
+__all__ = [
+    "MAX_DELTAS", "StorageError", "VersionStore", "commit_name", "full_path", "spark_path",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +128,8 @@ class VersionStore(ObjectStore):
         Raises StorageError where it is of another format or cannot be read, DamagedError where it
         cannot be used.
         """
-        payload = self.read(name := _commit_name(version))
-        return None if payload is None else self._commit_of(payload, name)
+        payload = self.read(name := commit_name(version))
+        return None if payload is None else self.commit_of(payload, name)
 
     def sound_commit(self, version: int) -> Commit | None:
         """Return a commit, None where it is not whole or cannot be used; else as `read_commit`."""
@@ -147,9 +149,9 @@ class VersionStore(ObjectStore):
     def _newest(self) -> Commit | None:
         numbers = self.numbers()
         for place, number in enumerate(reversed(numbers)):
-            name = _commit_name(number)
+            name = commit_name(number)
             payload = self.read(name)
-            commit = None if payload is None else self._commit_of(payload, name)
+            commit = None if payload is None else self.commit_of(payload, name)
             if commit is not None:
                 return commit
             if payload is None or place > 0 or not Commit.broken_off(payload):
@@ -293,7 +295,7 @@ class VersionStore(ObjectStore):
 
         Raises StorageError where it is to be new and another process has put one.
         """
-        name, payload = _commit_name(commit.version), commit.to_bytes()
+        name, payload = commit_name(commit.version), commit.to_bytes()
         if not new:
             self.replace(name, payload)
             return
@@ -304,7 +306,7 @@ class VersionStore(ObjectStore):
             if found is None:
                 # it went since: only what is there and not whole may be written over
                 continue
-            if self._commit_of(found, name) is not None or not Commit.broken_off(found):
+            if self.commit_of(found, name) is not None or not Commit.broken_off(found):
                 break
             # half of one, of a process that was killed
             self.replace(name, payload)
@@ -379,9 +381,9 @@ class VersionStore(ObjectStore):
         self.check_meta(commit)
         parts: list[Commit] = []
         for number in range(commit.base, commit.version):
-            name = _commit_name(number)
+            name = commit_name(number)
             payload = self.read(name)
-            part = None if payload is None else self._commit_of(payload, name)
+            part = None if payload is None else self.commit_of(payload, name)
             if part is None:
                 kind = GoneError if payload is None else StorageError
                 raise kind(
@@ -393,7 +395,7 @@ class VersionStore(ObjectStore):
         for part, following in itertools.pairwise([*parts, commit]):
             if not part.followed_by(following):
                 raise StorageError(
-                    f"{self.path}/{_commit_name(part.version)} is not the commit that version "
+                    f"{self.path}/{commit_name(part.version)} is not the commit that version "
                     f"{following.version} was added to: it is another model's, or was put back. "
                     "Restore it, or take an older version: StreamingBiasedALSModel.versions(path)."
                 )
@@ -453,7 +455,7 @@ class VersionStore(ObjectStore):
         # commit objects go first: a version is never there without its files
         for number in numbers:
             if number < oldest.base:
-                self.delete(_commit_name(number))
+                self.delete(commit_name(number))
         names = {folder: self.names(folder) for folder in ("files", "commits")}
         used = set()
         newest = self.sound_commit(numbers[-1])
@@ -488,9 +490,10 @@ class VersionStore(ObjectStore):
                 missing = str(gone)
         return read()
 
-    def _commit_of(self, payload: bytes, name: str) -> Commit | None:
+    def commit_of(self, payload: bytes, name: str) -> Commit | None:
+        """Return the commit that an object of that name holds, None where it is not whole."""
         commit = Commit.from_bytes(payload, f"{self.path}/{name}")
-        if commit is not None and _commit_name(commit.version) != name:
+        if commit is not None and commit_name(commit.version) != name:
             raise DamagedError(
                 f"{self.path}/{name} holds version {commit.version}: a commit object was copied or "
                 "renamed. Restore it, or take an older version: "
@@ -499,5 +502,6 @@ class VersionStore(ObjectStore):
         return commit
 
 
-def _commit_name(version: int) -> str:
+def commit_name(version: int) -> str:
+    """Return the name of a version's commit object."""
     return f"commits/{version:012d}.json"

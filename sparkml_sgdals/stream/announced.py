@@ -11,7 +11,7 @@ import pyarrow as pa
 from sparkml_sgdals.arrays.id_kinds import id_array_type
 from sparkml_sgdals.fit.plan import FitOptions
 from sparkml_sgdals.ingest.features import Vectors, features_of_table
-from sparkml_sgdals.learn.features import start_featured
+from sparkml_sgdals.learn.features import begin_features, start_featured
 from sparkml_sgdals.state.model_state import ModelState
 
 __all__ = ["Announced", "start_announced"]
@@ -28,6 +28,7 @@ def start_announced(
     """
     refuse = options.handle_invalid == "error"
     known = features_of_table(state, told, options.columns, refuse)
+    begin_features(state, known)
     for table, rows, weights in zip((state.users, state.items), known, state.features, strict=True):
         if rows is not None:
             start_featured(table, rows.ids, rows, weights)
@@ -52,6 +53,7 @@ class Announced:
         self._state, self._told, self._options = state, told, options
         self._any = any(table is not None and table.num_rows for table in told)
         self._sizes = state.users.size, state.items.size
+        self._features = state.features
         self._new: tuple[list[pa.Array], list[pa.Array]] = [], []
 
     def start(self, fetch: Callable[[pa.Array, pa.Array], None]) -> None:
@@ -75,6 +77,7 @@ class Announced:
         if self._any:
             self._state.users.truncate(min(self._sizes[0], self._state.users.size))
             self._state.items.truncate(min(self._sizes[1], self._state.items.size))
+            self._state.features = self._features
 
     def count(self, side: int) -> int:
         """Return how many were new."""

@@ -382,11 +382,11 @@ def learn_collected(
     announced = Announced(state, collected.announced, options)
 
     def learn(table: pa.Table) -> tuple[Ratings, BatchReport]:
-        ratings = encode_ratings(table)
+        ratings = encode_ratings(table, keep_times=state.settings.forget_after_micros > 0)
         fetch(ratings.user_ids, ratings.item_ids)
         announced.start(fetch)
         features = features_of_table(
-            state, collected.vectors, options.columns, options.handle_invalid == "error"
+            state, collected.vectors, options.columns, options.handle_invalid == "error", True
         )
         return ratings, learn_batch(state, ratings, features)
 

@@ -252,7 +252,7 @@ def _identity(start: StreamStart) -> dict[str, Any]:
         "kinds": [state.users.index.kind, state.items.index.kind],
         "origin": start.origin,
         "pathId": uuid.uuid4().hex,
-    }
+    } | ({"learnsFeatures": list(state.learns_features)} if any(state.learns_features) else {})
 
 
 def _check_same(meta: dict[str, Any], start: StreamStart, path: str) -> None:
@@ -278,6 +278,15 @@ def _check_same(meta: dict[str, Any], start: StreamStart, path: str) -> None:
         raise ValueError(
             f"The model at {path} has ids of kinds {meta['kinds']} (user, item), the stream has "
             f"{wanted['kinds']}. {remedy}"
+        )
+    learns = tuple(meta.get("learnsFeatures", (False, False)))
+    if start.origin == NOTHING and learns != start.state.learns_features:
+        told = " and ".join(
+            f"{side}s" for side, own in zip(("user", "item"), learns, strict=True) if own
+        )
+        raise ValueError(
+            f"The model at {path} learns what features of {told or 'nobody'} say, and this stream "
+            f"has others: give those of the path, by column or by table. {remedy}"
         )
     origin = meta.get("origin")
     if origin != start.origin and meta.get("pathId") != start.path_id:

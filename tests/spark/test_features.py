@@ -199,16 +199,15 @@ class TestFit:
         with pytest.raises((ValueError, TypeError), match=sentence):
             als.fit(with_vectors(spark, OLD[:200], vectors))
 
-    def test_streams_from_nothing_and_races_are_refused(self, spark, vectors, stream, files):
+    def test_races_and_other_solvers_of_streams_are_refused(self, spark, vectors, stream, files):
         als = StreamingBiasedALS(itemFeaturesCol="vector", **ALS)
         folder = files(OLD[:10], 10)
-        with pytest.raises(ValueError, match="fitStream starts from nothing, and what features"):
-            als.fitStream(stream(folder), "nowhere")
-        with pytest.raises(ValueError, match="fitStream starts from nothing, and what features"):
-            StreamingBiasedALS(**ALS).setItemFeatures(vectors).fitStream(stream(folder), "nowhere")
         race = StreamingGridSearch(estimator=als, estimatorParamMaps=[{}])
         with pytest.raises(ValueError, match="Candidates of a race learn from ratings alone"):
             race.fitStream(stream(folder), "nowhere")
+        als.setSolver("sgd")
+        with pytest.raises(ValueError, match="Features are learned by solver 'bayes'"):
+            als.fitStream(stream(folder), "nowhere")
 
     def test_a_table_of_features_is_not_saved(self, spark, vectors, tmp_path):
         als = StreamingBiasedALS(**ALS).setItemFeatures(vectors)
@@ -361,6 +360,52 @@ class TestStream:
         part = small.updateStream(read(), str(tmp_path / "p"), trigger=ONCE)
         part.awaitTermination()
         assert_same_bits(part.model, other.model)
+
+    def test_from_nothing(self, spark, vectors, source, tmp_path):
+        """What features say is learned on the way: by column or by table, to the same bits."""
+        put, read = source
+        als = StreamingBiasedALS(itemFeaturesCol="vector", **ALS)
+        path = str(tmp_path / "m")
+        put(OLD, 0)
+        job = als.fitStream(read(), path, trigger=ONCE)
+        job.awaitTermination()
+        put(NEW, 10)
+        job = als.fitStream(read(), path, trigger=ONCE)
+        job.awaitTermination()
+        table = vectors.withColumn("item", F.col("item").cast("int"))
+        by_table = StreamingBiasedALS(**ALS, maxResidentIds=20).setItemFeatures(table)
+        other = by_table.fitStream(read(), str(tmp_path / "n"), trigger=ONCE)
+        other.awaitTermination()
+        assert_same_bits(job.model, other.model)
+        blind = StreamingBiasedALS(**ALS).fitStream(read(), str(tmp_path / "b"), trigger=ONCE)
+        blind.awaitTermination()
+        assert job.metrics().rmse.iloc[3] < 0.9 * blind.metrics().rmse.iloc[3]
+        weights = job.model.featureWeights.collect()
+        assert [row.feature for row in weights] == ["0", "1", "2", "3"]
+        # a model as any other
+        job.model.save(str(tmp_path / "saved"))
+        loaded = StreamingBiasedALSModel.load(str(tmp_path / "saved"))
+        more = spark.createDataFrame([(999, MATRIX[0].tolist())], ["item", "vector"])
+        assert loaded.withItems(more).state.items.size == ITEMS + 1
+        users = StreamingBiasedALS(userFeaturesCol="vector", itemFeaturesCol="vector", **ALS)
+        with pytest.raises(ValueError, match="learns what features of items say, and this stream"):
+            users.fitStream(read(), path, trigger=ONCE)
+
+    def test_names_of_a_table_last(self, spark, source, tmp_path):
+        """Plain columns are read by the names of the path once it has some."""
+        put, read = source
+        put(OLD[:1500], 0)
+        films = [(n, "a" if row[0] else "b", float(n % 7)) for n, row in enumerate(MATRIX)]
+        table = spark.createDataFrame(films, ["item", "kind", "age"])
+        path = str(tmp_path / "m")
+        als = StreamingBiasedALS(**ALS).setItemFeatures(table)
+        als.fitStream(read(), path, trigger=ONCE).awaitTermination()
+        put(NEW[:90], 5)
+        more = spark.createDataFrame([*films, (500, "c", 1.0), (501, "c", 1.0)], table.columns)
+        job = als.setItemFeatures(more).fitStream(read(), path, trigger=ONCE)
+        job.awaitTermination()
+        found = {row.feature for row in job.model.featureWeights.collect()}
+        assert found == {"age", "kind=a", "kind=b"}
 
     def test_items_join_a_path(self, model, vectors, source, tmp_path):
         """As a version, after which the stream goes on."""

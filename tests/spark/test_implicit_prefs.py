@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 from helpers import ONCE, assert_same_bits, predictions
 from pyspark.sql import functions as F
@@ -235,3 +236,46 @@ def test_sessions_that_ended_are_forgotten(liked, files, stream, tmp_path):
     kept = StreamingBiasedALSModel.load(str(tmp_path / "m"))
     assert sorted(kept.userFactors.toPandas().id) == list(range(46, 100))
     assert_same_bits(kept, job.model)
+
+
+def test_sessions_are_forgotten_after_a_time(liked, files, stream, tmp_path):
+    """Sessions of three events, an event a minute, in batches of a hundred; a restart between."""
+    start = pd.Timestamp("2026-01-01")
+    times = start + pd.to_timedelta(np.arange(300), "min")
+    rows = liked.iloc[:300].assign(user=np.arange(300) // 3, time=times)
+    schema = "user long, item long, time timestamp"
+    als = StreamingBiasedALS(
+        timestampCol="time", rank=4, implicitPrefs=True, numNegatives=3, forgetUsersAfter="1 hour"
+    )
+    job = als.fitStream(stream(files(rows, 100), schema), tmp_path / "m", trigger=ONCE)
+    job.awaitTermination()
+    # by the medians of batches, minutes 149 and 249
+    assert job.metrics(all=True).forgottenUsers.tolist() == [0, 29, 34]
+    part = files(rows[:200], 100, "part")
+    als.fitStream(stream(part, schema), tmp_path / "n", trigger=ONCE).awaitTermination()
+    files(rows[200:], 100, "part", first=2)
+    again = als.fitStream(stream(part, schema), tmp_path / "n", trigger=ONCE)
+    again.awaitTermination()
+    kept = StreamingBiasedALSModel.load(str(tmp_path / "n"))
+    assert_same_bits(kept, job.model)
+    assert sorted(kept.userFactors.toPandas().id) == list(range(63, 100))
+    told = start.value // 1000 + 60_000_000 * np.arange(191, 300, 3)
+    assert sorted(kept.state.users.memory.moment.tolist()) == told.tolist()
+
+
+@pytest.mark.parametrize(
+    ("column", "schema", "error", "said"),
+    [
+        ("", "user long, item long", ValueError, "set timestampCol"),
+        ("time", "user long, item long, time long", TypeError, "'time' .* got bigint"),
+    ],
+)
+def test_a_time_that_cannot_be_told_is_refused(
+    spark, stream, tmp_path, column, schema, error, said
+):
+    als = StreamingBiasedALS(timestampCol=column, implicitPrefs=True, forgetUsersAfter="1 hour")
+    with pytest.raises(error, match=said):
+        als.fitStream(stream(str(tmp_path), schema), tmp_path / "m")
+    with pytest.raises(error, match=said):
+        als.fit(spark.createDataFrame([], schema))
+    assert not (tmp_path / "m").exists()

@@ -167,7 +167,7 @@ def read_kafka_stream(
 
 
 def with_event_times(stream: DataFrame, time: str) -> DataFrame:
-    """Turn whole seconds since 1970 into the timestamps that repeats are told by."""
+    """Turn whole seconds since 1970 into timestamps, where it matters how far apart they lie."""
     kinds = {field.name: field.dataType for field in stream.schema}
     if not isinstance(kinds.get(time), IntegralType):
         return stream

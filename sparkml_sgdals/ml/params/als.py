@@ -12,7 +12,9 @@ from pyspark.ml.param import Param, Params
 
 from sparkml_sgdals.ml.params.converters import (
     at_least,
+    count_or_time,
     flag,
+    microseconds,
     non_negative,
     one_of,
     param,
@@ -56,8 +58,7 @@ class ALSParams(Params):
 
     implicitPrefs: Param[bool] = param(
         "implicitPrefs",
-        "whether rows are events (positive-only feedback), not ratings; needs solver 'bayes' or "
-        "'isgd'.",
+        "whether rows are events (positive-only feedback), not ratings; for 'bayes' and 'isgd'.",
         flag,
     )
     nonnegative: Param[bool] = param(
@@ -86,11 +87,11 @@ class ALSParams(Params):
         "the events where it is not set.",
         flag,
     )
-    forgetUsersAfter: Param[int] = param(
+    forgetUsersAfter: Param[int | str] = param(
         "forgetUsersAfter",
-        "under implicitPrefs: events of others after which a user that has done nothing since is "
-        "forgotten, as sessions that have ended; 0 = never.",
-        at_least("forgetUsersAfter", 0),
+        'under implicitPrefs: events of others, or a time by timestampCol such as "30 days", after '
+        "which a user that has done nothing is forgotten, as sessions that have ended; 0 = never.",
+        count_or_time("forgetUsersAfter"),
     )
     numUserBlocks: Param[int] = param(
         "numUserBlocks",
@@ -152,9 +153,14 @@ class ALSParams(Params):
         """Value of repeatItems; None where the events are to say."""
         return self.getOrDefault(self.repeatItems) if self.isSet(self.repeatItems) else None
 
-    def getForgetUsersAfter(self) -> int:
-        """Value of forgetUsersAfter."""
+    def getForgetUsersAfter(self) -> int | str:
+        """Value of forgetUsersAfter: a number of events, or a time as text."""
         return self.getOrDefault(self.forgetUsersAfter)
+
+    def forgettingEvents(self) -> tuple[int, int]:
+        """Return forgetUsersAfter in events and in microseconds, 0 for what it is not."""
+        after = self.getForgetUsersAfter()
+        return (after, 0) if isinstance(after, int) else (0, microseconds(after) or 0)
 
     def getNumUserBlocks(self) -> int:
         """Value of numUserBlocks."""

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from datetime import timedelta
+from typing import Any, Final
 
 from pyspark.ml.param import Param, Params, TypeConverters
 
 __all__ = [
-    "at_least", "bounds", "flag", "interval", "non_negative", "one_of", "param", "place",
-    "positive", "text",
+    "at_least", "bounds", "count_or_time", "flag", "interval", "microseconds", "non_negative",
+    "one_of", "param", "place", "positive", "text",
 ]  # fmt: skip
 
 Converter = Callable[[Any], Any]
+_UNITS: Final = {
+    "microsecond": 1, "millisecond": 1_000, "second": 1_000_000, "minute": 60_000_000,
+    "hour": 3_600_000_000, "day": 86_400_000_000, "week": 604_800_000_000,
+}  # fmt: skip
+"""in microseconds; months and years are not all as long"""
+_PART: Final = rf"(\d+(?:\.\d+)?)\s*({'|'.join(_UNITS)})s?"
+_LONGEST: Final = 1 << 60
+"""36,000 years in microseconds: sums with times stay within 64 bits"""
 text = TypeConverters.toString
 flag = TypeConverters.toBoolean
 
@@ -60,6 +70,19 @@ def one_of(name: str, allowed: tuple[str, ...]) -> Converter:
     return _Word(name, allowed)
 
 
+def count_or_time(name: str) -> Converter:
+    """Return a converter to an int of at least 0, or to a time as text, such as "30 days"."""
+    return _CountOrTime(name)
+
+
+def microseconds(time: str) -> int | None:
+    """How long a time such as "1 day 12 hours" is; None for a text that is none."""
+    given = time.strip().lower().removeprefix("interval ").strip()
+    if not re.fullmatch(rf"{_PART}(\s+{_PART})*", given):
+        return None
+    return round(sum(float(n) * _UNITS[unit] for n, unit in re.findall(_PART, given)))
+
+
 # objects, not functions made in functions: a Param is pickled with its converter
 @dataclass(frozen=True)
 class _Number:
@@ -79,6 +102,25 @@ class _Number:
             bound = "at least" if self.inclusive else "greater than"
             raise ValueError(f"{self.name} must be {bound} {self.low:g}, got {value!r}.")
         return number
+
+
+@dataclass(frozen=True)
+class _CountOrTime:
+    name: str
+
+    def __call__(self, value: Any) -> int | str:
+        if isinstance(value, timedelta):
+            value = f"{value // timedelta(microseconds=1)} microseconds"
+        if not isinstance(value, str):
+            count: int = at_least(self.name, 0)(value)
+            return count
+        time = value.strip()
+        if not 0 < (microseconds(time) or 0) < _LONGEST:
+            raise ValueError(
+                f'{self.name} must be a whole number, or a time above 0 such as "30 days" or '
+                f'"12 hours", got {value!r}.'
+            )
+        return time
 
 
 @dataclass(frozen=True)

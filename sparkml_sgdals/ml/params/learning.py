@@ -390,6 +390,7 @@ class LearningParams(
         Under `table`, a bool, a table is learned: one of events is fitted as a whole.
         """
         events, size = self.getImplicitPrefs(), self.getRankingSize()
+        forget_after, forget_after_micros = self.forgettingEvents() if events else (0, 0)
         filters = events and self.getSolver() == "bayes"
         # what a stream of events does not use stands as for ratings
         value = self.getOrDefault if filters and not table else self._value
@@ -425,7 +426,8 @@ class LearningParams(
             num_partners=self.getNumPartners() if filters else 0,
             repeat_items=self.getRepeatItems() if events else False,
             featured=False,
-            forget_after=self.getForgetUsersAfter() if events else 0,
+            forget_after=forget_after,
+            forget_after_micros=forget_after_micros,
         )
 
     def warnOfUnused(self) -> None:

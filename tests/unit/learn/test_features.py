@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -15,7 +17,11 @@ from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.kernels.features import regress
 from sparkml_sgdals.learn import features as module
-from sparkml_sgdals.learn.features import FeaturePrior, start_featured
+from sparkml_sgdals.learn.features import (
+    FeaturePrior,
+    learn_features_of_table,
+    start_featured,
+)
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.learn.solvers import Side
 from sparkml_sgdals.learn.whole_table import fit_ratings, fit_stops
@@ -294,3 +300,143 @@ def test_a_table_onto_a_model_starts_its_new_ids_by_their_features() -> None:
         )
         errors.append(float(np.sqrt(np.mean((v[judged] - state.predict(*known)[0]) ** 2))))
     assert errors[1] < 0.9 * errors[0]
+
+
+# ---- in a stream from nothing ---------------------------------------------------------------
+
+
+def from_nothing(settings=None) -> ModelState:  # type: ignore[no-untyped-def]
+    state = ModelState.empty(settings or settings_of(rank=3, featured=True), "int", "int")
+    state.learns_features = False, True
+    return state
+
+
+def batches(u: np.ndarray, i: np.ndarray, v: np.ndarray, rows: SparseRows, size: int = 1500):
+    """Ratings, batch by batch, with the features of their items."""
+    for part in np.array_split(np.arange(u.size), u.size // size):
+        ratings = ratings_of(u[part], i[part], v[part])
+        yield ratings, (None, rows.take(np.unique(rows.places(pa.array(i[part])))))
+
+
+def test_a_stream_from_nothing_learns_what_features_say() -> None:
+    """Items that come late are predicted far better; noise costs next to nothing."""
+    for noise in (False, True):
+        (u, i, v), rows = featured_ratings(noise)
+        order = np.argsort(np.where(i >= 200, 1, 0), kind="stable")
+        errors = {}
+        for featured in (False, True):
+            state = from_nothing(settings_of(rank=3, featured=featured))
+            state.learns_features = False, featured
+            told = []
+            for ratings, told_of in batches(u[order], i[order], v[order], rows):
+                told.append(learn_batch(state, ratings, told_of if featured else (None, None)).rmse)
+            errors[featured] = float(np.mean(told[-2:]))
+        assert errors[True] < (1.01 if noise else 0.85) * errors[False]
+
+
+def test_sums_of_a_stream_are_those_of_the_ids_as_they_are() -> None:
+    """Of each two columns, and of columns and means, whatever came in which batch."""
+    (u, i, v), rows = featured_ratings(False)
+    state = from_nothing()
+    for ratings, told_of in batches(u[:6000], i[:6000], v[:6000], rows):
+        learn_batch(state, ratings, told_of)
+    weights = state.features[1]
+    assert weights is not None
+    sums = weights.sums
+    assert sums is not None
+    some = rows.take(rows.places(state.items.index.ids()))
+    dense = np.zeros((len(some), 6))
+    dense[:, 0] = 1.0
+    dense[some.row_of(), 1 + some.columns] = some.values
+    np.testing.assert_allclose(sums.products, dense.T @ dense)
+    np.testing.assert_allclose(sums.counts, (dense != 0).sum(axis=0))
+    np.testing.assert_allclose(sums.targets, dense.T @ state.items.mean, atol=1e-3)
+
+
+def test_weights_of_a_stream_come_to_rest_where_ridge_regression_does(monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    """Columns that are mostly there count from their mean, wherever that lies."""
+    monkeypatch.setattr(module, "_learn_variance", lambda *_: None)
+    monkeypatch.setattr(module, "_STREAM_PASSES", 300)
+    rng = np.random.default_rng(3)
+    matrix = np.column_stack(
+        [rng.random((300, 2)) < 0.3, 1990 + rng.integers(0, 30, 300), np.full(300, 7.0)]
+    ).astype(float)
+    rows, means = rows_of(np.arange(300), matrix), rng.normal(0, 1, (300, 4))
+    settings = settings_of(rank=3, featured=True)
+    weights = module._begun(rows, settings)
+    sums = weights.sums
+    assert sums is not None
+    for part in np.array_split(np.arange(300), 4):
+        sums = module._added(sums, rows.take(part), means[part], np.ones(part.size, bool))
+    weights = module._solved(weights, sums)
+    # what is the same for all says nothing
+    assert weights.columns.tolist() == [0, 1, 2]
+    scaled = matrix[:, :3] / np.sqrt((matrix[:, :3] ** 2).sum(axis=0) / (matrix[:, :3] != 0).sum(0))
+    scaled[:, 2] = (matrix[:, 2] - matrix[:, 2].mean()) / matrix[:, 2].std()
+    design = np.column_stack([np.ones(300), scaled])
+    noise = [settings.bias_prior, *[settings.factor_prior] * 3]
+    for f in range(4):
+        wanted = np.linalg.solve(
+            design.T @ design / noise[f] + np.eye(4) / 0.01, design.T @ means[:, f] / noise[f]
+        )
+        np.testing.assert_allclose(weights.prior_means(rows)[:, f], design @ wanted, atol=2e-4)
+
+
+def test_a_stream_goes_on_from_what_was_stored() -> None:
+    """To the same bits, after any batch; columns that come later join."""
+    (u, i, v), rows = featured_ratings(False)
+    late = np.isin(i, rows.ids.to_numpy()[np.flatnonzero(np.diff(rows.starts) > 2)])
+    order = np.argsort(late, kind="stable")
+    state, twin = from_nothing(), from_nothing()
+    for ratings, told_of in batches(u[order], i[order], v[order], rows):
+        learn_batch(state, ratings, told_of)
+        kept = ModelState.empty(state.settings, "int", "int")
+        kept.set_scalars(json.loads(json.dumps(twin.scalars())))
+        for own, other in ((kept.users, twin.users), (kept.items, twin.items)):
+            own.put_arrow(other.to_arrow())
+        twin = kept
+        learn_batch(twin, ratings, told_of)
+        assert twin.fingerprint() == state.fingerprint()
+    told = state.scalars()["features"][1]
+    for name in ("products", "counts", "targets", "weights"):
+        with pytest.raises(ValueError, match=r"."):
+            FeatureWeights.from_json(told | {"sums": told["sums"] | {name: told["start"][:16]}})
+
+
+def test_a_batch_that_fails_leaves_what_was_learned_of_features() -> None:
+    """Also the first one, of which the weights begin."""
+    (u, i, v), rows = featured_ratings(False)
+    state = from_nothing()
+    for ratings, told_of in batches(u, i, v, rows):
+        before = state.fingerprint()
+        with np.errstate(all="ignore"), pytest.raises(DivergenceError):
+            learn_batch(state, ratings_of([1], [250], [np.nan]), (None, rows))
+        assert state.fingerprint() == before
+        learn_batch(state, ratings, told_of)
+
+
+def test_a_stream_from_nothing_refuses_thousands_of_columns() -> None:
+    """With what to do."""
+    state = from_nothing()
+    (u, i, v), _ = featured_ratings(False)
+    rows = rows_of(np.arange(300), np.ones((300, 1100)))
+    with pytest.raises(ValueError, match=r"1100 columns of features .* at most 1024: fit a table"):
+        learn_batch(state, ratings_of(u, i, v), (None, rows))
+
+
+def test_a_whole_table_moves_the_sums_as_well() -> None:
+    """What a stream learns from a batch that is too large to collect."""
+    (u, i, v), rows = featured_ratings(False)
+    state = from_nothing()
+    parts = list(batches(u, i, v, rows))
+    for ratings, told_of in parts[:2]:
+        learn_batch(state, ratings, told_of)
+    before = state.copy()
+    fit_ratings(parts[2][0], state, features=parts[2][1])
+    learn_features_of_table(state, before, parts[2][1])
+    sums = state.features[1].sums  # type: ignore[union-attr]
+    some = rows.take(rows.places(state.items.index.ids()))
+    total = np.zeros((5, 4))
+    np.add.at(total, some.columns, state.items.mean[some.row_of()])
+    np.testing.assert_allclose(sums.targets[1:], total, atol=1e-3)
+    assert sums.counts[0] == state.items.size

@@ -16,6 +16,7 @@ from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.parts import state_from_parts, state_parts
+from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.version_store import VersionStore
 
 FILTER = settings_of(
@@ -24,6 +25,7 @@ FILTER = settings_of(
 )  # fmt: skip
 DESCENT = replace(FILTER, solver="isgd", num_partners=0, num_negatives=0)
 BARE = replace(FILTER, num_partners=0)
+TIMED = replace(FILTER, forget_after=0, forget_after_micros=60)
 SIZE = 20
 
 
@@ -37,6 +39,23 @@ def batch(users, items, first=0):
             }
         )
     )  # fmt: skip
+
+
+def timed(users, items, times):
+    return encode_ratings(
+        pa.table(
+            {
+                "user": pa.array(users, pa.int64()), "item": pa.array(items, pa.int64()),
+                "rating": pa.array(np.ones(len(users), np.float32)),
+                "time": pa.array(times, pa.int64()),
+            }
+        ),
+        keep_times=True,
+    )  # fmt: skip
+
+
+def known(state):
+    return set(state.users.index.ids().to_pylist())
 
 
 def sessions(seed, count):
@@ -122,3 +141,59 @@ def test_an_error_forgets_nobody():
     assert state.fingerprint() == before
     report = learn_batch(state, batch([5, 6], [1, 2], 200))
     assert report.forgotten_users > 0
+
+
+@pytest.mark.parametrize(
+    "settings", [TIMED, replace(DESCENT, forget_after=0, forget_after_micros=9)]
+)
+@given(data=st.data())
+def test_who_has_not_come_for_a_time_is_forgotten(settings, data):
+    """Batches of any times: old ones, far ones, those before 1970, in any order."""
+    after = settings.forget_after_micros
+    state, last, users = ModelState.empty(settings, "int", "int"), {}, st.integers(0, 12)
+    for _ in range(data.draw(st.integers(1, 8))):
+        size, middle = data.draw(st.integers(1, 9)), data.draw(st.integers(-300, 300))
+        far = st.sampled_from([-(2**63), -(2**40), 2**40, 2**62])
+        near = st.integers(-80, 80).map(lambda n, middle=middle: middle + n)
+        times = [data.draw(near | near | near | far) for _ in range(size)]
+        rows = [data.draw(users) for _ in range(size)]
+        before, now = known(state), sorted(times)[(size - 1) // 2]
+        came = {u: min(t for v, t in zip(rows, times, strict=True) if v == u) for u in rows}
+        idle = {u for u in before if last[u] < came.get(u, now) - after}
+        report = learn_batch(state, timed(rows, range(size), times))
+        gone = idle if len(idle) * 4 >= len(before) else set()
+        assert report.forgotten_users == len(gone)
+        assert known(state) == (before - gone) | set(rows)
+        last = {u: t for u, t in last.items() if u not in gone}
+        for user, time in zip(rows, times, strict=True):
+            last[user] = max(time, last.get(user, -(2**63)))
+    ids = state.users.index.ids().to_pylist()
+    assert dict(zip(ids, state.users.memory.moment.tolist(), strict=True)) == last
+
+
+def test_one_event_of_the_far_future_forgets_nobody():
+    state = ModelState.empty(TIMED, "int", "int")
+    learn_batch(state, timed([1, 2, 3], [1, 2, 3], [0, 1, 2]))
+    assert learn_batch(state, timed([1, 4, 5], [4, 5, 6], [3, 4, 2**62])).forgotten_users == 0
+    assert known(state) == {1, 2, 3, 4, 5}
+
+
+def test_times_survive_versions_and_travel(tmp_path):
+    users, items = sessions(3, 400)
+    store = VersionStore(str(tmp_path / "model"))
+    state, moved = (ModelState.empty(TIMED, "int", "int") for _ in range(2))
+    meta = {"settings": TIMED.to_json(), "kinds": ["int", "int"]}
+    commit, forgotten = store.create(state, meta), 0
+    for number, first in enumerate(range(0, 400, SIZE)):
+        part = slice(first, first + SIZE)
+        rows = timed(users[part], items[part], np.arange(first, first + SIZE))
+        report = learn_batch(state, rows)
+        learn_batch(moved, rows)
+        moved, _ = state_from_parts(reversed(list(state_parts(moved))))
+        commit = store.commit(state, report.rows, number, commit, None)
+        loaded, _ = store.load()
+        assert loaded.fingerprint() == state.fingerprint() == moved.fingerprint()
+        assert loaded.users.memory.moment.max() == first + SIZE - 1
+        forgotten += report.forgotten_users
+    assert forgotten > 40
+    assert Settings.from_json(store.meta()["settings"]) == TIMED

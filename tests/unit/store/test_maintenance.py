@@ -10,8 +10,7 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
@@ -407,20 +406,13 @@ print(json.dumps(seen))
 """
 
 
-@pytest.fixture
-def on_disk() -> Iterator[Path]:
-    """A folder on a disk: in memory a listing may lack a file while others come and go."""
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as folder:
-        yield Path(folder)
-
-
 @pytest.mark.long
-def test_readers_while_the_writer_goes_on(on_disk: Path) -> None:
+def test_readers_while_the_writer_goes_on(tmp_path: Path) -> None:
     """A process loads in a loop during 500 commits, of which only the last one is kept.
 
     Every load gives a whole version, to the bit, and none goes back.
     """
-    writer = Writer(on_disk / "model")
+    writer = Writer(tmp_path / "model")
     reader = subprocess.Popen(
         [sys.executable, "-c", READ, str(writer.path), "500"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -7,8 +7,10 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +27,18 @@ from sparkml_sgdals.store.lease import Lease
 from sparkml_sgdals.store.objects import ObjectStore, full_path
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
+CHURN = """
+import itertools, os, sys
+os.chdir(sys.argv[1])
+for number in itertools.count(1):
+    open("beside", "wb").close()
+    os.link("beside", f"{number:012d}.json")
+    os.unlink("beside")
+    with open("../newest", "r+") as newest:
+        newest.write(str(number))
+    if number > 5:
+        os.unlink(f"{number - 5:012d}.json")
+"""
 CONFLICT = (409, "ConditionalRequestConflict")
 
 
@@ -399,3 +413,24 @@ def test_no_flipped_bit_of_a_table_gives_another(tmp_path: Path) -> None:
             assert found.column("rating").equals(table.column("rating"))
             assert found.column("user").equals(table.column("user"))
     assert named > len(payload)
+
+
+@pytest.mark.parametrize("folder", ["/var/tmp", "/dev/shm"])
+def test_a_listing_holds_what_was_there_before_it_began(folder: str) -> None:
+    """While another process puts files and deletes old ones, on a disk and in memory."""
+    if not os.path.isdir(folder):
+        pytest.skip(f"there is no {folder}")
+    with tempfile.TemporaryDirectory(dir=folder) as path:
+        store, newest = ObjectStore(path), Path(path, "newest")
+        os.mkdir(f"{path}/commits")
+        newest.write_text("0")
+        with subprocess.Popen([sys.executable, "-c", CHURN, f"{path}/commits"]) as churn:
+            try:
+                ends = time.monotonic() + 1.5
+                while time.monotonic() < ends:
+                    for listing in (store.names, store.walk):
+                        before = int(newest.read_text())
+                        numbers = [int(n[:12]) for n in listing("commits") if n != "beside"]
+                        assert max(numbers, default=0) >= before
+            finally:
+                churn.kill()
