@@ -481,13 +481,8 @@ def _collect(
     if sink is not None:
         naming = WriteRuns(job, sink)
     rows = collect_payloads(blocks.name(naming, final))
-    found = list(
-        zip(
-            *(rows.column(name).to_pylist() for name in ("target", "source", "side", "kind")),
-            rows.column("payload"),
-            strict=True,
-        )
-    )
+    told = (rows.column(name).to_pylist() for name in ("target", "source", "side", "kind"))
+    found = list(zip(*told, rows.column("payload"), strict=True))
     counted = np.zeros(3)
     runs: dict[str, Any] = {"users": [], "items": [], "metrics": None}
     for _, _, side, kind, payload in sorted(found, key=lambda row: (row[2], row[0])):
