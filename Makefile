@@ -109,6 +109,7 @@ kills: $(VENV)/.installed ## Kill streams 50 times and at every named point, fil
 		run $$way-kafka $(PY) scripts/kafka_broker.py $$harness --way $$way --source kafka; \
 	done; \
 	run classic-part-in-memory $$harness --resident 100; \
+	run classic-events $$harness --model events; \
 	run fits $(PY) tests/kills/fits.py
 
 rehearse: $(VENV)/.installed ## Build a release, test its sdist, install it from an index of this machine

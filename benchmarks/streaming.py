@@ -2,6 +2,7 @@
 
     python benchmarks/streaming.py [RUNS]
     python scripts/kafka_broker.py python benchmarks/streaming.py [RUNS]
+    python benchmarks/streaming.py [RUNS] --clicks FOLDER
 
 The same ratings, as Parquet files of 1,000 and of 100,000 ratings, one file a trigger, and where
 KAFKA_BOOTSTRAP names a broker also as JSON on a topic of one partition, read by parseRatings, go to
@@ -16,15 +17,20 @@ busy moment of the machine hits each of them; ours starts from nothing in each r
 is Spark's own (triggerExecution of its progress), the first triggers of a run left out.
 
 The ratings are made: 20,000 users and 5,000 items, half of the ratings by a tenth of the users.
+
+With --clicks, what is streamed are the clicks of diginetica (FOLDER/diginetica/clicks.parquet), a
+session as a user, 1,000 a trigger: the last ones, onto a model of events that has learned all
+before. `unranked` is ours without judging its lists (rankingSize=0).
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +39,7 @@ import pandas as pd
 from harness import row, session, write
 from pyspark.sql import DataFrame, SparkSession
 
-from sparkml_sgdals import StreamingBiasedALS
+from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
 
 SCHEMA = "userId long, movieId long, rating double, timestamp long"
 COLUMNS = {"userCol": "userId", "itemCol": "movieId", "timestampCol": "timestamp"}
@@ -41,6 +47,7 @@ SIZES = {1_000: 25, 100_000: 12}
 """Ratings of a trigger, and how many triggers a run has."""
 WARM_UP = 5
 """Triggers at the start of a run that are not counted."""
+CLICKS = "session long, item long, time long"
 Source = Callable[[SparkSession], DataFrame]
 """A stream of ratings, so many a trigger."""
 Learn = Callable[[DataFrame, str], Any]
@@ -64,20 +71,24 @@ def made_ratings(count: int) -> pd.DataFrame:
 
 def write_files(folder: Path, size: int, triggers: int) -> None:
     """The ratings as files, one a trigger."""
+    write_table(folder, made_ratings(size * triggers), size)
+
+
+def write_table(folder: Path, rows: pd.DataFrame, size: int) -> None:
+    """Rows as files, so many each."""
     folder.mkdir()
-    ratings = made_ratings(size * triggers)
-    for number in range(triggers):
+    for number, first in enumerate(range(0, len(rows), size)):
         file = folder / f"{number:06d}.parquet"
-        ratings.iloc[number * size : (number + 1) * size].to_parquet(file, index=False)
+        rows.iloc[first : first + size].to_parquet(file, index=False)
         # the file source goes by modification time
         os.utime(file, (1_000_000_000 + number, 1_000_000_000 + number))
 
 
-def from_files(folder: Path) -> Source:
+def from_files(folder: Path, schema: str = SCHEMA) -> Source:
     """The files of a folder, one a trigger."""
 
     def read(spark: SparkSession) -> DataFrame:
-        reader = spark.readStream.schema(SCHEMA).option("maxFilesPerTrigger", 1)
+        reader = spark.readStream.schema(schema).option("maxFilesPerTrigger", 1)
         return reader.parquet(str(folder))
 
     return read
@@ -152,10 +163,57 @@ def trigger_seconds(spark: SparkSession, source: Source, learn: Learn) -> list[f
     return times[WARM_UP:]
 
 
+def learned_before(spark: SparkSession, folder: Path, clicks: pd.DataFrame, **params: Any) -> Learn:
+    """Learn some clicks at once; what goes on with another stream of them."""
+    place = folder / "".join(["before", *params])
+    write_table(folder / f"{place.name}-clicks", clicks, len(clicks))
+    als = StreamingBiasedALS(
+        userCol="session", itemCol="item", timestampCol="time", implicitPrefs=True, **params
+    )
+    first = from_files(folder / f"{place.name}-clicks", CLICKS)(spark)
+    als.fitStream(first, str(place), trigger={"availableNow": True}).awaitTermination()
+
+    def run(stream: DataFrame, scratch: str) -> Any:
+        model = StreamingBiasedALSModel.load(str(place))
+        job = model.updateStream(stream, f"{scratch}/model", trigger={"availableNow": True})
+        job.awaitTermination()
+        return job.query
+
+    return run
+
+
+def of_clicks(spark: SparkSession, data: Path, runs: int) -> None:
+    """Measure streams of clicks, print a table and write it as JSON."""
+    table_ = pd.read_parquet(data / "diginetica" / "clicks.parquet")
+    clicks = table_[["session", "item"]].astype("int64").assign(time=np.arange(len(table_)))
+    size, triggers = 1_000, SIZES[1_000]
+    before, rest = clicks.iloc[: -size * triggers], clicks.iloc[-size * triggers :]
+    label = f"{size:,} clicks a trigger"
+    with tempfile.TemporaryDirectory(prefix="streaming-") as scratch:
+        folder = Path(scratch)
+        write_table(folder / "clicks", rest, size)
+        ways = {name: WAYS[name] for name in ("discard", "collect")}
+        ways["ours"] = learned_before(spark, folder, before)
+        ways["unranked"] = learned_before(spark, folder, before, rankingSize=0)
+        found = in_turn(spark, from_files(folder / "clicks", CLICKS), runs, ways)
+    rows = table(label, size, found)
+    write(
+        "streaming-clicks", [row(f"{label}: {way}", **one) for way, one in rows.items()],
+        {f"ours to {way}, {label}": one["ours_takes"] for way, one in rows.items()},
+    )  # fmt: skip
+
+
 def main() -> None:
     """Measure, print a table and write it as JSON."""
-    runs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    spark = session()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("runs", nargs="?", type=int, default=5)
+    parser.add_argument("--clicks", type=Path, metavar="FOLDER")
+    given = parser.parse_args()
+    runs, spark = given.runs, session()
+    if given.clicks:
+        of_clicks(spark, given.clicks, runs)
+        spark.stop()
+        return
     rows, ratios = [], {}
     with tempfile.TemporaryDirectory(prefix="streaming-") as scratch:
         sources: dict[str, tuple[int, Source]] = {}
@@ -174,12 +232,14 @@ def main() -> None:
     write("streaming", rows, ratios)
 
 
-def in_turn(spark: SparkSession, source: Source, runs: int) -> dict[str, list[float]]:
+def in_turn(
+    spark: SparkSession, source: Source, runs: int, ways: Mapping[str, Learn] = WAYS
+) -> dict[str, list[float]]:
     """Median seconds of a trigger, of each run of each way."""
-    times: dict[str, list[float]] = {way: [] for way in WAYS}
+    times: dict[str, list[float]] = {way: [] for way in ways}
     for run in range(runs + 1):
         for way, of_way in times.items():
-            median = statistics.median(trigger_seconds(spark, source, WAYS[way]))
+            median = statistics.median(trigger_seconds(spark, source, ways[way]))
             # the first run of each only warms up
             if run:
                 of_way.append(median)

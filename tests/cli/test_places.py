@@ -136,6 +136,15 @@ def test_a_name_that_says_nothing_is_told_by_what_is_in_the_file(tmp_path):
         look(str(tmp_path / "sheet.xlsx"))
 
 
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_files_of_encodings_that_no_reader_takes_together_are_refused(tmp_path, kind):
+    line = "a,é\n1,é\n" if kind == "csv" else '{"a": "é"}\n'
+    (tmp_path / f"1.{kind}").write_text(line, encoding="utf-8")
+    (tmp_path / f"2.{kind}").write_text(line, encoding="utf-16")
+    with pytest.raises(ValueError, match=rf"1\.{kind} is UTF-8, 2\.{kind} is UTF-16"):
+        look(str(tmp_path))
+
+
 def test_options_that_are_given_are_taken(tmp_path):
     (tmp_path / "a.csv").write_text("1;2,3;4\n5;6,7;8\n")
     place = look(str(tmp_path / "a.csv"), given={"sep": ",", "header": "true"})

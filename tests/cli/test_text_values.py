@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 
 import pytest
 
-from sparkml_sgdals.cli.reading.text_values import Roles, as_numbers, latin_as_windows
+from sparkml_sgdals.cli.reading.columns import DEFAULTS
+from sparkml_sgdals.cli.reading.places import look
+from sparkml_sgdals.cli.reading.sources import read_files_stream, read_plain
+from sparkml_sgdals.cli.reading.text_values import Roles, as_numbers, from_latin
 
 ROLES = Roles("u", "i", "r", "t")
 
@@ -71,7 +75,33 @@ def test_windows_own_letters_are_read_right(spark):
     told = bytes(code for code in range(0x20, 0x100) if code not in (0x81, 0x8D, 0x8F, 0x90, 0x9D))
     # as Spark reads a byte a character
     table = spark.createDataFrame([(told.decode("latin-1"),)], "`gr\u00fc\u0080n` string")
-    fixed = latin_as_windows(table)
+    fixed = from_latin(table)
     assert fixed.columns == ["gr\u00fc\u20acn"]
     assert fixed.first()[0] == told.decode("cp1252")
     assert not re.search(r"[\x80-\x9f]", fixed.first()[0])
+
+
+@pytest.mark.parametrize("first", ["utf-8", "cp1252"])
+@pytest.mark.parametrize("kind", ["csv", "jsonl"])
+def test_files_of_two_encodings_in_a_folder_are_each_read_as_what_they_are(
+    spark, tmp_path, kind, first
+):
+    other = {"utf-8": "cp1252", "cp1252": "utf-8"}[first]
+    names = {first: ["Zoë", "日本" if first == "utf-8" else "Œuvre"], other: ["Jürgen", "plain"]}
+    for number, (encoding, users) in enumerate(names.items()):
+        if kind == "csv":
+            lines = ["userId,movieId,rating", *(f"{user},1,{number + 3}" for user in users)]
+        else:
+            lines = [
+                json.dumps({"userId": user, "movieId": 1, "rating": 4}, ensure_ascii=False)
+                for user in users
+            ]
+            lines.append(r'{"userId": "\u20ac", "movieId": 1, "rating": 4}')
+        (tmp_path / f"{number}.{kind}").write_bytes("\n".join(lines).encode(encoding) + b"\n")
+    told = {user for users in names.values() for user in users}
+    told |= {"€"} if kind == "jsonl" else set()
+    assert {row.userId for row in read_plain(spark, look(str(tmp_path))).collect()} == told
+    stream, _ = read_files_stream(spark, look(str(tmp_path), stream=True), DEFAULTS, "", None)
+    query = stream.writeStream.format("memory").queryName(f"of_{kind}_{first[:2]}")
+    query.trigger(availableNow=True).start().awaitTermination()
+    assert {row.userId for row in spark.table(f"of_{kind}_{first[:2]}").collect()} == told

@@ -53,6 +53,10 @@ COMPACTION = (
 )
 """Named points where a part of the model is in memory, and sorted runs hold the rest."""
 
+MODELS = ("ratings", "events", "fitted")
+"""What learns: ratings; events, with what stands together and users that are forgotten after a
+time; or events onto a table that was fitted without times, where the first batch is killed."""
+
 _SLOW = "Python worker failed to connect back"
 _STARTING = "starting, or resuming"
 _SPARK = "Spark's own work between batches"
@@ -65,6 +69,8 @@ class Figures:
     way: str
     source: str
     batches: int
+    model: str = "ratings"
+    forgotten: int = 0
     random_kills: int = 0
     points: list[str] = field(default_factory=list)
     stages: Counter[str] = field(default_factory=Counter)
@@ -282,15 +288,14 @@ class Trial:
 
 def run_trial(
     way: str, source: str, kills: int, points: tuple[str, ...], seed: int, batches: int, size: int,
-    resident: int = 0, fitted: bool = False,
+    resident: int = 0, model: str = "ratings",
 ) -> Figures:  # fmt: skip
     """Random kills on one model path after the other, then every named point twice on another.
 
-    With `resident`, the killed streams keep so many ids in memory, the undisturbed one all. Streams
-    go on from a table of events that was fitted without times, where `fitted`, and are killed in
-    their first batch, else begin from nothing.
+    With `resident`, the killed streams keep so many ids in memory, the undisturbed one all. `model`
+    is one of MODELS.
     """
-    os.environ["KILLS_FITTED"] = "1" if fitted else ""
+    os.environ["KILLS_MODEL"] = model
     rng = random.Random(seed)
     clock = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
@@ -299,6 +304,8 @@ def run_trial(
             share_classes(Path(folder) / "classes.jsa")
         trial = Trial(Path(folder), way, source, batches, size, resident)
         figures, round_ = trial.figures, 0
+        figures.model = model
+        figures.forgotten = sum(row.get("forgottenUsers") or 0 for row in trial.expected[1])
         while figures.random_kills < kills:
             path = Path(folder) / f"random-{round_}"
             through = False
@@ -313,7 +320,7 @@ def run_trial(
         path = Path(folder) / "points"
         # as long as the scale settles, all of a model is in memory
         first, apart = (1000 // size if resident else 0) + 2, 3
-        if fitted:
+        if model == "fitted":
             first = apart = 0
         for number, point in enumerate(points):
             for tries_left in range(4, -1, -1):
@@ -354,6 +361,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=40)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--resident", type=int, default=0, help="ids in memory, 0 = all")
+    parser.add_argument("--model", choices=MODELS, default="ratings", help="what learns")
     parser.add_argument("--store", choices=["disk", "s3"], default="disk", help="of the models")
     parser.add_argument("--json", type=Path, default=None)
     given = parser.parse_args()
@@ -365,7 +373,7 @@ def main() -> None:
         S3Server().__enter__()
     figures = run_trial(
         given.way, given.source, given.kills, COMPACTION if given.resident else POINTS,
-        given.seed, given.batches, given.size, given.resident,
+        given.seed, given.batches, given.size, given.resident, given.model,
     )  # fmt: skip
     report(figures.to_json(), given.json)
 

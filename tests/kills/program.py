@@ -8,6 +8,7 @@ import os
 import sys
 
 from pyspark.sql import SparkSession
+from pyspark.sql import functions as F
 from sources import POSTED, SOURCES
 
 from sparkml_sgdals import StreamingBiasedALS
@@ -31,7 +32,15 @@ resident = int(os.environ.get("KILLS_RESIDENT", "0"))
 als = StreamingBiasedALS(timestampCol="time", rank=4, maxResidentIds=resident)
 trigger = settings.get("trigger", {"availableNow": True})
 options = {"trigger": trigger, "keepVersions": 2, **settings.get("options", {})}
-if os.environ.get("KILLS_FITTED"):
+model = os.environ.get("KILLS_MODEL")
+if model == "events":
+    # users come by chance: from the tenth batch or so on a quarter of them stays away for so long
+    als = StreamingBiasedALS(
+        timestampCol="time", ratingCol="", rank=4, implicitPrefs=True, numNegatives=3,
+        numPartners=4, forgetUsersAfter="15 seconds",
+    )  # fmt: skip
+    job = als.fitStream(stream.withColumn("time", F.timestamp_seconds("time")), path, **options)
+elif model == "fitted":
     # fitted anew at each start, to the same bits: what a path of its stream is told by
     pairs = [(n % 23, (n * n + 3 * (n % 23)) % 17) for n in range(150)]
     table = spark.createDataFrame(sorted(set(pairs)), "user long, item long")

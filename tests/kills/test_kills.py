@@ -28,9 +28,19 @@ def test_a_few_kills():
 def test_kills_of_a_stream_that_goes_on_from_a_table_of_events():
     """Killed in the first batch, which teaches the filter the table, and after its commit."""
     points = ("half of the users written", "after the commit object")
-    figures = run_trial("classic", "files", 0, points, seed=3, batches=6, size=40, fitted=True)
+    figures = run_trial("classic", "files", 0, points, seed=3, batches=6, size=40, model="fitted")
     assert figures.differences == []
     assert figures.points == list(points)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_kills_of_a_stream_of_events():
+    """With what stands together, and users that are forgotten."""
+    figures = run_trial("classic", "files", 1, SHORT, seed=3, batches=20, size=40, model="events")
+    assert figures.differences == []
+    assert figures.forgotten > 40
+    assert figures.points == list(SHORT)
 
 
 @pytest.mark.slow

@@ -74,6 +74,11 @@ def test_filters(made, serving):
     assert sorted(map(str, upper)) == sorted(map(str, whole))
     assert upper != whole
     assert run.get(url, n=3, items=["none of these"])["items"] == []
+    # as most write a list in an address
+    some = ",".join(map(str, whole[::4]))
+    assert [i["item"] for i in run.get(url, n=3, items=some)["items"]] == whole[::4][:3]
+    left = run.get(url, n=2, exclude=[f"{whole[0]},{whole[2]}", whole[1]])["items"]
+    assert [i["item"] for i in left] == whole[3:5]
     for wrong in ({"n": 0}, {"n": 1001}, {"n": "x"}, {"rank_by": "best"}):
         run.get(url, status=422, **wrong)
 

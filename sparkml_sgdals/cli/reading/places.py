@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import typer
 
-from sparkml_sgdals.cli.reading.dialect import Dialect, dialect_of, encoding_of
+from sparkml_sgdals.cli.reading.dialect import AS_LATIN, Dialect, dialect_of, encoding_of
 from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.store.objects import ObjectStore
 
@@ -133,7 +133,7 @@ def look(
     if kind == "parquet":
         return Place(path, kind, options | given, _parquet_names(store, files[0]), aside=aside)
     if kind == "json":
-        options |= _json_options(store, files[0])
+        options |= _json_options(store, path, files)
         options |= given
         return Place(path, kind, options, dialect=_json_sample(store, files[0]), aside=aside)
     return Place(path, kind, options | given, aside=aside)
@@ -162,18 +162,31 @@ def _separated(
                 f"The files of {path} are not one table: {_name(files[0])} has "
                 f"{_shown(first)}, {_name(file)} has {_shown(found)}. Name one of them."
             )
-        if found.options["encoding"] != first.options["encoding"] and "UTF-8" in (
-            found.options["encoding"],
-            first.options["encoding"],
-        ):
-            # plain letters are the same in both
-            odd = found if first.options["encoding"] == "UTF-8" else first
-            first = Dialect(first.options | {"encoding": odd.options["encoding"]}, first.names,
-                            first.rows)  # fmt: skip
+        together = _together(path, files[0], first.options["encoding"], file,
+                             found.options["encoding"])  # fmt: skip
+        first = Dialect(first.options | {"encoding": together}, first.names, first.rows)
     if first is None or not (first.names or first.rows):
         raise ValueError(f"{path} has no rows.")
     return Place(
         path, "csv", options | first.options, first.names, first.names is None, first, aside
+    )
+
+
+def _together(
+    path: str, one: pafs.FileInfo, encoding: str, other: pafs.FileInfo, another: str
+) -> str:
+    """Return the encoding to read both files of a table by.
+
+    Latin-1 keeps all bytes, so that each value can be read as what it is; raises ValueError where
+    one of them is neither that nor UTF-8.
+    """
+    if encoding == another:
+        return encoding
+    if {encoding, another} <= {"UTF-8", AS_LATIN}:
+        return AS_LATIN
+    raise ValueError(
+        f"The files of {path} have several encodings: {_name(one)} is {encoding}, {_name(other)} "
+        f"is {another}. Write them all as UTF-8, such as by iconv -f {another} -t UTF-8."
     )
 
 
@@ -294,9 +307,13 @@ def _parquet_names(store: ObjectStore, file: pafs.FileInfo) -> tuple[str, ...] |
     return names + tuple(part.partition("=")[0] for part in inner if "=" in part)
 
 
-def _json_options(store: ObjectStore, file: pafs.FileInfo) -> dict[str, str]:
+def _json_options(store: ObjectStore, path: str, files: Sequence[pafs.FileInfo]) -> dict[str, str]:
+    file = files[0]
     head = _head(store, file)
     encoding = _encoding(store, file, head)
+    for other in files[1:_FILES]:
+        found = _encoding(store, other, _head(store, other))
+        encoding = _together(path, file, encoding, other, found)
     if encoding == "UTF-16":
         raise ValueError(
             f"{_name(file)} is JSON in UTF-16, which Spark cannot read: write it as UTF-8, "

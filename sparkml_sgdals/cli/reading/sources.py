@@ -12,7 +12,7 @@ from pyspark.sql.types import IntegralType
 from sparkml_sgdals.cli.reading.columns import SourceColumns, by_order, find_columns
 from sparkml_sgdals.cli.reading.dialect import AS_LATIN, is_number
 from sparkml_sgdals.cli.reading.places import Place
-from sparkml_sgdals.cli.reading.text_values import Roles, as_numbers, by_row, latin_as_windows
+from sparkml_sgdals.cli.reading.text_values import Roles, as_numbers, by_row, from_latin
 from sparkml_sgdals.ingest.columns import quoted
 from sparkml_sgdals.ingest.messages import parseRatings
 
@@ -38,7 +38,7 @@ def read_plain(spark: SparkSession, place: Place) -> DataFrame:
         options = {"header": "true"} | options
     table = spark.read.format(place.kind).options(**options).load(place.path)
     if place.kind in _TEXT and options.get("encoding") == AS_LATIN:
-        table = latin_as_windows(table)
+        table = from_latin(table)
     clean = [name.strip("\ufeff \t") for name in table.columns]
     return table if clean == table.columns else table.toDF(*clean)
 
@@ -147,7 +147,7 @@ def read_files_stream(
     told = schema or ", ".join(f"{quoted(name)} string" for name in names)
     stream = reader.schema(told).options(**options).load(place.path)
     if options.get("encoding") == AS_LATIN:
-        stream = latin_as_windows(stream)
+        stream = from_latin(stream)
     if schema:
         return stream, found
     user, item = ids or (_id_type(sample.get("user", [])), _id_type(sample.get("item", [])))

@@ -12,7 +12,7 @@ from pyspark.sql.types import StringType
 
 from sparkml_sgdals.ingest.columns import quoted
 
-__all__ = ["Roles", "as_numbers", "by_row", "latin_as_windows"]
+__all__ = ["Roles", "as_numbers", "by_row", "from_latin"]
 
 _WHOLE: Final = r"^([+-]?(0|[1-9][0-9]*))(\.0*)?$"
 _COMMA: Final = r"^([+-]?[0-9]*),([0-9]+)$"
@@ -22,6 +22,7 @@ _WINDOWS: Final = {
     for code in range(_FIRST, _LAST)
     if (text := bytes([code]).decode("cp1252", "ignore"))
 }
+_NAMES: Final = str.maketrans({**_WINDOWS})
 
 
 @dataclass(frozen=True)
@@ -46,18 +47,35 @@ class Roles:
     time: str | None = None
 
 
-def latin_as_windows(table: DataFrame) -> DataFrame:
-    """Return text that was read as ISO-8859-1 with the characters that Windows has beside those."""
-    odd, right = "".join(_WINDOWS), "".join(_WINDOWS.values())
-    names = str.maketrans(_WINDOWS)
+def from_latin(table: DataFrame) -> DataFrame:
+    """Return text that was read as ISO-8859-1, which keeps all bytes, as what it is.
+
+    Value by value, since a folder may hold both: UTF-8 where its bytes are that, else the
+    characters that Windows has beside those of ISO-8859-1.
+    """
     return table.select(
         *(
-            F.translate(F.col(quoted(one.name)), odd, right).alias(one.name.translate(names))
+            _text_of(F.col(quoted(one.name))).alias(_name_of(one.name))
             if isinstance(one.dataType, StringType)
-            else F.col(quoted(one.name))
+            else F.col(quoted(one.name)).alias(_name_of(one.name))
             for one in table.schema.fields
         )
     )
+
+
+def _text_of(latin: Column) -> Column:
+    odd, right = "".join(_WINDOWS), "".join(_WINDOWS.values())
+    # an escape in JSON may give any character: that was no byte
+    bytes_alone = F.when(latin.rlike(r"\A[\x00-\xff]*\z"), latin)
+    as_it_lies = F.encode(bytes_alone, "ISO-8859-1").cast("string")
+    return F.coalesce(F.try_validate_utf8(as_it_lies), F.translate(latin, odd, right))
+
+
+def _name_of(latin: str) -> str:
+    try:
+        return latin.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return latin.translate(_NAMES)
 
 
 def as_numbers(

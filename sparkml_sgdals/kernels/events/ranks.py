@@ -14,7 +14,7 @@ from sparkml_sgdals.kernels.events.judges import boosted, mixed
 
 __all__ = ["rank_events"]
 
-_TILE: Final = 1024
+_TILE: Final = 256
 """items scored at once: their scores and factors stay in the cache of a core"""
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _EVENT: Final = np.uint64(0x8CB92BA72F3D8DD7)
@@ -64,6 +64,96 @@ def _boost(item, first, last, positions, boosts):  # type: ignore[no-untyped-def
 
 
 @nb.njit(cache=True, nogil=True)
+def _add_products(factors, columns, begin, tile):  # type: ignore[no-untyped-def]
+    """Add up factors 1.. times columns 1.., one after another, of a tile's items from `begin` on.
+
+    Four at a time, each sum in the same order: a tile is then read and written a quarter as often.
+    """
+    size, width = tile.size, factors.size
+    f = 1
+    while f + 4 <= width:
+        a, b, c, d = factors[f], factors[f + 1], factors[f + 2], factors[f + 3]
+        first = columns[f, begin : begin + size]
+        second = columns[f + 1, begin : begin + size]
+        third = columns[f + 2, begin : begin + size]
+        fourth = columns[f + 3, begin : begin + size]
+        for j in range(size):
+            total = tile[j] + a * first[j]
+            total = total + b * second[j]
+            total = total + c * third[j]
+            tile[j] = total + d * fourth[j]
+        f += 4
+    while f < width:
+        factor = factors[f]
+        row = columns[f, begin : begin + size]
+        for j in range(size):
+            tile[j] += factor * row[j]
+        f += 1
+
+
+@nb.njit(cache=True, nogil=True)
+def _taste(n, users, user_mean, context, starts, lengths, done, taste):  # type: ignore[no-untyped-def]
+    """Features of the user of an event, what it did last added, into `taste`."""
+    x = users[n]
+    taste[:] = user_mean[x]
+    if context.shape[0] == 0:
+        return
+    count = min(lengths[x], CONTEXT_ITEMS)
+    squares = 0.0
+    for k in range(count):
+        squares += CONTEXT_DECAY ** (2 * k)
+    for k in range(count):
+        share = np.float32(CONTEXT_DECAY**k / math.sqrt(squares))
+        item = done[starts[x] + lengths[x] - 1 - k]
+        for f in range(1, taste.size):
+            taste[f] += share * context[item, f - 1]
+
+
+@nb.njit(cache=True, nogil=True)
+def _count_better(tastes, own, events, columns, user_table, table_columns, better):  # type: ignore[no-untyped-def]
+    """Count, of each event, the items that score at least as much as its own, partners apart.
+
+    A tile of items for all events, then the next: their factors come into the cache once.
+
+    Parameters
+    ----------
+    tastes
+        float32, shape (m, rank + 1)
+    own
+        float32, shape (m,), scores of the events' own items
+    events
+        int32, shape (m,), rows of the events' users in `user_table`
+    columns, user_table, table_columns
+        as `rank_events` has them
+    better
+        int64, shape (m,), out
+    """
+    known = columns.shape[1]
+    tile, second = np.empty(_TILE, np.float32), np.empty(_TILE, np.float32)
+    better[:] = 0
+    for begin in range(0, known, _TILE):
+        size = min(_TILE, known - begin)
+        for e in range(tastes.shape[0]):
+            tile[:size] = columns[0, begin : begin + size]
+            _add_products(tastes[e], columns, begin, tile[:size])
+            if user_table.shape[1] > 0:
+                own_table = user_table[events[e]]
+                second[:size] = np.float32(0.0)
+                _add_products(own_table, table_columns, begin, second[:size])
+                for j in range(size):
+                    tile[j] = mixed(
+                        tile[j] + tastes[e, 0],
+                        second[j],
+                        own_table[0] + table_columns[0, begin + j],
+                    )
+            count = 0
+            least = own[e]
+            for j in range(size):
+                count += tile[j] >= least
+            better[e] += count
+
+
+@nb.njit(cache=True, nogil=True)
 def rank_events(  # type: ignore[no-untyped-def]
     chosen, users, items, earlier, user_mean, products, columns, user_table, table, table_columns,
     popular, context, starts, lengths, done, partners, repeats, draws, sample, order, marks, ranks,
@@ -110,36 +200,32 @@ def rank_events(  # type: ignore[no-untyped-def]
     """
     known, width = products.shape
     begins, positions, boosts = partners
-    taste = np.empty(width, np.float32)
-    tile = np.empty(_TILE, np.float32)
-    second = np.empty(_TILE, np.float32)
+    count = chosen.size
+    tastes = np.empty((count, width), np.float32)
+    owns, bars = np.empty(count, np.float32), np.empty(count, np.int64)
+    owners = np.empty(count, np.int32)
     judged = user_table.shape[1] > 0
-    for e in range(chosen.size):
+    for e in range(count):
         n = chosen[e]
-        x = users[n]
-        y = items[n]
-        first, last = begins[x], begins[x + 1]
-        own_table = user_table[x]
-        taste[0] = user_mean[x, 0]
-        for f in range(1, width):
-            taste[f] = user_mean[x, f]
-        if context.shape[0] > 0:
-            count = min(lengths[x], CONTEXT_ITEMS)
-            squares = 0.0
-            for k in range(count):
-                squares += CONTEXT_DECAY ** (2 * k)
-            for k in range(count):
-                share = np.float32(CONTEXT_DECAY**k / math.sqrt(squares))
-                item = done[starts[x] + lengths[x] - 1 - k]
-                for f in range(1, width):
-                    taste[f] += share * context[item, f - 1]
-        own = boosted(
-            _score(taste, products, judged, table, own_table, y),
-            _boost(y, first, last, positions, boosts), judged,
+        x, y = users[n], items[n]
+        owners[e] = x
+        _taste(n, users, user_mean, context, starts, lengths, done, tastes[e])
+        owns[e] = boosted(
+            _score(tastes[e], products, judged, table, user_table[x], y),
+            _boost(y, begins[x], begins[x + 1], positions, boosts), judged,
         )  # fmt: skip
-        own_popular = popular[y]
+        bars[e] = popular[y]
+    betters = np.zeros(count, np.int64)
+    if sample == 0:
+        _count_better(tastes, owns, owners, columns, user_table, table_columns, betters)
+    for e in range(count):
+        n = chosen[e]
+        x, y = users[n], items[n]
+        first, last = begins[x], begins[x + 1]
+        own_table, taste = user_table[x], tastes[e]
+        own, own_popular = owns[e], bars[e]
         marks[y] = e + 1
-        better = 0
+        better = betters[e]
         favoured = 0
         if sample > 0:
             if not repeats:
@@ -162,31 +248,8 @@ def rank_events(  # type: ignore[no-untyped-def]
                     better += boosted(score, boost, judged) >= own
                     favoured += popular[item] >= own_popular
         else:
-            for begin in range(0, known, _TILE):
-                size = min(_TILE, known - begin)
-                for j in range(size):
-                    tile[j] = columns[0, begin + j]
-                for f in range(1, width):
-                    factor = taste[f]
-                    row = columns[f, begin : begin + size]
-                    for j in range(size):
-                        tile[j] += factor * row[j]
-                if judged:
-                    second[:size] = np.float32(0.0)
-                    for f in range(1, user_table.shape[1]):
-                        factor = own_table[f]
-                        row = table_columns[f, begin : begin + size]
-                        for j in range(size):
-                            second[j] += factor * row[j]
-                    for j in range(size):
-                        tile[j] = mixed(
-                            tile[j] + taste[0],
-                            second[j],
-                            own_table[0] + table_columns[0, begin + j],
-                        )
-                for j in range(size):
-                    better += tile[j] >= own
-                    favoured += popular[begin + j] >= own_popular
+            for j in range(known):
+                favoured += popular[j] >= own_popular
             for j in range(first, last):
                 score = _score(taste, products, judged, table, own_table, positions[j])
                 better += (boosted(score, boosts[j], judged) >= own) - (score >= own)

@@ -87,7 +87,8 @@ class Answers:
             known = self.history.of(user)
             exclude_seen = _leaves_out(model, exclude_seen)
             left_out = [one.item for one in known] if exclude_seen else []
-            gone = model.item_rows(left_out + (exclude or []))
+            gone = model.item_rows(left_out + model.named_items(exclude or []))
+            items = None if items is None else model.named_items(items)
             if exclude_seen and person.done is not None:
                 gone = np.concatenate([gone, person.done])
             return self._recommended(

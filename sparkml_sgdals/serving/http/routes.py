@@ -51,10 +51,10 @@ _PAGE: Final = Path(__file__).parent / "page"
 _INLINE_ITEMS: Final = 200_000
 """up to so many items a ranking takes less than what a thread of its own costs"""
 Count = Annotated[int, Query(ge=1, le=1000, description="how many items")]
-# what fits into a request line, also where every letter is encoded as twelve
+# each an id, or several with commas between
 Ids = Annotated[
     # in a query nothing stands for None
-    list[Annotated[str, Field(max_length=100)]] | SkipJsonSchema[None], Query(max_length=200)
+    list[Annotated[str, Field(max_length=1000)]] | SkipJsonSchema[None], Query(max_length=200)
 ]
 
 

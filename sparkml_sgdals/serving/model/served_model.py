@@ -101,6 +101,18 @@ class ServedModel:
         with self.lock:
             return find_rows(self.indexes[1], ids, self.items.size)
 
+    def named_items(self, texts: list[Key]) -> list[Key]:
+        """Ids of items as an address names them: one by one, or several with commas between.
+
+        A text that is an item's id as a whole is that item, whatever is in it.
+        """
+        whole = self.item_rows(texts) >= 0
+        return [
+            part
+            for text, known in zip(texts, whole.tolist(), strict=True)
+            for part in ([text] if known else [one for one in str(text).split(",") if one])
+        ]
+
     def item_ids(self, rows: I64) -> list[Key]:
         """Ids of rows of items."""
         with self.lock:
