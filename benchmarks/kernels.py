@@ -133,7 +133,7 @@ def main() -> None:
         def learn(mean: Any = mean, var: Any = var, errors: Any = errors) -> None:
             filter_ratings(
                 users, items, values, EMPTY, mean[0], var[0], mean[1], var[1],
-                F32(0.5), F32(0.0), errors,
+                F32(0.5), F32(0.0), F32(-np.inf), errors,
             )  # fmt: skip
 
         # two ids and a rating in, an error out; four rows in and out
@@ -156,7 +156,7 @@ def main() -> None:
                     sweep_ids(
                         bounds[number], bounds[number + 1], starts, partners, of_ids, EMPTY,
                         mean[side], var[side], *prior, *padded,
-                        F32(0.5), *sums,
+                        F32(0.5), F32(-np.inf), *sums,
                     )  # fmt: skip
 
                 with ThreadPoolExecutor(threads) as pool:

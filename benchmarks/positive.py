@@ -148,8 +148,8 @@ class Isgd:
         one, reg = np.ones(1, np.float32), np.float32(0.01)
         descend_events(
             np.array([user], np.int32), np.array([item], np.int32), one, one, 0, 0, self.step,
-            reg, reg, self.user_mean, self.item_mean, np.empty(0, np.int32), self.last,
-            self.touched,
+            reg, reg, np.float32(-np.inf), self.user_mean, self.item_mean, np.empty(0, np.int32),
+            self.last, self.touched,
         )  # fmt: skip
 
 

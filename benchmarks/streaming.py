@@ -209,7 +209,8 @@ def main() -> None:
     parser.add_argument("runs", nargs="?", type=int, default=5)
     parser.add_argument("--clicks", type=Path, metavar="FOLDER")
     given = parser.parse_args()
-    runs, spark = given.runs, session()
+    # Spark's own limit of what comes to the driver, as everyone has it
+    runs, spark = given.runs, session(spark__driver__maxResultSize="1g")
     if given.clicks:
         of_clicks(spark, given.clicks, runs)
         spark.stop()

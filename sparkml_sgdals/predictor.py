@@ -61,6 +61,8 @@ class Predictor:
         if self._events and served is None:
             served = serving_state(state)
         self._state = state if served is None else served
+        # what ids may join, of a model that is served as another
+        self._whole = state if any(state.features) else self._state
         self._params = params
         self.version = version
 
@@ -140,13 +142,13 @@ class Predictor:
         return self._with(0, users)
 
     def _with(self, side: int, known: Mapping[Any, Mapping[str, Any]]) -> Predictor:
-        what, weights = ("user", "item")[side], self._state.features[side]
+        what, weights = ("user", "item")[side], self._whole.features[side]
         if weights is None:
             raise ValueError(
                 f"The model was fitted without features of {what}s, so there is nothing to start "
                 "them from."
             )
-        state, names = self._state.copy(), FeatureNames(weights)
+        state, names = self._whole.copy(), FeatureNames(weights)
         table = (state.users, state.items)[side]
         ids = given_ids(list(known), table.index.kind, what)
         vectors = [names.vector(one)[0] for one in known.values()]

@@ -180,9 +180,11 @@ def block_of(keys: U64, num_blocks: int) -> npt.NDArray[np.int32]:
 
 
 def start_factors(
-    keys: U64, side: int, rank: int, seed: int, std: float
+    keys: U64, side: int, rank: int, seed: int, std: float, lowest: float = -math.inf
 ) -> npt.NDArray[np.float32]:
     """Start of new ids: bias 0 and features N(0, std), a function of (seed, side, id) alone.
+
+    A feature below `lowest` is mirrored there.
 
     Returns
     -------
@@ -191,6 +193,10 @@ def start_factors(
     start = np.zeros((keys.size, rank + 1), np.float32)
     side_seed = np.array([seed & 0xFFFFFFFFFFFFFFFF], np.uint64) * np.uint64(3) + np.uint64(side)
     _start_normals(keys, rank, _mix_all(side_seed)[0], std, start[:, 1:])
+    if lowest > -math.inf:
+        features = start[:, 1:]
+        low = np.float32(lowest)
+        np.copyto(features, 2 * low - features, where=features < low)
     return start
 
 

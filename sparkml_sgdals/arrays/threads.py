@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import os
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final
 
-__all__ = ["ranges", "run_all", "workers"]
+__all__ = ["Together", "ranges", "run_all", "workers"]
 
 Job = Callable[[], Any]
+_WAITING: Final = 8
+"""Threads that wait for a disk or a network at once."""
 
 
 def run_all(jobs: Iterable[Job], threads: int) -> list[Any]:
@@ -34,3 +38,40 @@ def ranges(size: int, parts: int) -> list[slice]:
     parts = max(parts, 1)
     bounds = [size * part // parts for part in range(parts + 1)]
     return [slice(first, last) for first, last in pairwise(bounds) if first < last]
+
+
+class Together:
+    """Jobs that wait for a disk or a network, all at once, while their caller goes on."""
+
+    def __init__(self) -> None:
+        self._begun: list[Future[Any]] = []
+
+    def add(self, job: Job) -> None:
+        """Begin a job; it runs here and now where the interpreter takes no more threads."""
+        try:
+            self._begun.append(_waiting().submit(job))
+        except RuntimeError:
+            # it is about to end
+            job()
+
+    def wait(self) -> None:
+        """Wait until all jobs have ended; raises what the first of them raised that failed."""
+        begun = self._begun
+        self.end()
+        for found in begun:
+            found.result()
+
+    def end(self) -> None:
+        """Wait until all jobs have ended, whatever came of them."""
+        wait(self._begun)
+        self._begun = []
+
+
+@functools.cache
+def _waiting() -> ThreadPoolExecutor:
+    """Return threads that stay: on a busy machine a new one takes as long as a sync."""
+    return ThreadPoolExecutor(_WAITING, thread_name_prefix="sparkml-sgdals-io")
+
+
+# a process that was forked has none of them
+os.register_at_fork(after_in_child=_waiting.cache_clear)

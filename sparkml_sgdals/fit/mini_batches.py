@@ -208,7 +208,12 @@ def _factors_or_start(
     if not known.all():
         ids = batch.column(name).filter(pa.array(~known)).cast(id_array_type(kind))
         factors[~known] = start_factors(
-            id_keys(ids), side, settings.rank, settings.seed, settings.init_std
+            id_keys(ids),
+            side,
+            settings.rank,
+            settings.seed,
+            settings.init_std,
+            settings.lowest,
         )
     return factors
 
@@ -243,6 +248,9 @@ def _step(
         ).cast("float")
         for f in range(width)
     ]
+    if settings.nonnegative:
+        low = F.lit(settings.lowest).cast("float")
+        moved[1:] = [F.greatest(each, low) for each in moved[1:]]
     return factors.join(sums, ["side", "id"], "full_outer").select(
         "side", "id", F.array(*moved).alias("f")
     )

@@ -24,14 +24,17 @@ from sparkml_sgdals.ingest.features import (
     without_announced,
 )
 from sparkml_sgdals.ingest.newest import newest_rows
+from sparkml_sgdals.ingest.plain_batches import PlainBatches, partitions_of
 from sparkml_sgdals.spark_jobs import task_limit
 
-__all__ = ["COLLECT_LIMIT", "Collected", "announced_in", "collect_ratings", "rated"]
+__all__ = ["COLLECT_LIMIT", "PLAIN_LIMIT", "Collected", "announced_in", "collect_ratings", "rated"]
 
 I64 = npt.NDArray[np.int64]
 
 COLLECT_LIMIT: Final = 1_000_000
 """Ratings that the driver learns from directly; a larger batch is learned as `fit` learns."""
+PLAIN_LIMIT: Final = COLLECT_LIMIT // 4
+"""Rows of a batch after which the next one may come as it is."""
 _FIRST_LOOK: Final = 20_000
 _FIRST_STEPS: Final = ((1, 8), (2, 4), (4, 2), (50, 1))
 """Partitions below a number may have so many times _FIRST_LOOK: small tables have few."""
@@ -93,6 +96,7 @@ def collect_ratings(
     limits_of: Callable[[pa.Table], Limits] = lambda table: NO_LIMITS,
     tasks: int = 0,
     newest: bool = False,
+    plain: PlainBatches | None = None,
 ) -> Collected | None:
     """Return a batch's ratings on the driver, None where it has more than COLLECT_LIMIT rows.
 
@@ -114,20 +118,71 @@ def collect_ratings(
         `tasks` of the batch before; 0 asks the session
     newest : bool
         whether of a pair's ratings the newest is left alone
+    plain : PlainBatches | None
+        how it is read without a plan of its own, where not much more than before is to be expected
 
     Notes
     -----
     One job, without a count before it, unless a partition has more rows than `_caps` says: what
-    is sent without being asked for is bounded as a whole. Rows set aside are asked for in a job
-    of their own: making their text ready costs each batch more than that job costs the few that
-    have some.
+    is sent without being asked for is bounded as a whole, with `plain` by
+    spark.driver.maxResultSize. Rows set aside are asked for in a job of their own: making their
+    text ready costs each batch more than that job costs the few that have some.
     """
-    # one column says both where a row lies and in which partition: each costs every row
     limit = tasks or task_limit(df.sparkSession)
+    table = None if plain is None else plain.collect(df)
+    if table is not None:
+        if table.num_rows > COLLECT_LIMIT:
+            return None
+        found = partitions_of(table)
+        largest = table.num_rows
+    else:
+        whole = _selected(df, columns, kinds, expected, partitions, limit)
+        if whole is None:
+            return None
+        table, found, largest = whole
+    count = table.num_rows
+    announced: Vectors = (None, None)
+    if any(columns.features):
+        # a schema is asked of the JVM
+        table, announced = without_announced(table, columns, df.schema)
+    good, bad, problems = screen(table, keep)
+    limits = limits_of(good)
+    good, far, too_far = set_far_aside(good, limits, keep)
+    if newest:
+        good = newest_rows(good)
+    good, vectors = vectors_of(good, columns)
+    bad_rows = int(bad.sum()) + int(far.sum())
+    if any(columns.features):
+        vectors = named_vectors(vectors, df.schema, columns)
+        announced = named_vectors(announced, df.schema, columns)
+    return Collected(
+        good,
+        count,
+        bad_rows,
+        problems | too_far,
+        invalid_rows(rated(df, columns), columns, kinds, keep, limits) if bad_rows else [],
+        largest=largest,
+        partitions=found,
+        tasks=limit,
+        vectors=vectors,
+        announced=announced,
+    )
+
+
+def _selected(
+    df: DataFrame,
+    columns: RatingColumns,
+    kinds: tuple[IdKind, IdKind],
+    expected: int,
+    partitions: int,
+    limit: int,
+) -> tuple[pa.Table, int, int] | None:
+    """Return the columns of ratings, with `partitions` and `largest`; None where too many rows."""
     # a plan costs each batch some milliseconds: small ones that come in few partitions go without
     many = not 0 < partitions <= limit
     given = df.coalesce(limit) if many else df
     given, also = with_vectors(given, columns) if any(columns.features) else (given, ())
+    # one column says both where a row lies and in which partition: each costs every row
     also = ("monotonically_increasing_id() AS line", *also)
     ratings = select_ratings(given, columns, kinds, also=also)
     caps = _caps(expected, partitions, limit if many else 0)
@@ -145,28 +200,10 @@ def collect_ratings(
     elif table.num_rows > COLLECT_LIMIT:
         # many small partitions: what a batch is learned by must not depend on them
         return None
-    count = table.num_rows
-    table, announced = without_announced(table.drop_columns("line"), columns)
-    good, bad, problems = screen(table, keep)
-    limits = limits_of(good)
-    good, far, too_far = set_far_aside(good, limits, keep)
-    if newest:
-        good = newest_rows(good)
-    good, vectors = vectors_of(good, columns)
-    bad_rows = int(bad.sum()) + int(far.sum())
     found = int(part.max(initial=-1)) + 1
-    return Collected(
-        good,
-        count,
-        bad_rows,
-        problems | too_far,
-        invalid_rows(rated(df, columns), columns, kinds, keep, limits) if bad_rows else [],
-        largest=int(place.max(initial=0)),
-        partitions=limit + 1 if many and found >= limit else found,
-        tasks=limit,
-        vectors=named_vectors(vectors, df.schema, columns),
-        announced=named_vectors(announced, df.schema, columns),
-    )
+    # gathered to the limit there may be more, which stay gathered
+    found = limit + 1 if many and found >= limit else found
+    return table.drop_columns("line"), found, int(place.max(initial=0))
 
 
 def rated(df: DataFrame, columns: RatingColumns) -> DataFrame:
@@ -180,7 +217,7 @@ def announced_in(df: DataFrame, columns: RatingColumns, kinds: tuple[IdKind, IdK
         return None, None
     given, also = with_vectors(df.where(announcements(df, columns)), columns)
     table = select_ratings(given, columns, kinds, also=also).toArrow()
-    return named_vectors(without_announced(table, columns)[1], df.schema, columns)
+    return named_vectors(without_announced(table, columns, df.schema)[1], df.schema, columns)
 
 
 def _whereabouts(table: pa.Table) -> tuple[I64, I64]:
@@ -197,7 +234,8 @@ def _caps(expected: int, partitions: int, gathered: int = 0) -> list[tuple[int, 
     """
     partitions = min(partitions, gathered) if gathered else partitions
     fair = 2 * COLLECT_LIMIT // max(partitions, 1)
-    known = min(2 * expected, fair)
+    # a power of two: the code that Spark makes of another number it compiles anew
+    known = min(1 << (2 * expected).bit_length(), fair, COLLECT_LIMIT)
     found = []
     for last in sorted({*dict(_FIRST_STEPS), partitions, gathered} - {0}):
         steps = (times * _FIRST_LOOK for step, times in _FIRST_STEPS if last <= step)

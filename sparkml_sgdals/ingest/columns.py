@@ -39,6 +39,7 @@ __all__ = [
     "column",
     "column_type",
     "has_column",
+    "has_ratings",
     "id_column",
     "id_kind",
     "id_type_name",
@@ -158,6 +159,11 @@ def time_column(schema: StructType, name: str) -> Column:
     return F.expr(_time(schema, name))
 
 
+def has_ratings(schema: StructType, columns: RatingColumns) -> bool:
+    """Whether a table says what its ratings are, or has to; else every one is 1."""
+    return columns.rating_needed or _find(schema, columns.rating) is not None
+
+
 def select_ratings(
     df: DataFrame,
     columns: RatingColumns,
@@ -181,7 +187,7 @@ def select_ratings(
     SQL, because every call of a Column costs a round trip to the JVM, in each micro-batch.
     """
     schema = df.schema
-    if columns.rating_needed or _find(schema, columns.rating) is not None:
+    if has_ratings(schema, columns):
         rating = _number(schema, "ratingCol", columns.rating)
     else:
         rating = "CAST(1.0 AS float)"

@@ -26,6 +26,7 @@ from sparkml_sgdals.ingest.columns import (
     RatingColumns,
     column,
     column_type,
+    has_ratings,
     id_column,
     time_column,
 )
@@ -167,11 +168,15 @@ def joined_with(
     return df.join(table, matches, "left").drop(key), name
 
 
-def without_announced(table: pa.Table, columns: RatingColumns) -> tuple[pa.Table, Vectors]:
+def without_announced(
+    table: pa.Table, columns: RatingColumns, given: StructType
+) -> tuple[pa.Table, Vectors]:
     """Return a batch without the rows that say of an id what it is and rate nothing, and these.
 
-    Such a row has an id and its vector, and neither a partner nor a rating: `announcements`.
+    Such a row has an id and its vector, and neither a partner nor a rating: `announcements`. The
+    schema is that of the user's table.
     """
+    rated = has_ratings(given, columns)
     kept = np.ones(table.num_rows, bool)
     taken: list[pa.Table | None] = []
     for side, other, name in zip(SIDES, SIDES[::-1], columns.features, strict=True):
@@ -182,7 +187,9 @@ def without_announced(table: pa.Table, columns: RatingColumns) -> tuple[pa.Table
             one: table.column(one).is_valid().to_numpy()
             for one in (side, other, "rating", f"{side}_size")
         }
-        alone = valid[side] & valid[f"{side}_size"] & ~valid[other] & ~valid["rating"]
+        alone = valid[side] & valid[f"{side}_size"] & ~valid[other]
+        if rated:
+            alone &= ~valid["rating"]
         kept &= ~alone
         held = {"id": side} | {part: f"{side}_{part}" for part in _PARTS}
         held |= {"time": "time"} if "time" in table.column_names else {}
@@ -194,7 +201,9 @@ def without_announced(table: pa.Table, columns: RatingColumns) -> tuple[pa.Table
 def announcements(df: DataFrame, columns: RatingColumns) -> Column:
     """Expression of whether a row says of an id what it is, and rates nothing."""
     schema = df.schema
-    rating = column(schema, columns.rating).isNull()
+    rating = (
+        column(schema, columns.rating).isNull() if has_ratings(schema, columns) else F.lit(True)
+    )
     found = F.lit(False)
     ids = (columns.user, columns.item)
     for own, other, name in zip(ids, ids[::-1], columns.features, strict=True):

@@ -30,7 +30,9 @@ def standardise(ratings, mean, spread):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST, inline="always")
-def move_rows(x, y, error, inverse, drift, user_mean, user_var, item_mean, item_var):  # type: ignore[no-untyped-def]
+def move_rows(  # type: ignore[no-untyped-def]
+    x, y, error, inverse, drift, lowest, user_mean, user_var, item_mean, item_var
+):
     """Move the posteriors of user row x and item row y by one rating, in place: (4).
 
     Parameters
@@ -41,6 +43,8 @@ def move_rows(x, y, error, inverse, drift, user_mean, user_var, item_mean, item_
         float32, rating minus prediction, and 1 / (its variance, noise included)
     drift
         float32, variance added to every coordinate afterwards
+    lowest
+        float32, what no feature falls below, -inf for nothing
     user_mean, user_var, item_mean, item_var
         float32, shape (ids, rank + 1), the bias first; changed in place
     """
@@ -50,22 +54,23 @@ def move_rows(x, y, error, inverse, drift, user_mean, user_var, item_mean, item_
         c = var[row, 0]
         mean[row, 0] += c * gain
         var[row, 0] = max(c - c * c * inverse, MIN_VARIANCE) + drift
-    least = fill(MIN_VARIANCE)
+    least, low = fill(MIN_VARIANCE), fill(lowest)
     for f in range(1, width, LANES):
         user, item, count = x * width + f, y * width + f, width - f
         um, uv = load_first(user_mean, user, count), load_first(user_var, user, count)
         im, iv = load_first(item_mean, item, count), load_first(item_var, item, count)
         a, b = uv * im, iv * um
-        store_first(user_mean, user, count, um + a * gain)
-        store_first(item_mean, item, count, im + b * gain)
+        store_first(user_mean, user, count, larger(um + a * gain, low))
+        store_first(item_mean, item, count, larger(im + b * gain, low))
         store_first(user_var, user, count, larger(uv - a * a * inverse, least) + drift)
         store_first(item_var, item, count, larger(iv - b * b * inverse, least) + drift)
 
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST)
 def filter_ratings(  # type: ignore[no-untyped-def]
-    users, items, ratings, weights, user_mean, user_var, item_mean, item_var, noise, drift, errors
-):
+    users, items, ratings, weights, user_mean, user_var, item_mean, item_var, noise, drift, lowest,
+    errors,
+):  # fmt: skip
     """Learn one rating after another by a diagonal extended Kalman filter.
 
     Parameters
@@ -78,6 +83,8 @@ def filter_ratings(  # type: ignore[no-untyped-def]
         float32, s2 in units of the standardised rating
     drift
         float32, variance added to every coordinate that a rating touches
+    lowest
+        as in `move_rows`
     errors
         ndarray of float32, shape (n,), out: rating minus prediction from before learning it
 
@@ -112,7 +119,7 @@ def filter_ratings(  # type: ignore[no-untyped-def]
         if variance == np.float32(0.0):
             return False
         inverse = np.float32(1.0) / variance
-        move_rows(x, y, error, inverse, drift, user_mean, user_var, item_mean, item_var)
+        move_rows(x, y, error, inverse, drift, lowest, user_mean, user_var, item_mean, item_var)
     return True
 
 
@@ -121,7 +128,7 @@ def filter_with_influences(  # type: ignore[no-untyped-def]
     users, items, ratings, weights,
     user_mean, user_var, user_prior, user_influence, user_evidence, user_seen,
     item_mean, item_var, item_prior, item_influence, item_seen, item_featured,
-    prior_var, own_precision, bias_share, noise, drift, errors,
+    prior_var, own_precision, bias_share, noise, drift, lowest, errors,
 ):  # fmt: skip
     """`filter_ratings` with prior means that move, and users' influences learned: (4), (10), (11).
 
@@ -148,7 +155,7 @@ def filter_with_influences(  # type: ignore[no-untyped-def]
         float32, 1 / prior variance of a user's influence
     bias_share
         float32, 0 to 1, by how much influences on biases are learned
-    noise, drift, errors
+    noise, drift, lowest, errors
         as in `filter_ratings`, like what is returned
     """
     width = user_mean.shape[1]
@@ -156,7 +163,7 @@ def filter_with_influences(  # type: ignore[no-untyped-def]
     featured = item_featured.shape[1] > 0
     one = np.float32(1.0)
     prior_precision = one / prior_var
-    ones = fill(one)
+    ones, low = fill(one), fill(lowest)
     for n in range(users.size):
         if n + AHEAD < users.size:
             after, partner = users[n + AHEAD], items[n + AHEAD]
@@ -213,13 +220,15 @@ def filter_with_influences(  # type: ignore[no-untyped-def]
                 news = (user_kept * olds + load_first(item_influence, item, count)) * user_root
                 gains = smaller(load_first(user_var, user, count) * precisions, ones)
                 means = load_first(user_mean, user, count)
-                store_first(user_mean, user, count, means + gains * (news - olds))
+                means = larger(means + gains * (news - olds), low)
+                store_first(user_mean, user, count, means)
                 store_first(user_prior, user, count, news)
                 olds = load_first(item_prior, item, count)
                 own = load_first(user_influence, user, count)
                 news = (item_kept * olds + own) * item_root
                 gains = smaller(load_first(item_var, item, count) * precisions, ones)
                 means = load_first(item_mean, item, count) + gains * (news - olds)
+                means = larger(means, low)
                 rest = means - news
                 if featured:
                     rest = rest - load_first(item_featured, item, count)
@@ -228,7 +237,7 @@ def filter_with_influences(  # type: ignore[no-untyped-def]
                 store_first(user_influence, user, count, own + changes)
                 changes *= item_root
                 store_first(item_prior, item, count, news + changes)
-                store_first(item_mean, item, count, means + gains * changes)
+                store_first(item_mean, item, count, larger(means + gains * changes, low))
 
         product, spread = compare_features(x, y, user_mean, user_var, item_mean, item_var)
         error = ratings[n] - (user_mean[x, 0] + item_mean[y, 0] + product)
@@ -240,5 +249,5 @@ def filter_with_influences(  # type: ignore[no-untyped-def]
         if variance == np.float32(0.0):
             return False
         inverse = one / variance
-        move_rows(x, y, error, inverse, drift, user_mean, user_var, item_mean, item_var)
+        move_rows(x, y, error, inverse, drift, lowest, user_mean, user_var, item_mean, item_var)
     return True

@@ -23,7 +23,7 @@ __all__ = ["filter_new_users"]
 @nb.njit(cache=True, nogil=True, fastmath=FAST)
 def filter_new_users(  # type: ignore[no-untyped-def]
     starts, items, ratings, weights, user_mean, user_var, user_prior, item_mean, item_var,
-    item_influence, prior_var, noise, drift,
+    item_influence, prior_var, noise, drift, lowest,
 ):  # fmt: skip
     """`filter_with_influences`, or `filter_ratings`, of new users while items stay as they are.
 
@@ -39,7 +39,7 @@ def filter_new_users(  # type: ignore[no-untyped-def]
         float32, shape (items, rank + 1), read only; the last one (items, 0) for none
     prior_var
         float32, shape (rank + 1,), prior variance of each coordinate
-    noise, drift
+    noise, drift, lowest
         as in `filter_ratings`
 
     Returns
@@ -50,7 +50,7 @@ def filter_new_users(  # type: ignore[no-untyped-def]
     draws = item_influence.shape[1] > 0
     weighted = weights.size > 0
     one = np.float32(1.0)
-    least, ones = fill(MIN_VARIANCE), fill(one)
+    least, ones, low = fill(MIN_VARIANCE), fill(one), fill(lowest)
     precision = one / prior_var
     for x in range(starts.size - 1):
         seen = np.float32(0.0)
@@ -81,7 +81,8 @@ def filter_new_users(  # type: ignore[no-untyped-def]
                     var = load_first(user_var, user, count)
                     gains = smaller(var * load_first(precision, f, count), ones)
                     means = load_first(user_mean, user, count)
-                    store_first(user_mean, user, count, means + gains * (news - olds))
+                    means = larger(means + gains * (news - olds), low)
+                    store_first(user_mean, user, count, means)
                     store_first(user_prior, user, count, news)
             product, spread = compare_features(x, y, user_mean, user_var, item_mean, item_var)
             error = ratings[t] - (user_mean[x, 0] + item_mean[y, 0] + product)
@@ -99,7 +100,7 @@ def filter_new_users(  # type: ignore[no-untyped-def]
                 var = load_first(user_var, user, count)
                 moved = var * load_first(item_mean, item, count)
                 means = load_first(user_mean, user, count)
-                store_first(user_mean, user, count, means + moved * gain)
+                store_first(user_mean, user, count, larger(means + moved * gain, low))
                 left = larger(var - moved * moved * inverse, least) + drift
                 store_first(user_var, user, count, left)
     return True

@@ -17,7 +17,7 @@ F32 = npt.NDArray[np.float32]
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST)
 def sgd_ratings(  # type: ignore[no-untyped-def]
-    users, items, ratings, weights, user_mean, item_mean, step, regs, errors
+    users, items, ratings, weights, user_mean, item_mean, step, regs, lowest, errors
 ):
     """Learn one rating after another by stochastic gradient descent: equations (1) and (2).
 
@@ -35,6 +35,8 @@ def sgd_ratings(  # type: ignore[no-untyped-def]
         float32, the step size; a rating of weight w takes a step of w times its size
     regs
         ndarray of float32, shape (4,): lambda of user bias, item bias, user factor, item factor
+    lowest
+        float32, what no feature falls below, -inf for nothing
     errors
         ndarray of float32, shape (n,), out: rating minus prediction from before learning it
     """
@@ -59,8 +61,11 @@ def sgd_ratings(  # type: ignore[no-untyped-def]
         for f in range(1, width):
             um = user_mean[x, f]
             im = item_mean[y, f]
-            user_mean[x, f] = um + g * (error * im - regs[2] * um)
-            item_mean[y, f] = im + g * (error * um - regs[3] * im)
+            user_new = um + g * (error * im - regs[2] * um)
+            item_new = im + g * (error * um - regs[3] * im)
+            # not by max, which takes the bound for what is not a number
+            user_mean[x, f] = lowest if user_new < lowest else user_new
+            item_mean[y, f] = lowest if item_new < lowest else item_new
 
 
 def rating_gradients(

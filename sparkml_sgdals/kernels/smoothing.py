@@ -10,7 +10,7 @@ from sparkml_sgdals import _compiling as nb
 from sparkml_sgdals.kernels.checks import FAST
 from sparkml_sgdals.kernels.lanes import transpose_lanes
 from sparkml_sgdals.kernels.prefetch import AHEAD, prefetch_lines
-from sparkml_sgdals.kernels.vectors import LANES, load, square_root, store
+from sparkml_sgdals.kernels.vectors import LANES, fill, larger, load, square_root, store
 
 __all__ = ["smooth_ids"]
 
@@ -24,13 +24,13 @@ _WIDE: Final = 32
 @nb.njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
 def smooth_ids(  # type: ignore[no-untyped-def]
     first, last, starts, partners, ratings, weights, mean, prior_mean, pull, partner_mean,
-    partner_var, width, noise,
+    partner_var, width, noise, lowest,
 ):  # fmt: skip
     """`sweep_ids` for means alone, a rating counting for less where its partner is unsure: (12).
 
     Parameters
     ----------
-    first, last, starts, partners, ratings, weights, noise
+    first, last, starts, partners, ratings, weights, noise, lowest
         as in `sweep_ids`
     mean
         changed in place; an id without ratings is left as it is
@@ -60,12 +60,12 @@ def smooth_ids(  # type: ignore[no-untyped-def]
         elif count > _FEW:
             smooth_many(
                 x, starts, partners, ratings, weights, mean, prior_mean, pull, partner_mean,
-                partner_var, width, noise,
+                partner_var, width, noise, lowest,
             )  # fmt: skip
     if few.size:
         smooth_few(
             few, starts, partners, ratings, weights, mean, prior_mean, pull, partner_mean,
-            partner_var, width, noise,
+            partner_var, width, noise, lowest,
         )  # fmt: skip
 
 
@@ -73,7 +73,7 @@ def smooth_ids(  # type: ignore[no-untyped-def]
 @nb.njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy", inline="always")
 def smooth_few(  # type: ignore[no-untyped-def]
     ids, starts, partners, ratings, weights, mean, prior_mean, pull, partner_mean, partner_var,
-    width, noise,
+    width, noise, lowest,
 ):  # fmt: skip
     """`smooth_ids` of ids with few ratings each, some at a time, a lane an id.
 
@@ -83,7 +83,7 @@ def smooth_few(  # type: ignore[no-untyped-def]
     ----------
     ids
         int64, in order of their numbers of ratings, each at least 1
-    starts, partners, ratings, weights, noise
+    starts, partners, ratings, weights, noise, lowest
         as in `sweep_ids`
     mean, prior_mean, pull, partner_mean, partner_var, width
         as in `smooth_ids`; `mean` is changed in place
@@ -164,14 +164,17 @@ def smooth_few(  # type: ignore[no-untyped-def]
             store(moments, n, gain * (load(moments, n) - mine) - spread * mine)
             store(gains, n, one / (gain + load(squares, n) + spread))
         for f in range(width):
+            # biases may be below
+            low = fill(lowest if f > 0 else -np.float32(np.inf))
             for n in range(0, _WIDE, LANES):
                 to = f * _WIDE + n
                 moment = load(moments, to)
                 for t in range(count):
                     regressor = load(regressors, t * wide * _WIDE + to)
                     moment += regressor * load(errors, t * _WIDE + n)
-                step = load(gains, to) * moment
-                store(own, to, load(own, to) + step)
+                mine = load(own, to)
+                step = larger(load(gains, to) * moment, low - mine)
+                store(own, to, mine + step)
                 for t in range(count):
                     change = load(regressors, t * wide * _WIDE + to) * step
                     store(errors, t * _WIDE + n, load(errors, t * _WIDE + n) - change)
@@ -184,7 +187,7 @@ def smooth_few(  # type: ignore[no-untyped-def]
 @nb.njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy", inline="always")
 def smooth_many(  # type: ignore[no-untyped-def]
     x, starts, partners, ratings, weights, mean, prior_mean, pull, partner_mean, partner_var,
-    width, noise,
+    width, noise, lowest,
 ):  # fmt: skip
     """`smooth_ids` of one id."""
     one = np.float32(1.0)
@@ -234,6 +237,8 @@ def smooth_many(  # type: ignore[no-untyped-def]
         for t in range(count):
             moment += wt[t] * regressors[t, f] * errors[t]
         change = moment / (pull[x, f] + squares[f] + partner_sums[f])
+        if change < lowest - m[f] and f > 0:
+            change = lowest - m[f]
         for t in range(count):
             errors[t] -= change * regressors[t, f]
         mean[x, f] = m[f] + change

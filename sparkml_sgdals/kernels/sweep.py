@@ -37,6 +37,7 @@ def sweep_ids(  # type: ignore[no-untyped-def]
     partner_mean,
     partner_var,
     noise,
+    lowest,
     square_errors,
     variances,
 ):
@@ -60,6 +61,8 @@ def sweep_ids(  # type: ignore[no-untyped-def]
         the other side as `padded_rows`, read only
     noise
         float32, s2
+    lowest
+        float32, what no feature falls below, -inf for nothing; biases may
     square_errors, variances
         ndarray of float64, shape (ids,), out: for each id the weighted sums of e^2 and of V over
         its ratings after the update
@@ -170,6 +173,8 @@ def sweep_ids(  # type: ignore[no-untyped-def]
                 store(errors, t, error)
                 moments += load(columns, column + t) * error
             new = (summed(moments) + offsets[f]) * gains[f]
+            if new < lowest and f > 0:
+                new = lowest
             change = new - mean[x, f]
             last_column = column
             mean[x, f] = new

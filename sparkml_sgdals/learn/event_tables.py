@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -18,9 +19,12 @@ import pyarrow as pa
 from sparkml_sgdals.arrays.hashing import id_keys, pair_hash, start_factors
 from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.arrays.ratings import Ratings
+from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.arrays.threads import run_all
+from sparkml_sgdals.kernels.events.least_squares import solve_nonnegative
 from sparkml_sgdals.kernels.lanes import padded_rows
 from sparkml_sgdals.learn.events import confidences, learn_events
+from sparkml_sgdals.learn.features import FeaturePrior
 from sparkml_sgdals.learn.least_squares import (
     EventTable,
     Factors,
@@ -35,13 +39,15 @@ from sparkml_sgdals.learn.least_squares import (
 )
 from sparkml_sgdals.learn.rated_lists import lists_after
 from sparkml_sgdals.learn.solvers import not_finite, sweeps_settled
+from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.event_scores import known_done, memories_of, table_alone
 from sparkml_sgdals.state.factors import FactorTable
+from sparkml_sgdals.state.feature_values import start_featured
+from sparkml_sgdals.state.feature_weights import FeatureWeights
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import CHOSEN, Settings
 
 __all__ = [
-    "beside_user",
     "caught_up",
     "chosen_lambdas",
     "fit_events",
@@ -51,6 +57,7 @@ __all__ = [
     "said_by_events",
     "start_features",
     "user_system",
+    "weights_of_events",
 ]
 
 F32 = npt.NDArray[np.float32]
@@ -60,8 +67,9 @@ Progress = Callable[[int, float], None]
 
 
 def fit_events(
-    state: ModelState, ratings: Ratings, stops: Iterable[int], threads: int, progress: Progress
-) -> list[tuple[ModelState, list[float]]]:
+    state: ModelState, ratings: Ratings, stops: Iterable[int], threads: int, progress: Progress,
+    features: tuple[SparseRows | None, SparseRows | None] = (None, None),
+) -> list[tuple[ModelState, list[float]]]:  # fmt: skip
     """Learn a table of events, as `whole_table.fit_stops` learns one of ratings.
 
     A pass of the filter goes with it where the table is in the order of times, or the filter has
@@ -79,6 +87,8 @@ def fit_events(
         at most so many at once; they change no result
     progress : Progress
         called after each sweep with its number and the root of the mean squared error of an event
+    features : tuple[SparseRows | None, SparseRows | None]
+        what is known of users, and of items, beside their events
 
     Returns
     -------
@@ -95,6 +105,11 @@ def fit_events(
     if wanted[-1] == 0:
         return _each_with_its_stop(kept, wanted) if fresh else kept
     own = caught_up(state) if ratings.timed else state.copy()
+    ids = ratings.user_ids, ratings.item_ids
+    for side, some, rows, weights in zip(
+        (own.users, own.items), ids, features, own.features, strict=True
+    ):
+        start_featured(side, some, rows, weights)
     fit = _Fit.of(own, ratings)
     sweeps = partial(fit.sweep, [stop for stop in wanted if stop], threads, progress)
     filters = ratings.timed or own.events_learned > 0
@@ -102,8 +117,74 @@ def fit_events(
     for number, (factors, history) in enumerate(results, 1):
         target = own if number == len(results) else own.copy()
         fit.put_into(target, factors)
+        if fresh:
+            _learn_features(target, features, filters, threads)
         kept.append((target, history))
     return _each_with_its_stop(kept, wanted) if fresh else kept
+
+
+def _learn_features(
+    state: ModelState, features: tuple[SparseRows | None, SparseRows | None], filtered: bool,
+    threads: int,
+) -> None:  # fmt: skip
+    sides = state.users, state.items
+    users, items = (
+        None
+        if rows is None or not len(rows)
+        else weights_of_events(rows, side, other.size, filtered, threads)
+        for rows, side, other in zip(features, sides, sides[::-1], strict=True)
+    )
+    state.features = users, items
+
+
+def weights_of_events(
+    rows: SparseRows, side: FactorTable, partners: int, filtered: bool, threads: int
+) -> FeatureWeights:
+    """Learn what features say of ids that did nothing from those that tables held.
+
+    Parameters
+    ----------
+    rows : SparseRows
+        features by id
+    side : FactorTable
+        what was learned of one side of a model of events
+    partners : int
+        ids of the other side
+    filtered : bool
+        whether the filter has learned them too
+    threads : int
+        at most so many at once; they change no result
+
+    Raises
+    ------
+    ValueError
+        more columns have values than may have weights
+    """
+    settings = side.settings
+    held = np.flatnonzero((side.taste[:, 0] > 0.0) & (side.featured[:, 0] == 0.0))
+    prior = FeaturePrior(rows, side.index.ids(held))
+    own = held[prior.known]
+    taste = side.taste[own].astype(np.float64)
+    width = side.mean.shape[1]
+    means: F64 = np.hstack([side.mean[own] if filtered else np.zeros((own.size, width)), taste])
+    events = np.expm1(taste[:, :1])
+    # an id's own events against the weight that all pairs have besides
+    shares = events / (events + settings.unobserved_weight * partners)
+    variances = prior_variances(settings)
+    precision = np.empty_like(means)
+    precision[:, :width] = 1.0 / (variances + side.var[own])
+    # what an id is popular by is no part of where it starts, but for the mean
+    precision[:, width] = 0.0
+    precision[:, width + 1 :] = shares / max(float(shares.mean()), 1e-300) if own.size else 0.0
+    given = np.arange(means.shape[1]) >= width
+    bounds = (0, 1, width, width + 1, means.shape[1])
+    parts = tuple(slice(*two) for two in pairwise(bounds))
+    found = prior.of_events(means, precision, given, parts, threads)
+    if filtered and own.size:
+        found.start_var[:width] += side.var[own].mean(axis=0)
+    else:
+        found.start_var[:width] = variances
+    return found
 
 
 def _each_with_its_stop(
@@ -170,20 +251,6 @@ def caught_up(state: ModelState) -> ModelState:
     return twin
 
 
-def beside_user(state: ModelState, known: Callable[[], int]) -> float:
-    """Return what is put beside the weight of a user's events when it is shrunk.
-
-    Parameters
-    ----------
-    state : ModelState
-        that was fitted
-    known : Callable[[], int]
-        how many items the table had: of models that do not tell it was a0 for each
-    """
-    kept = state.weights_beside[0]
-    return kept if kept > 0.0 else state.settings.unobserved_weight * known()
-
-
 def user_system(
     settings: Settings, lam: float, features: F32, weights: F32, squares: F64, beside: float
 ) -> F64:
@@ -241,7 +308,8 @@ def folded_in(
         return taste
     system = user_system(settings, lam, features, weights, squares, beside)
     right = features[done[there]].astype(np.float64).T @ weights[done[there]]
-    taste[0], taste[1:] = np.log1p(np.count_nonzero(done & there)), np.linalg.solve(system, right)
+    solve = solve_nonnegative if settings.nonnegative else np.linalg.solve
+    taste[0], taste[1:] = np.log1p(np.count_nonzero(done & there)), solve(system, right)
     if not np.isfinite(taste).all():
         raise not_finite(settings)
     return taste
@@ -362,7 +430,7 @@ class _Fit:
         found: list[tuple[Factors, list[float]]] = []
         steps = fit_table(
             layouts, factors, lams, settings.unobserved_weight, stops[-1], threads,
-            priors,
+            priors, settings.lowest,
         )  # fmt: skip
         for number, (loss, errors) in enumerate(steps, 1):
             losses.append(loss)
@@ -379,8 +447,11 @@ class _Fit:
 
     def chosen(self, threads: int) -> float:
         """Return the lambda that the events held out speak for."""
-        weight = self.settings.unobserved_weight
-        return choose_regularisation(self.table, self.start, self.user_keys, weight, threads)
+        settings = self.settings
+        return choose_regularisation(
+            self.table, self.start, self.user_keys, settings.unobserved_weight, threads,
+            settings.lowest,
+        )  # fmt: skip
 
     def put_into(self, target: ModelState, factors: Factors) -> None:
         """Give a copy of the state that this was made of what is fitted."""
@@ -392,11 +463,16 @@ class _Fit:
             (target.users, target.items), (factors.users, factors.items), self.counts,
             (self.table.users, self.table.items), strict=True,
         ):  # fmt: skip
-            taste = side.taste
+            taste, featured = side.taste, side.featured
+            events = before + np.bincount(own[done], minlength=side.size)
+            # of other ids that no table held nothing is known
+            told = np.flatnonzero((featured > 0.0).any(axis=1) & (events == 0.0))
+            known_by_features = taste[told]
             taste[:, 1:] = unpadded(learned, rank)
-            taste[:, 0] = np.log1p(before + np.bincount(own[done], minlength=side.size))
-            # of ids that no table held nothing is known
+            taste[:, 0] = np.log1p(events)
             taste[taste[:, 0] <= 0.0] = 0.0
+            taste[told] = known_by_features
+            featured[events > 0.0] = 0.0
 
     def _priors(self) -> tuple[tuple[F32, F32], tuple[F32, F32]] | None:
         """Return what ids of earlier tables are drawn to, as strongly as their events then."""
@@ -417,17 +493,19 @@ class _Fit:
 def start_features(keys: npt.NDArray[np.uint64], side: int, settings: Settings) -> F32:
     """Features of ids before the first sweep, float32, shape (ids, table_rank)."""
     rank = settings.table_rank
-    features: F32 = start_factors(keys, side, rank, settings.seed, start_deviation(rank))[:, 1:]
+    start = start_factors(keys, side, rank, settings.seed, start_deviation(rank), settings.lowest)
+    features: F32 = start[:, 1:]
     return features
 
 
 def _start(side: FactorTable, settings: Settings) -> F32:
     features = start_features(id_keys(side.index.ids()), side.side, settings)
-    known = side.taste[:, 0] > 0
+    known = _events_in_tables(side) > 0
     features[known] = side.taste[known, 1:]
     return features
 
 
 def _events_in_tables(side: FactorTable) -> F64:
     counts: F64 = np.rint(np.expm1(side.taste[:, 0].astype(np.float64)))
+    counts[(side.featured > 0.0).any(axis=1)] = 0.0
     return counts

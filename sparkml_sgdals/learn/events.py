@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from sparkml_sgdals.arrays.hashing import USER_SIDE, id_keys, pair_hash
 from sparkml_sgdals.arrays.ratings import Ratings
+from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.kernels.checks import check_rows
 from sparkml_sgdals.kernels.events.draws import cumulate, draw_events, guide_draws, note_done
 from sparkml_sgdals.kernels.events.filter import CONTEXT_ITEMS, filter_events, finite_rows
@@ -26,6 +27,7 @@ from sparkml_sgdals.state.columns import FactorColumns
 from sparkml_sgdals.state.event_memory import HALF_LIVES, ItemMemory, with_room
 from sparkml_sgdals.state.event_scores import even_parts, known_done, memories_of, rows_of_keys
 from sparkml_sgdals.state.factors import FactorTable
+from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.partners import PartnerWeight, last_of_lists
 from sparkml_sgdals.state.settings import Settings
@@ -62,12 +64,16 @@ class LearnedEvents:
     sums: BatchSums
 
 
-def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> LearnedEvents:
+def learn_events(
+    state: ModelState, ratings: Ratings, judge: bool = False,
+    features: tuple[SparseRows | None, SparseRows | None] = (None, None),
+) -> LearnedEvents:  # fmt: skip
     """Learn each row of a table of events once, in place.
 
     A rating r counts as (1 + alpha r) / (1 + alpha) events; one of 0 or less says that the user
     does not like the item, as in ALS. With `judge`, and a ranking size in the settings, the items
-    are ranked before any row is learned: `learn.event_ranks`.
+    are ranked before any row is learned: `learn.event_ranks`. Ids that are new start where
+    `features` say, of users and of items.
 
     Raises
     ------
@@ -77,8 +83,14 @@ def learn_events(state: ModelState, ratings: Ratings, judge: bool = False) -> Le
     sizes = state.users.size, state.items.size
     work = None
     try:
-        user_rows, new_users = state.users.ensure(ratings.user_ids)
-        item_rows, new_items = state.items.ensure(ratings.item_ids)
+        ids = ratings.user_ids, ratings.item_ids
+        for table, own, rows, weights in zip(
+            (state.users, state.items), ids, features, state.features, strict=True
+        ):
+            start_featured(table, own, rows, weights)
+        user_rows, _ = state.users.ensure(ratings.user_ids)
+        item_rows, _ = state.items.ensure(ratings.item_ids)
+        new_users, new_items = state.users.size - sizes[0], state.items.size - sizes[1]
         check_rows(ratings.users, user_rows.size, "user")
         check_rows(ratings.items, item_rows.size, "item")
         work = _Work(state, ratings, user_rows, item_rows)
@@ -237,7 +249,8 @@ def fold_in_events(
     mean, var = user.mean.copy(), user.var.copy()
     filter_events(
         ratings.users, places[rows], ratings.values, confidences(settings, ratings), 0, count,
-        places[recent], places[drawn], np.float32(settings.drift), mean, var,
+        places[recent], places[drawn], np.float32(settings.drift), np.float32(settings.lowest),
+        mean, var,
         items.mean[wanted], items.var[wanted], memory.context[wanted],
         memory.context_var[wanted], np.empty((count, 2)),
     )  # fmt: skip
@@ -352,8 +365,9 @@ class _Work:
             kept |= touched
             filter_events(
                 r.users, self.items, r.values, self.weights, begin, end, recent, drawn,
-                np.float32(settings.drift), self.users.mean, self.users.var, state.items.mean,
-                state.items.var, memory.context, memory.context_var, odds[: end - begin],
+                np.float32(settings.drift), np.float32(settings.lowest), self.users.mean,
+                self.users.var, state.items.mean, state.items.var, memory.context,
+                memory.context_var, odds[: end - begin],
             )  # fmt: skip
             if settings.pairs_items:
                 b = self.believed
@@ -392,7 +406,8 @@ class _Work:
         counted = descend_events(
             r.users, self.items, r.values, self.weights, state.events_learned,
             settings.num_negatives, np.float32(settings.step_size), np.float32(settings.regs[2]),
-            np.float32(settings.regs[3]), self.users.mean, state.items.mean,
+            np.float32(settings.regs[3]), np.float32(settings.lowest), self.users.mean,
+            state.items.mean,
             known[np.argsort(last[known])].astype(np.int32), last, touched,
         )  # fmt: skip
         note_done(r.users, self.items, r.values, self.done, self.starts, self.lengths)

@@ -40,6 +40,9 @@ _START_ROUNDS: Final = 6
 _START_PASSES: Final = 2
 _FIRST_VARIANCE: Final = 0.01
 _LEAST_VARIANCE: Final = 1e-8
+_EVENT_ROUNDS: Final = 6
+_LEAST_SHARE: Final = 1e-8
+"""of a target's spread, that a weight may have as its variance"""
 _TARGETS: Final = 8
 """Coordinates that are regressed at once."""
 _MOST_IN_PAIRS: Final = 1024
@@ -149,6 +152,7 @@ class FeaturePrior:
         add_products(*self._csr, self.weights - before, moved)
         side.prior_mean[known] += moved.astype(np.float32)
         side.mean[known] += (c / v * moved).astype(np.float32)
+        side.bound(known)
         self.given[known] += moved.astype(np.float32)
         _learn_variance(self.weights, self._var, self._prior_var)
 
@@ -185,6 +189,56 @@ class FeaturePrior:
             start_var=spread.astype(np.float32),
         )
 
+    def of_events(
+        self, means: F64, precision: F64, given: npt.NDArray[np.bool_], parts: tuple[slice, ...],
+        threads: int,
+    ) -> FeatureWeights:  # fmt: skip
+        """Return what features say of ids without events: docs/positive-only.md, (13).
+
+        Parameters
+        ----------
+        means : F64
+            float64, shape (known, targets), of the ids that have a vector, once they are learned
+        precision : F64
+            float64, of the same shape, how much each says, where `given` only against each other
+        given : npt.NDArray[np.bool_]
+            shape (targets,), whether how far ids lie from what features say is to be learned
+        parts : tuple[slice, ...]
+            targets over which one variance of a column's weights is learned
+        threads : int
+            at most so many at once; they change no result
+        """
+        shape = self.columns.size + 1, means.shape[1]
+        weights = np.zeros(shape)
+        spread = _about(means, precision)
+        prior_var = np.repeat(spread[None, :], shape[0], axis=0)
+        variances = prior_var.copy()
+        apart = means.copy()
+        for _ in range(_EVENT_ROUNDS):
+            known = np.where(given, precision / spread, precision)
+            self._regress(
+                known, known * apart, weights, variances, prior_var, _START_PASSES, threads
+            )
+            squares = weights**2 + variances
+            for part in parts:
+                prior_var[:, part] = squares[:, part].mean(axis=1, keepdims=True)
+            np.maximum(prior_var, _LEAST_SHARE * spread, out=prior_var)
+            apart = means.copy()
+            add_products(*self._csr, -weights, apart)
+            spread = _about(apart, precision)
+        if means.size:
+            # new ids are on average what those are that have events, each counted once
+            weights[0] += apart.mean(axis=0)
+        return FeatureWeights(
+            size=self.size,
+            names=self.names,
+            columns=self.columns.astype(np.int32),
+            centres=self.centre.astype(np.float32),
+            prior=np.empty((shape[0], 0), np.float32),
+            start=self._unscaled(weights),
+            start_var=spread.astype(np.float32),
+        )
+
     def _unscaled(self, weights: F64) -> F32:
         whole = weights.copy()
         whole[1:] /= self.scale[:, None]
@@ -214,6 +268,13 @@ class FeaturePrior:
             ],
             threads,
         )
+
+
+def _about(means: F64, precision: F64) -> F64:
+    """Weighted mean square of each column, and never nothing."""
+    total = np.maximum(precision.sum(axis=0), 1e-300)
+    squares: F64 = (precision * means**2).sum(axis=0) / total
+    return np.maximum(squares, 1e-12)
 
 
 def _learn_variance(weights: F64, variances: F64, prior_var: F64) -> None:
@@ -353,7 +414,10 @@ def _weights_after(
     apart = weights.prior_means(own) - learned.featured[at]
     gain = np.minimum(learned.var[at] / prior_variances(settings), np.float32(1.0))
     learned.featured[at] += apart
-    learned.mean[at] += gain * apart
+    moved = learned.mean[at] + gain * apart
+    if settings.nonnegative:
+        np.maximum(moved[:, 1:], np.float32(settings.lowest), out=moved[:, 1:])
+    learned.mean[at] = moved
     assert weights.sums is not None
     moves = learned.mean[at] - mean
     return replace(weights, sums=_added(weights.sums, own, moves, np.zeros(at.size, bool)))

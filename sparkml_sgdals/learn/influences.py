@@ -143,6 +143,7 @@ def learn_influence(
     run_all([partial(learn, first) for first in range(0, width, together)], threads)
     side.prior_mean += moved
     side.mean += side.var / side.prior_var * moved
+    side.bound()
 
 
 def _coordinates_at_once(width: int, threads: int) -> int:
@@ -229,7 +230,7 @@ def run_influence_filter(
         item.mean, item.var, item.drawn, item.influence, item.seen, item.featured,
         prior_variances(settings), np.float32(1.0 / USER_INFLUENCE),
         np.float32(1.0 / (1.0 + (crowd / _CONCENTRATED) ** 2)),
-        np.float32(settings.noise), np.float32(settings.drift), errors,
+        np.float32(settings.noise), np.float32(settings.drift), np.float32(settings.lowest), errors,
     )  # fmt: skip
     if not learned:
         raise without_variance(settings)

@@ -7,7 +7,7 @@ Spark. docs/positive-only.md has the equations.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -22,11 +22,13 @@ from sparkml_sgdals.kernels.checks import check_reach
 from sparkml_sgdals.kernels.events.least_squares import descend_ids, gram, rank_held
 from sparkml_sgdals.kernels.lanes import padded_rows, padded_width
 from sparkml_sgdals.learn.solvers import over_ids
+from sparkml_sgdals.state.model_state import ModelState
 
 __all__ = [
     "MOST_CHOOSING",
     "EventTable",
     "Factors",
+    "beside_user",
     "choose_regularisation",
     "descend_half",
     "fit_table",
@@ -180,6 +182,20 @@ def weights_beside(weights: tuple[F64, F64]) -> tuple[float, float]:
     return users, items
 
 
+def beside_user(state: ModelState, known: Callable[[], int]) -> float:
+    """Return what is put beside the weight of a user's events when it is shrunk.
+
+    Parameters
+    ----------
+    state : ModelState
+        that was fitted
+    known : Callable[[], int]
+        how many items the table had: of models that do not tell it was a0 for each
+    """
+    kept = state.weights_beside[0]
+    return kept if kept > 0.0 else state.settings.unobserved_weight * known()
+
+
 def shrinkage(weights: F64, beside: float, lam: float) -> F32:
     """Return l = lambda (n + `weight_beside`) of each id."""
     return (lam * (weights + beside)).astype(np.float32)
@@ -204,6 +220,7 @@ def descend_half(
     regs: F32,
     threads: int,
     prior: tuple[F32, F32] | None = None,
+    lowest: float = -math.inf,
 ) -> float:
     """Update one side in place; the weighted sum of squared errors of its events afterwards.
 
@@ -223,6 +240,8 @@ def descend_half(
         at most so many at once; they change no result
     prior : tuple[F32, F32] | None
         what the ids are drawn to besides 0, as `factors`, and how strongly, shape (ids,)
+    lowest : float
+        what no factor falls below: 0, or -inf for none
     """
     check_reach(layout.reach, partners.shape[0], "partner")
     before, pulls = prior or (factors[:0], regs[:0])
@@ -232,7 +251,8 @@ def descend_half(
     def sweep(first: int, last: int) -> None:
         descend_ids(
             first, last, layout.starts, layout.partners, layout.values, layout.weights, factors,
-            partners, products, np.float32(unobserved), regs, before, pulls, square_errors,
+            partners, products, np.float32(unobserved), regs, np.float32(lowest), before, pulls,
+            square_errors,
         )  # fmt: skip
 
     over_ids(sweep, layout, threads)
@@ -247,6 +267,7 @@ def fit_table(
     sweeps: int,
     threads: int,
     priors: tuple[tuple[F32, F32], tuple[F32, F32]] | None = None,
+    lowest: float = -math.inf,
 ) -> Iterator[tuple[float, float]]:
     """Sweep users, then items, in place; give the loss and the events' share of it after each.
 
@@ -266,6 +287,8 @@ def fit_table(
         at most so many at once; they change no result
     priors : tuple[tuple[F32, F32], tuple[F32, F32]] | None
         of users and of items, as `descend_half`
+    lowest : float
+        what no factor falls below: 0, or -inf for none
     """
     sides, others = (factors.users, factors.items), (factors.items, factors.users)
     weights = id_weights(layouts[0]), id_weights(layouts[1])
@@ -279,15 +302,16 @@ def fit_table(
         for n in (0, 1):
             errors = descend_half(
                 layouts[n], sides[n], others[n], squares, unobserved, regs[n], threads,
-                None if priors is None else priors[n],
+                None if priors is None else priors[n], lowest,
             )  # fmt: skip
             last, squares = squares, gram_of(sides[n], threads)
         yield errors + unobserved * float((last * squares).sum()), errors
 
 
 def choose_regularisation(
-    table: EventTable, start: Factors, keys: U64, unobserved: float, threads: int
-) -> float:
+    table: EventTable, start: Factors, keys: U64, unobserved: float, threads: int,
+    lowest: float = -math.inf,
+) -> float:  # fmt: skip
     """Return the lambda under which events held out stand highest among what was not done.
 
     A twentieth of the events is held out. Values 1.5 apart are tried, each by a few sweeps from the
@@ -307,6 +331,8 @@ def choose_regularisation(
         weight of every pair, a0
     threads : int
         at most so many at once; they change no result
+    lowest : float
+        what no factor falls below: 0, or -inf for none
     """
     if start.users.shape[1] > _TRIED_RANK:
         start = Factors.start(start.users[:, :_TRIED_RANK], start.items[:, :_TRIED_RANK])
@@ -329,7 +355,9 @@ def choose_regularisation(
         if number not in values:
             factors = start.copy()
             lam = first * _STEP**number
-            sweeps = fit_table(layouts, factors, (lam, lam), unobserved, _TRIED_SWEEPS, threads)
+            sweeps = fit_table(
+                layouts, factors, (lam, lam), unobserved, _TRIED_SWEEPS, threads, lowest=lowest
+            )
             errors = [errors for _, errors in sweeps][-1]
             said = 0.0 if judge is None else judge.mean(factors, threads)
             values[number] = said if errors < _VANISHED * total else -1.0

@@ -93,7 +93,7 @@ def learn_batch(
             begun = caught_up(state)
         forgotten = forget_idle(begun, ratings)
         try:
-            done = learn_events(begun, ratings, judge=True)
+            done = learn_events(begun, ratings, judge=True, features=features)
         except BaseException:
             state.users = known
             raise
@@ -282,7 +282,7 @@ def fold_in(held: HeldItems, ratings: Ratings, item_rows: I64, kind: IdKind) -> 
     learned = filter_new_users(
         layout.starts, layout.partners, layout.values, layout.weights, mean, var, drawn,
         held.mean, held.var, held.influence, prior_variances(settings),
-        np.float32(settings.noise), np.float32(settings.drift),
+        np.float32(settings.noise), np.float32(settings.drift), np.float32(settings.lowest),
     )  # fmt: skip
     if not learned:
         raise without_variance(settings)

@@ -128,6 +128,7 @@ def _half(
         smooth_ids(
             first, last, layout.starts, layout.partners, layout.values, layout.weights, mean,
             *prior, partner_mean, partner_var, settings.rank + 1, np.float32(settings.noise),
+            np.float32(settings.lowest),
         )  # fmt: skip
 
     threads = min(os.cpu_count() or 1, _THREADS) if layout.partners.size >= _LARGE else 1

@@ -66,6 +66,13 @@ class Side:
     var: F32
     prior_mean: F32
     prior_var: F32
+    lowest: float = -math.inf
+    """what no feature falls below"""
+
+    def bound(self, rows: I64 | slice = slice(None)) -> None:
+        """Raise features of some ids that fell below the bound to it."""
+        if self.lowest > -math.inf:
+            self.mean[rows, 1:] = np.maximum(self.mean[rows, 1:], np.float32(self.lowest))
 
     def learn_prior(self, rated: npt.NDArray[np.bool_]) -> None:
         """Set the prior variance of each coordinate from the rated ids: algorithm.md (6)."""
@@ -122,7 +129,7 @@ def half_sweep(
         sweep_ids(
             first, last, layout.starts, layout.partners, layout.values, layout.weights,
             side.mean, side.var, side.prior_mean, side.prior_var, *partners,
-            np.float32(noise), square_errors, variances,
+            np.float32(noise), np.float32(side.lowest), square_errors, variances,
         )  # fmt: skip
 
     over_ids(sweep, layout, threads)
@@ -156,7 +163,7 @@ def run_filter(
     learned = filter_ratings(
         users.astype(np.int32, copy=False), items.astype(np.int32, copy=False), values, weights,
         user_mean, user_var, item_mean, item_var,
-        np.float32(settings.noise), np.float32(settings.drift), errors,
+        np.float32(settings.noise), np.float32(settings.drift), np.float32(settings.lowest), errors,
     )  # fmt: skip
     if not learned:
         raise without_variance(settings)
@@ -242,7 +249,8 @@ def run_sgd(
     sgd_ratings(
         users.astype(np.int32, copy=False), items.astype(np.int32, copy=False), values, weights,
         user_mean, item_mean,
-        np.float32(settings.step_size), np.array(settings.regs, np.float32), errors,
+        np.float32(settings.step_size), np.array(settings.regs, np.float32),
+        np.float32(settings.lowest), errors,
     )  # fmt: skip
     return errors
 
@@ -269,6 +277,8 @@ def run_minibatches(
             sums = np.zeros((touched.size, mean.shape[1]))
             np.add.at(sums, position, gradients)
             mean[touched] += (settings.step_size * sums).astype(np.float32)
+            if settings.nonnegative:
+                mean[touched, 1:] = np.maximum(mean[touched, 1:], np.float32(settings.lowest))
         # from after the step: where a stream's micro-batch is the only mini-batch, no next one
         # would see that this one overshot
         _, _, after = rating_gradients(

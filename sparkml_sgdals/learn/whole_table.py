@@ -85,7 +85,7 @@ def fit_ratings(
     """
     if state.settings.learns_events:
         ((learned, history),) = fit_stops(
-            ratings, state, [state.settings.max_iter], threads, progress
+            ratings, state, [state.settings.max_iter], threads, progress, features
         )
         state.restore(learned)
         return history
@@ -133,7 +133,7 @@ def fit_stops(
     """
     wanted = sorted(stops)
     if state.settings.fits_events:
-        return fit_events(state, ratings, wanted, threads, progress)
+        return fit_events(state, ratings, wanted, threads, progress, features)
     if state.settings.learns_events:
         # one pass, whatever max_iter: an event counts once
         learn_events(state, ratings)
@@ -299,17 +299,17 @@ class _Work:
         target.features = weights[0], weights[1]
 
     def _gather(self, table: FactorTable, rows: I64, known: int) -> Side:
-        mean = table.mean[rows]
+        mean, lowest = table.mean[rows], self.settings.lowest
         if self.settings.solver != "bayes":
-            return Side(mean, _zero_row(0), _zero_row(0), _zero_row(0))
+            return Side(mean, _zero_row(0), _zero_row(0), _zero_row(0), lowest)
         var = table.var[rows]
         if self.fresh:
             prior = prior_variances(self.settings)[None, :]
-            return Side(mean, var, _zero_row(prior.shape[1]), prior)
+            return Side(mean, var, _zero_row(prior.shape[1]), prior, lowest)
         own = (rows < known)[:, None]
         if self.settings.featured:
             own = own | (table.featured[rows] != 0.0).any(axis=1)[:, None]
-        return Side(mean, var, np.where(own, mean, np.float32(0.0)), var.copy())
+        return Side(mean, var, np.where(own, mean, np.float32(0.0)), var.copy(), lowest)
 
     def _baseline(self) -> tuple[Side, Side]:
         """Return a model of rank 0, which is filtered too: what features have to beat."""

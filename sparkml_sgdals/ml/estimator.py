@@ -178,7 +178,7 @@ class StreamingBiasedALS(
     implicitPrefs : bool, default False
         whether rows are events (positive-only feedback), not ratings; for 'bayes' and 'isgd'
     nonnegative : bool, default False
-        whether features must not be negative; true is refused
+        whether features must not be negative; biases may be
     alpha : float, default 1.0
         under implicitPrefs an event of rating r counts (1 + alpha r) / (1 + alpha) times; at
         least 0

@@ -75,11 +75,14 @@ class FeatureTables(LearningParams):
 
     def _check_features(self, streams: bool = False) -> None:
         """Raise ValueError where the solver, or what rows are, has no use for features."""
-        if self.getImplicitPrefs():
-            self._refuse_features("Features are learned from ratings, and implicitPrefs is True")
         if self.getSolver() != "bayes":
             self._refuse_features(
                 f"Features are learned by solver 'bayes', and solver is {self.getSolver()!r}"
+            )
+        if streams and self.getImplicitPrefs():
+            self._refuse_features(
+                "fitStream starts from nothing, and what features say of events is learned from "
+                "tables: fit one, then call updateStream on its model. For fitStream"
             )
         if self.getMaxIter() == 0 and not streams:
             self._refuse_features("Features are learned by sweeps, and maxIter is 0")
@@ -197,16 +200,18 @@ class ModelFeatures(FeatureParams):
         -------
         DataFrame of side ("user" or "item"), feature (its name by pyspark.ml's metadata, else its
         place in the vector), bias (what one unit adds to the id's bias), features (to its
-        features)
+        features, those of userFactors and itemFactors)
         """
         parts = []
-        spread = self._state.scale.spread
+        spread, settings = self._state.scale.spread, self._state.settings
+        # of a model of events features are those of the table
+        first = settings.rank + 2 if settings.fits_events else 1
         for side, weights in zip(SIDES, self._state.features, strict=True):
             if weights is None:
                 continue
             names = np.array(feature_names(weights), object)[weights.columns]
             parts += [
-                (side, str(name), float(row[0] * spread), (row[1:] * np.sqrt(spread)).tolist())
+                (side, str(name), float(row[0] * spread), (row[first:] * np.sqrt(spread)).tolist())
                 for name, row in zip(names, weights.start[1:].astype(float), strict=True)
             ]
         return active_session().createDataFrame(parts, FEATURE_WEIGHTS_DDL)

@@ -29,6 +29,7 @@ from sparkml_sgdals.ml.version_methods import VersionMethods
 from sparkml_sgdals.predict.scoring import FactorFrames, ScoreColumns, score
 from sparkml_sgdals.spark_jobs import active_session
 from sparkml_sgdals.state.event_scores import serving_state
+from sparkml_sgdals.state.event_starts import event_starts
 from sparkml_sgdals.state.factors import put_features
 from sparkml_sgdals.state.model_state import ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
@@ -163,19 +164,27 @@ class StreamingBiasedALSModel(
         if self._frames is None or self._frames[0] != key:
             frames = (self._factors(spark, side, key[1]) for side in ("users", "items"))
             self._frames = (key, FactorFrames(*frames))
-        return score(dataset, state, self._frames[1], columns)
+        starts = (
+            event_starts(self._state, state)
+            if any(columns.features) and self._state.settings.learns_events
+            else (None, None)
+        )
+        return score(dataset, state, self._frames[1], columns, starts)
 
     # ---- start from ALS ---------------------------------------------------------------------
 
     @classmethod
-    def fromALS(cls, als_model: ALSModel) -> StreamingBiasedALSModel:
+    def fromALS(cls, als_model: ALSModel, nonnegative: bool = False) -> StreamingBiasedALSModel:
         """Start a model from the factors of Spark's own ALSModel; it learns on from there.
 
         Its predictions for known pairs are ALS's, until its first update; they are clipped only
-        once a rating has been seen. Variances start at the defaults' priors.
+        once a rating has been seen. Variances start at the defaults' priors. With `nonnegative` no
+        feature becomes negative; ValueError where one of ALS is.
         """
         # ALS's features are far from their prior: partners would take all of that for news
-        settings = default_settings(rank=als_model.rank, implicit_prior=False)
+        settings = default_settings(
+            rank=als_model.rank, implicit_prior=False, nonnegative=nonnegative
+        )
         state = ModelState.empty(settings, "int", "int")
         for table, factors in (
             (state.users, als_model.userFactors),

@@ -19,6 +19,8 @@ from pyspark.sql import functions as F
 from sparkml_sgdals.spark_workers import need_workers
 from sparkml_sgdals.state.columns import list_column
 from sparkml_sgdals.state.factors import FactorTable
+from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.state.vectors import public_means
 from sparkml_sgdals.store.objects import ObjectStore
 from sparkml_sgdals.store.overlay import Overlay
 from sparkml_sgdals.store.packed_rows import Packed, RowShape, search_keys
@@ -148,7 +150,8 @@ def public_in_place(
     id_type = held.index.type_name(id_type)
     kind = "bigint" if held.index.kind == "int" else "string"
     ddl = f"id {kind}, features array<float>, bias float"
-    frame = stored_frame(spark, stored_rows(stored, side), _Public(spread), ddl)
+    columns = _Public(spread, held.settings)
+    frame = stored_frame(spark, stored_rows(stored, side), columns, ddl)
     frame = frame.withColumn("id", F.col("id").cast(id_type))
     return frame.unionByName(in_memory) if stored.changed(side).size else frame
 
@@ -198,9 +201,10 @@ class _Public:
     """Id, features and bias in units of the ratings."""
 
     spread: float
+    settings: Settings
 
     def __call__(self, packed: Packed) -> dict[str, pa.Array]:
-        mean = packed.column("mean")
+        mean = public_means(packed.column("mean"), self.settings)
         features = mean[:, 1:] * np.float32(np.sqrt(self.spread))
         return {
             "id": packed.ids(),

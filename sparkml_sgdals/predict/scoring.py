@@ -23,14 +23,16 @@ from pyspark.sql.types import StructType
 from sparkml_sgdals.arrays.hashing import USER_SIDE
 from sparkml_sgdals.ingest.columns import id_column
 from sparkml_sgdals.kernels.events.judges import FLOOR, NEVER
-from sparkml_sgdals.predict.feature_scoring import start_unknown
+from sparkml_sgdals.predict.feature_scoring import start_unknown, start_unknown_of_events
 from sparkml_sgdals.spark_jobs import BROADCAST_IDS, gathered
 from sparkml_sgdals.spark_workers import need_workers
 from sparkml_sgdals.state.columns import list_column, prior_variances
 from sparkml_sgdals.state.event_scores import tastes_of
+from sparkml_sgdals.state.event_starts import EventStarts
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.partners import Partners
+from sparkml_sgdals.state.vectors import public_means
 
 __all__ = ["FactorFrames", "ScoreColumns", "factor_frame", "public_factors", "score"]
 
@@ -100,8 +102,10 @@ def public_factors(
     """
     ids = table.index.ids()
     order = pa.compute.array_sort_indices(ids).to_numpy(zero_copy_only=False)
-    features = tastes_of(table)[order, 1:] * np.float32(np.sqrt(spread))
-    biases = table.mean[order, 0] * np.float32(spread)
+    mean = public_means(table.mean[order], table.settings)
+    tastes = tastes_of(table)[order] if table.settings.fits_events else mean
+    features = tastes[:, 1:] * np.float32(np.sqrt(spread))
+    biases = mean[:, 0] * np.float32(spread)
     if table.settings.fits_events and table.side == USER_SIDE:
         # what a user's judgements are multiplied with is no bias
         biases = np.zeros_like(biases)
@@ -120,9 +124,12 @@ def public_factors(
 
 
 def score(
-    df: DataFrame, state: ModelState, frames: FactorFrames, columns: ScoreColumns
-) -> DataFrame:
+    df: DataFrame, state: ModelState, frames: FactorFrames, columns: ScoreColumns,
+    starts: tuple[EventStarts | None, EventStarts | None] = (None, None),
+) -> DataFrame:  # fmt: skip
     """Add predictions to pairs, keeping every column and, but for 'drop', every row.
+
+    Of a model of events `starts` says where ids start that it does not know.
 
     Raises
     ------
@@ -147,9 +154,13 @@ def score(
     # fresh names, so that tables derived from the model's own factors join without ambiguity
     tag = uuid.uuid4().hex[:12]
     schema: StructType = df.schema
-    if state.heard is not None:
+    runs_python = state.heard is not None or any(
+        start is not None and vector is not None
+        for start, vector in zip(starts, columns.features, strict=True)
+    )
+    if runs_python:
         need_workers(df.sparkSession)
-    joined = df if state.heard is None else gathered(df)
+    joined = gathered(df) if runs_python else df
     helpers = []
     for side, param, name, frame, table, size in (
         ("user", "userCol", columns.user, frames.users, state.users, state.ids[0]),
@@ -173,12 +184,15 @@ def score(
         joined = joined.withColumn(key, id_column(schema, param, name, table.index.kind))
         joined = joined.join(factors, F.col(key) == F.col(known), "left")
     is_known = []
-    for side, vector, weights in zip(
-        ("user", "item"), columns.features, state.features, strict=True
+    for side, vector, weights, start in zip(
+        ("user", "item"), columns.features, state.features, starts, strict=True
     ):
         here = F.col(f"__{side}_id_{tag}").isNotNull()
-        if vector is not None and weights is not None:
-            joined = start_unknown(joined, side, vector, weights, tag)
+        if vector is not None and (weights is not None or start is not None):
+            if start is not None:
+                joined = start_unknown_of_events(joined, side, vector, start, tag)
+            elif weights is not None:
+                joined = start_unknown(joined, side, vector, weights, tag)
             helpers.append(f"__{side}_vector_{tag}")
             here = here | F.col(f"__{side}_vector_{tag}").isNotNull()
         is_known.append(here)

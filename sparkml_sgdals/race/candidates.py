@@ -90,6 +90,7 @@ def _take_over(own: FactorTable, other: FactorTable, ratio: float) -> None:
     scaled.rescale(0.0, ratio)
     both = own.settings, other.settings
     own.take_over(scaled, rows, both)
+    own.bound()
     if isinstance(own.memory, UserMemory) and isinstance(other.memory, UserMemory):
         for row, done in zip(rows.tolist(), other.memory.done, strict=True):
             own.memory.done[row] = done

@@ -378,11 +378,15 @@ class StreamingGridSearch(Params):
                 "rankingSize is 0, and a race of events is judged by MRR@rankingSize: set it to 1 "
                 "or more."
             )
-        if self.getOrDefault(self.challengers) and len({own.solver for own in settings}) > 1:
-            raise ValueError(
-                "challengers cannot start from the leader where candidates of events differ in "
-                "solver: set challengers to 0, or one solver on the estimator."
-            )
+        for name in ("solver", "nonnegative"):
+            if (
+                self.getOrDefault(self.challengers)
+                and len({getattr(s, name) for s in settings}) > 1
+            ):
+                raise ValueError(
+                    "challengers cannot start from the leader where candidates of events differ "
+                    f"in {name}: set challengers to 0, or one {name} on the estimator."
+                )
 
 
 def _starting_from(
@@ -412,6 +416,11 @@ def _starting_from(
         raise ValueError(
             f"initialModel learned events by solver {held.solver!r}, and candidates of solver "
             f"{', '.join(sorted(others))!r} cannot start from it: set solver on the estimator."
+        )
+    if held.learns_events and any(own.nonnegative != held.nonnegative for own in settings):
+        raise ValueError(
+            f"initialModel learned events with nonnegative={held.nonnegative}, and candidates of "
+            "the other cannot start from it: set nonnegative on the estimator as in the model."
         )
     return tuple(started_from(held, own) for own in settings)
 

@@ -261,7 +261,9 @@ def _draws(settings: Settings) -> bool:
 
 
 def _start_means(settings: Settings, side: int, ids: pa.Array) -> F32:
-    return start_factors(id_keys(ids), side, settings.rank, settings.seed, settings.init_std)
+    return start_factors(
+        id_keys(ids), side, settings.rank, settings.seed, settings.init_std, settings.lowest
+    )
 
 
 def _start_variances(settings: Settings, _side: int, _ids: pa.Array) -> F32:
@@ -281,6 +283,8 @@ def _drawn(settings: Settings) -> int:
 
 
 def _featured(settings: Settings) -> int:
+    if settings.learns_events:
+        return 1 if settings.featured and settings.fits_events else 0
     return _coordinates(settings) if settings.featured else 0
 
 
@@ -316,8 +320,9 @@ class FactorColumns(ColumnSet):
         log(1 + events of the id in it), which is 0 for ids that were not in it, then features; (n,
         0) for other models
     featured
-        float32, shape (n, rank + 1), prior mean that the id's features give, beside `drawn`; (n, 0)
-        for models without features
+        float32, shape (n, rank + 1), prior mean that the id's features give, beside `drawn`; of
+        models of events (n, 1), 1 where `taste` is what features say, as no table held the id; (n,
+        0) for models without features
     """
 
     mean = Column[F32](_coordinates, start=_start_means, unit="mean", predicts=True)

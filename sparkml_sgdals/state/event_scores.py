@@ -65,7 +65,7 @@ def serving_state(state: ModelState) -> ModelState:
     the item; the user's column 0 of `mean` is the same for the filter's. Under 'isgd' the score is
     U . P. Nothing is clipped.
     """
-    settings = replace(state.settings, learns_events=False, implicit_prior=False)
+    settings = replace(state.settings, learns_events=False, implicit_prior=False, nonnegative=False)
     served = ModelState.empty(settings, state.users.index.kind, state.items.index.kind)
     served.users, served.items = (_bare(table) for table in (state.users, state.items))
     served.scale = Scale(frozen=True)

@@ -174,6 +174,14 @@ class FactorTable(FactorColumns):
         """Change units: biases become (b + shift) * ratio, features f * sqrt(ratio)."""
         for column in self.registry():
             column.rescale(self.array(column.name), bias_shift, ratio)
+        self.bound()
+
+    def bound(self, rows: I64 | slice = slice(None)) -> None:
+        """Raise features below what the settings allow to that."""
+        if self.settings.nonnegative:
+            lowest = np.float32(self.settings.lowest)
+            self.mean[rows, 1:] = np.maximum(self.mean[rows, 1:], lowest)
+            self.taste[rows, 1:] = np.maximum(self.taste[rows, 1:], np.float32(0.0))
 
     def under(self, settings: Settings) -> FactorTable:
         """Return the same factors, shared, under settings that differ in ranking, memory empty.
@@ -209,12 +217,26 @@ def put_features(table: FactorTable, features: pa.Table) -> None:
     """Set features of a table of id and features, without biases: the factors of Spark's ALS.
 
     Variances, baseline and counts are those of new ids.
+
+    Raises
+    ------
+    ValueError
+        a feature is negative, and none may be
     """
     ids = features.column("id").cast(id_array_type(table.index.kind)).combine_chunks()
     column = features.column("features").combine_chunks()
     values = column.flatten().to_numpy(zero_copy_only=False)
     rows, _ = table.ensure(ids)
-    table.mean[rows, 1:] = values.reshape(len(ids), table.settings.rank)
+    settings = table.settings
+    if settings.nonnegative and values.size and not values.min() >= 0.0:
+        raise ValueError(
+            f"nonnegative=True, and a feature is {values.min():.3g}: fit ALS with "
+            "nonnegative=True, or leave it out here."
+        )
+    centre = np.float32(settings.centre)
+    held = values.reshape(len(ids), settings.rank) - centre
+    table.mean[rows, 1:] = held
+    table.mean[rows, 0] = centre * (held.sum(axis=1) + settings.rank * centre / 2)
 
 
 def drop_ids(table: pa.Table, column: str, ids: pa.Array) -> pa.Table:

@@ -22,6 +22,8 @@ __all__ = ["SEPARATORS", "FeatureNames", "category", "start_featured", "told"]
 
 SEPARATORS: Final = "|;,"
 """Each may part the values of a list that is written as text."""
+_LEAST_EVENTS: Final = np.float32(0.1)
+"""that features may count an id for, as a logarithm: of what has none nothing is known"""
 _APART: Final = re.compile("[|;,]")
 
 
@@ -153,8 +155,15 @@ def start_featured(
         return 0
     at, _ = table.ensure(ids.take(pa.array(fresh)))
     own = rows.take(places[fresh])
+    means, width = weights.start_means(own), table.mean.shape[1]
     # the start of features that differs from id to id stays, so that tastes can part
-    table.mean[at] += weights.start_means(own)
-    table.var[at] = weights.start_var
-    table.featured[at] = weights.prior_means(own)
+    table.mean[at] += means[:, :width]
+    table.var[at] = weights.start_var[:width]
+    if table.settings.fits_events:
+        table.taste[at] = means[:, width:]
+        table.taste[at, 0] = np.maximum(table.taste[at, 0], _LEAST_EVENTS)
+        table.featured[at] = 1.0
+    else:
+        table.featured[at] = weights.prior_means(own)
+    table.bound(at)
     return int(fresh.size)

@@ -109,11 +109,12 @@ class FeatureWeights:
         float32, shape (used,), what a value counts from
     prior : F32
         float32, shape (used + 1, rank + 1): of the prior mean beside what partners say, the
-        intercept first
+        intercept first; (used + 1, 0) of models of events
     start : F32
-        float32, of the same shape: of the mean of an id without ratings
+        float32, shape (used + 1, rank + 1): of the mean of an id without ratings; of models of
+        events with table rank + 1 columns more, of its `taste`
     start_var : F32
-        float32, shape (rank + 1,): variance of an id without ratings about that
+        float32, as many as `start` has columns: variance of an id without ratings about that
     sums : FeatureSums | None
         what a stream that began from nothing goes on learning them from; None: they stay
     """
@@ -159,7 +160,7 @@ class FeatureWeights:
         return {
             "size": self.size,
             "names": list(self.names),
-            "width": int(self.prior.shape[1]),
+            "width": int(self.start.shape[1]),
             **{name: _packed(getattr(self, name)) for name in _ARRAYS},
         } | ({} if self.sums is None else {"sums": self.sums.to_json()})
 
@@ -176,7 +177,8 @@ class FeatureWeights:
         arrays = {name: _unpacked(values[name], dtype) for name, dtype in _ARRAYS.items()}
         used = arrays["columns"].size
         for name in ("prior", "start"):
-            arrays[name] = arrays[name].reshape(used + 1, width)
+            drawn = width if arrays[name].size or name == "start" else 0
+            arrays[name] = arrays[name].reshape(used + 1, drawn)
         columns = arrays["columns"]
         if (
             arrays["centres"].size != used

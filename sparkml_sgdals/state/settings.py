@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Final, Literal
 
@@ -12,6 +13,8 @@ Solver = Literal["bayes", "sgd", "minibatch", "isgd"]
 CHOSEN: Final = -1.0
 """in the place of a lambda that is chosen from the table"""
 
+_CENTRE: Final = 2.0 / 3.0
+"""where the prior of a feature lies that is not negative, in units of its deviation"""
 _LATER: Final[dict[str, Any]] = {
     "positive": False,
     "alpha": 1.0,
@@ -25,6 +28,7 @@ _LATER: Final[dict[str, Any]] = {
     "featured": False,
     "forget_after": 0,
     "forget_after_micros": 0,
+    "nonnegative": False,
 }
 """what stored settings that lack it were learned with, by the names they have there"""
 _STORED_AS: Final = {"learns_events": "positive"}
@@ -77,6 +81,20 @@ class Settings:
     """events without one of its own after which a user is forgotten; 0 for never"""
     forget_after_micros: int
     """the same as a time, in microseconds; one of the two is 0"""
+    nonnegative: bool
+    """whether no feature falls below 0; biases may"""
+
+    @property
+    def centre(self) -> float:
+        """What features are held less of: where their prior lies above 0, beside biases."""
+        if not self.nonnegative or self.learns_events:
+            return 0.0
+        return _CENTRE * math.sqrt(self.factor_prior)
+
+    @property
+    def lowest(self) -> float:
+        """What no feature falls below, as it is held."""
+        return 0.0 - self.centre if self.nonnegative else -math.inf
 
     @property
     def fits_events(self) -> bool:
@@ -105,7 +123,7 @@ class Settings:
     def to_json(self) -> dict[str, Any]:
         """Return a dict of JSON types, the inverse of `from_json`."""
         values = asdict(self) | {"regs": list(self.regs)}
-        for name in ("featured", "forget_after", "forget_after_micros"):
+        for name in ("featured", "forget_after", "forget_after_micros", "nonnegative"):
             if not values[name]:
                 # as in files of before there were any
                 del values[name]

@@ -20,9 +20,23 @@ from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import Scale
 from sparkml_sgdals.state.settings import Settings
 
-__all__ = ["describe_vectors", "vector_table", "vectors_of"]
+__all__ = ["describe_vectors", "public_means", "vector_table", "vectors_of"]
 
 F32 = npt.NDArray[np.float32]
+
+
+def public_means(mean: F32, settings: Settings) -> F32:
+    """Return biases and features of ids as the outside knows them: algorithm.md (20).
+
+    Features that are not negative are held less of `settings.centre`, and the biases of what knows
+    only one side of a pair.
+    """
+    centre = np.float32(settings.centre)
+    if not centre:
+        return mean
+    shown = mean + centre
+    shown[:, 0] = mean[:, 0] - centre * (mean[:, 1:].sum(axis=1) + settings.rank * centre / 2)
+    return shown
 
 
 def vectors_of(table: FactorTable, scale: Scale) -> F32:
@@ -31,10 +45,11 @@ def vectors_of(table: FactorTable, scale: Scale) -> F32:
     root = np.float32(np.sqrt(scale.spread))
     if settings.learns_events:
         return tastes_of(table)[:, 1:] * root
-    bias = table.mean[:, :1] * np.float32(scale.spread)
+    mean = public_means(table.mean, settings)
+    bias = mean[:, :1] * np.float32(scale.spread)
     ones = np.ones_like(bias)
     sides = [ones, bias] if table.side == USER_SIDE else [bias, ones]
-    return np.hstack([table.mean[:, 1:] * root, *sides])
+    return np.hstack([mean[:, 1:] * root, *sides])
 
 
 def vector_table(table: FactorTable, scale: Scale) -> pa.Table:

@@ -45,6 +45,7 @@ _SETTINGS: Final = Fields(
         "ranking_size": COUNT, "ranking_sample": COUNT, "table_rank": _RANK,
         "unobserved_weight": NUMBER, "num_partners": _RANK, "repeat_items": Maybe(TRUTH),
         "featured": TRUTH, "forget_after": COUNT, "forget_after_micros": COUNT,
+        "nonnegative": TRUTH,
     },
 )  # fmt: skip
 """as `Settings.from_json` takes them"""

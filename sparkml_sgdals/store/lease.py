@@ -11,9 +11,9 @@ import uuid
 from collections.abc import Callable
 from typing import Any, Final
 
-from sparkml_sgdals.errors import LeaseError, StorageError
+from sparkml_sgdals.errors import LeaseError, StorageError, user_name
 from sparkml_sgdals.store.objects import ObjectStore
-from sparkml_sgdals.store.processes import PROCESS, on_this_host, runs, this_process, user_name
+from sparkml_sgdals.store.processes import PROCESS, on_this_host, runs, this_process
 from sparkml_sgdals.store.shapes import ANYTHING, INSTANT, NUMBER, TEXT, Fields, parse_json
 
 __all__ = ["Lease", "check_holder"]

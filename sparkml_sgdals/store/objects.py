@@ -24,8 +24,8 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from sparkml_sgdals.arrays.ipc import digest_of, to_parquet
-from sparkml_sgdals.errors import DamagedError, GoneError, StorageError
-from sparkml_sgdals.store.processes import user_name
+from sparkml_sgdals.arrays.threads import Together
+from sparkml_sgdals.errors import DamagedError, GoneError, StorageError, explained
 
 __all__ = [
     "Location", "NothingPutError", "ObjectStore", "bad_file", "full_path", "same_place",
@@ -115,22 +115,25 @@ class ObjectStore:
         except FileNotFoundError:
             return None
         except OSError as failure:
-            raise StorageError(_explained(f"{self.path}/{name}", "read", failure)) from failure
+            raise StorageError(explained(f"{self.path}/{name}", "read", failure)) from failure
 
-    def write(self, name: str, payload: bytes) -> None:
+    def write(self, name: str, payload: bytes, together: Together | None = None) -> None:
         """Put an object under the path, with the folders that it needs; on local disks synced.
+
+        With `together` its name stands at once on a local disk, and all of it once that has ended.
 
         Raises StorageError where it cannot be written.
         """
         target = f"{self.root}/{name}"
-        try:
+        if not self.local and together is not None and len(payload) <= _PART:
+            together.add(lambda: self.write(name, payload))
+            return
+        with self.explaining(name):
             try:
-                self._put(target, payload)
+                self._put(target, payload, together)
             except FileNotFoundError:
                 self.fs.create_dir(target.rsplit("/", 1)[0], recursive=True)
-                self._put(target, payload)
-        except OSError as failure:
-            raise StorageError(_explained(f"{self.path}/{name}", "written", failure)) from failure
+                self._put(target, payload, together)
 
     def replace(self, name: str, payload: bytes) -> None:
         """Put an object that others may read meanwhile: they see the old one or the new one."""
@@ -138,20 +141,20 @@ class ObjectStore:
             # an object store's put is whole by itself
             self.write(name, payload)
             return
-        beside = f"{name}.{uuid.uuid4().hex[:8]}"
+        beside = self.beside(name)
         self.write(beside, payload)
-        try:
+        with self.explaining(name):
             os.replace(f"{self.root}/{beside}", f"{self.root}/{name}")
-        except OSError as failure:
-            raise StorageError(_explained(f"{self.path}/{name}", "written", failure)) from failure
         self.sync(name.rpartition("/")[0])
 
-    def put_new(self, name: str, payload: bytes) -> bool:
+    def put_new(self, name: str, payload: bytes, written: str | None = None) -> bool:
         """Put an object that is not there yet; False, and nothing done, where it is.
 
         Of two processes that try at once, one is told False: on a local disk, and on S3 where
         boto3 is installed. On other object stores pyarrow has no put that asks, so the first may
         be overwritten after it looked; then the second one alone counts.
+
+        `written` is an object beside it that holds the payload already, on a local disk.
 
         Raises StorageError where it cannot be written; NothingPutError, which is one, where it is
         sure that nothing stands.
@@ -163,9 +166,10 @@ class ObjectStore:
                 self.write(name, payload)
             # not what was asked for, where another put came between; or ours, tried twice
             return self.read(name) == payload
-        beside = f"{name}.{uuid.uuid4().hex[:8]}"
+        beside = written or self.beside(name)
         try:
-            self.write(beside, payload)
+            if written is None:
+                self.write(beside, payload)
         except StorageError as failure:
             raise NothingPutError(str(failure)) from failure
         try:
@@ -174,7 +178,7 @@ class ObjectStore:
         except FileExistsError:
             return False
         except OSError as failure:
-            raise StorageError(_explained(f"{self.path}/{name}", "written", failure)) from failure
+            raise StorageError(explained(f"{self.path}/{name}", "written", failure)) from failure
         finally:
             self.delete(beside)
         self.sync(name.rpartition("/")[0])
@@ -209,7 +213,7 @@ class ObjectStore:
             # this boto3 does not know the condition
             return False
         except (ClientError, BotoCoreError) as failure:
-            raise StorageError(_explained(place, "written", OSError(str(failure)))) from failure
+            raise StorageError(explained(place, "written", OSError(str(failure)))) from failure
         return True
 
     def drop_broken_writes(self) -> None:
@@ -226,8 +230,15 @@ class ObjectStore:
                 if re.fullmatch(r"[\w-]+\.(json|parquet)\.[0-9a-f]{8}", name):
                     self.delete(f"{folder}/{name}".lstrip("/"))
 
-    def sync(self, folder: str) -> None:
+    def beside(self, name: str) -> str:
+        """Return a name of its own for what is to be renamed, which `drop_broken_writes` knows."""
+        return f"{name}.{uuid.uuid4().hex[:8]}"
+
+    def sync(self, folder: str, together: Together | None = None) -> None:
         """See to it that the names in a local folder outlive a power cut."""
+        if together is not None and self.local:
+            together.add(lambda: self.sync(folder))
+            return
         if not self.local:
             return
         try:
@@ -241,7 +252,7 @@ class ObjectStore:
             closed = folder == ".." and failure.errno in (errno.EACCES, errno.EPERM)
             if not closed and failure.errno not in (errno.EINVAL, errno.ENOTSUP):
                 place = f"{self.path}/{folder}"
-                raise StorageError(_explained(place, "written", failure)) from failure
+                raise StorageError(explained(place, "written", failure)) from failure
 
     def sync_file(self, name: str) -> None:
         """See to it that a local file outlives a power cut."""
@@ -249,29 +260,48 @@ class ObjectStore:
             with self.explaining(name), open(f"{self.root}/{name}", "rb") as file:
                 os.fsync(file.fileno())
 
-    def _put(self, target: str, payload: bytes) -> None:
+    def _put(self, target: str, payload: bytes, together: Together | None = None) -> None:
         if not self.local:
             with self.fs.open_output_stream(target) as stream:
                 stream.write(payload)
             return
-        with open(target, "wb", buffering=0) as file:
+        # closed by whoever syncs it
+        file = open(target, "wb", buffering=0)  # noqa: SIM115
+
+        @contextmanager
+        def whole() -> Iterator[None]:
             try:
-                # one call may write less than all, on a disk that is nearly full for one
-                rest = memoryview(payload)
-                while rest:
-                    rest = rest[file.write(rest) :]
-                os.fsync(file.fileno())
+                yield
             except OSError:
                 # what there is of it is of no use, and takes room that may be short
+                file.close()
                 os.unlink(target)
                 raise
 
+        def sync() -> None:
+            with self.explaining(target[len(self.root) + 1 :]), whole(), file:
+                os.fsync(file.fileno())
+
+        with whole():
+            # one call may write less than all, on a disk that is nearly full for one
+            rest = memoryview(payload)
+            while rest:
+                rest = rest[file.write(rest) :]
+        if together is None:
+            sync()
+        else:
+            together.add(sync)
+
     @contextmanager
-    def or_without(self, names: list[str], failures: type[Exception]) -> Iterator[None]:
+    def or_without(
+        self, names: list[str], failures: type[Exception], together: Together | None = None
+    ) -> Iterator[None]:
         """Delete objects that nothing will name, where one of these failures is raised inside."""
         try:
             yield
         except failures:
+            if together is not None:
+                together.end()
             for name in names:
                 # the storage may be why it failed
                 with contextlib.suppress(StorageError):
@@ -280,20 +310,16 @@ class ObjectStore:
 
     def delete(self, name: str) -> None:
         """Delete an object if it is there; raises StorageError where that cannot be done."""
-        try:
+        with self.explaining(name, "deleted"), contextlib.suppress(FileNotFoundError):
             self.fs.delete_file(f"{self.root}/{name}")
-        except FileNotFoundError:
-            return
-        except OSError as failure:
-            raise StorageError(_explained(f"{self.path}/{name}", "deleted", failure)) from failure
 
     @contextmanager
-    def explaining(self, name: str) -> Iterator[None]:
-        """Raise StorageError, with what to do, where writing an object fails inside."""
+    def explaining(self, name: str, done: str = "written") -> Iterator[None]:
+        """Raise StorageError, with what to do, where what is to be done with an object fails."""
         try:
             yield
         except OSError as failure:
-            raise StorageError(_explained(f"{self.path}/{name}", "written", failure)) from failure
+            raise StorageError(explained(f"{self.path}/{name}", done, failure)) from failure
 
     @contextmanager
     def reading(self, name: str) -> Iterator[None]:
@@ -311,7 +337,7 @@ class ObjectStore:
         except OSError as failure:
             if isinstance(failure, FileNotFoundError) or self._gone(name):
                 raise GoneError(bad_file(self.path, name, missing=True)) from failure
-            raise StorageError(_explained(f"{self.path}/{name}", "read", failure)) from failure
+            raise StorageError(explained(f"{self.path}/{name}", "read", failure)) from failure
 
     def _gone(self, name: str) -> bool:
         """Whether an object store says that there is none; it may say so to a read as anything."""
@@ -331,7 +357,7 @@ class ObjectStore:
         if not self.local:
             return sorted(info.base_name for info in self._infos(folder))
         # Arrow's listing of a local folder may end early where files come and go meanwhile
-        with self._listing(folder):
+        with self.explaining(folder, "listed"):
             try:
                 return sorted(os.listdir(f"{self.root}/{folder}"))
             except FileNotFoundError:
@@ -343,7 +369,7 @@ class ObjectStore:
         if not self.local:
             found = [info.path for info in self._infos(folder, recursive=True) if info.is_file]
         else:
-            with self._listing(folder):
+            with self.explaining(folder, "listed"):
                 found = [
                     f"{inside}/{name}"
                     for inside, _, names in os.walk(top, onerror=_unless_gone)
@@ -354,24 +380,13 @@ class ObjectStore:
     def _infos(self, folder: str, recursive: bool = False) -> list[pafs.FileInfo]:
         top = f"{self.root}/{folder}"
         selector = pafs.FileSelector(top, allow_not_found=True, recursive=recursive)
-        with self._listing(folder):
+        with self.explaining(folder, "listed"):
             return list(self.fs.get_file_info(selector))
-
-    @contextmanager
-    def _listing(self, folder: str) -> Iterator[None]:
-        try:
-            yield
-        except OSError as failure:
-            raise StorageError(_explained(f"{self.path}/{folder}", "listed", failure)) from failure
 
     def delete_folder(self, folder: str) -> None:
         """Delete a folder under the path and all below it, if it is there; raises as `delete`."""
-        try:
+        with self.explaining(folder, "deleted"), contextlib.suppress(FileNotFoundError):
             self.fs.delete_dir(f"{self.root}/{folder}")
-        except FileNotFoundError:
-            return
-        except OSError as failure:
-            raise StorageError(_explained(f"{self.path}/{folder}", "deleted", failure)) from failure
 
     def read_table(self, name: str) -> pa.Table | None:
         """Return a Parquet object as Arrow, None where there is none.
@@ -400,10 +415,12 @@ class ObjectStore:
         table = table.replace_schema_metadata()
         self.replace(name, to_parquet(table.replace_schema_metadata({_DIGEST: digest_of(table)})))
 
-    def write_table(self, name: str, table: pa.Table) -> dict[str, Any]:
-        """Put a table as Parquet; its name, rows, size and checksum."""
+    def write_table(
+        self, name: str, table: pa.Table, together: Together | None = None
+    ) -> dict[str, Any]:
+        """Put a table as Parquet, as `write` does; its name, rows, size and checksum."""
         payload = to_parquet(table)
-        self.write(name, payload)
+        self.write(name, payload, together)
         check = hashlib.sha256(payload).hexdigest()
         return {"name": name, "rows": table.num_rows, "bytes": len(payload), "sha256": check}
 
@@ -495,24 +512,3 @@ def _read_file(path: str) -> bytes:
         return b"".join(parts)
     finally:
         os.close(handle)
-
-
-def _explained(place: str, done: str, failure: OSError) -> str:
-    """Return what a failure of the storage means for the model, and what to do."""
-    why = os.strerror(failure.errno) if failure.errno else str(failure)
-    if failure.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        remedy = "Free space or raise the quota there"
-    elif failure.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        remedy = f"Let user {user_name()} write there"
-        if done in ("read", "listed"):
-            return f"{place} could not be {done}: {why}. Let user {user_name()} read it."
-    elif failure.errno == errno.EISDIR or str(failure).endswith("is a directory"):
-        remedy = "A folder lies where a file is to be: move it away"
-    elif failure.errno == errno.ENOTDIR or str(failure).endswith("not a directory"):
-        remedy = "A file lies where a folder is to be: move it away"
-    else:
-        remedy = "Look after the storage"
-    return (
-        f"{place} could not be {done}: {why}. {remedy}, then start again: the versions committed "
-        "so far are whole, and a stream goes on from the newest of them."
-    )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import getpass
 import os
 import socket
 from typing import Any, Final
 
 from sparkml_sgdals.store.shapes import TEXT, Maybe, Plain, Shape
 
-__all__ = ["PROCESS", "on_this_host", "runs", "this_process", "user_name"]
+__all__ = ["PROCESS", "on_this_host", "runs", "this_process"]
 
 PROCESS: Final[dict[str, Shape]] = {
     "host": TEXT,
@@ -23,14 +22,6 @@ def this_process() -> dict[str, Any]:
     """Return host, number and start of this process, of JSON types."""
     pid = os.getpid()
     return {"host": socket.gethostname(), "pid": pid, "started": _start_of(pid)}
-
-
-def user_name() -> str:
-    """Return the name of this process's user, its number where it has none (containers)."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return str(os.getuid())
 
 
 def on_this_host(process: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ A *model path* holds
 A version is its base and the rows of every version since, in order; a base is the files of its
 version, or the runs that a later commit names for it. A commit object carries its
 own checksum, so one broken off while it was written does not count. On a local disk the files of a
-version are synced before its commit object is written, and that before it counts.
+version and the commit object are synced, all at once, before that gets its name and counts.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from typing import Any, Final, TypeVar
 import pyarrow as pa
 
 from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.arrays.threads import Together
 from sparkml_sgdals.errors import DamagedError, GoneError, StorageError
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
@@ -243,10 +244,11 @@ class VersionStore(ObjectStore):
         # known before they are written, so that one broken off goes as well
         written = [f"files/{name}-{part}.parquet" for part in ("users", "items", "metrics")]
         files = {}
-        with self.or_without(written, Exception):
+        together = Together()
+        with self.or_without(written, Exception, together):
             for number, (part, side) in enumerate((("users", state.users), ("items", state.items))):
                 table = side.to_arrow(None if rows is None else rows[number])
-                files[part] = self.write_table(f"files/{name}-{part}.parquet", table)
+                files[part] = self.write_table(f"files/{name}-{part}.parquet", table, together)
             if is_base and previous is not None:
                 history = self.metrics(restored or previous, lenient=restored is not None)
                 files |= self.write_history(name, history)
@@ -267,17 +269,24 @@ class VersionStore(ObjectStore):
             meta=meta if previous is None else previous.meta,
             offsets=offsets,
         )
-        self.put_version(commit, written, check)
+        self.put_version(commit, written, check, together)
         return commit
 
-    def put_version(self, commit: Commit, written: list[str], check: Callable[[], None]) -> None:
-        """Let a version count whose files stand; `written` go where it does not come to that."""
-        with self.or_without(written, Exception):
-            self.sync("files")
+    def put_version(
+        self, commit: Commit, written: list[str], check: Callable[[], None], together: Together
+    ) -> None:
+        """Let a version count once `together` has ended; else `written` go."""
+        beside = self.beside(commit_name(commit.version)) if self.local else None
+        with self.or_without([*written, *([beside] if beside else [])], Exception, together):
+            # a disk syncs all of them in the time of one, and none counts before the commit's name
+            self.sync("files", together)
+            if beside is not None:
+                self.write(beside, commit.to_bytes(), together)
+            together.wait()
             check()
         # the commit object may stand, whatever else fails
         with self.or_without(written, NothingPutError):
-            self.put_commit(commit, new=True)
+            self.put_commit(commit, new=True, beside=beside)
         if not commit.version:
             # the path itself and its folders are new
             self.sync("")
@@ -290,8 +299,10 @@ class VersionStore(ObjectStore):
             return {}
         return {"metrics": self.write_table(f"files/{name}-metrics.parquet", history)}
 
-    def put_commit(self, commit: Commit, new: bool = False) -> None:
+    def put_commit(self, commit: Commit, new: bool = False, beside: str | None = None) -> None:
         """Put a commit object: its version counts from now on.
+
+        It may lie `beside` its name already, on a local disk.
 
         Raises StorageError where it is to be new and another process has put one.
         """
@@ -300,8 +311,9 @@ class VersionStore(ObjectStore):
             self.replace(name, payload)
             return
         for _ in range(_READ_AGAIN):
-            if self.put_new(name, payload):
+            if self.put_new(name, payload, beside):
                 return
+            beside = None
             found = self.read(name)
             if found is None:
                 # it went since: only what is there and not whole may be written over

@@ -32,8 +32,15 @@ from sparkml_sgdals.ingest.bad_rows import (
     invalid_rows,
     refuse_invalid,
 )
-from sparkml_sgdals.ingest.collecting import Collected, announced_in, collect_ratings, rated
+from sparkml_sgdals.ingest.collecting import (
+    PLAIN_LIMIT,
+    Collected,
+    announced_in,
+    collect_ratings,
+    rated,
+)
 from sparkml_sgdals.ingest.features import features_of_table
+from sparkml_sgdals.ingest.plain_batches import plain_batches
 from sparkml_sgdals.learn.far_values import (
     DIVERGES,
     FAR_BEFORE,
@@ -118,14 +125,21 @@ class BatchUpdater:
             refuse_own_files(VersionStore(self.path), resident.commit.checkpoint, batch_id)
         options = self.options
         keep = options.handle_invalid == "keep"
+        if not resident.tasks:
+            # a query's batches have one schema
+            resident.plain = plain_batches(
+                batch.sparkSession, batch.schema, options.columns, options.kinds
+            )
+        few = 0 < resident.rows <= PLAIN_LIMIT and resident.partitions <= resident.tasks
         collected = collect_ratings(
             batch, options.columns, options.kinds, keep, resident.largest, resident.partitions,
             lambda table: limits_for(state, options.rating_range, table), resident.tasks,
-            options.newest,
+            options.newest, resident.plain if few else None,
         )  # fmt: skip
+        resident.rows = 0
         if collected is not None:
             resident.largest, resident.partitions = collected.largest, collected.partitions
-            resident.tasks = collected.tasks
+            resident.tasks, resident.rows = collected.tasks, collected.rows
             if options.handle_invalid == "error":
                 rows = rated(batch, options.columns)
                 refuse_invalid(collected.problems, options.columns, rows, options.kinds)

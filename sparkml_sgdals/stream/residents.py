@@ -11,10 +11,13 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.version_store import VersionStore
+
+if TYPE_CHECKING:
+    from sparkml_sgdals.ingest.plain_batches import PlainBatches
 
 __all__ = ["Resident", "forget_resident", "learn_once"]
 
@@ -31,9 +34,11 @@ class Resident:
         the version that it is at
     token : str
         of the lease that its stream writes by
-    largest, partitions, tasks : int
-        rows of the largest partition of the last batch, its partitions, and how many tasks of a job
-        cores can use
+    largest, partitions, rows, tasks : int
+        rows of the largest partition of the last batch, its partitions, its rows, and how many
+        tasks of a job cores can use
+    plain : PlainBatches | None
+        how batches are collected as they are, where they can be
     """
 
     commit: Commit
@@ -41,6 +46,8 @@ class Resident:
     largest: int = field(default=0, kw_only=True)
     partitions: int = field(default=0, kw_only=True)
     tasks: int = field(default=0, kw_only=True)
+    rows: int = field(default=0, kw_only=True)
+    plain: PlainBatches | None = field(default=None, kw_only=True)
 
     def stop(self) -> None:
         """Break off what goes on in the background, and wait for that; again and again."""

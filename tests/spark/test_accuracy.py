@@ -22,8 +22,8 @@ def in_time(train):
 @pytest.mark.parametrize(
     ("name", "low", "high", "blocks"),
     [
-        pytest.param(ML, 0.80, 0.824, 1, marks=pytest.mark.long),
-        (MT, 1.40, 1.427, 1),
+        (ML, 0.80, 0.824, 1),
+        pytest.param(MT, 1.40, 1.427, 1, marks=pytest.mark.long),
         pytest.param(ML, 0.80, 0.824, 4, marks=pytest.mark.long),
         pytest.param(MT, 1.40, 1.427, 4, marks=pytest.mark.slow),
     ],
@@ -95,7 +95,7 @@ def test_spark_als_is_the_peer_that_it_is_said_to_be(real, spark):
     assert rmse(model, held, spark) == pytest.approx(0.87, abs=0.01)
 
 
-@pytest.mark.parametrize("name", [ML, MT])
+@pytest.mark.parametrize("name", [ML, pytest.param(MT, marks=pytest.mark.long)])
 def test_deviations_are_honest(real, spark, name):
     """93 to 97% of held-out ratings lie within two stated deviations, and the real error of the
     tenths, from the surest to the least sure, rises with the stated one and is near it."""

@@ -54,14 +54,18 @@ def test_wrong_type_of_weight(als, ratings):
 
 FAULTS = [
     ("user", "null", "userCol 'user' is null in 3 rows"),
-    ("item", "null", "itemCol 'item' is null in 3 rows"),
-    ("rating", "null", "ratingCol 'rating' is null in 3 rows"),
+    pytest.param("item", "null", "itemCol 'item' is null in 3 rows", marks=pytest.mark.long),
+    pytest.param("rating", "null", "ratingCol 'rating' is null in 3 rows", marks=pytest.mark.long),
     ("rating", "nan", "ratingCol 'rating' is NaN or infinite in 3 rows"),
-    ("rating", "inf", "ratingCol 'rating' is NaN or infinite in 3 rows"),
+    pytest.param(
+        "rating", "inf", "ratingCol 'rating' is NaN or infinite in 3 rows", marks=pytest.mark.long
+    ),
     ("time", "null", "timestampCol 'time' is null in 3 rows"),
-    ("weight", "null", "weightCol 'weight' is null in 3 rows"),
+    pytest.param("weight", "null", "weightCol 'weight' is null in 3 rows", marks=pytest.mark.long),
     ("weight", "-1", r"weightCol 'weight' is negative in 3 rows \(such as -1.0\)"),
-    ("weight", "nan", "weightCol 'weight' is NaN or infinite in 3 rows"),
+    pytest.param(
+        "weight", "nan", "weightCol 'weight' is NaN or infinite in 3 rows", marks=pytest.mark.long
+    ),
 ]
 
 
@@ -146,7 +150,13 @@ WRONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("case", WRONG)
+MORE = {"a decimal time", "a double that is no id", "no text"}
+"""of the above what the long part tries"""
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=pytest.mark.long) if c in MORE else c for c in WRONG]
+)
 def test_what_a_bad_row_really_is(als, ratings, case):
     column, value, message = WRONG[case]
     kind = f"typeof({value})"

@@ -24,7 +24,13 @@ PAGES = [
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
     if BLOCK.search(page.read_text(encoding="utf-8"))
 ]
-LONG = {"coming-from-als.md", "hyperparameters.md", "metrics.md"}
+LONG = {
+    "coming-from-als.md",
+    "cold-start.md",
+    "hyperparameters.md",
+    "large-models.md",
+    "metrics.md",
+}
 MARKED = [
     pytest.param(page, marks=pytest.mark.long) if page.name in LONG else page for page in PAGES
 ]

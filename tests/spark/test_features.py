@@ -186,8 +186,8 @@ class TestFit:
         [
             ({"solver": "sgd"}, "learned by solver 'bayes', and solver is 'sgd'"),
             ({"solver": "minibatch"}, "learned by solver 'bayes', and solver is 'minibatch'"),
-            ({"implicitPrefs": True}, "learned from ratings, and implicitPrefs is True"),
-            ({"implicitPrefs": True, "solver": "isgd"}, "implicitPrefs is True"),
+            ({"implicitPrefs": True, "solver": "isgd"}, "by solver 'bayes', and solver is 'isgd'"),
+            ({"implicitPrefs": True, "numBlocks": 2, "timestampCol": ""}, "learned in one task"),
             ({"maxIter": 0}, "learned by sweeps, and maxIter is 0"),
             ({"numBlocks": 2}, "learned in one task, and this table"),
             ({"itemFeaturesCol": "item"}, "must hold vectors of pyspark.ml or arrays of numbers"),

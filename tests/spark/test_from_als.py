@@ -27,7 +27,7 @@ from pyspark.ml.tuning import (
 )
 from pyspark.sql import functions as F
 
-from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
+from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel, VectorFeed
 from sparkml_sgdals.state.factors import put_features
 from sparkml_sgdals.state.model_state import ModelState, Scale
 
@@ -159,20 +159,72 @@ class TestImplicitFeedback:
         assert score[0] > score[1]
 
 
-class TestRefused:
-    def test_nonnegative_constraint(self, spark):
-        """ALSSuite "nonnegative constraint": refused, not ignored."""
-        learned, _ = explicit(4, 4, 1)
+class TestNonnegative:
+    def check(self, model):
+        for factors in (model.userFactors, model.itemFactors):
+            features = np.array(factors.toPandas().features.tolist())
+            assert features.size
+            assert (features >= 0.0).all()
+
+    @pytest.mark.parametrize(
+        "params",
+        [
+            {}, {"numBlocks": 2}, {"solver": "sgd"}, {"solver": "minibatch", "blockSize": 20},
+            {"implicitPrefs": True}, {"implicitPrefs": True, "numBlocks": 2},
+        ],
+    )  # fmt: skip
+    def test_nonnegative_constraint(self, spark, tmp_path, params):
+        """ALSSuite "nonnegative constraint": of one task, blocks, descent, and a fit in blocks."""
+        learned, _ = explicit(20, 30, 2)
         frame = spark.createDataFrame(learned)
-        with pytest.raises(ValueError, match=r"nonnegative=True is not supported.*Set nonneg"):
-            StreamingBiasedALS().setNonnegative(True).fit(frame)
+        als = StreamingBiasedALS(rank=4, maxIter=2, **params).setNonnegative(True)
+        model = als.fit(frame)
+        self.check(model)
+        model.update(frame.limit(30))
+        self.check(model)
+        if not params:
+            model.save(str(tmp_path / "saved"))
+            again = StreamingBiasedALSModel.load(str(tmp_path / "saved"))
+            assert_same_bits(again, model)
+            self.check(again)
+            users, items = (
+                side.toPandas().set_index("id") for side in (model.userFactors, model.itemFactors)
+            )
+            for row in model.setClipPredictions(False).transform(frame.limit(20)).collect():
+                user, item = users.loc[row.user], items.loc[row.item]
+                product = float(np.dot(user.features, item.features))
+                shown = model.globalMean + user.bias + item.bias + product
+                assert row.prediction == pytest.approx(shown, abs=1e-4)
 
     def test_streams_too(self, spark, tmp_path):
-        """Ours: fitStream refuses what fit does, before anything is written."""
-        stream = spark.readStream.format("rate").load()
-        with pytest.raises(ValueError, match="nonnegative=True"):
-            StreamingBiasedALS(nonnegative=True).fitStream(stream, str(tmp_path / "m"))
-        assert not (tmp_path / "m").exists()
+        """Ours: fitStream, and what another process reads of it."""
+        learned, _ = explicit(20, 30, 2)
+        path = str(tmp_path / "in")
+        frame = spark.createDataFrame(learned)
+        frame.write.parquet(path)
+        stream = spark.readStream.schema(frame.schema).parquet(path)
+        als = StreamingBiasedALS(rank=4, nonnegative=True, initStd=0.3)
+        job = als.fitStream(stream, str(tmp_path / "m"), trigger={"availableNow": True})
+        job.awaitTermination()
+        self.check(job.model)
+        changes = VectorFeed(str(tmp_path / "m")).changes()
+        for table in (changes.users, changes.items):
+            assert (np.array(table["vector"].to_pylist())[:, :4] >= 0.0).all()
+
+    def test_from_als(self, spark):
+        """Ours: ALS's own factors, shown as they are; with signs they are refused."""
+        learned, _ = explicit(10, 12, 2)
+        frame = spark.createDataFrame(learned)
+        theirs = ALS(rank=3, maxIter=2, nonnegative=True, seed=1).fit(frame)
+        model = StreamingBiasedALSModel.fromALS(theirs, nonnegative=True)
+        own = {row.id: row.features for row in theirs.itemFactors.collect()}
+        for row in model.itemFactors.collect():
+            np.testing.assert_allclose(row.features, own[row.id], atol=1e-5)
+            assert row.bias == pytest.approx(0.0, abs=1e-5)
+        self.check(model.update(frame))
+        signed = ALS(rank=3, maxIter=2, seed=1).fit(frame)
+        with pytest.raises(ValueError, match="fit ALS with nonnegative=True"):
+            StreamingBiasedALSModel.fromALS(signed, nonnegative=True)
 
 
 class TestTypes:
@@ -433,7 +485,7 @@ class TestParams:
         for name, value in ALL_PARAMS.items():
             assert loaded.getOrDefault(name) == value
         learned, _ = explicit(4, 4, 1)
-        plain = als.copy({als.implicitPrefs: False, als.nonnegative: False})
+        plain = als.copy({als.implicitPrefs: False})
         with pytest.warns(UserWarning, match="numUserBlocks"):
             model = plain.fit(spark.createDataFrame(learned))
         model.save(str(tmp_path / "model"))

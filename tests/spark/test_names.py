@@ -80,7 +80,7 @@ class TestAwkwardNames:
         for n in range(len(AWKWARD)):
             assert found.toArrow().column(4 + n).to_pylist() == [n] * 5
 
-    @pytest.mark.parametrize("name", ["a`b", "dot.ted"])
+    @pytest.mark.parametrize("name", ["a`b", pytest.param("dot.ted", marks=pytest.mark.long)])
     def test_of_ids_and_ratings(self, ratings, name):
         names = {"userCol": f"u{name}", "itemCol": f"i{name}", "ratingCol": f"r{name}"}
         als = StreamingBiasedALS(timestampCol="time", rank=2, maxIter=1, **names)

@@ -236,7 +236,7 @@ class TestProgress:
         assert re.search(r"read: \d\d:\d\d", shown)
         assert shown.index("read: ") < shown.index("3/3")
 
-    @pytest.mark.parametrize("blocks", [1, 2])
+    @pytest.mark.parametrize("blocks", [1, pytest.param(2, marks=pytest.mark.long)])
     def test_a_bar_that_ends_early(self, als, ratings, capsys, blocks):
         """Sweeps that settle before maxIter are all that there were."""
         als = als.copy({als.showProgress: True, als.numBlocks: blocks})

@@ -221,7 +221,7 @@ class TestInitialModel:
         maps = [{als.rank: 2, als.numNegatives: 3}, {als.rank: 8, als.numNegatives: 3}]
         return StreamingGridSearch(estimator=als, estimatorParamMaps=maps, keep=2)
 
-    @pytest.mark.parametrize("times", ["", "time"])
+    @pytest.mark.parametrize("times", ["", pytest.param("time", marks=pytest.mark.long)])
     def test_candidates_keep_what_the_table_says(
         self, files, stream, small, spark, tmp_path, times
     ):

@@ -20,6 +20,9 @@ from pyspark.ml.feature import SQLTransformer
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
 from sparkml_sgdals.errors import LeaseError
+from sparkml_sgdals.ingest import collecting
+from sparkml_sgdals.ingest.columns import RatingColumns, select_ratings
+from sparkml_sgdals.ingest.plain_batches import plain_batches
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 from sparkml_sgdals.stream.residents import forget_resident
 from sparkml_sgdals.stream.start import METRICS
@@ -187,6 +190,71 @@ class TestFitStream:
         assert metrics.newUsers.sum() == small.user.nunique()
         assert job.model.state.counters.ratings == len(small)
         assert metrics.rmse.between(0.3, 1.5).all()
+
+    def test_small_batches_of_plain_columns_have_no_plan_of_their_own(
+        self, classic_only, als, files, stream, small, tmp_path, monkeypatch
+    ):
+        """After the first, which tells how many rows there are; to the same bits."""
+        selected = collecting._selected
+        numbers = []
+
+        def counted(*given):
+            numbers.append(given)
+            return selected(*given)
+
+        monkeypatch.setattr(collecting, "_selected", counted)
+        frame = stream(files(small, 1000))
+        plain = run(als.fitStream(frame, str(tmp_path / "plain"), trigger=ONCE))
+        assert len(numbers) == 1
+        monkeypatch.setattr("sparkml_sgdals.stream.micro_batch.PLAIN_LIMIT", 0)
+        chosen = run(als.fitStream(frame, str(tmp_path / "chosen"), trigger=ONCE))
+        assert len(numbers) == 5
+        assert_same_bits(plain.model, chosen.model)
+
+
+class TestPlainBatches:
+    """Columns cast in Arrow are what Spark's SQL gives."""
+
+    NUMBERS = "1.1, 0.1, -0.0, 1e300, -1e300, 1e-46, 16777217, 3.4028236e38, double('NaN'), NULL"
+
+    @pytest.mark.parametrize(
+        ("user", "item", "rating", "time", "weight"),
+        [
+            ("long", "int", "double", "timestamp", "float"),
+            ("short", "byte", "long", "int", "double"),
+            ("string", "string", "float", "long", "int"),
+        ],
+    )
+    def test_same_values(self, spark, user, item, rating, time, weight):
+        values = f"explode(array({self.NUMBERS})) AS value"
+        whole = "CAST(least(greatest(value, -100), 100) AS int)"
+        number = {"long": f"9007199791611905 + {whole}", "int": f"16777217 + {whole}"}
+        chosen = {
+            "user": f"CAST({whole} AS {user})",
+            "item": f"CAST(abs({whole}) AS {item})",
+            "rating": f"TRY_CAST({number.get(rating, 'value')} AS {rating})",
+            "time": f"-1000000007L * {whole}"
+            if time != "timestamp"
+            else f"timestamp_micros(-1000000007L * {whole})",
+            "weight": f"TRY_CAST({number.get(weight, 'value')} AS {weight})",
+        }
+        if time == "int":
+            chosen["time"] = f"CAST({whole} AS int)"
+        frame = spark.range(1).selectExpr(values).selectExpr(
+            *[f"{value} AS {name}" for name, value in chosen.items()]
+        )  # fmt: skip
+        columns = RatingColumns("user", "item", "rating", "time", "weight")
+        kinds = ("str", "str") if user == "string" else ("int", "int")
+        plain = plain_batches(spark, frame.schema, columns, kinds)
+        assert plain is not None
+        wanted = select_ratings(frame, columns, kinds).toArrow()
+        for name, column in zip(wanted.column_names, wanted.columns, strict=True):
+            found = plain.of(frame.toArrow()).column(name)
+            assert found.type == column.type
+            assert found.is_null().equals(column.is_null())
+            np.testing.assert_array_equal(
+                found.drop_null().to_numpy(), column.drop_null().to_numpy()
+            )
 
 
 class TestUpdateStream:

@@ -53,6 +53,7 @@ def said(tmp_path, bare, way, where, **names):
     return found.stdout.partition("SAID ")[2].strip(), found.stderr
 
 
+@pytest.mark.long
 def test_a_program_without_an_activated_environment_runs(tmp_path, bare):
     answer, _ = said(tmp_path, bare, "master", "local[2]", PYTHONPATH=str(PACKAGE))
     assert answer == "6"

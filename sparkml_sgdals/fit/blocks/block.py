@@ -290,7 +290,8 @@ def sweep_block(
         if own:
             moves = a["drawn_before"], a["drawn"]
             mean = moved_prior(a["prior_mean"], a["prior_var"], *moves, settings)
-    side = Side(a["mean"], a["var"], mean, a["prior_var"] if own else prior)
+    own_var = a["prior_var"] if own else prior
+    side = Side(a["mean"], a["var"], mean, own_var, settings.lowest)
     squares, variances = half_sweep(block.layout, side, *partners, noise, threads)
     spread = (side.mean.astype(np.float64) - side.prior_mean) ** 2 + side.var
     return Sums(side.mean.shape[0], spread.sum(axis=0), squares, variances)
@@ -337,7 +338,9 @@ def draw(
     drawn = drawn_means(block.layout, partners["influence"], root)
     own_prior, partner_prior = priors
     if own_prior is not None:
-        a["mean"] += a["var"] / own_prior * (drawn - a["drawn"])
+        moved = Side(a["mean"], a["var"], a["drawn"], own_prior, settings.lowest)
+        moved.mean += moved.var / own_prior * (drawn - moved.prior_mean)
+        moved.bound()
     a["drawn"] = drawn
     if partner_prior is None:
         return

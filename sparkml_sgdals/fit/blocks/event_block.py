@@ -225,8 +225,9 @@ def descend_block(
     weights = id_weights(block.layout)
     regs = shrinkage(weights, beside, lam)
     errors = descend_half(
-        block.layout, features, padded_rows(partners), others.squares, a0, regs, threads
-    )
+        block.layout, features, padded_rows(partners), others.squares, a0, regs, threads,
+        lowest=settings.lowest,
+    )  # fmt: skip
     taste[:, 1:] = unpadded(features, settings.table_rank)
     return EventSums(len(taste), float(weights.sum()), errors, gram_of(features, threads))
 

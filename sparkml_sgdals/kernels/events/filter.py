@@ -90,13 +90,13 @@ def _scatter(  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True, inline="always")
 def _step(  # type: ignore[no-untyped-def]
-    y, target, weight, offset, drift, shares, sources, item_mean, item_var, means, variances, taste,
-    unsure,
+    y, target, weight, offset, drift, lowest, shares, sources, item_mean, item_var, means,
+    variances, taste, unsure,
 ):  # fmt: skip
     """One step of the filter towards 0 or 1, (2) and (3); return the logit before it."""
     width = item_mean.shape[1]
     wide = taste.size
-    zeros, least = fill(np.float32(0.0)), fill(MIN_VARIANCE)
+    zeros, least, low = fill(np.float32(0.0)), fill(MIN_VARIANCE), fill(lowest)
     products, spreads = zeros, zeros
     for f in range(0, wide, LANES):
         item, some = y * width + 1 + f, width - 1 - f
@@ -120,7 +120,7 @@ def _step(  # type: ignore[no-untyped-def]
         tastes, features = load(taste, f), load_first(item_mean, item, some)
         c = load_first(item_var, item, some)
         a = c * tastes
-        store_first(item_mean, item, some, features + a * gain)
+        store_first(item_mean, item, some, larger(features + a * gain, low))
         store_first(item_var, item, some, larger(c - a * a * inverse, least) + drift)
         moved, certain = features * gain, features * features * inverse
         store(taste, f, tastes + load(unsure, f) * moved)
@@ -129,17 +129,23 @@ def _step(  # type: ignore[no-untyped-def]
             at, share = k * wide + f, shares[k]
             c = load(variances, at)
             a = c * share
-            store(means, at, load(means, at) + a * moved)
+            store(means, at, larger(load(means, at) + a * moved, low))
             c = larger(c - a * a * certain, least) + drift
             store(variances, at, c)
             unsures += share * share * c
         store(unsure, f, unsures)
+        if lowest == np.float32(0.0):
+            # what is held at 0 has not moved with the sum
+            tastes = zeros
+            for k in range(sources):
+                tastes += shares[k] * load(means, k * wide + f)
+            store(taste, f, tastes)
     return logit
 
 
 @nb.njit(cache=True, nogil=True)
 def filter_events(  # type: ignore[no-untyped-def]
-    users, items, values, weights, begin, end, recent, drawn, drift,
+    users, items, values, weights, begin, end, recent, drawn, drift, lowest,
     user_mean, user_var, item_mean, item_var, context, context_var, odds,
 ):  # fmt: skip
     """Learn one event after another, with the negatives that `draw_events` found for them.
@@ -156,6 +162,8 @@ def filter_events(  # type: ignore[no-untyped-def]
         as in `draw_events`
     drift
         float32, variance added to every coordinate that a step touches
+    lowest
+        float32, what no feature, and nothing that colours one, falls below: 0, or -inf for none
     user_mean, user_var, item_mean, item_var
         float32, shape (ids, rank + 1), in place
     context, context_var
@@ -202,7 +210,7 @@ def filter_events(  # type: ignore[no-untyped-def]
                 target = 0.0
                 weight = np.float32(1.0)
             logit = _step(
-                y, target, weight, offset, drift, shares, count + 1, item_mean, item_var,
+                y, target, weight, offset, drift, lowest, shares, count + 1, item_mean, item_var,
                 means, variances, taste, unsure,
             )  # fmt: skip
             ratio = math.exp(min(logit - offset, _MOST_LOGIT))

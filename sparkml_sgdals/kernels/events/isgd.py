@@ -24,7 +24,7 @@ def _dot(x, y, user_mean, item_mean):  # type: ignore[no-untyped-def]
 
 @nb.njit(cache=True, nogil=True)
 def descend_events(  # type: ignore[no-untyped-def]
-    users, items, values, weights, first_event, num_negatives, step, user_reg, item_reg,
+    users, items, values, weights, first_event, num_negatives, step, user_reg, item_reg, lowest,
     user_mean, item_mean, order, last, touched,
 ):  # fmt: skip
     """Learn one event after another, in place.
@@ -39,6 +39,8 @@ def descend_events(  # type: ignore[no-untyped-def]
         queue
     step, user_reg, item_reg
         float32, step size and lambdas
+    lowest
+        float32, what no feature falls below: 0, or -inf for none
     user_mean, item_mean
         float32, shape (ids, rank + 1); column 0 is left as it is
     order
@@ -74,7 +76,8 @@ def descend_events(  # type: ignore[no-untyped-def]
                 error = -_dot(x, item, user_mean, item_mean)
                 for f in range(1, user_mean.shape[1]):
                     um = user_mean[x, f]
-                    user_mean[x, f] = um + step * (error * item_mean[item, f] - user_reg * um)
+                    new = um + step * (error * item_mean[item, f] - user_reg * um)
+                    user_mean[x, f] = lowest if new < lowest else new
                 touched[item] = True
                 found += 1
                 last[item] = stamp + found
@@ -87,8 +90,10 @@ def descend_events(  # type: ignore[no-untyped-def]
         for f in range(1, user_mean.shape[1]):
             um = user_mean[x, f]
             im = item_mean[y, f]
-            user_mean[x, f] = um + g * (error * im - user_reg * um)
-            item_mean[y, f] = im + g * (error * um - item_reg * im)
+            user_new = um + g * (error * im - user_reg * um)
+            item_new = im + g * (error * um - item_reg * im)
+            user_mean[x, f] = lowest if user_new < lowest else user_new
+            item_mean[y, f] = lowest if item_new < lowest else item_new
         if positive:
             last[y] = stamp + per_event
             queue[size] = y

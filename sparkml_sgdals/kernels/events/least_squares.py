@@ -14,6 +14,8 @@ of the mean n)).
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from sparkml_sgdals import _compiling as nb
@@ -29,13 +31,17 @@ from sparkml_sgdals.kernels.vectors import (
     summed,
 )
 
-__all__ = ["descend_ids", "gram", "rank_held"]
+__all__ = ["descend_ids", "gram", "rank_held", "solve_nonnegative"]
+
+_MOST_PASSES: Final = 1000
+_SETTLED: Final = 1e-9
+"""share of the largest coordinate by which a pass moves none when the rest is rounding"""
 
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST)
 def descend_ids(  # type: ignore[no-untyped-def]
     first, last, starts, partners, targets, weights, factors, partner_factors, squares, unobserved,
-    regs, before, pulls, square_errors,
+    regs, lowest, before, pulls, square_errors,
 ):  # fmt: skip
     """Update the factors of ids first..last-1 with their partners fixed (half a sweep), in place.
 
@@ -61,6 +67,8 @@ def descend_ids(  # type: ignore[no-untyped-def]
         float32, a0
     regs
         float32, shape (ids,), l_x
+    lowest
+        float32, what no factor falls below: 0, or -inf for none
     before
         float32, as `factors`: what the ids were fitted to before, which takes the place of 0 in
         what shrinks them and in the sum over all pairs; shape (0, wide) for nothing
@@ -147,6 +155,8 @@ def descend_ids(  # type: ignore[no-untyped-def]
             moment = summed(moments) + length * old + held * centre
             moment -= unobserved * (summed(crossed) - own * (old - centre))
             new = moment / (length + held)
+            if new < lowest:
+                new = lowest
             change, last_column = new - old, column
             factors[x, f] = new
         sums = fill(zero)
@@ -227,3 +237,33 @@ def rank_held(  # type: ignore[no-untyped-def]
             for y in range(items):
                 better += scores[y] >= own
             ranks[h] = better
+
+
+@nb.njit(cache=True, nogil=True)
+def solve_nonnegative(system, right):  # type: ignore[no-untyped-def]
+    """Return the x >= 0 that makes x' A x / 2 - b' x least, one coordinate after another.
+
+    Parameters
+    ----------
+    system
+        float64, shape (k, k), A, symmetric and positive definite
+    right
+        float64, shape (k,), b
+    """
+    found = np.zeros(right.size)
+    rest = right.copy()
+    for _ in range(_MOST_PASSES):
+        largest, moved = 0.0, 0.0
+        for f in range(right.size):
+            new = found[f] + rest[f] / system[f, f]
+            if new < 0.0:
+                new = 0.0
+            change = new - found[f]
+            if change != 0.0:
+                for g in range(right.size):
+                    rest[g] -= system[g, f] * change
+            found[f] = new
+            largest, moved = max(largest, new), max(moved, abs(change))
+        if not moved > _SETTLED * largest:
+            break
+    return found

@@ -1,7 +1,6 @@
 """Params of Spark's ALS that learning here does not know: code that sets them runs unchanged.
 
-One that has no effect is named in a warning, one whose neglect would change the meaning of the
-result is refused when learning starts.
+One that has no effect is named in a warning.
 """
 
 from __future__ import annotations
@@ -31,12 +30,6 @@ UNUSED_OF_ALS: Final = (
 )
 """Params that no solver uses."""
 
-_REFUSED: Final = {
-    "nonnegative": "Features here may be negative, and biases are added to them. Set "
-    "nonnegative=False, or keep Spark's ALS where features must not be negative.",
-}
-"""Params that must not be true, and what to do."""
-
 _STORAGE_LEVELS: Final = (
     "DISK_ONLY",
     "DISK_ONLY_2",
@@ -62,7 +55,7 @@ class ALSParams(Params):
         flag,
     )
     nonnegative: Param[bool] = param(
-        "nonnegative", "whether features must not be negative; true is refused.", flag
+        "nonnegative", "whether features must not be negative; biases may be.", flag
     )
     alpha: Param[float] = param(
         "alpha",
@@ -177,9 +170,3 @@ class ALSParams(Params):
     def getFinalStorageLevel(self) -> str:
         """Value of finalStorageLevel."""
         return self.getOrDefault(self.finalStorageLevel)
-
-    def refuseUnsupported(self) -> None:
-        """Raise ValueError for what would change the meaning of the result if it were ignored."""
-        for name, remedy in _REFUSED.items():
-            if self.getOrDefault(name):
-                raise ValueError(f"{name}=True is not supported. {remedy}")

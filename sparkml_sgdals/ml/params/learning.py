@@ -428,14 +428,14 @@ class LearningParams(
             featured=False,
             forget_after=forget_after,
             forget_after_micros=forget_after_micros,
+            nonnegative=self.getNonnegative(),
         )
 
     def warnOfUnused(self) -> None:
         """Warn of Params that were set by hand and that the solver does not use.
 
-        Raises ValueError where one that is not supported would change the result.
+        Raises ValueError where the solver does not learn what rows are said to be.
         """
-        self.refuseUnsupported()
         solver, events = self.getSolver(), self.getImplicitPrefs()
         refuse_unfit(solver, events, self.getNumNegatives())
         unused = unused_params(solver, events, self.getRankingSize())

@@ -13,8 +13,9 @@ from sparkml_sgdals.arrays.hashing import USER_SIDE, id_keys, start_factors
 from sparkml_sgdals.arrays.id_kinds import id_array_type
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.kernels.events.judges import NEVER
-from sparkml_sgdals.learn.event_tables import beside_user, folded_in
+from sparkml_sgdals.learn.event_tables import folded_in
 from sparkml_sgdals.learn.events import fold_in_events
+from sparkml_sgdals.learn.least_squares import beside_user
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.serving.model.ids import Key, key_of
 from sparkml_sgdals.serving.model.served_model import ServedModel
@@ -120,7 +121,9 @@ def _drawn(model: ServedModel, user: pa.Array, var: F32) -> F32:
     if not var.size or settings.featured:
         return np.empty(0, np.float32)
     keys = id_keys(user)
-    start = start_factors(keys, USER_SIDE, settings.rank, settings.seed, settings.init_std)
+    start = start_factors(
+        keys, USER_SIDE, settings.rank, settings.seed, settings.init_std, settings.lowest
+    )
     left: F32 = np.minimum(var / prior_variances(settings), np.float32(1.0))[1:] * start[0, 1:]
     return left
 

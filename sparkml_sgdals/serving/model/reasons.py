@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from sparkml_sgdals.kernels.events.judges import NEVER, soft
 from sparkml_sgdals.kernels.events.partners import LATEST_DECAY
-from sparkml_sgdals.learn.event_tables import beside_user, user_system
+from sparkml_sgdals.learn.event_tables import user_system
+from sparkml_sgdals.learn.least_squares import beside_user
 from sparkml_sgdals.serving.model.person import Person
 from sparkml_sgdals.serving.model.served_model import ServedModel
 from sparkml_sgdals.state.event_scores import table_alone

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.arrays.threads import Together
 from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
@@ -120,9 +121,10 @@ def commit_in_runs(
     name = f"{version:012d}-{uuid.uuid4().hex[:8]}"
     nothing = np.empty(0, np.int64)
     written = [f"files/{name}-{side}.parquet" for side in ("users", "items")]
-    with store.or_without(written, Exception):
+    together = Together()
+    with store.or_without(written, Exception, together):
         files = {
-            side: store.write_table(file, table.to_arrow(nothing))
+            side: store.write_table(file, table.to_arrow(nothing), together)
             for side, file, table in zip(
                 ("users", "items"), written, (state.users, state.items), strict=True
             )
@@ -149,7 +151,7 @@ def commit_in_runs(
         _see(store, commit)
         check()
 
-    store.put_version(commit, written, ready)
+    store.put_version(commit, written, ready, together)
     return commit
 
 

@@ -63,7 +63,7 @@ def _wrap(micro_batch):
         reach("before the files")
         return commit(self, state, rows, batch, *args, **kwargs)
 
-    def traced_write(self, target, payload):
+    def traced_write(self, target, payload, *together):
         name = target.rpartition("/")[2]
         half = next(
             (
@@ -82,7 +82,7 @@ def _wrap(micro_batch):
             reach(half)
         if half:
             reach(half.replace("half of ", "").replace("written", "being written"))
-        write(self, target, payload)
+        write(self, target, payload, *together)
 
     ask = objects.ObjectStore._put_if_none
 

@@ -18,7 +18,7 @@ def run_filter(p: Problem, noise: float, drift: float) -> tuple[np.ndarray, list
     user_mean, user_var, item_mean, item_var = found
     filter_ratings(
         p.users, p.items, p.ratings, p.weights, user_mean, user_var, item_mean, item_var,
-        F32(noise), F32(drift), errors,
+        F32(noise), F32(drift), F32(-np.inf), errors,
     )  # fmt: skip
     return errors, found
 
@@ -43,7 +43,9 @@ def test_filter_ends_where_no_variance_is_left() -> None:
     rows, errors = np.array([0, 1, 0], np.int32), np.full(3, np.nan, F32)
     ratings, none = np.array([1.0, 2.0, 3.0], F32), np.empty(0, F32)
     factors = mean[0], var[0], mean[1], var[1]
-    learned = filter_ratings(rows, rows, ratings, none, *factors, F32(0.0), F32(0.0), errors)
+    learned = filter_ratings(
+        rows, rows, ratings, none, *factors, F32(0.0), F32(0.0), F32(-np.inf), errors
+    )
     assert not learned
     assert errors[:2].tolist() == [1.0, 2.0]
     assert np.isnan(errors[2])

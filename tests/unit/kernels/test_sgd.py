@@ -23,7 +23,7 @@ def test_sgd_follows_the_equations(
     errors = np.full(p.ratings.size, np.nan, F32)
     sgd_ratings(
         p.users, p.items, p.ratings, p.weights, user_mean, item_mean,
-        F32(step), np.array(regs, F32), errors,
+        F32(step), np.array(regs, F32), F32(-np.inf), errors,
     )  # fmt: skip
     expected = p.means(float)
     expected_errors = reference.learn_sgd(

@@ -44,7 +44,7 @@ def smoothed(parts, ranges):
     for first, last in ranges:
         smooth_ids(
             first, last, layout.starts, layout.partners, layout.values, layout.weights, *own,
-            *partner, mean.shape[1], NOISE,
+            *partner, mean.shape[1], NOISE, np.float32(-np.inf),
         )  # fmt: skip
     assert not own[0][-1].any()
     return own[0][:-1, : mean.shape[1]]

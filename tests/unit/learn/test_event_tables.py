@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.errors import DivergenceError
-from sparkml_sgdals.learn.event_tables import beside_user, caught_up
+from sparkml_sgdals.learn.event_tables import caught_up
 from sparkml_sgdals.learn.events import learn_events
+from sparkml_sgdals.learn.least_squares import beside_user
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.learn.whole_table import fit_ratings, fit_stops
 from sparkml_sgdals.predictor import Predictor

@@ -66,7 +66,7 @@ def sessions(seed, count):
     return users, rng.integers(0, 30, count)
 
 
-@pytest.mark.parametrize("settings", [FILTER, BARE, DESCENT])
+@pytest.mark.parametrize("settings", [FILTER, BARE, pytest.param(DESCENT, marks=pytest.mark.long)])
 @given(seed=st.integers(0, 2**32))
 def test_state_does_not_grow_by_every_session(settings, seed):
     users, items = sessions(seed, 600)

@@ -12,7 +12,7 @@ from sparkml_sgdals.state.settings import Settings
 
 OTHERS = Settings(
     "minibatch", 3, 7, 0.1, -5, 0.2, (1.0, 2.0, 3.0, 4.0), 9, 0.3, 0.4, 0.5, 0.6, 0.7, True, True,
-    0.8, 4, 5, 6, 7, 0.3, 8, None, True, 9, 10,
+    0.8, 4, 5, 6, 7, 0.3, 8, None, True, 9, 10, True,
 )  # fmt: skip
 
 

@@ -139,8 +139,8 @@ def test_what_may_be_committed_is_left(model: Writer, monkeypatch: pytest.Monkey
     """The commit object stands, though syncing its folder failed: the version is whole."""
     sync = VersionStore.sync
 
-    def failing(store: VersionStore, folder: str) -> None:
-        sync(store, folder)
+    def failing(store: VersionStore, folder: str, *together: Any) -> None:
+        sync(store, folder, *together)
         if folder == "commits":
             raise StorageError("commits could not be written")
 
@@ -245,11 +245,16 @@ def test_a_place_that_cannot_be_made(tmp_path: Path) -> None:
 def test_what_is_committed_is_synced(model: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files before the commit object, each with its folder, and that before it counts."""
     calls: list[str] = []
+    there: list[str] = []
     sync, link = os.fsync, os.link
 
     def noted_sync(handle: int) -> None:
-        calls.append(os.path.relpath(os.readlink(f"/proc/self/fd/{handle}"), model.path))
+        name = os.path.relpath(os.readlink(f"/proc/self/fd/{handle}"), model.path)
+        if name == "files":
+            there.extend(os.listdir(model.path / "files"))
         sync(handle)
+        time.sleep(0.05 if name.endswith("-users.parquet") else 0.0)
+        calls.append(name)
 
     def noted_link(old: str, new: str) -> None:
         calls.append(f"-> {os.path.relpath(new, model.path)}")
@@ -258,11 +263,14 @@ def test_what_is_committed_is_synced(model: Writer, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(os, "fsync", noted_sync)
     monkeypatch.setattr(os, "link", noted_link)
     model.learn()
-    *files, folder, beside, named, last = calls
-    assert [name.rpartition("-")[2] for name in files] == ["users.parquet", "items.parquet"]
-    assert (folder, last) == ("files", "commits")
+    *synced, named, last = calls
+    # the disk may have them in any order: none of them counts before the name
+    beside, folder, items, users = sorted(synced)
     assert beside.startswith("commits/000000000003.json.")
-    assert named == "-> commits/000000000003.json"
+    assert folder == "files"
+    assert (items[-14:], users[-14:]) == ("-items.parquet", "-users.parquet")
+    assert {Path(items).name, Path(users).name} <= set(there)
+    assert (named, last) == ("-> commits/000000000003.json", "commits")
 
 
 def test_a_version_is_committed_once(model: Writer) -> None:

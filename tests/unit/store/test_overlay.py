@@ -200,7 +200,7 @@ def test_a_long_stream(tmp_path: Path) -> None:
     assert all(int(name[6:18]) >= oldest for name in stale)
 
 
-@pytest.mark.parametrize("kind", ["int", "str"])
+@pytest.mark.parametrize("kind", [pytest.param("int", marks=pytest.mark.long), "str"])
 def test_without_a_local_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: Any) -> None:
     """Rows come by ranges of the files, several near ones at once, as from an object store."""
     monkeypatch.setattr(sorted_runs, "_REMOTE_GAP", 500)

@@ -476,7 +476,7 @@ def test_a_commit_is_put_over_nothing_but_a_broken_one(monkeypatch: pytest.Monke
     there: list[bytes | None] = [None, b"{"]
     refused: list[bytes] = []
     written: list[bytes] = []
-    monkeypatch.setattr(store, "put_new", lambda name, payload: bool(refused.append(payload)))
+    monkeypatch.setattr(store, "put_new", lambda *given: bool(refused.append(given[1])))
     monkeypatch.setattr(store, "read", lambda name: there.pop(0))
     monkeypatch.setattr(store, "replace", lambda name, payload: written.append(payload))
     store.put_commit(commit, new=True)

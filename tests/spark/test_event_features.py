@@ -1,0 +1,117 @@
+"""Features of users and items for models of events: fitted, joined, streamed, served by Spark."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers import ONCE, assert_same_bits, predictions
+from pyspark.sql import functions as F
+
+from sparkml_sgdals import Predictor, StreamingBiasedALS, StreamingBiasedALSModel
+
+USERS, ITEMS, COLD = 60, 60, 48
+GENRES = np.array(["Comedy", "War", "Drama"])[np.arange(ITEMS) % 3]
+ALS = {"implicitPrefs": True, "rank": 8}
+
+
+def events() -> pd.DataFrame:
+    """Who did what: users like items of one genre each."""
+    rng = np.random.default_rng(3)
+    same = np.arange(USERS)[:, None] % 3 == np.arange(ITEMS) % 3
+    user, item = np.nonzero(rng.random((USERS, ITEMS)) < np.where(same, 0.5, 0.03))
+    order = rng.permutation(user.size)
+    return pd.DataFrame(
+        {"user": user[order], "item": item[order], "time": np.arange(user.size) + 1_000_000}
+    )
+
+
+EVENTS = events()
+OLD, NEW = EVENTS[EVENTS.item < COLD], EVENTS[EVENTS.item >= COLD]
+
+
+@pytest.fixture(scope="module")
+def films(spark):
+    """Genres of all items, in plain columns."""
+    return spark.createDataFrame(pd.DataFrame({"item": np.arange(ITEMS), "genre": GENRES}))
+
+
+@pytest.fixture(scope="module", params=["", "time"], ids=["alone", "timed"])
+def model(request, spark, films):
+    als = StreamingBiasedALS(timestampCol=request.param, **ALS).setItemFeatures(films)
+    return als.fit(spark.createDataFrame(OLD))
+
+
+def test_new_items_are_offered_to_those_who_should_like_them(spark, films, model, tmp_path):
+    """By lists, by likeness, in one process, and once the model was saved."""
+    path = str(tmp_path / "model")
+    model.write().overwrite().save(path)
+    again = StreamingBiasedALSModel.load(path)
+    assert_same_bits(again, model)
+    new = films.where(F.col("item") >= COLD)
+    more = again.withItems(new)
+    assert (more.version, more.state.items.size) == (model.version + 1, ITEMS)
+    candidates = new.select("item")
+    lists = more.recommendForAllUsers(4, candidates=candidates).toPandas()
+    found = lists.explode("recommendations")
+    right = (
+        GENRES[[one["item"] for one in found.recommendations]] == GENRES[found.user.to_numpy() % 3]
+    )
+    assert right.mean() > 0.9
+    best = Predictor.load(path).with_items({n: {"genre": GENRES[n]} for n in range(COLD, ITEMS)})
+    one = best.recommend([5], 4, candidates=[list(range(COLD, ITEMS))])
+    (own,) = (row for row in lists.itertuples() if row.user == 5)
+    assert one["item"].tolist() == [row["item"] for row in own.recommendations]
+    alike = more.similarItems(spark.createDataFrame([(COLD,)], "item long"), 5).first()
+    assert {GENRES[row["item"]] for row in alike[1]} == {GENRES[COLD]}
+    told = again.featureWeights.toPandas()
+    assert sorted(told.feature) == ["genre=Comedy", "genre=Drama", "genre=War"]
+    assert {len(each) for each in told.features} == {ALS["rank"]}
+
+
+def test_transform_takes_the_column_for_unknown_items(spark, films, model):
+    """And orders them as the lists of a model do that they have joined."""
+    pairs = spark.createDataFrame(NEW[["user", "item"]])
+    given = model.copy().setItemFeaturesCol("itemFeatures")
+    told = given.transform(pairs.join(model.itemVectors(films), "item", "left"))
+    by = ["user", "item"]
+    with_column = predictions(told, by)
+    joined = predictions(model.withItems(films).transform(pairs), by)
+    np.testing.assert_allclose(with_column, joined, atol=0.35)
+    without = predictions(model.transform(pairs), by)
+    assert with_column.std() > 3 * without.std()
+    known = given.setColdStartStrategy("drop").transform(
+        pairs.join(given.itemVectors(films), "item")
+    )
+    assert known.count() == len(NEW)
+
+
+def test_a_stream_goes_on(spark, films, model, tmp_path):
+    """A new item starts where its column says, exactly once; a row of an item alone adds it."""
+    folder = tmp_path / "in"
+    vectors = model.itemVectors(films)
+    rows = spark.createDataFrame(NEW[: len(NEW) // 2]).join(vectors, "item", "left")
+    only = vectors.where(F.col("item") == ITEMS - 1).withColumn("user", F.lit(None).cast("long"))
+    only = only.withColumn("time", F.lit(0).cast("long"))
+    rows.unionByName(only).coalesce(1).write.parquet(str(folder))
+    stream = spark.readStream.schema(rows.schema).parquet(str(folder))
+    start = model.copy().setItemFeaturesCol("itemFeatures")
+    job = start.updateStream(stream, str(tmp_path / "m"), trigger=ONCE)
+    job.awaitTermination()
+    state = job.model.state
+    assert state.items.size == ITEMS
+    assert job.metrics().invalid.sum() == 0
+    assert state.items.featured[COLD:].all()
+    again = StreamingBiasedALSModel.load(str(tmp_path / "m"))
+    assert_same_bits(again, job.model)
+    another = spark.createDataFrame([(9001, "War")], films.schema)
+    more = model.withItems(another, modelPath=str(tmp_path / "m"))
+    assert (more.version, more.state.items.size) == (again.version + 1, ITEMS + 1)
+
+
+def test_streams_from_nothing_are_refused(spark, films):
+    """What features say of events is learned from tables."""
+    als = StreamingBiasedALS(**ALS).setItemFeatures(films)
+    stream = spark.readStream.format("rate").load().selectExpr("value AS user", "value AS item")
+    with pytest.raises(ValueError, match="features say of events is learned from tables"):
+        als.fitStream(stream, "nowhere")

@@ -1,0 +1,215 @@
+"""What features say of ids without events: learned once a table is, and what comes after it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from building import settings_of
+
+from sparkml_sgdals.arrays.ratings import Ratings
+from sparkml_sgdals.arrays.sparse_rows import SparseRows
+from sparkml_sgdals.errors import DivergenceError
+from sparkml_sgdals.learn.event_tables import weights_of_events
+from sparkml_sgdals.learn.features import start_featured
+from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.learn.whole_table import fit_ratings, fit_stops
+from sparkml_sgdals.predictor import Predictor
+from sparkml_sgdals.state.event_scores import serving_state
+from sparkml_sgdals.state.event_starts import event_starts
+from sparkml_sgdals.state.model_state import ModelState
+
+USERS, ITEMS, KINDS, COLD = 120, 90, 3, 75
+RNG = np.random.default_rng(3)
+KIND = np.arange(ITEMS) % KINDS
+MATRIX = np.eye(KINDS)[KIND]
+SEED, RANK = 7, 8
+
+
+def events_of(users: list[int], items: list[int], timed: bool) -> Ratings:
+    """Events in their order, ids being numbers."""
+    user_ids, u = np.unique(users, return_inverse=True)
+    item_ids, i = np.unique(items, return_inverse=True)
+    return Ratings(
+        pa.array(user_ids), pa.array(item_ids), u.astype(np.int32), i.astype(np.int32),
+        np.ones(u.size, np.float32), np.empty(0, np.float32), timed,
+    )  # fmt: skip
+
+
+def table(items: slice, timed: bool = False) -> Ratings:
+    """Who did which of some items: users like items of their own kind."""
+    rng = np.random.default_rng(SEED)
+    liked = rng.random((USERS, ITEMS)) < np.where(
+        np.arange(USERS)[:, None] % KINDS == KIND, 0.5, 0.03
+    )
+    liked[:, [n for n in range(ITEMS) if n not in range(*items.indices(ITEMS))]] = False
+    users, found = np.nonzero(liked)
+    order = rng.permutation(users.size)
+    return events_of(users[order].tolist(), found[order].tolist(), timed)
+
+
+def rows_of(ids: np.ndarray, matrix: np.ndarray) -> SparseRows:
+    row, column = np.nonzero(matrix)
+    starts = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=len(matrix)))])
+    return SparseRows(
+        pa.array(ids), matrix.shape[1], starts, column.astype(np.int32), matrix[row, column]
+    )
+
+
+ROWS = rows_of(np.arange(ITEMS), MATRIX)
+
+
+def blank(featured: bool = True, **fields: object) -> ModelState:
+    settings = settings_of(
+        learns_events=True, rank=RANK, table_rank=RANK, featured=featured, max_iter=8,
+        num_negatives=10, num_partners=8, tol=0.0, regs=(-1.0,) * 4, **fields,
+    )  # fmt: skip
+    return ModelState.empty(settings, "int", "int")
+
+
+def fitted(rows: SparseRows | None, timed: bool, threads: int = 1) -> ModelState:
+    """A model of the items that are not cold."""
+    state = blank(rows is not None)
+    fit_ratings(table(slice(COLD), timed), state, threads, features=(None, rows))
+    return state
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["alone", "timed"])
+def state(request: pytest.FixtureRequest) -> ModelState:
+    return fitted(ROWS, request.param)
+
+
+def rightly_first(state: ModelState) -> float:
+    """Share of users whose best cold item is of their own kind."""
+    items = np.arange(COLD, ITEMS)
+    found = Predictor(state, {}, 1).recommend(range(USERS), 1, candidates=[items] * USERS)
+    return float(np.mean(KIND[found["item"].to_numpy()] == found["user"].to_numpy() % KINDS))
+
+
+def with_cold(state: ModelState, rows: SparseRows = ROWS) -> ModelState:
+    twin = state.copy()
+    ids = pa.array(np.arange(COLD, ITEMS))
+    assert start_featured(twin.items, ids, rows, twin.features[1]) == ITEMS - COLD
+    return twin
+
+
+def test_factors_are_those_of_a_fit_without_features(state: ModelState) -> None:
+    """What is learned of ids that have events is the same, to the bit."""
+    plain = fitted(None, bool(state.events_learned))
+    for name in ("mean", "var", "taste", "count"):
+        for side in ("users", "items"):
+            np.testing.assert_array_equal(
+                getattr(getattr(state, side), name), getattr(getattr(plain, side), name)
+            )
+    assert not state.items.featured.any()
+
+
+def test_items_that_nobody_has_done_are_ranked_by_what_they_are(state: ModelState) -> None:
+    """Far above chance; among those with events they stand no higher than they deserve."""
+    twin = with_cold(state)
+    assert rightly_first(twin) > 0.9
+    assert twin.items.featured[COLD:].all()
+    served = serving_state(twin)
+    known, cold = (np.linalg.norm(served.items.taste[some, 1:], axis=1).mean()
+                   for some in (slice(COLD), slice(COLD, None)))  # fmt: skip
+    assert cold < known
+
+
+def test_noise_says_nothing() -> None:
+    """Cold items of which only noise is known are far nearer each other than those of kinds."""
+    noise = rows_of(np.arange(ITEMS), np.random.default_rng(1).normal(0, 1, (ITEMS, 20)))
+    spread = {}
+    for name, rows in (("noise", noise), ("kinds", ROWS)):
+        twin = with_cold(fitted(rows, False), rows)
+        spread[name] = float(twin.items.taste[COLD:, 1:].std(axis=0).max())
+    assert spread["noise"] < 0.4 * spread["kinds"]
+
+
+def test_threads_stops_and_files_change_nothing(state: ModelState) -> None:
+    """A fit that is stopped on the way, and what is told of a state, give the same weights."""
+    timed = bool(state.events_learned)
+    assert fitted(ROWS, timed, threads=3).fingerprint() == state.fingerprint()
+    begun = blank()
+    begun.settings = replace(begun.settings, max_iter=10)
+    (early, _), (late, _) = fit_stops(
+        table(slice(COLD), timed), begun, [8, 10], features=(None, ROWS)
+    )
+    assert early.fingerprint() == state.fingerprint() != late.fingerprint()
+    twin = state.copy()
+    twin.set_scalars(state.scalars())
+    assert twin.fingerprint() == state.fingerprint()
+    told = twin.features[1]
+    assert told is not None
+    assert told.start.shape == (KINDS + 1, 2 * RANK + 2)
+
+
+def test_unknown_ids_are_scored_as_those_that_joined(state: ModelState) -> None:
+    """But for the start of factors, which differs from id to id, and for one item more."""
+    state.settings = replace(state.settings, init_std=0.0)
+    twin = with_cold(state)
+    served = serving_state(twin)
+    starts = event_starts(twin, served)[1]
+    assert starts is not None
+    mean, taste = starts.of(ROWS.take(np.arange(COLD, ITEMS)))
+    np.testing.assert_allclose(taste, served.items.taste[COLD:], atol=1e-5)
+    np.testing.assert_allclose(mean[:, 0], served.items.mean[COLD:, 0], atol=1e-5)
+
+
+def test_users_start_by_their_features() -> None:
+    """One who has done nothing is recommended what those are who are like it."""
+    users = rows_of(np.arange(USERS), np.eye(KINDS)[np.arange(USERS) % KINDS])
+    full = table(slice(ITEMS))
+    state = blank()
+    fit_ratings(full, state, features=(users, ROWS))
+    more = rows_of(np.arange(1000, 1003), np.eye(KINDS))
+    start_featured(state.users, more.ids, more, state.features[0])
+    best = Predictor(state, {}, 1).recommend(range(1000, 1003), 5)
+    assert (KIND[best["item"].to_numpy()] == best["user"].to_numpy() - 1000).mean() > 0.9
+
+
+def test_a_stream_goes_on(state: ModelState) -> None:
+    """New items start where it tells their features; a batch that fails leaves none of them."""
+    begun = state.copy()
+    batch = events_of([1, 2], [COLD + 1, COLD + 2], True)
+    report = learn_batch(begun, batch, (None, ROWS))
+    assert report.new_items == 2
+    rows = begun.items.index.find(pa.array([COLD + 1, COLD + 2]))
+    assert begun.items.featured[rows].all()
+    assert begun.items.taste[rows, 1:].any(axis=1).all()
+    blind = state.copy()
+    learn_batch(blind, batch)
+    assert not blind.items.taste[rows].any()
+    before = begun.fingerprint()
+    bad = events_of([1], [COLD + 3], True)
+    bad = replace(bad, values=np.array([np.nan], np.float32))
+    with np.errstate(all="ignore"), pytest.raises(DivergenceError):
+        learn_batch(begun, bad, (None, ROWS))
+    assert begun.fingerprint() == before
+
+
+def test_a_table_that_is_added(state: ModelState) -> None:
+    """Gives items that features had started factors of their own, and leaves the others."""
+    twin = with_cold(state)
+    more = table(slice(COLD, COLD + 5), bool(state.events_learned))
+    kept = twin.items.taste[COLD + 5 :].copy()
+    fit_ratings(more, twin, features=(None, ROWS))
+    np.testing.assert_array_equal(twin.items.taste[COLD + 5 :], kept)
+    assert not twin.items.featured[: COLD + 5].any()
+    assert twin.items.featured[COLD + 5 :].all()
+    done = np.bincount(more.items)
+    counts = np.rint(np.expm1(twin.items.taste[COLD : COLD + 5, 0]))
+    np.testing.assert_array_equal(counts, done)
+
+
+def test_weights_come_near_ridge_regression() -> None:
+    """With one variance for all columns: against the normal equations."""
+    state = fitted(ROWS, False)
+    found = weights_of_events(ROWS, state.items, USERS, False, 1)
+    means = found.start_means(ROWS)[:COLD, RANK + 2 :]
+    taste = state.items.taste[:COLD, 1:]
+    for kind in range(KINDS):
+        own = KIND[:COLD] == kind
+        apart = means[own][0] - taste[own].mean(axis=0)
+        assert np.linalg.norm(apart) < 0.25 * np.linalg.norm(taste[own].mean(axis=0))
