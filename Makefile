@@ -61,7 +61,9 @@ serve-demo: $(VENV)/.installed ## Serve films on a page that learns as you rate,
 
 test: $(VENV)/.installed ## Run the tests, or PART=long, ...; ARGS="-k stream -x" goes to pytest
 	@$(if $(filter PART_$(PART),$(.VARIABLES)),,$(error there is no PART=$(PART): see Makefile))
-	@$(WITH_SPARK) $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile $(PART_$(PART)) $(ARGS)
+	@# in the order of folders: files of many small tests, of tests/unit, come last and fill the end
+	@$(WITH_SPARK) $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
+		$(PART_$(PART)) $(ARGS)
 
 lint: $(VENV)/.installed ## ruff, mypy, and nothing in the package that Spark Connect lacks
 	$(PY) -m ruff check .

@@ -51,10 +51,9 @@ VERSIONS: Final = (
 """Columns of `list_versions`."""
 
 _SIDES: Final = ("users", "items")
-_PAGE: Final = 100
-"""commits in memory at once, of those that are listed"""
-_READERS: Final = 4
-_A_THREAD: Final = 25
+_READERS: Final = 16
+"""threads that wait for a store that is not on this machine; files of its own are read in turn"""
+_A_THREAD: Final = 10
 """objects that a thread reads at once"""
 _LEASE_SECONDS: Final = 600.0
 _FEW: Final = 10_000
@@ -170,13 +169,14 @@ def list_versions(store: VersionStore, verify: bool) -> pd.DataFrame:
 def _each(
     store: VersionStore, verify: bool, whole: dict[str, bool]
 ) -> Iterator[tuple[int, Commit | None]]:
-    """Yield each commit by its number, None where it cannot be used, from pages that threads read.
+    """Yield each commit by its number, None where it cannot be used, some at a time.
 
     `whole` says of each of its files, by name, whether it is there, and with `verify` as it was.
     """
     numbers = store.numbers()
     there = set(store.names("files"))
-    with workers(_READERS) as run:
+    readers = 1 if store.local else _READERS
+    with workers(readers) as run:
 
         def read(names: list[str]) -> list[bytes | None]:
             return list(map(store.read, names))
@@ -184,7 +184,7 @@ def _each(
         def verified(files: list[dict[str, Any]]) -> list[bool]:
             return [_is_whole(store, file) for file in files]
 
-        for page in _pieces(numbers, _PAGE):
+        for page in _pieces(numbers, readers * _A_THREAD):
             names = _pieces([commit_name(number) for number in page], _A_THREAD)
             payloads = itertools.chain(*run(functools.partial(read, piece) for piece in names))
             commits = [_sound(store, *each) for each in zip(page, payloads, strict=True)]
@@ -225,7 +225,9 @@ def _is_whole(store: VersionStore, file: dict[str, Any]) -> bool:
 
 
 def _runs_without_history(commit: Commit) -> list[dict[str, Any]]:
-    history = (commit.runs or {}).get("metrics")
+    if commit.runs is None:
+        return []
+    history = commit.runs.get("metrics")
     return [file for file in commit.run_files() if file != history]
 
 

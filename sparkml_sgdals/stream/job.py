@@ -66,6 +66,10 @@ class StreamJob(Generic[M]):
         self._model: M | None = None
         self._shown: Live | None = None
 
+    def __repr__(self) -> str:
+        """Return where it learns to, without asking Spark."""
+        return f"{type(self).__name__}({self.path!r})"
+
     @property
     def model(self) -> M:
         """The newest committed version, a model of its own that does not move on."""

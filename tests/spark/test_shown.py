@@ -32,6 +32,7 @@ def test_a_job_of_ratings(als, files, stream, small, tmp_path):
     path = str(tmp_path / "a<b")
     job = als.fitStream(stream(files(small[:600], 200)), path, trigger=ONCE)
     job.awaitTermination()
+    assert repr(job) == f"StreamJob({path!r})"
     shown = job._repr_html_()
     for part in ("a&lt;b", ">ended<", ">3<", ">600<", "rmse of the last"):
         assert part in shown

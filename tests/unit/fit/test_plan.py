@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from building import settings_of
 
-from sparkml_sgdals.fit.plan import FitOptions, choose_blocks
+from sparkml_sgdals.fit.plan import FitOptions, blocks_to_path, choose_blocks
 from sparkml_sgdals.ingest.columns import RatingColumns
 from sparkml_sgdals.state.settings import Settings
 
@@ -32,6 +32,20 @@ def test_size_and_num_blocks_choose(settings: Settings) -> None:
     assert chosen(settings, options(), 101) == 4
     assert chosen(settings, options(blocks=3), 10) == 3
     assert chosen(settings, options(blocks=1), 1000) == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "blocks", "most", "expected"),
+    [
+        (10, 0, 100, 2),
+        (150, 0, 100, 4),
+        (150, 1, 100, 1),
+        # its rows go through Spark as one value a block
+        (15_000_001, 0, 40_000_000, 4),
+    ],
+)
+def test_blocks_that_write_their_rows(rows: int, blocks: int, most: int, expected: int) -> None:
+    assert blocks_to_path(rows, options(blocks, most)) == expected
 
 
 def test_events_go_onto_a_model_in_one_task() -> None:

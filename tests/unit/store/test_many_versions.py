@@ -8,6 +8,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -73,6 +74,19 @@ def test_a_list_reads_each_commit_once(many: Counted) -> None:
     assert list_versions(many, verify=False).loadable.all()
     assert many.reads["commits"] == 120
     assert many.reads["files"] == 0
+
+
+def test_a_list_is_the_same_where_threads_read_it(many: Counted) -> None:
+    Path(many.path, "commits", f"{70:012d}.json").write_bytes(b"{")
+    next(Path(many.path, "files").glob(f"{20:012d}-*users*")).unlink()
+    next(Path(many.path, "files").glob(f"{110:012d}-*items*")).write_bytes(b"other")
+    for verify in (False, True):
+        in_turn = list_versions(many, verify)
+        # as an object store is read, by pyarrow
+        many.local = False
+        pd.testing.assert_frame_equal(list_versions(many, verify), in_turn)
+        many.local = True
+    assert in_turn.loadable.sum() == 20 + 19 + (110 - 102)
 
 
 @given(st.lists(st.sampled_from(["learn", "base", "rollback", "broken", "prune"]), max_size=14))
