@@ -25,7 +25,7 @@ from sparkml_sgdals.state.settings import Settings
 
 __all__ = [
     "FeaturePrior", "begin_features", "learn_features", "learn_features_of_table",
-    "start_featured",
+    "start_featured", "weights_at_rank",
 ]  # fmt: skip
 
 F32 = npt.NDArray[np.float32]
@@ -376,6 +376,27 @@ def learn_features_of_table(
     learn_features(state, features, (ids[0], ids[1]), (old[0], old[1]), (new[0], new[1]))
     for table, learned in zip(tables, new, strict=True):
         table.put_rows(learned)
+
+
+def weights_at_rank(weights: FeatureWeights, settings: Settings) -> FeatureWeights:
+    """Return weights for a model of other settings, as far as both have coordinates."""
+    width = settings.rank + 1
+
+    def fitted(array: npt.NDArray[Any], rest: float = 0.0) -> npt.NDArray[Any]:
+        other = np.full((array.shape[0], width), rest, array.dtype)
+        other[:, : array.shape[1]] = array[:, :width]
+        return other
+
+    sums = weights.sums
+    if sums is not None:
+        sums = replace(
+            sums, targets=fitted(sums.targets), weights=fitted(sums.weights),
+            prior_var=fitted(sums.prior_var, _FIRST_VARIANCE),
+        )  # fmt: skip
+    return replace(
+        weights, prior=fitted(weights.prior), start=fitted(weights.start),
+        start_var=prior_variances(settings), sums=sums,
+    )  # fmt: skip
 
 
 def _begun(rows: SparseRows, settings: Settings) -> FeatureWeights:

@@ -11,7 +11,9 @@ from dataclasses import replace
 
 from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.errors import DivergenceError
+from sparkml_sgdals.learn.features import weights_at_rank
 from sparkml_sgdals.learn.one_batch import BatchReport, learn_batch
+from sparkml_sgdals.learn.whole_table import NO_FEATURES, Features
 from sparkml_sgdals.state.event_memory import ItemMemory, UserMemory
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState, Scale
@@ -21,9 +23,10 @@ __all__ = ["learn_with_all", "started_from", "warm_start"]
 
 
 def learn_with_all(
-    pool: Executor, states: Mapping[int, ModelState], ratings: Ratings
-) -> dict[int, BatchReport | None]:
-    """Learn a batch onto each state, in place, side by side.
+    pool: Executor, states: Mapping[int, ModelState], ratings: Ratings,
+    features: Features = NO_FEATURES,
+) -> dict[int, BatchReport | None]:  # fmt: skip
+    """Learn a batch onto each state, in place, side by side; `features` are of its ids.
 
     Returns
     -------
@@ -32,7 +35,7 @@ def learn_with_all(
 
     def learn(state: ModelState) -> BatchReport | None:
         try:
-            return learn_batch(state, ratings)
+            return learn_batch(state, ratings, features)
         except DivergenceError:
             return None
 
@@ -65,6 +68,12 @@ def warm_start(leader: ModelState, settings: Settings) -> ModelState:
         scale = old
     state.scale = replace(scale, frozen=old.frozen)
     state.counters, state.ranges = leader.counters, leader.ranges
+    state.learns_features = leader.learns_features
+    users, items = (
+        None if weights is None else weights_at_rank(weights, settings)
+        for weights in leader.features
+    )
+    state.features = users, items
     ratio = old.spread / state.scale.spread
     if settings.learns_events:
         state.events_learned, state.popularity_parts = (

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -17,13 +18,11 @@ from pyspark.sql import DataFrame
 from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.ingest.frames import as_stream
 from sparkml_sgdals.ml.estimator import StreamingBiasedALS
-from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
 from sparkml_sgdals.ml.model import StreamingBiasedALSModel
 from sparkml_sgdals.ml.params.converters import at_least, param
 from sparkml_sgdals.race.candidates import started_from
 from sparkml_sgdals.race.standings import RaceRules
 from sparkml_sgdals.race.updater import RaceUpdater, leader_of
-from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.objects import Location
 from sparkml_sgdals.store.version_store import VersionStore
@@ -267,9 +266,9 @@ class StreamingGridSearch(Params):
         settings = self._settings_of(stages)
         first = stages[0]
         kinds, id_types = first._ids_of(stream)
+        stream, start, options = first._from_nothing(stream, kinds, modelPath)
         if initialModel is not None:
             settings = _starting_from(initialModel, settings, kinds)
-        options = fit_options(first, kinds, stream_invalid(first), settings[0])
         rules = RaceRules(
             self.getOrDefault(self.errorProbability),
             self.getOrDefault(self.keep),
@@ -286,7 +285,6 @@ class StreamingGridSearch(Params):
         }
         identity = json.dumps([named["candidates"], named["rules"]], sort_keys=True)
         origin = f"race {hashlib.sha256(identity.encode()).hexdigest()}"
-        start = ModelState.empty(settings[0], *kinds)
         if initialModel is not None:
             stored = initialModel._stored
             # candidates hold all of it
@@ -338,8 +336,10 @@ class StreamingGridSearch(Params):
             )
         for stage in stages:
             stage.warnOfUnused()
-            stage._refuse_features("Candidates of a race learn from ratings alone")
-        settings = tuple(stage.settings() for stage in stages)
+            stage._check_features(streams=True)
+        settings = tuple(
+            replace(stage.settings(), featured=stage._has_features()) for stage in stages
+        )
         if len({own.learns_events for own in settings}) > 1:
             raise ValueError(
                 "Some candidates learn events and some ratings: set implicitPrefs on the "
@@ -394,10 +394,10 @@ def _starting_from(
 ) -> tuple[Settings, ...]:
     """Return the candidates' settings where they start from a model."""
     state, held = model.state, model.state.settings
-    if held.featured:
+    if held.featured or settings[0].featured:
         raise ValueError(
-            "initialModel was fitted with features of users or items, and candidates of a race "
-            "learn from ratings alone: give a model that was fitted without."
+            "Candidates of a race learn what features say from nothing: leave initialModel out, or "
+            "features, of the estimator and of the fit of initialModel."
         )
     if (state.users.index.kind, state.items.index.kind) != kinds:
         raise ValueError(

@@ -25,9 +25,11 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyspark.sql import DataFrame
 
+from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.ingest.collecting import COLLECT_LIMIT, Collected
+from sparkml_sgdals.ingest.features import features_of_table
 from sparkml_sgdals.learn.far_values import learn_without_extremes, prepare, take_back
 from sparkml_sgdals.learn.one_batch import BatchReport
 from sparkml_sgdals.race.candidates import learn_with_all, warm_start
@@ -36,6 +38,7 @@ from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
+from sparkml_sgdals.stream.announced import Announced
 from sparkml_sgdals.stream.micro_batch import (
     BatchClock,
     BatchUpdater,
@@ -116,7 +119,7 @@ class RaceUpdater(BatchUpdater):
         if commit.batch < 0:
             kinds = self.options.kinds
             runners = {
-                number: _Runner(ModelState.empty(settings, *kinds), None)
+                number: _Runner(_empty(settings, kinds, committed), None)
                 if committed.blank
                 else _Runner(warm_start(committed, settings), None, None)
                 for number, settings in enumerate(self.settings)
@@ -134,7 +137,7 @@ class RaceUpdater(BatchUpdater):
         for name, version in held["snapshots"].items():
             number = int(name)
             if version is None:
-                state = ModelState.empty(self.settings[number], *self.options.kinds)
+                state = _empty(self.settings[number], self.options.kinds, committed)
             else:
                 state, _ = self._store_of(number).load(version)
             runners[number] = _Runner(state, version)
@@ -148,7 +151,7 @@ class RaceUpdater(BatchUpdater):
                             f"Candidate {number} at {self.path} diverged on ratings that it had "
                             f"learned: {file['name']}. Start the race on a new path."
                         )
-                    _note(runners[number], told)
+                    _note(runners[number], told.rows)
         for runner in runners.values():
             runner.state.ranges = committed.ranges
         leader = runners[race.leader]
@@ -180,9 +183,21 @@ class RaceUpdater(BatchUpdater):
                     take_back(runner.state)
                     runner.changed = None
 
+            announced = {
+                number: Announced(state, collected.announced, self.options)
+                for number, state in states.items()
+            }
+            refuse = self.options.handle_invalid == "error"
+
             def learn(table: pa.Table) -> tuple[Ratings, dict[int, BatchReport | None]]:
                 ratings = encode_ratings(table)
-                reports = learn_with_all(pool, states, ratings)
+                for told in announced.values():
+                    told.start(_nothing)
+                # all know the same ids
+                features = features_of_table(
+                    states[led], collected.vectors, self.options.columns, refuse, True
+                )
+                reports = learn_with_all(pool, states, ratings, features)
                 if not any(reports.values()):
                     raise DivergenceError(
                         "Every candidate of the race diverged: lower stepSize, or look for ratings "
@@ -204,13 +219,15 @@ class RaceUpdater(BatchUpdater):
             assert shown is not None
             for number, told in reports.items():
                 if told is not None:
-                    _note(runners[number], told)
+                    _note(runners[number], announced[number].with_rows(told.rows))
             due = self._bring_in(race, runners, standings)
             fresh = runners[race.leader].changed is None
             # what the race starts from may be pruned soon
             due = due or any(runner.changed is None for runner in runners.values())
             clock.learned()
             log = resident.log
+            # the log is of ratings alone
+            due = due or any(self.options.columns.features)
             due = due or ready.again is not None or len(log) + 1 >= _SNAPSHOT_BATCHES
             due = due or sum(f["rows"] for f in log) + len(ratings) >= _SNAPSHOT_RATINGS
             if due:
@@ -222,6 +239,12 @@ class RaceUpdater(BatchUpdater):
                 log = [*log, store.write_table(name, table)]
                 store.sync("race")
         learned = LearnedBatch.of(collected, ratings, shown, ready.earlier)
+        learned = replace(
+            learned,
+            new_users=learned.new_users + announced[led].count(0),
+            new_items=learned.new_items + announced[led].count(1),
+            rows=announced[led].with_rows(learned.rows),
+        )
         if led != race.leader or reports.get(led) is None or fresh:
             # the path goes on with another model
             learned = replace(learned, rows=None)
@@ -306,9 +329,19 @@ def leader_of(commit: Commit) -> int:
     return 0 if held is None else int(held["standings"]["leader"])
 
 
-def _note(runner: _Runner, told: BatchReport) -> None:
+def _empty(settings: Settings, kinds: tuple[IdKind, IdKind], like: ModelState) -> ModelState:
+    return replace(ModelState.empty(settings, *kinds), learns_features=like.learns_features)
+
+
+def _nothing(user_ids: pa.Array, item_ids: pa.Array) -> None:
+    """All rows are in memory."""
+
+
+def _note(runner: _Runner, rows: tuple[I64, I64] | None) -> None:
     if runner.changed is not None:
-        runner.changed.append((told.user_rows, told.item_rows))
+        # no candidate forgets users
+        assert rows is not None
+        runner.changed.append(rows)
 
 
 def _union(changed: list[tuple[I64, I64]]) -> tuple[I64, I64]:

@@ -84,6 +84,12 @@ class FeatureSums:
         arrays["products"] = products + np.tril(products, -1).T
         for name in ("targets", "weights", "prior_var"):
             arrays[name] = arrays[name].reshape(used, width)
+        if (
+            not all(np.isfinite(array).all() for array in arrays.values())
+            or (np.diff(arrays["columns"]) <= 0).any()
+            or (arrays["prior_var"] <= 0).any()
+        ):
+            raise ValueError("sums of features do not go together")
         return cls(**arrays)
 
 

@@ -54,6 +54,7 @@ META: Final = Fields(
     {"settings": _SETTINGS, "kinds": ListOf(named("int|str", "a kind of ids"), 2)},
     {
         "origin": TEXT, "pathId": TEXT, "uid": TEXT, "idTypes": ListOf(TEXT, 2),
+        "learnsFeatures": ListOf(TRUTH, 2),
         "params": Fields(
             optional={"userCol": TEXT, "clipPredictions": TRUTH}, others=ANYTHING
         ),
@@ -106,6 +107,7 @@ _SCALARS: Final = Fields(
         "filterShare": NUMBER, "regularisation": ListOf(NUMBER, 2),
         "weightsBeside": ListOf(NUMBER, 2),
         "features": ListOf(Maybe(Plain("weights of features that go together", _weighs)), 2),
+        "learnsFeatures": ListOf(TRUTH, 2),
         "partners": ListOf(NUMBER, 3), "partnerOffsets": ListOf(NUMBER, 20),
         "partnerShare": NUMBER, "repeats": COUNT,
         "ranges": Repeated(

@@ -280,7 +280,8 @@ def _check_same(meta: dict[str, Any], start: StreamStart, path: str) -> None:
             f"{wanted['kinds']}. {remedy}"
         )
     learns = tuple(meta.get("learnsFeatures", (False, False)))
-    if start.origin == NOTHING and learns != start.state.learns_features:
+    begins = start.origin == NOTHING or "race" in start.meta
+    if begins and learns != start.state.learns_features:
         told = " and ".join(
             f"{side}s" for side, own in zip(("user", "item"), learns, strict=True) if own
         )

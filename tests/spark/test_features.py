@@ -203,8 +203,9 @@ class TestFit:
         als = StreamingBiasedALS(itemFeaturesCol="vector", **ALS)
         folder = files(OLD[:10], 10)
         race = StreamingGridSearch(estimator=als, estimatorParamMaps=[{}])
-        with pytest.raises(ValueError, match="Candidates of a race learn from ratings alone"):
-            race.fitStream(stream(folder), "nowhere")
+        begun = StreamingBiasedALS(**ALS).fit(spark.createDataFrame(OLD[:300]))
+        with pytest.raises(ValueError, match="a race learn what features say from nothing: leave"):
+            race.fitStream(stream(folder), "nowhere", initialModel=begun)
         als.setSolver("sgd")
         with pytest.raises(ValueError, match="Features are learned by solver 'bayes'"):
             als.fitStream(stream(folder), "nowhere")
@@ -390,6 +391,25 @@ class TestStream:
         users = StreamingBiasedALS(userFeaturesCol="vector", itemFeaturesCol="vector", **ALS)
         with pytest.raises(ValueError, match="learns what features of items say, and this stream"):
             users.fitStream(read(), path, trigger=ONCE)
+
+    def test_a_race_learns_what_features_say(self, spark, source, tmp_path):
+        """Each candidate as it would alone, to the same bits after a restart."""
+        put, read = source
+        als = StreamingBiasedALS(itemFeaturesCol="vector", **ALS)
+        grid = ParamGridBuilder().addGrid(als.rank, [4, 2]).build()
+        race = StreamingGridSearch(estimator=als, estimatorParamMaps=grid)
+        path = str(tmp_path / "m")
+        put(OLD[:2400], 0)
+        race.fitStream(read(), path, trigger=ONCE).awaitTermination()
+        put(NEW[:300], 10)
+        job = race.fitStream(read(), path, trigger=ONCE)
+        job.awaitTermination()
+        found = job.race()
+        leader = int(found[found.leads].candidate.iloc[-1])
+        alone = als.copy(grid[leader]).fitStream(read(), str(tmp_path / "n"), trigger=ONCE)
+        alone.awaitTermination()
+        assert_same_bits(job.model, alone.model)
+        assert job.model.featureWeights.count() == FEATURES
 
     def test_names_of_a_table_last(self, spark, source, tmp_path):
         """Plain columns are read by the names of the path once it has some."""
