@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -178,3 +179,16 @@ def test_nothing_to_read(tmp_path):
     )
     with pytest.raises(StorageError, match=r"holds a pyspark\.ml\.pipeline\.Pipeline"):
         Predictor.load(str(saved))
+
+
+def test_predictions_are_clipped_where_that_is_asked_for(state):
+    # some predictions lie beyond what was seen
+    state.counters = replace(state.counters, low=3.0, high=3.5)
+    users, items, scores, _ = every_pair(state)
+    pairs = np.repeat(users, items.size).tolist(), np.tile(items, users.size).tolist()
+    clipped = state.clip(scores.astype(np.float32).ravel())
+    assert (clipped != scores.astype(np.float32).ravel()).any()
+    asked = Predictor(state, {"clipPredictions": True}, 4).predict(*pairs).prediction
+    np.testing.assert_array_equal(asked, clipped)
+    plain = Predictor(state, {"clipPredictions": False}, 4).predict(*pairs).prediction
+    np.testing.assert_allclose(plain, scores.ravel(), rtol=1e-6)
