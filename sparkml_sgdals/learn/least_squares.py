@@ -170,13 +170,13 @@ def weight_beside(side: int, weight: float, ids: int) -> float:
     ids : int
         how many ids of the side have any
     """
-    return _MEANS[side] * weight / max(1, int(ids))
+    return _MEANS[side] * weight / max(1, ids)
 
 
 def weights_beside(weights: tuple[F64, F64]) -> tuple[float, float]:
     """Return `weight_beside` of users and of items, from the weight of each id's events."""
     users, items = (
-        weight_beside(side, float(own.sum()), np.count_nonzero(own))
+        weight_beside(side, float(own.sum()), int(np.count_nonzero(own)))
         for side, own in enumerate(weights)
     )
     return users, items
