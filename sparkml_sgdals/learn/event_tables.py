@@ -31,9 +31,11 @@ from sparkml_sgdals.learn.least_squares import (
     choose_regularisation,
     fit_table,
     gram_of,
+    id_weights,
     shrinkage,
     start_deviation,
     unpadded,
+    weights_beside,
 )
 from sparkml_sgdals.learn.rated_lists import lists_after
 from sparkml_sgdals.learn.solvers import not_finite, sweeps_settled
@@ -250,7 +252,7 @@ def caught_up(state: ModelState) -> ModelState:
 
 
 def user_system(
-    settings: Settings, lam: float, features: F32, weights: F32, squares: F64, items: int
+    settings: Settings, lam: float, features: F32, weights: F32, squares: F64, beside: float
 ) -> F64:
     """Return what a user's features times are the right side, with the items' fixed.
 
@@ -268,19 +270,17 @@ def user_system(
         float32, shape (n,), of the events
     squares : F64
         float64, shape (table rank, table rank), G: the sum of P P' over all items
-    items : int
-        how many items that is
+    beside : float
+        what is put beside the weight of a user's events: `beside_user`
     """
     own, unobserved = features.astype(np.float64), settings.unobserved_weight
-    ridge = float(
-        shrinkage(weights.sum(dtype=np.float64, keepdims=True), items, unobserved, lam)[0]
-    )
+    ridge = float(shrinkage(weights.sum(dtype=np.float64, keepdims=True), beside, lam)[0])
     system: F64 = (own.T * weights) @ own + unobserved * squares + ridge * np.eye(own.shape[1])
     return system
 
 
 def folded_in(
-    settings: Settings, lam: float, tastes: F32, ratings: Ratings, squares: F64, items: int
+    settings: Settings, lam: float, tastes: F32, ratings: Ratings, squares: F64, beside: float
 ) -> F32:
     """Return the `taste` of a user that the table would have with these events, items fixed.
 
@@ -294,7 +294,7 @@ def folded_in(
         float32, shape (n, table rank + 1), of the items of the events
     ratings : Ratings
         the events of one user, shape (n,)
-    squares, items
+    squares, beside
         as `user_system`
 
     Returns float32, shape (table rank + 1,).
@@ -306,7 +306,7 @@ def folded_in(
     weights, features = confidences(settings, ratings)[there], tastes[there, 1:]
     if not np.any(done & there):
         return taste
-    system = user_system(settings, lam, features, weights, squares, items)
+    system = user_system(settings, lam, features, weights, squares, beside)
     right = features[done[there]].astype(np.float64).T @ weights[done[there]]
     solve = solve_nonnegative if settings.nonnegative else np.linalg.solve
     taste[0], taste[1:] = np.log1p(np.count_nonzero(done & there)), solve(system, right)
@@ -418,7 +418,9 @@ class _Fit:
         # what a smaller table said of lambda is worth less than what this one says
         again = len(table) > self.counts[0].sum()
         lams = chosen_lambdas(state, settings, lambda: self.chosen(threads), again)
+        layouts = table.layouts(threads)
         state.regularisation = lams
+        state.weights_beside = weights_beside((id_weights(layouts[0]), id_weights(layouts[1])))
         total = float(table.weights.sum(dtype=np.float64)) if table.weights.size else len(table)
         priors = self._priors()
         # a large model is not held twice
@@ -427,7 +429,7 @@ class _Fit:
         history: list[float] = []
         found: list[tuple[Factors, list[float]]] = []
         steps = fit_table(
-            table.layouts(threads), factors, lams, settings.unobserved_weight, stops[-1], threads,
+            layouts, factors, lams, settings.unobserved_weight, stops[-1], threads,
             priors, settings.lowest,
         )  # fmt: skip
         for number, (loss, errors) in enumerate(steps, 1):
@@ -454,6 +456,7 @@ class _Fit:
     def put_into(self, target: ModelState, factors: Factors) -> None:
         """Give a copy of the state that this was made of what is fitted."""
         target.regularisation = self.state.regularisation
+        target.weights_beside = self.state.weights_beside
         rank, targets = self.settings.table_rank, self.table.targets
         done = targets > 0 if targets.size else slice(None)
         for side, learned, before, own in zip(

@@ -85,6 +85,7 @@ def warm_start(leader: ModelState, settings: Settings) -> ModelState:
     state.repeats = leader.repeats
     if settings.fits_events and leader.settings.fits_events:
         state.filter_share, state.regularisation = leader.filter_share, leader.regularisation
+        state.weights_beside = leader.weights_beside
     for own, other in ((state.users, leader.users), (state.items, leader.items)):
         _take_over(own, other, ratio)
     if settings.solver == "bayes" and leader.settings.solver == "bayes":

@@ -155,6 +155,9 @@ class ModelState:
     """what stands together, of a model that only scores: see `event_scores.serving_state`"""
     regularisation: tuple[float, float] = (0.0, 0.0)
     """lambda of users and of items that the last table of events was fitted with"""
+    weights_beside: tuple[float, float] = (0.0, 0.0)
+    """what was put beside the weight of a user's events, and of an item's, to shrink them; 0 of
+    models that were fitted before it was kept"""
     ranges: Ranges = field(default_factory=Ranges)
     """of ratings: where they lie; not told by the fingerprint, as no prediction depends on it"""
     features: tuple[FeatureWeights | None, FeatureWeights | None] = (None, None)
@@ -220,6 +223,8 @@ class ModelState:
                 "filterShare": self.filter_share,
                 "regularisation": list(self.regularisation),
             }
+            if any(self.weights_beside):
+                events["weightsBeside"] = list(self.weights_beside)
         told: dict[str, Any] = {
             "scale": asdict(self.scale),
             "counters": counters,
@@ -259,6 +264,8 @@ class ModelState:
         self.repeats = int(values.get("repeats", 0))
         lams = values.get("regularisation", (0.0, 0.0))
         self.regularisation = (float(lams[0]), float(lams[1]))
+        means = values.get("weightsBeside", (0.0, 0.0))
+        self.weights_beside = (float(means[0]), float(means[1]))
         users, items = (
             None if each is None else FeatureWeights.from_json(each)
             for each in values.get("features", (None, None))

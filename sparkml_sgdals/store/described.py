@@ -105,6 +105,7 @@ _SCALARS: Final = Fields(
     {
         "settings": Repeated(_SETTINGS), "events": COUNT, "popularityParts": ListOf(NUMBER),
         "filterShare": NUMBER, "regularisation": ListOf(NUMBER, 2),
+        "weightsBeside": ListOf(NUMBER, 2),
         "features": ListOf(Maybe(Plain("weights of features that go together", _weighs)), 2),
         "learnsFeatures": ListOf(TRUTH, 2),
         "partners": ListOf(NUMBER, 3), "partnerOffsets": ListOf(NUMBER, 20),

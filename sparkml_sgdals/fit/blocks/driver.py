@@ -481,13 +481,8 @@ def _collect(
     if sink is not None:
         naming = WriteRuns(job, sink)
     rows = collect_payloads(blocks.name(naming, final))
-    found = list(
-        zip(
-            *(rows.column(name).to_pylist() for name in ("target", "source", "side", "kind")),
-            rows.column("payload"),
-            strict=True,
-        )
-    )
+    told = (rows.column(name).to_pylist() for name in ("target", "source", "side", "kind"))
+    found = list(zip(*told, rows.column("payload"), strict=True))
     counted = np.zeros(3)
     runs: dict[str, Any] = {"users": [], "items": [], "metrics": None}
     for _, _, side, kind, payload in sorted(found, key=lambda row: (row[2], row[0])):
@@ -502,7 +497,9 @@ def _collect(
     if job.settings.solver == "bayes" and sweeps:
         learned = _told(rows, job)
         history = [rmse * job.scale[1] for rmse in learned.history]
-        if job.fresh and isinstance(learned, GlobalState):
+        if isinstance(learned, EventTotals):
+            state.weights_beside = learned.weights_beside
+        elif job.fresh:
             state.noise, state.noise_weight = learned.noise, job.total_weight
     before = state.counters
     state.counters = replace(

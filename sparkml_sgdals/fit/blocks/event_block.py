@@ -27,6 +27,7 @@ from sparkml_sgdals.learn.least_squares import (
     id_weights,
     shrinkage,
     unpadded,
+    weight_beside,
 )
 from sparkml_sgdals.learn.solvers import sweeps_settled
 from sparkml_sgdals.state.event_memory import UserMemory
@@ -120,6 +121,17 @@ class EventTotals:
             (*self.history, math.sqrt(sums.errors / sums.weight)),
         )
 
+    @property
+    def weights_beside(self) -> tuple[float, float]:
+        """What is put beside the weight of a user's events, and of an item's, to shrink them."""
+        assert self.users is not None
+        assert self.items is not None
+        users, items = (
+            weight_beside(number, side.weight, side.ids)
+            for number, side in enumerate((self.users, self.items))
+        )
+        return users, items
+
     def settled(self, tol: float) -> bool:
         """Whether sweeps may end."""
         return sweeps_settled(self.losses, tol)
@@ -183,8 +195,8 @@ def start_block(
 
 
 def descend_block(
-    block: BlockLayout, state: BlockState, partners: F32, others: EventSums, lam: float,
-    settings: Settings, threads: int,
+    block: BlockLayout, state: BlockState, partners: F32, others: EventSums, beside: float,
+    lam: float, settings: Settings, threads: int,
 ) -> EventSums:  # fmt: skip
     """Update one block in place with its partners fixed, and return its sums afterwards.
 
@@ -198,6 +210,8 @@ def descend_block(
         float32, features of the partners in the layout's order
     others : EventSums
         of the whole other side, as it is by now
+    beside : float
+        what is put beside the weight of the events of each of the block's ids
     lam : float
         lambda of the block's side
     settings : Settings
@@ -209,7 +223,7 @@ def descend_block(
     taste = state.arrays["taste"]
     features = padded_rows(taste[:, 1:])
     weights = id_weights(block.layout)
-    regs = shrinkage(weights, others.ids, a0, lam)
+    regs = shrinkage(weights, beside, lam)
     errors = descend_half(
         block.layout, features, padded_rows(partners), others.squares, a0, regs, threads,
         lowest=settings.lowest,

@@ -124,8 +124,9 @@ class DescendHalf:
         partners = np.concatenate([some["features"] for some in sent])
         others = totals.items if side == "users" else totals.users
         assert others is not None
+        beside = totals.weights_beside[0 if side == "users" else 1]
         sums = descend_block(
-            block, state, partners, others, self.lam, job.settings, job.task_threads()
+            block, state, partners, others, beside, self.lam, job.settings, job.task_threads()
         )
         yield from sums_messages(job, side, own, sums.to_arrays())
         yield state_message(statics, own, side, own, state)

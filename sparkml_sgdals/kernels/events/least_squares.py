@@ -7,7 +7,9 @@ l_y |P_y|^2 of each user and item is made smaller one coordinate of one id after
 
 Sources: He, Zhang, Kan and Chua 2016, "Fast matrix factorization for online recommendation with
 implicit feedback" (coordinates); Rendle, Krichene, Zhang and Koren 2022, "iALS++: speeding up
-matrix factorization with subspace optimization" (the regularisation, l = lambda (n + a0 m)).
+matrix factorization with subspace optimization" (a regularisation that grows with n: theirs is
+lambda (n + a0 m), nearly the same for all where the table is sparse; ours is lambda (n + a multiple
+of the mean n)).
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.kernels.events.judges import NEVER
 from sparkml_sgdals.learn.event_tables import folded_in
 from sparkml_sgdals.learn.events import fold_in_events
+from sparkml_sgdals.learn.least_squares import beside_user
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.serving.model.ids import Key, key_of
 from sparkml_sgdals.serving.model.served_model import ServedModel
@@ -218,7 +219,8 @@ def _taste(model: ServedModel, ratings: Ratings, named: I64) -> F32:
     rows = named[ratings.items]
     return folded_in(
         model.settings, model.shell.regularisation[0], model.items.taste[rows], ratings,
-        model.candidates.squares(), int(np.count_nonzero(model.items.taste[:, 0])),
+        model.candidates.squares(),
+        beside_user(model.shell, lambda: int(np.count_nonzero(model.items.taste[:, 0]))),
     )  # fmt: skip
 
 

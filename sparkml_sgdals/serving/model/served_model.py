@@ -139,5 +139,6 @@ class ServedModel:
             popularity_parts=shell.popularity_parts,
             filter_share=shell.filter_share,
             regularisation=shell.regularisation,
+            weights_beside=shell.weights_beside,
             features=shell.features,
         )

@@ -15,6 +15,7 @@ from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.learn.event_tables import caught_up
 from sparkml_sgdals.learn.events import learn_events
+from sparkml_sgdals.learn.least_squares import beside_user
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.learn.whole_table import fit_ratings, fit_stops
 from sparkml_sgdals.predictor import Predictor
@@ -272,3 +273,15 @@ def test_scores_are_logarithms_of_probabilities():
     ids = served.items.index.ids().to_pylist()
     found = Predictor(model, {}, 0).predict([5] * len(ids), ids).prediction
     assert np.exp(found.astype(float)).sum() == pytest.approx(1.0, abs=0.02)
+
+
+def test_a_model_of_before_is_folded_in_as_it_was_fitted():
+    """Such a model does not tell what it put beside a user's events: it was a0 for each item."""
+    model = fitted(table(*tastes()))
+    told = model.scalars()
+    means = model.counters.ratings / np.array([model.users.size, model.items.size])
+    assert told["weightsBeside"] == pytest.approx(means * (4, 1))
+    assert beside_user(model, lambda: 30) == told.pop("weightsBeside")[0]
+    model.set_scalars(told)
+    assert model.scalars() == told
+    assert beside_user(model, lambda: 30) == pytest.approx(30 * model.settings.unobserved_weight)

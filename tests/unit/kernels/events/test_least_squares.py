@@ -57,7 +57,7 @@ def rows_of(table, flip=False):
 def test_half_a_sweep(problem, drawn):
     table, (users, items), unobserved, lam, rng = problem
     layout = table.layouts(1)[0]
-    regs = shrinkage(id_weights(layout), table.sizes[1], unobserved, lam)
+    regs = shrinkage(id_weights(layout), rng.uniform(0, 9), lam)
     factors, partners = padded_rows(users), padded_rows(items)
     prior, before, pulls = None, None, None
     if drawn:
@@ -75,9 +75,10 @@ def test_half_a_sweep(problem, drawn):
 @given(problems())
 def test_no_half_sweep_makes_the_loss_larger(problem):
     table, (users, items), unobserved, lam, _ = problem
+    weights = [id_weights(layout) for layout in table.layouts(1)]
     regs = [
-        shrinkage(id_weights(layout), partners, unobserved, lam)
-        for layout, partners in zip(table.layouts(1), table.sizes[::-1], strict=True)
+        lam * (own + times * own[own > 0].mean())
+        for own, times in zip(weights, (4, 1), strict=True)
     ]
     events = rows_of(table)
     factors = Factors.start(users, items)
