@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +20,7 @@ from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.arrays.threads import run_all
+from sparkml_sgdals.kernels.events.judges import FLOOR
 from sparkml_sgdals.kernels.events.least_squares import solve_nonnegative
 from sparkml_sgdals.kernels.lanes import padded_rows
 from sparkml_sgdals.learn.events import confidences, learn_events
@@ -39,7 +39,6 @@ from sparkml_sgdals.learn.least_squares import (
 )
 from sparkml_sgdals.learn.rated_lists import lists_after
 from sparkml_sgdals.learn.solvers import not_finite, sweeps_settled
-from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.event_scores import known_done, memories_of, table_alone
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.feature_values import start_featured
@@ -64,6 +63,8 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 Progress = Callable[[int, float], None]
+_SOME = 512
+"""ids of a side by which the level of a preference is told"""
 
 
 def fit_events(
@@ -118,40 +119,33 @@ def fit_events(
         target = own if number == len(results) else own.copy()
         fit.put_into(target, factors)
         if fresh:
-            _learn_features(target, features, filters, threads)
+            _learn_features(target, features, threads)
         kept.append((target, history))
     return _each_with_its_stop(kept, wanted) if fresh else kept
 
 
 def _learn_features(
-    state: ModelState, features: tuple[SparseRows | None, SparseRows | None], filtered: bool,
-    threads: int,
-) -> None:  # fmt: skip
+    state: ModelState, features: tuple[SparseRows | None, SparseRows | None], threads: int
+) -> None:
     sides = state.users, state.items
     users, items = (
-        None
-        if rows is None or not len(rows)
-        else weights_of_events(rows, side, other.size, filtered, threads)
+        None if rows is None or not len(rows) else weights_of_events(rows, side, other, threads)
         for rows, side, other in zip(features, sides, sides[::-1], strict=True)
     )
     state.features = users, items
 
 
 def weights_of_events(
-    rows: SparseRows, side: FactorTable, partners: int, filtered: bool, threads: int
+    rows: SparseRows, side: FactorTable, other: FactorTable, threads: int
 ) -> FeatureWeights:
-    """Learn what features say of ids that did nothing from those that tables held.
+    """Learn what features say of ids that did nothing from those that a table held.
 
     Parameters
     ----------
     rows : SparseRows
         features by id
-    side : FactorTable
-        what was learned of one side of a model of events
-    partners : int
-        ids of the other side
-    filtered : bool
-        whether the filter has learned them too
+    side, other : FactorTable
+        what was learned of both sides of a model of events
     threads : int
         at most so many at once; they change no result
 
@@ -160,31 +154,35 @@ def weights_of_events(
     ValueError
         more columns have values than may have weights
     """
-    settings = side.settings
-    held = np.flatnonzero((side.taste[:, 0] > 0.0) & (side.featured[:, 0] == 0.0))
+    held = np.flatnonzero(side.taste[:, 0] > 0.0)
     prior = FeaturePrior(rows, side.index.ids(held))
     own = held[prior.known]
     taste = side.taste[own].astype(np.float64)
-    width = side.mean.shape[1]
-    means: F64 = np.hstack([side.mean[own] if filtered else np.zeros((own.size, width)), taste])
-    events = np.expm1(taste[:, :1])
+    events = np.expm1(taste[:, 0])
     # an id's own events against the weight that all pairs have besides
-    shares = events / (events + settings.unobserved_weight * partners)
-    variances = prior_variances(settings)
-    precision = np.empty_like(means)
-    precision[:, :width] = 1.0 / (variances + side.var[own])
-    # what an id is popular by is no part of where it starts, but for the mean
-    precision[:, width] = 0.0
-    precision[:, width + 1 :] = shares / max(float(shares.mean()), 1e-300) if own.size else 0.0
-    given = np.arange(means.shape[1]) >= width
-    bounds = (0, 1, width, width + 1, means.shape[1])
-    parts = tuple(slice(*two) for two in pairwise(bounds))
-    found = prior.of_events(means, precision, given, parts, threads)
-    if filtered and own.size:
-        found.start_var[:width] += side.var[own].mean(axis=0)
-    else:
-        found.start_var[:width] = variances
-    return found
+    shares = events / (events + side.settings.unobserved_weight * other.size)
+    found = prior.of_events(taste[:, 1:], shares, threads)
+    base = np.zeros((len(found.start), 1), np.float32)
+    if own.size:
+        told = found.start_means(rows.take(rows.places(side.index.ids(own))))
+        base[0] = _level(told, other)
+    start = np.hstack([base, found.start])
+    return replace(found, start=start, start_var=np.append(np.float32(0.0), found.start_var))
+
+
+def _level(features: F32, other: FactorTable) -> float:
+    """Logarithm of what features give a pair on average, against one of which nothing is known.
+
+    By it new ids are, on average, to a table beside a filter what they are without features.
+    """
+    known = other.taste[other.taste[:, 0] > 0.0, 1:]
+    own, partners = (
+        some[np.linspace(0, len(some) - 1, min(len(some), _SOME)).astype(np.int64)]
+        for some in (features, known)
+    )
+    products = own.astype(np.float64) @ partners.astype(np.float64).T
+    told = (products + np.sqrt(products**2 + 4.0 * float(FLOOR) ** 2)) / 2.0
+    return float(np.log(max(told.mean() / float(FLOOR), 1.0)))
 
 
 def _each_with_its_stop(

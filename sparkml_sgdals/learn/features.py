@@ -189,43 +189,35 @@ class FeaturePrior:
             start_var=spread.astype(np.float32),
         )
 
-    def of_events(
-        self, means: F64, precision: F64, given: npt.NDArray[np.bool_], parts: tuple[slice, ...],
-        threads: int,
-    ) -> FeatureWeights:  # fmt: skip
+    def of_events(self, means: F64, shares: F64, threads: int) -> FeatureWeights:
         """Return what features say of ids without events: docs/positive-only.md, (13).
 
         Parameters
         ----------
         means : F64
-            float64, shape (known, targets), of the ids that have a vector, once they are learned
-        precision : F64
-            float64, of the same shape, how much each says, where `given` only against each other
-        given : npt.NDArray[np.bool_]
-            shape (targets,), whether how far ids lie from what features say is to be learned
-        parts : tuple[slice, ...]
-            targets over which one variance of a column's weights is learned
+            float64, shape (known, features), of the ids that have a vector, once they are learned
+        shares : F64
+            float64, shape (known,), how much each says
         threads : int
             at most so many at once; they change no result
         """
         shape = self.columns.size + 1, means.shape[1]
         weights = np.zeros(shape)
-        spread = _about(means, precision)
+        relative = shares[:, None] / max(float(shares.sum()), 1e-300) * shares.size
+        spread = _about(means, relative)
         prior_var = np.repeat(spread[None, :], shape[0], axis=0)
         variances = prior_var.copy()
         apart = means.copy()
         for _ in range(_EVENT_ROUNDS):
-            known = np.where(given, precision / spread, precision)
+            known = relative / spread
             self._regress(
                 known, known * apart, weights, variances, prior_var, _START_PASSES, threads
             )
-            squares = weights**2 + variances
-            for part in parts:
-                prior_var[:, part] = squares[:, part].mean(axis=1, keepdims=True)
+            prior_var[:] = (weights**2 + variances).mean(axis=1, keepdims=True)
             np.maximum(prior_var, _LEAST_SHARE * spread, out=prior_var)
             apart = means.copy()
             add_products(*self._csr, -weights, apart)
-            spread = _about(apart, precision)
+            spread = _about(apart, relative)
         if means.size:
             # new ids are on average what those are that have events, each counted once
             weights[0] += apart.mean(axis=0)
@@ -272,8 +264,7 @@ class FeaturePrior:
 
 def _about(means: F64, precision: F64) -> F64:
     """Weighted mean square of each column, and never nothing."""
-    total = np.maximum(precision.sum(axis=0), 1e-300)
-    squares: F64 = (precision * means**2).sum(axis=0) / total
+    squares: F64 = (precision * means**2).sum(axis=0) / max(1, means.shape[0])
     return np.maximum(squares, 1e-12)
 
 

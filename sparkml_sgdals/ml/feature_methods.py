@@ -203,15 +203,13 @@ class ModelFeatures(FeatureParams):
         features, those of userFactors and itemFactors)
         """
         parts = []
-        spread, settings = self._state.scale.spread, self._state.settings
-        # of a model of events features are those of the table
-        first = settings.rank + 2 if settings.fits_events else 1
+        spread = self._state.scale.spread
         for side, weights in zip(SIDES, self._state.features, strict=True):
             if weights is None:
                 continue
             names = np.array(feature_names(weights), object)[weights.columns]
             parts += [
-                (side, str(name), float(row[0] * spread), (row[first:] * np.sqrt(spread)).tolist())
+                (side, str(name), float(row[0] * spread), (row[1:] * np.sqrt(spread)).tolist())
                 for name, row in zip(names, weights.start[1:].astype(float), strict=True)
             ]
         return active_session().createDataFrame(parts, FEATURE_WEIGHTS_DDL)

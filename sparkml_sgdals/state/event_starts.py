@@ -27,7 +27,7 @@ class EventStarts:
     weights : FeatureWeights
         of the side
     width : int
-        how many of their columns are the filter's
+        numbers of a mean
     anchors : Anchors | None
         what brings two judgements of a user to one unit; None for items
     alone : bool
@@ -41,8 +41,8 @@ class EventStarts:
 
     def of(self, rows: SparseRows) -> tuple[F32, F32]:
         """Means and tastes, float32, shapes (rows, rank + 1) and (rows, table rank + 1)."""
-        means = self.weights.start_means(rows)
-        mean, taste = means[:, : self.width].copy(), means[:, self.width :].copy()
+        taste = self.weights.start_means(rows)
+        mean = np.zeros((len(taste), self.width), np.float32)
         if self.anchors is not None:
             taste[:, 0] = 1.0
             mean[:, 0], taste[:, 0] = self.anchors.weights(taste, mean[:, 1:], None)

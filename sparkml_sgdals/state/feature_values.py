@@ -155,15 +155,15 @@ def start_featured(
         return 0
     at, _ = table.ensure(ids.take(pa.array(fresh)))
     own = rows.take(places[fresh])
-    means, width = weights.start_means(own), table.mean.shape[1]
-    # the start of features that differs from id to id stays, so that tastes can part
-    table.mean[at] += means[:, :width]
-    table.var[at] = weights.start_var[:width]
+    means = weights.start_means(own)
     if table.settings.fits_events:
-        table.taste[at] = means[:, width:]
-        table.taste[at, 0] = np.maximum(table.taste[at, 0], _LEAST_EVENTS)
+        table.taste[at] = means
+        table.taste[at, 0] = np.maximum(means[:, 0], _LEAST_EVENTS)
         table.featured[at] = 1.0
     else:
+        # the start of features that differs from id to id stays, so that tastes can part
+        table.mean[at] += means
+        table.var[at] = weights.start_var
         table.featured[at] = weights.prior_means(own)
     table.bound(at)
     return int(fresh.size)

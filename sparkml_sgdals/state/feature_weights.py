@@ -118,7 +118,7 @@ class FeatureWeights:
         intercept first; (used + 1, 0) of models of events
     start : F32
         float32, shape (used + 1, rank + 1): of the mean of an id without ratings; of models of
-        events with table rank + 1 columns more, of its `taste`
+        events (used + 1, table rank + 1), of its `taste`
     start_var : F32
         float32, as many as `start` has columns: variance of an id without ratings about that
     sums : FeatureSums | None

@@ -54,7 +54,7 @@ def test_a_new_film_is_ranked_for_those_who_like_its_kind(modeler, serving, time
     for user, (liked, other) in ((2, (9001, 9002)), (3, (9002, 9001))):
         best = run.get(f"/recommendations/{user}", n=ITEMS + 2, exclude_seen=False, reasons=True)
         scores = {one["item"]: one["prediction"] for one in best["items"]}
-        assert scores[liked] > scores[other] + 0.5
+        assert scores[liked] > scores[other] + 0.3
         reasons = {one["item"]: one["reason"] for one in best["items"]}
         kind = "Comedy" if liked == 9001 else "War"
         assert reasons[liked].startswith("Not done yet: ")

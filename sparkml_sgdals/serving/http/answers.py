@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -268,9 +268,7 @@ class Answers:
             if not person.taste.size or person.taste[0] <= NEVER / 2:
                 return []
             # shares of U . P
-            start, taste = weights.start[:, model.settings.rank + 1 :].copy(), person.taste
-            start[:, 0] = 0.0
-            weights = replace(weights, start=start)
+            taste = person.taste
         found = feature_shares(weights, rows, 0, taste.astype(np.float64), spread)
         return [(_as_told(name), share) for name, share in found]
 

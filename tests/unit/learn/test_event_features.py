@@ -142,7 +142,7 @@ def test_threads_stops_and_files_change_nothing(state: ModelState) -> None:
     assert twin.fingerprint() == state.fingerprint()
     told = twin.features[1]
     assert told is not None
-    assert told.start.shape == (KINDS + 1, 2 * RANK + 2)
+    assert told.start.shape == (KINDS + 1, RANK + 1)
 
 
 def test_unknown_ids_are_scored_as_those_that_joined(state: ModelState) -> None:
@@ -206,8 +206,8 @@ def test_a_table_that_is_added(state: ModelState) -> None:
 def test_weights_come_near_ridge_regression() -> None:
     """With one variance for all columns: against the normal equations."""
     state = fitted(ROWS, False)
-    found = weights_of_events(ROWS, state.items, USERS, False, 1)
-    means = found.start_means(ROWS)[:COLD, RANK + 2 :]
+    found = weights_of_events(ROWS, state.items, state.users, 1)
+    means = found.start_means(ROWS)[:COLD, 1:]
     taste = state.items.taste[:COLD, 1:]
     for kind in range(KINDS):
         own = KIND[:COLD] == kind
