@@ -3,7 +3,8 @@
 python benchmarks/fixed_splits.py [SET ...]. Sets of the folder in SPARKML_SGDALS_DATA: douban (the
 split that graph models report on), insteval, movielens (random), movielens-cold (a tenth of all
 items held out whole), movielens-stream (the second half in time order, a thousand ratings a batch),
-movielens-nothing (all of it so, from nothing, as `fitStream` learns it, over arrays).
+movielens-nothing (all of it so, from nothing, as `fitStream` learns it, over arrays),
+movielens-events and movietweetings-events (a tenth of the items of events held out whole).
 Writes out/fixed_splits.json. All held-out rows are scored.
 """
 
@@ -21,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
+from event_splits import EVENTS, judge_events
 from pyspark.sql import DataFrame, SparkSession
 
 from sparkml_sgdals import StreamingBiasedALS
@@ -250,7 +252,7 @@ def main() -> None:
     folder = Path(os.environ.get("SPARKML_SGDALS_DATA", ""))
     if not (folder / "ml-latest-small" / "ratings.csv").is_file():
         sys.exit("Set SPARKML_SGDALS_DATA to a folder that holds ml-latest-small/ratings.csv.")
-    asked = sys.argv[1:] or [*SETS, "movielens-stream", "movielens-nothing"]
+    asked = sys.argv[1:] or [*SETS, "movielens-stream", "movielens-nothing", *EVENTS]
     spark = harness.session()
     rows: list[harness.Row] = []
     for name in asked:
@@ -258,6 +260,8 @@ def main() -> None:
             rows += from_nothing(folder)
         elif name == "movielens-stream":
             rows += stream(spark, folder)
+        elif name in EVENTS:
+            rows += judge_events(spark, name, folder)
         else:
             rows += judge(spark, name, SETS[name](folder))
     harness.write("fixed_splits", rows, {})

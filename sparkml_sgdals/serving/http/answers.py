@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 from sparkml_sgdals.arrays.sparse_rows import SparseRows
+from sparkml_sgdals.kernels.events.judges import NEVER
 from sparkml_sgdals.serving.http import schemas as out
 from sparkml_sgdals.serving.intake.folder import Told
 from sparkml_sgdals.serving.intake.history import History, Known
@@ -238,7 +239,8 @@ class Answers:
         names = [spoken(b.title) if b.title else str(b.item) for b in told]
         if model.events is not None:
             spoken_of = [(name, b.share) for name, b in zip(names, told, strict=True)]
-            return event_sentence(model, person, row, spoken_of)
+            about = self._features_of(model, person, row)
+            return event_sentence(model, person, row, spoken_of, about)
         spread, counters = model.shell.scale.spread, model.shell.counters
         span = counters.high - counters.low if counters.ratings else 0.0
         mean = model.items.mean[row].astype(np.float64)
@@ -261,7 +263,15 @@ class Answers:
         rows, spread = self._told(model, 1, key), model.shell.scale.spread
         if rows is None:
             return []
-        found = feature_shares(weights, rows, 0, person.mean.astype(np.float64), spread)
+        taste = person.mean
+        if model.events is not None:
+            if not person.taste.size or person.taste[0] <= NEVER / 2:
+                return []
+            # shares of U . P
+            start, taste = weights.start[:, model.settings.rank + 1 :].copy(), person.taste
+            start[:, 0] = 0.0
+            weights = replace(weights, start=start)
+        found = feature_shares(weights, rows, 0, taste.astype(np.float64), spread)
         return [(_as_told(name), share) for name, share in found]
 
     def _told(self, model: ServedModel, side: int, key: Key) -> SparseRows | None:

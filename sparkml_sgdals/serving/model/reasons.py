@@ -272,8 +272,9 @@ def popular_share(model: ServedModel, row: int) -> float:
 
 
 def event_sentence(
-    model: ServedModel, person: Person, row: int, because: list[tuple[str, float]]
-) -> str:
+    model: ServedModel, person: Person, row: int, because: list[tuple[str, float]],
+    about: list[tuple[str, float]] | None = None,
+) -> str:  # fmt: skip
     """Why an item comes next, for a person to read: what says most of it first.
 
     Parameters
@@ -286,7 +287,14 @@ def event_sentence(
         the item's row
     because : list[tuple[str, float]]
         name and share of what was done, largest first
+    about : list[tuple[str, float]] | None
+        of an item that nobody has done, names and shares in U . P of its features, largest first
     """
+    described = [
+        f"{name} {share:+.2f}" for name, share in (about or [])[:3] if abs(share) >= _LEAST
+    ]
+    if described:
+        return f"Not done yet: {', '.join(described)}"
     speaking = [name for name, part in because[:3] if part >= _TELLING]
     together = row >= 0 and stands_together(model, person, row)
     share, general = popular_share(model, row), "by taste"
