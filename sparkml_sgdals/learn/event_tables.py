@@ -35,6 +35,7 @@ from sparkml_sgdals.learn.least_squares import (
     shrinkage,
     start_deviation,
     unpadded,
+    weight_and_ids,
     weights_beside,
 )
 from sparkml_sgdals.learn.rated_lists import lists_after
@@ -418,7 +419,8 @@ class _Fit:
         lams = chosen_lambdas(state, settings, lambda: self.chosen(threads), again)
         layouts = table.layouts(threads)
         state.regularisation = lams
-        state.weights_beside = weights_beside((id_weights(layouts[0]), id_weights(layouts[1])))
+        counts = weight_and_ids((id_weights(layouts[0]), id_weights(layouts[1])))
+        state.weights_beside = weights_beside(*counts)
         total = float(table.weights.sum(dtype=np.float64)) if table.weights.size else len(table)
         priors = self._priors()
         # a large model is not held twice

@@ -34,10 +34,11 @@ __all__ = [
     "fit_table",
     "gram_of",
     "id_weights",
+    "means_beside",
     "shrinkage",
     "start_deviation",
     "unpadded",
-    "weight_beside",
+    "weight_and_ids",
     "weights_beside",
 ]
 
@@ -55,9 +56,11 @@ _SPREAD: Final = 0.1
 _HELD: Final = 20
 """one event in so many is held out to choose the regularisation by"""
 _TRIED_SWEEPS: Final = 4
-_MEANS: Final = (4.0, 1.0)
-"""of users and of items: how often the mean weight of an id's events is put beside that of its own
-where it is shrunk. Chosen on four sets of 25,000 to 127,000 events"""
+_MOST_MEANS: Final = 4.0
+"""how often, at most, the mean weight of an id's events is put beside that of its own where it is
+shrunk. Chosen on four sets of 25,000 to 127,000 events, as _DENSE is"""
+_DENSE: Final = 1.0 / 40.0
+"""share of all pairs from which on items are shrunk as evenly as users"""
 _FIRST_TRIED: Final = 4.0
 """l of users and of items with as many events as the mean: near the best on all of these"""
 _STEP: Final = 1.5
@@ -158,28 +161,37 @@ def id_weights(layout: Layout) -> F64:
     return np.bincount(owner, layout.weights, layout.starts.size - 1).astype(np.float64)
 
 
-def weight_beside(side: int, weight: float, ids: int) -> float:
-    """Return what is put beside the weight of an id's events where it is shrunk.
+def means_beside(weight: float, users: int, items: int) -> tuple[float, float]:
+    """Return how often the mean weight is put beside that of a user, and of an item.
+
+    The same for both where events fill a fortieth of all pairs. The fewer they fill, the less of it
+    for items, down to the mean once: where items have few events, those that differ in them differ
+    in what is known of them.
 
     Parameters
     ----------
-    side : int
-        0 of users, 1 of items
     weight : float
         of all events
-    ids : int
-        how many ids of the side have any
+    users, items : int
+        how many have any
     """
-    return _MEANS[side] * weight / max(1, ids)
+    dense = weight / (max(1, users) * max(1, items)) / _DENSE
+    return _MOST_MEANS, min(max(1.0, _MOST_MEANS * dense), _MOST_MEANS)
 
 
-def weights_beside(weights: tuple[F64, F64]) -> tuple[float, float]:
-    """Return `weight_beside` of users and of items, from the weight of each id's events."""
-    users, items = (
-        weight_beside(side, float(own.sum()), int(np.count_nonzero(own)))
-        for side, own in enumerate(weights)
-    )
-    return users, items
+def weights_beside(weight: float, users: int, items: int) -> tuple[float, float]:
+    """Return what is put beside the weight of a user's events, and of an item's, to shrink them.
+
+    Parameters are those of `means_beside`.
+    """
+    of_users, of_items = means_beside(weight, users, items)
+    return of_users * weight / max(1, users), of_items * weight / max(1, items)
+
+
+def weight_and_ids(weights: tuple[F64, F64]) -> tuple[float, int, int]:
+    """Weight of all events, users and items that have any, from the weight of each id's events."""
+    users, items = (int(np.count_nonzero(own)) for own in weights)
+    return float(weights[0].sum()), users, items
 
 
 def beside_user(state: ModelState, known: Callable[[], int]) -> float:
@@ -197,7 +209,7 @@ def beside_user(state: ModelState, known: Callable[[], int]) -> float:
 
 
 def shrinkage(weights: F64, beside: float, lam: float) -> F32:
-    """Return l = lambda (n + `weight_beside`) of each id."""
+    """Return l = lambda (n + one of `weights_beside`) of each id."""
     return (lam * (weights + beside)).astype(np.float32)
 
 
@@ -294,7 +306,9 @@ def fit_table(
     weights = id_weights(layouts[0]), id_weights(layouts[1])
     regs = [
         shrinkage(own, beside, lam)
-        for own, beside, lam in zip(weights, weights_beside(weights), lams, strict=True)
+        for own, beside, lam in zip(
+            weights, weights_beside(*weight_and_ids(weights)), lams, strict=True
+        )
     ]
     squares = gram_of(factors.items, threads)
     for _ in range(sweeps):
@@ -345,9 +359,12 @@ def choose_regularisation(
     # of too few events none is held out: whatever leaves factors is as good as another
     judge = _Judge.of(learned, table.where(held)) if held.any() else None
     layouts = learned.layouts(threads)
-    besides = weights_beside((id_weights(layouts[0]), id_weights(layouts[1])))
+    weight, users, items = weight_and_ids((id_weights(layouts[0]), id_weights(layouts[1])))
     # only the product of both sides' matters: factors can be moved from one to the other
-    scales = [own * (1.0 + 1.0 / times) for own, times in zip(besides, _MEANS, strict=True)]
+    scales = [
+        (1.0 + times) * weight / max(1, ids)
+        for times, ids in zip(means_beside(weight, users, items), (users, items), strict=True)
+    ]
     first = _FIRST_TRIED / math.sqrt(max(math.prod(scales), 1e-30))
     values: dict[int, float] = {}
 

@@ -27,7 +27,7 @@ from sparkml_sgdals.learn.least_squares import (
     id_weights,
     shrinkage,
     unpadded,
-    weight_beside,
+    weights_beside,
 )
 from sparkml_sgdals.learn.solvers import sweeps_settled
 from sparkml_sgdals.state.event_memory import UserMemory
@@ -126,11 +126,7 @@ class EventTotals:
         """What is put beside the weight of a user's events, and of an item's, to shrink them."""
         assert self.users is not None
         assert self.items is not None
-        users, items = (
-            weight_beside(number, side.weight, side.ids)
-            for number, side in enumerate((self.users, self.items))
-        )
-        return users, items
+        return weights_beside(self.users.weight, self.users.ids, self.items.ids)
 
     def settled(self, tol: float) -> bool:
         """Whether sweeps may end."""

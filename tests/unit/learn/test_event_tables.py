@@ -15,7 +15,7 @@ from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.learn.event_tables import caught_up
 from sparkml_sgdals.learn.events import learn_events
-from sparkml_sgdals.learn.least_squares import beside_user
+from sparkml_sgdals.learn.least_squares import beside_user, means_beside, weights_beside
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.learn.whole_table import fit_ratings, fit_stops
 from sparkml_sgdals.predictor import Predictor
@@ -279,9 +279,28 @@ def test_a_model_of_before_is_folded_in_as_it_was_fitted():
     """Such a model does not tell what it put beside a user's events: it was a0 for each item."""
     model = fitted(table(*tastes()))
     told = model.scalars()
-    means = model.counters.ratings / np.array([model.users.size, model.items.size])
-    assert told["weightsBeside"] == pytest.approx(means * (4, 1))
+    expected = weights_beside(model.counters.ratings, model.users.size, model.items.size)
+    assert told["weightsBeside"] == pytest.approx(expected)
     assert beside_user(model, lambda: 30) == told.pop("weightsBeside")[0]
     model.set_scalars(told)
     assert model.scalars() == told
     assert beside_user(model, lambda: 30) == pytest.approx(30 * model.settings.unobserved_weight)
+
+
+@pytest.mark.parametrize(
+    ("share", "of_items"), [(0.0005, 1.0), (1 / 160, 1.0), (1 / 80, 2.0), (1 / 40, 4.0), (0.5, 4.0)]
+)
+def test_the_sparser_a_table_the_more_items_differ_in_how_they_are_shrunk(share, of_items):
+    users, items = 400, 2000
+    weight = share * users * items
+    assert means_beside(weight, users, items) == pytest.approx((4.0, of_items))
+    expected = 4.0 * weight / users, of_items * weight / items
+    assert weights_beside(weight, users, items) == pytest.approx(expected)
+
+
+def test_what_is_put_beside_an_id_is_of_those_with_events():
+    """Ids that a model has and a table lacks do not count."""
+    model = fitted(table([1, 1, 2, 3], [1, 2, 1, 1]))
+    assert model.weights_beside == pytest.approx((4 * 4 / 3, 4 * 4 / 2))
+    ((more, _),) = fit_stops(encode_ratings(table([1, 2], [1, 3])), model, [2], 1)
+    assert more.weights_beside == pytest.approx((4 * 2 / 2, 4 * 2 / 2))

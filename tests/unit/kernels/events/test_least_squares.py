@@ -19,6 +19,7 @@ from sparkml_sgdals.learn.least_squares import (
     fit_table,
     gram_of,
     id_weights,
+    means_beside,
     shrinkage,
     unpadded,
 )
@@ -76,9 +77,9 @@ def test_half_a_sweep(problem, drawn):
 def test_no_half_sweep_makes_the_loss_larger(problem):
     table, (users, items), unobserved, lam, _ = problem
     weights = [id_weights(layout) for layout in table.layouts(1)]
+    means = means_beside(weights[0].sum(), *(np.count_nonzero(own) for own in weights))
     regs = [
-        lam * (own + times * own[own > 0].mean())
-        for own, times in zip(weights, (4, 1), strict=True)
+        lam * (own + times * own[own > 0].mean()) for own, times in zip(weights, means, strict=True)
     ]
     events = rows_of(table)
     factors = Factors.start(users, items)
