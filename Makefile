@@ -104,7 +104,7 @@ cluster: $(VENV)/.installed ## Run everything on a Spark cluster of this machine
 	@$(WITH_SPARK) $(PY) -m pytest -m cluster $(ARGS)
 
 kills: $(VENV)/.installed ## Kill streams 50 times and at every named point, files and Kafka: out/kills-*.json
-	@$(WITH_SPARK) harness="$(PY) tests/kills/harness.py"; \
+	@$(WITH_SPARK) harness="$(PY) tests/kills/trials.py"; \
 	run() { of=$$1; shift; "$$@" --json out/kills-$$of.json $(ARGS) || exit 1; }; \
 	for way in classic connect; do \
 		run $$way-files $$harness --way $$way --source files; \

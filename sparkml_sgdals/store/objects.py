@@ -115,6 +115,8 @@ class ObjectStore:
         except FileNotFoundError:
             return None
         except OSError as failure:
+            if self._gone(name):
+                return None
             raise StorageError(explained(f"{self.path}/{name}", "read", failure)) from failure
 
     def write(self, name: str, payload: bytes, together: Together | None = None) -> None:

@@ -34,8 +34,8 @@ if __name__ == "__main__":
     sys.path[:0] = [str(HERE), str(HERE.parents[1]), str(HERE.parents[1] / "scripts")]
 
 import httpx  # noqa: E402
-from harness import TooSlowError, Tree, report  # noqa: E402
 from sources import COLUMNS, Topic, made_ratings  # noqa: E402
+from trials import TooSlowError, Tree, report  # noqa: E402
 
 from sparkml_sgdals.store.version_store import VersionStore  # noqa: E402
 from sparkml_sgdals.stream.report import CLOCK_METRICS  # noqa: E402

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from fits import run_trial as run_fits
-from harness import COMPACTION, POINTS, run_trial
+from trials import COMPACTION, POINTS, run_trial
 
 SHORT = ("half of the users written", "after the commit object", "before Spark's commit")
 

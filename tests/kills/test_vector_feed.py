@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from harness import TooSlowError, Trial, located
+from trials import TooSlowError, Trial, located
 
 from sparkml_sgdals import VectorFeed
 from sparkml_sgdals.errors import StorageError

@@ -157,7 +157,7 @@ class TestOneWriter:
 def test_ten_kills_and_every_point(monkeypatch):
     """The harness of tests/kills, its models in the bucket."""
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "kills"))
-    from harness import POINTS, run_trial
+    from trials import POINTS, run_trial
 
     monkeypatch.setenv("KILLS_BASE", f"s3a://{BUCKET}")
     figures = run_trial("classic", "files", 10, POINTS, seed=2, batches=40, size=40)

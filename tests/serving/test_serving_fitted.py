@@ -159,8 +159,7 @@ def dense(made, items, values=None):
     # alpha is 1, so what is not wanted counts half
     weights = (1.0 + targets) / 2.0
     own = features[rows]
-    known = np.count_nonzero(table.taste[:, 0])
-    ridge = LAMBDA * (weights.sum() + 0.1 * known)
+    ridge = LAMBDA * (weights.sum() + made.state.weights_beside[0])
     system = (
         own.T @ (weights[:, None] * own)
         + 0.1 * features.T @ features

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -25,13 +24,10 @@ def peers(monkeypatch):
 
 @pytest.fixture
 def ranking(peers, monkeypatch):
-    # another module of that name belongs to the kills
-    monkeypatch.delitem(sys.modules, "harness", raising=False)
+    monkeypatch.syspath_prepend(str(FOLDER))
     import ranking
 
-    yield ranking
-    for name in ("harness", "ranking"):
-        sys.modules.pop(name, None)
+    return ranking
 
 
 def events(peers, pairs, order=None):

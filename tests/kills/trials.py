@@ -1,6 +1,6 @@
 """Kill a stream's whole process tree, start it again until it is through, compare the end.
 
-    python tests/kills/harness.py --way classic --source files --kills 50 --json figures.json
+    python tests/kills/trials.py --way classic --source files --kills 50 --json figures.json
 
 runs it by hand; `pytest -m slow tests/kills` does the same as a test. See docs/reliability.md.
 """
