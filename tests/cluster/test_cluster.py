@@ -23,7 +23,8 @@ pytestmark = pytest.mark.cluster
 SHORT = ["one_task", "blocks", "recommend", "streaming"]
 OTHER = [
     "parquet", "minibatch", "events_in_blocks", "update", "transform", "events", "repeats",
-    "large", "race", "grid", "from_als", "saved",
+    "large", "race", "grid", "from_als", "saved", "candidates", "new_users", "newest", "vectors",
+    "features", "nonnegative",
 ]  # fmt: skip
 
 

@@ -107,6 +107,47 @@ class Ways:
         ]
         return " ".join(_rows(one, [one.columns[0]]) for one in lists)
 
+    def candidates(self) -> str:
+        model = self.als().fit(self.ratings)
+        pairs = self.ratings.where("time % 3 = 0").select("user", "item")
+        lists = [
+            model.recommendForAllUsers(4, candidates=pairs),
+            model.recommendForAllUsers(4, candidates=list(range(2, 300, 7)), excludeSeen=pairs),
+        ]
+        return " ".join(_rows(one, ["user"]) for one in lists)
+
+    def new_users(self) -> str:
+        """Ranked from their ratings, with nothing stored."""
+        model = self.als().fit(self.ratings)
+        sent = self.ratings.where("time < 10400").selectExpr(
+            "-user AS user", "item", "rating", "time"
+        )
+        return _rows(model.recommendForRatings(sent, 4), ["user"])
+
+    def newest(self) -> str:
+        """Of a pair's ratings the newest alone."""
+        return _state(self.als(repeatedPairs="newest").fit(self.ratings))
+
+    def vectors(self) -> str:
+        model = self.als().fit(self.ratings)
+        model.exportVectors(self.path("vectors"))
+        items = self.spark.read.parquet(self.path("vectors/items.parquet"))
+        return _rows(items, ["id"])
+
+    def features(self) -> str:
+        """Items that nobody has rated, by what is known of them."""
+        known = self.spark.range(2, 1500, 7).selectExpr(
+            "id AS item", "concat('kind ', id % 5) AS kind", "double(id % 11) AS size"
+        )
+        als = self.als()
+        als.setItemFeatures(known)
+        model = als.fit(self.ratings).withItems(known)
+        weights = _rows(model.featureWeights, ["side", "feature"])
+        return f"{_state(model)} {weights} {_rows(model.recommendForAllUsers(3), ['user'])}"
+
+    def nonnegative(self) -> str:
+        return _state(self.als(nonnegative=True).fit(self.ratings))
+
     def events(self) -> str:
         """What hears partners runs Python in transform."""
         events = StreamingBiasedALS(
