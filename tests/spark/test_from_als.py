@@ -155,8 +155,11 @@ class TestImplicitFeedback:
             "user int, item int, rating double",
         )
         model = StreamingBiasedALS(implicitPrefs=True, rank=2).fit(frame)
-        score = {row.item: row.prediction for row in model.transform(frame).collect()}
-        assert score[0] > score[1]
+        rows = model.transform(frame).collect()
+        score = {(row.user, row.item): row.prediction for row in rows}
+        # each in the eyes of a user who did something: of user 2 nothing is known
+        assert score[0, 0] > score[0, 1] + 1.0
+        assert score[1, 0] > score[1, 1] + 1.0
 
 
 class TestNonnegative:
