@@ -1,8 +1,8 @@
 # `make demo` and `make test` set up everything that they need; `make` alone says what there is.
 PYTHON ?= python3
 ARGS ?=
-# each with a Spark of its own; 0 for none beside pytest itself
-TEST_PROCESSES ?= 2
+# each with a Spark of its own, which waits as often as it computes; 0 for none beside pytest itself
+TEST_PROCESSES ?= 3
 
 # `make test PART=long`: what the default suite leaves out, by what it needs
 PART ?= default
