@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 from harness import Row
 from pyspark.sql import DataFrame, SparkSession
-from ranking_protocols import COLUMNS, LEAST_EVENTS, SETS, TOP
+from ranking_protocols import COLUMNS, SETS, TOP, with_enough
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
 
@@ -32,9 +32,7 @@ def liked(folder: Path, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
     ratings = pd.read_csv(folder / source.file, names=COLUMNS, **read)
     kind = "dat" if name == "movietweetings" else "csv"
     movies = pd.read_csv(folder / name / f"movies.{kind}", names=films, **read)
-    events = ratings[ratings.rating >= source.least].drop_duplicates(["user", "item"])
-    for side in ("user", "item"):
-        events = events[events.groupby(side)[side].transform("size") >= LEAST_EVENTS]
+    events = with_enough(ratings[ratings.rating >= source.least])
     movies = movies[movies["item"].isin(events["item"])].drop_duplicates("item")
     year = movies.title.str.extract(r"\((\d{4})\)\s*$")[0].astype(float)
     decade = (year // 10 * 10).map(lambda one: None if np.isnan(one) else f"{one:.0f}s")

@@ -155,6 +155,14 @@ def read_events(folder: Path, name: str) -> Events:
     return kept_events(table.user.to_numpy(), table["item"].to_numpy(), order, source.timed)
 
 
+def with_enough(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of pairs that come once, of users and then of items that have enough of them."""
+    rows = rows.drop_duplicates(["user", "item"])
+    for side in ("user", "item"):
+        rows = rows[rows.groupby(side)[side].transform("size") >= LEAST_EVENTS]
+    return rows
+
+
 def kept_events(
     users: npt.NDArray[np.generic],
     items: npt.NDArray[np.generic],
@@ -162,9 +170,7 @@ def kept_events(
     timed: bool,
 ) -> Events:
     """Events without repeated pairs, of users and items that have enough of them."""
-    pairs = pd.DataFrame({"user": users, "item": items}).drop_duplicates()
-    for side in ("user", "item"):
-        pairs = pairs[pairs.groupby(side)[side].transform("size") >= LEAST_EVENTS]
+    pairs = with_enough(pd.DataFrame({"user": users, "item": items}))
     rows = pairs.index.to_numpy()
     sides = [np.unique(pairs[side], return_inverse=True)[1].astype(np.int64)
              for side in ("user", "item")]  # fmt: skip

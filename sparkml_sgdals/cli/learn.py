@@ -6,7 +6,7 @@ import json
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -102,7 +102,7 @@ def fit(
     that nobody has rated: numbers as they are, text as categories, Action|Comedy as two.
     """
     from sparkml_sgdals import StreamingBiasedALS
-    from sparkml_sgdals.cli.reading.feature_tables import read_features, with_vectors
+    from sparkml_sgdals.cli.reading.feature_tables import with_vectors
     from sparkml_sgdals.cli.reading.sources import read_ratings, with_event_times
 
     if held_out and split:
@@ -126,18 +126,14 @@ def fit(
             als.setParams(**_column_params(columns))
             if als.forgettingEvents()[1]:
                 table = with_event_times(table, columns.time)
+            ids = _id_types(als, table)
             if held_out:
-                ids = _id_types(als, table)
                 test, _ = read_ratings(
                     spark, places[1], columns, needed, ids, time_format, drops, as_asked=True
                 )
             elif split:
                 table, test = table.randomSplit([1 - split, split], seed=als.getSeed())
-            known = [
-                read_features(spark, one, side, columns, _id_types(als, table), category or ())
-                if one is not None else None
-                for one, side in zip(about, ("user", "item"), strict=True)
-            ]  # fmt: skip
+            known = _features(spark, about, columns, ids, category or ())
             als.setUserFeatures(known[0]).setItemFeatures(known[1])
         if columns != asked or places[0].headless:
             run.output.say(_said_of_columns(columns, places[0]))
@@ -149,7 +145,7 @@ def fit(
                 facts |= _told_of_events(model, test, table)
             else:
                 if test is not None:
-                    test = with_vectors(test, model, (known[0], known[1]))
+                    test = with_vectors(test, model, known)
                 diagnosis = model.diagnose(test)
                 facts |= asdict(diagnosis) | {"verdict": diagnosis.verdict}
         with run.output.phase("Saving"):
@@ -217,7 +213,6 @@ def stream(
     """
     from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
     from sparkml_sgdals.cli.reading.feature_tables import (
-        read_features,
         told_vectors,
         with_vectors,
     )
@@ -273,19 +268,12 @@ def stream(
             columns = _as_learned(model, None)
             # as this run is told, whatever those before were
             model.setUserFeaturesCol("").setItemFeaturesCol("")
-            known = [
-                read_features(spark, one, side, columns, model.idTypes) if one is not None else None
-                for one, side in zip(about, ("user", "item"), strict=True)
-            ]
-            ratings = with_vectors(ratings, model, (known[0], known[1]))
+            known = _features(spark, about, columns, model.idTypes, None)
+            ratings = with_vectors(ratings, model, known)
         als.setParams(**_column_params(columns))
         if model is None and any(about):
-            kinds = _id_types(als, ratings)
-            for one, side, give in zip(
-                about, ("user", "item"), (als.setUserFeatures, als.setItemFeatures), strict=True
-            ):
-                if one is not None:
-                    give(read_features(spark, one, side, columns, kinds, ()))
+            known = _features(spark, about, columns, _id_types(als, ratings), ())
+            als.setUserFeatures(known[0]).setItemFeatures(known[1])
         arguments: dict[str, Any] = {
             "trigger": {"availableNow": True} if once else {"processingTime": every},
             "keepVersions": keep_versions,
@@ -359,6 +347,20 @@ def _said_of_columns(columns: SourceColumns, place: Place) -> str:
     if place.headless:
         return f"{place.path} has no header; its columns were taken for {order}, in this order."
     return f"Columns of users, items, ratings and times in {place.path}: {order}."
+
+
+def _features(
+    spark: Any, about: Sequence[Any], columns: SourceColumns, ids: tuple[str, str],
+    categories: Sequence[str] | None,
+) -> tuple[Any, Any]:  # fmt: skip
+    """Read what is known of users, and of items, where the command names a place of it."""
+    from sparkml_sgdals.cli.reading.feature_tables import read_features
+
+    users, items = (
+        None if one is None else read_features(spark, one, side, columns, ids, categories)
+        for one, side in zip(about, ("user", "item"), strict=True)
+    )
+    return users, items
 
 
 def _id_types(als: Any, table: Any) -> tuple[str, str]:

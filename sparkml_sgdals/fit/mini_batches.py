@@ -18,7 +18,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
-from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE, id_keys, pair_hash, start_factors
+from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE, id_keys, pair_hash
 from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 from sparkml_sgdals.arrays.ipc import packed_tables
 from sparkml_sgdals.fit.one_task import train_in_one_task
@@ -27,7 +27,7 @@ from sparkml_sgdals.fit.progress import TaskProgress
 from sparkml_sgdals.kernels.sgd import rating_gradients
 from sparkml_sgdals.learn.solvers import check_mini_batch
 from sparkml_sgdals.spark_jobs import BROADCAST_IDS, explained
-from sparkml_sgdals.state.columns import list_column
+from sparkml_sgdals.state.columns import list_column, start_means
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 
@@ -207,14 +207,7 @@ def _factors_or_start(
     factors[known] = flat.reshape(-1, settings.rank + 1)
     if not known.all():
         ids = batch.column(name).filter(pa.array(~known)).cast(id_array_type(kind))
-        factors[~known] = start_factors(
-            id_keys(ids),
-            side,
-            settings.rank,
-            settings.seed,
-            settings.init_std,
-            settings.lowest,
-        )
+        factors[~known] = start_means(settings, side, ids)
     return factors
 
 

@@ -463,16 +463,16 @@ class _Fit:
             (target.users, target.items), (factors.users, factors.items), self.counts,
             (self.table.users, self.table.items), strict=True,
         ):  # fmt: skip
-            taste, featured = side.taste, side.featured
+            taste = side.taste
             events = before + np.bincount(own[done], minlength=side.size)
             # of other ids that no table held nothing is known
-            told = np.flatnonzero((featured > 0.0).any(axis=1) & (events == 0.0))
+            told = np.flatnonzero(_by_features(side) & (events == 0.0))
             known_by_features = taste[told]
             taste[:, 1:] = unpadded(learned, rank)
             taste[:, 0] = np.log1p(events)
             taste[taste[:, 0] <= 0.0] = 0.0
             taste[told] = known_by_features
-            featured[events > 0.0] = 0.0
+            side.featured[events > 0.0] = 0.0
 
     def _priors(self) -> tuple[tuple[F32, F32], tuple[F32, F32]] | None:
         """Return what ids of earlier tables are drawn to, as strongly as their events then."""
@@ -507,5 +507,11 @@ def _start(side: FactorTable, settings: Settings) -> F32:
 
 def _events_in_tables(side: FactorTable) -> F64:
     counts: F64 = np.rint(np.expm1(side.taste[:, 0].astype(np.float64)))
-    counts[(side.featured > 0.0).any(axis=1)] = 0.0
+    counts[_by_features(side)] = 0.0
     return counts
+
+
+def _by_features(side: FactorTable) -> npt.NDArray[np.bool_]:
+    """Whether the taste of an id is what its features say, as no table held it."""
+    known: npt.NDArray[np.bool_] = np.logical_or.reduce(side.featured > 0.0, axis=1)
+    return known

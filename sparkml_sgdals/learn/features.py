@@ -17,7 +17,7 @@ from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.arrays.threads import run_all
 from sparkml_sgdals.kernels.features import add_pairs, add_products, regress, regress_products
 from sparkml_sgdals.learn.solvers import Side
-from sparkml_sgdals.state.columns import FactorColumns, prior_variances
+from sparkml_sgdals.state.columns import FactorColumns, bound_features, prior_variances
 from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.feature_weights import MOST_COLUMNS, FeatureSums, FeatureWeights
 from sparkml_sgdals.state.model_state import ModelState
@@ -427,8 +427,7 @@ def _weights_after(
     gain = np.minimum(learned.var[at] / prior_variances(settings), np.float32(1.0))
     learned.featured[at] += apart
     moved = learned.mean[at] + gain * apart
-    if settings.nonnegative:
-        np.maximum(moved[:, 1:], np.float32(settings.lowest), out=moved[:, 1:])
+    bound_features(moved, settings.lowest)
     learned.mean[at] = moved
     assert weights.sums is not None
     moves = learned.mean[at] - mean

@@ -24,6 +24,7 @@ from sparkml_sgdals.kernels.filter import filter_ratings
 from sparkml_sgdals.kernels.lanes import padded_rows
 from sparkml_sgdals.kernels.sgd import rating_gradients, sgd_ratings
 from sparkml_sgdals.kernels.sweep import prior_spread, sweep_ids
+from sparkml_sgdals.state.columns import bound_features
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = [
@@ -71,8 +72,7 @@ class Side:
 
     def bound(self, rows: I64 | slice = slice(None)) -> None:
         """Raise features of some ids that fell below the bound to it."""
-        if self.lowest > -math.inf:
-            self.mean[rows, 1:] = np.maximum(self.mean[rows, 1:], np.float32(self.lowest))
+        bound_features(self.mean, self.lowest, rows)
 
     def learn_prior(self, rated: npt.NDArray[np.bool_]) -> None:
         """Set the prior variance of each coordinate from the rated ids: algorithm.md (6)."""
@@ -277,8 +277,7 @@ def run_minibatches(
             sums = np.zeros((touched.size, mean.shape[1]))
             np.add.at(sums, position, gradients)
             mean[touched] += (settings.step_size * sums).astype(np.float32)
-            if settings.nonnegative:
-                mean[touched, 1:] = np.maximum(mean[touched, 1:], np.float32(settings.lowest))
+            bound_features(mean, settings.lowest, touched)
         # from after the step: where a stream's micro-batch is the only mini-batch, no next one
         # would see that this one overshot
         _, _, after = rating_gradients(

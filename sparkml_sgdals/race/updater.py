@@ -38,7 +38,7 @@ from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
-from sparkml_sgdals.stream.announced import Announced
+from sparkml_sgdals.stream.announced import Announced, all_in_memory
 from sparkml_sgdals.stream.micro_batch import (
     BatchClock,
     BatchUpdater,
@@ -192,7 +192,7 @@ class RaceUpdater(BatchUpdater):
             def learn(table: pa.Table) -> tuple[Ratings, dict[int, BatchReport | None]]:
                 ratings = encode_ratings(table)
                 for told in announced.values():
-                    told.start(_nothing)
+                    told.start(all_in_memory)
                 # all know the same ids
                 features = features_of_table(
                     states[led], collected.vectors, self.options.columns, refuse, True
@@ -238,13 +238,7 @@ class RaceUpdater(BatchUpdater):
                 name = f"race/{version:012d}-{uuid.uuid4().hex[:8]}.parquet"
                 log = [*log, store.write_table(name, table)]
                 store.sync("race")
-        learned = LearnedBatch.of(collected, ratings, shown, ready.earlier)
-        learned = replace(
-            learned,
-            new_users=learned.new_users + announced[led].count(0),
-            new_items=learned.new_items + announced[led].count(1),
-            rows=announced[led].with_rows(learned.rows),
-        )
+        learned = LearnedBatch.of(collected, ratings, shown, announced[led], ready.earlier)
         if led != race.leader or reports.get(led) is None or fresh:
             # the path goes on with another model
             learned = replace(learned, rows=None)
@@ -331,10 +325,6 @@ def leader_of(commit: Commit) -> int:
 
 def _empty(settings: Settings, kinds: tuple[IdKind, IdKind], like: ModelState) -> ModelState:
     return replace(ModelState.empty(settings, *kinds), learns_features=like.learns_features)
-
-
-def _nothing(user_ids: pa.Array, item_ids: pa.Array) -> None:
-    """All rows are in memory."""
 
 
 def _note(runner: _Runner, rows: tuple[I64, I64] | None) -> None:

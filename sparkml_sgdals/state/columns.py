@@ -18,7 +18,10 @@ import pyarrow as pa
 from sparkml_sgdals.arrays.hashing import id_keys, start_factors
 from sparkml_sgdals.state.settings import Settings
 
-__all__ = ["Column", "ColumnSet", "FactorColumns", "grown", "list_column", "prior_variances"]
+__all__ = [
+    "Column", "ColumnSet", "FactorColumns", "bound_features", "grown", "list_column",
+    "prior_variances", "start_means",
+]  # fmt: skip
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -260,7 +263,14 @@ def _draws(settings: Settings) -> bool:
     return settings.draws_prior
 
 
-def _start_means(settings: Settings, side: int, ids: pa.Array) -> F32:
+def bound_features(mean: F32, lowest: float, rows: Any = slice(None)) -> None:
+    """Raise features of some ids that lie below a bound to it, in place; biases stay."""
+    if lowest > -math.inf:
+        mean[rows, 1:] = np.maximum(mean[rows, 1:], np.float32(lowest))
+
+
+def start_means(settings: Settings, side: int, ids: pa.Array) -> F32:
+    """Return where ids start of which nothing is known, float32, shape (ids, rank + 1)."""
     return start_factors(
         id_keys(ids), side, settings.rank, settings.seed, settings.init_std, settings.lowest
     )
@@ -325,7 +335,7 @@ class FactorColumns(ColumnSet):
         0) for models without features
     """
 
-    mean = Column[F32](_coordinates, start=_start_means, unit="mean", predicts=True)
+    mean = Column[F32](_coordinates, start=start_means, unit="mean", predicts=True)
     var = Column[F32](
         _variances, stored="variance", start=_start_variances, unit="variance", used=_varies,
         predicts=True,

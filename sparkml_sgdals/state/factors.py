@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from sparkml_sgdals.arrays.id_index import IdIndex
 from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
-from sparkml_sgdals.state.columns import Array, Column, FactorColumns, grown
+from sparkml_sgdals.state.columns import Array, Column, FactorColumns, bound_features, grown
 from sparkml_sgdals.state.event_memory import EventMemory, memory_for
 from sparkml_sgdals.state.settings import Settings
 
@@ -178,10 +178,9 @@ class FactorTable(FactorColumns):
 
     def bound(self, rows: I64 | slice = slice(None)) -> None:
         """Raise features below what the settings allow to that."""
+        bound_features(self.mean, self.settings.lowest, rows)
         if self.settings.nonnegative:
-            lowest = np.float32(self.settings.lowest)
-            self.mean[rows, 1:] = np.maximum(self.mean[rows, 1:], lowest)
-            self.taste[rows, 1:] = np.maximum(self.taste[rows, 1:], np.float32(0.0))
+            bound_features(self.taste, 0.0, rows)
 
     def under(self, settings: Settings) -> FactorTable:
         """Return the same factors, shared, under settings that differ in ranking, memory empty.

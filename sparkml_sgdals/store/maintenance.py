@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import logging
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from sparkml_sgdals.arrays.threads import workers
-from sparkml_sgdals.errors import DamagedError, StorageError
+from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.large.in_runs import commit_in_runs
@@ -22,7 +21,7 @@ from sparkml_sgdals.store.large.rewriting import runs_of
 from sparkml_sgdals.store.lease import Lease, check_holder
 from sparkml_sgdals.store.overlay import Overlay
 from sparkml_sgdals.store.spark_checkpoint import copy_until, end_of_batch, last_done
-from sparkml_sgdals.store.version_store import VersionStore, commit_name
+from sparkml_sgdals.store.version_store import VersionStore
 
 __all__ = [
     "VERSIONS",
@@ -33,8 +32,6 @@ __all__ = [
     "list_versions",
     "roll_back",
 ]
-
-logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -178,16 +175,15 @@ def _each(
     readers = 1 if store.local else _READERS
     with workers(readers) as run:
 
-        def read(names: list[str]) -> list[bytes | None]:
-            return list(map(store.read, names))
+        def sound(some: list[int]) -> list[Commit | None]:
+            return list(map(store.sound_commit, some))
 
         def verified(files: list[dict[str, Any]]) -> list[bool]:
             return [_is_whole(store, file) for file in files]
 
         for page in _pieces(numbers, readers * _A_THREAD):
-            names = _pieces([commit_name(number) for number in page], _A_THREAD)
-            payloads = itertools.chain(*run(functools.partial(read, piece) for piece in names))
-            commits = [_sound(store, *each) for each in zip(page, payloads, strict=True)]
+            parts = run(functools.partial(sound, piece) for piece in _pieces(page, _A_THREAD))
+            commits = list(itertools.chain(*parts))
             files = {
                 file["name"]: file
                 for commit in commits
@@ -206,14 +202,6 @@ def _each(
 
 def _pieces(things: list[T], size: int) -> list[list[T]]:
     return [things[first : first + size] for first in range(0, len(things), size)]
-
-
-def _sound(store: VersionStore, number: int, payload: bytes | None) -> Commit | None:
-    try:
-        return None if payload is None else store.commit_of(payload, commit_name(number))
-    except DamagedError as damage:
-        logger.warning("%s", damage)
-        return None
 
 
 def _is_whole(store: VersionStore, file: dict[str, Any]) -> bool:

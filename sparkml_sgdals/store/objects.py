@@ -238,10 +238,10 @@ class ObjectStore:
 
     def sync(self, folder: str, together: Together | None = None) -> None:
         """See to it that the names in a local folder outlive a power cut."""
-        if together is not None and self.local:
-            together.add(lambda: self.sync(folder))
-            return
         if not self.local:
+            return
+        if together is not None:
+            together.add(lambda: self.sync(folder))
             return
         try:
             handle = os.open(f"{self.root}/{folder}", os.O_RDONLY)

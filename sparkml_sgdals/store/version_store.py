@@ -50,7 +50,7 @@ from sparkml_sgdals.store.shapes import parse_json
 from sparkml_sgdals.store.sorted_runs import Run
 
 __all__ = [
-    "MAX_DELTAS", "StorageError", "VersionStore", "commit_name", "full_path", "spark_path",
+    "MAX_DELTAS", "StorageError", "VersionStore", "full_path", "spark_path",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -129,8 +129,8 @@ class VersionStore(ObjectStore):
         Raises StorageError where it is of another format or cannot be read, DamagedError where it
         cannot be used.
         """
-        payload = self.read(name := commit_name(version))
-        return None if payload is None else self.commit_of(payload, name)
+        payload = self.read(name := _commit_name(version))
+        return None if payload is None else self._commit_of(payload, name)
 
     def sound_commit(self, version: int) -> Commit | None:
         """Return a commit, None where it is not whole or cannot be used; else as `read_commit`."""
@@ -150,9 +150,9 @@ class VersionStore(ObjectStore):
     def _newest(self) -> Commit | None:
         numbers = self.numbers()
         for place, number in enumerate(reversed(numbers)):
-            name = commit_name(number)
+            name = _commit_name(number)
             payload = self.read(name)
-            commit = None if payload is None else self.commit_of(payload, name)
+            commit = None if payload is None else self._commit_of(payload, name)
             if commit is not None:
                 return commit
             if payload is None or place > 0 or not Commit.broken_off(payload):
@@ -276,17 +276,18 @@ class VersionStore(ObjectStore):
         self, commit: Commit, written: list[str], check: Callable[[], None], together: Together
     ) -> None:
         """Let a version count once `together` has ended; else `written` go."""
-        beside = self.beside(commit_name(commit.version)) if self.local else None
+        beside = self.beside(_commit_name(commit.version)) if self.local else None
         with self.or_without([*written, *([beside] if beside else [])], Exception, together):
             # a disk syncs all of them in the time of one, and none counts before the commit's name
             self.sync("files", together)
+            payload = commit.to_bytes()
             if beside is not None:
-                self.write(beside, commit.to_bytes(), together)
+                self.write(beside, payload, together)
             together.wait()
             check()
         # the commit object may stand, whatever else fails
         with self.or_without(written, NothingPutError):
-            self.put_commit(commit, new=True, beside=beside)
+            self.put_commit(commit, new=True, payload=payload, beside=beside)
         if not commit.version:
             # the path itself and its folders are new
             self.sync("")
@@ -299,14 +300,16 @@ class VersionStore(ObjectStore):
             return {}
         return {"metrics": self.write_table(f"files/{name}-metrics.parquet", history)}
 
-    def put_commit(self, commit: Commit, new: bool = False, beside: str | None = None) -> None:
-        """Put a commit object: its version counts from now on.
+    def put_commit(
+        self, commit: Commit, new: bool = False, payload: bytes = b"", beside: str | None = None
+    ) -> None:
+        """Put a commit object, as `payload` where that is made: its version counts from now on.
 
         It may lie `beside` its name already, on a local disk.
 
         Raises StorageError where it is to be new and another process has put one.
         """
-        name, payload = commit_name(commit.version), commit.to_bytes()
+        name, payload = _commit_name(commit.version), payload or commit.to_bytes()
         if not new:
             self.replace(name, payload)
             return
@@ -318,7 +321,7 @@ class VersionStore(ObjectStore):
             if found is None:
                 # it went since: only what is there and not whole may be written over
                 continue
-            if self.commit_of(found, name) is not None or not Commit.broken_off(found):
+            if self._commit_of(found, name) is not None or not Commit.broken_off(found):
                 break
             # half of one, of a process that was killed
             self.replace(name, payload)
@@ -393,9 +396,9 @@ class VersionStore(ObjectStore):
         self.check_meta(commit)
         parts: list[Commit] = []
         for number in range(commit.base, commit.version):
-            name = commit_name(number)
+            name = _commit_name(number)
             payload = self.read(name)
-            part = None if payload is None else self.commit_of(payload, name)
+            part = None if payload is None else self._commit_of(payload, name)
             if part is None:
                 kind = GoneError if payload is None else StorageError
                 raise kind(
@@ -407,7 +410,7 @@ class VersionStore(ObjectStore):
         for part, following in itertools.pairwise([*parts, commit]):
             if not part.followed_by(following):
                 raise StorageError(
-                    f"{self.path}/{commit_name(part.version)} is not the commit that version "
+                    f"{self.path}/{_commit_name(part.version)} is not the commit that version "
                     f"{following.version} was added to: it is another model's, or was put back. "
                     "Restore it, or take an older version: StreamingBiasedALSModel.versions(path)."
                 )
@@ -467,7 +470,7 @@ class VersionStore(ObjectStore):
         # commit objects go first: a version is never there without its files
         for number in numbers:
             if number < oldest.base:
-                self.delete(commit_name(number))
+                self.delete(_commit_name(number))
         names = {folder: self.names(folder) for folder in ("files", "commits")}
         used = set()
         newest = self.sound_commit(numbers[-1])
@@ -502,10 +505,9 @@ class VersionStore(ObjectStore):
                 missing = str(gone)
         return read()
 
-    def commit_of(self, payload: bytes, name: str) -> Commit | None:
-        """Return the commit that an object of that name holds, None where it is not whole."""
+    def _commit_of(self, payload: bytes, name: str) -> Commit | None:
         commit = Commit.from_bytes(payload, f"{self.path}/{name}")
-        if commit is not None and commit_name(commit.version) != name:
+        if commit is not None and _commit_name(commit.version) != name:
             raise DamagedError(
                 f"{self.path}/{name} holds version {commit.version}: a commit object was copied or "
                 "renamed. Restore it, or take an older version: "
@@ -514,6 +516,5 @@ class VersionStore(ObjectStore):
         return commit
 
 
-def commit_name(version: int) -> str:
-    """Return the name of a version's commit object."""
+def _commit_name(version: int) -> str:
     return f"commits/{version:012d}.json"

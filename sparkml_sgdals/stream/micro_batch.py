@@ -58,7 +58,7 @@ from sparkml_sgdals.store.lease import check_holder
 from sparkml_sgdals.store.overlay import Overlay
 from sparkml_sgdals.store.spark_checkpoint import reading, refuse_own_files
 from sparkml_sgdals.store.version_store import VersionStore
-from sparkml_sgdals.stream.announced import Announced, start_announced
+from sparkml_sgdals.stream.announced import Announced, all_in_memory, start_announced
 from sparkml_sgdals.stream.report import Report
 from sparkml_sgdals.stream.residents import Resident, forget_resident, learn_once
 
@@ -258,7 +258,7 @@ class StreamUpdater(BatchUpdater):
                 resident.state,
                 collected,
                 self.options,
-                _nothing if overlay is None else overlay.fetch,
+                all_in_memory if overlay is None else overlay.fetch,
             )
         clock.learned()
         told = {"validationRmse": self._validate(resident)}
@@ -347,9 +347,10 @@ class LearnedBatch:
 
     @classmethod
     def of(
-        cls, collected: Collected, ratings: Ratings, report: BatchReport, earlier: int | None = None
-    ) -> LearnedBatch:
-        """Of a collected batch, encoded as `ratings`, that was learned.
+        cls, collected: Collected, ratings: Ratings, report: BatchReport, announced: Announced,
+        earlier: int | None = None,
+    ) -> LearnedBatch:  # fmt: skip
+        """Of a collected batch, encoded as `ratings`, that was learned, with ids that it told of.
 
         In the place of so many `earlier` rows, of which some may be among them; None where the
         model went on.
@@ -359,25 +360,21 @@ class LearnedBatch:
             bad_rows=collected.bad_rows,
             problems=collected.problems,
             invalid=collected.invalid,
-            new_users=report.new_users,
-            new_items=report.new_items,
+            new_users=report.new_users + announced.count(0),
+            new_items=report.new_items + announced.count(1),
             users=len(ratings.user_ids),
             items=len(ratings.item_ids),
             sums=report.sums,
-            rows=report.rows if earlier is None else None,
+            rows=announced.with_rows(report.rows if earlier is None else None),
             forgotten_users=report.forgotten_users,
         )
-
-
-def _nothing(user_ids: pa.Array, item_ids: pa.Array) -> None:
-    """All rows are in memory."""
 
 
 def learn_collected(
     state: ModelState,
     collected: Collected,
     options: FitOptions,
-    fetch: Callable[[pa.Array, pa.Array], None] = _nothing,
+    fetch: Callable[[pa.Array, pa.Array], None] = all_in_memory,
 ) -> LearnedBatch:
     """Learn a collected batch onto `state`, in place.
 
@@ -421,13 +418,7 @@ def learn_collected(
         announced.take_back()
         raise
     state.ranges = ready.ranges
-    learned = LearnedBatch.of(collected, ratings, report, ready.earlier)
-    return replace(
-        learned,
-        new_users=learned.new_users + announced.count(0),
-        new_items=learned.new_items + announced.count(1),
-        rows=announced.with_rows(learned.rows),
-    )
+    return LearnedBatch.of(collected, ratings, report, announced, ready.earlier)
 
 
 def with_set_aside(

@@ -9,17 +9,16 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from sparkml_sgdals.arrays.hashing import USER_SIDE, id_keys, start_factors
+from sparkml_sgdals.arrays.hashing import USER_SIDE
 from sparkml_sgdals.arrays.id_kinds import id_array_type
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.kernels.events.judges import NEVER
 from sparkml_sgdals.learn.event_tables import folded_in
 from sparkml_sgdals.learn.events import fold_in_events
-from sparkml_sgdals.learn.least_squares import beside_user
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.serving.model.ids import Key, key_of
 from sparkml_sgdals.serving.model.served_model import ServedModel
-from sparkml_sgdals.state.columns import prior_variances
+from sparkml_sgdals.state.columns import prior_variances, start_means
 from sparkml_sgdals.state.event_scores import table_alone
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
@@ -120,10 +119,7 @@ def _drawn(model: ServedModel, user: pa.Array, var: F32) -> F32:
     settings = model.settings
     if not var.size or settings.featured:
         return np.empty(0, np.float32)
-    keys = id_keys(user)
-    start = start_factors(
-        keys, USER_SIDE, settings.rank, settings.seed, settings.init_std, settings.lowest
-    )
+    start = start_means(settings, USER_SIDE, user)
     left: F32 = np.minimum(var / prior_variances(settings), np.float32(1.0))[1:] * start[0, 1:]
     return left
 
@@ -219,8 +215,7 @@ def _taste(model: ServedModel, ratings: Ratings, named: I64) -> F32:
     rows = named[ratings.items]
     return folded_in(
         model.settings, model.shell.regularisation[0], model.items.taste[rows], ratings,
-        model.candidates.squares(),
-        beside_user(model.shell, lambda: int(np.count_nonzero(model.items.taste[:, 0]))),
+        model.candidates.squares(), model.weight_beside(),
     )  # fmt: skip
 
 

@@ -16,7 +16,6 @@ import numpy.typing as npt
 from sparkml_sgdals.kernels.events.judges import NEVER, soft
 from sparkml_sgdals.kernels.events.partners import LATEST_DECAY
 from sparkml_sgdals.learn.event_tables import user_system
-from sparkml_sgdals.learn.least_squares import beside_user
 from sparkml_sgdals.serving.model.person import Person
 from sparkml_sgdals.serving.model.served_model import ServedModel
 from sparkml_sgdals.state.event_scores import table_alone
@@ -182,8 +181,7 @@ def _table_shares(model: ServedModel, person: Person, row: int) -> list[Share]:
     features = tastes[done, 1:]
     system = user_system(
         model.settings, model.shell.regularisation[0], features, np.ones(done.size, np.float32),
-        model.candidates.squares(),
-        beside_user(model.shell, lambda: int(np.count_nonzero(tastes[:, 0]))),
+        model.candidates.squares(), model.weight_beside(),
     )  # fmt: skip
     towards = np.linalg.solve(system, tastes[row, 1:].astype(np.float64))
     shares = features @ towards

@@ -13,6 +13,7 @@ from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.arrays.id_index import IdIndex
 from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.learn.events import EventDraws
+from sparkml_sgdals.learn.least_squares import beside_user
 from sparkml_sgdals.serving.model.changed_items import Changes
 from sparkml_sgdals.serving.model.event_side import EventSide, ItemKeys
 from sparkml_sgdals.serving.model.ids import Key, find_rows
@@ -112,6 +113,10 @@ class ServedModel:
             for text, known in zip(texts, whole.tolist(), strict=True)
             for part in ([text] if known else [one for one in str(text).split(",") if one])
         ]
+
+    def weight_beside(self) -> float:
+        """Return what is put beside the weight of a user's events where the table is asked."""
+        return beside_user(self.shell, lambda: int(np.count_nonzero(self.items.taste[:, 0])))
 
     def item_ids(self, rows: I64) -> list[Key]:
         """Ids of rows of items."""
