@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, Protocol
 
 import numpy as np
@@ -50,6 +51,7 @@ from sparkml_sgdals.fit.blocks.messages import (
     placed,
 )
 from sparkml_sgdals.fit.blocks.regularisation import lambdas_in_one_task
+from sparkml_sgdals.fit.blocks.side_by_side import SideBySide, run_side_by_side
 from sparkml_sgdals.fit.blocks.to_path import WriteRuns
 from sparkml_sgdals.fit.plan import Plan, Trained, TrainingReport
 from sparkml_sgdals.fit.progress import TaskProgress
@@ -133,11 +135,8 @@ def train_in_blocks(
         tidy = local_threads(spark) > 0
         blocks = _OnRows(cells, job, held) if files is None else _OnFiles(files, job, tidy)
         steps = _event_steps(job, plan, lams) if settings.fits_events else _rating_steps(job, plan)
-        for stop, messages in _learn(blocks, spark, job, plan, prior, steps):
-            if stop != plan.stops[-1]:
-                held.keep(messages)
-            with phase(spark, f"sweep {stop}" if stop else "filter"):
-                state, history, runs = _collect(blocks, messages, job, moments, prior, stop, sink)
+        for stop, rows in _learned(blocks, spark, job, plan, prior, steps, held, sink):
+            state, history, runs = _collect(rows, job, moments, prior, stop, sink)
             state.settings = settings if prior else replace(settings, max_iter=stop)
             state.scale = scale
             if settings.fits_events:
@@ -220,6 +219,33 @@ def _rating_steps(job: Job, plan: Plan) -> _Steps:
     return steps
 
 
+def _learned(
+    blocks: _Blocks, spark: SparkSession, job: Job, plan: Plan, prior: ModelState | None,
+    steps: _Steps, held: _Held, sink: RunSink | None,
+) -> Iterator[tuple[int, pa.Table]]:  # fmt: skip
+    """Yield what the driver is told at each stop."""
+    naming: _Naming = NameEvents(job) if job.settings.fits_events else NameRows(job)
+    if sink is not None:
+        naming = WriteRuns(job, sink)
+    stops = _stops(job, plan)
+    if (
+        isinstance(blocks, _OnFiles)
+        and len(stops) == 1
+        and steps
+        and run_side_by_side(spark, plan.num_blocks)
+    ):
+        messages = blocks.side_by_side(steps, naming, _first_messages(spark, job, prior), plan)
+        with phase(spark, "learn"):
+            yield stops[0], collect_payloads(messages)
+        return
+    for stop, messages in _learn(blocks, spark, job, plan, prior, steps):
+        if stop != plan.stops[-1]:
+            held.keep(messages)
+        final = messages.where(F.col("kind").isin("state", "learned", "sums"))
+        with phase(spark, f"sweep {stop}" if stop else "filter"):
+            yield stop, collect_payloads(blocks.name(naming, final))
+
+
 def _learn(
     blocks: _Blocks, spark: SparkSession, job: Job, plan: Plan, prior: ModelState | None,
     steps: _Steps,
@@ -237,8 +263,7 @@ def _learn(
             if isinstance(step, (Start, StartEvents))
             else blocks.run(step, messages, note)
         )
-        may_settle = bayes and job.settings.tol > 0 and stop is not None
-        asked = may_settle and stop in range(EARLIEST_STOP, stops[-1])
+        asked = _may_settle(job, plan, stop)
         if plan.checkpoint_interval > 0 and (asked or number % plan.checkpoint_interval == 0):
             with phase(spark, name):
                 messages = _cut(messages)
@@ -252,6 +277,12 @@ def _learn(
                 return
         if stop in stops:
             yield stop, messages
+
+
+def _may_settle(job: Job, plan: Plan, stop: int | None) -> bool:
+    """Whether learning may end with a step by which this stop is reached."""
+    possible = job.settings.solver == "bayes" and job.settings.tol > 0 and stop is not None
+    return possible and stop in range(EARLIEST_STOP, _stops(job, plan)[-1])
 
 
 def _cut(messages: DataFrame) -> DataFrame:
@@ -335,12 +366,20 @@ class _TaskOnFiles:
         # one block, but where Spark's hash or some plan puts two together
         for block in sorted(pc.unique(table.column("target")).to_pylist()):
             if self.first:
-                job = self.work.step.job
-                for kind, side, own, partner, arrays in lay_out(self.files, block, job):
-                    self.files.put(static_name(kind, side, own, partner), arrays)
+                _lay_out_files(self.work.step.job, self.files, block)
             yield from self.work(
                 self.files, Inbox(block, table.filter(pc.field("target") == block))
             )
+
+
+def _lay_out_files(job: Job, files: BlockFiles, block: int) -> None:
+    """Lay out the two blocks of a number, in files."""
+    for kind, side, own, partner, arrays in lay_out(files, block, job):
+        files.put(static_name(kind, side, own, partner), arrays)
+
+
+def _block_settled(job: Job, inbox: Inbox) -> bool:
+    return _known(inbox, job).settled(job.settings.tol)
 
 
 @dataclass(frozen=True)
@@ -364,6 +403,21 @@ class _OnFiles:
     def name(self, step: _Naming, messages: DataFrame) -> DataFrame:
         task = _TaskOnFiles(_Noted(step, None), self.files)
         return messages.mapInArrow(task, MESSAGE_DDL)
+
+    def side_by_side(
+        self, steps: _Steps, naming: _Naming, messages: DataFrame, plan: Plan
+    ) -> DataFrame:
+        """Run all steps in one stage, whose tasks wait for each other after each."""
+        notes = (TaskProgress(plan.progress_path, n, len(steps)) for n in range(1, len(steps) + 1))
+        task = SideBySide(
+            self.files,
+            partial(_lay_out_files, self.job),
+            [_Noted(step, note) for (_, step, _), note in zip(steps, notes, strict=True)],
+            [_may_settle(self.job, plan, stop) for _, _, stop in steps],
+            partial(_block_settled, self.job),
+            _Noted(naming, None),
+        )
+        return placed(messages, self.job).mapInArrow(task, MESSAGE_DDL, barrier=True)
 
     def _at(self, note: TaskProgress | None) -> BlockFiles:
         return replace(self.files, step=0 if note is None else note.task)
@@ -471,16 +525,11 @@ class _OnRows:
 
 
 def _collect(
-    blocks: _Blocks, messages: DataFrame, job: Job, moments: Moments, prior: ModelState | None,
-    sweeps: int, sink: RunSink | None,
+    rows: pa.Table, job: Job, moments: Moments, prior: ModelState | None, sweeps: int,
+    sink: RunSink | None,
 ) -> tuple[ModelState, list[float], dict[str, Any] | None]:  # fmt: skip
     """Return the model that the final states make, the training RMSE of each sweep, and runs."""
     state = ModelState.empty(job.settings, *job.kinds) if prior is None else prior.copy()
-    final = messages.where(F.col("kind").isin("state", "learned", "sums"))
-    naming: _Naming = NameEvents(job) if job.settings.fits_events else NameRows(job)
-    if sink is not None:
-        naming = WriteRuns(job, sink)
-    rows = collect_payloads(blocks.name(naming, final))
     told = (rows.column(name).to_pylist() for name in ("target", "source", "side", "kind"))
     found = list(zip(*told, rows.column("payload"), strict=True))
     counted = np.zeros(3)
