@@ -96,7 +96,10 @@ def test_sweeps_end_once_they_settle(als, liked, spark, interval):
     assert len(stopped.summary.rmse) == sweeps
     assert_same_bits(stopped, als.copy({als.maxIter: sweeps, als.tol: 0.0}).fit(frame))
     assert early.summary.totalIterations == 2
-    one = als.copy({als.numBlocks: 1, als.maxIter: 12, als.tol: 0.02}).fit(frame)
+    # a single stop: all steps in one stage
+    alone = als.copy({als.maxIter: 12, als.tol: 0.02})
+    assert_same_bits(stopped, alone.fit(frame))
+    one = alone.copy({als.numBlocks: 1}).fit(frame)
     assert one.summary.totalIterations == sweeps
     assert stopped.state.regularisation == (0.05, 0.05)
 

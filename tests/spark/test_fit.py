@@ -199,6 +199,35 @@ class TestStaticBlocks:
         assert files.summary.rmse == rows.summary.rmse
         assert len(removed) == 1
 
+    @staticmethod
+    def stage_a_step(monkeypatch):
+        monkeypatch.setattr(driver, "run_side_by_side", lambda spark, blocks: False)
+
+    def test_same_bits_side_by_side_and_stage_by_stage(self, ratings, monkeypatch, tmp_path):
+        """Two blocks on two cores, sweeps that settle."""
+        als = estimator(numBlocks=2, maxIter=8, tol=0.02)
+        removed = self.scratch(monkeypatch, tmp_path)
+        together = als.fit(ratings)
+        (names,) = removed
+        steps = {name.split("-")[1] for name in names if name.startswith("state-")}
+        assert len(steps) <= 4
+        self.stage_a_step(monkeypatch)
+        in_turns = als.fit(ratings)
+        assert_same_bits(together, in_turns)
+        assert together.summary.rmse == in_turns.summary.rmse
+        assert 3 <= together.summary.totalIterations < 8
+        # what the tasks of one stage have told each other lies there too
+        assert any("-sent-" in name for name in names)
+        assert not any("-sent-" in name for name in removed[1])
+
+    @pytest.mark.long
+    def test_sgd_side_by_side(self, spark, small, monkeypatch):
+        als = estimator(solver="sgd", numBlocks=2, maxIter=2, weightCol="weight")
+        frame = spark.createDataFrame(small.assign(weight=np.where(small.index % 3, 0.5, 2.0)))
+        together = als.fit(frame)
+        self.stage_a_step(monkeypatch)
+        assert_same_bits(together, als.fit(frame))
+
     @pytest.mark.long
     def test_same_bits_onto_a_model(self, spark, small, monkeypatch):
         monkeypatch.setattr("sparkml_sgdals.ingest.collecting.COLLECT_LIMIT", 1000)
@@ -210,9 +239,10 @@ class TestStaticBlocks:
         assert_same_bits(files, model.copy().update(second))
 
     @pytest.mark.long
-    def test_blocks_that_meet_in_one_task(self, ratings, monkeypatch):
+    @pytest.mark.parametrize("blocks", [2, 3])
+    def test_blocks_that_meet_in_one_task(self, ratings, monkeypatch, blocks):
         """Some plan might put them together."""
-        als = estimator(numBlocks=3, maxIter=1)
+        als = estimator(numBlocks=blocks, maxIter=1)
         apart = als.fit(ratings)
         for module in ("driver", "messages"):
             monkeypatch.setattr(
@@ -246,7 +276,8 @@ def test_a_table_above_the_limit_of_a_task_is_learned_in_blocks(ratings):
 
 @pytest.mark.long
 def test_checkpoints_do_not_change_the_result(ratings):
-    als = estimator(numBlocks=2, maxIter=2)
+    # one block more than cores: a stage a step
+    als = estimator(numBlocks=3, maxIter=2)
     often = als.copy({als.checkpointInterval: 2}).fit(ratings)
     never = als.copy({als.checkpointInterval: -1}).fit(ratings)
     assert_same_bits(often, never)
