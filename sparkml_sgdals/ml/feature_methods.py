@@ -17,13 +17,14 @@ from sparkml_sgdals.fit.plan import FitOptions
 from sparkml_sgdals.ingest.features import SIDES, holds_vectors, joined_with, side_table
 from sparkml_sgdals.ingest.frames import Table, as_table
 from sparkml_sgdals.ingest.plain_features import vector_name, with_one_vector
-from sparkml_sgdals.learn.features import start_featured
 from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
 from sparkml_sgdals.ml.params import LearningParams
 from sparkml_sgdals.ml.params.features import FeatureParams
 from sparkml_sgdals.spark_jobs import active_session
+from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.feature_weights import FeatureWeights, feature_names
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.store.large.opening import refuse_whole
 from sparkml_sgdals.store.maintenance import commit_added
 from sparkml_sgdals.store.objects import Location, full_path
 from sparkml_sgdals.store.version_store import VersionStore
@@ -355,6 +356,7 @@ class ModelFeatures(FeatureParams):
             model._state, commit = commit_added(store, add)
             model.version = commit.version
         else:
+            refuse_whole(model._state, f"To add {SIDES[side]}s without a modelPath")
             model._state = model._state.copy()
             add(model._state)
             model.version += 1

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.errors import DivergenceError
-from sparkml_sgdals.learn.features import weights_at_rank
+from sparkml_sgdals.learn.features.streams import weights_at_rank
 from sparkml_sgdals.learn.one_batch import BatchReport, learn_batch
 from sparkml_sgdals.learn.whole_table import NO_FEATURES, Features
 from sparkml_sgdals.state.event_memory import ItemMemory, UserMemory

@@ -115,3 +115,17 @@ def test_streams_from_nothing_are_refused(spark, films):
     stream = spark.readStream.format("rate").load().selectExpr("value AS user", "value AS item")
     with pytest.raises(ValueError, match="features say of events is learned from tables"):
         als.fitStream(stream, "nowhere")
+
+
+def test_in_blocks_as_in_one_task(spark, films):
+    """What features say is learned from what blocks learned."""
+    als = StreamingBiasedALS(timestampCol="", numBlocks=2, **ALS).setItemFeatures(films)
+    model = als.fit(spark.createDataFrame(OLD))
+    assert model.summary.form == "2 blocks"
+    one = als.copy().setNumBlocks(1).fit(spark.createDataFrame(OLD))
+    pairs = spark.createDataFrame(NEW).join(model.itemVectors(films), "item")
+    found, expected = (
+        predictions(m.copy().setItemFeaturesCol("itemFeatures").transform(pairs), ["user", "item"])
+        for m in (model, one)
+    )
+    np.testing.assert_allclose(found, expected, rtol=0.05, atol=0.02)

@@ -22,6 +22,8 @@ from sparkml_sgdals import (
     StreamingBiasedALSModel,
     StreamingGridSearch,
 )
+from sparkml_sgdals.errors import StorageError
+from sparkml_sgdals.store.version_store import VersionStore
 
 ITEMS, FEATURES, COLD = 120, 4, 100
 RNG = np.random.default_rng(4)
@@ -187,9 +189,7 @@ class TestFit:
             ({"solver": "sgd"}, "learned by solver 'bayes', and solver is 'sgd'"),
             ({"solver": "minibatch"}, "learned by solver 'bayes', and solver is 'minibatch'"),
             ({"implicitPrefs": True, "solver": "isgd"}, "by solver 'bayes', and solver is 'isgd'"),
-            ({"implicitPrefs": True, "numBlocks": 2, "timestampCol": ""}, "learned in one task"),
             ({"maxIter": 0}, "learned by sweeps, and maxIter is 0"),
-            ({"numBlocks": 2}, "learned in one task, and this table"),
             ({"itemFeaturesCol": "item"}, "must hold vectors of pyspark.ml or arrays of numbers"),
             ({"itemFeaturesCol": "nothing"}, "'nothing' is not a column"),
         ],
@@ -198,6 +198,31 @@ class TestFit:
         als = StreamingBiasedALS(**{"itemFeaturesCol": "vector", **ALS, **params})
         with pytest.raises((ValueError, TypeError), match=sentence):
             als.fit(with_vectors(spark, OLD[:200], vectors))
+
+    def test_in_blocks_and_to_a_path_as_in_one_task(self, spark, vectors, model, tmp_path):
+        """The same bits whatever the partitions; a path's rows and weights read where they lie."""
+        als = StreamingBiasedALS(itemFeaturesCol="vector", numBlocks=3, **ALS)
+        table = with_vectors(spark, OLD, vectors)
+        found = als.fit(table.repartition(5))
+        assert found.summary.form == "3 blocks"
+        assert error(found, spark, NEW, vectors) < 1.03 * error(model, spark, NEW, vectors)
+        path = tmp_path / "model"
+        written = als.fitPath(table.coalesce(1), path)
+        state, _ = VersionStore(str(path)).load()
+        assert state.fingerprint() == found.state.fingerprint()
+        assert state.features[1].to_json() == found.state.features[1].to_json()
+        assert written.summary.form == "3 blocks"
+        part = StreamingBiasedALSModel.load(path, maxResidentIds=20)
+        assert part.state.partial
+        part.setItemFeaturesCol("vector")
+        assert error(part, spark, NEW, vectors) == error(found, spark, NEW, vectors)
+        judged = part.diagnose(with_vectors(spark, NEW, vectors))
+        whole = found.diagnose(with_vectors(spark, NEW, vectors))
+        assert (judged.coldRmse, judged.featuresHelp) == (whole.coldRmse, True)
+        with pytest.raises(StorageError, match="To add items without a modelPath"):
+            part.withItems(vectors.where(F.col("item") >= COLD))
+        more = part.withItems(vectors.where(F.col("item") >= COLD), modelPath=path)
+        assert more.version == 1
 
     def test_races_and_other_solvers_of_streams_are_refused(self, spark, vectors, stream, files):
         als = StreamingBiasedALS(itemFeaturesCol="vector", **ALS)

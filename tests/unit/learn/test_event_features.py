@@ -13,12 +13,12 @@ from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.learn.event_tables import weights_of_events
-from sparkml_sgdals.learn.features import start_featured
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.learn.whole_table import fit_ratings, fit_stops
 from sparkml_sgdals.predictor import Predictor
 from sparkml_sgdals.state.event_scores import serving_state
 from sparkml_sgdals.state.event_starts import event_starts
+from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.model_state import ModelState
 
 USERS, ITEMS, KINDS, COLD = 120, 90, 3, 75
