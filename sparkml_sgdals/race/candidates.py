@@ -70,7 +70,8 @@ def warm_start(leader: ModelState, settings: Settings) -> ModelState:
     state.counters, state.ranges = leader.counters, leader.ranges
     state.learns_features = leader.learns_features
     users, items = (
-        None if weights is None else weights_at_rank(weights, settings)
+        # what a fitted table of events says is the same in all
+        weights if weights is None or settings.fits_events else weights_at_rank(weights, settings)
         for weights in leader.features
     )
     state.features = users, items

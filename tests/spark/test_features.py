@@ -224,13 +224,9 @@ class TestFit:
         more = part.withItems(vectors.where(F.col("item") >= COLD), modelPath=path)
         assert more.version == 1
 
-    def test_races_and_other_solvers_of_streams_are_refused(self, spark, vectors, stream, files):
+    def test_other_solvers_of_streams_are_refused(self, spark, vectors, stream, files):
         als = StreamingBiasedALS(itemFeaturesCol="vector", **ALS)
         folder = files(OLD[:10], 10)
-        race = StreamingGridSearch(estimator=als, estimatorParamMaps=[{}])
-        begun = StreamingBiasedALS(**ALS).fit(spark.createDataFrame(OLD[:300]))
-        with pytest.raises(ValueError, match="a race learn what features say from nothing: leave"):
-            race.fitStream(stream(folder), "nowhere", initialModel=begun)
         als.setSolver("sgd")
         with pytest.raises(ValueError, match="Features are learned by solver 'bayes'"):
             als.fitStream(stream(folder), "nowhere")
@@ -386,6 +382,32 @@ class TestStream:
         part = small.updateStream(read(), str(tmp_path / "p"), trigger=ONCE)
         part.awaitTermination()
         assert_same_bits(part.model, other.model)
+
+    def test_a_race_from_a_model(self, spark, model, source, tmp_path):
+        """New items start where the model's features say, whatever the candidate's rank."""
+        put, read = source
+        put(NEW[:300], 0)
+        als = StreamingBiasedALS(itemFeaturesCol="vector", **ALS)
+        maps = [{als.rank: rank} for rank in (2, 4, 6)]
+        race = StreamingGridSearch(estimator=als, estimatorParamMaps=maps)
+        path = str(tmp_path / "race")
+        job = race.fitStream(read(), path, trigger=ONCE, initialModel=model)
+        job.awaitTermination()
+        won = job.model.state
+        assert won.features[1].size == FEATURES
+        new = won.items.index.find(pa.array(NEW.item[:300].unique()))
+        assert won.items.featured[new].any(axis=1).all()
+        other = model.updateStream(read(), str(tmp_path / "n"), trigger=ONCE)
+        other.awaitTermination()
+        assert job.metrics().rmse.iloc[0] == pytest.approx(other.metrics().rmse.iloc[0], rel=0.02)
+        begun = StreamingBiasedALS(**ALS).fit(spark.createDataFrame(OLD[:300]))
+        with pytest.raises(ValueError, match="features of items, and initialModel was fitted with"):
+            race.fitStream(read(), "nowhere", initialModel=begun)
+        race = StreamingGridSearch(
+            estimator=StreamingBiasedALS(solver="sgd", **ALS), estimatorParamMaps=[{}]
+        )
+        with pytest.raises(ValueError, match="which solver 'bayes' alone goes on with"):
+            race.fitStream(read().drop("vector"), "nowhere", initialModel=model)
 
     def test_from_nothing(self, spark, vectors, source, tmp_path):
         """What features say is learned on the way: by column or by table, to the same bits."""

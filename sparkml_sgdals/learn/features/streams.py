@@ -25,7 +25,10 @@ from sparkml_sgdals.state.feature_weights import MOST_COLUMNS, FeatureSums, Feat
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 
-__all__ = ["begin_features", "learn_features", "learn_features_of_table", "weights_at_rank"]
+__all__ = [
+    "begin_features", "learn_features", "learn_features_of_events", "learn_features_of_table",
+    "need_room", "weights_at_rank",
+]  # fmt: skip
 
 F64 = npt.NDArray[np.float64]
 
@@ -78,6 +81,55 @@ def learn_features(
     state.features = users, items
 
 
+def need_room(state: ModelState, features: tuple[SparseRows | None, SparseRows | None]) -> None:
+    """Raise ValueError where a batch has more columns than a stream from nothing learns of."""
+    for weights, rows in zip(state.features, features, strict=True):
+        if rows is not None and weights is not None and weights.sums is not None:
+            _used(weights.sums, rows)
+
+
+def learn_features_of_events(
+    state: ModelState, features: tuple[SparseRows | None, SparseRows | None],
+    ids: tuple[pa.Array, pa.Array],
+) -> None:  # fmt: skip
+    """Learn what features say from where a batch of events left its ids that came with some.
+
+    Means of ids are moved by events of others, too: what the sums have of each is kept with it.
+
+    Parameters
+    ----------
+    state : ModelState
+        after the batch; gets the weights
+    features : tuple[SparseRows | None, SparseRows | None]
+        of users and of items, by id
+    ids : tuple[pa.Array, pa.Array]
+        of the batch
+    """
+    learned: list[FeatureWeights | None] = []
+    for learns, weights, rows, own, table in zip(
+        state.learns_features, state.features, features, ids, (state.users, state.items),
+        strict=True,
+    ):  # fmt: skip
+        learned.append(weights)
+        if not learns or weights is None or weights.sums is None or rows is None:
+            continue
+        places = rows.places(own)
+        given = np.flatnonzero(places >= 0)
+        if not given.size:
+            continue
+        at = table.index.find(own.take(pa.array(given)))
+        before, mean = table.featured[at], table.mean[at]
+        moves = mean.astype(np.float64) - before
+        sums = _added(weights.sums, rows.take(places[given]), moves, ~before.any(axis=1))
+        solved = _solved(weights, sums)
+        # how often others were done says nothing of a new one: its bias starts as without
+        start = solved.start.copy()
+        start[:, 0] = 0.0
+        learned[-1] = replace(solved, start=start, prior=np.empty((len(start), 0), np.float32))
+        table.featured[at] = mean
+    state.features = learned[0], learned[1]
+
+
 def learn_features_of_table(
     state: ModelState, before: ModelState, features: tuple[SparseRows | None, SparseRows | None]
 ) -> None:
@@ -93,6 +145,17 @@ def learn_features_of_table(
         of users and of items of the table, by id
     """
     begin_features(state, features)
+    if state.settings.learns_events:
+        need_room(state, features)
+        named = [None if rows is None else rows.ids for rows in features]
+        held = [
+            table.index.ids(np.empty(0, np.int64))
+            if some is None
+            else some.filter(pa.array(table.index.find(some) >= 0))
+            for table, some in zip((state.users, state.items), named, strict=True)
+        ]
+        learn_features_of_events(state, features, (held[0], held[1]))
+        return
     tables, known = (state.users, state.items), (before.users, before.items)
     ids, old, new = [], [], []
     for table, held, rows in zip(tables, known, features, strict=True):
@@ -130,9 +193,12 @@ def weights_at_rank(weights: FeatureWeights, settings: Settings) -> FeatureWeigh
             sums, targets=fitted(sums.targets), weights=fitted(sums.weights),
             prior_var=fitted(sums.prior_var, FIRST_VARIANCE),
         )  # fmt: skip
+    start_var = prior_variances(settings)
+    if sums is None:
+        start_var[: weights.start_var.size] = weights.start_var[:width]
     return replace(
-        weights, prior=fitted(weights.prior), start=fitted(weights.start),
-        start_var=prior_variances(settings), sums=sums,
+        weights, prior=fitted(weights.prior), start=fitted(weights.start), start_var=start_var,
+        sums=sums,
     )  # fmt: skip
 
 
@@ -184,13 +250,7 @@ def _added(
     sums: FeatureSums, rows: SparseRows, moves: F64, new: npt.NDArray[np.bool_]
 ) -> FeatureSums:
     """Return sums after moves of ids' means; `new` are those that were not in them."""
-    used = np.union1d(sums.columns, rows.columns).astype(np.int32)
-    if used.size > MOST_IN_PAIRS:
-        raise ValueError(
-            f"{used.size} columns of features have values, and a stream that starts from nothing "
-            f"learns of at most {MOST_IN_PAIRS}: fit a table, whose model may have "
-            f"{MOST_COLUMNS}, and call updateStream on it, or lower numFeatures of HashingTF."
-        )
+    used = _used(sums, rows)
     held = np.concatenate([[0], 1 + np.searchsorted(used, sums.columns)])
     size, width = used.size + 1, moves.shape[1]
     counts, products = np.zeros(size), np.zeros((size, size))
@@ -205,6 +265,17 @@ def _added(
     counts += np.bincount(columns[np.repeat(new, np.diff(starts))], minlength=size)
     add_pairs(starts, columns.astype(np.int32), values, moves, new, products, targets)
     return FeatureSums(used, counts, products, targets, weights, prior_var)
+
+
+def _used(sums: FeatureSums, rows: SparseRows) -> npt.NDArray[np.int32]:
+    used = np.union1d(sums.columns, rows.columns).astype(np.int32)
+    if used.size > MOST_IN_PAIRS:
+        raise ValueError(
+            f"{used.size} columns of features have values, and a stream that starts from nothing "
+            f"learns of at most {MOST_IN_PAIRS}: fit a table, whose model may have "
+            f"{MOST_COLUMNS}, and call updateStream on it, or lower numFeatures of HashingTF."
+        )
+    return used
 
 
 def _solved(weights: FeatureWeights, sums: FeatureSums) -> FeatureWeights:
