@@ -18,8 +18,9 @@ from sparkml_sgdals.learn.features import streams
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.learn.whole_table import fit_ratings, fit_stops
 from sparkml_sgdals.predictor import Predictor
-from sparkml_sgdals.state.event_scores import serving_state
+from sparkml_sgdals.state.event_scores import score_pairs, serving_state
 from sparkml_sgdals.state.event_starts import event_starts
+from sparkml_sgdals.state.explaining import explain_event
 from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.model_state import ModelState
 
@@ -217,6 +218,42 @@ def test_weights_come_near_ridge_regression() -> None:
         assert np.linalg.norm(apart) < 0.25 * np.linalg.norm(taste[own].mean(axis=0))
 
 
+def parts_of(state: ModelState, user: int, item: int, own: SparseRows | None = None) -> dict:  # type: ignore[type-arg]
+    told = {term.part: term.value for term in explain_event(state, user, item, (None, own))}
+    whole = {"popularity", "item bias", "features", "done last", "weight", "table"}
+    parts = [told[name] for name in (whole | {"stands together"}) & set(told)]
+    assert told["prediction"] == pytest.approx(sum(parts), abs=1e-4)
+    return told
+
+
+def test_an_explanation_names_what_features_gave(state: ModelState) -> None:
+    """Its parts sum up to the score that lists go by, of ids known, new, and not known at all."""
+    names = tuple(f"k{n}" for n in range(KINDS))
+    weights = state.features[1]
+    assert weights is not None
+    state = replace(state.copy(), features=(None, replace(weights, names=names)))
+    for item in (1, 2, 80):
+        own, key = ROWS.take(np.array([item])), pa.array([item])
+        twin = state.copy()
+        start_featured(twin.items, key, own, twin.features[1])
+        served = serving_state(twin)
+        for user in (0, 4, 10_000):
+            rows = served.users.index.find(pa.array([user])), served.items.index.find(key)
+            told = parts_of(state, user, item, own)
+            assert told["prediction"] == pytest.approx(score_pairs(served, *rows)[0], abs=1e-4)
+            named = {name for name in told if name.startswith("item k")}
+            if item == 80 and user == 4:
+                # it is of kind 2, which user 4 does little of
+                assert named
+                assert told["item k2"] < 0
+            assert item == 80 or not named
+    assert parts_of(state, 2, 10_000)["prediction"] == pytest.approx(
+        parts_of(state, 2, 20_000)["prediction"]
+    )
+    with pytest.raises(TypeError, match="is no int"):
+        explain_event(state, "a", 1)
+
+
 # ---- in a stream from nothing ---------------------------------------------------------------
 
 
@@ -281,3 +318,11 @@ def test_a_batch_of_events_that_fails_leaves_what_was_learned(
     with pytest.raises(ValueError, match="4 columns of features have values, and a stream"):
         learn_batch(state, table(slice(0, 20), timed=True), (None, more))
     assert state.fingerprint() == before
+
+
+def test_an_explanation_of_a_stream_of_events() -> None:
+    state, rows = from_nothing(MATRIX)
+    told = parts_of(state, 2, 80, rows.take(np.array([80])))
+    assert told["popularity"] < 0
+    assert told["item 2"] > 0
+    assert {"done last", "stands together"} <= set(told)
