@@ -345,7 +345,7 @@ class Half:
         sizes = [a["mean"].shape[0] if rows is None else rows.size for a, rows in given]
         ends = np.cumsum(sizes).tolist()
         partners: dict[str, npt.NDArray[Any]] = {}
-        # one of them at a time lies in memory twice: together they are the most of what a task holds
+        # one block of them at a time lies in memory twice: together they are most of a task
         for (arrays, rows), size, end in zip(given, sizes, ends, strict=True):
             named = arrays
             if rows is not None:
