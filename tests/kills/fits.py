@@ -33,6 +33,8 @@ HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":
     sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
+from trials import java_options, share_classes  # noqa: E402
+
 from sparkml_sgdals.store.version_store import VersionStore  # noqa: E402
 
 PROGRAM = """
@@ -47,7 +49,7 @@ table = spark.range(40_000).selectExpr(
     "pmod(hash(id), 3001) AS user", "pmod(hash(id, 7), 1501) AS item",
     "CAST(1 + pmod(hash(id, 9), 5) AS double) AS rating", "id AS time",
 )
-als = StreamingBiasedALS(timestampCol="time", rank=4, maxIter=2, numBlocks=3)
+als = StreamingBiasedALS(timestampCol="time", rank=4, maxIter=1, numBlocks=2)
 print("fitting", flush=True)
 als.fitPath(table, path)
 print("fitted", flush=True)
@@ -74,7 +76,7 @@ def start(path: Path, local: Path) -> subprocess.Popen[str]:
         "PYTHONPATH": str(HERE.parents[1]),
         "PYSPARK_PYTHON": sys.executable,
         "SPARK_LOCAL_IP": os.environ.get("SPARK_LOCAL_IP", "127.0.0.1"),
-        "JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xlog:disable",
+        "JDK_JAVA_OPTIONS": java_options(),
     }
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(path), str(local)], start_new_session=True,
@@ -145,13 +147,18 @@ def run_trial(kills: int, seed: int) -> Figures:
     figures, rng = Figures(), random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         local, path, whole = (Path(folder) / name for name in ("local", "path", "whole"))
+        if kills >= 10:
+            # it takes as long as some starts
+            share_classes(Path(folder) / "classes.jsa")
         clock = time.monotonic()
         process = start(whole, local)
         begun = time.monotonic()
         process.wait()
         took = time.monotonic() - begun
         expected = VersionStore(str(whole)).load()[0].fingerprint()
-        print(f"a fit takes {took:.1f} s, with its start {time.monotonic() - clock:.1f} s")
+        print(
+            f"a fit takes {took:.1f} s, with its start {time.monotonic() - clock:.1f} s", flush=True
+        )
         for number in range(kills):
             process = start(path, local)
             until = time.monotonic() + rng.uniform(0.0, took)
@@ -197,6 +204,7 @@ def run_trial(kills: int, seed: int) -> Figures:
         there = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()}
         figures.differences += [f"left: {name}" for name in sorted(there ^ named)]
         figures.differences += [f"left: {p.name}" for p in local.glob("sparkml-sgdals-blocks-*")]
+        os.environ.pop("KILLS_CLASSES", None)
     return figures
 
 
