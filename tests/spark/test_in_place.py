@@ -18,7 +18,7 @@ from sparkml_sgdals import (
     StreamingBiasedALSModel,
     StreamingGridSearch,
 )
-from sparkml_sgdals.predict import in_place, rank_blocks, ranking_in_place
+from sparkml_sgdals.predict import in_place, rank_blocks, ranking_in_place, vector_files
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
 LIMIT = 50
@@ -71,7 +71,8 @@ def _small_pieces(monkeypatch):
     monkeypatch.setattr(in_place, "PIECE", 128)
     monkeypatch.setattr(in_place, "_SAMPLES", 8)
     monkeypatch.setattr(in_place, "stored_rows", _pieces(in_place.stored_rows))
-    monkeypatch.setattr(ranking_in_place, "stored_rows", in_place.stored_rows)
+    for module in (ranking_in_place, vector_files):
+        monkeypatch.setattr(module, "stored_rows", in_place.stored_rows)
     for module in (rank_blocks, ranking_in_place):
         monkeypatch.setattr(module, "QUERIES_PER_BLOCK", 32)
 
