@@ -45,6 +45,7 @@ class RankingMethods:
     _state: ModelState
     _stored: Overlay | None
     _scoring_state: Callable[[], ModelState]
+    _with_items: Callable[[str], ModelState]
     _id_types: tuple[str, str]
     _session: Callable[[], SparkSession]
     getUserCol: Callable[[], str]
