@@ -110,7 +110,7 @@ class SideFeatures:
         )
 
     def _unscaled(self, weights: F64, there: npt.NDArray[np.bool_]) -> F32:
-        whole = weights[np.append(True, there)]
+        whole: F64 = weights[np.append(True, there)]
         whole[1:] /= self.scale[there][:, None]
         return whole.astype(np.float32)
 

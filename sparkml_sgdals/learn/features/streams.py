@@ -148,13 +148,13 @@ def learn_features_of_table(
     if state.settings.learns_events:
         need_room(state, features)
         named = [None if rows is None else rows.ids for rows in features]
-        held = [
+        known_of = [
             table.index.ids(np.empty(0, np.int64))
             if some is None
             else some.filter(pa.array(table.index.find(some) >= 0))
             for table, some in zip((state.users, state.items), named, strict=True)
         ]
-        learn_features_of_events(state, features, (held[0], held[1]))
+        learn_features_of_events(state, features, (known_of[0], known_of[1]))
         return
     tables, known = (state.users, state.items), (before.users, before.items)
     ids, old, new = [], [], []
