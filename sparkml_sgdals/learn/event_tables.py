@@ -24,7 +24,7 @@ from sparkml_sgdals.kernels.events.judges import FLOOR
 from sparkml_sgdals.kernels.events.least_squares import solve_nonnegative
 from sparkml_sgdals.kernels.lanes import padded_rows
 from sparkml_sgdals.learn.events import confidences, learn_events
-from sparkml_sgdals.learn.features import FeaturePrior
+from sparkml_sgdals.learn.features.prior import FeaturePrior
 from sparkml_sgdals.learn.least_squares import (
     EventTable,
     Factors,
@@ -120,14 +120,25 @@ def fit_events(
         target = own if number == len(results) else own.copy()
         fit.put_into(target, factors)
         if fresh:
-            _learn_features(target, features, threads)
+            learn_event_features(target, features, threads)
         kept.append((target, history))
     return _each_with_its_stop(kept, wanted) if fresh else kept
 
 
-def _learn_features(
+def learn_event_features(
     state: ModelState, features: tuple[SparseRows | None, SparseRows | None], threads: int
 ) -> None:
+    """Learn what features say of ids without events from a table that a model holds, in place.
+
+    Parameters
+    ----------
+    state : ModelState
+        gets the weights
+    features : tuple[SparseRows | None, SparseRows | None]
+        of users and of items, by id
+    threads : int
+        at most so many at once; they change no result
+    """
     sides = state.users, state.items
     users, items = (
         None if rows is None or not len(rows) else weights_of_events(rows, side, other, threads)

@@ -38,6 +38,7 @@ __all__ = [
     "Route",
     "as_ids",
     "cell_of",
+    "job_of_cells",
     "lay_out",
     "measured",
 ]
@@ -92,16 +93,20 @@ class Route:
         bounds = np.zeros(blocks * blocks + 1, np.int64)
         np.cumsum(np.bincount(cell, minlength=blocks * blocks), out=bounds[1:])
         ordered = table.take(pa.array(order)).combine_chunks()
-        name = f"pieces-{uuid.uuid4().hex}"
-        if self.files is not None:
-            self.files.put_table(name, ordered)
+        token, written = uuid.uuid4().hex, ""
         for number in np.flatnonzero(np.diff(bounds)).tolist():
+            u, i = divmod(number, blocks)
+            name, start = f"pieces-{token}-{u}", int(bounds[u * blocks])
             first, count = int(bounds[number]), int(bounds[number + 1] - bounds[number])
             payload = pa.py_buffer(b"")
             if self.files is None:
                 payload = to_buffer(ordered.slice(first, count))
-            u, i = divmod(number, blocks)
-            values = [keys[u], u, i, name, first, count]
+            elif name != written:
+                # a file for each reader: none reads, and sums up, what is another's
+                end = int(bounds[(u + 1) * blocks])
+                self.files.put_table(name, ordered.slice(start, end - start))
+                written = name
+            values = [keys[u], u, i, name, first - start, count]
             arrays = [pa.array([v], f.type) for v, f in zip(values, _PIECE_SCHEMA, strict=False)]
             yield pa.RecordBatch.from_arrays([*arrays, binary(payload)], schema=_PIECE_SCHEMA)
 
@@ -231,7 +236,11 @@ class Moments:
 def measured(cells: DataFrame, job: Job) -> tuple[Job, Moments]:
     """Mean, spread and range over all cells; the action that computes them."""
     wanted = cells.where(F.col("kind") == "moments").select("target", "source", "payload")
-    rows = collect_payloads(wanted).to_pylist()
+    return job_of_cells(collect_payloads(wanted).to_pylist(), job)
+
+
+def job_of_cells(rows: list[dict[str, Any]], job: Job) -> tuple[Job, Moments]:
+    """Return the job and moments that messages of cells say: target, source and payload."""
     scale = Scale()
     ratings, low, high = 0, math.inf, -math.inf
     filled = bytearray(job.num_blocks**2)
