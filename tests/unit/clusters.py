@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from sparkml_sgdals.arrays.ipc import arrays_to_buffer
-from sparkml_sgdals.fit.blocks.driver import _rating_steps
+from sparkml_sgdals.fit.blocks.steps import rating_steps
 from sparkml_sgdals.fit.blocks.ends import FINAL, GivenFeatures, first_messages, read_final
 from sparkml_sgdals.fit.blocks.exchange import NameRows
 from sparkml_sgdals.fit.blocks.files import BlockRows, static_name
@@ -75,7 +75,7 @@ class Cluster:
         known = GivenFeatures.of(features, job)
         rows = first_messages(job, None, known)
         messages: list[Any] = messages_of(rows)
-        for _, step, _ in _rating_steps(job, plan, known.moves):
+        for _, step, _ in rating_steps(job, plan, known.moves):
             messages = self.run(step, messages)
         final = [message for message in messages if message[3] in FINAL]
         named = [self.job.batch(message) for message in self.run(NameRows(job), final)]

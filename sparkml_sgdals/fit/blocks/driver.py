@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,6 @@ from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
 from sparkml_sgdals.arrays.id_kinds import IdKind
-from sparkml_sgdals.arrays.ipc import arrays_to_buffer
 from sparkml_sgdals.fit.blocks.ends import (
     FINAL,
     GivenFeatures,
@@ -31,16 +30,11 @@ from sparkml_sgdals.fit.blocks.ends import (
     told_by_one,
     whole_known,
 )
-from sparkml_sgdals.fit.blocks.event_exchange import (
-    DescendHalf,
-    NameEvents,
-    StartEvents,
-)
-from sparkml_sgdals.fit.blocks.exchange import Half, NameRows, Start, Stratum
+from sparkml_sgdals.fit.blocks.events.exchange import StartEvents
+from sparkml_sgdals.fit.blocks.events.regularisation import lambdas_in_one_task
+from sparkml_sgdals.fit.blocks.exchange import Start
 from sparkml_sgdals.fit.blocks.files import (
     BlockFiles,
-    BlockRows,
-    Statics,
     block_folder,
     static_name,
 )
@@ -50,17 +44,25 @@ from sparkml_sgdals.fit.blocks.messages import (
     MESSAGE_DDL,
     MESSAGE_SCHEMA,
     Job,
-    binary,
     partition_keys,
     placed,
 )
-from sparkml_sgdals.fit.blocks.regularisation import lambdas_in_one_task
+from sparkml_sgdals.fit.blocks.on_rows import OnRows
 from sparkml_sgdals.fit.blocks.side_by_side import SideBySide, run_side_by_side
-from sparkml_sgdals.fit.blocks.to_path import WriteRuns
+from sparkml_sgdals.fit.blocks.steps import (
+    Naming,
+    Noted,
+    Step,
+    Steps,
+    event_steps,
+    last_step,
+    may_settle,
+    rating_steps,
+    stops_of,
+)
 from sparkml_sgdals.fit.plan import Plan, Trained, TrainingReport
 from sparkml_sgdals.fit.progress import TaskProgress
 from sparkml_sgdals.learn.event_tables import learn_event_features
-from sparkml_sgdals.learn.solvers import EARLIEST_STOP
 from sparkml_sgdals.learn.whole_table import NO_FEATURES, Features, check_finite, settle_scale
 from sparkml_sgdals.spark_jobs import collect_payloads, explained, local_threads, phase
 from sparkml_sgdals.state.model_state import ModelState, Scale
@@ -148,11 +150,11 @@ def train_in_blocks(
             scale = prior.scale
         job = replace(job, scale=(scale.mean, scale.spread))
         tidy = local_threads(spark) > 0
-        blocks = _OnRows(cells, job, held) if files is None else _OnFiles(files, job, tidy)
+        blocks = OnRows(cells, job, held.keep) if files is None else _OnFiles(files, job, tidy)
         steps = (
-            _event_steps(job, plan, lams)
+            event_steps(job, plan, lams)
             if settings.fits_events
-            else _rating_steps(job, plan, known.moves)
+            else rating_steps(job, plan, known.moves)
         )
         first = first_messages(job, prior, known)
         for stop, rows in _learned(blocks, spark, job, plan, first, steps, held, sink):
@@ -189,12 +191,6 @@ class _Held:
 # ---- learn ----------------------------------------------------------------------------------
 
 
-_Naming = NameRows | NameEvents | WriteRuns
-_Step = Start | Stratum | Half | StartEvents | DescendHalf | _Naming
-_Steps = list[tuple[str, _Step, int | None]]
-"""name of the phase, step, and the stop that is reached by it"""
-
-
 class _Blocks(Protocol):
     """Runs steps on all blocks: messages in, messages out."""
 
@@ -203,65 +199,19 @@ class _Blocks(Protocol):
     ) -> DataFrame:
         """Lay the blocks out, and run their first step."""
 
-    def run(self, step: _Step, messages: DataFrame, note: TaskProgress | None = None) -> DataFrame:
+    def run(self, step: Step, messages: DataFrame, note: TaskProgress | None = None) -> DataFrame:
         """Run a step; `note` says how far it is, the number of its block left open."""
 
-    def name(self, step: _Naming, messages: DataFrame) -> DataFrame:
+    def name(self, step: Naming, messages: DataFrame) -> DataFrame:
         """Run the last step, which needs no message from another block."""
 
 
-def _naming(job: Job, sink: RunSink | None) -> _Naming:
-    if sink is not None:
-        return WriteRuns(job, sink)
-    return NameEvents(job) if job.settings.fits_events else NameRows(job)
-
-
-def _stops(job: Job, plan: Plan) -> tuple[int, ...]:
-    return plan.stops if job.fresh or job.settings.solver == "bayes" else (1,)
-
-
-def _event_steps(job: Job, plan: Plan, lams: tuple[float, float]) -> _Steps:
-    steps: _Steps = [("start", StartEvents(job), None)]
-    for sweep in range(1, plan.stops[-1] + 1):
-        name, again = f"sweep {sweep}", sweep < plan.stops[-1]
-        steps.append((name, DescendHalf(job, "users", lams[0]), None))
-        steps.append((name, DescendHalf(job, "items", lams[1], send=again), sweep))
-    return steps
-
-
-def _rating_steps(job: Job, plan: Plan, moves: tuple[bool, bool] = (False, False)) -> _Steps:
-    """Return the steps of ratings; the start learns a stratum too.
-
-    Sides with features move to where these say in a step of their own, between what all blocks
-    tell of them and what partners are sent.
-    """
-    bayes, stops = job.settings.solver == "bayes", _stops(job, plan)
-    untouched = not bayes and 0 in stops
-    steps: _Steps = []
-    for stratum in range((1 if bayes else stops[-1]) * job.num_blocks):
-        passes, rest = divmod(stratum + 1, job.num_blocks)
-        stop = None if rest else (0 if bayes else passes)
-        learned = stratum == 0 and not untouched
-        steps.append(("filter", Start(job, True) if learned else Stratum(job, stratum), stop))
-    if bayes and stops[-1]:
-        steps.append(("sweep 1", Half(job, "items", learn=False, check=True), None))
-        for sweep in range(1, stops[-1] + 1):
-            name, again = f"sweep {sweep}", sweep < stops[-1]
-            steps.append((name, Half(job, "users", send=not moves[0], check=sweep == 1), None))
-            if moves[0]:
-                steps.append((name, Half(job, "users", learn=False), None))
-            steps.append((name, Half(job, "items", send=again and not moves[1]), sweep))
-            if moves[1] and again:
-                steps.append((name, Half(job, "items", learn=False), None))
-    return steps
-
-
 def _learned(
-    blocks: _Blocks, spark: SparkSession, job: Job, plan: Plan, first: pa.Table, steps: _Steps,
+    blocks: _Blocks, spark: SparkSession, job: Job, plan: Plan, first: pa.Table, steps: Steps,
     held: _Held, sink: RunSink | None,
 ) -> Iterator[tuple[int, pa.Table]]:  # fmt: skip
     """Yield what the driver is told at each stop."""
-    naming, stops = _naming(job, sink), _stops(job, plan)
+    naming, stops = last_step(job, sink), stops_of(job, plan)
     messages = spark.createDataFrame(first, MESSAGE_DDL)
     if (
         isinstance(blocks, _OnFiles)
@@ -282,10 +232,10 @@ def _learned(
 
 def _learn(
     blocks: _Blocks, spark: SparkSession, job: Job, plan: Plan, messages: DataFrame,
-    steps: _Steps,
+    steps: Steps,
 ) -> Iterator[tuple[int, DataFrame]]:  # fmt: skip
     """Chain the steps from the start of all blocks, and yield their states at each stop."""
-    bayes, stops = job.settings.solver == "bayes", _stops(job, plan)
+    bayes, stops = job.settings.solver == "bayes", stops_of(job, plan)
     if not bayes and 0 in stops:
         messages = blocks.start(Start(job, False), messages)
         yield 0, messages
@@ -296,7 +246,7 @@ def _learn(
             if isinstance(step, (Start, StartEvents))
             else blocks.run(step, messages, note)
         )
-        asked = _may_settle(job, plan, stop)
+        asked = may_settle(job, plan, stop)
         if plan.checkpoint_interval > 0 and (asked or number % plan.checkpoint_interval == 0):
             with phase(spark, name):
                 messages = _cut(messages)
@@ -310,12 +260,6 @@ def _learn(
                 return
         if stop in stops:
             yield stop, messages
-
-
-def _may_settle(job: Job, plan: Plan, stop: int | None) -> bool:
-    """Whether learning may end with a step by which this stop is reached."""
-    possible = job.settings.solver == "bayes" and job.settings.tol > 0 and stop is not None
-    return possible and stop in range(EARLIEST_STOP, _stops(job, plan)[-1])
 
 
 def _cut(messages: DataFrame) -> DataFrame:
@@ -332,24 +276,6 @@ def _settled(messages: DataFrame, job: Job) -> bool:
     return told_by_one(rows, job).settled(job.settings.tol)
 
 
-@dataclass(frozen=True)
-class _Noted:
-    """A step that its block notes once it is done."""
-
-    step: _Step
-    note: TaskProgress | None
-
-    def __call__(self, statics: Statics, inbox: Inbox) -> Iterator[pa.RecordBatch]:
-        job = self.step.job
-        for message in self.step(statics, inbox):
-            yield job.batch(message)
-        if self.note is not None:
-            history = whole_known(inbox, job).history
-            rmse = history[-1] * job.scale[1] if history else None
-            place = replace(self.note, task=inbox.block)
-            place.write(self.note.task, rmse)
-
-
 # ---- statics in files -----------------------------------------------------------------------
 
 
@@ -357,7 +283,7 @@ class _Noted:
 class _TaskOnFiles:
     """Run a step on the blocks whose messages come to a task."""
 
-    work: _Noted
+    work: Noted
     files: BlockFiles
     first: bool = False
     tidy: bool = False
@@ -398,129 +324,31 @@ class _OnFiles:
     def start(
         self, step: Start | StartEvents, messages: DataFrame, note: TaskProgress | None = None
     ) -> DataFrame:
-        task = _TaskOnFiles(_Noted(step, note), self._at(note), first=True)
+        task = _TaskOnFiles(Noted(step, note), self._at(note), first=True)
         return placed(messages, self.job).mapInArrow(task, MESSAGE_DDL)
 
-    def run(self, step: _Step, messages: DataFrame, note: TaskProgress | None = None) -> DataFrame:
-        task = _TaskOnFiles(_Noted(step, note), self._at(note), tidy=self.tidy)
+    def run(self, step: Step, messages: DataFrame, note: TaskProgress | None = None) -> DataFrame:
+        task = _TaskOnFiles(Noted(step, note), self._at(note), tidy=self.tidy)
         return placed(messages, self.job).mapInArrow(task, MESSAGE_DDL)
 
-    def name(self, step: _Naming, messages: DataFrame) -> DataFrame:
-        task = _TaskOnFiles(_Noted(step, None), self.files)
+    def name(self, step: Naming, messages: DataFrame) -> DataFrame:
+        task = _TaskOnFiles(Noted(step, None), self.files)
         return messages.mapInArrow(task, MESSAGE_DDL)
 
     def side_by_side(
-        self, steps: _Steps, naming: _Naming, messages: DataFrame, plan: Plan
+        self, steps: Steps, naming: Naming, messages: DataFrame, plan: Plan
     ) -> DataFrame:
         """Run all steps in one stage, whose tasks wait for each other after each."""
         notes = (TaskProgress(plan.progress_path, n, len(steps)) for n in range(1, len(steps) + 1))
         task = SideBySide(
             self.files,
             partial(_lay_out_files, self.job),
-            [_Noted(step, note) for (_, step, _), note in zip(steps, notes, strict=True)],
-            [_may_settle(self.job, plan, stop) for _, _, stop in steps],
+            [Noted(step, note) for (_, step, _), note in zip(steps, notes, strict=True)],
+            [may_settle(self.job, plan, stop) for _, _, stop in steps],
             partial(_block_settled, self.job),
-            _Noted(naming, None),
+            Noted(naming, None),
         )
         return placed(messages, self.job).mapInArrow(task, MESSAGE_DDL, barrier=True)
 
     def _at(self, note: TaskProgress | None) -> BlockFiles:
         return replace(self.files, step=0 if note is None else note.task)
-
-
-# ---- statics in rows ------------------------------------------------------------------------
-
-
-_STATIC_SCHEMA: Final = pa.schema(
-    [("key", pa.int32()), ("kind", pa.string()), ("stratum", pa.int32()), ("name", pa.string()),
-     ("payload", pa.binary())]
-)  # fmt: skip
-_STATIC_DDL: Final = "key int, kind string, stratum int, name string, payload binary"
-
-
-def _run_on_rows(work: _Noted, statics: pa.Table, messages: pa.Table) -> pa.Table:
-    """Run a step on a block and the statics that came with it."""
-    if not messages.num_rows:
-        return MESSAGE_SCHEMA.empty_table()
-    block = messages.column("target")[0].as_py()
-    given = work(_rows(statics), Inbox(block, messages))
-    return pa.Table.from_batches(list(given), MESSAGE_SCHEMA)
-
-
-def _rows(table: pa.Table) -> BlockRows:
-    names, payloads = table.column("name").to_pylist(), table.column("payload")
-    return BlockRows({n: p.as_buffer() for n, p in zip(names, payloads, strict=True)})
-
-
-def _lay_out_rows(job: Job, cells: pa.Table) -> pa.Table:
-    """Lay out the two blocks of a number, as rows."""
-    own = job.keys.index(cells.column("key")[0].as_py())
-    batches = []
-    for kind, side, block, partner, arrays in lay_out(_rows(cells), own, job):
-        target, stratum = own, None
-        if kind == "rows":
-            # a block of users learns its cells, and needs the places of both sides there
-            u, i = (block, partner) if side == "users" else (partner, block)
-            target, stratum = u, (i - u) % job.num_blocks
-        values = [job.keys[target], kind, stratum, static_name(kind, side, block, partner)]
-        columns = [pa.array([v], f.type) for v, f in zip(values, _STATIC_SCHEMA, strict=False)]
-        columns.append(binary(arrays_to_buffer(arrays)))
-        batches.append(pa.RecordBatch.from_arrays(columns, schema=_STATIC_SCHEMA))
-    return pa.Table.from_batches(batches, _STATIC_SCHEMA)
-
-
-class _OnRows:
-    """Steps whose statics are persisted rows, cogrouped with the messages of each step."""
-
-    def __init__(self, cells: DataFrame, job: Job, held: _Held) -> None:
-        self.job = job
-        cells = cells.where(F.col("kind") == "cell").select(
-            "key",
-            "kind",
-            F.pmod(F.col("source") - F.col("target"), F.lit(job.num_blocks)).alias("stratum"),
-            F.format_string("cell-users-%05d-%05d", "target", "source").alias("name"),
-            "payload",
-            "source",
-        )
-        keys = F.array(*[F.lit(key) for key in job.keys])
-        by_item = cells.withColumn("key", F.get(keys, F.col("source")).cast("int"))
-        both = placed(cells.unionByName(by_item), job).drop("source")
-
-        def task(cells: pa.Table) -> pa.Table:
-            return _lay_out_rows(job, cells)
-
-        laid_out = both.groupBy("key").applyInArrow(task, _STATIC_DDL)
-        self.cells = cells.drop("source")
-        self.laid_out = held.keep(placed(laid_out, job))
-
-    def start(
-        self, step: Start | StartEvents, messages: DataFrame, note: TaskProgress | None = None
-    ) -> DataFrame:
-        return self.run(step, messages, note)
-
-    def run(self, step: _Step, messages: DataFrame, note: TaskProgress | None = None) -> DataFrame:
-        statics = self._wanted(self.laid_out, step)
-        if "cell" in step.kinds:
-            statics = statics.unionByName(self._wanted(self.cells, step))
-        work = _Noted(step, note)
-
-        # Spark counts the arguments, and takes an object's own self for one
-        def task(statics: pa.Table, messages: pa.Table) -> pa.Table:
-            return _run_on_rows(work, statics, messages)
-
-        return (
-            placed(statics, self.job)
-            .groupBy("key")
-            .cogroup(placed(messages, self.job).groupBy("key"))
-            .applyInArrow(task, MESSAGE_DDL)
-        )
-
-    def name(self, step: _Naming, messages: DataFrame) -> DataFrame:
-        return self.run(step, messages)
-
-    @staticmethod
-    def _wanted(statics: DataFrame, step: _Step) -> DataFrame:
-        of_kind = statics.where(F.col("kind").isin(*step.kinds))
-        if step.stratum is None:
-            return of_kind
-        return of_kind.where(F.col("stratum").isNull() | (F.col("stratum") == step.stratum))

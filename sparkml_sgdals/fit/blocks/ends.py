@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from sparkml_sgdals.arrays.hashing import block_of, id_keys
 from sparkml_sgdals.arrays.ipc import arrays_from_buffer, arrays_to_buffer, from_bytes, to_buffer
-from sparkml_sgdals.fit.blocks.event_block import EventTotals
-from sparkml_sgdals.fit.blocks.event_exchange import read_totals
+from sparkml_sgdals.fit.blocks.events.block import EventTotals
+from sparkml_sgdals.fit.blocks.events.exchange import read_totals
 from sparkml_sgdals.fit.blocks.exchange import GlobalState
 from sparkml_sgdals.fit.blocks.feature_block import FeatureTotals, SideFeatures
 from sparkml_sgdals.fit.blocks.inbox import Inbox

@@ -25,7 +25,7 @@ from sparkml_sgdals.arrays.ipc import arrays_to_buffer, from_bytes, packed_table
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.arrays.sorting import encode_ids
 from sparkml_sgdals.fit.blocks.block import build_layout, standardised
-from sparkml_sgdals.fit.blocks.event_block import event_cells
+from sparkml_sgdals.fit.blocks.events.block import event_cells
 from sparkml_sgdals.fit.blocks.files import BlockFiles, Statics, static_name
 from sparkml_sgdals.fit.blocks.messages import SIDES, Job, SideName, binary
 from sparkml_sgdals.spark_jobs import collect_payloads

@@ -17,8 +17,8 @@ from pyspark import BarrierTaskContext
 from pyspark.sql import SparkSession
 from pyspark.sql.utils import is_remote
 
-from sparkml_sgdals.fit.blocks.exchange import Inbox
 from sparkml_sgdals.fit.blocks.files import BlockFiles, Statics
+from sparkml_sgdals.fit.blocks.inbox import Inbox
 from sparkml_sgdals.fit.blocks.messages import MESSAGE_SCHEMA
 from sparkml_sgdals.spark_jobs import local_threads
 

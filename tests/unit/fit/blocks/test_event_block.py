@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 from sparkml_sgdals.arrays.ipc import from_bytes
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.errors import DivergenceError
-from sparkml_sgdals.fit.blocks.event_block import EventTotals
-from sparkml_sgdals.fit.blocks.event_exchange import (
+from sparkml_sgdals.fit.blocks.events.block import EventTotals
+from sparkml_sgdals.fit.blocks.events.exchange import (
     DescendHalf,
     NameEvents,
     StartEvents,
     read_totals,
 )
-from sparkml_sgdals.fit.blocks.regularisation import _Choose, _Sample
+from sparkml_sgdals.fit.blocks.events.regularisation import _Choose, _Sample
 from sparkml_sgdals.learn import least_squares
 from sparkml_sgdals.learn.event_tables import fit_events, lambda_of_sample
 from sparkml_sgdals.state.event_scores import memories_of

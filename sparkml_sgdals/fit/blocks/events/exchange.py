@@ -1,7 +1,7 @@
 """What a block does in each step of a fit of events in blocks (executor).
 
 As in `exchange`: static arrays and messages in, messages out; `driver` arranges the steps. The
-arithmetic is in `event_block`. What one side's blocks have to know of the whole other side is the
+arithmetic is in `block`. What one side's blocks have to know of the whole other side is the
 sum over its blocks of the products of features: it goes with the sums that each block tells to all.
 """
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from sparkml_sgdals.arrays.ipc import arrays_from_buffer, arrays_to_buffer, to_buffer
 from sparkml_sgdals.fit.blocks.block import BlockLayout, BlockState
-from sparkml_sgdals.fit.blocks.event_block import (
+from sparkml_sgdals.fit.blocks.events.block import (
     EventSums,
     EventTotals,
     descend_block,
