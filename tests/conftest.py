@@ -125,14 +125,19 @@ FIRST = ["whole", pytest.param("in runs", marks=pytest.mark.long)]
 
 
 @pytest.fixture(params=FIRST)
-def first_version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How version 0 of model paths lies: in files of all rows, or in runs as `fitPath` makes it."""
+def first_version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How version 0 of model paths lies: in files of all rows, or in runs as `fitPath` makes it.
+
+    Paths that other processes make are not changed by it.
+    """
     if request.param == "in runs":
         from sparkml_sgdals.store.version_store import VersionStore
 
         monkeypatch.setattr(
             VersionStore, "create", partialmethod(create_in_runs, whole=VersionStore.create)
         )
+    given: str = request.param
+    return given
 
 
 def create_in_runs(store: Any, state: Any, meta: dict[str, Any], whole: Callable[..., Any]) -> Any:
