@@ -11,13 +11,13 @@ import numpy as np
 import pyarrow as pa
 
 from sparkml_sgdals.arrays.ipc import arrays_to_buffer
-from sparkml_sgdals.fit.blocks.steps import rating_steps
 from sparkml_sgdals.fit.blocks.ends import FINAL, GivenFeatures, first_messages, read_final
 from sparkml_sgdals.fit.blocks.exchange import NameRows
 from sparkml_sgdals.fit.blocks.files import BlockRows, static_name
 from sparkml_sgdals.fit.blocks.inbox import Inbox
 from sparkml_sgdals.fit.blocks.layout import Encode, Moments, Route, job_of_cells, lay_out
 from sparkml_sgdals.fit.blocks.messages import MESSAGE_SCHEMA, Job
+from sparkml_sgdals.fit.blocks.steps import rating_steps
 from sparkml_sgdals.fit.plan import Plan
 from sparkml_sgdals.ingest.packing import pack_cell
 from sparkml_sgdals.learn.whole_table import NO_FEATURES, Features

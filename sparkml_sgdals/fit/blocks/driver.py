@@ -62,7 +62,7 @@ from sparkml_sgdals.fit.blocks.steps import (
 )
 from sparkml_sgdals.fit.plan import Plan, Trained, TrainingReport
 from sparkml_sgdals.fit.progress import TaskProgress
-from sparkml_sgdals.learn.event_tables import learn_event_features
+from sparkml_sgdals.learn.features.tables_of_events import learn_event_features
 from sparkml_sgdals.learn.whole_table import NO_FEATURES, Features, check_finite, settle_scale
 from sparkml_sgdals.spark_jobs import collect_payloads, explained, local_threads, phase
 from sparkml_sgdals.state.model_state import ModelState, Scale

@@ -120,7 +120,8 @@ def learn_features_of_events(
         at = table.index.find(own.take(pa.array(given)))
         before, mean = table.featured[at], table.mean[at]
         moves = mean.astype(np.float64) - before
-        sums = _added(weights.sums, rows.take(places[given]), moves, ~before.any(axis=1))
+        new: npt.NDArray[np.bool_] = np.logical_and.reduce(before == 0.0, axis=1)
+        sums = _added(weights.sums, rows.take(places[given]), moves, new)
         solved = _solved(weights, sums)
         # how often others were done says nothing of a new one: its bias starts as without
         start = solved.start.copy()

@@ -13,8 +13,8 @@ from building import settings_of
 from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.errors import DivergenceError
-from sparkml_sgdals.learn.event_tables import weights_of_events
 from sparkml_sgdals.learn.features import streams
+from sparkml_sgdals.learn.features.tables_of_events import weights_of_events
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.learn.whole_table import fit_ratings, fit_stops
 from sparkml_sgdals.predictor import Predictor
