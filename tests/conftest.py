@@ -9,6 +9,7 @@ import socket
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -129,14 +130,22 @@ def first_version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     if request.param == "in runs":
         from sparkml_sgdals.store.version_store import VersionStore
 
-        monkeypatch.setattr(VersionStore, "create", _create_in_runs)
+        monkeypatch.setattr(
+            VersionStore, "create", partialmethod(create_in_runs, whole=VersionStore.create)
+        )
 
 
-def _create_in_runs(store: Any, state: Any, meta: dict[str, Any]) -> Any:
-    """Make a model path as `fitPath` does, in two blocks, what its tasks do done here."""
+def create_in_runs(store: Any, state: Any, meta: dict[str, Any], whole: Callable[..., Any]) -> Any:
+    """Make a model path as `fitPath` does, in two blocks, what its tasks do done here.
+
+    Models that `fitPath` refuses are made as a `whole`.
+    """
     from sparkml_sgdals.arrays.hashing import block_of, id_keys
     from sparkml_sgdals.store.large.in_runs import RunSink, commit_in_runs
 
+    settings = state.settings
+    if settings.learns_events or settings.ranks_ratings or settings.featured:
+        return whole(store, state, meta)
     sink = RunSink(store.path)
     runs: dict[str, Any] = {"users": [], "items": [], "metrics": None}
     for side, table in (("users", state.users), ("items", state.items)):

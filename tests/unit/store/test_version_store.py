@@ -335,7 +335,8 @@ def test_prune_keeps_the_last(versions: Writer, keep: int) -> None:
     named = {
         os.path.basename(file["name"])
         for number in versions.store.numbers()
-        for file in versions.store.read_commit(number).files.values()
+        for commit in [versions.store.read_commit(number)]
+        for file in [*commit.files.values(), *commit.run_files()]
     }
     assert files_of(versions.path) == named
     assert versions.store.metrics() == versions.metrics
