@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import numbers
 import uuid
+import warnings
 from collections.abc import Iterable, Iterator, MappingView
 from typing import Any
 
@@ -118,7 +119,10 @@ def is_scalar(value: Any) -> bool:
 def _array(ids: Iterable[Any]) -> pa.Array:
     """Ids as one Arrow array, string where they are text of whatever form."""
     if type(ids).__module__.startswith("pyspark.pandas"):
-        ids = ids.to_numpy()  # type: ignore[attr-defined]
+        with warnings.catch_warnings():
+            # that all of it comes here: a list of ids is asked for
+            warnings.simplefilter("ignore")
+            ids = ids.to_numpy()  # type: ignore[attr-defined]
     if not isinstance(ids, (pa.Array, pa.ChunkedArray, np.ndarray, pd.Series)):
         ids = pa.chunked_array(ids) if hasattr(ids, "__arrow_c_stream__") else list(ids)
     if isinstance(ids, pa.ChunkedArray):
