@@ -22,6 +22,8 @@ from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.commit import FORMAT_VERSION, Commit
 from sparkml_sgdals.store.version_store import StorageError, VersionStore, spark_path
 
+pytestmark = pytest.mark.usefixtures("first_version")
+
 FILE = {"name": "files/some.parquet", "rows": 0, "bytes": 9, "sha256": "ab" * 32}
 SCALARS = ModelState.empty(settings_of(rank=2), "int", "str").scalars()
 
