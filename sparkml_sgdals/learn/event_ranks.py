@@ -192,13 +192,13 @@ def _ranked(
         order = order[order < known_items]
     else:
         order = np.argsort(-biases)
+    popular = state.items.count[known].copy()
     ranks = np.empty((2, chosen.size), np.int64)
     rank_events(
         chosen, events.users, events.items, earlier, settings.ranking_size, own, biases,
-        state.items.mean, user_table, bases, state.items.taste, state.items.count[known].copy(),
-        context, events.starts, events.lengths, events.done,
-        _boosts(state, events, least, known_items), state.repeats_items,
-        _draws(state, events, chosen), settings.ranking_sample, order,
+        state.items.mean, user_table, bases, state.items.taste, popular, np.sort(popular), context,
+        events.starts, events.lengths, events.done, _boosts(state, events, least, known_items),
+        state.repeats_items, _draws(state, events, chosen), settings.ranking_sample, order,
         np.zeros(known_items, np.int64), ranks,
     )  # fmt: skip
     return rank_sums(ranks[0], ranks[1], settings.ranking_size)

@@ -9,6 +9,7 @@ import numpy as np
 
 from sparkml_sgdals import _compiling as nb
 from sparkml_sgdals.arrays.hashing import mix64
+from sparkml_sgdals.kernels.checks import FAST
 from sparkml_sgdals.kernels.events.filter import CONTEXT_DECAY, CONTEXT_ITEMS
 from sparkml_sgdals.kernels.events.judges import NEVER, boosted, mixed
 
@@ -111,7 +112,7 @@ def _taste(n, users, user_mean, context, starts, lengths, done, taste):  # type:
             taste[f] += share * context[item, f - 1]
 
 
-@nb.njit(cache=True, nogil=True)
+@nb.njit(cache=True, nogil=True, fastmath=FAST)
 def _lengths(matrix):  # type: ignore[no-untyped-def]
     """Return how long the features of each row are, column 0 apart; float32."""
     found = np.empty(matrix.shape[0], np.float32)
@@ -231,7 +232,8 @@ def _count_better(  # type: ignore[no-untyped-def]
 @nb.njit(cache=True, nogil=True)
 def rank_events(  # type: ignore[no-untyped-def]
     chosen, users, items, earlier, most, user_mean, biases, means, user_table, bases, table,
-    popular, context, starts, lengths, done, partners, repeats, draws, sample, order, marks, ranks,
+    popular, rivals, context, starts, lengths, done, partners, repeats, draws, sample, order, marks,
+    ranks,
 ):  # fmt: skip
     """Rank the item of each chosen event, by the model and by popularity; an equal one is better.
 
@@ -256,6 +258,8 @@ def rank_events(  # type: ignore[no-untyped-def]
         users; width 0 for models without: see `judges.mixed`
     popular
         int64, shape (items,), what the baseline ranks by
+    rivals
+        int64, `popular`, rising
     context
         float32, shape (rows, rank), what having done an item adds to features; 0 rows for none
     partners
@@ -294,9 +298,7 @@ def rank_events(  # type: ignore[no-untyped-def]
         bars[e] = popular[y]
     betters = np.zeros(count, np.int64)
     enough = np.empty(count, np.int64)
-    rivals = np.empty(0, np.int64)
     if sample == 0:
-        rivals = np.sort(popular)
         for e in range(count):
             # as many at most of those that are counted do not compete
             n = chosen[e]
