@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -67,7 +68,9 @@ class Peaks(threading.Thread):
     def run(self) -> None:
         """Look until told to stop."""
         own = psutil.Process()
-        while not self._over.wait(0.05):
+        for look in itertools.count():
+            if self._over.wait(0.05):
+                return
             now = {"driver": own.memory_info().rss, "jvm": 0, "workers": 0}
             for child in own.children(recursive=True):
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -77,7 +80,8 @@ class Peaks(threading.Thread):
                     now[kind] += used.rss - (used.shared if kind == "workers" else 0)
             now["all"] = sum(now.values())
             self.held = {name: max(self.held[name], value) for name, value in now.items()}
-            if self._folder:
+            # thousands of files, which stay for seconds
+            if self._folder and look % 10 == 0:
                 self.files |= block_files(Path(self._folder))
 
     def stop(self) -> None:

@@ -9,6 +9,7 @@ import socket
 import sys
 import zipfile
 from collections.abc import Callable, Iterator
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -124,19 +125,32 @@ FIRST = ["whole", pytest.param("in runs", marks=pytest.mark.long)]
 
 
 @pytest.fixture(params=FIRST)
-def first_version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """How version 0 of model paths lies: in files of all rows, or in runs as `fitPath` makes it."""
+def first_version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """How version 0 of model paths lies: in files of all rows, or in runs as `fitPath` makes it.
+
+    Paths that other processes make are not changed by it.
+    """
     if request.param == "in runs":
         from sparkml_sgdals.store.version_store import VersionStore
 
-        monkeypatch.setattr(VersionStore, "create", _create_in_runs)
+        monkeypatch.setattr(
+            VersionStore, "create", partialmethod(create_in_runs, whole=VersionStore.create)
+        )
+    given: str = request.param
+    return given
 
 
-def _create_in_runs(store: Any, state: Any, meta: dict[str, Any]) -> Any:
-    """Make a model path as `fitPath` does, in two blocks, what its tasks do done here."""
+def create_in_runs(store: Any, state: Any, meta: dict[str, Any], whole: Callable[..., Any]) -> Any:
+    """Make a model path as `fitPath` does, in two blocks, what its tasks do done here.
+
+    Models that `fitPath` refuses are made as a `whole`.
+    """
     from sparkml_sgdals.arrays.hashing import block_of, id_keys
     from sparkml_sgdals.store.large.in_runs import RunSink, commit_in_runs
 
+    settings = state.settings
+    if settings.learns_events or settings.ranks_ratings or settings.featured:
+        return whole(store, state, meta)
     sink = RunSink(store.path)
     runs: dict[str, Any] = {"users": [], "items": [], "metrics": None}
     for side, table in (("users", state.users), ("items", state.items)):

@@ -332,7 +332,7 @@ def learn_packed(
     plan = Plan(
         choose_blocks(ratings, settings, options, stops, fresh=prior is None)
         if sink is None
-        else blocks_to_path(ratings, options),
+        else blocks_to_path(ratings, options, on_disk=local_threads(spark) > 0),
         options.num_threads or local_threads(spark),
         options.checkpoint_interval,
         stops,

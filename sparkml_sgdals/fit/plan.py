@@ -17,8 +17,10 @@ __all__ = [
     "choose_blocks",
 ]  # fmt: skip
 
-_SMALL_BLOCK: Final = 5_000_000
-"""Ratings of a block of a fit to a model path, at most: its rows go through Spark as one value."""
+_BLOCK_ON_DISK: Final = 10_000_000
+"""Ratings of a block of a fit to a model path, at most: each may be of another id, 330 bytes."""
+_BLOCK_IN_SPARK: Final = 5_000_000
+"""The same where its rows may go through Spark as one value, at most 2 GB."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,12 @@ def blocks_for(ratings: int, max_per_task: int) -> int:
     return 1 if ratings <= max_per_task else 2 * -(-ratings // max_per_task)
 
 
-def blocks_to_path(ratings: int, options: FitOptions) -> int:
-    """Return in how many blocks a table is learned whose blocks write their rows themselves."""
-    least = -(-ratings // _SMALL_BLOCK)
+def blocks_to_path(ratings: int, options: FitOptions, on_disk: bool) -> int:
+    """Return in how many blocks a table is learned whose blocks write their rows themselves.
+
+    `on_disk` says whether states of blocks surely lie in files of a local disk.
+    """
+    least = -(-ratings // (_BLOCK_ON_DISK if on_disk else _BLOCK_IN_SPARK))
     return options.num_blocks or max(2, least, blocks_for(ratings, options.max_ratings_per_task))
 
 

@@ -91,7 +91,7 @@ def influence_shares(layout: Layout, root: F32, threads: int = 1) -> F32:
 
 def learn_influence(
     layout: Layout, influence: F32, own_variance: float, side: Side, root: F32, shares: F32,
-    threads: int, damping: float = 1.0,
+    threads: int, damping: float = 1.0, moves: bool = True,
 ) -> None:  # fmt: skip
     """Learn one side's influences from the posteriors of the other, in place.
 
@@ -115,11 +115,13 @@ def learn_influence(
         at most so many at once; they change no result
     damping : float
         (B + 1) / 2 where B blocks of the side that gives learn at once
+    moves : bool
+        whether `side` is that side itself; False: a copy of what its ids are, which stays
     """
     check_reach(layout.reach, side.mean.shape[0], "partner")
     precision = (np.float32(1.0) / side.prior_var[0]).astype(np.float32)
     apart = side.mean - side.prior_mean
-    moved = np.empty_like(apart)
+    moved = np.empty_like(apart) if moves else None
     width = apart.shape[1]
 
     # coordinates do not depend on each other: the result is the same for any number of threads
@@ -138,12 +140,14 @@ def learn_influence(
         )  # fmt: skip
         count = some.stop - first
         influence[:, some] = given[:, :count]
-        moved[:, some] = (apart[:, some] - held[:, :count]) / np.float32(damping)
+        if moved is not None:
+            moved[:, some] = (apart[:, some] - held[:, :count]) / np.float32(damping)
 
     run_all([partial(learn, first) for first in range(0, width, together)], threads)
-    side.prior_mean += moved
-    side.mean += side.var / side.prior_var * moved
-    side.bound()
+    if moved is not None:
+        side.prior_mean += moved
+        side.mean += side.var / side.prior_var * moved
+        side.bound()
 
 
 def _coordinates_at_once(width: int, threads: int) -> int:

@@ -39,7 +39,6 @@ from sparkml_sgdals.predict.ranking_in_place import recommend_in_place
 from sparkml_sgdals.predict.recommending import Ranking, recommend
 from sparkml_sgdals.state.diagnosis import Diagnosis, diagnose_state
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.store.large.opening import refuse_whole
 
 __all__ = ["RANKING_METRICS", "EvaluationMethods", "RankingEvaluation"]
 
@@ -312,12 +311,8 @@ class EvaluationMethods(RankingMethods):
 
     def _item_ids(self) -> pa.Array:
         """Return the ids of all items."""
-        stored = self._stored
-        if stored is None:
-            return self._scoring_state().items.index.ids()
-        if self._state.ids[1] > stored.limit:
-            refuse_whole(self._state, f"To judge rankings among {self._state.ids[1]} items")
-        return stored.all_of("items").index.ids()
+        what = f"To judge rankings among {self._state.ids[1]} items"
+        return self._with_items(what).items.index.ids()
 
     def _judged_on(self, test: Any) -> DataFrame:
         names = self.ratingColumns().in_order

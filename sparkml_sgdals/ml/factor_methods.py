@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from pyspark.sql import DataFrame, SparkSession
 
 from sparkml_sgdals.predict.in_place import changed_table, public_in_place, rows_in_place
 from sparkml_sgdals.predict.scoring import factor_frame, public_factors
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.store.large.opening import refuse_whole
 from sparkml_sgdals.store.overlay import Overlay
 
 __all__ = ["FactorMethods"]
@@ -40,6 +42,18 @@ class FactorMethods:
         else:
             self._stored = self._stored.fork()
             self._state = self._stored.state
+
+    def _with_items(self, what: str) -> ModelState:
+        """Return the model with all items in memory, if not all users.
+
+        Raises StorageError, by what they are needed for, where they are more than may be there.
+        """
+        state, stored = self._scoring_state(), self._stored
+        if stored is None:
+            return state
+        if state.ids[1] > stored.limit:
+            refuse_whole(state, what)
+        return replace(state, items=stored.all_of("items"))
 
     def _factors(self, spark: SparkSession, side: str, deviations: bool) -> DataFrame:
         state, stored = self._scoring_state(), self._stored

@@ -29,7 +29,6 @@ from sparkml_sgdals.predict.recommending import RankBy, Ranking, recommend, simi
 from sparkml_sgdals.predict.seen import remembered_pairs
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.store.large.opening import refuse_whole
 from sparkml_sgdals.store.overlay import Overlay
 
 __all__ = ["RankingMethods", "Seen", "TableOrIds"]
@@ -46,6 +45,7 @@ class RankingMethods:
     _state: ModelState
     _stored: Overlay | None
     _scoring_state: Callable[[], ModelState]
+    _with_items: Callable[[str], ModelState]
     _id_types: tuple[str, str]
     _session: Callable[[], SparkSession]
     getUserCol: Callable[[], str]
@@ -179,7 +179,7 @@ class RankingMethods:
         TypeError
             a column of a wrong type
         """
-        refuse_whole(self._state, "To rank for people whom it does not know")
+        state = self._with_items("To rank for people whom it does not know")
         users, param, name, _ = self._side("user")
         items, _, item, item_type = self._side("item")
         columns = self.ratingColumns()
@@ -202,7 +202,7 @@ class RankingMethods:
         ranked = recommend_new_users(
             dataset.sparkSession,
             select_ratings(dataset, columns, (users.index.kind, items.index.kind)),
-            self._state,
+            state,
             ranking,
             among,
             leave_out=excludeSeen,

@@ -62,6 +62,12 @@ def test_a_saved_model_that_nobody_could_load_is_told(ways, apart):
         ways.saved()
 
 
+def test_a_model_path_that_executors_do_not_share_is_told_before_anything_is_learned(ways, apart):
+    with pytest.raises(StorageError, match=r"executor on .* does not see modelPath .*/to_path"):
+        ways.blocks_to_path()
+    assert not (apart / "to_path").exists()
+
+
 def test_parquet_files_of_the_drivers_disk_are_told(ways, apart):
     write_sources(apart / "own")
     with pytest.raises(StorageError, match=r"table.parquet is on the driver's disk"):

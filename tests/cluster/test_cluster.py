@@ -22,9 +22,9 @@ pytestmark = pytest.mark.cluster
 
 SHORT = ["one_task", "blocks", "recommend", "streaming"]
 OTHER = [
-    "parquet", "minibatch", "events_in_blocks", "update", "transform", "events", "repeats",
-    "large", "race", "grid", "from_als", "saved", "candidates", "new_users", "newest", "vectors",
-    "features", "nonnegative",
+    "parquet", "minibatch", "blocks_to_path", "events_in_blocks", "update", "transform", "events",
+    "repeats", "large", "race", "grid", "from_als", "saved", "candidates", "new_users", "newest",
+    "vectors", "features", "nonnegative",
 ]  # fmt: skip
 
 

@@ -80,6 +80,23 @@ class Ways:
     def blocks(self) -> str:
         return _state(self.als(numBlocks=2, maxIter=2).fit(self.ratings))
 
+    def blocks_to_path(self) -> str:
+        """Rows that tasks write, read by tasks where they lie."""
+        path = self.path("to_path")
+        fitted = self.als(numBlocks=2, maxIter=2).fitPath(self.ratings, path)
+        model = StreamingBiasedALSModel.load(path, maxResidentIds=100)
+        assert f"read from {path}" in repr(model)
+        asked = self.ratings.where("time < 10300").select("user").distinct()
+        frames = [
+            (model.transform(self.ratings), "time"),
+            (model.recommendForUserSubset(asked, 4), "user"),
+            (model.similarItems([2, 9, 16], 3), "item"),
+            (model.itemFactors, "id"),
+        ]
+        model.exportVectors(self.path("vectors_of_path"))
+        frames.append((self.spark.read.parquet(self.path("vectors_of_path/users")), "id"))
+        return " ".join([_state(fitted), *(_rows(frame, [name]) for frame, name in frames)])
+
     def parquet(self) -> str:
         return _state(self.als().fitParquet(self.folder / "table.parquet"))
 

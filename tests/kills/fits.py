@@ -2,10 +2,12 @@
 
     python tests/kills/fits.py --kills 50 --json out/kills-fits.json
 
-Each kill starts a fit to the path that the last one left, and kills it: half of them at a random
-moment, half once its tasks write under the path. After each the path holds no version, or the whole
-one; in the end a fit runs through, holds what one that was never killed does, and beside it there
-is no file that its commit does not name, nor a folder of blocks.
+Each kill starts a fit to the path that the last one left, and kills it: two of five at a random
+moment, two once its tasks write under the path; the fifth kills one of Spark's Python workers, and
+the fit ends by itself. After each the path holds no version, or the whole one, and after a worker's
+end there is no path at all unless Spark has tried the task again. In the end a fit runs through,
+holds what one that was never killed does, and beside it there is no file that its commit does not
+name, nor a folder of blocks.
 """
 
 from __future__ import annotations
@@ -25,9 +27,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 HERE = Path(__file__).resolve().parent
 if __name__ == "__main__":
     sys.path[:0] = [str(HERE), str(HERE.parents[1])]
+
+from trials import java_options, share_classes  # noqa: E402
 
 from sparkml_sgdals.store.version_store import VersionStore  # noqa: E402
 
@@ -43,7 +49,7 @@ table = spark.range(40_000).selectExpr(
     "pmod(hash(id), 3001) AS user", "pmod(hash(id, 7), 1501) AS item",
     "CAST(1 + pmod(hash(id, 9), 5) AS double) AS rating", "id AS time",
 )
-als = StreamingBiasedALS(timestampCol="time", rank=4, maxIter=2, numBlocks=3)
+als = StreamingBiasedALS(timestampCol="time", rank=4, maxIter=1, numBlocks=2)
 print("fitting", flush=True)
 als.fitPath(table, path)
 print("fitted", flush=True)
@@ -56,11 +62,12 @@ class Figures:
 
     kills: int = 0
     stages: Counter[str] = field(default_factory=Counter)
+    workers: Counter[str] = field(default_factory=Counter)
     differences: list[str] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """As JSON types."""
-        return self.__dict__ | {"stages": dict(self.stages)}
+        return self.__dict__ | {"stages": dict(self.stages), "workers": dict(self.workers)}
 
 
 def start(path: Path, local: Path) -> subprocess.Popen[str]:
@@ -69,7 +76,7 @@ def start(path: Path, local: Path) -> subprocess.Popen[str]:
         "PYTHONPATH": str(HERE.parents[1]),
         "PYSPARK_PYTHON": sys.executable,
         "SPARK_LOCAL_IP": os.environ.get("SPARK_LOCAL_IP", "127.0.0.1"),
-        "JDK_JAVA_OPTIONS": "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC -Xlog:disable",
+        "JDK_JAVA_OPTIONS": java_options(),
     }
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, str(path), str(local)], start_new_session=True,
@@ -89,6 +96,41 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
+def wait_for_files(
+    process: subprocess.Popen[str], path: Path, rng: random.Random, most: float
+) -> None:
+    """Wait until tasks write under the path, which they do for a moment only, or have written."""
+    until = time.monotonic() + most
+    wanted = rng.choice(("files", "model.json"))
+    while time.monotonic() < until and process.poll() is None:
+        if wanted == "files" and any(path.glob("files/*")):
+            time.sleep(rng.uniform(0.0, 0.1))
+            return
+        if (path / "model.json").exists():
+            return
+        time.sleep(0.001)
+
+
+def kill_worker(process: subprocess.Popen[str], rng: random.Random) -> bool:
+    """End one of a fit's Python workers, and wait for the fit's own end; whether there was one."""
+    tree = psutil.Process(process.pid).children(recursive=True)
+    # the daemon's own children work, and it forks them
+    daemons = {p.pid for p in tree if _is_daemon(p)}
+    workers = [p for p in tree if p.pid in daemons and p.ppid() in daemons]
+    for worker in rng.sample(workers, min(1, len(workers))):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            worker.kill()
+    process.wait()
+    return bool(workers)
+
+
+def _is_daemon(process: psutil.Process) -> bool:
+    try:
+        return any("pyspark" in word and "daemon" in word for word in process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+
+
 def stage(path: Path) -> str:
     """How far a fit has come, by what lies under its path."""
     if (path / "commits" / f"{0:012d}.json").exists():
@@ -105,33 +147,40 @@ def run_trial(kills: int, seed: int) -> Figures:
     figures, rng = Figures(), random.Random(seed)
     with tempfile.TemporaryDirectory() as folder:
         local, path, whole = (Path(folder) / name for name in ("local", "path", "whole"))
+        if kills >= 10:
+            # it takes as long as some starts
+            share_classes(Path(folder) / "classes.jsa")
         clock = time.monotonic()
         process = start(whole, local)
         begun = time.monotonic()
         process.wait()
         took = time.monotonic() - begun
         expected = VersionStore(str(whole)).load()[0].fingerprint()
-        print(f"a fit takes {took:.1f} s, with its start {time.monotonic() - clock:.1f} s")
+        print(
+            f"a fit takes {took:.1f} s, with its start {time.monotonic() - clock:.1f} s", flush=True
+        )
         for number in range(kills):
             process = start(path, local)
             until = time.monotonic() + rng.uniform(0.0, took)
-            if number % 2:
-                # tasks write for a moment only
-                until = time.monotonic() + 10 * took
-                wanted = rng.choice(("files", "model.json"))
-                while time.monotonic() < until and process.poll() is None:
-                    if wanted == "files" and any(path.glob("files/*")):
-                        time.sleep(rng.uniform(0.0, 0.1))
-                        break
-                    if (path / "model.json").exists():
-                        break
-                    time.sleep(0.001)
-            else:
+            if number % 5 == 4:
                 time.sleep(max(0.0, until - time.monotonic()))
-            kill(process)
-            where = stage(path)
+                had = kill_worker(process, rng)
+                where = stage(path)
+                if process.returncode and where != "after the commit object" and path.exists():
+                    figures.differences.append(f"kill {number}: left {sorted(path.iterdir())}")
+                if process.returncode and any(local.glob("sparkml-sgdals-blocks-*")):
+                    figures.differences.append(f"kill {number}: left the files of blocks")
+                how = "the fit failed" if process.returncode else "the fit went on"
+                figures.workers[how if had else "no worker yet, or none any more"] += 1
+            else:
+                if number % 5 % 2:
+                    wait_for_files(process, path, rng, 10 * took)
+                else:
+                    time.sleep(max(0.0, until - time.monotonic()))
+                kill(process)
+                where = stage(path)
+                figures.stages[where] += 1
             figures.kills += 1
-            figures.stages[where] += 1
             store = VersionStore(str(path))
             newest = None
             with contextlib.suppress(Exception):
@@ -155,6 +204,7 @@ def run_trial(kills: int, seed: int) -> Figures:
         there = {p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()}
         figures.differences += [f"left: {name}" for name in sorted(there ^ named)]
         figures.differences += [f"left: {p.name}" for p in local.glob("sparkml-sgdals-blocks-*")]
+        os.environ.pop("KILLS_CLASSES", None)
     return figures
 
 

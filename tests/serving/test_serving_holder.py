@@ -21,7 +21,10 @@ from sparkml_sgdals.serving.model.holder import ModelHolder, NoModelError
 from sparkml_sgdals.store import overlay, version_store
 from sparkml_sgdals.store.forgetting import forget_users
 from sparkml_sgdals.store.maintenance import roll_back
+from sparkml_sgdals.store.sorted_runs import Run
 from sparkml_sgdals.store.version_store import VersionStore
+
+pytestmark = pytest.mark.usefixtures("first_version")
 
 PREDICTING = ["id", "mean", "variance", "count", "noise_factor"]
 
@@ -227,19 +230,23 @@ def test_readers_and_versions_at_once(modeler, tmp_path):
 def test_what_is_pruned_while_the_service_starts(modeler, serving, monkeypatch):
     """A slow start may find a file of the newest version gone: there is a newer one by then."""
     made = modeler()
-    read, gone = VersionStore.read_pieces, []
+    gone = []
 
-    def pruned(self, file, rows):
-        if not gone:
-            gone.append(file["name"])
-            made.learn(made.ratings(20))
-            raise GoneError(f"{file['name']} is missing")
-        return read(self, file, rows)
+    def pruned(read):
+        def reading(*given):
+            if not gone:
+                gone.append(given)
+                made.learn(made.ratings(20))
+                raise GoneError("something is missing")
+            return read(*given)
 
-    monkeypatch.setattr(VersionStore, "read_pieces", pruned)
+        return reading
+
+    for kind, name in ((VersionStore, "read_pieces"), (Run, "parts")):
+        monkeypatch.setattr(kind, name, pruned(getattr(kind, name)))
     assert serving(made).get("/model")["version"] == made.commit.version == 1
     # what stays away is an error, and no loop
-    for file in (made.path / "files").glob("*-items.parquet"):
+    for file in (made.path / "files").glob("*-items.*"):
         file.unlink()
     with pytest.raises(GoneError, match="missing"):
         serving(made)

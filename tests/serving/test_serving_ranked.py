@@ -15,6 +15,8 @@ from sparkml_sgdals.serving.model.person import fold_in, person_of
 from sparkml_sgdals.serving.model.ranking import like_item, most_rated, predicted, rank_items
 from sparkml_sgdals.serving.model.reasons import shares
 
+pytestmark = pytest.mark.usefixtures("first_version")
+
 
 @pytest.fixture(params=["bayes", "sgd"])
 def made(request, modeler):
@@ -119,6 +121,8 @@ def test_similar_and_popular(made, model):
     cosine = features @ features[row]
     cosine[row] = -2
     best = np.argsort(-cosine)[:5]
+    # rows of the service lie as those of its version do
+    row = int(model.item_rows([made.key(1, 4)])[0])
     found = like_item(model, row, 5)
     assert found.ids == state.items.index.ids(best).to_pylist()
     np.testing.assert_allclose(found.values, cosine[best], atol=1e-6)

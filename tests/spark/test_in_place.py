@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 import shutil
 
@@ -17,7 +18,7 @@ from sparkml_sgdals import (
     StreamingBiasedALSModel,
     StreamingGridSearch,
 )
-from sparkml_sgdals.predict import in_place, rank_blocks, ranking_in_place
+from sparkml_sgdals.predict import in_place, rank_blocks, ranking_in_place, vector_files
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
 LIMIT = 50
@@ -70,7 +71,8 @@ def _small_pieces(monkeypatch):
     monkeypatch.setattr(in_place, "PIECE", 128)
     monkeypatch.setattr(in_place, "_SAMPLES", 8)
     monkeypatch.setattr(in_place, "stored_rows", _pieces(in_place.stored_rows))
-    monkeypatch.setattr(ranking_in_place, "stored_rows", in_place.stored_rows)
+    for module in (ranking_in_place, vector_files):
+        monkeypatch.setattr(module, "stored_rows", in_place.stored_rows)
     for module in (rank_blocks, ranking_in_place):
         monkeypatch.setattr(module, "QUERIES_PER_BLOCK", 32)
 
@@ -162,6 +164,8 @@ def test_what_is_judged(twins, spark, table):
         part.evaluateRanking(held)
     with pytest.raises(StorageError, match="recommendForUserSubset"):
         part.recommendOne(table.user.iloc[0])
+    with pytest.raises(StorageError, match=r"people whom it does not know.*maxResidentIds=0"):
+        part.recommendForRatings(held, 3)
 
 
 @pytest.mark.long
@@ -174,6 +178,45 @@ def test_rankings_where_items_fit(path, spark, table):
     assert part.recommendOne(user, 5) == whole.recommendOne(user, 5)
     held = spark.createDataFrame(table.tail(400))
     assert part.evaluateRanking(held).recall == whole.evaluateRanking(held).recall
+    same_lists(*(model.recommendForRatings(held, 4) for model in (part, whole)))
+
+
+def read_vectors(folder, side, form):
+    """Ids and vectors of one file or of all parts, by id."""
+    one = folder / f"{side}.parquet" if form == "parquet" else folder / f"{side}.npy"
+    files = [one] if one.exists() else sorted((folder / side).glob(f"*{one.suffix}"))
+    assert files
+    if form == "parquet":
+        rows = pd.concat([pd.read_parquet(file) for file in files])
+        ids, vectors = rows.id.tolist(), np.stack(rows.vector.tolist())
+    else:
+        files = [file for file in files if not file.stem.endswith("-ids")]
+        ids = [i for f in files for i in np.load(f.with_name(f"{f.stem}-ids.npy")).tolist()]
+        vectors = np.concatenate([np.load(file) for file in files])
+    assert len(set(ids)) == len(ids)
+    order = sorted(range(len(ids)), key=ids.__getitem__)
+    return [ids[n] for n in order], vectors[order]
+
+
+@pytest.mark.parametrize("form", ["parquet", pytest.param("faiss", marks=pytest.mark.long)])
+def test_vectors(twins, form, tmp_path):
+    """Tasks write parts, which hold what the driver writes of the whole."""
+    part, whole = twins
+    part.exportVectors(tmp_path / "part", form)
+    whole.exportVectors(tmp_path / "whole", form)
+    for side in ("users", "items"):
+        ids, vectors = read_vectors(tmp_path / "part", side, form)
+        expected = read_vectors(tmp_path / "whole", side, form)
+        assert ids == expected[0]
+        np.testing.assert_array_equal(vectors, expected[1])
+    about, all_of_it = (
+        json.loads((tmp_path / name / "vectors.json").read_text()) for name in ("part", "whole")
+    )
+    assert about.pop("parts")["users"] > 1
+    assert about == all_of_it
+    (tmp_path / "part" / "vectors.json").unlink()
+    with pytest.raises(ValueError, match=r"part/users holds 'part-00000.*choose another path"):
+        part.exportVectors(tmp_path / "part", form)
 
 
 def test_copies_and_pickle(path, spark, table):

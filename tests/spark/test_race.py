@@ -39,6 +39,7 @@ def run(job):
     return job
 
 
+@pytest.mark.usefixtures("first_version")
 class TestFitStream:
     @pytest.mark.long
     def test_leader_table_and_metrics(self, als, files, stream, small, spark, tmp_path):
@@ -209,6 +210,7 @@ class TestEvents:
         assert job.race().equals(race)
 
 
+@pytest.mark.usefixtures("first_version")
 class TestInitialModel:
     def fitted(self, spark, small, **params):
         als = StreamingBiasedALS(implicitPrefs=True, ratingCol="", maxIter=3, **params)

@@ -35,6 +35,7 @@ def learn(als, stream):
     return run
 
 
+@pytest.mark.usefixtures("first_version")
 class TestReadFrom:
     """A commit knows what its batch was read from: no rating twice, none left out."""
 
@@ -100,6 +101,7 @@ class TestReadFrom:
             learn(folder, tmp_path / "part")
 
 
+@pytest.mark.usefixtures("first_version")
 class TestRollback:
     @pytest.mark.long
     def test_bad_data_got_in(self, learn, files, small, tmp_path):
@@ -221,6 +223,7 @@ class TestRollback:
         assert job.metrics().validationRmse.notna().tolist() == [True, False]
 
 
+@pytest.mark.usefixtures("first_version")
 class TestCheckpoint:
     def test_files_noted_but_not_planned(self, learn, files, small, tmp_path):
         """Killed between the two, Spark would put them into one batch with the next ones."""
@@ -284,6 +287,7 @@ class TestForget:
         cold = model.transform(gone.selectExpr("user", "5L as item")).toPandas()
         assert cold.prediction.notna().all()
 
+    @pytest.mark.usefixtures("first_version")
     def test_under_a_path(self, learn, als, stream, files, small, spark, tmp_path):
         path, folder = tmp_path / "m", files(small.iloc[:2000], 500)
         learn(folder, path, validation=spark.createDataFrame(small.tail(200)))

@@ -23,6 +23,8 @@ from sparkml_sgdals.state.vectors import vector_table
 from sparkml_sgdals.store.forgetting import forget_users
 from sparkml_sgdals.store.maintenance import roll_back
 
+pytestmark = pytest.mark.usefixtures("first_version")
+
 
 def taken_up(held, changes):
     """What somebody has who takes changes up: ids and vectors of both sides."""

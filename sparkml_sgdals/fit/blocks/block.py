@@ -322,7 +322,7 @@ def draw(
     state : BlockState
         the block, changed in place
     partners : dict[str, Array]
-        `named_rows` of the partners, in the layout's order
+        `named_rows` of the partners, in the layout's order; mean and variance are left in it
     priors : tuple[F32 | None, F32 | None]
         prior variances learned so far, shape (1, rank + 1), of the block's own side and of its
         partners'; None before the first sweep of that side
@@ -335,27 +335,27 @@ def draw(
     """
     a = state.arrays
     root = roots(a["count"])
-    drawn = drawn_means(block.layout, partners["influence"], root)
+    # of no use after this, and as large as the means
+    drawn = drawn_means(block.layout, partners.pop("influence"), root)
     own_prior, partner_prior = priors
     if own_prior is not None:
         moved = Side(a["mean"], a["var"], a["drawn"], own_prior, settings.lowest)
         moved.mean += moved.var / own_prior * (drawn - moved.prior_mean)
         moved.bound()
     a["drawn"] = drawn
+    theirs, partner_roots = partners.pop("drawn"), partners.pop("root")
     if partner_prior is None:
         return
     if not a["evidence"].any():
         # counts stay, and with them the shares
-        a["evidence"] = influence_shares(block.layout, partners["root"], threads)
-    side = Side(partners["mean"], partners["var"], partners["drawn"], partner_prior)
+        a["evidence"] = influence_shares(block.layout, partner_roots, threads)
+    side = Side(partners["mean"], partners["var"], theirs, partner_prior)
     variance = USER_INFLUENCE if own == "users" else ITEM_INFLUENCE
-    # the partners' own blocks move their means, by what all blocks say: keep what was sent
-    sent = side.mean.copy()
+    # the partners' own blocks move their means, by what all blocks say
     learn_influence(
-        block.layout, a["influence"], variance, side, partners["root"], a["evidence"], threads,
-        (len(block.sends) + 1) / 2,
+        block.layout, a["influence"], variance, side, partner_roots, a["evidence"], threads,
+        (len(block.sends) + 1) / 2, moves=False,
     )  # fmt: skip
-    side.mean[:] = sent
 
 
 def standardised(block: BlockLayout, mean: float, spread: float) -> BlockLayout:

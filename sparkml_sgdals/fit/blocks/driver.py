@@ -116,6 +116,8 @@ def train_in_blocks(
             cells = held.keep(placed(cells, job))
         with phase(spark, "route"):
             job, moments = measured(cells, job)
+        if files is not None:
+            files.drop_tables()
         routed = time.perf_counter()
         lams = (0.0, 0.0)
         if settings.fits_events:

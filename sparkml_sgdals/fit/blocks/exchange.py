@@ -330,25 +330,38 @@ class Half:
         named = partial(named_rows, state, settings=job.settings, fresh=job.fresh)
         yield from send_messages(block, side, own, named)
 
-    def _sent(self, statics: Statics, inbox: Inbox) -> Iterator[dict[str, npt.NDArray[Any]]]:
-        """Yield what this block has to know of its partners, from each of their blocks in turn."""
+    def _partners(self, statics: Statics, inbox: Inbox) -> dict[str, npt.NDArray[Any]]:
+        """Return what this block has to know of its partners, block by block in their order."""
         job, own, side = self.job, inbox.block, OTHER[self.side]
+        given: list[tuple[dict[str, npt.NDArray[Any]], npt.NDArray[np.int32] | None]] = []
         for source, payload in inbox.all(side, "send").items():
             lying = statics.parked(payload)
             if lying is None:
-                yield arrays_from_buffer(payload, copy=False)
+                given.append((arrays_from_buffer(payload, copy=False), None))
                 continue
             rows = statics.arrays(static_name("rows", side, source, own))["rows"]
             check_rows(rows, lying["mean"].shape[0], side)
-            yield named_rows(BlockState(lying), rows, job.settings, job.fresh)
+            given.append((lying, rows))
+        sizes = [a["mean"].shape[0] if rows is None else rows.size for a, rows in given]
+        ends = np.cumsum(sizes).tolist()
+        partners: dict[str, npt.NDArray[Any]] = {}
+        # one block of them at a time lies in memory twice: together they are most of a task
+        for (arrays, rows), size, end in zip(given, sizes, ends, strict=True):
+            named = arrays
+            if rows is not None:
+                named = named_rows(BlockState(arrays), rows, job.settings, job.fresh)
+            for name, part in named.items():
+                if name not in partners:
+                    partners[name] = np.empty((ends[-1], *part.shape[1:]), part.dtype)
+                partners[name][end - size : end] = part
+        return partners
 
     def _sweep(
         self, statics: Statics, block: BlockLayout, state: BlockState, inbox: Inbox,
         learned: GlobalState,
     ) -> Sums:  # fmt: skip
         job, side, partner_side = self.job, self.side, OTHER[self.side]
-        sent = list(self._sent(statics, inbox))
-        partners = {name: np.concatenate([s[name] for s in sent]) for name in sent[0]}
+        partners = self._partners(statics, inbox)
         prior, threads = learned.priors.get(side), job.task_threads()
         if job.fresh and job.settings.draws_prior:
             priors = prior, learned.priors.get(partner_side)

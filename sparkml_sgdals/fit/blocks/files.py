@@ -168,12 +168,19 @@ class BlockFiles:
                 store.delete(name)
 
     def put_table(self, name: str, table: pa.Table) -> None:
-        """Write a table of ratings."""
+        """Write a table of ratings, until `drop_tables`."""
         self._write(name, to_buffer(table))
 
     def table(self, name: str) -> pa.Table:
         """Return a table of ratings, mapped on local disks; raises as `arrays`."""
         return from_bytes(pa.py_buffer(self._read(name, check=True)))
+
+    def drop_tables(self) -> None:
+        """Delete the pieces of ratings from a local disk, once all are in cells."""
+        store = ObjectStore(self.folder)
+        for name in store.names("") if store.local else ():
+            if name.startswith("pieces-"):
+                store.delete(name)
 
     def _write(self, name: str, payload: pa.Buffer) -> None:
         trailer = _TRAILER.pack(_MARK, payload.size, zlib.crc32(payload))

@@ -92,16 +92,20 @@ class Route:
         bounds = np.zeros(blocks * blocks + 1, np.int64)
         np.cumsum(np.bincount(cell, minlength=blocks * blocks), out=bounds[1:])
         ordered = table.take(pa.array(order)).combine_chunks()
-        name = f"pieces-{uuid.uuid4().hex}"
-        if self.files is not None:
-            self.files.put_table(name, ordered)
+        token, written = uuid.uuid4().hex, ""
         for number in np.flatnonzero(np.diff(bounds)).tolist():
+            u, i = divmod(number, blocks)
+            name, start = f"pieces-{token}-{u}", int(bounds[u * blocks])
             first, count = int(bounds[number]), int(bounds[number + 1] - bounds[number])
             payload = pa.py_buffer(b"")
             if self.files is None:
                 payload = to_buffer(ordered.slice(first, count))
-            u, i = divmod(number, blocks)
-            values = [keys[u], u, i, name, first, count]
+            elif name != written:
+                # a file for each reader: none reads, and sums up, what is another's
+                end = int(bounds[(u + 1) * blocks])
+                self.files.put_table(name, ordered.slice(start, end - start))
+                written = name
+            values = [keys[u], u, i, name, first - start, count]
             arrays = [pa.array([v], f.type) for v, f in zip(values, _PIECE_SCHEMA, strict=False)]
             yield pa.RecordBatch.from_arrays([*arrays, binary(payload)], schema=_PIECE_SCHEMA)
 

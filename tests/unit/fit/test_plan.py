@@ -35,17 +35,21 @@ def test_size_and_num_blocks_choose(settings: Settings) -> None:
 
 
 @pytest.mark.parametrize(
-    ("rows", "blocks", "most", "expected"),
+    ("rows", "blocks", "most", "on_disk", "expected"),
     [
-        (10, 0, 100, 2),
-        (150, 0, 100, 4),
-        (150, 1, 100, 1),
+        (10, 0, 100, True, 2),
+        (150, 0, 100, True, 4),
+        (150, 1, 100, True, 1),
+        # a task holds the rows of all ids that its ratings name
+        (30_000_001, 0, 40_000_000, True, 4),
         # its rows go through Spark as one value a block
-        (15_000_001, 0, 40_000_000, 4),
+        (15_000_001, 0, 40_000_000, False, 4),
     ],
 )
-def test_blocks_that_write_their_rows(rows: int, blocks: int, most: int, expected: int) -> None:
-    assert blocks_to_path(rows, options(blocks, most)) == expected
+def test_blocks_that_write_their_rows(
+    rows: int, blocks: int, most: int, on_disk: bool, expected: int
+) -> None:
+    assert blocks_to_path(rows, options(blocks, most), on_disk) == expected
 
 
 def test_events_go_onto_a_model_in_one_task() -> None:

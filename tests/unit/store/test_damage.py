@@ -25,6 +25,8 @@ from sparkml_sgdals.store.overlay import Overlay
 from sparkml_sgdals.store.spark_checkpoint import check_checkpoint, reading
 from sparkml_sgdals.store.version_store import VersionStore
 
+pytestmark = pytest.mark.usefixtures("first_version")
+
 BATCHES = 8
 KINDS = ["rows", "int", "str"]
 

@@ -37,6 +37,8 @@ from sparkml_sgdals.store.packed_rows import (
 from sparkml_sgdals.store.sorted_runs import Run, RunWriter, merge_runs, stack_size
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
+pytestmark = pytest.mark.usefixtures("first_version")
+
 
 class Twins:
     """Two model paths that learn the same batches: one with all rows in memory, one with few."""

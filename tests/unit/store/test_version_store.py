@@ -22,6 +22,8 @@ from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.commit import FORMAT_VERSION, Commit
 from sparkml_sgdals.store.version_store import StorageError, VersionStore, spark_path
 
+pytestmark = pytest.mark.usefixtures("first_version")
+
 FILE = {"name": "files/some.parquet", "rows": 0, "bytes": 9, "sha256": "ab" * 32}
 SCALARS = ModelState.empty(settings_of(rank=2), "int", "str").scalars()
 
@@ -335,7 +337,8 @@ def test_prune_keeps_the_last(versions: Writer, keep: int) -> None:
     named = {
         os.path.basename(file["name"])
         for number in versions.store.numbers()
-        for file in versions.store.read_commit(number).files.values()
+        for commit in [versions.store.read_commit(number)]
+        for file in [*commit.files.values(), *commit.run_files()]
     }
     assert files_of(versions.path) == named
     assert versions.store.metrics() == versions.metrics

@@ -215,12 +215,13 @@ def test_a_block_draws_its_prior(swept: bool) -> None:
             ratings.users, ratings.items, influence, 0.05, *taking, partner.astype(float)
         )
     sent = partners["mean"].copy()
-    draw(block, state, partners, (own, partner) if swept else (None, None), "users", settings, 2)
+    theirs, given = dict(partners), (own, partner) if swept else (None, None)
+    draw(block, state, theirs, given, "users", settings, 2)
     np.testing.assert_allclose(a["drawn"], drawn, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(a["mean"], mean, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(a["influence"], influence, rtol=2e-3, atol=2e-4)
     assert a["influence"].any() == swept
-    assert np.array_equal(partners["mean"], sent)
+    assert np.array_equal(theirs["mean"], sent)
     if swept:
         evidence = influence_shares(block.layout, partners["root"])
         np.testing.assert_array_equal(a["evidence"], evidence)

@@ -106,8 +106,13 @@ def test_a_second_attempt_leaves_the_readers_of_the_first(tmp_path: Path) -> Non
 
 def test_a_table(files: BlockFiles) -> None:
     table = pa.table({"user": pa.array([3, 1], pa.int32()), "item": pa.array(["x", "y"])})
-    files.put_table("pieces", table)
-    assert files.table("pieces").equals(table)
+    files.put_table("pieces-1", table)
+    files.put(NAME, ARRAYS)
+    assert files.table("pieces-1").equals(table)
+    files.drop_tables()
+    assert_arrays(files.arrays(NAME, check=True))
+    with pytest.raises(StorageError, match=r"pieces-1 .* missing"):
+        files.table("pieces-1")
 
 
 def test_a_missing_static_is_named(files: BlockFiles) -> None:
