@@ -128,8 +128,8 @@ def heard_partners(
         return None
     memory, index = memories_of(state)[1], state.items.index
     rows = memory.look_up(lambda held: rows_of_keys(held, index.keys(), index.by_key()))
-    own = np.arange(rows.shape[0])
-    some = np.unique(latest[latest >= 0])
+    own: I64 = np.arange(rows.shape[0])
+    some: I64 = np.unique(latest[latest >= 0]).astype(np.int64)
     if 4 * some.size < own.size:
         # a batch's users did few of all items last
         places = np.full(own.size + 1, -1, np.int32)

@@ -263,7 +263,7 @@ def draw_pool(cumulative, order, parts, size, state):  # type: ignore[no-untyped
     for h in range(parts.size):
         many = 0
         if size > 0 and order.size > 0 and cumulative[h, final] > 0.0:
-            many = max(np.int64(round(size * parts[h])), 1)
+            many = max(int(size * parts[h] + 0.5), 1)
         begins[h + 1] = begins[h] + many
     items = np.empty(begins[-1], np.int32)
     for h in range(parts.size):

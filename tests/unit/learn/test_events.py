@@ -303,7 +303,7 @@ def test_a_pool_holds_each_item_as_often_as_it_is_drawn(number, size, seed):
     for part in range(6):
         own = pool[begins[part] : begins[part + 1]]
         total = weights[part].sum()
-        assert own.size == (max(round(size * parts[part]), 1) if total else 0)
+        assert own.size == (max(int(size * parts[part] + 0.5), 1) if total else 0)
         found = np.bincount(own, minlength=number)
         if total:
             assert (np.abs(found - own.size * weights[part] / total) < 2.0).all()
