@@ -59,7 +59,7 @@ demo-kafka: $(VENV)/.installed ## Stream MovieLens through a Kafka broker of its
 serve-demo: $(VENV)/.installed ## Serve films on a page that learns as you rate, until Ctrl-C
 	@$(WITH_SPARK) exec $(PY) examples/serve_demo.py $(ARGS)
 
-test: $(VENV)/.installed ## Run the tests, or PART=long, ...; ARGS="-k stream -x" goes to pytest
+test: $(VENV)/spark.jsa ## Run the tests, or PART=long, ...; ARGS="-k stream -x" goes to pytest
 	@$(if $(filter PART_$(PART),$(.VARIABLES)),,$(error there is no PART=$(PART): see Makefile))
 	@# in the order of folders: files of many small tests, of tests/unit, come last and fill the end
 	@$(WITH_SPARK) $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder \
@@ -123,6 +123,11 @@ image: $(VENV)/.installed ## Follow deploy/Dockerfile without an engine, as root
 docs: $(VENV)/.installed ## Check the links of all pages, and build the site: site/
 	$(PY) scripts/check_links.py README.md CONTRIBUTING.md SECURITY.md benchmarks/README.md docs
 	$(PY) -m mkdocs build --strict
+
+# half of what a session costs at its start; where no archive can be written tests take longer
+$(VENV)/spark.jsa: $(VENV)/.installed
+	@echo "Archiving what Spark's JVM loads at its start ..."
+	@$(WITH_SPARK) $(PY) scripts/archive_spark.py $@ || touch $@
 
 $(VENV)/.installed: pyproject.toml
 	@sh scripts/ensure-venv.sh "$(PYTHON)" $(VENV)

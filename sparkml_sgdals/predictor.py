@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 
-from sparkml_sgdals.arrays.given_ids import given_ids, lists_ids
+from sparkml_sgdals.arrays.given_ids import given_ids, lists_ids, several, whole_count
 from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.kernels.topn import Positions, Tastes, candidate_products, query_products, top_n
 from sparkml_sgdals.state.columns import prior_variances
@@ -65,6 +65,11 @@ class Predictor:
         self._whole = state if any(state.features) else self._state
         self._params = params
         self.version = version
+
+    def __repr__(self) -> str:
+        """Version and size."""
+        users, items = self._state.ids
+        return f"Predictor: version={self.version}, users={users}, items={items}"
 
     @classmethod
     def load(
@@ -178,9 +183,7 @@ class Predictor:
         ValueError
             more users than items, or fewer
         """
-        if self._stored is not None:
-            # they may be an iterator, and are gone through twice
-            users, items = list(users), list(items)
+        users, items = several(users, "users"), several(items, "items")
         state = self._knowing(users, items)
         rows = _rows(state.users, users, "user"), _rows(state.items, items, "item")
         if rows[0].size != rows[1].size:
@@ -205,7 +208,7 @@ class Predictor:
         self,
         users: Iterable[Any],
         n: int = 10,
-        exclude: Sequence[Iterable[Any]] | None = None,
+        exclude: Iterable[Any] | Sequence[Iterable[Any]] | None = None,
         rank_by: str = "prediction",
         candidates: Iterable[Any] | Sequence[Iterable[Any]] | None = None,
     ) -> pd.DataFrame:
@@ -217,8 +220,8 @@ class Predictor:
             ids; one that is not known is served by the items' biases
         n : int
             items for each
-        exclude : Sequence[Iterable[Any]] | None
-            for each of `users`, ids of items not to give
+        exclude : Iterable[Any] | Sequence[Iterable[Any]] | None
+            ids of items not to give: a list for all users, or for each of `users` one
         rank_by : str
             "prediction", or its "upper" or "lower" bound one deviation of the mean away
         candidates : Iterable[Any] | Sequence[Iterable[Any]] | None
@@ -231,16 +234,11 @@ class Predictor:
 
         Raises ValueError for other values, and for bounds of a model without variances.
         """
-        wanted = list(users)
+        wanted = list(several(users, "users"))
         sign = self._sign(rank_by)
-        if n < 1:
-            raise ValueError(f"n must be at least 1, got {n}.")
-        among = None if candidates is None else list(candidates)
-        if among is not None and lists_ids(candidates):
-            among = [among] * len(wanted)
-        for name, lists in (("exclude", exclude), ("candidates", among)):
-            if lists is not None and len(lists) != len(wanted):
-                raise ValueError(f"{name} has {len(lists)} lists, users are {len(wanted)}.")
+        n = whole_count("n", n)
+        gone = _of_each("exclude", exclude, len(wanted))
+        among = _of_each("candidates", candidates, len(wanted))
         state = self._knowing(wanted, [])
         rows = _rows(state.users, wanted, "user")
         mean, taste = means_and_tastes(state.users, rows)
@@ -257,7 +255,7 @@ class Predictor:
             queries,
             factors,
             n,
-            None if exclude is None else self._positions(exclude, order),
+            None if gone is None else self._positions(gone, order),
             None if own is None else (own, other),
             sign,
             None if tastes is None else Tastes(taste, tastes),
@@ -352,6 +350,17 @@ class Predictor:
         gone = [np.unique(places[rows[rows >= 0]]) for rows in found]
         starts = np.cumsum([0, *[len(one) for one in gone]], dtype=np.int64)
         return starts, np.concatenate([np.empty(0, np.int64), *gone]).astype(np.int32)
+
+
+def _of_each(name: str, given: Any, users: int) -> list[Iterable[Any]] | None:
+    """Return what is said of items for each user: a list of ids is for all of them."""
+    if given is None:
+        return None
+    found = several(given, name)
+    lists = [found] * users if lists_ids(found) else list(found)
+    if len(lists) != users:
+        raise ValueError(f"{name} has {len(lists)} lists, users are {users}.")
+    return lists
 
 
 def _rows(table: FactorTable, ids: Iterable[Any], side: str) -> I64:

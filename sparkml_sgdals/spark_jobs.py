@@ -35,13 +35,30 @@ _TASKS_A_CORE: Final = 4
 _MOST_TASKS: Final = 1000
 _LEAST_TASKS: Final = 32
 """Tasks that are left where cores were counted, as more may come while a job runs."""
+_TOLD: Final = (
+    "SPARK_REMOTE", "SPARK_CONNECT_MODE_ENABLED", "SPARK_CONF_DIR", "SPARK_HOME",
+    "PYSPARK_GATEWAY_PORT", "PYSPARK_SUBMIT_ARGS",
+)  # fmt: skip
+"""Set where somebody has said how Spark is to be started."""
+_QUIET: Final = {"spark.ui.showConsoleProgress": "false", "spark.log.level": "ERROR"}
 _counted: dict[str, int] = {}
 """Cores of sessions whose conf does not tell."""
 
 
 def active_session() -> SparkSession:
-    """Return the session at hand, a new one where there is none."""
-    return SparkSession.getActiveSession() or SparkSession.builder.getOrCreate()
+    """Return the session at hand, a new one where there is none.
+
+    A new one of a program that says nothing of Spark is for someone who never asked for it: its
+    bars and warnings would stand between the lines of a notebook.
+    """
+    found: SparkSession | None = SparkSession.getActiveSession()
+    if found is not None:
+        return found
+    builder = SparkSession.builder
+    if not any(name in os.environ for name in _TOLD):
+        for name, value in _QUIET.items():
+            builder = builder.config(name, value)
+    return builder.getOrCreate()
 
 
 def local_threads(spark: SparkSession) -> int:

@@ -13,6 +13,7 @@ from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
+import jvm
 import numpy as np
 import pandas as pd
 import pytest
@@ -34,14 +35,8 @@ if (
 ):
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(SHARED_MEMORY))
 
-JVM = (
-    # code that runs for seconds is not worth the second compiler's time; the frames of the first
-    # are larger, and the lineage of Spark's ALS overflows the usual stack with them
-    "-XX:TieredStopAtLevel=1", "-Xss16m",
-    # the first compiler alone is given room for a tenth of the code that a run makes, and sweeps it
-    "-XX:ReservedCodeCacheSize=512m", "-XX:-UseCodeCacheFlushing",
-    "-XX:+UseSerialGC", "-Xmn1g", "-XX:MetaspaceSize=256m", "-XX:-UsePerfData",
-)  # fmt: skip
+# programs that tests start and that start a Spark of their own
+os.environ.setdefault("SPARK_SUBMIT_OPTS", " ".join(jvm.options()))
 
 PRELOADED = Path(__file__).parent / "preloaded"
 
@@ -67,7 +62,7 @@ def spark(
         # the usual one runs a dozen commands a file (readlink, chmod) where Hadoop's library is
         # missing; the programs of tests/kills, tests/cli and examples/ have the usual one
         "spark.sql.streaming.checkpointFileManagerClass": _checkpoint_files(),
-        "spark.driver.extraJavaOptions": " ".join(JVM),
+        "spark.driver.extraJavaOptions": " ".join((*jvm.options(), "-Xmn1g")),
         "spark.sql.warehouse.dir": str(scratch / "warehouse"),
         "spark.ui.showConsoleProgress": "false",
         # an error in a task is a failure of the test, not something to try again

@@ -1,8 +1,12 @@
-"""Ids as a caller has them, in lists, arrays and columns, as one Arrow array (no Spark)."""
+"""Ids as a caller has them, in lists, arrays and columns, and how many of them (no Spark)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import datetime
+import numbers
+import uuid
+import warnings
+from collections.abc import Iterable, Iterator, MappingView
 from typing import Any
 
 import numpy as np
@@ -11,7 +15,7 @@ import pyarrow as pa
 
 from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 
-__all__ = ["given_ids", "is_scalar", "lists_ids"]
+__all__ = ["given_ids", "is_scalar", "listed", "lists_ids", "several", "whole_count"]
 
 
 def given_ids(ids: Iterable[Any], kind: IdKind, side: str) -> pa.Array:
@@ -34,7 +38,7 @@ def given_ids(ids: Iterable[Any], kind: IdKind, side: str) -> pa.Array:
     words = {"int": "whole numbers", "str": "strings"}
     try:
         given = _array(ids)
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as failure:
+    except (pa.ArrowException, OverflowError) as failure:
         raise TypeError(
             f"Ids of {side}s are {words[kind]} in this model, and those given are not all of one "
             f"kind or too large: {failure}"
@@ -61,17 +65,64 @@ def lists_ids(given: Any) -> bool:
         return given.ndim == 1 and given.dtype.names is None
     if isinstance(given, (list, tuple, set, frozenset)):
         return all(is_scalar(one) for one in given)
-    columns = (pd.Series, pd.Index, pa.Array, pa.ChunkedArray, range)
-    return isinstance(given, columns) or type(given).__name__ == "Series"
+    columns = (pd.Series, pd.Index, pd.api.extensions.ExtensionArray, pa.Array, pa.ChunkedArray)
+    # of Polars and pandas on Spark
+    return isinstance(given, (*columns, range)) or type(given).__name__ in ("Series", "Index")
+
+
+def listed(given: Any) -> Any:
+    """Return what can be gone through only once, or cannot be indexed, as a list; else itself."""
+    once = isinstance(given, (Iterator, MappingView))
+    # an open file, or Arrow's stream of batches, is more than its values
+    whole = hasattr(given, "read") or hasattr(given, "__arrow_c_stream__")
+    return list(given) if once and not whole else given
+
+
+def several(given: Any, what: str) -> Any:
+    """Return what a caller has of several ids, or lists of them, so that it has a length.
+
+    Raises TypeError for one alone: the letters of a text are no ids.
+    """
+    if given is None or is_scalar(given):
+        one = given.item() if isinstance(given, (np.generic, np.ndarray)) else given
+        raise TypeError(f"{what} are given as a list, got {one!r}: write [{one!r}].")
+    found = listed(given)
+    return found if hasattr(found, "__len__") else list(found)
+
+
+def whole_count(what: str, given: Any) -> int:
+    """Return a number of things as an int.
+
+    Raises
+    ------
+    TypeError
+        it is no whole number
+    ValueError
+        it is below 1
+    """
+    number = isinstance(given, (int, float, np.number)) and not isinstance(given, bool)
+    if not number or given != np.floor(given):
+        raise TypeError(f"{what} must be a whole number, got {given!r}.")
+    if given < 1:
+        raise ValueError(f"{what} must be at least 1, got {given}.")
+    return int(given)
 
 
 def is_scalar(value: Any) -> bool:
     """Whether this is one value, such as an id, or none."""
-    return value is None or isinstance(value, (str, bytes, int, float, np.generic))
+    if isinstance(value, np.ndarray):
+        return value.ndim == 0
+    kinds = (str, bytes, numbers.Number, np.generic, datetime.date, uuid.UUID)
+    return value is None or isinstance(value, kinds)
 
 
 def _array(ids: Iterable[Any]) -> pa.Array:
     """Ids as one Arrow array, string where they are text of whatever form."""
+    if type(ids).__module__.startswith("pyspark.pandas"):
+        with warnings.catch_warnings():
+            # that all of it comes here: a list of ids is asked for
+            warnings.simplefilter("ignore")
+            ids = ids.to_numpy()  # type: ignore[attr-defined]
     if not isinstance(ids, (pa.Array, pa.ChunkedArray, np.ndarray, pd.Series)):
         ids = pa.chunked_array(ids) if hasattr(ids, "__arrow_c_stream__") else list(ids)
     if isinstance(ids, pa.ChunkedArray):

@@ -111,7 +111,7 @@ def fit(
     asked = SourceColumns(user, item, rating, time)
     als = _with_params(StreamingBiasedALS(), param)
     _refuse_to_replace(out, overwrite)
-    needed = ("user", "item") if als.getImplicitPrefs() else ("user", "item", "rating")
+    needed = _needed(als.getImplicitPrefs())
     places = [
         _checked(run, path, kind, options, asked, needed) for path in (ratings, held_out) if path
     ]
@@ -123,7 +123,7 @@ def fit(
     with run.spark() as spark:
         with run.output.phase("Looking"):
             table, columns = read_ratings(spark, places[0], asked, needed, None, time_format, drops)
-            als.setParams(**_column_params(columns))
+            als.setParams(**_column_params(columns, table.columns))
             if als.forgettingEvents()[1]:
                 table = with_event_times(table, columns.time)
             ids = _id_types(als, table)
@@ -260,8 +260,10 @@ def stream(
                 told += "".join(f", {quoted(name)} array<double>" for name in vectors)
             ratings = read_kafka_stream(spark, kafka, topic, told, options)
         else:
+            more = [event_id] if event_id else []
+            events = model.state.settings.learns_events if model else als.getImplicitPrefs()
             ratings, columns = read_files_stream(
-                spark, place, columns, schema, ids, [event_id] if event_id else [], vectors
+                spark, place, columns, schema, ids, more, vectors, _needed(events)
             )
         if model is not None:
             ratings = renamed(ratings, columns, _as_learned(model, None))
@@ -270,7 +272,7 @@ def stream(
             model.setUserFeaturesCol("").setItemFeaturesCol("")
             known = _features(spark, about, columns, model.idTypes, None)
             ratings = with_vectors(ratings, model, known)
-        als.setParams(**_column_params(columns))
+        als.setParams(**_column_params(columns, ratings.columns))
         if model is None and any(about):
             known = _features(spark, about, columns, _id_types(als, ratings), ())
             als.setUserFeatures(known[0]).setItemFeatures(known[1])
@@ -473,13 +475,16 @@ def _cell(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
 
 
-def _column_params(columns: Any) -> dict[str, str]:
-    return {
-        "userCol": columns.user,
-        "itemCol": columns.item,
-        "ratingCol": columns.rating,
-        "timestampCol": columns.time,
-    }
+def _needed(events: bool) -> tuple[str, ...]:
+    """Return what a row has to have, of events or of ratings."""
+    return ("user", "item") if events else ("user", "item", "rating")
+
+
+def _column_params(columns: SourceColumns, names: Sequence[str]) -> dict[str, str]:
+    told = {"userCol": columns.user, "itemCol": columns.item, "timestampCol": columns.time}
+    # events may have none, and then count one each
+    here = columns.rating in names or "." in columns.rating or columns.rating != DEFAULTS.rating
+    return told | ({"ratingCol": columns.rating} if here else {})
 
 
 def _with_params(als: Any, given: list[str] | None) -> Any:

@@ -33,14 +33,16 @@ def recommend(
         list[str] | None, typer.Option("--user", "-u", help="A user's id; may be repeated.")
     ] = None,
     users: Annotated[
-        str, typer.Option(help="Table of users, for --user.", show_default=False)
+        str, typer.Option(help="Table of users, in the place of --user.", show_default=False)
     ] = "",
     everybody: Annotated[bool, typer.Option("--all", help="All users; needs --out.")] = False,
-    number: Annotated[int, typer.Option("--number", "-n", help="Items a user.", min=1)] = 10,
+    number: Annotated[int, typer.Option("--number", "-n", help="Items for each user.", min=1)] = 10,
     exclude_seen: Annotated[
         str, typer.Option(help="Table of ratings whose pairs are left out.", show_default=False)
     ] = "",
-    rank_by: Annotated[str, typer.Option(help="prediction, upper or lower.")] = "prediction",
+    rank_by: Annotated[
+        str, typer.Option(help="prediction, or upper or lower: its bound one ± away.")
+    ] = "prediction",
     titles: Annotated[
         str,
         typer.Option(help="Table of items, ids as in the model, and titles.", show_default=False),

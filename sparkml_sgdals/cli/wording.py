@@ -19,9 +19,10 @@ _SAID: Final[tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...]] = (
      "--exclude-seen without a table would leave out what the model remembers, and this"),
     (r"excludeSeen=ratings", "--exclude-seen TABLE"),
     # a Param with a value, in Python's spelling
-    (r"\b([a-z]+[A-Z]\w*)=(?:'([^']*)'|(True|False)|([\w.]+))",
+    (r"(?<!-P )(?<!--option )\b([a-z]+[A-Z]\w*)=(?:'([^']*)'|(True|False)|([\w.]+))",
      lambda m: f"-P {m[1]}={m[2] or (m[3] or '').lower() or m[4]}"),
     (r"\bset (\w+) to (\d[\w.]*)", lambda m: f"set -P {m[1]}={m[2]}"),
+    (r" Start a model without ratings with fitStream\.$", ""),
     # what a program would do about a table that is a file here
     (r"\b(?:Cast|Convert) it first, e\.g\. (?:with|df\.\w+\().*$", "Convert it in the file."),
 )  # fmt: skip

@@ -35,6 +35,7 @@ from sparkml_sgdals.arrays.screening import NO_LIMITS, Limits
 
 __all__ = [
     "FUTURE",
+    "OWN",
     "RatingColumns",
     "column",
     "column_type",
@@ -48,8 +49,12 @@ __all__ = [
     "time_column",
 ]
 
+_MOST_TOLD: Final = 80
+"""letters of a type"""
 _INTEGERS = (ByteType, ShortType, IntegerType, LongType)
-FUTURE: Final = "_sgdals_future"
+OWN: Final = "_sgdals_"
+"""Start of names of columns that are added to the user's."""
+FUTURE: Final = f"{OWN}future"
 """Column of a stream's batch: whether the event's time had not come yet when the batch began."""
 _MOMENTS = (TimestampType, TimestampNTZType, DateType)
 
@@ -99,9 +104,10 @@ def column_type(schema: StructType, param: str, name: str) -> DataType:
         else:
             return inner
     if field is None:
+        theirs = [one for one in schema.names if not one.startswith(OWN)]
         raise ValueError(
             f"{param} {name!r} is not a column of the DataFrame, which has "
-            f"{', '.join(map(repr, schema.names)) or 'none'}. {_meant(schema.names, param, name)}"
+            f"{', '.join(map(repr, theirs)) or 'none'}. {_meant(theirs, param, name)}"
         )
     return field.dataType
 
@@ -124,9 +130,10 @@ def id_kind(schema: StructType, param: str, name: str) -> IdKind:
         return "str"
     if isinstance(found, NumericType):
         return "int"
+    cast = "Cast it first, e.g. to 'string'."
     raise TypeError(
-        f"{param} {name!r} must hold integers or strings, got {found.simpleString()}. "
-        f"Cast it first, e.g. to 'string'."
+        f"{param} {name!r} must hold integers or strings, got {_told(found)}. "
+        f"{_field(param, name, found) or cast}"
     )
 
 
@@ -262,8 +269,11 @@ def _number(schema: StructType, param: str, name: str) -> str:
     found = column_type(schema, param, name)
     if not isinstance(found, NumericType):
         raise TypeError(
-            f"{param} {name!r} must be numeric, got {found.simpleString()}. Cast it first, e.g. "
-            f"df.withColumn({name!r}, F.col({name!r}).cast('float'))."
+            f"{param} {name!r} must be numeric, got {_told(found)}. "
+            + (
+                _field(param, name, found)
+                or f"Cast it first, e.g. df.withColumn({name!r}, F.col({name!r}).cast('float'))."
+            )
         )
     return f"CAST({_column(schema, name)} AS float)"
 
@@ -285,8 +295,22 @@ def _time(schema: StructType, name: str, moments: bool = False) -> str:
         return f"TRY_CAST(round(CAST({column} AS double) * 1e6) AS bigint)"
     raise TypeError(
         f"timestampCol {name!r} must be a number, a date or a timestamp, got "
-        f"{found.simpleString()}. Convert it first, e.g. with F.to_timestamp."
+        f"{_told(found)}. "
+        f"{_field('timestampCol', name, found) or 'Convert it first, e.g. with F.to_timestamp.'}"
     )
+
+
+def _field(param: str, name: str, found: DataType) -> str:
+    """Return how to name a field of a struct; empty where the column is none."""
+    if not isinstance(found, StructType) or not found.names:
+        return ""
+    return f"Set {param} to a field of it, such as {f'{name}.{found.names[0]}'!r}."
+
+
+def _told(found: DataType) -> str:
+    """Return a type in a few words, however many fields it has."""
+    told = found.simpleString()
+    return told if len(told) <= _MOST_TOLD else f"{told[:_MOST_TOLD]}..."
 
 
 def _column(schema: StructType, name: str) -> str:

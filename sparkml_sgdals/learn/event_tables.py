@@ -39,6 +39,7 @@ from sparkml_sgdals.learn.least_squares import (
     weights_beside,
 )
 from sparkml_sgdals.learn.rated_lists import lists_after
+from sparkml_sgdals.learn.shares import events_that_count, some_of
 from sparkml_sgdals.learn.solvers import not_finite, sweeps_settled
 from sparkml_sgdals.state.event_scores import known_done, memories_of, table_alone
 from sparkml_sgdals.state.factors import FactorTable
@@ -112,7 +113,7 @@ def fit_events(
         (own.users, own.items), ids, features, own.features, strict=True
     ):
         start_featured(side, some, rows, weights)
-    fit = _Fit.of(own, ratings)
+    fit = _Fit.of(own, some_of(ratings, events_that_count(own, ratings)))
     sweeps = partial(fit.sweep, [stop for stop in wanted if stop], threads, progress)
     filters = ratings.timed or own.events_learned > 0
     results, _ = run_all([sweeps, partial(_filter, own, ratings, filters)], threads)
@@ -203,11 +204,12 @@ def _filter(state: ModelState, ratings: Ratings, filters: bool) -> None:
 
 def note_table(state: ModelState, ratings: Ratings) -> None:
     """Count the events of a table and note who did what, without learning any; in place."""
+    counted = some_of(ratings, events_that_count(state, ratings))
     user_rows, _ = state.users.ensure(ratings.user_ids)
     item_rows, _ = state.items.ensure(ratings.item_ids)
     memories_of(state)[0].replace(user_rows, lists_after(state.users, user_rows, ratings))
     for table, rows, positions in (
-        (state.users, user_rows, ratings.users), (state.items, item_rows, ratings.items)
+        (state.users, user_rows, ratings.users), (state.items, item_rows, counted.items)
     ):  # fmt: skip
         table.count[rows] += np.bincount(positions, minlength=rows.size)
     state.counters = state.counters.with_ratings(len(ratings), ratings.value_range())

@@ -28,6 +28,7 @@ from sparkml_sgdals.kernels.events.isgd import descend_events
 from sparkml_sgdals.kernels.events.partners import weigh_partners
 from sparkml_sgdals.learn.event_ranks import EventsToRank, judge_events
 from sparkml_sgdals.learn.prequential import BatchSums
+from sparkml_sgdals.learn.shares import events_that_count, some_of
 from sparkml_sgdals.learn.solvers import not_finite
 from sparkml_sgdals.state.columns import FactorColumns
 from sparkml_sgdals.state.event_memory import HALF_LIVES, ItemMemory, with_room
@@ -83,7 +84,8 @@ def learn_events(
     """Learn each row of a table of events once, in place.
 
     A rating r counts as (1 + alpha r) / (1 + alpha) events; one of 0 or less says that the user
-    does not like the item, as in ALS. With `judge`, and a ranking size in the settings, the items
+    does not like the item, as in ALS. What comes again too often is counted for its user alone:
+    `events_that_count`. With `judge`, and a ranking size in the settings, the items
     are ranked before any row is learned: `learn.event_ranks`. Ids that are new start where
     `features` say, of users and of items.
 
@@ -94,6 +96,7 @@ def learn_events(
     """
     sizes = state.users.size, state.items.size
     work = None
+    everything, ratings = ratings, some_of(ratings, events_that_count(state, ratings))
     try:
         ids = ratings.user_ids, ratings.item_ids
         for table, own, rows, weights in zip(
@@ -117,8 +120,8 @@ def learn_events(
         state.users.truncate(sizes[0])
         state.items.truncate(sizes[1])
         raise
-    work.put()
-    state.counters = state.counters.with_ratings(len(ratings), ratings.value_range())
+    work.put(everything)
+    state.counters = state.counters.with_ratings(len(everything), everything.value_range())
     state.events_learned += counted
     state.filter_share = share
     return LearnedEvents(user_rows, np.flatnonzero(touched), new_users, new_items, sums)
@@ -453,8 +456,8 @@ class _Work:
             )
         )
 
-    def put(self) -> None:
-        """Give the state what was learned of users, and counts."""
+    def put(self, everything: Ratings) -> None:
+        """Give the state what was learned of users, and counts; those of users of all rows."""
         state, r = self.state, self.ratings
         state.users.put_rows(self.users)
         done = self.keys.view(np.int64)[self.done]
@@ -465,10 +468,12 @@ class _Work:
         if self.user_memory.last.size:
             self.user_memory.last[self.user_rows] = self.last
         if self.moments is not None:
-            events = r.values > 0
-            np.maximum.at(self.moments, r.users[events], r.times[events])
+            events = everything.values > 0
+            np.maximum.at(self.moments, everything.users[events], everything.times[events])
             self.user_memory.moment[self.user_rows] = self.moments
-        state.users.count[self.user_rows] += np.bincount(r.users, minlength=self.user_rows.size)
+        state.users.count[self.user_rows] += np.bincount(
+            everything.users, minlength=self.user_rows.size
+        )
         state.items.count[self.item_rows] += np.bincount(r.items, minlength=self.item_rows.size)
         state.popularity_parts = tuple(self.parts.tolist())
         state.partners = self.believed

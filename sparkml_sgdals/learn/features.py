@@ -17,7 +17,12 @@ from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.arrays.threads import run_all
 from sparkml_sgdals.kernels.features import add_pairs, add_products, regress, regress_products
 from sparkml_sgdals.learn.solvers import Side
-from sparkml_sgdals.state.columns import FactorColumns, bound_features, prior_variances
+from sparkml_sgdals.state.columns import (
+    FactorColumns,
+    bound_features,
+    prior_variances,
+    widest_starts,
+)
 from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.feature_weights import MOST_COLUMNS, FeatureSums, FeatureWeights
 from sparkml_sgdals.state.model_state import ModelState
@@ -423,7 +428,7 @@ def _weights_after(
     moves = mean - np.where(counted[:, None], before.mean[at], np.float32(0.0))
     assert weights.sums is not None
     weights = _solved(weights, _added(weights.sums, own, moves, ~counted))
-    apart = weights.prior_means(own) - learned.featured[at]
+    apart = weights.prior_means(own, widest_starts(settings)) - learned.featured[at]
     gain = np.minimum(learned.var[at] / prior_variances(settings), np.float32(1.0))
     learned.featured[at] += apart
     moved = learned.mean[at] + gain * apart

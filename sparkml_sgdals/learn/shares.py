@@ -3,6 +3,10 @@
 A rating is learned as often as it comes, by its own user and item. But who sends one pair again and
 again says nothing new of how ratings spread about their predictions; so for that a pair counts a
 few times a batch, and an id a few times as often as there are partners for it.
+
+Nearly all that events teach is shared: what is popular, what is drawn as not done, what stands
+together, how much time has gone by. So an event that is its user's last one once more, and was so
+for long, teaches nothing; nor does a pair beyond a small part of a batch or table.
 """
 
 from __future__ import annotations
@@ -13,11 +17,13 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from sparkml_sgdals.arrays.hashing import id_keys
 from sparkml_sgdals.arrays.ratings import Ratings
+from sparkml_sgdals.state.event_scores import memories_of
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 
-__all__ = ["capped_items", "counts_for_all", "some_of"]
+__all__ = ["capped_items", "counts_for_all", "events_that_count", "some_of"]
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -29,6 +35,10 @@ _A_PARTNER: Final = 2
 """How often an id counts for each partner that there is."""
 _LEAST: Final = 10_000
 """Ratings of an id that count in any case, where there are as many partners."""
+_RUN: Final = 20
+"""How often in a row a user may do the same item. Of a million clicks in a shop two go beyond."""
+_A_HUNDREDTH: Final = 100
+"""The part of a batch or table that a pair may be, beyond _RUN events."""
 _SHARE: Final = 0.1
 """Of the ratings behind the noise an id may be so large a part, beyond _LEAST."""
 
@@ -87,10 +97,72 @@ def some_of(ratings: Ratings, chosen: Mask | None) -> Ratings:
     if chosen is None:
         return ratings
     weights = ratings.weights[chosen] if ratings.weights.size else ratings.weights
+    times = ratings.times[chosen] if ratings.times.size else ratings.times
     return replace(
         ratings, users=ratings.users[chosen], items=ratings.items[chosen],
-        values=ratings.values[chosen], weights=weights,
+        values=ratings.values[chosen], weights=weights, times=times,
     )  # fmt: skip
+
+
+def events_that_count(state: ModelState, events: Ratings) -> Mask | None:
+    """Say which events of a batch or table, not learned yet, are learned; None for all.
+
+    Parameters
+    ----------
+    state : ModelState
+        the model before them
+    events : Ratings
+        in the order of learning
+    """
+    most = max(_RUN, len(events) // _A_HUNDREDTH)
+    own = np.bincount(events.users, minlength=len(events.user_ids))
+    before = _again_before(state, events)
+    if own.max(initial=0) <= _RUN and not before.any():
+        return None
+    # without times all events of a pair are in a row, because they have one hash
+    counted = _run_numbers(events, before) < (_RUN if events.timed else most)
+    if own.max(initial=0) > most:
+        code = events.users.astype(np.int64) * len(events.item_ids) + events.items
+        _, position = np.unique(code, return_inverse=True)
+        counted &= _number(position, np.ones(len(events), bool)) < most
+    return None if counted.all() else counted
+
+
+def _run_numbers(events: Ratings, before: I64) -> I64:
+    """How many events of its user just before each are of the same item."""
+    order = np.argsort(events.users, kind="stable")
+    users, items = events.users[order], events.items[order]
+    new_user = np.diff(users, prepend=-1) != 0
+    begins = np.flatnonzero(new_user | (np.diff(items, prepend=-1) != 0))
+    lengths = np.diff(begins, append=users.size)
+    # the first run of a user goes on with the one before the batch
+    earlier = np.where(new_user[begins], before[users[begins]], 0)
+    numbers = np.empty(users.size, np.int64)
+    numbers[order] = np.arange(users.size) - np.repeat(begins - earlier, lengths)
+    return numbers
+
+
+def _again_before(state: ModelState, events: Ratings) -> I64:
+    """How often each user may have done its first item in a row before the batch.
+
+    A model knows how many events of a user were repeats, not of what: so it is as many where that
+    item is the one that its user did last, else 0.
+    """
+    found = np.zeros(len(events.user_ids), np.int64)
+    rows = state.users.index.find(events.user_ids)
+    known = np.flatnonzero(rows >= 0)
+    if not known.size:
+        return found
+    done = memories_of(state)[0].done
+    held = [done[row] for row in rows[known].tolist()]
+    again = state.users.count[rows[known]] - [keys.size for keys in held]
+    last = np.array([keys[-1] if keys.size else 0 for keys in held], np.int64)
+    users, firsts = np.unique(events.users, return_index=True)
+    first = np.zeros(found.size, np.int64)
+    first[users] = id_keys(events.item_ids).view(np.int64)[events.items[firsts]]
+    goes_on = (first[known] == last) & (again > 0)
+    found[known[goes_on]] = np.minimum(again[goes_on], _RUN)
+    return found
 
 
 def capped_items(counts: I64, users: int) -> npt.NDArray[np.float64] | None:

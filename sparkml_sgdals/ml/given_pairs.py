@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, StructType
 
-from sparkml_sgdals.arrays.given_ids import given_ids, lists_ids
+from sparkml_sgdals.arrays.given_ids import given_ids, listed, lists_ids
 from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.ingest.columns import column_type, has_column, id_column, quoted
 from sparkml_sgdals.ingest.frames import Table, as_table
@@ -72,6 +72,7 @@ def read_pairs(given: Any, what: str, query: IdColumn, candidate: IdColumn) -> G
     """
     if given is None:
         return GivenPairs()
+    given = listed(given)
     if lists_ids(given):
         ids = given_ids(given, candidate.kind, candidate.side)
         return GivenPairs(ids=ids.drop_null().unique())

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import astuple
 from typing import Any
 
+import pyarrow.compute as pc
 from pyspark.sql import DataFrame, Row
 
-from sparkml_sgdals.arrays.given_ids import given_ids, lists_ids
+from sparkml_sgdals.arrays.given_ids import given_ids, listed, lists_ids, whole_count
+from sparkml_sgdals.ingest.frames import Table, as_arrow
 from sparkml_sgdals.notebook import html_table, number
-from sparkml_sgdals.predict.recommending import whole_count
 from sparkml_sgdals.predict.seen import remembered_pairs
 from sparkml_sgdals.predictor import Predictor
 from sparkml_sgdals.spark_jobs import active_session
@@ -59,7 +60,7 @@ class OneMethods:
         self,
         user: int | str,
         n: int = 10,
-        excludeSeen: Iterable[Any] | bool | None = None,
+        excludeSeen: Table | Iterable[Any] | bool | None = None,
         candidates: Iterable[Any] | None = None,
     ) -> list[Row]:
         """Return the best items for one user at once, as `recommendForUserSubset` ranks them.
@@ -70,8 +71,9 @@ class OneMethods:
             an id; one that is not known gets items by their biases
         n : int
             at most so many
-        excludeSeen : Iterable[Any] | bool | None
-            ids of items not to recommend; True: those that the model remembers of the user
+        excludeSeen : Table | Iterable[Any] | bool | None
+            ids of items not to recommend, or a table in memory with userCol and itemCol, such as a
+            pandas DataFrame; True: those that the model remembers of the user
         candidates : Iterable[Any] | None
             ids of items to choose from; those not known are not ranked
 
@@ -87,14 +89,9 @@ class OneMethods:
             `n` below 1, or `excludeSeen=True` where the model remembers nothing
         """
         count = whole_count("n", n)
-        asked = None if isinstance(excludeSeen, bool) else excludeSeen
+        asked = None if isinstance(excludeSeen, bool) else listed(excludeSeen)
         if asked is not None and not lists_ids(asked):
-            raise TypeError(
-                "excludeSeen of one user is a list of ids of items or True, got a "
-                f"{type(asked).__name__}: of a pandas DataFrame give "
-                f"ratings.loc[ratings['{self.getUserCol()}'] == {user!r}, '{self.getItemCol()}'], "
-                "or ask recommendForUserSubset."
-            )
+            asked = self._seen_by(user, asked)
         among = None if candidates is None else [candidates]
         exclude: Any = [] if asked is None else asked
         if excludeSeen is True:
@@ -104,6 +101,26 @@ class OneMethods:
         row = Row(self.getItemCol(), "rating")
         pairs = zip(best["item"].tolist(), best["rating"].tolist(), strict=True)
         return [row(item, rating) for item, rating in pairs]
+
+    def _seen_by(self, user: int | str, pairs: Any) -> Any:
+        """Return the items of a user in a table of pairs; TypeError for one that Spark holds."""
+        names = self.getUserCol(), self.getItemCol()
+        if isinstance(pairs, DataFrame) or type(pairs).__module__.startswith("pyspark."):
+            raise TypeError(
+                "excludeSeen of one user is a list of ids of items, a table in memory, or True, "
+                f"got a table of Spark: that would be a job. Give excludeSeen.toPandas(), or ask "
+                f"recommendForUserSubset([{user!r}], n, excludeSeen)."
+            )
+        table = as_arrow(pairs, "excludeSeen", names)
+        for param, name in zip(("userCol", "itemCol"), names, strict=True):
+            if name not in table.column_names:
+                raise ValueError(
+                    f"{param} {name!r} is not a column of excludeSeen, which has "
+                    f"{', '.join(map(repr, table.column_names))}."
+                )
+        kind = self._state.users.index.kind
+        users = given_ids(table.column(names[0]), kind, "user")
+        return table.column(names[1]).filter(pc.equal(users, given_ids([user], kind, "user")[0]))
 
     def explain(
         self, user: int | str, item: int | str, userFeatures: Any = None, itemFeatures: Any = None

@@ -10,7 +10,7 @@ import numpy as np
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from sparkml_sgdals.arrays.given_ids import given_ids, lists_ids
+from sparkml_sgdals.arrays.given_ids import given_ids, is_scalar, listed, lists_ids
 from sparkml_sgdals.ingest.bad_rows import column_names
 from sparkml_sgdals.ingest.columns import (
     RatingColumns,
@@ -246,9 +246,11 @@ class RankingMethods:
     def _subset(self, given: Any, side: str) -> Any:
         """Return the distinct ids of a table, or of a list of ids."""
         table, param, name, _ = self._side(side)
+        given = listed(given)
         if lists_ids(given):
             return given_ids(given, table.index.kind, side).drop_null().unique()
-        if isinstance(given, (int, str, np.generic)):
+        if given is not None and is_scalar(given):
+            given = given.item() if isinstance(given, (np.generic, np.ndarray)) else given
             raise TypeError(
                 f"{side}s are given as a table with the column {name!r} or as a list, got "
                 f"{given!r}: write [{given!r}]"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
+from sparkml_sgdals.arrays.given_ids import whole_count
 from sparkml_sgdals.arrays.hashing import block_of, id_keys
 from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 from sparkml_sgdals.arrays.ipc import from_bytes, in_pieces, to_bytes
@@ -37,7 +38,7 @@ from sparkml_sgdals.state.partners import Partners
 
 __all__ = [
     "QUERIES_PER_BLOCK", "CandidatePart", "Heard", "Part", "Queries", "Rank", "RankBy", "Ranking",
-    "query_blocks", "rank_blocks", "whole_count",
+    "query_blocks", "rank_blocks",
 ]  # fmt: skip
 
 F32 = npt.NDArray[np.float32]
@@ -47,24 +48,6 @@ RankBy = Literal["prediction", "upper", "lower"]
 _SIGNS: Final = {"prediction": 0, "upper": 1, "lower": -1}
 QUERIES_PER_BLOCK: Final = 4096
 _PAIRS_AT_ONCE: Final = 500_000
-
-
-def whole_count(what: str, given: Any) -> int:
-    """Return a number of things as an int.
-
-    Raises
-    ------
-    TypeError
-        it is no whole number
-    ValueError
-        it is below 1
-    """
-    number = isinstance(given, (int, float, np.number)) and not isinstance(given, bool)
-    if not number or given != np.floor(given):
-        raise TypeError(f"{what} must be a whole number, got {given!r}.")
-    if given < 1:
-        raise ValueError(f"{what} must be at least 1, got {given}.")
-    return int(given)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
+from sparkml_sgdals.arrays.given_ids import whole_count
 from sparkml_sgdals.arrays.hashing import block_of, id_keys
 from sparkml_sgdals.arrays.id_kinds import id_array_type
 from sparkml_sgdals.arrays.ipc import to_bytes
@@ -31,7 +32,6 @@ from sparkml_sgdals.predict.rank_blocks import (
     Part,
     query_blocks,
     rank_blocks,
-    whole_count,
 )
 from sparkml_sgdals.predict.recommending import (
     CANDIDATES_PER_PART,

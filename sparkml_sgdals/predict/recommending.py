@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyspark.sql import DataFrame, SparkSession
 
+from sparkml_sgdals.arrays.given_ids import whole_count
 from sparkml_sgdals.arrays.hashing import USER_SIDE
 from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.predict.choice import Choice
@@ -22,7 +23,6 @@ from sparkml_sgdals.predict.rank_blocks import (
     Ranking,
     query_blocks,
     rank_blocks,
-    whole_count,
 )
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.event_scores import means_and_tastes, tastes_of
@@ -31,7 +31,7 @@ from sparkml_sgdals.state.model_state import ModelState
 
 __all__ = [
     "CANDIDATES_PER_PART", "RankBy", "Ranking", "candidate_parts", "directions", "queries_of",
-    "recommend", "similar", "similar_among", "similar_parts", "whole_count",
+    "recommend", "similar", "similar_among", "similar_parts",
 ]  # fmt: skip
 
 F32 = npt.NDArray[np.float32]

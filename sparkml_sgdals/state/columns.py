@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, Literal, TypeVar, overload
+from typing import Any, Final, Generic, Literal, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +20,15 @@ from sparkml_sgdals.state.settings import Settings
 
 __all__ = [
     "Column", "ColumnSet", "FactorColumns", "bound_features", "grown", "list_column",
-    "prior_variances", "start_means",
+    "prior_variances", "start_means", "widest_starts",
 ]  # fmt: skip
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
+
+_WIDEST: Final = 6.0
+"""prior deviations"""
 
 A = TypeVar("A", bound=Array)
 
@@ -242,6 +245,11 @@ def prior_variances(settings: Settings) -> F32:
     prior = np.full(settings.rank + 1, settings.factor_prior, np.float32)
     prior[0] = settings.bias_prior
     return prior
+
+
+def widest_starts(settings: Settings) -> F32:
+    """How far features may put an id from usual ones, by coordinate, float32, (rank + 1,)."""
+    return np.float32(_WIDEST) * np.sqrt(prior_variances(settings))
 
 
 def list_column(matrix: Array) -> pa.ListArray:

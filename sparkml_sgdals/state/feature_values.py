@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from sparkml_sgdals.arrays.sparse_rows import SparseRows, vector_schema
+from sparkml_sgdals.state.columns import F32, widest_starts
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.feature_weights import FeatureWeights, feature_names
 
@@ -155,7 +156,8 @@ def start_featured(
         return 0
     at, _ = table.ensure(ids.take(pa.array(fresh)))
     own = rows.take(places[fresh])
-    means = weights.start_means(own)
+    most = _most_apart(table, weights)
+    means = weights.start_means(own, most)
     if table.settings.fits_events:
         table.taste[at] = means
         table.taste[at, 0] = np.maximum(means[:, 0], _LEAST_EVENTS)
@@ -164,6 +166,22 @@ def start_featured(
         # the start of features that differs from id to id stays, so that tastes can part
         table.mean[at] += means
         table.var[at] = weights.start_var
-        table.featured[at] = weights.prior_means(own)
+        table.featured[at] = weights.prior_means(own, most)
     table.bound(at)
     return int(fresh.size)
+
+
+def _most_apart(table: FactorTable, weights: FeatureWeights) -> F32:
+    """How far from usual ids features may put one: who rates it learns from where it stands.
+
+    Beyond lies no id of ordinary vectors, but what one number far outside makes of its id.
+    """
+    if not table.settings.fits_events:
+        return widest_starts(table.settings)
+    known = table.taste[table.taste[:, 0] > 0.0]
+    if not len(known):
+        return np.zeros(weights.start.shape[1], np.float32)
+    found: F32 = np.maximum(
+        known.max(axis=0) - weights.start[0], weights.start[0] - known.min(axis=0)
+    )
+    return found

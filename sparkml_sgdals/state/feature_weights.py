@@ -134,13 +134,16 @@ class FeatureWeights:
     start_var: F32
     sums: FeatureSums | None = None
 
-    def prior_means(self, rows: SparseRows) -> F32:
-        """Prior means beside what partners say, float32, shape (rows, rank + 1)."""
-        return self._means(rows, self.prior)
+    def prior_means(self, rows: SparseRows, most: F32 | None = None) -> F32:
+        """Prior means beside what partners say, float32, shape (rows, rank + 1).
 
-    def start_means(self, rows: SparseRows) -> F32:
-        """Means of ids without ratings, float32, shape (rows, rank + 1)."""
-        return self._means(rows, self.start)
+        They lie at most so far from those of usual vectors, by coordinate; None for any distance.
+        """
+        return self._means(rows, self.prior, most)
+
+    def start_means(self, rows: SparseRows, most: F32 | None = None) -> F32:
+        """Means of ids without ratings, float32, shape (rows, rank + 1); as `prior_means`."""
+        return self._means(rows, self.start, most)
 
     def dense(self, which: F32) -> F64:
         """Weights by place in the vector, (size, rank + 1), 0 where a place has none."""
@@ -153,12 +156,14 @@ class FeatureWeights:
         centred: F64 = which[0].astype(np.float64) - self.centres.astype(np.float64) @ which[1:]
         return centred
 
-    def _means(self, rows: SparseRows, which: F32) -> F32:
+    def _means(self, rows: SparseRows, which: F32, most: F32 | None) -> F32:
         if rows.size != self.size:
             raise ValueError(f"vectors of {rows.size} numbers, the model knows {self.size}")
         sums = np.tile(self.base(which), (len(rows), 1))
         check_rows(rows.columns, self.size, "feature")
         add_products(rows.starts, rows.columns, rows.values, self.dense(which), sums)
+        if most is not None:
+            np.clip(sums, which[0] - most, which[0] + most, out=sums)
         return sums.astype(np.float32)
 
     def to_json(self) -> dict[str, Any]:

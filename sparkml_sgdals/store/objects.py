@@ -432,7 +432,7 @@ class ObjectStore:
         Raises StorageError where it is missing, cannot be read or its checksum does not fit.
         """
         if file["bytes"] <= _PART:
-            self._checked(file)
+            self._payload(file)
             return
         check = hashlib.sha256()
         name = file["name"]
@@ -467,10 +467,13 @@ class ObjectStore:
             raise self._bad(file, missing=False) from failure
 
     def _checked(self, file: dict[str, Any]) -> pa.BufferReader:
+        return pa.BufferReader(self._payload(file))
+
+    def _payload(self, file: dict[str, Any]) -> bytes:
         payload = self.read(file["name"])
         if payload is None or hashlib.sha256(payload).hexdigest() != file["sha256"]:
             raise self._bad(file, missing=payload is None)
-        return pa.BufferReader(payload)
+        return payload
 
     def _bad(self, file: dict[str, Any], missing: bool) -> StorageError:
         kind = GoneError if missing else DamagedError

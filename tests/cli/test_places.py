@@ -180,6 +180,91 @@ def test_what_is_wrong_is_said_before_spark_starts(words, said, tmp_path, monkey
     assert said in run(*words)
 
 
+TABLE = {"userId": [1, 2, 3], "movieId": [1, 2, 3], "rating": [1, 2, 3]}
+
+
+@pytest.mark.parametrize("indent", [None, 1])
+@pytest.mark.parametrize(
+    ("held", "remedy"),
+    [
+        (TABLE, "pandas.read_json('a.json')"),
+        (pd.DataFrame(TABLE).to_dict(), "pandas.read_json('a.json')"),
+        ({"ratings": [{"userId": 1}] * 3}, "DataFrame(json.load(open('a.json'))['ratings'])"),
+        ({"ratings": [{"userId": 1}] * 99_999}, "json.load(open('a.json'))['ratings']"),
+    ],
+    ids=["columns", "by index", "under a name", "longer than a sample"],
+)  # fmt: skip
+def test_json_that_is_no_row_is_told(held, remedy, indent, tmp_path):
+    (tmp_path / "a.json").write_text(json.dumps(held, indent=indent))
+    with pytest.raises(ValueError, match=r"one JSON object, of '.*', not one a row") as told:
+        look(str(tmp_path / "a.json"))
+    assert remedy in str(told.value)
+
+
+def test_rows_of_structs_are_rows(tmp_path):
+    row = {"user": {"id": 1}, "item": {"id": 2}, "rating": 3}
+    for text in (json.dumps(row), json.dumps(row) + "\n", json.dumps(row) + "\n" + json.dumps(row)):
+        (tmp_path / "a.json").write_text(text)
+        assert look(str(tmp_path / "a.json")).kind == "json"
+
+
+@pytest.mark.parametrize("ahead", ["My ratings", "sep=;", "My ratings\n\nof 2024; and 2025"])
+def test_lines_before_a_table_are_told(ahead, tmp_path):
+    table = "Leser;Buch;Note\n" + "".join(f"{n};{n + 1};3,5\n" for n in range(9))
+    (tmp_path / "my export.csv").write_text(f"{ahead}\n{table}")
+    line = ahead.count("\n") + 2
+    with pytest.raises(ValueError, match=rf"in line {line}\. .*tail -n \+{line} 'my export.csv'"):
+        look(str(tmp_path / "my export.csv"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32"])
+def test_text_that_spark_cannot_read_is_told(encoding, tmp_path):
+    (tmp_path / "a.csv").write_bytes("userId,movieId,rating\n1,2,3\n".encode(encoding))
+    with pytest.raises(ValueError, match=r"a.csv is text in UTF-.*iconv -f UTF-"):
+        look(str(tmp_path / "a.csv"))
+
+
+def test_columns_that_blanks_align_are_told(tmp_path):
+    (tmp_path / "a.txt").write_text("".join(f"{n:>5} {n:>5} {3.5:>5}\n" for n in range(9)))
+    with pytest.raises(ValueError, match=r"several blanks between values.*sed"):
+        look(str(tmp_path / "a.txt"))
+
+
+def test_files_of_several_separators_are_told(tmp_path):
+    for name, sep in {"a.csv": ",", "b.csv": ";"}.items():
+        rows = [["userId", "movieId", "rating"], ["1", "2", "3"]]
+        (tmp_path / name).write_text("".join(sep.join(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match=r"a.csv is separated by ',', b.csv by ';'"):
+        look(str(tmp_path))
+
+
+def test_files_in_folders_below_are_told(tmp_path):
+    (tmp_path / "2024").mkdir()
+    (tmp_path / "2024" / "a.csv").write_text("userId,movieId,rating\n1,2,3\n")
+    with pytest.raises(typer.BadParameter, match=r"below it, such as 2024/a.csv: name one"):
+        look(str(tmp_path))
+    found = look(str(tmp_path), given={"recursiveFileLookup": "true"})
+    assert found.names == ("userId", "movieId", "rating")
+
+
+def test_a_name_with_signs_of_patterns_is_a_name(tmp_path):
+    (tmp_path / "a[1]{2}*.csv").write_text("userId,movieId,rating\n1,2,3\n")
+    assert look(str(tmp_path / "a[1]{2}*.csv")).source.endswith(r"a\[1\]\{2\}\*.csv")
+    assert look(str(tmp_path / "*.csv")).source.endswith("/*.csv")
+
+
+def test_what_is_narrower_than_a_row_may_be_a_header(tmp_path):
+    # as R's write.table and some others write it
+    rows = "".join(f'"{n}",{n},{n + 1},3\n' for n in range(9))
+    for header in ('"userId","movieId","rating"\n', "reader,book,note\n", ""):
+        (tmp_path / "a.csv").write_text(header + rows)
+        look(str(tmp_path / "a.csv"))
+    for first in ("1,2\n", "anna,2,\n"):
+        # what lacks a value is a row
+        (tmp_path / "a.csv").write_text(first + "anna,2,3,4\n" * 9)
+        assert len(look(str(tmp_path / "a.csv")).dialect.rows) == 10
+
+
 def test_json_of_any_shape_is_known(tmp_path):
     rows = [{"a": 1}, {"a": 2}]
     (tmp_path / "a.json").write_text(json.dumps(rows))

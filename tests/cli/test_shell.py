@@ -187,6 +187,11 @@ def test_json_holds_no_nan():
         ("(implicitPrefs=True)", "(-P implicitPrefs=true)"),
         ("excludeSeen=ratings, or set rankingSize to 1", "--exclude-seen TABLE, or set -P rank"),
         ("call model.write().overwrite().save(path)", "call --overwrite"),
+        (
+            "by --option nullValue=X, or by -P handleInvalid=skip.",
+            "by --option nullValue=X, or by -P handleInvalid=skip.",
+        ),
+        ("the table is empty. Start a model without ratings with fitStream.", "table is empty."),
         ("Cast it first, e.g. df.withColumn('a', F.col('a').cast('float')).", "in the file."),
     ],
 )

@@ -331,6 +331,25 @@ def test_fit_of_events_is_judged_by_its_lists(spark, tables):
     assert (loaded.state.settings.table_rank, loaded.rank) == (4, 4)
 
 
+def test_events_need_no_column_of_ratings(spark, small, tmp_path):
+    """A fit of them, and a stream that begins with them."""
+    (tmp_path / "in [1]").mkdir()
+    table = small.rename(columns=NAMES)[["userId", "movieId", "timestamp"]]
+    table.to_csv(tmp_path / "in [1]" / "clicks.csv", index=False)
+    with_ones = table.assign(rating=1)[["userId", "movieId", "rating", "timestamp"]]
+    with_ones.to_csv(tmp_path / "ones.csv", index=False)
+    more = ("-P", "implicitPrefs=true", "-P", "rank=3")
+    found = []
+    for source in (tmp_path / "in [1]" / "clicks.csv", tmp_path / "ones.csv"):
+        answer("fit", source, tmp_path / "m", *more, "-P", "maxIter=2", "--overwrite")
+        found.append(StreamingBiasedALSModel.load(str(tmp_path / "m")).state.fingerprint())
+    assert found[0] == found[1]
+    run("stream", tmp_path / "path", tmp_path / "in [1]", "--once", *more)
+    assert answer("versions", tmp_path / "path")[-1]["ratings"] == len(table)
+    told = run("fit", tmp_path / "in [1]" / "clicks.csv", tmp_path / "n", code=1)
+    assert "learn each row as an event by -P implicitPrefs=true" in " ".join(told.stderr.split())
+
+
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
     """Folder with ratings.csv, cold.csv of films that are not in it, and films.csv."""

@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import jvm
 import pytest
 from spark_cluster import Cluster
-
-JVM = "-XX:TieredStopAtLevel=1 -XX:+UseSerialGC"
 
 
 @contextmanager
@@ -21,8 +20,8 @@ def application(cluster: Cluster, **options: str) -> Iterator[Any]:
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
         "spark.executor.memory": "640m",
-        "spark.executor.extraJavaOptions": JVM,
-        "spark.driver.extraJavaOptions": JVM,
+        "spark.executor.extraJavaOptions": " ".join(jvm.options()),
+        "spark.driver.extraJavaOptions": " ".join(jvm.options()),
         "spark.driver.host": "127.0.0.1",
         "spark.sql.shuffle.partitions": "3",
         # a worker more is another application's

@@ -42,6 +42,32 @@ def test_outputs_name_no_folder_of_a_machine():
     assert not any(word in NOTEBOOK.read_text() for word in ("/tmp/", "/home/", "/work/"))
 
 
+FIVE_LINES = """
+import pandas as pd
+from sparkml_sgdals import StreamingBiasedALS
+ratings = pd.read_csv("ratings.csv")
+model = StreamingBiasedALS().fit(ratings)
+model.recommendOne(ratings.user[0], 5, excludeSeen=ratings)
+"""
+
+
+@pytest.mark.long
+def test_five_lines_with_pandas(small, tmp_path, monkeypatch):
+    """Whoever wrote them knows of no session, and sees nothing of one but what a start says."""
+    small.iloc[:, :3].to_csv(tmp_path / "ratings.csv", index=False)
+    told = ("SPARK_REMOTE", "SPARK_CONNECT_MODE_ENABLED", "SPARK_API_MODE", "PYSPARK_SUBMIT_ARGS")
+    for name in told:
+        monkeypatch.delenv(name, raising=False)
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(FIVE_LINES)])
+    where = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=240, kernel_name="python3", resources=where).execute()
+    outputs = notebook.cells[0].outputs
+    (answer,) = (out["data"]["text/plain"] for out in outputs if "data" in out)
+    assert answer.count("Row(item=") == 5
+    said = "".join(out.get("text", "") for out in outputs)
+    assert not any(word in said for word in ("[Stage", "TaskSetManager", "NativeCodeLoader"))
+
+
 CELLS = (
     """
 import os

@@ -64,6 +64,11 @@ OTHERS = {
     "dicts": lambda table: table.to_dict("records"),
     "rows": lambda table: [Row(**row) for row in table.to_dict("records")],
     "columns": lambda table: {name: table[name].to_list() for name in table},
+    "ids as an index": lambda table: table.set_index(["user", "item"]),
+    "ids as an index on Spark": lambda table: pytest.importorskip("pyspark.pandas").from_pandas(
+        table.set_index("user")
+    ),
+    "a generator": lambda table: (row for row in table[COLUMNS].to_numpy()),
 }
 
 
@@ -135,8 +140,8 @@ class TestNoTable:
         [
             (None, "spark.createDataFrame"),
             (7, "got 7"),
-            ([], "got a list"),
-            ([1, 2], r"pandas.DataFrame\(dataset, columns="),
+            ([], "got an empty list"),
+            ([1, 2], "give the whole table"),
             ([(1,), (2,)], "rows of 1 values"),
             ([(1, 2, 3.0, 4, 5)], "rows of 5 values"),
             ([(1, 2, 3.0), (1, 2)], "name its columns"),
@@ -144,7 +149,10 @@ class TestNoTable:
             ("ratings.csv", r"spark.read.csv\('ratings.csv', header=True, inferSchema=True\)"),
             (Path("in/r.parquet"), r"spark.read.parquet\('in/r.parquet'\)"),
             (pd.Series([1.0]), "pandas's Series"),
-            (pd.DataFrame({"user": [1, "a"], "item": [1, 2], "rating": [1.0, 2.0]}), "one type"),
+            (
+                pd.DataFrame({"user": [1, "a"], "item": [1, 2], "rating": [1.0, 2.0]}),
+                "Column 'user' of dataset is not all of one type",
+            ),
         ],
         ids=repr,
     )
@@ -171,7 +179,9 @@ class TestIds:
     @pytest.mark.parametrize(
         "ids",
         [[1, 8], (8, 1, 1), {1, 8}, range(1, 9, 7), np.array([1, 8]), pd.Series([1.0, 8.0, None]),
-         pa.array([8, 1]), pd.DataFrame({"user": [1, 8]})],
+         pa.array([8, 1]), pd.DataFrame({"user": [1, 8]}), {8: "x", 1: "y"}.keys(),
+         pd.Categorical([1, 8]), np.array([[1], [8]]), [[8], [1]], [Row(user=1), Row(user=8)],
+         pd.DataFrame({"n": [2, 3]}, index=pd.Index([1, 8], name="user"))],
         ids=lambda given: type(given).__name__,
     )  # fmt: skip
     def test_recommend_takes_lists_of_them(self, spark, model, ids):
@@ -179,6 +189,15 @@ class TestIds:
         assert isinstance(found, DataFrame)
         expected = model.recommendForUserSubset(spark.createDataFrame([(1,), (8,)], ["user"]), 3)
         assert sorted(found.collect()) == sorted(expected.collect())
+
+    def test_columns_of_pandas_on_spark_and_what_ends(self, model, small):
+        pandas_on_spark = pytest.importorskip("pyspark.pandas")
+        users = pandas_on_spark.Series([1, 8], name="user")
+        expected = model.recommendForUserSubset([1, 8], 3, candidates=[5, 16]).collect()
+        found = model.recommendForUserSubset(users, 3, candidates=(n for n in (5, 16)))
+        assert sorted(found.collect()) == sorted(expected)
+        seen = model.recommendOne(1, 3, excludeSeen=[5, 16])
+        assert model.recommendOne(1, 3, excludeSeen=iter([5, 16])) == seen
 
     def test_similar_and_forget_too(self, model, small):
         item = int(small["item"][0])
@@ -191,6 +210,10 @@ class TestIds:
     def test_one_id_alone_is_told_what_to_write(self, model):
         with pytest.raises(TypeError, match=r"got 1: write \[1\], or recommendOne\(1, n\)"):
             model.recommendForUserSubset(1, 3)
+        with pytest.raises(TypeError, match=r"got 1: write \[1\]"):
+            model.recommendForUserSubset(np.int64(1), 3)
+        with pytest.raises(ValueError, match=r"DataFrame, which has 'n'\. Set userCol"):
+            model.transform(pd.DataFrame({"n": [1]}))
         with pytest.raises(TypeError, match="users are whole numbers in this model, got string"):
             model.recommendForUserSubset(["1"], 3)
 
@@ -266,8 +289,17 @@ class TestOne:
             model.recommendOne(1, "3")
         with pytest.raises(ValueError, match="n must be at least 1, got 0"):
             model.recommendOne(1, 0)
-        with pytest.raises(TypeError, match="a list of ids of items or True, got a DataFrame"):
+        with pytest.raises(TypeError, match=r"a table of Spark.*recommendForUserSubset\(\[1\], n"):
             model.recommendOne(1, 3, excludeSeen=ratings)
+
+    def test_what_was_seen_may_be_a_table_in_memory(self, model, small):
+        seen = small.loc[small["user"] == 8, "item"].tolist()
+        expected = model.recommendOne(8, 4, excludeSeen=seen)
+        pairs = small[["user", "item"]]
+        for given in (small, polars_frame(pairs), pairs.set_index("user"), pairs.to_numpy()):
+            assert model.recommendOne(8, 4, excludeSeen=given) == expected
+        with pytest.raises(ValueError, match="itemCol 'item' is not a column of excludeSeen"):
+            model.recommendOne(8, 4, excludeSeen=small[["user"]])
 
 
 class TestPaths:

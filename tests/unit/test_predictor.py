@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -138,6 +139,33 @@ def test_mistakes(predictor):
         predictor.recommend([1], rank_by="best")
     with pytest.raises(ValueError, match="n must be at least 1, got 0"):
         predictor.recommend([1], 0)
+    for n in ("3", 2.5):
+        with pytest.raises(TypeError, match=f"n must be a whole number, got {n!r}"):
+            predictor.recommend([1], n)
+
+
+@pytest.mark.parametrize("one", [7, np.int64(7), np.array(7), "anna", None], ids=repr)
+def test_one_id_alone_is_told_what_to_write(predictor, one):
+    """A text is no list of its letters."""
+    own = one.item() if isinstance(one, (np.generic, np.ndarray)) else one
+    for call in (
+        lambda: predictor.recommend(one),
+        lambda: predictor.predict(one, [1]),
+        lambda: predictor.predict([1], one),
+    ):
+        with pytest.raises(TypeError, match=re.escape(f"got {own!r}: write [{own!r}].")):
+            call()
+
+
+def test_what_ends_and_what_is_for_all(state, predictor):
+    users, items, _, _ = every_pair(state)
+    expected = predictor.recommend(users[:2], 3, exclude=[items[:4]] * 2)
+    assert predictor.recommend(iter(users[:2]), 3, exclude=items[:4]).equals(expected)
+    gone = dict.fromkeys(items[:4])
+    assert predictor.recommend(users[:2], np.int8(3), exclude=gone.keys()).equals(expected)
+    some = predictor.recommend(users[:2], 3, candidates=iter(items[:4]))
+    assert some.equals(predictor.recommend(users[:2], 3, candidates=items[:4]))
+    assert repr(predictor).startswith("Predictor: version=")
 
 
 def test_a_model_without_variances_and_an_empty_one():

@@ -114,9 +114,10 @@ def _plain(name: str) -> str:
 def _missing(role: str, name: str, names: Sequence[str], path: str, guesses: Sequence[str]) -> str:
     near = list(guesses) or get_close_matches(name, names, 1)
     meant = f", such as --{role} {' or '.join(map(_shell, near))}" if near else ""
+    event = ", or learn each row as an event by -P implicitPrefs=true"
     return (
         f"{path} has no column {name!r}; it has {', '.join(map(repr, names))}. Say by --{role} "
-        f"which is meant{meant}."
+        f"which is meant{meant}{event if role == 'rating' and not near else ''}."
     )
 
 

@@ -19,10 +19,13 @@ __all__ = ["AS_LATIN", "Dialect", "dialect_of", "encoding_of", "is_number"]
 
 _SEPARATORS: Final = ("::", ";", "\t", "|", ",", " ")
 _MARKS: Final = (
-    (codecs.BOM_UTF8, "UTF-8"), (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16"),
+    (codecs.BOM_UTF8, "UTF-8"), (codecs.BOM_UTF32_LE, "UTF-32"), (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"), (codecs.BOM_UTF16_BE, "UTF-16"),
 )  # fmt: skip
 _SAME: Final = 0.9
 """share of lines of one width at which a separator counts as one"""
+_LEAST: Final = 3
+"""columns, and rows, of a table that may have a title"""
 _NUMBER: Final = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)([eE][+-]?\d+)?")
 AS_LATIN: Final = "ISO-8859-1"
 """what Spark reads one byte a character by; `text_values` then has Windows' own characters right"""
@@ -40,11 +43,14 @@ class Dialect:
         its header, None where it has none
     rows : list[list[str]]
         the values of its first rows
+    ahead : tuple[str, ...]
+        lines before the table, such as its title
     """
 
     options: dict[str, str]
     names: tuple[str, ...] | None
     rows: list[list[str]] = field(default_factory=list)
+    ahead: tuple[str, ...] = ()
 
     @property
     def width(self) -> int:
@@ -142,7 +148,33 @@ def dialect_of(
         {**options, **given},
         tuple(first) if headed else None,
         rows[1:] if headed else rows,
+        _ahead(text, rows, wanted),
     )
+
+
+def _ahead(text: str, rows: Sequence[Sequence[str]], wanted: Sequence[str]) -> tuple[str, ...]:
+    """Return the lines before the first row that is as wide as most, unless they name columns."""
+    ((width, count),) = Counter(map(len, rows)).most_common(1) or [(0, 0)]
+    if width < _LEAST or count < _LEAST or count < len(rows) / 2:
+        return ()
+    known = {name.casefold() for name in wanted}
+    first = next(n for n, row in enumerate(rows) if len(row) == width)
+    if any(len(row) > width or known & {value.casefold() for value in row} for row in rows[:first]):
+        return ()
+    if any(len(row) > 1 and any(map(is_number, row)) for row in rows[:first]):
+        # ratings that lack a value
+        return ()
+    names = first == 1 and all(rows[0]) and not any(map(is_number, rows[0]))
+    if names and len(rows[0]) == width - 1:
+        # names of all columns but the one of row names, as R writes it
+        return ()
+    lines = text.splitlines()
+    start = next((n for n, line in enumerate(lines) if line and _within(rows[first], line)), 0)
+    return tuple(lines[:start]) if first else ()
+
+
+def _within(row: Sequence[str], line: str) -> bool:
+    return all(value in line for value in row)
 
 
 def _is_header(first: Sequence[str], wanted: Sequence[str]) -> bool:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -39,6 +42,8 @@ _FILES: Final = 50
 """of a folder that are compared"""
 _UNSEEN: Final = (OSError, ValueError, ImportError, StorageError, pa.ArrowException)
 
+_ALIGNED: Final = re.compile(rb"(?m)^ +\S|\S  +\S")
+
 
 @dataclass(frozen=True)
 class Place:
@@ -69,6 +74,12 @@ class Place:
     headless: bool = False
     dialect: Dialect | None = None
     aside: tuple[str, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """The path as Spark's readers take it: signs of patterns stand for themselves in a name."""
+        there = os.path.exists(self.path)
+        return re.sub(r"([\\*?\[\]{}])", r"\\\1", self.path) if there else self.path
 
 
 def look(
@@ -116,7 +127,15 @@ def look(
             return Place(path, kind or _by_suffix(path) or "parquet", given)
         raise FileNotFoundError(f"There is no {path}.")
     folder = info.type == pafs.FileType.Directory
-    files = _files(store) if folder else [info]
+    deep = given.get("recursiveFileLookup", "").lower() == "true"
+    files = _files(store, deep) if folder else [info]
+    below = [] if files else _files(store, True)
+    if below and not stream:
+        raise typer.BadParameter(
+            f"{path} has its files in folders below it, such as "
+            f"{below[0].path[len(store.root) :].lstrip('/')}: name one of these folders, or read "
+            "all of them by --option recursiveFileLookup=true."
+        )
     if not files:
         if stream and kind:
             return Place(path, kind, given)
@@ -152,10 +171,29 @@ def _separated(
     several = {"pathGlobFilter", "recursiveFileLookup"} & set(given)
     for file in files[: 1 if several else _FILES]:
         head = _head(store, file)
-        found = dialect_of(head, _encoding(store, file, head), wanted, given, len(head) == _HEAD)
+        encoding = _encoding(store, file, head)
+        _refuse_encoding(_name(file), head, encoding, given)
+        found = dialect_of(head, encoding, wanted, given, len(head) == _HEAD)
+        if found.options["sep"] == " " and _ALIGNED.search(head):
+            raise ValueError(
+                f"{_name(file)} has several blanks between values: write one separator, by "
+                f"sed 's/^ *//; s/  */,/g' {shlex.quote(_name(file))}."
+            )
+        if found.ahead:
+            raise ValueError(
+                f"{_name(file)} begins with {found.ahead[0]!r}, which is no row of its table: "
+                f"that begins in line {len(found.ahead) + 1}. Take what is before it away, by "
+                f"tail -n +{len(found.ahead) + 1} {shlex.quote(_name(file))}."
+            )
         if first is None:
             first = found
             continue
+        if found.rows and first.rows and found.options["sep"] != first.options["sep"]:
+            raise ValueError(
+                f"The files of {path} are written in several ways: {_name(files[0])} is separated "
+                f"by {first.options['sep']!r}, {_name(file)} by {found.options['sep']!r}. Name one "
+                "of them, or write them alike."
+            )
         apart = found.names != first.names or found.width != first.width
         if found.rows and first.rows and apart:
             raise ValueError(
@@ -170,6 +208,20 @@ def _separated(
     return Place(
         path, "csv", options | first.options, first.names, first.names is None, first, aside
     )
+
+
+def _refuse_encoding(name: str, head: bytes, encoding: str, given: Mapping[str, str]) -> None:
+    """Raise ValueError for text of two bytes a character without a mark, or of four."""
+    if {"encoding", "charset"} & set(given):
+        return
+    other = encoding if encoding == "UTF-32" else ""
+    if not other and not encoding.startswith("UTF-16") and head.count(0) > len(head) / 4:
+        other = "UTF-16LE" if head[1::2].count(0) > head[::2].count(0) else "UTF-16BE"
+    if other:
+        raise ValueError(
+            f"{name} is text in {other}: write it as UTF-8, by iconv -f {other} -t UTF-8 "
+            f"{shlex.quote(name)}."
+        )
 
 
 def _together(
@@ -200,14 +252,17 @@ def _name(file: pafs.FileInfo) -> str:
     return str(file.base_name)
 
 
-def _files(store: ObjectStore) -> list[pafs.FileInfo]:
-    """Files below a folder that Spark would read, in the order of their names."""
+def _files(store: ObjectStore, deep: bool = False) -> list[pafs.FileInfo]:
+    """Files below a folder that Spark would read, in the order of their names.
+
+    `deep`: also in folders that are no partitions, as Spark's recursiveFileLookup has it.
+    """
     selector = pafs.FileSelector(store.root, recursive=True)
     found = []
     for info in store.fs.get_file_info(selector):
         inner = info.path[len(store.root) :].lstrip("/").split("/")
         hidden = any(part.startswith((".", "_")) and "=" not in part for part in inner)
-        partitioned = all("=" in part for part in inner[:-1])
+        partitioned = deep or all("=" in part for part in inner[:-1])
         if info.type == pafs.FileType.File and not hidden and partitioned:
             found.append(info)
     return sorted(found, key=lambda info: str(info.path))
@@ -323,11 +378,36 @@ def _json_options(store: ObjectStore, path: str, files: Sequence[pafs.FileInfo])
     text = head.removeprefix(b"\xef\xbb\xbf").decode(
         "utf-8" if encoding == "UTF-8" else "latin-1", "replace"
     )
+    _refuse_one_object(_name(file), text)
     if b"\r" in head and b"\n" not in head:
         options |= {"encoding": encoding, "lineSep": "\r"}
     elif text.lstrip().startswith("[") or _over_lines(text):
         options = {"multiLine": "true"} | ({} if encoding == "UTF-8" else {"encoding": encoding})
     return options
+
+
+def _refuse_one_object(name: str, text: str) -> None:
+    """Raise ValueError where one JSON object holds a table, by columns or under a name."""
+    begins = re.match(r'\s*\{\s*"((?:[^"\\]|\\.)*)"\s*:\s*[\[{]', text)
+    lines = text.strip().split("\n", 1)
+    if begins is None or (len(lines) > 1 and not _over_lines(text)):
+        return
+    first = begins[1]
+    try:
+        held = json.loads(text)
+    except ValueError:
+        # more than a sample is one object
+        held = None
+    if held is not None and not all(isinstance(value, (dict, list)) for value in held.values()):
+        return
+    rows = held is not None and isinstance(held[first], list) and len(held) == 1
+    rows = rows or re.match(r"\s*\[\s*\{", text[begins.end() - 1 :]) is not None
+    read = f"pandas.DataFrame(json.load(open({name!r}))[{first!r}])"
+    raise ValueError(
+        f"{name} is one JSON object, of {first!r}, not one a row: write a row a line, such as by "
+        f"{read if rows else f'pandas.read_json({name!r})'}.to_json('rows.jsonl', "
+        "orient='records', lines=True)."
+    )
 
 
 def _json_sample(store: ObjectStore, file: pafs.FileInfo) -> Dialect | None:

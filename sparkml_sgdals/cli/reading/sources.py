@@ -36,7 +36,7 @@ def read_plain(spark: SparkSession, place: Place) -> DataFrame:
     if place.kind == "csv" and place.dialect is None:
         # what cannot be seen from here is taken as most are written
         options = {"header": "true"} | options
-    table = spark.read.format(place.kind).options(**options).load(place.path)
+    table = spark.read.format(place.kind).options(**options).load(place.source)
     if place.kind in _TEXT and options.get("encoding") == AS_LATIN:
         table = from_latin(table)
     clean = [name.strip("\ufeff \t") for name in table.columns]
@@ -104,6 +104,7 @@ def read_files_stream(
     ids: tuple[str, str] | None,
     more: Sequence[str] = (),
     vectors: Sequence[str] = (),
+    needed: Sequence[str] = ("user", "item", "rating"),
 ) -> tuple[DataFrame, SourceColumns]:
     """Read a folder of files of ratings as a stream.
 
@@ -123,6 +124,8 @@ def read_files_stream(
         further columns, as text
     vectors : Sequence[str]
         further columns that files of JSON may have: arrays of numbers
+    needed : Sequence[str]
+        what its rows have to have, of user, item, rating, time
 
     Returns
     -------
@@ -131,13 +134,13 @@ def read_files_stream(
     reader = spark.readStream.format(place.kind)
     options = dict(place.options)
     if place.kind in ("parquet", "orc"):
-        seen = spark.read.format(place.kind).options(**options).load(place.path).schema
-        found = find_columns(seen.names, asked, place.path)
-        return reader.schema(seen).options(**options).load(place.path), found
+        seen = spark.read.format(place.kind).options(**options).load(place.source).schema
+        found = find_columns(seen.names, asked, place.path, needed)
+        return reader.schema(seen).options(**options).load(place.source), found
     found, names, sample = asked, [*asked.in_order, *more], {}
     if place.dialect is not None and place.dialect.width:
         names = list(place.dialect.names or by_order(asked, place.dialect.width))
-        found = find_columns(names, asked, place.path)
+        found = find_columns(names, asked, place.path, needed)
         sample = _sample(_roles(found, names), names, place.dialect.rows)
     if place.kind == "csv":
         # names in the files are compared with the schema, or columns would go by position
@@ -145,7 +148,7 @@ def read_files_stream(
     own = [name for name in vectors if place.kind == "json"]
     names = [*names, *(name for name in own if name not in names)]
     told = schema or ", ".join(f"{quoted(name)} string" for name in names)
-    stream = reader.schema(told).options(**options).load(place.path)
+    stream = reader.schema(told).options(**options).load(place.source)
     if options.get("encoding") == AS_LATIN:
         stream = from_latin(stream)
     if schema:

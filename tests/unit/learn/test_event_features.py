@@ -95,6 +95,24 @@ def with_cold(state: ModelState, rows: SparseRows = ROWS) -> ModelState:
     return twin
 
 
+@pytest.mark.parametrize("value", [1e3, -1e6, 1e12])
+def test_one_number_far_outside_puts_its_item_no_further_than_others(
+    state: ModelState, value: float
+) -> None:
+    matrix = MATRIX.copy()
+    matrix[COLD, 0] = value
+    usual, found = with_cold(state), with_cold(state, rows_of(np.arange(ITEMS), matrix))
+    own = usual.items.index.find(pa.array([COLD]))
+    known = state.items.taste[state.items.taste[:, 0] > 0]
+    start = found.items.taste[own]
+    middle = state.features[1].start[0]
+    most = np.maximum(known.max(axis=0) - middle, middle - known.min(axis=0))
+    assert (np.abs(start - middle) <= 1.001 * most + 0.1).all()
+    # and all others stand where they did
+    others = np.delete(np.arange(usual.items.size), own)
+    np.testing.assert_array_equal(usual.items.taste[others], found.items.taste[others])
+
+
 def test_factors_are_those_of_a_fit_without_features(state: ModelState) -> None:
     """What is learned of ids that have events is the same, to the bit."""
     plain = fitted(None, bool(state.events_learned))

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import reference
 from building import F32, low_rank, ratings_of, settings_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparkml_sgdals.arrays.ratings import encode_ratings
@@ -250,6 +250,41 @@ def test_a_batch_predicts_new_items_by_their_features() -> None:
             errors[featured].append(report.rmse)
     assert report.new_items > 0
     assert all(a < 0.9 * b for a, b in zip(errors[True], errors[False], strict=True))
+
+
+@pytest.fixture(scope="module")
+def fitted_and_new():  # type: ignore[no-untyped-def]
+    """A model of the first items, ratings of others, all features, and the RMSE without a fault."""
+    (u, i, v), rows = featured_ratings(False)
+    state = ModelState.empty(settings_of(rank=4, featured=True), "int", "int")
+    fit_ratings(ratings_of(u[i < 200], i[i < 200], v[i < 200]), state, features=(None, rows))
+    late = [part[i >= 200] for part in (u, i, v)]
+    return state, late, rows, error_of_others(state, late, rows, -1)
+
+
+def error_of_others(state, late, rows, odd):  # type: ignore[no-untyped-def]
+    """RMSE of all new items but one, once their ratings were learned."""
+    twin = state.copy()
+    u, i, v = late
+    for part in np.array_split(np.arange(u.size), 6):
+        learn_batch(twin, ratings_of(u[part], i[part], v[part]), (None, rows))
+    others = i != odd
+    at = twin.users.index.find(pa.array(u[others])), twin.items.index.find(pa.array(i[others]))
+    return float(np.sqrt(np.mean((twin.predict(*at)[0] - v[others]) ** 2)))
+
+
+@given(
+    st.integers(200, 299), st.integers(0, 4),
+    st.floats(1.0, 1e12) | st.floats(-1e12, -1.0) | st.sampled_from([1e3, 1e6, -1e9, 5e-324]),
+)  # fmt: skip
+@settings(deadline=None, max_examples=12)
+def test_one_number_far_outside_harms_its_own_item_alone(fitted_and_new, odd, place, value) -> None:  # type: ignore[no-untyped-def]
+    """It moves who rates the item by no more than an unusual item does."""
+    state, late, rows, usual = fitted_and_new
+    matrix = np.zeros((300, 5))
+    matrix[rows.row_of(), rows.columns] = rows.values
+    matrix[odd, place] = value
+    assert error_of_others(state, late, rows_of(np.arange(300), matrix), odd) < 1.015 * usual
 
 
 def test_a_batch_that_fails_leaves_no_new_ids() -> None:
