@@ -210,7 +210,7 @@ class _Blocks(Protocol):
         """Run a step; `note` says how far it is, the number of its block left open."""
 
     def name(self, step: _Naming, messages: DataFrame) -> DataFrame:
-        """Run the last step, which needs no message from another block."""
+        """Run the last step, which needs what all blocks told in the one before."""
 
 
 def _naming(job: Job, sink: RunSink | None) -> _Naming:
@@ -374,7 +374,7 @@ class _OnFiles:
 
     def name(self, step: _Naming, messages: DataFrame) -> DataFrame:
         task = _TaskOnFiles(_Noted(step, None), self.files)
-        return messages.mapInArrow(task, MESSAGE_DDL)
+        return placed(messages, self.job).mapInArrow(task, MESSAGE_DDL)
 
     def _at(self, note: TaskProgress | None) -> BlockFiles:
         return replace(self.files, step=0 if note is None else note.task)
