@@ -10,7 +10,7 @@ from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, StructType
 
-from sparkml_sgdals.arrays.given_ids import given_ids, listed, lists_ids
+from sparkml_sgdals.arrays.given_ids import given_ids, is_scalar, listed, lists_ids
 from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.ingest.columns import column_type, has_column, id_column, quoted
 from sparkml_sgdals.ingest.frames import Table, as_table
@@ -76,6 +76,8 @@ def read_pairs(given: Any, what: str, query: IdColumn, candidate: IdColumn) -> G
     if lists_ids(given):
         ids = given_ids(given, candidate.kind, candidate.side)
         return GivenPairs(ids=ids.drop_null().unique())
+    if is_scalar(given) and not isinstance(given, str):
+        raise TypeError(f"{what} is a list of ids, or a table, got {given!r}: write [{given!r}].")
     sides = sorted((query, candidate), key=lambda column: column.side == "item")
     names = [column.name for column in sides]
     table = as_table(given, what, names, f"{what} is a table of pairs, or a list of ids")
@@ -100,6 +102,11 @@ def read_pairs(given: Any, what: str, query: IdColumn, candidate: IdColumn) -> G
             )
         ids = table.select(_ids(schema, candidate).alias("id")).where(F.col("id").isNotNull())
         return GivenPairs(ids=ids.distinct().toArrow().column("id").combine_chunks())
+    if not has_column(schema, candidate.name):
+        raise ValueError(
+            f"{what} has no column {candidate.name!r} among {', '.join(map(repr, schema.names))}: "
+            f"set {candidate.param}, or rename it."
+        )
     return GivenPairs(
         pairs=table.select(
             _ids(schema, query).alias("query"), _ids(schema, candidate).alias("candidate")

@@ -179,6 +179,12 @@ class RankingMethods:
         TypeError
             a column of a wrong type
         """
+        if not isinstance(excludeSeen, bool):
+            raise TypeError(
+                "excludeSeen of recommendForRatings is True or False: whether to leave out what a "
+                f"user rates here, got a {type(excludeSeen).__name__}. What nobody is to get is "
+                "left out of candidates."
+            )
         state = self._with_items("To rank for people whom it does not know")
         users, param, name, _ = self._side("user")
         items, _, item, item_type = self._side("item")

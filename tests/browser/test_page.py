@@ -116,6 +116,8 @@ def test_a_newcomer_rates_three_films(page):
     assert texts(page, "#mine .name b") == rated[::-1]
     page.locator("#list summary").first.click()
     page.wait_for_selector("#list details .terms div")
+    named = texts(page, "#list details[open] .terms dt")
+    assert not [name for name in named if "=" in name or name.startswith(("item ", "user "))]
     picture(page, "after")
     page.keyboard.press("Escape")
     assert page.locator("#list details[open]").count() == 0
@@ -184,6 +186,8 @@ def test_the_panel_is_live(page):
     page.wait_for_selector("#chart path", state="attached")
     settle(page, "+document.querySelector('#m-rate').textContent > 1")
     assert "RMSE on held-out ratings" in page.inner_text("#chart-text")
+    inside = "ns => ns.every(n => n.getBBox().x >= 0)"
+    assert page.eval_on_selector_all("#chart text", inside)
     picture(page, "panel")
 
 

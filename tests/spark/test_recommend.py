@@ -199,10 +199,11 @@ def test_candidates_of_one(model, whole, matrix):
 
 
 def test_candidates_that_are_none(model, stream, tmp_path):
-    with pytest.raises(TypeError, match="candidates must be a table with the columns user, item"):
+    with pytest.raises(TypeError, match=r"candidates is a list of ids, or a table, got 5: write"):
         model.recommendForAllUsers(3, candidates=5)
-    with pytest.raises(ValueError, match="itemCol 'item' is not a column"):
-        model.recommendForAllUsers(3, candidates={"user": [1], "film": [2]})
+    for columns in ({"user": [1], "film": [2]}, {"film": [2]}):
+        with pytest.raises(ValueError, match=r"no column 'item' among .*set itemCol"):
+            model.recommendForAllUsers(3, candidates=columns)
     with pytest.raises(TypeError, match="Ids of items are whole numbers"):
         model.recommendForAllUsers(3, candidates=["a"])
     with pytest.raises(ValueError, match="candidates is a stream"):
@@ -276,6 +277,8 @@ def test_people_not_known_with_candidates_and_bad_rows(model, newcomers, matrix)
     assert upper[0][1] > whole[0][1]
     with pytest.raises(ValueError, match="are the same for everybody"):
         model.recommendForRatings(user, 4, candidates=newcomers)
+    with pytest.raises(TypeError, match=r"is True or False.*got a DataFrame"):
+        model.recommendForRatings(user, 4, excludeSeen=user)
     bad = user.assign(rating=np.nan)
     with pytest.raises(Exception, match=r"ratingCol .rating. is .*Repair or remove these rows"):
         model.recommendForRatings(bad, 4).collect()

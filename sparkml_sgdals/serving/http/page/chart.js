@@ -59,13 +59,15 @@ export function draw() {
   const room = Math.max((y1 - y0) * 0.08, 0.001);
   [y0, y1] = [y0 - room, y1 + room];
   const legend = narrow ? 20 * lines.length : 24;
-  const [left, right, top, height] = [44, 12, legend + 12, legend + (narrow ? 220 : 250)];
+  const marks = ticks(y0, y1, narrow ? 4 : 5);
+  const digits = Math.max(2, -Math.floor(Math.log10(marks[1] - marks[0] || 0.01) + 1e-9));
+  // as wide as the longest tick is
+  const left = 16 + 7 * Math.max(4, ...marks.map((y) => y.toFixed(digits).length));
+  const [right, top, height] = [12, legend + 12, legend + (narrow ? 220 : 250)];
   const bottom = height - 26;
   const X = (x) => left + ((width - left - right) * (x - x0)) / (x1 - x0 || 1);
   const Y = (y) => bottom - ((bottom - top) * (y - y0)) / (y1 - y0);
   const nodes = [];
-  const marks = ticks(y0, y1, narrow ? 4 : 5);
-  const digits = Math.max(2, -Math.floor(Math.log10(marks[1] - marks[0] || 0.01) + 1e-9));
   for (const y of marks) {
     nodes.push(svg("line", { class: "grid", x1: left, x2: width - right, y1: Y(y), y2: Y(y) }));
     nodes.push(svg("text", { x: left - 8, y: Y(y) + 4, "text-anchor": "end" }, y.toFixed(digits)));

@@ -12,6 +12,14 @@ const NAMES = {
 };
 const TOLD = 1 / 100; // of the range of ratings
 
+// "item genres=Comedy" is a feature, of a column and perhaps with a value
+function called(part) {
+  const [, side, column, value] = /^(item|user) ([^=]+)(?:=(.*))?$/.exec(part) ?? [];
+  if (NAMES[part] || !side) return NAMES[part] ?? part;
+  const name = column[0].toUpperCase() + column.slice(1);
+  return `${side === "user" ? "You: " : ""}${name}${value === undefined ? "" : `: ${value}`}`;
+}
+
 const give = (std) => (std === null ? "" : ` ± ${std.toFixed(2)}`);
 
 // of `span` units from the lowest term to the highest 0 stands `from` percent to the right
@@ -25,7 +33,7 @@ function term(part, span, from) {
     bar.append(fill);
   }
   const said = value === null ? "" : `${value > 0 ? "+" : value < 0 ? "−" : ""}${Math.abs(value).toFixed(2)}`;
-  return el("div", {}, el("dt", { textContent: NAMES[part.part] ?? part.part }),
+  return el("div", {}, el("dt", { textContent: called(part.part) }),
     el("dd", {}, bar, el("span", { className: "number" }, el("b", { textContent: said }), el("small", { textContent: give(std) }))),
     state.model.events && note ? el("dd", { className: "note", textContent: note }) : "");
 }
