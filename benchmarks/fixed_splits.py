@@ -28,8 +28,8 @@ from pyspark.sql import DataFrame, SparkSession
 from sparkml_sgdals import StreamingBiasedALS
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.arrays.sparse_rows import SparseRows, vector_schema
-from sparkml_sgdals.learn.features import start_featured
 from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.model_state import ModelState
 
 BATCH = 1000

@@ -31,7 +31,7 @@ from sparkml_sgdals.ingest.features import SIDES, FeatureRows, side_table, table
 from sparkml_sgdals.ingest.newest import newest_of_table
 from sparkml_sgdals.ingest.packing import PackedCounts, batches_by_rows, count_packed, pack
 from sparkml_sgdals.learn.far_values import limits_for
-from sparkml_sgdals.learn.features import learn_features_of_table
+from sparkml_sgdals.learn.features.streams import learn_features_of_table
 from sparkml_sgdals.spark_jobs import local_threads, phase
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.ranges import Ranges
@@ -338,13 +338,6 @@ def learn_packed(
         stops,
         options.progress_path,
     )
-    if settings.featured and plan.num_blocks > 1:
-        raise ValueError(
-            f"Features of users and items are learned in one task, and this table of "
-            f"{packed.counts.ratings} ratings would be learned in {plan.num_blocks} blocks: raise "
-            f"maxRatingsPerTask (now {options.max_ratings_per_task}), set numBlocks to 1, or leave "
-            "userFeaturesCol and itemFeaturesCol out."
-        )
     with ExitStack() as stack:
         if options.show_progress:
             folder = stack.enter_context(show_progress(plan.progress_path, "fit"))
@@ -378,7 +371,7 @@ def _train(
             return train_in_one_task(cells, settings, options.kinds, plan, prior, packed.features)
     if settings.tol > 0 and settings.solver != "bayes":
         warnings.warn("tol is not used in a fit in blocks.", UserWarning, stacklevel=2)
-    return train_in_blocks(cells, settings, options.kinds, plan, prior, sink)
+    return train_in_blocks(cells, settings, options.kinds, plan, prior, sink, packed.features)
 
 
 def _warn_of_unseen(spark: SparkSession, options: FitOptions) -> None:

@@ -116,11 +116,6 @@ def _refuse_settings(settings: Settings) -> None:
             f"rankingSize is {settings.ranking_size}, and what each user has rated is remembered "
             "on the driver: set rankingSize to 0, or call fit"
         )
-    elif settings.featured:
-        why = (
-            "features of users and items are learned in one task: leave userFeaturesCol and "
-            "itemFeaturesCol out, or call fit"
-        )
     elif settings.solver not in ("bayes", "sgd"):
         why = f"solver {settings.solver!r} does not learn in blocks: set 'bayes', or call fit"
     if why is not None:

@@ -7,7 +7,14 @@ import numpy as np
 from sparkml_sgdals import _compiling as nb
 from sparkml_sgdals.kernels.checks import FAST
 
-__all__ = ["add_pairs", "add_products", "regress", "regress_products"]
+__all__ = [
+    "add_pairs",
+    "add_products",
+    "add_to_columns",
+    "regress",
+    "regress_near",
+    "regress_products",
+]
 
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST)
@@ -136,3 +143,62 @@ def regress_products(products, sums, noise, weights, variances, prior_var, passe
                 variance = 1.0 / (own + 1.0 / prior_var[j, f])
                 variances[j, f] = variance
                 weights[j, f] = variance * (gradient[f] / noise[f] + own * weights[j, f])
+
+
+@nb.njit(cache=True, nogil=True, fastmath=FAST)
+def add_to_columns(starts, columns, values, targets, sums):  # type: ignore[no-untyped-def]
+    """Add to each column the targets of its rows times its values.
+
+    Parameters
+    ----------
+    starts, columns, values
+        features by row (CSR): int64, shape (rows + 1,); int32, columns, and float64
+    targets
+        float64, shape (rows, targets)
+    sums
+        float64, shape (columns, targets), changed in place
+    """
+    for row in range(starts.size - 1):
+        for t in range(starts[row], starts[row + 1]):
+            column, z = columns[t], values[t]
+            for f in range(sums.shape[1]):
+                sums[column, f] += z * targets[row, f]
+
+
+@nb.njit(cache=True, nogil=True, fastmath=FAST)
+def regress_near(likeness, scale, gradient, weights, moved, prior_var, passes):  # type: ignore[no-untyped-def]
+    """`regress` where rows are elsewhere: by their gradient, and what their curvature is like.
+
+    Parameters
+    ----------
+    likeness
+        float64, shape (columns, columns), ones on the diagonal: how alike two columns are
+    scale
+        float64, shape (columns, targets): root of a column's own curvature
+    gradient
+        float64, of the same shape, of what rows say, where the weights were
+    weights
+        float64, of the same shape, changed in place
+    moved
+        float64, of the same shape, moves of weights since the gradient, times scale; moves along
+    prior_var
+        float64, of the same shape, prior variance of each weight
+    passes
+        int, how often all columns are gone through
+    """
+    count, width = weights.shape
+    pulled = np.empty(width)
+    for _ in range(passes):
+        for j in range(count):
+            pulled[:] = 0.0
+            for k in range(count):
+                alike = likeness[j, k]
+                if alike != 0.0:
+                    for f in range(width):
+                        pulled[f] += alike * moved[k, f]
+            for f in range(width):
+                own = scale[j, f] * scale[j, f]
+                rest = gradient[j, f] - scale[j, f] * pulled[f] + own * weights[j, f]
+                new = rest / (own + 1.0 / prior_var[j, f])
+                moved[j, f] += scale[j, f] * (new - weights[j, f])
+                weights[j, f] = new

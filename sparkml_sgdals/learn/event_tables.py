@@ -20,11 +20,10 @@ from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.arrays.threads import run_all
-from sparkml_sgdals.kernels.events.judges import FLOOR
 from sparkml_sgdals.kernels.events.least_squares import solve_nonnegative
 from sparkml_sgdals.kernels.lanes import padded_rows
 from sparkml_sgdals.learn.events import confidences, learn_events
-from sparkml_sgdals.learn.features import FeaturePrior
+from sparkml_sgdals.learn.features.tables_of_events import learn_event_features
 from sparkml_sgdals.learn.least_squares import (
     EventTable,
     Factors,
@@ -44,7 +43,6 @@ from sparkml_sgdals.learn.solvers import not_finite, sweeps_settled
 from sparkml_sgdals.state.event_scores import known_done, memories_of, table_alone
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.feature_values import start_featured
-from sparkml_sgdals.state.feature_weights import FeatureWeights
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import CHOSEN, Settings
 
@@ -58,15 +56,12 @@ __all__ = [
     "said_by_events",
     "start_features",
     "user_system",
-    "weights_of_events",
 ]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 Progress = Callable[[int, float], None]
-_SOME = 512
-"""ids of a side by which the level of a preference is told"""
 
 
 def fit_events(
@@ -121,70 +116,9 @@ def fit_events(
         target = own if number == len(results) else own.copy()
         fit.put_into(target, factors)
         if fresh:
-            _learn_features(target, features, threads)
+            learn_event_features(target, features, threads)
         kept.append((target, history))
     return _each_with_its_stop(kept, wanted) if fresh else kept
-
-
-def _learn_features(
-    state: ModelState, features: tuple[SparseRows | None, SparseRows | None], threads: int
-) -> None:
-    sides = state.users, state.items
-    users, items = (
-        None if rows is None or not len(rows) else weights_of_events(rows, side, other, threads)
-        for rows, side, other in zip(features, sides, sides[::-1], strict=True)
-    )
-    state.features = users, items
-
-
-def weights_of_events(
-    rows: SparseRows, side: FactorTable, other: FactorTable, threads: int
-) -> FeatureWeights:
-    """Learn what features say of ids that did nothing from those that a table held.
-
-    Parameters
-    ----------
-    rows : SparseRows
-        features by id
-    side, other : FactorTable
-        what was learned of both sides of a model of events
-    threads : int
-        at most so many at once; they change no result
-
-    Raises
-    ------
-    ValueError
-        more columns have values than may have weights
-    """
-    held = np.flatnonzero(side.taste[:, 0] > 0.0)
-    prior = FeaturePrior(rows, side.index.ids(held))
-    own = held[prior.known]
-    taste = side.taste[own].astype(np.float64)
-    events = np.expm1(taste[:, 0])
-    # an id's own events against the weight that all pairs have besides
-    shares = events / (events + side.settings.unobserved_weight * other.size)
-    found = prior.of_events(taste[:, 1:], shares, threads)
-    base = np.zeros((len(found.start), 1), np.float32)
-    if own.size:
-        told = found.start_means(rows.take(rows.places(side.index.ids(own))))
-        base[0] = _level(told, other)
-    start = np.hstack([base, found.start])
-    return replace(found, start=start, start_var=np.append(np.float32(0.0), found.start_var))
-
-
-def _level(features: F32, other: FactorTable) -> float:
-    """Logarithm of what features give a pair on average, against one of which nothing is known.
-
-    By it new ids are, on average, to a table beside a filter what they are without features.
-    """
-    known = other.taste[other.taste[:, 0] > 0.0, 1:]
-    own, partners = (
-        some[np.linspace(0, len(some) - 1, min(len(some), _SOME)).astype(np.int64)]
-        for some in (features, known)
-    )
-    products = own.astype(np.float64) @ partners.astype(np.float64).T
-    told = (products + np.sqrt(products**2 + 4.0 * float(FLOOR) ** 2)) / 2.0
-    return float(np.log(max(told.mean() / float(FLOOR), 1.0)))
 
 
 def _each_with_its_stop(

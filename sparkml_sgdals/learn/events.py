@@ -21,6 +21,11 @@ from sparkml_sgdals.kernels.events.filter import CONTEXT_ITEMS, filter_events, f
 from sparkml_sgdals.kernels.events.isgd import descend_events
 from sparkml_sgdals.kernels.events.partners import weigh_partners
 from sparkml_sgdals.learn.event_ranks import EventsToRank, judge_events
+from sparkml_sgdals.learn.features.streams import (
+    begin_features,
+    learn_features_of_events,
+    need_room,
+)
 from sparkml_sgdals.learn.prequential import BatchSums
 from sparkml_sgdals.learn.shares import events_that_count, some_of
 from sparkml_sgdals.learn.solvers import not_finite
@@ -83,9 +88,12 @@ def learn_events(
         the state is then as it was before, as after any other error
     """
     sizes = state.users.size, state.items.size
+    weights_before = state.features
     work = None
     everything, ratings = ratings, some_of(ratings, events_that_count(state, ratings))
     try:
+        begin_features(state, features)
+        need_room(state, features)
         ids = ratings.user_ids, ratings.item_ids
         for table, own, rows, weights in zip(
             (state.users, state.items), ids, features, state.features, strict=True
@@ -107,8 +115,11 @@ def learn_events(
             work.restore()
         state.users.truncate(sizes[0])
         state.items.truncate(sizes[1])
+        state.features = weights_before
         raise
     work.put(everything)
+    if any(state.learns_features):
+        learn_features_of_events(state, features, ids)
     state.counters = state.counters.with_ratings(len(everything), everything.value_range())
     state.events_learned += counted
     state.filter_share = share

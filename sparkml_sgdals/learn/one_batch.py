@@ -21,7 +21,7 @@ from sparkml_sgdals.kernels.fold_in import filter_new_users
 from sparkml_sgdals.kernels.lanes import padded_rows
 from sparkml_sgdals.learn.event_tables import caught_up
 from sparkml_sgdals.learn.events import forget_idle, learn_events
-from sparkml_sgdals.learn.features import begin_features, learn_features, start_featured
+from sparkml_sgdals.learn.features.streams import begin_features, learn_features
 from sparkml_sgdals.learn.influences import FilterSide, moved_prior, run_influence_filter
 from sparkml_sgdals.learn.noise import expected_squares, learn_noise_factors
 from sparkml_sgdals.learn.prequential import BatchSums, judge_batch
@@ -39,6 +39,7 @@ from sparkml_sgdals.learn.whole_table import NO_FEATURES, Features, settle_scale
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.event_scores import table_alone
 from sparkml_sgdals.state.factors import FactorRows, FactorTable
+from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.model_state import SETTLING_RATINGS, ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
 

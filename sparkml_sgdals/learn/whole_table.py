@@ -22,7 +22,7 @@ from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.kernels.checks import check_rows
 from sparkml_sgdals.learn.event_tables import fit_events
 from sparkml_sgdals.learn.events import learn_events
-from sparkml_sgdals.learn.features import FeaturePrior, start_featured
+from sparkml_sgdals.learn.features.prior import FeaturePrior
 from sparkml_sgdals.learn.influences import InfluencePrior
 from sparkml_sgdals.learn.noise import learn_noise_of_table
 from sparkml_sgdals.learn.prequential import sum_squares
@@ -41,6 +41,7 @@ from sparkml_sgdals.learn.solvers import (
 )
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.factors import FactorTable
+from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.feature_weights import FeatureWeights
 from sparkml_sgdals.state.model_state import SETTLING_RATINGS, ModelState, Scale
 

@@ -24,7 +24,6 @@ from sparkml_sgdals.ingest.features import (
     with_vectors,
 )
 from sparkml_sgdals.ingest.frames import Table, as_table
-from sparkml_sgdals.learn.features import start_featured
 from sparkml_sgdals.ml.recommend_methods import RankingMethods, Seen
 from sparkml_sgdals.notebook import html_table, number
 from sparkml_sgdals.predict.choice import Choice
@@ -38,6 +37,7 @@ from sparkml_sgdals.predict.judging import (
 from sparkml_sgdals.predict.ranking_in_place import recommend_in_place
 from sparkml_sgdals.predict.recommending import Ranking, recommend
 from sparkml_sgdals.state.diagnosis import Diagnosis, diagnose_state
+from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.model_state import ModelState
 
 __all__ = ["RANKING_METRICS", "EvaluationMethods", "RankingEvaluation"]
@@ -178,6 +178,7 @@ class EvaluationMethods(RankingMethods):
         """
         self._refuse_of_events("diagnose compares ratings with predictions")
         held_out, started, kinds = None, None, self._kinds()
+        state, stored = self._state, self._stored
         if validation is not None:
             columns = RatingColumns(self.getUserCol(), self.getItemCol(), self.getRatingCol())
             validation = as_table(
@@ -192,17 +193,11 @@ class EvaluationMethods(RankingMethods):
                 refuse_invalid(problems, columns, validation, kinds)
             table, vectors = vectors_of(table, columns)
             held_out = encode_ratings(table)
-            if self._stored is None:
-                known = features_of_table(self._state, vectors, columns, refuse)
-                started = _with_new(self._state, known)
-        stored = self._stored
-        if stored is not None:
-            thin = counts_below(self._session(), stored, minRatings)
-            state = self._state
-            if held_out is not None:
+            if stored is not None:
                 state = stored.rows_of(held_out.user_ids, held_out.item_ids)
-            return diagnose_state(state, held_out, minRatings, None, thin)
-        return diagnose_state(self._state, held_out, minRatings, started)
+            started = _with_new(state, features_of_table(state, vectors, columns, refuse))
+        thin = None if stored is None else counts_below(self._session(), stored, minRatings)
+        return diagnose_state(state, held_out, minRatings, started, thin)
 
     def evaluateRanking(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,13 +18,14 @@ from sparkml_sgdals.fit.plan import FitOptions
 from sparkml_sgdals.ingest.features import SIDES, holds_vectors, joined_with, side_table
 from sparkml_sgdals.ingest.frames import Table, as_table
 from sparkml_sgdals.ingest.plain_features import vector_name, with_one_vector
-from sparkml_sgdals.learn.features import start_featured
 from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
 from sparkml_sgdals.ml.params import LearningParams
 from sparkml_sgdals.ml.params.features import FeatureParams
 from sparkml_sgdals.spark_jobs import active_session
+from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.feature_weights import FeatureWeights, feature_names
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.store.large.opening import refuse_whole
 from sparkml_sgdals.store.maintenance import commit_added
 from sparkml_sgdals.store.objects import Location, full_path
 from sparkml_sgdals.store.version_store import VersionStore
@@ -74,25 +76,22 @@ class FeatureTables(LearningParams):
             )
 
     def _check_features(self, streams: bool = False) -> None:
-        """Raise ValueError where the solver, or what rows are, has no use for features."""
+        """Raise ValueError where the solver, of a table or of a stream, has no use for features."""
         if self.getSolver() != "bayes":
             self._refuse_features(
                 f"Features are learned by solver 'bayes', and solver is {self.getSolver()!r}"
-            )
-        if streams and self.getImplicitPrefs():
-            self._refuse_features(
-                "fitStream starts from nothing, and what features say of events is learned from "
-                "tables: fit one, then call updateStream on its model. For fitStream"
             )
         if self.getMaxIter() == 0 and not streams:
             self._refuse_features("Features are learned by sweeps, and maxIter is 0")
 
     def _from_nothing(
-        self, stream: DataFrame, kinds: tuple[IdKind, IdKind], path: Location
-    ) -> tuple[DataFrame, ModelState, FitOptions]:
+        self, stream: DataFrame, kinds: tuple[IdKind, IdKind], path: Location,
+        begun: ModelState | None = None,
+    ) -> tuple[DataFrame, ModelState, FitOptions]:  # fmt: skip
         """Return a stream with what the tables say of its ids, the model it begins, and how.
 
-        Plain columns are read by the names of what the path has learned, if anything.
+        Plain columns are read by the names of what the path has learned, if anything, or of what
+        the model has that it starts from.
         """
         settings = replace(self.settings(), featured=self._has_features())
         options = fit_options(self, kinds, stream_invalid(self), settings)
@@ -100,15 +99,18 @@ class FeatureTables(LearningParams):
         if not settings.featured:
             return stream, state, options
         names = list(options.columns.features)
+        held: Sequence[FeatureWeights | None] = (None, None)
         newest = VersionStore(full_path(path)).newest()
-        held = (None, None) if newest is None else newest.scalars.get("features", (None, None))
+        if newest is not None:
+            told = newest.scalars.get("features", (None, None))
+            held = [None if each is None else FeatureWeights.from_json(each) for each in told]
+        elif begun is not None:
+            held = begun.features
         ids = self.getUserCol(), self.getItemCol()
         for place, (side, table) in enumerate(zip(SIDES, self._feature_tables, strict=True)):
             if table is not None:
-                told = held[place]
-                weights = None if told is None else FeatureWeights.from_json(told)
                 refuse = self.getHandleInvalid() == "error"
-                rows = side_table(table, side, kinds[place], refuse, weights)
+                rows = side_table(table, side, kinds[place], refuse, held[place])
                 stream, names[place] = joined_with(stream, rows, side, ids[place], kinds[place])
         state.learns_features = names[0] is not None, names[1] is not None
         columns = replace(options.columns, features=(names[0], names[1]))
@@ -355,6 +357,7 @@ class ModelFeatures(FeatureParams):
             model._state, commit = commit_added(store, add)
             model.version = commit.version
         else:
+            refuse_whole(model._state, f"To add {SIDES[side]}s without a modelPath")
             model._state = model._state.copy()
             add(model._state)
             model.version += 1

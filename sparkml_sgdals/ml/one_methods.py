@@ -15,7 +15,7 @@ from sparkml_sgdals.notebook import html_table, number
 from sparkml_sgdals.predict.seen import remembered_pairs
 from sparkml_sgdals.predictor import Predictor
 from sparkml_sgdals.spark_jobs import active_session
-from sparkml_sgdals.state.explaining import EXPLANATION_DDL, explain_pair
+from sparkml_sgdals.state.explaining import EXPLANATION_DDL, explain_event, explain_pair
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.overlay import Overlay
 
@@ -34,7 +34,6 @@ class OneMethods:
     getClipPredictions: Callable[[], bool]
     _scoring_state: Callable[[], ModelState]
     _stored: Overlay | None
-    _refuse_of_events: Callable[[str], None]
     _vector_of: Callable[[Any, int], Any]
 
     def predictOne(self, user: int | str, item: int | str) -> float:
@@ -140,7 +139,8 @@ class OneMethods:
         DataFrame of part, value, std (both in units of the ratings), ratings, note: the mean, both
         biases, the features' share, the noise, and the prediction, which is their sum; std is null
         but under solver 'bayes', ratings is how many ratings are behind the part. Parts named by a
-        feature ("item Comedy") say what it adds to the others
+        feature ("item Comedy") say what it adds to the others. Of a model of events: the logarithms
+        that make the score, and of new ids what features add to the table's product
 
         Raises
         ------
@@ -149,9 +149,11 @@ class OneMethods:
         TypeError
             an id is a string where the model learned integers, or the other way round
         """
-        self._refuse_of_events("explain takes the prediction of a rating apart")
         known = self._vector_of(userFeatures, 0), self._vector_of(itemFeatures, 1)
         state = self._state
+        if state.settings.learns_events:
+            rows = [astuple(part) for part in explain_event(state, user, item, known)]
+            return active_session().createDataFrame(rows, EXPLANATION_DDL)
         if self._stored is not None:
             kinds = state.users.index.kind, state.items.index.kind
             state = self._stored.rows_of(

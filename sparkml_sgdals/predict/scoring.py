@@ -155,7 +155,7 @@ def score(
     tag = uuid.uuid4().hex[:12]
     schema: StructType = df.schema
     runs_python = state.heard is not None or any(
-        start is not None and vector is not None
+        start is not None and start.fitted and vector is not None
         for start, vector in zip(starts, columns.features, strict=True)
     )
     if runs_python:
@@ -189,10 +189,12 @@ def score(
     ):
         here = F.col(f"__{side}_id_{tag}").isNotNull()
         if vector is not None and (weights is not None or start is not None):
-            if start is not None:
+            if start is not None and start.fitted:
                 joined = start_unknown_of_events(joined, side, vector, start, tag)
-            elif weights is not None:
-                joined = start_unknown(joined, side, vector, weights, tag)
+            else:
+                own = weights if start is None else start.weights
+                assert own is not None
+                joined = start_unknown(joined, side, vector, own, tag)
             helpers.append(f"__{side}_vector_{tag}")
             here = here | F.col(f"__{side}_vector_{tag}").isNotNull()
         is_known.append(here)

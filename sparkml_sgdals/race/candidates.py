@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.errors import DivergenceError
-from sparkml_sgdals.learn.features import weights_at_rank
+from sparkml_sgdals.learn.features.streams import weights_at_rank
 from sparkml_sgdals.learn.one_batch import BatchReport, learn_batch
 from sparkml_sgdals.learn.whole_table import NO_FEATURES, Features
 from sparkml_sgdals.state.event_memory import ItemMemory, UserMemory
@@ -70,7 +70,8 @@ def warm_start(leader: ModelState, settings: Settings) -> ModelState:
     state.counters, state.ranges = leader.counters, leader.ranges
     state.learns_features = leader.learns_features
     users, items = (
-        None if weights is None else weights_at_rank(weights, settings)
+        # what a fitted table of events says is the same in all
+        weights if weights is None or settings.fits_events else weights_at_rank(weights, settings)
         for weights in leader.features
     )
     state.features = users, items

@@ -16,6 +16,7 @@ from pyspark.ml.param import Param, Params, TypeConverters
 from pyspark.sql import DataFrame
 
 from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.ingest.features import SIDES
 from sparkml_sgdals.ingest.frames import as_stream
 from sparkml_sgdals.ml.estimator import StreamingBiasedALS
 from sparkml_sgdals.ml.model import StreamingBiasedALSModel
@@ -266,9 +267,10 @@ class StreamingGridSearch(Params):
         settings = self._settings_of(stages)
         first = stages[0]
         kinds, id_types = first._ids_of(stream)
-        stream, start, options = first._from_nothing(stream, kinds, modelPath)
+        begins = None if initialModel is None else initialModel.state
+        stream, start, options = first._from_nothing(stream, kinds, modelPath, begins)
         if initialModel is not None:
-            settings = _starting_from(initialModel, settings, kinds)
+            settings = _starting_from(initialModel, settings, kinds, options.columns.features)
         rules = RaceRules(
             self.getOrDefault(self.errorProbability),
             self.getOrDefault(self.keep),
@@ -390,15 +392,28 @@ class StreamingGridSearch(Params):
 
 
 def _starting_from(
-    model: StreamingBiasedALSModel, settings: tuple[Settings, ...], kinds: tuple[IdKind, IdKind]
-) -> tuple[Settings, ...]:
-    """Return the candidates' settings where they start from a model."""
+    model: StreamingBiasedALSModel, settings: tuple[Settings, ...], kinds: tuple[IdKind, IdKind],
+    features: tuple[str | None, str | None],
+) -> tuple[Settings, ...]:  # fmt: skip
+    """Return the candidates' settings where they start from a model.
+
+    Raises ValueError where they cannot; `features` are the columns of features of both sides.
+    """
     state, held = model.state, model.state.settings
-    if held.featured or settings[0].featured:
+    for side, name, weights, learns in zip(
+        SIDES, features, state.features, state.learns_features, strict=True
+    ):
+        if name is not None and weights is None and not learns:
+            raise ValueError(
+                f"There are features of {side}s, and initialModel was fitted without: fit it with "
+                f"them, or leave {side}FeaturesCol and set{side.capitalize()}Features out."
+            )
+    if held.featured and any(own.solver != "bayes" for own in settings):
         raise ValueError(
-            "Candidates of a race learn what features say from nothing: leave initialModel out, or "
-            "features, of the estimator and of the fit of initialModel."
+            "initialModel knows features, which solver 'bayes' alone goes on with: set solver on "
+            "the estimator, or fit initialModel without features."
         )
+    settings = tuple(replace(own, featured=held.featured) for own in settings)
     if (state.users.index.kind, state.items.index.kind) != kinds:
         raise ValueError(
             f"initialModel has ids of types {', '.join(model.idTypes)} (user, item), and the "

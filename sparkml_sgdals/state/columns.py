@@ -301,8 +301,8 @@ def _drawn(settings: Settings) -> int:
 
 
 def _featured(settings: Settings) -> int:
-    if settings.learns_events:
-        return 1 if settings.featured and settings.fits_events else 0
+    if settings.fits_events:
+        return 1 if settings.featured else 0
     return _coordinates(settings) if settings.featured else 0
 
 

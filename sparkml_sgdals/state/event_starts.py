@@ -32,16 +32,21 @@ class EventStarts:
         what brings two judgements of a user to one unit; None for items
     alone : bool
         whether the table alone judges
+    fitted : bool
+        whether features tell of what a table says; else of what is learned event by event
     """
 
     weights: FeatureWeights
     width: int
     anchors: Anchors | None
     alone: bool
+    fitted: bool = True
 
     def of(self, rows: SparseRows) -> tuple[F32, F32]:
         """Means and tastes, float32, shapes (rows, rank + 1) and (rows, table rank + 1)."""
         taste = self.weights.start_means(rows)
+        if not self.fitted:
+            return taste, np.empty((len(taste), 0), np.float32)
         mean = np.zeros((len(taste), self.width), np.float32)
         if self.anchors is not None:
             taste[:, 0] = 1.0
@@ -64,7 +69,8 @@ def event_starts(
         what `serving_state` made of it
     """
     anchors, alone = None, table_alone(state)
-    if state.features[0] is not None:
+    fitted = state.settings.fits_events
+    if state.features[0] is not None and fitted:
         popularity = popularity_logs(state, memories_of(state)[1], state.items.count)
         anchors = Anchors(
             state, state.items, served.items.mean[:, 0], popularity,
@@ -72,7 +78,7 @@ def event_starts(
         )  # fmt: skip
     width = state.settings.rank + 1
     users, items = (
-        None if weights is None else EventStarts(weights, width, judge, alone)
+        None if weights is None else EventStarts(weights, width, judge, alone, fitted)
         for weights, judge in zip(state.features, (anchors, None), strict=True)
     )
     return users, items

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 from typing import Final
 
@@ -14,12 +14,15 @@ import pyarrow as pa
 from sparkml_sgdals.arrays.hashing import ITEM_SIDE
 from sparkml_sgdals.arrays.id_kinds import id_array_type
 from sparkml_sgdals.arrays.sparse_rows import SparseRows
+from sparkml_sgdals.kernels.events.judges import NEVER, soft
 from sparkml_sgdals.state.columns import prior_variances
+from sparkml_sgdals.state.event_scores import means_and_tastes, score_pairs, serving_state
 from sparkml_sgdals.state.factors import FactorTable
+from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.feature_weights import FeatureWeights, feature_names
 from sparkml_sgdals.state.model_state import ModelState
 
-__all__ = ["EXPLANATION_DDL", "Term", "explain_pair", "feature_shares"]
+__all__ = ["EXPLANATION_DDL", "Term", "explain_event", "explain_pair", "feature_shares"]
 
 F64 = npt.NDArray[np.float64]
 
@@ -111,6 +114,118 @@ def explain_pair(
     ]
 
 
+def explain_event(
+    state: ModelState, user: int | str, item: int | str,
+    known: tuple[SparseRows | None, SparseRows | None] = (None, None),
+) -> list[Term]:  # fmt: skip
+    """Return the parts of an event's score, docs/positive-only.md, (1): their sum is the score.
+
+    What `known` says of ids without events is told behind, as shares of the parts before.
+
+    Parameters
+    ----------
+    state : ModelState
+        a model of events
+    user, item : int | str
+        ids of the model's own kind, known or not
+    known : tuple[SparseRows | None, SparseRows | None]
+        one row each: what is known of the user, and of the item, beside events
+
+    Raises
+    ------
+    TypeError
+        an id is of the other kind
+    """
+    keys = [
+        _key(table, key)
+        for table, key in zip((state.users, state.items), (user, item), strict=True)
+    ]
+    if any(known):
+        state = state.copy()
+        tables = state.users, state.items
+        for table, rows, key, weights in zip(tables, known, keys, state.features, strict=True):
+            if rows is not None and len(key):
+                start_featured(table, key, replace(rows, ids=key), weights)
+    served = serving_state(state)
+    u, i = (
+        int(table.index.find(key)[0]) if len(key) else -1
+        for table, key in zip((state.users, state.items), keys, strict=True)
+    )
+    terms = _filter_terms(state, served, u, i)
+    (u_mean, u_taste), (_, i_taste) = (
+        means_and_tastes(table, np.array([row]))
+        for table, row in ((served.users, u), (served.items, i))
+    )
+    least = served.scale.mean
+    if u_taste.shape[1] and u_taste[0, 0] > NEVER / 2:
+        product = float(u_taste[0, 1:] @ i_taste[0, 1:])
+        table_says = float(u_taste[0, 0] + i_taste[0, 0]) + math.log(soft(np.float32(product)))
+        before = sum(term.value or 0.0 for term in terms) - least
+        heard = bool(u_mean[0, 0] > NEVER / 2)
+        # log(a + b) is log a + log(1 + b / a)
+        added = float(np.logaddexp(0.0, table_says - before)) if heard else least + table_says
+        terms = [
+            *(terms if heard else []),
+            Term("table", added, None, None, f"U . P {product:.2f}"),
+        ]
+    score = float(score_pairs(served, np.array([u]), np.array([i]))[0])
+    rest = score - sum(term.value or 0.0 for term in terms)
+    if served.heard is not None:
+        told = "often done about when this one is" if rest > 0 else "with nothing done last"
+        terms.append(Term("stands together", rest, None, None, told))
+    shown = [] if known == (None, None) else _event_features(state, served, (u, i), known)
+    return [*terms, *shown, Term("prediction", score, None, None, "the sum of the parts")]
+
+
+def _filter_terms(state: ModelState, served: ModelState, u: int, i: int) -> list[Term]:
+    """Return the parts of what is learned event by event."""
+    bayes = state.settings.solver == "bayes"
+    features = served.items.mean[i, 1:] if i >= 0 else np.zeros(state.settings.rank)
+    own = float(state.items.mean[i, 0]) if i >= 0 else 0.0
+    shown = float(served.items.mean[i, 0]) if i >= 0 else 0.0
+    events, done = (
+        int(table.count[row]) if row >= 0 else 0
+        for table, row in ((state.items, i), (state.users, u))
+    )
+    taste = float(state.users.mean[u, 1:] @ features) if u >= 0 else 0.0
+    whole = float(served.users.mean[u, 1:] @ features) if u >= 0 else 0.0
+    believed = float(served.users.mean[u, 0]) if u >= 0 else 0.0
+    terms = [Term("features", taste, None, done, "the user's taste")]
+    if bayes:
+        share = served.scale.mean + shown - own
+        terms = [
+            Term("popularity", share, None, events, f"{np.exp(share):.2%} of events now"),
+            Term("item bias", own, None, events, "beyond its popularity"),
+            *terms,
+            Term("done last", whole - taste, None, None, "what the user did last"),
+        ]
+    if believed:
+        terms.append(Term("weight", believed, None, None, "how far this is believed"))
+    return terms
+
+
+def _event_features(
+    state: ModelState, served: ModelState, rows: tuple[int, int],
+    known: tuple[SparseRows | None, SparseRows | None],
+) -> list[Term]:  # fmt: skip
+    """Return what the largest features add to U . P, of ids without events."""
+    fits = state.settings.fits_events
+    tables = (state.users, state.items)
+    partners = [
+        means_and_tastes(table, np.array([row]))[1 if fits else 0][0].astype(np.float64)
+        for table, row in ((served.users, rows[0]), (served.items, rows[1]))
+    ]
+    terms: list[Term] = []
+    for side, (given, weights) in enumerate(zip(known, state.features, strict=True)):
+        if given is None or weights is None or (rows[side] >= 0 and tables[side].count[rows[side]]):
+            continue
+        what = ("user", "item")[side]
+        note = f"of U . P: the {what} starts so"
+        for name, value in feature_shares(weights, given, 0, partners[1 - side], 1.0):
+            terms.append(Term(f"{what} {name}", value, None, None, note))
+    return terms
+
+
 def _feature_terms(
     state: ModelState, side: int, rows: SparseRows | None, count: int, partner: F64
 ) -> list[Term]:
@@ -163,12 +278,8 @@ def _row(
     table: FactorTable, key: int | str, state: ModelState, rows: SparseRows | None
 ) -> tuple[F64, F64, int, float]:
     """Means, variances, number of ratings and noise factor of an id; its prior if not known."""
-    kind = table.index.kind
-    if not isinstance(key, str if kind == "str" else Integral):
-        learned = "integers" if kind == "int" else "strings"
-        raise TypeError(f"The id {key!r} is no {kind}, the model was learned from {learned}.")
-    fits = kind == "str" or -(2**63) <= int(key) < 2**63
-    row = table.index.find(pa.array([key], id_array_type(kind)))[0] if fits else -1
+    ids = _key(table, key)
+    row = table.index.find(ids)[0] if len(ids) else -1
     if row < 0:
         prior = prior_variances(state.settings).astype(np.float64)
         weights = state.features[table.side == ITEM_SIDE]
@@ -179,6 +290,16 @@ def _row(
     variances = table.var[row] if table.var.shape[1] else np.zeros(table.mean.shape[1])
     mean, noise = table.mean[row].astype(np.float64), float(table.noise_factor[row])
     return mean, variances.astype(np.float64), int(table.count[row]), noise
+
+
+def _key(table: FactorTable, key: int | str) -> pa.Array:
+    """Return an id as the table looks it up; none where it can have no such id."""
+    kind = table.index.kind
+    if not isinstance(key, str if kind == "str" else Integral):
+        learned = "integers" if kind == "int" else "strings"
+        raise TypeError(f"The id {key!r} is no {kind}, the model was learned from {learned}.")
+    fits = kind == "str" or -(2**63) <= int(key) < 2**63
+    return pa.array([key] if fits else [], id_array_type(kind))
 
 
 def _bias_note(subject: str, bias: float, count: int) -> str:

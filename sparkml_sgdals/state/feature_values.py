@@ -166,7 +166,8 @@ def start_featured(
         # the start of features that differs from id to id stays, so that tastes can part
         table.mean[at] += means
         table.var[at] = weights.start_var
-        table.featured[at] = weights.prior_means(own, most)
+        if not table.settings.learns_events:
+            table.featured[at] = weights.prior_means(own, most)
     table.bound(at)
     return int(fresh.size)
 

@@ -11,7 +11,8 @@ import pyarrow as pa
 from sparkml_sgdals.arrays.id_kinds import id_array_type
 from sparkml_sgdals.fit.plan import FitOptions
 from sparkml_sgdals.ingest.features import Vectors, features_of_table
-from sparkml_sgdals.learn.features import begin_features, start_featured
+from sparkml_sgdals.learn.features.streams import begin_features
+from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.model_state import ModelState
 
 __all__ = ["Announced", "all_in_memory", "start_announced"]

@@ -14,11 +14,10 @@ from building import settings_of
 
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.arrays.sparse_rows import SparseRows
-from sparkml_sgdals.learn.features import start_featured
 from sparkml_sgdals.learn.whole_table import fit_ratings
 from sparkml_sgdals.serving.intake.folder import FolderIntake
 from sparkml_sgdals.serving.intake.history import IntakeColumns
-from sparkml_sgdals.state.feature_values import FeatureNames
+from sparkml_sgdals.state.feature_values import FeatureNames, start_featured
 from sparkml_sgdals.state.model_state import ModelState
 
 NAMES = ("year", "genres=Comedy", "genres=War")

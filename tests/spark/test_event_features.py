@@ -109,9 +109,44 @@ def test_a_stream_goes_on(spark, films, model, tmp_path):
     assert (more.version, more.state.items.size) == (again.version + 1, ITEMS + 1)
 
 
-def test_streams_from_nothing_are_refused(spark, films):
-    """What features say of events is learned from tables."""
-    als = StreamingBiasedALS(**ALS).setItemFeatures(films)
-    stream = spark.readStream.format("rate").load().selectExpr("value AS user", "value AS item")
-    with pytest.raises(ValueError, match="features say of events is learned from tables"):
-        als.fitStream(stream, "nowhere")
+def test_a_stream_from_nothing(spark, films, tmp_path):
+    """It learns what features say as it goes; new items are scored by their column, and join."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for number, part in enumerate(np.array_split(np.arange(len(OLD)), 4)):
+        OLD.iloc[part].to_parquet(folder / f"{number}.parquet", index=False)
+    als = StreamingBiasedALS(timestampCol="time", **ALS).setItemFeatures(films)
+
+    def run(path):
+        reader = spark.readStream.schema("user long, item long, time long")
+        stream = reader.option("maxFilesPerTrigger", 1).parquet(str(folder))
+        job = als.fitStream(stream, str(tmp_path / path), trigger=ONCE)
+        job.awaitTermination()
+        return job.model
+
+    model = run("m")
+    assert model.state.features[1].sums is not None
+    assert_same_bits(StreamingBiasedALSModel.load(str(tmp_path / "m")), model)
+    assert_same_bits(run("n"), model)
+    pairs = spark.createDataFrame(NEW).join(model.itemVectors(films), "item")
+    scored = model.copy().setItemFeaturesCol("itemFeatures").setColdStartStrategy("nan")
+    found = predictions(scored.transform(pairs), ["user", "item"])
+    assert np.isfinite(found).all()
+    more = model.withItems(films.where(F.col("item") >= COLD), modelPath=str(tmp_path / "m"))
+    joined = predictions(more.transform(pairs), ["user", "item"])
+    # what joins has a start of its own besides
+    assert np.corrcoef(joined, found)[0, 1] > 0.5
+
+
+def test_in_blocks_as_in_one_task(spark, films):
+    """What features say is learned from what blocks learned."""
+    als = StreamingBiasedALS(timestampCol="", numBlocks=2, **ALS).setItemFeatures(films)
+    model = als.fit(spark.createDataFrame(OLD))
+    assert model.summary.form == "2 blocks"
+    one = als.copy().setNumBlocks(1).fit(spark.createDataFrame(OLD))
+    pairs = spark.createDataFrame(NEW).join(model.itemVectors(films), "item")
+    found, expected = (
+        predictions(m.copy().setItemFeaturesCol("itemFeatures").transform(pairs), ["user", "item"])
+        for m in (model, one)
+    )
+    np.testing.assert_allclose(found, expected, rtol=0.05, atol=0.02)

@@ -22,6 +22,7 @@ from sparkml_sgdals import (
     StreamingBiasedALSModel,
     StreamingGridSearch,
 )
+from sparkml_sgdals.store.version_store import VersionStore
 
 ITEMS, FEATURES, COLD = 120, 4, 100
 RNG = np.random.default_rng(4)
@@ -187,9 +188,7 @@ class TestFit:
             ({"solver": "sgd"}, "learned by solver 'bayes', and solver is 'sgd'"),
             ({"solver": "minibatch"}, "learned by solver 'bayes', and solver is 'minibatch'"),
             ({"implicitPrefs": True, "solver": "isgd"}, "by solver 'bayes', and solver is 'isgd'"),
-            ({"implicitPrefs": True, "numBlocks": 2, "timestampCol": ""}, "learned in one task"),
             ({"maxIter": 0}, "learned by sweeps, and maxIter is 0"),
-            ({"numBlocks": 2}, "learned in one task, and this table"),
             ({"itemFeaturesCol": "item"}, "must hold vectors of pyspark.ml or arrays of numbers"),
             ({"itemFeaturesCol": "nothing"}, "'nothing' is not a column"),
         ],
@@ -199,13 +198,25 @@ class TestFit:
         with pytest.raises((ValueError, TypeError), match=sentence):
             als.fit(with_vectors(spark, OLD[:200], vectors))
 
-    def test_races_and_other_solvers_of_streams_are_refused(self, spark, vectors, stream, files):
+    def test_in_blocks_and_to_a_path_as_in_one_task(self, spark, vectors, model, tmp_path):
+        """The same bits whatever the partitions, also of a path."""
+        als = StreamingBiasedALS(itemFeaturesCol="vector", numBlocks=3, **ALS)
+        table = with_vectors(spark, OLD, vectors)
+        found = als.fit(table.repartition(5))
+        assert found.summary.form == "3 blocks"
+        assert error(found, spark, NEW, vectors) < 1.03 * error(model, spark, NEW, vectors)
+        path = tmp_path / "model"
+        written = als.fitPath(table.coalesce(1), path)
+        state, _ = VersionStore(str(path)).load()
+        assert state.fingerprint() == found.state.fingerprint()
+        assert state.features[1].to_json() == found.state.features[1].to_json()
+        assert written.summary.form == "3 blocks"
+        more = written.withItems(vectors.where(F.col("item") >= COLD), modelPath=path)
+        assert (more.version, more.state.items.size) == (1, ITEMS)
+
+    def test_other_solvers_of_streams_are_refused(self, spark, vectors, stream, files):
         als = StreamingBiasedALS(itemFeaturesCol="vector", **ALS)
         folder = files(OLD[:10], 10)
-        race = StreamingGridSearch(estimator=als, estimatorParamMaps=[{}])
-        begun = StreamingBiasedALS(**ALS).fit(spark.createDataFrame(OLD[:300]))
-        with pytest.raises(ValueError, match="a race learn what features say from nothing: leave"):
-            race.fitStream(stream(folder), "nowhere", initialModel=begun)
         als.setSolver("sgd")
         with pytest.raises(ValueError, match="Features are learned by solver 'bayes'"):
             als.fitStream(stream(folder), "nowhere")
@@ -361,6 +372,32 @@ class TestStream:
         part = small.updateStream(read(), str(tmp_path / "p"), trigger=ONCE)
         part.awaitTermination()
         assert_same_bits(part.model, other.model)
+
+    def test_a_race_from_a_model(self, spark, model, source, tmp_path):
+        """New items start where the model's features say, whatever the candidate's rank."""
+        put, read = source
+        put(NEW[:300], 0)
+        als = StreamingBiasedALS(itemFeaturesCol="vector", **ALS)
+        maps = [{als.rank: rank} for rank in (4, 2, 6)]
+        race = StreamingGridSearch(estimator=als, estimatorParamMaps=maps)
+        path = str(tmp_path / "race")
+        job = race.fitStream(read(), path, trigger=ONCE, initialModel=model)
+        job.awaitTermination()
+        won = job.model.state
+        assert won.features[1].size == FEATURES
+        new = won.items.index.find(pa.array(NEW.item[:300].unique()))
+        assert won.items.featured[new].any(axis=1).all()
+        other = model.updateStream(read(), str(tmp_path / "n"), trigger=ONCE)
+        other.awaitTermination()
+        assert job.metrics().rmse.iloc[0] == pytest.approx(other.metrics().rmse.iloc[0], rel=0.02)
+        begun = StreamingBiasedALS(**ALS).fit(spark.createDataFrame(OLD[:300]))
+        with pytest.raises(ValueError, match="features of items, and initialModel was fitted with"):
+            race.fitStream(read(), "nowhere", initialModel=begun)
+        race = StreamingGridSearch(
+            estimator=StreamingBiasedALS(solver="sgd", **ALS), estimatorParamMaps=[{}]
+        )
+        with pytest.raises(ValueError, match="which solver 'bayes' alone goes on with"):
+            race.fitStream(read().drop("vector"), "nowhere", initialModel=model)
 
     def test_from_nothing(self, spark, vectors, source, tmp_path):
         """What features say is learned on the way: by column or by table, to the same bits."""

@@ -74,7 +74,6 @@ def test_strings_sgd_and_blocks_of_one(spark, small, tmp_path):
     [
         ({"implicitPrefs": True, "ratingCol": "rating"}, "implicitPrefs=True"),
         ({"rankingSize": 10}, "rankingSize is 10"),
-        ({"itemFeaturesCol": "vector"}, "itemFeaturesCol"),
         ({"solver": "minibatch"}, "solver 'minibatch'"),
     ],
 )

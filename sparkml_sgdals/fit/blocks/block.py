@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sparkml_sgdals.arrays.ratings import Layout, Ratings, layout_by
+from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.kernels.filter import standardise
 from sparkml_sgdals.learn.influences import (
     ITEM_INFLUENCE,
@@ -32,6 +33,8 @@ from sparkml_sgdals.learn.influences import (
 from sparkml_sgdals.learn.solvers import Side, half_sweep, run_filter, run_sgd
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.factors import FactorTable
+from sparkml_sgdals.state.feature_values import start_featured
+from sparkml_sgdals.state.feature_weights import FeatureWeights
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = [
@@ -167,23 +170,49 @@ class BlockState:
     @classmethod
     def start(
         cls, side: int, ids: pa.Array, counts: npt.NDArray[np.int64], settings: Settings,
-        known: pa.Table | None,
+        known: pa.Table | None, features: tuple[SparseRows, FeatureWeights | None] | None = None,
     ) -> BlockState:  # fmt: skip
-        """Return a block's state before it learns; `known` are rows of a model that is added to."""
+        """Return a block's state before it learns.
+
+        Parameters
+        ----------
+        side : int
+            number of the side
+        ids : pa.Array
+            of the block, sorted
+        counts : npt.NDArray[np.int64]
+            int64, shape (ids,), their ratings
+        settings : Settings
+            of the model
+        known : pa.Table | None
+            rows of a model that is added to
+        features : tuple[SparseRows, FeatureWeights | None] | None
+            what is known of ids beside, and what that model has learned of it
+        """
         table = FactorTable(side, "str" if pa.types.is_string(ids.type) else "int", settings)
         if known is not None:
             table.put_arrow(known)
         size = table.size
+        started = 0 if features is None else start_featured(table, ids, *features)
         rows, _ = table.ensure(ids)
         arrays = table.take(rows).arrays
         arrays["count"] += counts
         if known is not None:
-            learned = (rows < size)[:, None]
+            # what is known of a new id beside its ratings is its prior, too
+            learned = (rows < size + started)[:, None]
             arrays["prior_mean"] = np.where(learned, arrays["mean"], np.float32(0.0))
             arrays["prior_var"] = arrays["var"].copy()
             arrays["drawn_before"] = arrays["drawn"].copy()
             arrays["seen"] = table.count[rows].astype(np.float32)
         return cls(arrays)
+
+    def drawn_from(self, settings: Settings, rows: Any = slice(None)) -> F32:
+        """Prior means of ids that no model knew: what partners say, and features."""
+        told = {"drawn": settings.draws_prior, "featured": settings.featured}
+        means: list[F32] = [self.arrays[name][rows] for name, there in told.items() if there]
+        if not means:
+            return np.zeros((1, settings.rank + 1), np.float32)
+        return means[0] if len(means) == 1 else means[0] + means[1]
 
     def table(self, side: int, ids: pa.Array, settings: Settings) -> pa.Table:
         """Return the block's rows in the Arrow form of a `FactorTable`."""
@@ -284,12 +313,10 @@ def sweep_block(
     own = "prior_mean" in a
     if prior is None:
         prior = prior_variances(settings)[None, :]
-    mean = a["prior_mean"] if own else np.zeros_like(prior)
-    if settings.draws_prior:
-        mean = a["drawn"]
-        if own:
-            moves = a["drawn_before"], a["drawn"]
-            mean = moved_prior(a["prior_mean"], a["prior_var"], *moves, settings)
+    mean = a["prior_mean"] if own else state.drawn_from(settings)
+    if settings.draws_prior and own:
+        moves = a["drawn_before"], a["drawn"]
+        mean = moved_prior(a["prior_mean"], a["prior_var"], *moves, settings)
     own_var = a["prior_var"] if own else prior
     side = Side(a["mean"], a["var"], mean, own_var, settings.lowest)
     squares, variances = half_sweep(block.layout, side, *partners, noise, threads)
@@ -302,9 +329,10 @@ def named_rows(state: BlockState, rows: I32, settings: Settings, fresh: bool) ->
     a = state.arrays
     names = ["mean", "var"]
     if settings.draws_prior and fresh:
-        names += ["drawn", "influence"]
+        names.append("influence")
     named: dict[str, Array] = {name: a[name][rows] for name in names}
     if settings.draws_prior and fresh:
+        named["drawn"] = state.drawn_from(settings, rows)
         named["root"] = roots(a["count"][rows])
     return named
 

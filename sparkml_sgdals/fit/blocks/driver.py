@@ -8,12 +8,11 @@ or written by the blocks themselves.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -21,17 +20,22 @@ import pyarrow.compute as pc
 from pyspark.sql import DataFrame, SparkSession
 from pyspark.sql import functions as F
 
-from sparkml_sgdals.arrays.hashing import block_of, id_keys
 from sparkml_sgdals.arrays.id_kinds import IdKind
-from sparkml_sgdals.arrays.ipc import arrays_from_buffer, arrays_to_buffer, from_bytes, to_buffer
-from sparkml_sgdals.fit.blocks.event_block import EventTotals
+from sparkml_sgdals.arrays.ipc import arrays_to_buffer
+from sparkml_sgdals.fit.blocks.ends import (
+    FINAL,
+    GivenFeatures,
+    first_messages,
+    read_final,
+    told_by_one,
+    whole_known,
+)
 from sparkml_sgdals.fit.blocks.event_exchange import (
     DescendHalf,
     NameEvents,
     StartEvents,
-    read_totals,
 )
-from sparkml_sgdals.fit.blocks.exchange import GlobalState, Half, Inbox, NameRows, Start, Stratum
+from sparkml_sgdals.fit.blocks.exchange import Half, NameRows, Start, Stratum
 from sparkml_sgdals.fit.blocks.files import (
     BlockFiles,
     BlockRows,
@@ -39,12 +43,12 @@ from sparkml_sgdals.fit.blocks.files import (
     block_folder,
     static_name,
 )
-from sparkml_sgdals.fit.blocks.layout import PIECE_DDL, Encode, Moments, Route, lay_out, measured
+from sparkml_sgdals.fit.blocks.inbox import Inbox
+from sparkml_sgdals.fit.blocks.layout import PIECE_DDL, Encode, Route, lay_out, measured
 from sparkml_sgdals.fit.blocks.messages import (
     MESSAGE_DDL,
     MESSAGE_SCHEMA,
     Job,
-    Message,
     binary,
     partition_keys,
     placed,
@@ -53,8 +57,9 @@ from sparkml_sgdals.fit.blocks.regularisation import lambdas_in_one_task
 from sparkml_sgdals.fit.blocks.to_path import WriteRuns
 from sparkml_sgdals.fit.plan import Plan, Trained, TrainingReport
 from sparkml_sgdals.fit.progress import TaskProgress
+from sparkml_sgdals.learn.features.tables_of_events import learn_event_features
 from sparkml_sgdals.learn.solvers import EARLIEST_STOP
-from sparkml_sgdals.learn.whole_table import check_finite, settle_scale
+from sparkml_sgdals.learn.whole_table import NO_FEATURES, Features, check_finite, settle_scale
 from sparkml_sgdals.spark_jobs import collect_payloads, explained, local_threads, phase
 from sparkml_sgdals.state.model_state import ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
@@ -70,6 +75,7 @@ def train_in_blocks(
     plan: Plan,
     prior: ModelState | None = None,
     sink: RunSink | None = None,
+    features: Features = NO_FEATURES,
 ) -> list[Trained]:
     """Learn packed ratings in `plan.num_blocks` blocks of users and of items.
 
@@ -88,6 +94,8 @@ def train_in_blocks(
     sink : RunSink | None
         where the blocks write their rows, of ratings learned afresh up to one stop; the state then
         holds none of them, and the report says the runs. None: the driver collects them
+    features : Features
+        what is known of users and items beside
 
     Returns
     -------
@@ -99,11 +107,16 @@ def train_in_blocks(
         where a file of the blocks cannot be written, or is lost
     DivergenceError
         where factors are not finite
+    ValueError
+        features have more columns than are learned in blocks
     """
     clock = time.perf_counter()
     spark = packed.sparkSession
     keys = partition_keys(spark, plan.num_blocks)
     job = Job(settings, kinds, keys, plan.threads, fresh=prior is None)
+    if prior is not None:
+        job = replace(job, features=prior.features)
+    known = GivenFeatures.of(features, job)
     trained: list[Trained] = []
     with ExitStack() as stack:
         folder = stack.enter_context(block_folder(spark))
@@ -134,14 +147,24 @@ def train_in_blocks(
         job = replace(job, scale=(scale.mean, scale.spread))
         tidy = local_threads(spark) > 0
         blocks = _OnRows(cells, job, held) if files is None else _OnFiles(files, job, tidy)
-        steps = _event_steps(job, plan, lams) if settings.fits_events else _rating_steps(job, plan)
-        for stop, messages in _learn(blocks, spark, job, plan, prior, steps):
+        steps = (
+            _event_steps(job, plan, lams)
+            if settings.fits_events
+            else _rating_steps(job, plan, known.moves)
+        )
+        first = first_messages(job, prior, known)
+        for stop, messages in _learn(blocks, spark, job, plan, first, steps):
             if stop != plan.stops[-1]:
                 held.keep(messages)
             with phase(spark, f"sweep {stop}" if stop else "filter"):
-                state, history, runs = _collect(blocks, messages, job, moments, prior, stop, sink)
+                final = messages.where(F.col("kind").isin(*FINAL))
+                rows = collect_payloads(blocks.name(_naming(job, sink), final))
+            state, history, runs = read_final(rows, job, moments, prior, stop, sink is not None)
             state.settings = settings if prior else replace(settings, max_iter=stop)
             state.scale = scale
+            known.put_weights(state, rows)
+            if settings.fits_events and settings.featured:
+                learn_event_features(state, features, plan.threads)
             if settings.fits_events:
                 state.regularisation = lams
             check_finite(state, np.arange(state.users.size), np.arange(state.items.size))
@@ -187,7 +210,13 @@ class _Blocks(Protocol):
         """Run a step; `note` says how far it is, the number of its block left open."""
 
     def name(self, step: _Naming, messages: DataFrame) -> DataFrame:
-        """Run the last step, which needs no message from another block."""
+        """Run the last step, which needs what all blocks told in the one before."""
+
+
+def _naming(job: Job, sink: RunSink | None) -> _Naming:
+    if sink is not None:
+        return WriteRuns(job, sink)
+    return NameEvents(job) if job.settings.fits_events else NameRows(job)
 
 
 def _stops(job: Job, plan: Plan) -> tuple[int, ...]:
@@ -203,8 +232,12 @@ def _event_steps(job: Job, plan: Plan, lams: tuple[float, float]) -> _Steps:
     return steps
 
 
-def _rating_steps(job: Job, plan: Plan) -> _Steps:
-    """Return the steps of ratings; the start learns a stratum too."""
+def _rating_steps(job: Job, plan: Plan, moves: tuple[bool, bool] = (False, False)) -> _Steps:
+    """Return the steps of ratings; the start learns a stratum too.
+
+    Sides with features move to where these say in a step of their own, between what all blocks
+    tell of them and what partners are sent.
+    """
     bayes, stops = job.settings.solver == "bayes", _stops(job, plan)
     untouched = not bayes and 0 in stops
     steps: _Steps = []
@@ -217,18 +250,22 @@ def _rating_steps(job: Job, plan: Plan) -> _Steps:
         steps.append(("sweep 1", Half(job, "items", learn=False, check=True), None))
         for sweep in range(1, stops[-1] + 1):
             name, again = f"sweep {sweep}", sweep < stops[-1]
-            steps.append((name, Half(job, "users", check=sweep == 1), None))
-            steps.append((name, Half(job, "items", send=again), sweep))
+            steps.append((name, Half(job, "users", send=not moves[0], check=sweep == 1), None))
+            if moves[0]:
+                steps.append((name, Half(job, "users", learn=False), None))
+            steps.append((name, Half(job, "items", send=again and not moves[1]), sweep))
+            if moves[1] and again:
+                steps.append((name, Half(job, "items", learn=False), None))
     return steps
 
 
 def _learn(
-    blocks: _Blocks, spark: SparkSession, job: Job, plan: Plan, prior: ModelState | None,
+    blocks: _Blocks, spark: SparkSession, job: Job, plan: Plan, first: pa.Table,
     steps: _Steps,
 ) -> Iterator[tuple[int, DataFrame]]:  # fmt: skip
     """Chain the steps from the start of all blocks, and yield their states at each stop."""
     bayes, stops = job.settings.solver == "bayes", _stops(job, plan)
-    messages = _first_messages(spark, job, prior)
+    messages = spark.createDataFrame(first, MESSAGE_DDL)
     if not bayes and 0 in stops:
         messages = blocks.start(Start(job, False), messages)
         yield 0, messages
@@ -245,7 +282,7 @@ def _learn(
             with phase(spark, name):
                 messages = _cut(messages)
                 if isinstance(blocks, _OnFiles):
-                    blocks.files.drop_states(number - 2)
+                    blocks.files.drop_states(number - 3)
                 settled = asked and _settled(messages, job)
             if settled:
                 # what blocks would hand on to the last step is here
@@ -267,35 +304,7 @@ def _cut(messages: DataFrame) -> DataFrame:
 def _settled(messages: DataFrame, job: Job) -> bool:
     """Whether the blocks have found, in the step before these messages, that sweeps may end."""
     rows = collect_payloads(messages.where(F.col("kind").isin("learned", "sums")))
-    return _told(rows, job).settled(job.settings.tol)
-
-
-def _told(rows: pa.Table, job: Job) -> GlobalState | EventTotals:
-    """Return what blocks know of the whole, by the messages to one: all are told the same."""
-    first = pc.min(rows.column("target")).as_py()
-    return _known(Inbox(first, rows.filter(pc.field("target") == first)), job)
-
-
-def _known(inbox: Inbox, job: Job) -> GlobalState | EventTotals:
-    return (read_totals if job.settings.fits_events else GlobalState.read)(inbox, job)
-
-
-def _first_messages(spark: SparkSession, job: Job, prior: ModelState | None) -> DataFrame:
-    """Return the first messages: a word to each block, and what a model knows of its ids."""
-    nothing = pa.py_buffer(b"")
-    messages: list[Message] = [
-        (block, "users", block, "start", nothing) for block in range(job.num_blocks)
-    ]
-    if prior is not None:
-        for side, table in (("users", prior.users), ("items", prior.items)):
-            if table.size:
-                of_ids = block_of(id_keys(table.index.ids()), job.num_blocks)
-                for block in range(job.num_blocks):
-                    rows = np.flatnonzero(of_ids == block)
-                    payload = to_buffer(table.to_arrow(rows))
-                    messages.append((block, side, block, "known", payload))  # type: ignore[arg-type]
-    batches = [job.batch(message) for message in messages]
-    return spark.createDataFrame(pa.Table.from_batches(batches), MESSAGE_DDL)
+    return told_by_one(rows, job).settled(job.settings.tol)
 
 
 @dataclass(frozen=True)
@@ -310,7 +319,7 @@ class _Noted:
         for message in self.step(statics, inbox):
             yield job.batch(message)
         if self.note is not None:
-            history = _known(inbox, job).history
+            history = whole_known(inbox, job).history
             rmse = history[-1] * job.scale[1] if history else None
             place = replace(self.note, task=inbox.block)
             place.write(self.note.task, rmse)
@@ -331,8 +340,8 @@ class _TaskOnFiles:
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         if self.tidy:
-            # a step reads states of the one before, and hands some of those on
-            self.files.drop_states(self.files.step - 3)
+            # a step reads states of the one before, and two in turn may hand them on
+            self.files.drop_states(self.files.step - 4)
         table = pa.Table.from_batches(list(batches), MESSAGE_SCHEMA)
         # one block, but where Spark's hash or some plan puts two together
         for block in sorted(pc.unique(table.column("target")).to_pylist()):
@@ -365,7 +374,7 @@ class _OnFiles:
 
     def name(self, step: _Naming, messages: DataFrame) -> DataFrame:
         task = _TaskOnFiles(_Noted(step, None), self.files)
-        return messages.mapInArrow(task, MESSAGE_DDL)
+        return placed(messages, self.job).mapInArrow(task, MESSAGE_DDL)
 
     def _at(self, note: TaskProgress | None) -> BlockFiles:
         return replace(self.files, step=0 if note is None else note.task)
@@ -467,52 +476,3 @@ class _OnRows:
         if step.stratum is None:
             return of_kind
         return of_kind.where(F.col("stratum").isNull() | (F.col("stratum") == step.stratum))
-
-
-# ---- collect --------------------------------------------------------------------------------
-
-
-def _collect(
-    blocks: _Blocks, messages: DataFrame, job: Job, moments: Moments, prior: ModelState | None,
-    sweeps: int, sink: RunSink | None,
-) -> tuple[ModelState, list[float], dict[str, Any] | None]:  # fmt: skip
-    """Return the model that the final states make, the training RMSE of each sweep, and runs."""
-    state = ModelState.empty(job.settings, *job.kinds) if prior is None else prior.copy()
-    final = messages.where(F.col("kind").isin("state", "learned", "sums"))
-    naming: _Naming = NameEvents(job) if job.settings.fits_events else NameRows(job)
-    if sink is not None:
-        naming = WriteRuns(job, sink)
-    rows = collect_payloads(blocks.name(naming, final))
-    told = (rows.column(name).to_pylist() for name in ("target", "source", "side", "kind"))
-    found = list(zip(*told, rows.column("payload"), strict=True))
-    counted = np.zeros(3)
-    runs: dict[str, Any] = {"users": [], "items": [], "metrics": None}
-    for _, _, side, kind, payload in sorted(found, key=lambda row: (row[2], row[0])):
-        if kind == "rows":
-            table = state.users if side == "users" else state.items
-            table.put_arrow(from_bytes(payload.as_buffer()))
-        elif kind == "run":
-            runs[side].append(json.loads(payload.as_buffer().to_pybytes()))
-        elif kind == "prequential":
-            counted += arrays_from_buffer(payload.as_buffer())["prequential"]
-    history: list[float] = []
-    if job.settings.solver == "bayes" and sweeps:
-        learned = _told(rows, job)
-        history = [rmse * job.scale[1] for rmse in learned.history]
-        if isinstance(learned, EventTotals):
-            state.weights_beside = learned.weights_beside
-        elif job.fresh:
-            state.noise, state.noise_weight = learned.noise, job.total_weight
-    before = state.counters
-    state.counters = replace(
-        before.with_ratings(moments.ratings, (moments.low, moments.high)),
-        prequential_ratings=before.prequential_ratings + int(counted[0]),
-        prequential_squares=before.prequential_squares + float(counted[1]),
-        baseline_squares=before.baseline_squares + float(counted[2]),
-    )
-    if sink is None:
-        return state, history, None
-    state.partial = True
-    users, items = (sum(entry["count"] for entry in runs[side]) for side in ("users", "items"))
-    state.known_ids = users, items
-    return state, history, runs

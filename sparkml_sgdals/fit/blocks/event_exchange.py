@@ -27,13 +27,13 @@ from sparkml_sgdals.fit.blocks.event_block import (
     start_block,
 )
 from sparkml_sgdals.fit.blocks.exchange import (
-    Inbox,
     kept_messages,
     send_messages,
     state_message,
     sums_messages,
 )
 from sparkml_sgdals.fit.blocks.files import Statics, static_name
+from sparkml_sgdals.fit.blocks.inbox import Inbox
 from sparkml_sgdals.fit.blocks.layout import as_ids, cell_of
 from sparkml_sgdals.fit.blocks.messages import OTHER, SIDES, Job, Message, SideName
 from sparkml_sgdals.kernels.checks import check_rows

@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sparkml_sgdals.arrays.ipc import arrays_from_buffer, arrays_to_buffer, from_bytes, to_buffer
+from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.fit.blocks.block import (
     BlockLayout,
     BlockState,
@@ -27,7 +28,13 @@ from sparkml_sgdals.fit.blocks.block import (
     named_rows,
     sweep_block,
 )
+from sparkml_sgdals.fit.blocks.feature_exchange import (
+    BlockFeatures,
+    given_features,
+    kept_features,
+)
 from sparkml_sgdals.fit.blocks.files import Statics, static_name
+from sparkml_sgdals.fit.blocks.inbox import Inbox
 from sparkml_sgdals.fit.blocks.layout import as_ids
 from sparkml_sgdals.fit.blocks.messages import OTHER, SIDES, Job, Message, SideName
 from sparkml_sgdals.kernels.checks import check_rows
@@ -39,42 +46,16 @@ from sparkml_sgdals.state.model_state import ModelState
 __all__ = [
     "GlobalState",
     "Half",
-    "Inbox",
     "NameRows",
     "Start",
     "Step",
     "Stratum",
+    "final_states",
     "kept_messages",
     "send_messages",
     "state_message",
     "sums_messages",
 ]
-
-
-class Inbox:
-    """Messages of one block by side and kind."""
-
-    def __init__(self, block: int, messages: pa.Table) -> None:
-        self.block = block
-        self._rows: dict[tuple[str, str], dict[int, pa.Scalar]] = {}
-        for side, source, kind, payload in zip(
-            messages.column("side").to_pylist(), messages.column("source").to_pylist(),
-            messages.column("kind").to_pylist(), messages.column("payload"), strict=True,
-        ):  # fmt: skip
-            self._rows.setdefault((side, kind), {})[source] = payload
-
-    def all(self, side: SideName, kind: str) -> dict[int, pa.Buffer]:
-        """Payloads by source block, in its order."""
-        found = self._rows.get((side, kind), {})
-        return {source: found[source].as_buffer() for source in sorted(found)}
-
-    def state(self, statics: Statics, side: SideName, source: int) -> BlockState | None:
-        """Return the state of a block of a side that a source sent, None where it sent none."""
-        payload = self.all(side, "state").get(source)
-        if payload is None:
-            return None
-        lying = statics.parked(payload, check=True)
-        return BlockState(arrays_from_buffer(payload) if lying is None else lying)
 
 
 Step = Callable[[Statics, Inbox], Iterator[Message]]
@@ -155,6 +136,9 @@ class Start:
         """Yield the block's states, or what `Stratum` yields of the stratum that they make."""
         own = inbox.block
         states = {side: self._state(statics, inbox, side) for side in SIDES}
+        for side in SIDES:
+            ids = None if states[side] is None else self._ids(statics, side, own)
+            yield from given_features(statics, inbox, side, ids)
         users, items = states["users"], states["items"]
         if self.learn:
             yield from Stratum(self.job, 0).learned(statics, own, users, items)
@@ -167,15 +151,23 @@ class Start:
         job, own = self.job, inbox.block
         if not job.has_block(side, own):
             return None
-        a = statics.arrays(static_name("ids", side, own, own))
+        counts = statics.arrays(static_name("ids", side, own, own))["count"]
         known = inbox.all(side, "known").get(own)
         rows = None
         if not job.fresh:
             rows = self._no_rows(side) if known is None else from_bytes(known)
-        state = BlockState.start(SIDES[side], as_ids(a["id"]), a["count"], job.settings, rows)
+        vectors = inbox.all(side, "vectors").get(own)
+        starts = None
+        if vectors is not None:
+            starts = SparseRows.of(from_bytes(vectors))[0], job.features[list(SIDES).index(side)]
+        ids = self._ids(statics, side, own)
+        state = BlockState.start(SIDES[side], ids, counts, job.settings, rows, starts)
         if side == "users":
             state.arrays["prequential"] = np.zeros(3)
         return state
+
+    def _ids(self, statics: Statics, side: SideName, own: int) -> pa.Array:
+        return as_ids(statics.arrays(static_name("ids", side, own, own))["id"])
 
     def _no_rows(self, side: SideName) -> pa.Table:
         empty = ModelState.empty(self.job.settings, *self.job.kinds)
@@ -199,6 +191,7 @@ class Stratum:
         """Yield the two blocks' states once the stratum is learned."""
         own = inbox.block
         partner = (own + self.number) % self.job.num_blocks
+        yield from kept_features(inbox)
         yield from self.learned(
             statics, own, inbox.state(statics, "users", own), inbox.state(statics, "items", partner)
         )
@@ -285,7 +278,8 @@ class Half:
     Attributes
     ----------
     learn : bool
-        False: only send factors to where the other side's half-sweep wants them
+        False: only send factors to where the other side's half-sweep wants them, moved to where
+        features say that they lie
     send : bool
         whether another half-sweep follows
     check : bool
@@ -305,6 +299,10 @@ class Half:
         job, side, own = self.job, self.side, inbox.block
         learned = GlobalState.read(inbox, job)
         yield from kept_messages(inbox, side, learned.to_buffer())
+        features = {name: BlockFeatures.read(statics, inbox, job, name) for name in SIDES}
+        for known in features.values():
+            if known is not None:
+                yield from known.kept()
         state = inbox.state(statics, side, own)
         if state is None:
             return
@@ -314,9 +312,14 @@ class Half:
             return
         arrays = statics.arrays(static_name("layout", side, own, own), self.check)
         block = BlockLayout.from_arrays(arrays)
+        own_features, prior = features[side], learned.priors.get(side)
+        if own_features is not None:
+            own_features.put(state, prior)
         if self.learn:
             sums = self._sweep(statics, block, state, inbox, learned)
             yield from sums_messages(job, side, own, {"sums": sums.to_array()})
+            if own_features is not None:
+                yield from own_features.sums(statics, state, prior)
         message = state_message(statics, own, side, own, state)
         yield message
         if not self.send:
@@ -372,6 +375,24 @@ class Half:
         )  # fmt: skip
 
 
+def final_states(
+    statics: Statics, inbox: Inbox, job: Job
+) -> tuple[dict[SideName, BlockState | None], list[Message]]:
+    """Return a block's states with prior means as last learned, and what the driver is told."""
+    states = {side: inbox.state(statics, side, inbox.block) for side in SIDES}
+    told: list[Message] = []
+    for side, state in states.items():
+        features = BlockFeatures.read(statics, inbox, job, side)
+        if features is None:
+            continue
+        if state is not None:
+            features.put(state, GlobalState.read(inbox, job).priors.get(side))
+        if inbox.block == 0:
+            # all blocks know the same
+            told.append(features.told())
+    return states, told
+
+
 @dataclass(frozen=True)
 class NameRows:
     """Put the ids back to the states: rows of a factor table; what else the driver has to know."""
@@ -383,8 +404,10 @@ class NameRows:
     def __call__(self, statics: Statics, inbox: Inbox) -> Iterator[Message]:
         """Yield the rows of the block's ids, and the sums and values for the driver."""
         own = inbox.block
+        states, told = final_states(statics, inbox, self.job)
+        yield from told
         for side, number in SIDES.items():
-            state = inbox.state(statics, side, own)
+            state = states[side]
             if state is not None:
                 ids = as_ids(statics.arrays(static_name("ids", side, own, own))["id"])
                 rows = to_buffer(state.table(number, ids, self.job.settings))

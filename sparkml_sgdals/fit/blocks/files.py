@@ -78,8 +78,13 @@ class Statics(Protocol):
     def arrays(self, name: str, check: bool = False) -> dict[str, Any]:
         """Arrays by name; raises StorageError where there is no such static."""
 
-    def park(self, side: str, block: int, arrays: Mapping[str, Any]) -> pa.Buffer:
-        """Return the payload that hands the state of a block on: itself, or where it lies."""
+    def park(
+        self, side: str, block: int, arrays: Mapping[str, Any], lasting: bool = False
+    ) -> pa.Buffer:
+        """Return the payload that hands arrays of a block on: themselves, or where they lie.
+
+        They lie there for some steps, or where `lasting` until the fit ends.
+        """
 
     def parked(self, payload: pa.Buffer, check: bool = False) -> dict[str, Any] | None:
         """Return the arrays that `park` was given, None where they are the payload itself."""
@@ -97,7 +102,9 @@ class BlockRows:
             raise StorageError(f"{name} of the blocks is not among the rows of its task.")
         return arrays_from_buffer(self.payloads[name])
 
-    def park(self, side: str, block: int, arrays: Mapping[str, Any]) -> pa.Buffer:
+    def park(
+        self, side: str, block: int, arrays: Mapping[str, Any], lasting: bool = False
+    ) -> pa.Buffer:
         """As `Statics` says: Spark moves it."""
         return arrays_to_buffer(arrays)
 
@@ -142,14 +149,17 @@ class BlockFiles:
         """
         return arrays_in(self._read(name, check))
 
-    def park(self, side: str, block: int, arrays: Mapping[str, Any]) -> pa.Buffer:
+    def park(
+        self, side: str, block: int, arrays: Mapping[str, Any], lasting: bool = False
+    ) -> pa.Buffer:
         """As `Statics` says: in a file where disks are local, so that Spark moves its name alone.
 
         Two attempts of a task write two files.
         """
         if not ObjectStore(self.folder).local:
             return arrays_to_buffer(arrays)
-        name = f"state-{self.step:05d}-{side}-{block:05d}-{uuid.uuid4().hex[:12]}"
+        kind = "lasting" if lasting else "state"
+        name = f"{kind}-{self.step:05d}-{side}-{block:05d}-{uuid.uuid4().hex[:12]}"
         self.put(name, arrays)
         return pa.py_buffer(_PARKED + name.encode())
 

@@ -38,6 +38,7 @@ __all__ = [
     "Route",
     "as_ids",
     "cell_of",
+    "job_of_cells",
     "lay_out",
     "measured",
 ]
@@ -235,7 +236,11 @@ class Moments:
 def measured(cells: DataFrame, job: Job) -> tuple[Job, Moments]:
     """Mean, spread and range over all cells; the action that computes them."""
     wanted = cells.where(F.col("kind") == "moments").select("target", "source", "payload")
-    rows = collect_payloads(wanted).to_pylist()
+    return job_of_cells(collect_payloads(wanted).to_pylist(), job)
+
+
+def job_of_cells(rows: list[dict[str, Any]], job: Job) -> tuple[Job, Moments]:
+    """Return the job and moments that messages of cells say: target, source and payload."""
     scale = Scale()
     ratings, low, high = 0, math.inf, -math.inf
     filled = bytearray(job.num_blocks**2)

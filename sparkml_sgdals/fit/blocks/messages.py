@@ -14,6 +14,7 @@ from pyspark.sql import functions as F
 from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE
 from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.spark_jobs import task_threads
+from sparkml_sgdals.state.feature_weights import FeatureWeights
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = [
@@ -49,6 +50,8 @@ class Job:
     ----------
     filled : bytes
         for each cell, user block by user block, whether it has ratings
+    features : tuple[FeatureWeights | None, FeatureWeights | None]
+        what features say in the model that the table is added to
     """
 
     settings: Settings
@@ -60,6 +63,7 @@ class Job:
     total_weight: float = 1.0
     fresh: bool = True
     filled: bytes = b""
+    features: tuple[FeatureWeights | None, FeatureWeights | None] = (None, None)
 
     @property
     def num_blocks(self) -> int:

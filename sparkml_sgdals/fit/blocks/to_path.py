@@ -14,8 +14,9 @@ import numpy as np
 import pyarrow as pa
 
 from sparkml_sgdals.arrays.ipc import arrays_to_buffer
-from sparkml_sgdals.fit.blocks.exchange import Inbox
+from sparkml_sgdals.fit.blocks.exchange import final_states
 from sparkml_sgdals.fit.blocks.files import Statics, static_name
+from sparkml_sgdals.fit.blocks.inbox import Inbox
 from sparkml_sgdals.fit.blocks.layout import as_ids
 from sparkml_sgdals.fit.blocks.messages import SIDES, Job, Message
 from sparkml_sgdals.learn.solvers import not_finite
@@ -37,8 +38,10 @@ class WriteRuns:
     def __call__(self, statics: Statics, inbox: Inbox) -> Iterator[Message]:
         """Yield what the driver has to know: entries of runs, and sums over all blocks."""
         own, settings = inbox.block, self.job.settings
+        states, told = final_states(statics, inbox, self.job)
+        yield from told
         for place, side in enumerate(SIDES):
-            state = inbox.state(statics, side, own)
+            state = states[side]
             if state is None:
                 continue
             floats = [c.name for c in FactorColumns.registry() if c.dtype.kind == "f"]

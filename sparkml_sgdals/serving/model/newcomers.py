@@ -12,11 +12,10 @@ import pyarrow as pa
 
 from sparkml_sgdals.arrays.id_index import IdIndex
 from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
-from sparkml_sgdals.learn.features import start_featured
 from sparkml_sgdals.serving.model.ids import Key
 from sparkml_sgdals.serving.model.titles import read_file
 from sparkml_sgdals.state.factors import FactorTable
-from sparkml_sgdals.state.feature_values import FeatureNames
+from sparkml_sgdals.state.feature_values import FeatureNames, start_featured
 from sparkml_sgdals.state.feature_weights import FeatureWeights
 
 __all__ = ["Given", "KnownFeatures", "Newcomers", "read_features"]

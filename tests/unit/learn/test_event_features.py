@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -12,13 +13,15 @@ from building import settings_of
 from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.errors import DivergenceError
-from sparkml_sgdals.learn.event_tables import weights_of_events
-from sparkml_sgdals.learn.features import start_featured
+from sparkml_sgdals.learn.features import streams
+from sparkml_sgdals.learn.features.tables_of_events import weights_of_events
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.learn.whole_table import fit_ratings, fit_stops
 from sparkml_sgdals.predictor import Predictor
-from sparkml_sgdals.state.event_scores import serving_state
+from sparkml_sgdals.state.event_scores import score_pairs, serving_state
 from sparkml_sgdals.state.event_starts import event_starts
+from sparkml_sgdals.state.explaining import explain_event
+from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.model_state import ModelState
 
 USERS, ITEMS, KINDS, COLD = 120, 90, 3, 75
@@ -231,3 +234,113 @@ def test_weights_come_near_ridge_regression() -> None:
         own = KIND[:COLD] == kind
         apart = means[own][0] - taste[own].mean(axis=0)
         assert np.linalg.norm(apart) < 0.25 * np.linalg.norm(taste[own].mean(axis=0))
+
+
+def parts_of(state: ModelState, user: int, item: int, own: SparseRows | None = None) -> dict:  # type: ignore[type-arg]
+    told = {term.part: term.value for term in explain_event(state, user, item, (None, own))}
+    whole = {"popularity", "item bias", "features", "done last", "weight", "table"}
+    parts = [told[name] for name in (whole | {"stands together"}) & set(told)]
+    assert told["prediction"] == pytest.approx(sum(parts), abs=1e-4)
+    return told
+
+
+def test_an_explanation_names_what_features_gave(state: ModelState) -> None:
+    """Its parts sum up to the score that lists go by, of ids known, new, and not known at all."""
+    names = tuple(f"k{n}" for n in range(KINDS))
+    weights = state.features[1]
+    assert weights is not None
+    state = replace(state.copy(), features=(None, replace(weights, names=names)))
+    for item in (1, 2, 80):
+        own, key = ROWS.take(np.array([item])), pa.array([item])
+        twin = state.copy()
+        start_featured(twin.items, key, own, twin.features[1])
+        served = serving_state(twin)
+        for user in (0, 4, 10_000):
+            rows = served.users.index.find(pa.array([user])), served.items.index.find(key)
+            told = parts_of(state, user, item, own)
+            assert told["prediction"] == pytest.approx(score_pairs(served, *rows)[0], abs=1e-4)
+            named = {name for name in told if name.startswith("item k")}
+            if item == 80 and user == 4:
+                # it is of kind 2, which user 4 does little of
+                assert named
+                assert told["item k2"] < 0
+            assert item == 80 or not named
+    assert parts_of(state, 2, 10_000)["prediction"] == pytest.approx(
+        parts_of(state, 2, 20_000)["prediction"]
+    )
+    with pytest.raises(TypeError, match="is no int"):
+        explain_event(state, "a", 1)
+
+
+# ---- in a stream from nothing ---------------------------------------------------------------
+
+
+def from_nothing(matrix: np.ndarray, size: int = 150) -> tuple[ModelState, SparseRows]:
+    """A model of a stream of events that came in batches, and the vectors of all items."""
+    settings = settings_of(learns_events=True, rank=4, featured=True)
+    state = ModelState.empty(settings, "int", "int")
+    state.learns_features = False, True
+    rows = rows_of(np.arange(ITEMS), matrix)
+    whole = table(slice(0, COLD), timed=True)
+    users, items = whole.user_ids.to_pylist(), whole.item_ids.to_pylist()
+    for begin in range(0, len(whole), size):
+        part = slice(begin, begin + size)
+        named = [users[n] for n in whole.users[part]], [items[n] for n in whole.items[part]]
+        learn_batch(state, events_of(*named, timed=True), (None, rows))
+    return state, rows
+
+
+def test_a_stream_from_nothing_learns_what_features_say() -> None:
+    """New items are for those who did much of their kind; how often they are done is not said."""
+    state, rows = from_nothing(MATRIX)
+    weights = state.features[1]
+    assert weights is not None
+    assert not weights.start[:, 0].any()
+    start_featured(state.items, pa.array(np.arange(COLD, ITEMS)), rows, weights)
+    served = serving_state(state)
+    found = served.users.mean[:, 1:] @ served.items.mean[state.items.index.find(
+        pa.array(np.arange(COLD, ITEMS))), 1:].T  # fmt: skip
+    users = state.users.index.ids().to_numpy()
+    own = users[:, None] % KINDS == KIND[COLD:]
+    assert (np.where(own, found, np.nan)[own].mean() - found[~own].mean()) > 0.1
+    best = np.argsort(-found, axis=1)[:, :3]
+    assert own[np.arange(len(users))[:, None], best].mean() > 0.8
+
+
+def test_sums_of_events_are_those_of_the_means_kept() -> None:
+    """Also where events of others moved an item since."""
+    state, _rows = from_nothing(np.hstack([MATRIX, np.arange(ITEMS)[:, None] % 7.0]), size=60)
+    weights = state.features[1]
+    assert weights is not None
+    assert weights.sums is not None
+    counted = state.items.featured.any(axis=1)
+    assert counted.all()
+    assert (state.items.featured != state.items.mean).any()
+    ids = state.items.index.ids().to_numpy()
+    z = np.hstack([np.ones((ids.size, 1)), MATRIX[ids], ids[:, None] % 7.0])
+    np.testing.assert_allclose(weights.sums.targets, z.T @ state.items.featured, atol=1e-3)
+    np.testing.assert_allclose(weights.sums.products, z.T @ z)
+    other = ModelState.empty(state.settings, "int", "int")
+    told = json.loads(json.dumps(state.scalars()))
+    other.set_scalars(told)
+    assert other.features[1].to_json() == weights.to_json()  # type: ignore[union-attr]
+
+
+def test_a_batch_of_events_that_fails_leaves_what_was_learned(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    state, _rows = from_nothing(MATRIX)
+    before = state.fingerprint()
+    monkeypatch.setattr(streams, "MOST_IN_PAIRS", 3)
+    more = rows_of(np.arange(ITEMS), np.hstack([MATRIX, np.ones((ITEMS, 1))]))
+    with pytest.raises(ValueError, match="4 columns of features have values, and a stream"):
+        learn_batch(state, table(slice(0, 20), timed=True), (None, more))
+    assert state.fingerprint() == before
+
+
+def test_an_explanation_of_a_stream_of_events() -> None:
+    state, rows = from_nothing(MATRIX)
+    told = parts_of(state, 2, 80, rows.take(np.array([80])))
+    assert told["popularity"] < 0
+    assert told["item 2"] > 0
+    assert {"done last", "stands together"} <= set(told)

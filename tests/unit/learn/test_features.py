@@ -16,15 +16,14 @@ from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.kernels.features import regress
-from sparkml_sgdals.learn import features as module
-from sparkml_sgdals.learn.features import (
-    FeaturePrior,
-    learn_features_of_table,
-    start_featured,
-)
+from sparkml_sgdals.learn.features import prior as of_tables
+from sparkml_sgdals.learn.features import streams
+from sparkml_sgdals.learn.features.prior import FeaturePrior
+from sparkml_sgdals.learn.features.streams import learn_features_of_table
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.learn.solvers import Side
 from sparkml_sgdals.learn.whole_table import fit_ratings, fit_stops
+from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.feature_weights import FeatureWeights
 from sparkml_sgdals.state.model_state import ModelState
 
@@ -104,7 +103,7 @@ def test_prior_means_and_what_is_kept_agree(threads: int) -> None:
 
 def test_weights_come_to_rest_where_ridge_regression_does(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """With the prior variance held: they are those that posteriors less their prior ask for."""
-    monkeypatch.setattr(module, "_learn_variance", lambda *_: None)
+    monkeypatch.setattr(of_tables, "learn_variance", lambda *_: None)
     rng = np.random.default_rng(1)
     matrix = rng.integers(0, 2, (40, 3)).astype(float)
     side = side_of(40, 2, seed=2)
@@ -390,20 +389,20 @@ def test_sums_of_a_stream_are_those_of_the_ids_as_they_are() -> None:
 
 def test_weights_of_a_stream_come_to_rest_where_ridge_regression_does(monkeypatch) -> None:  # type: ignore[no-untyped-def]
     """Columns that are mostly there count from their mean, wherever that lies."""
-    monkeypatch.setattr(module, "_learn_variance", lambda *_: None)
-    monkeypatch.setattr(module, "_STREAM_PASSES", 300)
+    monkeypatch.setattr(streams, "learn_variance", lambda *_: None)
+    monkeypatch.setattr(streams, "_STREAM_PASSES", 300)
     rng = np.random.default_rng(3)
     matrix = np.column_stack(
         [rng.random((300, 2)) < 0.3, 1990 + rng.integers(0, 30, 300), np.full(300, 7.0)]
     ).astype(float)
     rows, means = rows_of(np.arange(300), matrix), rng.normal(0, 1, (300, 4))
     settings = settings_of(rank=3, featured=True)
-    weights = module._begun(rows, settings)
+    weights = streams._begun(rows, settings)
     sums = weights.sums
     assert sums is not None
     for part in np.array_split(np.arange(300), 4):
-        sums = module._added(sums, rows.take(part), means[part], np.ones(part.size, bool))
-    weights = module._solved(weights, sums)
+        sums = streams._added(sums, rows.take(part), means[part], np.ones(part.size, bool))
+    weights = streams._solved(weights, sums)
     # what is the same for all says nothing
     assert weights.columns.tolist() == [0, 1, 2]
     scaled = matrix[:, :3] / np.sqrt((matrix[:, :3] ** 2).sum(axis=0) / (matrix[:, :3] != 0).sum(0))

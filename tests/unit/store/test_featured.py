@@ -14,8 +14,8 @@ from building import ratings_of, settings_of
 
 from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.errors import DamagedError
-from sparkml_sgdals.learn.features import start_featured
 from sparkml_sgdals.learn.whole_table import fit_ratings
+from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.store.maintenance import commit_added
 from sparkml_sgdals.store.version_store import VersionStore

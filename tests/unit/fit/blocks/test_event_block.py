@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
+import clusters
 import numpy as np
 import pyarrow as pa
 import pytest
 from building import settings_of
+from clusters import packed_in
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from sparkml_sgdals.arrays.ipc import arrays_to_buffer, from_bytes
+from sparkml_sgdals.arrays.ipc import from_bytes
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.fit.blocks.event_block import EventTotals
@@ -25,12 +24,7 @@ from sparkml_sgdals.fit.blocks.event_exchange import (
     StartEvents,
     read_totals,
 )
-from sparkml_sgdals.fit.blocks.exchange import Inbox
-from sparkml_sgdals.fit.blocks.files import BlockRows, static_name
-from sparkml_sgdals.fit.blocks.layout import Encode, Route, lay_out
-from sparkml_sgdals.fit.blocks.messages import MESSAGE_SCHEMA, Job
 from sparkml_sgdals.fit.blocks.regularisation import _Choose, _Sample
-from sparkml_sgdals.ingest.packing import pack_cell
 from sparkml_sgdals.learn import least_squares
 from sparkml_sgdals.learn.event_tables import fit_events, lambda_of_sample
 from sparkml_sgdals.state.event_scores import memories_of
@@ -63,45 +57,8 @@ def tables(draw: st.DrawFn) -> pa.Table:
     return pa.table(columns)
 
 
-@dataclass
-class Cluster:
-    """All blocks of a table in one process: what Spark does is done by loops."""
-
-    job: Job
-    statics: dict[int, BlockRows]
-
-    @classmethod
-    def of(cls, packed: list[pa.RecordBatch], blocks: int, settings: Settings, kind: Any) -> Any:
-        job = Job(settings, (kind, kind), tuple(range(blocks)), threads=1)
-        pieces = list(Route(job, True, None)(iter(packed)))
-        filled, cells = bytearray(blocks**2), {}
-        for message in Encode(job, None)(iter(pieces)):
-            (row,) = message.to_pylist()
-            if row["kind"] == "cell":
-                filled[row["target"] * blocks + row["source"]] = 1
-                name = static_name("cell", "users", row["target"], row["source"])
-                cells[name] = pa.py_buffer(row["payload"])
-        job = Job(settings, (kind, kind), job.keys, threads=1, filled=bytes(filled))
-        statics = {}
-        for own in range(blocks):
-            held = dict(cells)
-            for what, side, block, partner, arrays in lay_out(BlockRows(cells), own, job):
-                held[static_name(what, side, block, partner)] = arrays_to_buffer(arrays)
-            statics[own] = BlockRows(held)
-        return cls(job, statics)
-
-    def run(self, step: Callable[..., Iterator[Any]], messages: list[Any]) -> list[Any]:
-        """Messages in, messages out; the blocks take turns from the last to the first."""
-        out = []
-        for own in reversed(range(self.job.num_blocks)):
-            inbox = self.inbox(own, messages)
-            out += list(step(self.statics[own], inbox))
-        return out
-
-    def inbox(self, own: int, messages: list[Any]) -> Inbox:
-        """What came for a block, in no order."""
-        rows = [self.job.batch(message) for message in messages[::-1] if message[0] == own]
-        return Inbox(own, pa.Table.from_batches(rows, MESSAGE_SCHEMA))
+class Cluster(clusters.Cluster):
+    """Blocks of a table of events."""
 
     def fit(self, sweeps: int, lams: tuple[float, float]) -> tuple[ModelState, EventTotals]:
         """The model that the steps of a fit give."""
@@ -137,18 +94,6 @@ def assert_same_model(found: ModelState, expected: ModelState) -> None:
     lists = memories_of(found)[0].done
     for row, done in zip(rows.tolist(), memories_of(expected)[0].done, strict=True):
         np.testing.assert_array_equal(lists[row], done, strict=True)
-
-
-def packed_in(table: pa.Table, parts: int) -> list[pa.RecordBatch]:
-    """A table as so many packed cells."""
-    order = np.random.default_rng(0).permutation(table.num_rows)
-    shuffled = table.take(pa.array(order))
-    cuts = np.linspace(0, table.num_rows, parts + 1).astype(int).tolist()
-    return [
-        pack_cell(shuffled.slice(begin, end - begin), keep=False)
-        for begin, end in pairwise(cuts)
-        if end > begin
-    ]
 
 
 def kind_of(table: pa.Table) -> str:

@@ -1,0 +1,1 @@
+"""What features of users and items say of them, learned (no Spark)."""
