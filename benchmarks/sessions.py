@@ -36,7 +36,6 @@ from harness import cpu_seconds
 from harness import session as spark_session
 
 from sparkml_sgdals import StreamingBiasedALS
-from sparkml_sgdals.arrays.hashing import id_keys
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.state.event_scores import (
@@ -97,10 +96,9 @@ class Ours:
         if not self.cache:
             state = self.state
             ids = state.items.index.ids()
-            keys = id_keys(ids)
             logs, least = popularity_logs(state, memories_of(state)[1], state.items.count)
             self.cache = {
-                "ids": ids.to_numpy(), "keys": keys, "order": np.argsort(keys), "least": least,
+                "ids": ids.to_numpy(), "least": least,
                 "biases": state.items.mean[:, 0] + logs,
                 "features": np.ascontiguousarray(state.items.mean[:, 1:]),
             }  # fmt: skip
@@ -121,9 +119,7 @@ class Ours:
         now = state.events_learned
         last = memories_of(state)[0].last[user] if user >= 0 else now
         shares = state.partners.shares(now, np.array([last]), np.array([rows.size]))
-        heard = heard_partners(
-            state, latest, shares, np.empty((1, 0), np.float32), at["least"], lambda: at["order"]
-        )
+        heard = heard_partners(state, latest, shares, np.empty((1, 0), np.float32), at["least"])
         if heard is not None:
             places = np.arange(scores.size, dtype=np.int32)
             _, positions, boosts = heard.of_users(places, scores.size)

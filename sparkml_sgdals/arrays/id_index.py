@@ -16,6 +16,7 @@ from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 __all__ = ["IdIndex"]
 
 I64 = npt.NDArray[np.int64]
+U64 = npt.NDArray[np.uint64]
 _EMPTY: Final = -1
 _BITS: Final = {"tinyint": 8, "smallint": 16, "int": 32}
 _SALT: Final = np.uint64(secrets.randbits(64) | 1)
@@ -71,6 +72,32 @@ class IdIndex:
         self._slots: I64 = np.full(16, _EMPTY, np.int64)
         self._names: list[str] = []
         self._rows: dict[str, int] = {}
+        self._keys: U64 = np.empty(0, np.uint64)
+        self._by_key: I64 = np.empty(0, np.int64)
+
+    def keys(self) -> U64:
+        """Return the 64-bit keys of all ids; not to be changed."""
+        self._know_keys()
+        return self._keys
+
+    def by_key(self) -> I64:
+        """Return what sorts all ids by their keys; not to be changed."""
+        self._know_keys()
+        return self._by_key
+
+    def _know_keys(self) -> None:
+        known = self._keys.size
+        if known == self.size:
+            return
+        keys = id_keys(self.ids(np.arange(known, self.size)))
+        rows = np.argsort(keys)
+        if known:
+            # few are new at a time
+            places = np.searchsorted(self._keys[self._by_key], keys[rows])
+            self._by_key = np.insert(self._by_key, places, rows + known)
+        else:
+            self._by_key = rows
+        self._keys = np.concatenate([self._keys, keys])
 
     def find(self, ids: pa.Array) -> I64:
         """Rows of `ids`, -1 where an id is not known; shape (n,), int64."""
@@ -113,6 +140,7 @@ class IdIndex:
                 del self._rows[name]
             del self._names[size:]
         self.size = size
+        self._keys, self._by_key = self._keys[:size], self._by_key[self._by_key < size]
         if self.kind == "int":
             self._slots[:] = _EMPTY
             _insert(self._slots, self._salt, id_keys(self.ids()), 0)
@@ -141,6 +169,7 @@ class IdIndex:
         twin._slots = self._slots.copy()
         twin._names = list(self._names)
         twin._rows = dict(self._rows)
+        twin._keys, twin._by_key = self._keys, self._by_key
         return twin
 
     def __contains__(self, an_id: Any) -> bool:

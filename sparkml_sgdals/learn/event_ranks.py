@@ -14,7 +14,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sparkml_sgdals.arrays.hashing import id_keys
 from sparkml_sgdals.kernels.events.judges import believed, pair_probabilities
 from sparkml_sgdals.kernels.events.ranks import _EVENT, _GOLDEN, _chain, rank_events
 from sparkml_sgdals.learn.prequential import BatchSums, rank_sums
@@ -100,7 +99,7 @@ def judge_ranks(
 
 
 def judge_events(
-    state: ModelState, events: EventsToRank, known_users: int, known_items: int, order: I64
+    state: ModelState, events: EventsToRank, known_users: int, known_items: int
 ) -> tuple[BatchSums, float]:
     """Rank a batch of events, as `judge_ranks`, and weigh filter and table by it.
 
@@ -108,8 +107,6 @@ def judge_events(
     ----------
     state, events, known_users, known_items
         as `judge_ranks`
-    order : I64
-        int64, what sorts the items by their keys
 
     Returns
     -------
@@ -123,10 +120,10 @@ def judge_events(
     weighed = _to_weigh(state, events, first) if settings.fits_events else nothing
     judges = None
     if settings.fits_events and (ranked.size or weighed.size):
-        judges = _Judges.of(state, events, np.concatenate([ranked, weighed]), order)
+        judges = _Judges.of(state, events, np.concatenate([ranked, weighed]))
     sums = BatchSums()
     if settings.ranking_size:
-        sums = _ranked(state, events, ranked, earlier, known_items, judges, order)
+        sums = _ranked(state, events, ranked, earlier, known_items, judges)
     share = state.filter_share
     if weighed.size and judges is not None:
         users, items = events.users[weighed], events.items[weighed].astype(np.int64)
@@ -166,52 +163,56 @@ def _draws(state: ModelState, events: EventsToRank, chosen: I64) -> U64:
 
 def _ranked(
     state: ModelState, events: EventsToRank, chosen: I64, earlier: I64, known_items: int,
-    judges: _Judges | None = None, by_key: I64 | None = None,
+    judges: _Judges | None = None,
 ) -> BatchSums:  # fmt: skip
     if not chosen.size:
         return BatchSums()
     settings, known = state.settings, slice(known_items)
-    products = state.items.mean[known].copy()
+    biases = state.items.mean[known, 0]
     own = state.users.mean[events.user_rows]
     own[:, 0] = 0.0
-    user_table, table = state.users.taste[events.user_rows], state.items.taste[known].copy()
+    user_table = state.users.taste[events.user_rows]
+    bases = np.empty(0, np.float32)
     context = np.zeros((0, settings.rank), np.float32)
     least = 0.0
     if settings.learns_events and settings.solver == "bayes":
         context = memories_of(state)[1].context
     if judges is not None:
-        products[:, 0] = judges.biases[known]
-        table[:, 0] = table_biases(state, judges.biases, state.items.taste[:, 0])[known]
+        biases = judges.biases[known]
+        bases = table_biases(state, judges.biases, state.items.taste[:, 0])[known]
         own[judges.places, 0], user_table[judges.places, 0] = judges.weights()
         least = judges.least
     elif settings.learns_events and settings.solver == "bayes":
         memory = memories_of(state)[1]
         logs, least = log_shares(memory, state.events_learned, state.popularity_parts, known_items)
-        products[:, 0] += logs
-    order = np.empty(0, np.int64)
+        biases = biases + logs
+    biases = np.ascontiguousarray(biases)
     if settings.ranking_sample:
-        order = np.argsort(id_keys(state.items.index.ids())[known])
+        order = state.items.index.by_key()
+        order = order[order < known_items]
+    else:
+        order = np.argsort(-biases)
+    popular = state.items.count[known].copy()
     ranks = np.empty((2, chosen.size), np.int64)
     rank_events(
-        chosen, events.users, events.items, earlier, own, products,
-        np.ascontiguousarray(products.T), user_table, table, np.ascontiguousarray(table.T),
-        state.items.count[known].copy(), context, events.starts, events.lengths, events.done,
-        _boosts(state, events, least, known_items, by_key), state.repeats_items,
-        _draws(state, events, chosen), settings.ranking_sample, order,
+        chosen, events.users, events.items, earlier, settings.ranking_size, own, biases,
+        state.items.mean, user_table, bases, state.items.taste, popular, np.sort(popular), context,
+        events.starts, events.lengths, events.done, _boosts(state, events, least, known_items),
+        state.repeats_items, _draws(state, events, chosen), settings.ranking_sample, order,
         np.zeros(known_items, np.int64), ranks,
     )  # fmt: skip
     return rank_sums(ranks[0], ranks[1], settings.ranking_size)
 
 
 def _boosts(
-    state: ModelState, events: EventsToRank, least: float, known_items: int, by_key: I64 | None
+    state: ModelState, events: EventsToRank, least: float, known_items: int
 ) -> tuple[I64, I32, F32]:
     """Return what partners add to the known items of each user of the batch."""
-    if by_key is not None:
+    if state.settings.learns_events:
         latest = last_of_lists(events.done, events.starts, events.lengths)
         tastes = state.users.taste[events.user_rows]
         shares = partner_shares_of(state, events.user_rows, events.lengths)
-        heard = heard_partners(state, latest, shares, tastes, least, lambda: by_key)
+        heard = heard_partners(state, latest, shares, tastes, least)
         if heard is not None:
             places = np.arange(state.items.size, dtype=np.int32)
             places[known_items:] = -1
@@ -246,12 +247,12 @@ class _Judges:
     least: float
 
     @classmethod
-    def of(cls, state: ModelState, events: EventsToRank, chosen: I64, order: I64) -> _Judges:
-        """Bring those of the chosen events to one unit; `order` sorts the items by their keys."""
+    def of(cls, state: ModelState, events: EventsToRank, chosen: I64) -> _Judges:
+        """Bring those of the chosen events to one unit."""
         users, items = memories_of(state)
         places = np.unique(events.users[chosen]).astype(np.int64)
         rows = events.user_rows[places]
-        keys = id_keys(state.items.index.ids())
+        keys, order = state.items.index.keys(), state.items.index.by_key()
         features = state.users.mean[rows, 1:] + recent_context(users, items, rows, keys, order)
         popularity = popularity_logs(state, items, state.items.count)
         biases = state.items.mean[:, 0] + popularity[0]

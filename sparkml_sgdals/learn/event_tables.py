@@ -159,9 +159,9 @@ def caught_up(state: ModelState) -> ModelState:
     if not table_alone(state) or not state.users.size:
         return twin
     item_ids = state.items.index.ids()
-    item_keys = id_keys(item_ids)
+    item_keys = state.items.index.keys()
     rows = np.arange(state.users.size)
-    lengths, done = known_done(memories_of(state)[0], rows, item_keys, np.argsort(item_keys))
+    lengths, done = known_done(memories_of(state)[0], rows, item_keys, state.items.index.by_key())
     users, items = np.repeat(rows, lengths).astype(np.int32), done.astype(np.int32)
     user_ids = state.users.index.ids()
     order = np.argsort(pair_hash(id_keys(user_ids), item_keys, users, items), kind="stable")

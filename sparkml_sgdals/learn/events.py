@@ -16,7 +16,13 @@ from sparkml_sgdals.arrays.hashing import USER_SIDE, id_keys, pair_hash
 from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.kernels.checks import check_rows
-from sparkml_sgdals.kernels.events.draws import cumulate, draw_events, guide_draws, note_done
+from sparkml_sgdals.kernels.events.draws import (
+    cumulate,
+    draw_events,
+    draw_pool,
+    guide_draws,
+    note_done,
+)
 from sparkml_sgdals.kernels.events.filter import CONTEXT_ITEMS, filter_events, finite_rows
 from sparkml_sgdals.kernels.events.isgd import descend_events
 from sparkml_sgdals.kernels.events.partners import weigh_partners
@@ -55,6 +61,12 @@ _EVENT: Final = np.uint64(0xA0761D6478BD642F)
 _IDLE: Final = 4
 """users are forgotten once one in so many is idle, as a version then holds all rows anew"""
 _FADES: Final = 0.5 ** (1.0 / np.array(HALF_LIVES))
+_NO_POOL: Final = (np.zeros(len(HALF_LIVES) + 1, np.int64), np.empty(0, np.int32))
+_POOL: Final = 2_000
+"""items at least that the rows of a batch draw from; each draws alone where all draw fewer"""
+_SHARING: Final = 10
+"""draws of a batch for each item that they are drawn from"""
+_BATCH: Final = 0xE7037ED1A0B428DB
 _CHUNK: Final = 4096
 """Rows whose draws are kept at once: they stay in the cache of a core."""
 
@@ -249,7 +261,8 @@ def fold_in_events(
     draw_events(
         ratings.users, rows, ratings.values, _draw_keys(state, pairs), 0, count,
         state.events_learned, 0, settings.implicit_prior, done, np.zeros(1, np.int64), lengths,
-        draws.order, draws.cumulative, draws.guide, _FADES, draws.cumulative[:, -1].copy(),
+        draws.order, draws.cumulative, draws.guide, _NO_POOL, _FADES,
+        draws.cumulative[:, -1].copy(),
         np.ones(_FADES.size), np.empty(count, np.int32), memory.popularity.copy(),
         memory.last.copy(), np.array(state.popularity_parts or even_parts()),
         np.zeros(size, np.int64), _no_partners(size), False, 0.0, np.zeros(1, np.int64), recent,
@@ -325,8 +338,7 @@ class _Work:
         )
         self.believed = state.partners
         self.parts = np.array(state.popularity_parts or even_parts())
-        self.keys = id_keys(state.items.index.ids())
-        self.order = np.argsort(self.keys)
+        self.keys, self.order = state.items.index.keys(), state.items.index.by_key()
         self.starts, self.lengths, self.done = self._done_rows()
         self.places = int(self.lengths.sum())
         known = self.user_memory.last
@@ -342,7 +354,7 @@ class _Work:
             self.ratings.users, self.items, self.ratings.values > 0, self.pairs, self.user_rows,
             self.starts, self.lengths, self.done,
         )  # fmt: skip
-        return judge_events(self.state, events, known_users, known_items, self.order)
+        return judge_events(self.state, events, known_users, known_items)
 
     def filter(self) -> tuple[npt.NDArray[np.bool_], int]:
         """Learn by the logistic filter; which items have changed, and how many events there are."""
@@ -350,10 +362,19 @@ class _Work:
         memory, order = self.item_memory, self.order.astype(np.int32)
         fades = _FADES
         cumulative = cumulate(memory.popularity, memory.last, state.events_learned, fades, order)
+        size = len(r) * settings.num_negatives
         # a guide is worth making where more is drawn than it holds; it changes no draw
-        many = 4 * len(r) * settings.num_negatives >= state.items.size
+        pooled, many = size > _POOL, 4 * size >= state.items.size
         guide = guide_draws(
-            cumulative, 1 << (max(state.items.size.bit_length() - 3, 0) if many else 0)
+            cumulative,
+            1 << (max(state.items.size.bit_length() - 3, 0) if many and not pooled else 0),
+        )
+        pool = draw_pool(
+            cumulative,
+            order,
+            self.parts,
+            max(_POOL, size // _SHARING) if pooled else 0,
+            np.uint64((state.counters.ratings + settings.seed) * _BATCH & 0xFFFFFFFFFFFFFFFF),
         )
         draw_keys = _draw_keys(state, self.pairs)
         self.times.keep(self.item_rows)
@@ -371,8 +392,8 @@ class _Work:
             events = draw_events(
                 r.users, self.items, r.values, draw_keys, begin, end, state.events_learned, events,
                 settings.implicit_prior, self.done, self.starts, self.lengths, order, cumulative,
-                guide, fades, totals, left, counted, memory.popularity, memory.last, self.parts,
-                marks, partners, state.repeats_items, state.again, self.last,
+                guide, pool, fades, totals, left, counted, memory.popularity, memory.last,
+                self.parts, marks, partners, state.repeats_items, state.again, self.last,
                 recent[: end - begin], drawn[: end - begin], touched, said[: end - begin],
             )  # fmt: skip
             self.factors.keep(np.flatnonzero(touched & ~kept))

@@ -47,8 +47,10 @@ def rank_ratings(state: ModelState, ratings: Ratings) -> BatchSums:
     if not known.size:
         return BatchSums()
     user_rows, positions = np.unique(users[known], return_inverse=True)
-    keys = id_keys(state.items.index.ids())
-    lengths, rows = known_done(memory_of_users(state.users), user_rows, keys, np.argsort(keys))
+    index = state.items.index
+    lengths, rows = known_done(
+        memory_of_users(state.users), user_rows, index.keys(), index.by_key()
+    )
     pairs = pair_hash(
         id_keys(ratings.user_ids), id_keys(ratings.item_ids), ratings.users, ratings.items
     )

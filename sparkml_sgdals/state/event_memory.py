@@ -251,6 +251,11 @@ class ItemMemory(ColumnSet):
             self.partner_rows[places] = rows_of(keys)[back]
         return self.partner_rows
 
+    def paired_strengths(self, rows: I64 | slice = slice(None)) -> tuple[F32, F32, I64]:
+        """Return copies of strengths of rows, of their sums, and when they changed."""
+        strengths = self.strength[rows].copy()
+        return strengths, self.strengths[rows, 0].copy(), self.paired[rows, 0].copy()
+
     def copy(self) -> ItemMemory:
         """Return an independent copy."""
         twin = ItemMemory(self.settings)

@@ -13,7 +13,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sparkml_sgdals.arrays.hashing import USER_SIDE, find_keys, id_keys
+from sparkml_sgdals.arrays.hashing import USER_SIDE, find_keys
+from sparkml_sgdals.kernels.events.draws import faded_popularity
 from sparkml_sgdals.kernels.events.filter import CONTEXT_DECAY, CONTEXT_ITEMS
 from sparkml_sgdals.kernels.events.judges import LEAST_SHARE, NEVER, judge_sums, mix_pairs
 from sparkml_sgdals.kernels.events.partners import faded_strengths
@@ -26,7 +27,6 @@ from sparkml_sgdals.state.partners import Partners, latest_items
 __all__ = [
     "Anchors",
     "even_parts",
-    "faded_popularity",
     "heard_from",
     "heard_partners",
     "known_done",
@@ -75,8 +75,8 @@ def serving_state(state: ModelState) -> ModelState:
     logs, least = popularity_logs(state, item_memory, state.items.count)
     served.items.mean[:, 0] += logs
     served.scale = Scale(mean=least, frozen=True)
-    users, keys = np.arange(state.users.size), id_keys(state.items.index.ids())
-    order = np.argsort(keys)
+    users, index = np.arange(state.users.size), state.items.index
+    keys, order = index.keys(), index.by_key()
     shares = None
     if not table_alone(state):
         context = recent_context(user_memory, item_memory, users, keys, order)
@@ -84,9 +84,7 @@ def serving_state(state: ModelState) -> ModelState:
         starts, held = user_memory.ragged(users)
         latest = latest_items(starts, rows_of_keys(held, keys, order))
         shares = partner_shares_of(state, users, np.diff(starts))
-        served.heard = heard_partners(
-            state, latest, shares, state.users.taste, least, lambda: order
-        )
+        served.heard = heard_partners(state, latest, shares, state.users.taste, least)
     if settings.fits_events:
         features = served.users.mean[:, 1:]
         biases = served.items.mean[:, 0]
@@ -109,9 +107,8 @@ def partner_shares_of(state: ModelState, rows: I64, lengths: I64) -> F64 | None:
 
 
 def heard_partners(
-    state: ModelState, latest: I32, shares: F64 | None, tastes: F32, least: float,
-    order: Callable[[], I64],
-) -> Partners | None:  # fmt: skip
+    state: ModelState, latest: I32, shares: F64 | None, tastes: F32, least: float
+) -> Partners | None:
     """Return what stands together with what some users did last; None where nothing is learned.
 
     Parameters
@@ -126,27 +123,29 @@ def heard_partners(
         float32, shape (users, table rank + 1), as the column of that name
     least : float
         what is added to all scores
-    order : Callable[[], I64]
-        what sorts the items by their keys
     """
     if shares is None:
         return None
-    memory = memories_of(state)[1]
-    keys = id_keys(state.items.index.ids())
-    rows = memory.look_up(lambda held: rows_of_keys(held, keys, order()))
-    own = np.arange(rows.shape[0])
-    return heard_from(state, memory, rows, own, latest, shares, tastes, least)
+    memory, index = memories_of(state)[1], state.items.index
+    rows = memory.look_up(lambda held: rows_of_keys(held, index.keys(), index.by_key()))
+    own: I64 = np.arange(rows.shape[0])
+    some: I64 = np.unique(latest[latest >= 0]).astype(np.int64)
+    if 4 * some.size < own.size:
+        # a batch's users did few of all items last
+        places = np.full(own.size + 1, -1, np.int32)
+        places[some] = np.arange(some.size)
+        rows, own, latest = rows[some], some, places[latest]
+    paired = memory.paired_strengths(own)
+    return heard_from(state, paired, rows, own, latest, shares, tastes, least)
 
 
 def heard_from(
-    state: ModelState, memory: ItemMemory, rows: I32, own: I64, latest: I32, shares: F64,
-    tastes: F32, least: float,
+    state: ModelState, paired: tuple[F32, F32, I64], rows: I32, own: I64, latest: I32,
+    shares: F64, tastes: F32, least: float,
 ) -> Partners:  # fmt: skip
-    """`heard_partners` of some items: their partners' rows, and their own."""
-    strengths = memory.strength.copy()
-    unknown = faded_strengths(
-        strengths, memory.strengths[:, 0], memory.paired[:, 0], state.events_learned
-    )
+    """`heard_partners` of some items: their `paired_strengths`, their partners' rows and theirs."""
+    strengths, sums, times = paired
+    unknown = faded_strengths(strengths, sums, times, state.events_learned)
     if state.again > 0.0:
         # what is not known of an item's partners speaks for the item itself
         strengths = np.hstack([strengths, np.float32(state.again) * unknown[:, None]])
@@ -339,7 +338,7 @@ def log_shares(
     float32, shape (known,), and the logarithm for an item without events
     """
     fades = 0.5 ** (1.0 / np.array(HALF_LIVES))
-    faded = faded_popularity(memory, now, fades)[:known]
+    faded = faded_popularity(memory.popularity[:known], memory.last[:known], now, fades)
     shares = faded / np.maximum(faded.sum(axis=0), 1e-300)
     return _log_of(shares @ np.array(parts or even_parts()))
 
@@ -361,12 +360,6 @@ def memories_of(state: ModelState) -> tuple[UserMemory, ItemMemory]:
 def even_parts() -> tuple[float, ...]:
     """Shares of the parts of popularity before the first event."""
     return (1.0 / len(HALF_LIVES),) * len(HALF_LIVES)
-
-
-def faded_popularity(memory: ItemMemory, now: int, fades: F64) -> F64:
-    """Faded events of each item as they stand now, shape (items, parts)."""
-    age = (now - memory.last).astype(np.float64)[:, None]
-    return memory.popularity * fades[None, :] ** age
 
 
 def rows_of_keys(held: I64, keys: npt.NDArray[np.uint64], order: I64) -> I64:

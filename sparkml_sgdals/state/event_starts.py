@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from sparkml_sgdals.arrays.hashing import id_keys
 from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.state.event_scores import Anchors, memories_of, popularity_logs, table_alone
 from sparkml_sgdals.state.feature_weights import FeatureWeights
@@ -74,7 +73,7 @@ def event_starts(
         popularity = popularity_logs(state, memories_of(state)[1], state.items.count)
         anchors = Anchors(
             state, state.items, served.items.mean[:, 0], popularity,
-            lambda: np.argsort(id_keys(state.items.index.ids())),
+            state.items.index.by_key,
         )  # fmt: skip
     width = state.settings.rank + 1
     users, items = (

@@ -203,7 +203,7 @@ class _Blocks(Protocol):
         """Run a step; `note` says how far it is, the number of its block left open."""
 
     def name(self, step: Naming, messages: DataFrame) -> DataFrame:
-        """Run the last step, which needs no message from another block."""
+        """Run the last step, which needs what all blocks told in the one before."""
 
 
 def _learned(
@@ -332,8 +332,8 @@ class _OnFiles:
         return placed(messages, self.job).mapInArrow(task, MESSAGE_DDL)
 
     def name(self, step: Naming, messages: DataFrame) -> DataFrame:
-        task = _TaskOnFiles(Noted(step, None), self.files)
-        return messages.mapInArrow(task, MESSAGE_DDL)
+        task = _TaskOnFiles(_Noted(step, None), self.files)
+        return placed(messages, self.job).mapInArrow(task, MESSAGE_DDL)
 
     def side_by_side(
         self, steps: Steps, naming: Naming, messages: DataFrame, plan: Plan

@@ -15,11 +15,13 @@ from sparkml_sgdals import _compiling as nb
 from sparkml_sgdals.arrays.hashing import mix64
 from sparkml_sgdals.kernels.events.partners import LATEST_ITEMS, join_partners, said_by_partners
 
-__all__ = ["SHARES_RATE", "cumulate", "draw_events", "guide_draws", "note_done"]
+__all__ = ["SHARES_RATE", "cumulate", "draw_events", "draw_pool", "guide_draws", "note_done"]
 
 SHARES_RATE: Final = 0.001
 """how far an event moves the shares of the parts of popularity"""
 
+_NOTHING_LEFT: Final = -60.0
+"""logarithm of a share that no sum of float64 keeps"""
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _TO_UNIT: Final = 1.0 / 9007199254740992.0
 
@@ -27,8 +29,9 @@ _TO_UNIT: Final = 1.0 / 9007199254740992.0
 @nb.njit(cache=True, nogil=True)
 def draw_events(  # type: ignore[no-untyped-def]
     users, items, values, draw_keys, begin, end, first_event, events, with_context,
-    done, starts, lengths, order, cumulative, guide, fades, totals, left, counted, popularity, last,
-    parts, marks, partners, repeats, again, user_last, recent, drawn, touched, said,
+    done, starts, lengths, order, cumulative, guide, pool, fades, totals, left, counted,
+    popularity, last, parts, marks, partners, repeats, again, user_last, recent, drawn, touched,
+    said,
 ):  # fmt: skip
     """Find what colours each event and its negatives, and count it: nothing of that needs factors.
 
@@ -63,6 +66,8 @@ def draw_events(  # type: ignore[no-untyped-def]
         float64, shape (parts, items), popularity before these n rows: `cumulate`
     guide
         int32, shape (parts, buckets + 1): where in `cumulative` to look, by `guide_draws`
+    pool
+        what all rows draw from in its place, by `draw_pool`: where each part begins, and items
     fades
         float64, shape (parts,), share of popularity that is left after one event
     totals
@@ -128,8 +133,8 @@ def draw_events(  # type: ignore[no-untyped-def]
         if values[n] > 0:
             marks[y] = n + 1
             found = _draw(
-                draw_keys[n], n + 1, events, order, cumulative, guide, base, totals, left, rates,
-                parts, counted, marks, drawn[n - begin],
+                draw_keys[n], n + 1, events, order, cumulative, guide, pool, base, totals, left,
+                rates, parts, counted, marks, drawn[n - begin],
             )  # fmt: skip
             for k in range(found):
                 touched[drawn[n - begin, k]] = True
@@ -162,8 +167,8 @@ def draw_events(  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
-def cumulate(popularity, last, now, fades, order):  # type: ignore[no-untyped-def]
-    """Cumulate popularity as it stands now, float64, shape (parts, items).
+def faded_popularity(popularity, last, now, fades):  # type: ignore[no-untyped-def]
+    """Return popularity as it stands now, float64, shape (items, parts).
 
     Parameters
     ----------
@@ -173,16 +178,34 @@ def cumulate(popularity, last, now, fades, order):  # type: ignore[no-untyped-de
         number of events so far
     fades
         float64, shape (parts,), share of popularity that is left after one event
-    order
-        int32, shape (items,), the order of the items
     """
-    cumulative = np.empty((fades.size, order.size), np.float64)
-    sums, rates = np.zeros(fades.size, np.float64), np.log(fades)
-    for at in range(order.size):
-        y = order[at]
+    found, rates = np.zeros((last.size, fades.size), np.float64), np.log(fades)
+    for y in range(last.size):
+        age = np.float64(now - last[y])
         for h in range(fades.size):
-            if popularity[y, h] > np.float32(0.0):
-                sums[h] += popularity[y, h] * math.exp(rates[h] * (now - last[y]))
+            faded = rates[h] * age
+            if popularity[y, h] > np.float32(0.0) and faded > _NOTHING_LEFT:
+                found[y, h] = popularity[y, h] * math.exp(faded)
+    return found
+
+
+@nb.njit(cache=True, nogil=True)
+def cumulate(popularity, last, now, fades, order):  # type: ignore[no-untyped-def]
+    """Cumulate `faded_popularity` in an order of the items; float64, shape (parts, items).
+
+    Parameters
+    ----------
+    popularity, last, now, fades
+        as in `faded_popularity`
+    order
+        int32, shape (items,)
+    """
+    faded = faded_popularity(popularity, last, now, fades)
+    cumulative = np.empty((fades.size, order.size), np.float64)
+    sums = np.zeros(fades.size, np.float64)
+    for at in range(order.size):
+        for h in range(fades.size):
+            sums[h] += faded[order[at], h]
             cumulative[h, at] = sums[h]
     return cumulative
 
@@ -216,6 +239,46 @@ def guide_draws(cumulative, buckets):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
+def draw_pool(cumulative, order, parts, size, state):  # type: ignore[no-untyped-def]
+    """Draw items by their popularity, from which many rows then draw evenly.
+
+    Of each part as many as its share says, one from each of as many equal shares of what it is
+    cumulated to, so that a row's draw has the same odds as without.
+
+    Parameters
+    ----------
+    cumulative, order, parts
+        as in `draw_events`
+    size
+        how many items there are to be, but for rounding; 0 for none
+    state
+        uint64, what the draws follow from
+
+    Returns
+    -------
+    int64, shape (parts + 1,): where each part begins, and int32, rows of items
+    """
+    final = order.size - 1
+    begins = np.zeros(parts.size + 1, np.int64)
+    for h in range(parts.size):
+        many = 0
+        if size > 0 and order.size > 0 and cumulative[h, final] > 0.0:
+            many = max(int(size * parts[h] + 0.5), 1)
+        begins[h + 1] = begins[h] + many
+    items = np.empty(begins[-1], np.int32)
+    for h in range(parts.size):
+        many = begins[h + 1] - begins[h]
+        at = 0
+        for k in range(many):
+            state += _GOLDEN
+            sought = (k + _unit(state)) / many * cumulative[h, final]
+            while at < final and cumulative[h, at] <= sought:
+                at += 1
+            items[begins[h] + k] = order[at]
+    return begins, items
+
+
+@nb.njit(cache=True, nogil=True)
 def note_done(users, items, values, done, starts, lengths):  # type: ignore[no-untyped-def]
     """Put events into the lists of what users have done, as `draw_events` does; in place."""
     for n in range(users.size):
@@ -231,14 +294,15 @@ def note_done(users, items, values, done, starts, lengths):  # type: ignore[no-u
 
 @nb.njit(cache=True, nogil=True)
 def _draw(  # type: ignore[no-untyped-def]
-    state, mark, events, order, cumulative, guide, base, totals, left, rates, parts, counted, marks,
-    drawn,
+    state, mark, events, order, cumulative, guide, pool, base, totals, left, rates, parts, counted,
+    marks, drawn,
 ):  # fmt: skip
     """Draw items by their popularity, leave out those with this mark, and return how many are left.
 
     `base` is the sum of each part of popularity before the batch, `left` what share of it is left.
     """
     num_parts, buckets = rates.size, guide.shape[1] - 1
+    begins, pooled = pool
     found = 0
     for _ in range(drawn.size):
         state += _GOLDEN
@@ -255,6 +319,13 @@ def _draw(  # type: ignore[no-untyped-def]
         if events == 0 or point < faded:
             # buckets are a power of two, so that rounding leaves the item in its bucket
             share = point / faded
+            many = begins[part + 1] - begins[part]
+            if many > 0:
+                item = pooled[begins[part] + min(np.int64(share * many), many - 1)]
+                if marks[item] != mark:
+                    drawn[found] = item
+                    found += 1
+                continue
             bucket = min(np.int64(share * buckets), buckets - 1)
             sought = share * base[part]
             low, high = guide[part, bucket], guide[part, bucket + 1]

@@ -167,8 +167,9 @@ class EventSide:
         latest = np.full((1, LATEST_ITEMS), -1, np.int32)
         latest[0, : last.size] = np.arange(last.size)
         return heard_from(
-            shell, memory, memory.look_up(keys.find), last, latest, shares, taste[None, :], least
-        )
+            shell, memory.paired_strengths(), memory.look_up(keys.find), last, latest, shares,
+            taste[None, :], least,
+        )  # fmt: skip
 
     def partner_shares(self, shell: ModelState, last: int, done: I32) -> F64 | None:
         """Return how far partners are believed of one user, float64, shape (1,); None without them.

@@ -175,3 +175,24 @@ def test_slots_go_with_the_index_to_another_process() -> None:
         [sys.executable, "-c", program], input=pickle.dumps(index), capture_output=True, check=True
     )
     assert json.loads(found.stdout) == list(range(300))
+
+
+@pytest.mark.parametrize("kind", ["int", "str"])
+@given(st.data())
+def test_keys_are_those_of_the_ids_however_they_came(kind: str, data: st.DataObject) -> None:
+    index, count = IdIndex(kind), 0
+    for more in data.draw(st.lists(st.integers(-30, 40), max_size=5)):
+        if more < 0:
+            # what was forgotten may come again
+            index.truncate(max(index.size + more, 0))
+        else:
+            names = [f"{n * 7919 % 1009}-{n}" for n in range(count, count + more)]
+            ids = names if kind == "str" else [n * 7919 - 500 for n in range(count, count + more)]
+            index.add(pa.array(ids, pa.string() if kind == "str" else pa.int64()))
+            count += more
+        if data.draw(st.booleans()):
+            keys = id_keys(index.ids())
+            twin = index.copy()
+            for one in (index, twin):
+                assert one.keys().tolist() == keys.tolist()
+                assert one.by_key().tolist() == np.argsort(keys).tolist()

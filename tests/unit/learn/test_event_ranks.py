@@ -16,6 +16,7 @@ from sparkml_sgdals.learn import event_ranks
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.learn.prequential import rank_sums
 from sparkml_sgdals.learn.rated_lists import copy_lists, note_lists
+from sparkml_sgdals.learn.whole_table import fit_stops
 from sparkml_sgdals.metrics import mrr_at, rank_of_rated, recall_at
 from sparkml_sgdals.state.event_scores import score_pairs, serving_state
 from sparkml_sgdals.state.model_state import ModelState
@@ -100,6 +101,26 @@ def test_ranks_are_those_of_the_slow_reference(settings):
         assert sums.ranked == len(ranks)
         judged += sums.ranked
     assert judged > 200
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_ranks_among_many_items_are_those_of_the_slow_reference(fitted):
+    """What no item to come can reach is left early, and so is what is beyond the ranks told."""
+    rng = np.random.default_rng(6)
+    state, done, judged = ModelState.empty(EVENTS, "int", "int"), {}, 0
+    if fitted:
+        table = encode_ratings(events(rng, 3000, users=60, items=1500))
+        settings = replace(EVENTS, table_rank=4, max_iter=3, regs=(0.1, 0.1, 0.05, 0.05))
+        empty = ModelState.empty(settings, "int", "int")
+        ((state, _),) = fit_stops(table, empty, [3], 1)
+        _, done = slow_ranks(state, done, table)
+    for _ in range(4):
+        ratings = encode_ratings(events(rng, 400, users=60, items=1500))
+        ranks, done = slow_ranks(state, done, ratings)
+        sums = learn_batch(state, ratings).sums
+        assert sums == rank_sums(ranks[:, 0], ranks[:, 1], 5)
+        judged += sums.hits
+    assert judged > 5
 
 
 @pytest.mark.parametrize("solver", ["bayes", "sgd", "minibatch"])

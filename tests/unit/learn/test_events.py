@@ -19,7 +19,7 @@ from sparkml_sgdals.arrays.ipc import to_bytes
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.errors import DivergenceError
 from sparkml_sgdals.fit.one_task import _Train
-from sparkml_sgdals.kernels.events.draws import SHARES_RATE, guide_draws
+from sparkml_sgdals.kernels.events.draws import SHARES_RATE, draw_pool, guide_draws
 from sparkml_sgdals.kernels.events.filter import (
     CONTEXT_DECAY,
     CONTEXT_ITEMS,
@@ -202,9 +202,10 @@ def some_events(count=300, seed=1, names=False):
 
 
 @pytest.mark.parametrize("settings", [EVENTS, replace(DESCENT, num_negatives=2)])
-@pytest.mark.parametrize("names", [False, True])
-def test_a_state_that_travelled_learns_on_to_the_same_bits(settings, names):
+@pytest.mark.parametrize(("names", "pool"), [(False, 2000), (True, 2000), (True, 30)])
+def test_a_state_that_travelled_learns_on_to_the_same_bits(settings, names, pool, monkeypatch):
     """Rows lie in another order then: nothing may depend on it."""
+    monkeypatch.setattr(events, "_POOL", pool)
     users, items = some_events(names=names)
     kinds = ("str", "str") if names else ("int", "int")
     whole, moved = empty(settings, kinds), empty(settings, kinds)
@@ -285,6 +286,51 @@ def test_the_guide_of_draws_holds_the_item_sought(number, buckets):
         sought = np.minimum(sought, number - 1)
         assert (guide[part, bucket] <= sought).all()
         assert (sought <= guide[part, bucket + 1]).all()
+
+
+@given(st.integers(1, 60), st.integers(1, 300), st.integers(0, 2**32))
+def test_a_pool_holds_each_item_as_often_as_it_is_drawn(number, size, seed):
+    """But for one item at either end of its share; a part that nothing is in holds none."""
+    rng = np.random.default_rng(seed)
+    weights = rng.random((6, number)) * (rng.random((6, number)) < 0.6)
+    weights[rng.integers(6)] = 0.0
+    order, parts = rng.permutation(number).astype(np.int32), rng.dirichlet(np.ones(6))
+    cumulative = np.cumsum(weights[:, order], axis=1)
+    begins, pool = draw_pool(cumulative, order, parts, size, np.uint64(seed))
+    again = draw_pool(cumulative, order, parts, size, np.uint64(seed))
+    assert pool.tolist() == again[1].tolist()
+    assert begins.tolist() == again[0].tolist()
+    for part in range(6):
+        own = pool[begins[part] : begins[part + 1]]
+        total = weights[part].sum()
+        assert own.size == (max(int(size * parts[part] + 0.5), 1) if total else 0)
+        found = np.bincount(own, minlength=number)
+        if total:
+            assert (np.abs(found - own.size * weights[part] / total) < 2.0).all()
+            assert not found[weights[part] == 0.0].any()
+    nothing = draw_pool(cumulative, order, parts, 0, np.uint64(seed))
+    assert not nothing[0].any()
+    assert not nothing[1].size
+
+
+def test_rows_of_a_large_batch_share_what_they_draw_from(monkeypatch):
+    """A batch that draws more than the pool holds reaches fewer items."""
+    settings = replace(EVENTS, implicit_prior=False, num_partners=0)
+    rng = np.random.default_rng(2)
+    users, items = rng.integers(0, 500, 6000).tolist(), rng.integers(0, 3000, 6000).tolist()
+    reached = {}
+    for pool in (40, 10**9):
+        monkeypatch.setattr(events, "_POOL", pool)
+        state = empty(settings)
+        learn_events(state, encode_ratings(table(users, items)))
+        again = state.copy()
+        batch = encode_ratings(table(users[:200], items[:200], first=6000))
+        reached[pool] = learn_events(state, batch).item_rows
+        learn_events(again, batch)
+        assert again.fingerprint() == state.fingerprint()
+    # 800 draws of 80 items, beside those of the batch
+    assert len(reached[40]) < 200 + 90
+    assert len(reached[10**9]) > 200 + 300
 
 
 def test_many_draws_at_once_find_the_items_that_few_find():
