@@ -332,7 +332,7 @@ class _OnFiles:
         return placed(messages, self.job).mapInArrow(task, MESSAGE_DDL)
 
     def name(self, step: Naming, messages: DataFrame) -> DataFrame:
-        task = _TaskOnFiles(_Noted(step, None), self.files)
+        task = _TaskOnFiles(Noted(step, None), self.files)
         return placed(messages, self.job).mapInArrow(task, MESSAGE_DDL)
 
     def side_by_side(
