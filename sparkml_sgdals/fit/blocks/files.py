@@ -13,6 +13,7 @@ import os
 import re
 import struct
 import tempfile
+import time
 import uuid
 import warnings
 import zlib
@@ -64,6 +65,7 @@ _MARK: Final = b"sgdals-1"
 _PARKED: Final = b"sgdals-parked:"
 """What a payload begins with that says where a state lies."""
 _LONGEST: Final = 200
+_LOOK_SECONDS: Final = 0.002
 _STATE: Final = re.compile(r"state-(\d{5})-")
 
 
@@ -184,6 +186,17 @@ class BlockFiles:
     def table(self, name: str) -> pa.Table:
         """Return a table of ratings, mapped on local disks; raises as `arrays`."""
         return from_bytes(pa.py_buffer(self._read(name, check=True)))
+
+    def awaited(self, names: Iterable[str]) -> Iterator[str]:
+        """Yield names of files on a local disk, each once it is there.
+
+        Spark ends a task that waits in vain, as another one has failed.
+        """
+        root = ObjectStore(self.folder).root
+        for name in names:
+            while not os.path.exists(f"{root}/{name}"):
+                time.sleep(_LOOK_SECONDS)
+            yield name
 
     def drop_tables(self) -> None:
         """Delete the pieces of ratings from a local disk, once all are in cells."""

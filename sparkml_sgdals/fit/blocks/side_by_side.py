@@ -1,13 +1,12 @@
 """All steps of a fit in blocks as one Spark job, where every block has a core (executor).
 
-Tasks of a barrier stage run at once: between two steps they wait for each other, and read each
-other's messages as files. Where blocks outnumber cores, `driver` chains a stage a step instead, to
-the same bits.
+Tasks of a barrier stage run at once, so that each can wait for what the others have written: files
+of messages, one a task and step. (Spark's own `barrier` looks for the others once a second.) Where
+blocks outnumber cores, `driver` chains a stage a step instead, to the same bits.
 """
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -56,6 +55,7 @@ class SideBySide:
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield the messages of the last step."""
         context = BarrierTaskContext.get()
+        tasks = len(context.getTaskInfos())
         table = pa.Table.from_batches(list(batches), MESSAGE_SCHEMA)
         own = sorted(pc.unique(table.column("target")).to_pylist())
         for block in own:
@@ -65,10 +65,11 @@ class SideBySide:
             # a step reads states of the one before, and hands some of those on
             files.drop_states(number - 3)
             given = [batch for block in own for batch in step(files, _inbox(table, block))]
-            name = f"state-{number:05d}-sent-{uuid.uuid4().hex[:12]}"
-            files.put_table(name, pa.Table.from_batches(given, MESSAGE_SCHEMA))
-            names = context.allGather(name)
-            sent = (files.table(name) for name in names)
+            names = [f"state-{number:05d}-sent-{task:05d}" for task in range(tasks)]
+            files.put_table(
+                names[context.partitionId()], pa.Table.from_batches(given, MESSAGE_SCHEMA)
+            )
+            sent = (files.table(name) for name in files.awaited(names))
             to_own = pc.field("target").isin(own)
             table = pa.concat_tables([rows.filter(to_own) for rows in sent])
             if asked and own and self.settled(_inbox(table, own[0])):
@@ -85,10 +86,12 @@ def run_side_by_side(spark: SparkSession, num_blocks: int) -> bool:
     """Return whether tasks of so many blocks are sure to run at once.
 
     On a cluster they may not: executors come and go, and Spark waits for minutes for a stage whose
-    tasks find no place at once.
+    tasks find no place at once. Nor where a failed task is tried again, as under local[2, 4]: it
+    would read what the others wrote before.
     """
-    if is_remote() and "*" in (spark.conf.get("spark.master", "") or ""):
-        # the cores of another machine
+    master = spark.conf.get("spark.master", "") or ""
+    if "," in master or (is_remote() and "*" in master):
+        # the last: the cores of another machine
         return False
     cpus = int(spark.conf.get("spark.task.cpus", "1") or "1")
     return local_threads(spark) // cpus >= num_blocks
