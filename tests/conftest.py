@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shutil
 import socket
 import sys
@@ -114,6 +115,12 @@ def _own_port(patch: pytest.MonkeyPatch) -> str:
         port = probe.getsockname()[1]
     patch.setattr(DefaultChannelBuilder, "default_port", staticmethod(lambda: port))
     return str(port)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse names of tests that are others in each process: then `-n` runs none."""
+    if moved := [item.nodeid for item in items if re.search(r" at 0x[0-9a-f]{6}", item.nodeid)]:
+        raise pytest.UsageError(f"Name the cases of {moved[0]} by what they are: ids=...")
 
 
 FIRST = ["whole", pytest.param("in runs", marks=pytest.mark.long)]

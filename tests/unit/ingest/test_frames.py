@@ -61,7 +61,7 @@ def test_polars_of_any_type():
     assert table["genres"].to_pylist() == [["x"], []]
 
 
-@pytest.mark.parametrize("values", [[1, "a"], [{"a": 1}, 2], [1j, 2j], [object(), 1]], ids=str)
+@pytest.mark.parametrize("values", [[1, "a"], [{"a": 1}, 2], [1j, 2j], [object(), 1]])
 def test_a_column_that_spark_has_no_type_for_is_named(values):
     with pytest.raises(
         TypeError, match=r"Column 'own' of dataset .*dataset\['own'\].astype\(str\)"
@@ -95,7 +95,6 @@ def test_rows_however_they_come(kind):
         ((n for n in "ab"), "got a list of str"),
         ([], "got an empty list"),
     ],
-    ids=str,
 )
 def test_the_line_to_write(given, said):
     with pytest.raises(TypeError, match=said):
@@ -110,7 +109,6 @@ def test_columns_of_different_lengths():
 @pytest.mark.parametrize(
     "ids",
     [[decimal.Decimal(1)], [ONE], [datetime.date(2020, 1, 1)], [b"a"], [2**70], [1, "2"], [1j]],
-    ids=str,
 )
 def test_ids_of_a_wrong_kind_are_told_as_ids(ids):
     assert lists_ids(ids)
