@@ -182,9 +182,14 @@ def _body_and_digest(payload: bytes, place: str) -> tuple[str, str] | None:
 
     Raises StorageError where it is of another format.
     """
-    if payload.startswith(_WRITTEN) and payload.endswith(b'"}'):
+    digest_end = _BODY - len(_BEFORE_BODY)
+    if (
+        payload.startswith(_WRITTEN)
+        and payload[digest_end:_BODY] == _BEFORE_BODY
+        and payload.endswith(b'"}')
+    ):
         # as it is written, in half of the time: what is not so has another checksum
-        digest = payload[len(_WRITTEN) : _BODY - len(_BEFORE_BODY)]
+        digest = payload[len(_WRITTEN) : digest_end]
         body = payload[_BODY:-2].replace(b'\\"', b'"')
         if hashlib.sha256(body).hexdigest().encode() == digest:
             try:

@@ -260,9 +260,15 @@ class TestProgress:
             real(self, tag)
 
         monkeypatch.setattr(type(spark), "addTag", note)
-        als.copy({als.numBlocks: 2, als.checkpointInterval: 2, als.maxIter: 2}).fit(ratings)
-        phases = [tag.removeprefix("sparkml_sgdals: ") for tag in seen]
-        assert list(dict.fromkeys(phases)) == ["pack", "route", "filter", "sweep 1", "sweep 2"]
+        # of two blocks each has a core, so that one stage is all learning
+        of_steps = {2: ["learn"], 3: ["filter", "sweep 1", "sweep 2"]}
+        for blocks, learning in of_steps.items():
+            seen.clear()
+            als.copy({als.numBlocks: blocks, als.checkpointInterval: 2, als.maxIter: 2}).fit(
+                ratings
+            )
+            phases = [tag.removeprefix("sparkml_sgdals: ") for tag in seen]
+            assert list(dict.fromkeys(phases)) == ["pack", "route", *learning]
         assert not [tag for tag in spark.getTags() if "sgdals" in tag]
 
 
