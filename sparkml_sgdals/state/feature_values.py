@@ -178,7 +178,12 @@ def _most_apart(table: FactorTable, weights: FeatureWeights) -> F32:
     Beyond lies no id of ordinary vectors, but what one number far outside makes of its id.
     """
     if not table.settings.fits_events:
-        return widest_starts(table.settings)
+        widest = widest_starts(table.settings)
+        if table.size and not table.settings.learns_events:
+            # features that say much put ids of a fit further than a prior does
+            held = np.abs(table.featured - weights.prior[0]).max(axis=0)
+            widest = np.maximum(widest, held)
+        return widest
     known = table.taste[table.taste[:, 0] > 0.0]
     if not len(known):
         return np.zeros(weights.start.shape[1], np.float32)

@@ -146,7 +146,6 @@ def test_what_does_not_go_together(liked, spark, stream, files, tmp_path):
     model = events.fit(frame)
     for call in (
         model.diagnose,
-        lambda: model.explain(1, 5),
         lambda: model.copy({model.predictionStdCol: "std"}).transform(frame),
     ):
         with pytest.raises(ValueError, match="learned from events"):
