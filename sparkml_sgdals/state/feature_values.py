@@ -172,22 +172,25 @@ def start_featured(
     return int(fresh.size)
 
 
-def _most_apart(table: FactorTable, weights: FeatureWeights) -> F32:
-    """How far from usual ids features may put one: who rates it learns from where it stands.
+def _most_apart(table: FactorTable, weights: FeatureWeights) -> F32 | None:
+    """How far from usual ids features may put one, None for any distance.
 
-    Beyond lies no id of ordinary vectors, but what one number far outside makes of its id.
+    Who rates it learns from where it stands. As far as ids of the fit lies no less than ordinary
+    vectors put one; beyond, what one number far outside makes of it. A table beside the model, as
+    the service has of who is not in a version yet, knows of no ids; nobody learns from it.
     """
-    if not table.settings.fits_events:
-        widest = widest_starts(table.settings)
-        if table.size and not table.settings.learns_events:
-            # features that say much put ids of a fit further than a prior does
-            held = np.abs(table.featured - weights.prior[0]).max(axis=0)
-            widest = np.maximum(widest, held)
+    settings = table.settings
+    if settings.fits_events:
+        known = table.taste[table.taste[:, 0] > 0.0]
+        if not len(known):
+            return None
+        middle = weights.start[0]
+        return np.asarray(np.maximum(known.max(axis=0) - middle, middle - known.min(axis=0)))
+    widest = widest_starts(settings)
+    if weights.sums is not None or settings.learns_events:
+        # a stream that began from nothing, whose ids are held to that all along
         return widest
-    known = table.taste[table.taste[:, 0] > 0.0]
-    if not len(known):
-        return np.zeros(weights.start.shape[1], np.float32)
-    found: F32 = np.maximum(
-        known.max(axis=0) - weights.start[0], weights.start[0] - known.min(axis=0)
-    )
-    return found
+    if not table.size:
+        return None
+    furthest: F32 = np.abs(table.featured - weights.prior[0]).max(axis=0)
+    return np.maximum(widest, furthest)

@@ -137,7 +137,7 @@ def _highest_from(values, order, count):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
-def _gather(matrix, order, begin, size, columns):  # type: ignore[no-untyped-def]
+def _lay_beside(matrix, order, begin, size, columns):  # type: ignore[no-untyped-def]
     """Put rows of a tile's items side by side, features from 1 on: shape (width, tile)."""
     for j in range(size):
         row = order[begin + j]
@@ -206,8 +206,8 @@ def _count_better(  # type: ignore[no-untyped-def]
         left = staying
         if left == 0:
             return
-        _gather(means, order, begin, size, columns)
-        _gather(table, order, begin, size, table_columns)
+        _lay_beside(means, order, begin, size, columns)
+        _lay_beside(table, order, begin, size, table_columns)
         for j in range(size):
             columns[0, j] = biases[order[begin + j]]
         for a in range(left):
