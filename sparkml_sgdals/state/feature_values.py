@@ -175,9 +175,10 @@ def start_featured(
 def _most_apart(table: FactorTable, weights: FeatureWeights) -> F32 | None:
     """How far from usual ids features may put one, None for any distance.
 
-    Who rates it learns from where it stands. As far as ids of the fit lies no less than ordinary
-    vectors put one; beyond, what one number far outside makes of it. A table beside the model, as
-    the service has of who is not in a version yet, knows of no ids; nobody learns from it.
+    Who rates it learns from where it stands. Ordinary vectors put one no further than ids of the
+    fit, or than a prior would; beyond lies what one number far outside makes of it. Of events that
+    follows from the ids in the table: one beside the model, as the service has of who is not in a
+    version yet, knows of none, and nobody learns from it.
     """
     settings = table.settings
     if settings.fits_events:
@@ -187,10 +188,4 @@ def _most_apart(table: FactorTable, weights: FeatureWeights) -> F32 | None:
         middle = weights.start[0]
         return np.asarray(np.maximum(known.max(axis=0) - middle, middle - known.min(axis=0)))
     widest = widest_starts(settings)
-    if weights.sums is not None or settings.learns_events:
-        # a stream that began from nothing, whose ids are held to that all along
-        return widest
-    if not table.size:
-        return None
-    furthest: F32 = np.abs(table.featured - weights.prior[0]).max(axis=0)
-    return np.maximum(widest, furthest)
+    return widest if weights.furthest is None else np.maximum(widest, weights.furthest)

@@ -6,7 +6,7 @@ algorithm.md, "Features of users and items". One side of a model has one of thes
 from __future__ import annotations
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -123,6 +123,9 @@ class FeatureWeights:
         float32, as many as `start` has columns: variance of an id without ratings about that
     sums : FeatureSums | None
         what a stream that began from nothing goes on learning them from; None: they stay
+    furthest : F32 | None
+        float32, shape (rank + 1,), how far from that of a usual vector prior means of ids of the
+        fit lie at most; None where that was not noted
     """
 
     size: int
@@ -133,6 +136,12 @@ class FeatureWeights:
     start: F32
     start_var: F32
     sums: FeatureSums | None = None
+    furthest: F32 | None = None
+
+    def reaching(self, rows: SparseRows) -> FeatureWeights:
+        """Return the same weights, with how far they put the ids of a fit."""
+        apart = np.abs(self.prior_means(rows) - self.prior[0])
+        return replace(self, furthest=apart.max(axis=0, initial=np.float32(0.0)))
 
     def prior_means(self, rows: SparseRows, most: F32 | None = None) -> F32:
         """Prior means beside what partners say, float32, shape (rows, rank + 1).
@@ -173,7 +182,9 @@ class FeatureWeights:
             "names": list(self.names),
             "width": int(self.start.shape[1]),
             **{name: _packed(getattr(self, name)) for name in _ARRAYS},
-        } | ({} if self.sums is None else {"sums": self.sums.to_json()})
+            **({} if self.sums is None else {"sums": self.sums.to_json()}),
+            **({} if self.furthest is None else {"furthest": _packed(self.furthest)}),
+        }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> FeatureWeights:
@@ -200,9 +211,20 @@ class FeatureWeights:
             or not all(np.isfinite(array).all() for array in arrays.values())
         ):
             raise ValueError("weights of features do not go together")
+        furthest = None
+        if values.get("furthest") is not None:
+            furthest = _unpacked(values["furthest"], np.float32)
+            if furthest.size != width or not (furthest >= 0).all() or np.isinf(furthest).any():
+                raise ValueError("weights of features do not go together")
         held = values.get("sums")
         sums = None if held is None else FeatureSums.from_json(held, width)
-        return cls(size=size, names=tuple(map(str, values["names"])), sums=sums, **arrays)
+        return cls(
+            size=size,
+            names=tuple(map(str, values["names"])),
+            sums=sums,
+            furthest=furthest,
+            **arrays,
+        )
 
 
 _ARRAYS: Final[dict[str, Any]] = {

@@ -161,7 +161,7 @@ def train_in_blocks(
             state, history, runs = read_final(rows, job, moments, prior, stop, sink is not None)
             state.settings = settings if prior else replace(settings, max_iter=stop)
             state.scale = scale
-            known.put_weights(state, rows)
+            known.put_weights(state, rows, features)
             if settings.fits_events and settings.featured:
                 learn_event_features(state, features, plan.threads)
             if settings.fits_events:
