@@ -199,12 +199,14 @@ def weights_at_rank(weights: FeatureWeights, settings: Settings) -> FeatureWeigh
             sums, targets=fitted(sums.targets), weights=fitted(sums.weights),
             prior_var=fitted(sums.prior_var, FIRST_VARIANCE),
         )  # fmt: skip
-    start_var = prior_variances(settings)
+    start_var, furthest = prior_variances(settings), weights.furthest
     if sums is None:
         start_var[: weights.start_var.size] = weights.start_var[:width]
+    if furthest is not None:
+        (furthest,) = fitted(furthest[None, :])
     return replace(
         weights, prior=fitted(weights.prior), start=fitted(weights.start), start_var=start_var,
-        sums=sums,
+        sums=sums, furthest=furthest,
     )  # fmt: skip
 
 
