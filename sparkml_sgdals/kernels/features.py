@@ -86,30 +86,23 @@ def add_products(starts, columns, values, weights, sums):  # type: ignore[no-unt
 
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST)
-def add_pairs(starts, columns, values, targets, counted, products, sums):  # type: ignore[no-untyped-def]
-    """Add rows to the products of each two of their columns, and of each with their targets.
+def add_pairs(starts, columns, values, counted, products):  # type: ignore[no-untyped-def]
+    """Add rows to the products of each two of their columns.
 
     Parameters
     ----------
     starts, columns, values
         features by row (CSR): int64, shape (rows + 1,); int32, columns, and float64
-    targets
-        float64, shape (rows, targets)
     counted
-        bool, shape (rows,): whether a row adds to `products`
+        bool, shape (rows,): whether a row is added
     products
         float64, shape (columns, columns), changed in place
-    sums
-        float64, shape (columns, targets), changed in place
     """
     for row in range(starts.size - 1):
-        for t in range(starts[row], starts[row + 1]):
-            column, z = columns[t], values[t]
-            for f in range(sums.shape[1]):
-                sums[column, f] += z * targets[row, f]
-            if counted[row]:
+        if counted[row]:
+            for t in range(starts[row], starts[row + 1]):
                 for other in range(starts[row], starts[row + 1]):
-                    products[column, columns[other]] += z * values[other]
+                    products[columns[t], columns[other]] += values[t] * values[other]
 
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST)

@@ -176,16 +176,9 @@ def _most_apart(table: FactorTable, weights: FeatureWeights) -> F32 | None:
     """How far from usual ids features may put one, None for any distance.
 
     Who rates it learns from where it stands. Ordinary vectors put one no further than ids of the
-    fit, or than a prior would; beyond lies what one number far outside makes of it. Of events that
-    follows from the ids in the table: one beside the model, as the service has of who is not in a
-    version yet, knows of none, and nobody learns from it.
+    fit, or of ratings than a prior would; beyond lies what one number far outside makes of it.
     """
-    settings = table.settings
-    if settings.fits_events:
-        known = table.taste[table.taste[:, 0] > 0.0]
-        if not len(known):
-            return None
-        middle = weights.start[0]
-        return np.asarray(np.maximum(known.max(axis=0) - middle, middle - known.min(axis=0)))
-    widest = widest_starts(settings)
+    if table.settings.fits_events:
+        return weights.furthest
+    widest = widest_starts(table.settings)
     return widest if weights.furthest is None else np.maximum(widest, weights.furthest)

@@ -124,8 +124,8 @@ class FeatureWeights:
     sums : FeatureSums | None
         what a stream that began from nothing goes on learning them from; None: they stay
     furthest : F32 | None
-        float32, shape (rank + 1,), how far from that of a usual vector prior means of ids of the
-        fit lie at most; None where that was not noted
+        float32, as many as `start` has columns: how far from what a usual vector gives ids of the
+        fit lie at most, by their prior means, of models of events by `taste`; None: not noted
     """
 
     size: int
@@ -138,10 +138,11 @@ class FeatureWeights:
     sums: FeatureSums | None = None
     furthest: F32 | None = None
 
-    def reaching(self, rows: SparseRows) -> FeatureWeights:
-        """Return the same weights, with how far they put the ids of a fit."""
-        apart = np.abs(self.prior_means(rows) - self.prior[0])
-        return replace(self, furthest=apart.max(axis=0, initial=np.float32(0.0)))
+    def reaching(self, means: F32) -> FeatureWeights:
+        """Return the same weights, with how far the means of ids of a fit lie from a usual one."""
+        usual = self.prior[0] if self.prior.shape[1] else self.start[0]
+        furthest = np.abs(means - usual).max(axis=0, initial=np.float32(0.0))
+        return replace(self, furthest=furthest)
 
     def prior_means(self, rows: SparseRows, most: F32 | None = None) -> F32:
         """Prior means beside what partners say, float32, shape (rows, rank + 1).

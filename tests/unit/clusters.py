@@ -84,7 +84,7 @@ class Cluster:
             told, job, self.moments, None, job.settings.max_iter, in_runs=False
         )
         state.scale = replace(self.moments.scale, frozen=True)
-        known.put_weights(state, told, features)
+        known.put_weights(state, told)
         return state, history
 
 

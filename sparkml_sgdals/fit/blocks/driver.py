@@ -161,7 +161,7 @@ def train_in_blocks(
             state, history, runs = read_final(rows, job, moments, prior, stop, sink is not None)
             state.settings = settings if prior else replace(settings, max_iter=stop)
             state.scale = scale
-            known.put_weights(state, rows, features)
+            known.put_weights(state, rows)
             if settings.fits_events and settings.featured:
                 learn_event_features(state, features, plan.threads)
             if settings.fits_events:
@@ -298,9 +298,7 @@ class _TaskOnFiles:
         for block in sorted(pc.unique(table.column("target")).to_pylist()):
             if self.first:
                 _lay_out_files(self.work.step.job, self.files, block)
-            yield from self.work(
-                self.files, Inbox(block, table.filter(pc.field("target") == block))
-            )
+            yield from self.work(self.files, Inbox.among(table, block))
 
 
 def _lay_out_files(job: Job, files: BlockFiles, block: int) -> None:

@@ -63,15 +63,15 @@ class GivenFeatures:
             messages += [(n, side, n, kind, payload) for n, payload in enumerate(payloads)]
         return cls(messages, (sides[0], sides[1]))
 
-    def put_weights(self, state: ModelState, rows: pa.Table, features: Features) -> None:
+    def put_weights(self, state: ModelState, rows: pa.Table) -> None:
         """Give a state the weights that the messages of the last step tell, in place."""
         weights = list(state.features)
         told = rows.filter(pc.field("kind") == "weights")
-        for place, (side, known, own) in enumerate(zip(SIDES, self.sides, features, strict=True)):
+        for place, (side, known) in enumerate(zip(SIDES, self.sides, strict=True)):
             found = told.filter(pc.field("side") == side).column("payload")
-            if known is not None and own is not None and len(found):
+            if known is not None and len(found):
                 arrays = arrays_from_buffer(found[0].as_buffer())
-                weights[place] = known.weights(FeatureTotals.from_arrays(arrays)).reaching(own)
+                weights[place] = known.weights(FeatureTotals.from_arrays(arrays))
         state.features = weights[0], weights[1]
 
 
@@ -96,7 +96,7 @@ def first_messages(job: Job, prior: ModelState | None, features: GivenFeatures) 
 def told_by_one(rows: pa.Table, job: Job) -> GlobalState | EventTotals:
     """Return what blocks know of the whole, by the messages to one: all are told the same."""
     first = pc.min(rows.column("target")).as_py()
-    return whole_known(Inbox(first, rows.filter(pc.field("target") == first)), job)
+    return whole_known(Inbox.among(rows, first), job)
 
 
 def whole_known(inbox: Inbox, job: Job) -> GlobalState | EventTotals:

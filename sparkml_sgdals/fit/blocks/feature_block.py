@@ -48,14 +48,13 @@ class SideFeatures:
 
     Attributes
     ----------
-    size, names
-        of a vector, as `SparseRows` says
+    rows
+        of ids, as they were given
     places, centre, scale
         of the columns, as `Standardised` says
     """
 
-    size: int
-    names: tuple[str, ...]
+    rows: SparseRows
     places: npt.NDArray[np.int64]
     centre: F64
     scale: F64
@@ -87,8 +86,7 @@ class SideFeatures:
             ids = own.ids if pa.types.is_string(own.ids.type) else own.ids.to_numpy()
             told.append({"id": ids, "starts": own.starts, "columns": own.columns,
                          "values": own.values, "likeness": likeness})  # fmt: skip
-        side = cls(rows.size, rows.names, columns.places, columns.centre, columns.scale)
-        return side, told
+        return cls(rows, columns.places, columns.centre, columns.scale), told
 
     def weights(self, totals: FeatureTotals) -> FeatureWeights:
         """Return what was learned, and the weights of ids without ratings."""
@@ -99,15 +97,16 @@ class SideFeatures:
         spread = totals.spread / ids
         spread[0] += 2.0 * bias * totals.apart[0] / ids + bias**2
         there = totals.squares[1:] > 0
-        return FeatureWeights(
-            size=self.size,
-            names=self.names,
+        found = FeatureWeights(
+            size=self.rows.size,
+            names=self.rows.names,
             columns=self.places[there].astype(np.int32),
             centres=self.centre[there].astype(np.float32),
             prior=self._unscaled(totals.weights, there),
             start=self._unscaled(start, there),
             start_var=spread.astype(np.float32),
         )
+        return found.reaching(found.prior_means(self.rows))
 
     def _unscaled(self, weights: F64, there: npt.NDArray[np.bool_]) -> F32:
         whole: F64 = weights[np.append(True, there)]
@@ -119,11 +118,7 @@ def _likeness(rows: SparseRows) -> F64:
     """Cosine of each two columns, over some of the ids."""
     some = rows.take(np.arange(0, len(rows), -(-max(len(rows), 1) // _SAMPLE)))
     products = np.zeros((rows.size, rows.size))
-    nothing = np.zeros((len(some), 0))
-    add_pairs(
-        some.starts, some.columns, some.values, nothing, np.ones(len(some), bool), products,
-        np.zeros((rows.size, 0)),
-    )  # fmt: skip
+    add_pairs(some.starts, some.columns, some.values, np.ones(len(some), bool), products)
     root = np.sqrt(np.diag(products))
     root[root == 0.0] = 1.0
     likeness: F64 = products / root[:, None] / root

@@ -180,12 +180,16 @@ class BlockFiles:
                 store.delete(name)
 
     def put_table(self, name: str, table: pa.Table) -> None:
-        """Write a table of ratings, until `drop_tables`."""
+        """Write a table: pieces of ratings, until `drop_tables`, or what a task has sent."""
         self._write(name, to_buffer(table))
 
     def table(self, name: str) -> pa.Table:
-        """Return a table of ratings, mapped on local disks; raises as `arrays`."""
+        """Return a table, mapped on local disks; raises as `arrays`."""
         return from_bytes(pa.py_buffer(self._read(name, check=True)))
+
+    def sent_name(self, task: int) -> str:
+        """Return the name of a task's messages of this step, which go with its states."""
+        return f"state-{self.step:05d}-sent-{task:05d}"
 
     def awaited(self, names: Iterable[str]) -> Iterator[str]:
         """Yield names of files on a local disk, each once it is there.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sparkml_sgdals.arrays.ipc import arrays_from_buffer
 from sparkml_sgdals.fit.blocks.block import BlockState
@@ -23,6 +24,11 @@ class Inbox:
             messages.column("kind").to_pylist(), messages.column("payload"), strict=True,
         ):  # fmt: skip
             self._rows.setdefault((side, kind), {})[source] = payload
+
+    @classmethod
+    def among(cls, messages: pa.Table, block: int) -> Inbox:
+        """Return those of a block among the messages to several."""
+        return cls(block, messages.filter(pc.field("target") == block))
 
     def all(self, side: SideName, kind: str) -> dict[int, pa.Buffer]:
         """Payloads by source block, in its order."""

@@ -64,22 +64,18 @@ class SideBySide:
             files = replace(self.files, step=number)
             # a step reads states of the one before, and hands some of those on
             files.drop_states(number - 3)
-            given = [batch for block in own for batch in step(files, _inbox(table, block))]
-            names = [f"state-{number:05d}-sent-{task:05d}" for task in range(tasks)]
+            given = [batch for block in own for batch in step(files, Inbox.among(table, block))]
+            names = [files.sent_name(task) for task in range(tasks)]
             files.put_table(
                 names[context.partitionId()], pa.Table.from_batches(given, MESSAGE_SCHEMA)
             )
             sent = (files.table(name) for name in files.awaited(names))
             to_own = pc.field("target").isin(own)
             table = pa.concat_tables([rows.filter(to_own) for rows in sent])
-            if asked and own and self.settled(_inbox(table, own[0])):
+            if asked and own and self.settled(Inbox.among(table, own[0])):
                 break
         for block in own:
-            yield from self.last(files, _inbox(table, block))
-
-
-def _inbox(table: pa.Table, block: int) -> Inbox:
-    return Inbox(block, table.filter(pc.field("target") == block))
+            yield from self.last(files, Inbox.among(table, block))
 
 
 def run_side_by_side(spark: SparkSession, num_blocks: int) -> bool:

@@ -121,9 +121,7 @@ class FeaturePrior:
             weights[0, 0] -= means[:, 0].mean()
             means[:, 0] -= means[:, 0].mean()
         spread = np.mean((mean - means) ** 2 + c, axis=0) if means.size else v
-        given = np.zeros_like(mean)
-        add_products(*self._csr, self.weights, given)
-        return FeatureWeights(
+        found = FeatureWeights(
             size=self.size,
             names=self.names,
             columns=self.columns.astype(np.int32),
@@ -131,8 +129,8 @@ class FeaturePrior:
             prior=self._unscaled(self.weights),
             start=self._unscaled(weights),
             start_var=spread.astype(np.float32),
-            furthest=np.abs(given - self.weights[0]).max(axis=0, initial=0.0).astype(np.float32),
         )
+        return found.reaching(self.given[self.known])
 
     def of_events(self, means: F64, shares: F64, threads: int) -> FeatureWeights:
         """Return what features say of ids without events: docs/positive-only.md, (13).

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from sparkml_sgdals.arrays.sparse_rows import SparseRows
-from sparkml_sgdals.kernels.features import add_pairs, regress_products
+from sparkml_sgdals.kernels.features import add_pairs, add_to_columns, regress_products
 from sparkml_sgdals.learn.features.columns import (
     FIRST_VARIANCE,
     MOST_IN_PAIRS,
@@ -26,6 +26,7 @@ from sparkml_sgdals.state.columns import (
     prior_variances,
     widest_starts,
 )
+from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.feature_weights import MOST_COLUMNS, FeatureSums, FeatureWeights
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
@@ -151,27 +152,19 @@ def learn_features_of_table(
         of users and of items of the table, by id
     """
     begin_features(state, features)
+    tables = state.users, state.items
+    told = [_told_of(table, rows) for table, rows in zip(tables, features, strict=True)]
     if state.settings.learns_events:
         need_room(state, features)
-        named = [None if rows is None else rows.ids for rows in features]
-        known_of = [
-            table.index.ids(np.empty(0, np.int64))
-            if some is None
-            else some.filter(pa.array(table.index.find(some) >= 0))
-            for table, some in zip((state.users, state.items), named, strict=True)
-        ]
-        learn_features_of_events(state, features, (known_of[0], known_of[1]))
+        learn_features_of_events(state, features, (told[0], told[1]))
         return
-    tables, known = (state.users, state.items), (before.users, before.items)
     ids, old, new = [], [], []
-    for table, held, rows in zip(tables, known, features, strict=True):
-        some = table.index.ids(np.empty(0, np.int64)) if rows is None else rows.ids
-        some = some.filter(pa.array(table.index.find(some) >= 0))
-        at, earlier = table.index.find(some), held.index.find(some)
+    for table, held, own in zip(tables, (before.users, before.items), told, strict=True):
+        at, earlier = table.index.find(own), held.index.find(own)
         counts = np.append(held.count, 0)[earlier]
         rated = table.count[at] > counts
-        some, at, earlier = some.filter(pa.array(rated)), at[rated], earlier[rated]
-        ids.append(some)
+        at, earlier = at[rated], earlier[rated]
+        ids.append(own.filter(pa.array(rated)))
         new.append(table.take(at))
         then = table.take(at)
         then.count = counts[rated]
@@ -182,6 +175,13 @@ def learn_features_of_table(
     learn_features(state, features, (ids[0], ids[1]), (old[0], old[1]), (new[0], new[1]))
     for table, learned in zip(tables, new, strict=True):
         table.put_rows(learned)
+
+
+def _told_of(table: FactorTable, rows: SparseRows | None) -> pa.Array:
+    """Return the ids of a table that come with features."""
+    if rows is None:
+        return table.index.ids(np.empty(0, np.int64))
+    return rows.ids.filter(pa.array(table.index.find(rows.ids) >= 0))
 
 
 def weights_at_rank(weights: FeatureWeights, settings: Settings) -> FeatureWeights:
@@ -268,10 +268,12 @@ def _added(
     targets[held], weights[held], prior_var[held] = sums.targets, sums.weights, sums.prior_var
     # an intercept before what each row has
     columns = np.insert(1 + np.searchsorted(used, rows.columns), rows.starts[:-1], 0)
+    csr_columns = columns.astype(np.int32)
     values = np.insert(rows.values, rows.starts[:-1], 1.0)
     starts = rows.starts + np.arange(len(rows) + 1)
     counts += np.bincount(columns[np.repeat(new, np.diff(starts))], minlength=size)
-    add_pairs(starts, columns.astype(np.int32), values, moves, new, products, targets)
+    add_pairs(starts, csr_columns, values, new, products)
+    add_to_columns(starts, csr_columns, values, moves, targets)
     return FeatureSums(used, counts, products, targets, weights, prior_var)
 
 

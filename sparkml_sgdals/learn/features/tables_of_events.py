@@ -79,7 +79,8 @@ def weights_of_events(
         told = found.start_means(rows.take(rows.places(side.index.ids(own))))
         base[0] = _level(told, other)
     start = np.hstack([base, found.start])
-    return replace(found, start=start, start_var=np.append(np.float32(0.0), found.start_var))
+    start_var = np.append(np.float32(0.0), found.start_var)
+    return replace(found, start=start, start_var=start_var).reaching(side.taste[held])
 
 
 def _level(features: F32, other: FactorTable) -> float:

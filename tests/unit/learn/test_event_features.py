@@ -111,6 +111,10 @@ def test_one_number_far_outside_puts_its_item_no_further_than_others(
     middle = state.features[1].start[0]
     most = np.maximum(known.max(axis=0) - middle, middle - known.min(axis=0))
     assert (np.abs(start - middle) <= 1.001 * most + 0.1).all()
+    # in a table beside the model, too, as the service has of items that are not in a version yet
+    beside = blank().items
+    start_featured(beside, pa.array([COLD]), rows_of(np.arange(ITEMS), matrix), state.features[1])
+    np.testing.assert_array_equal(beside.taste, start)
     # and all others stand where they did
     others = np.delete(np.arange(usual.items.size), own)
     np.testing.assert_array_equal(usual.items.taste[others], found.items.taste[others])
