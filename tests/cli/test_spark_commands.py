@@ -331,6 +331,10 @@ def test_fit_of_events_is_judged_by_its_lists(spark, tables):
     again = answer("evaluate", out, tables / "test.parquet", "--top", 10,
                    "--exclude-seen", tables / "train.csv")  # fmt: skip
     assert again["recall"] == pytest.approx(said["recall"])
+    judged = answer("diagnose", out, "--held-out", tables / "test.parquet", code=3)
+    assert judged["recall"] == pytest.approx(said["recall"])
+    assert "events were held out" in judged["verdict"]
+    assert "rmse" not in judged
     assert (loaded.state.settings.table_rank, loaded.rank) == (4, 4)
 
 
@@ -431,3 +435,17 @@ def test_features_from_fit_to_stream(spark, films, tmp_path):
     assert "genres=Comedy" in [row.feature for row in begun.featureWeights.collect()]
     shutil.copy(films / "ratings.csv", tmp_path / "in" / "later.csv")
     assert run("stream", tmp_path / "n", tmp_path / "in", "--once", *about).stdout
+
+
+@pytest.mark.filterwarnings("default:Of the features of items 'title' is left out")
+def test_features_of_events_are_judged(spark, films, tmp_path):
+    """New items among themselves, by `fit` as by `diagnose`."""
+    about = ("--held-out", films / "cold.csv", "--item-features", films / "films.csv")
+    said = answer("fit", films / "ratings.csv", tmp_path / "m", "-P", "implicitPrefs=true",
+                  "-P", "rank=2", "-P", "maxIter=2", *about)  # fmt: skip
+    assert said["coldLists"] == 40
+    assert 0 < said["coldNdcg"] < 1
+    judged = answer("diagnose", tmp_path / "m", *about, code=3)
+    names = ("coldPredicted", "coldNdcg", "coldPlainNdcg")
+    assert {name: judged[name] for name in names} == {name: said[name] for name in names}
+    assert judged["coldPredicted"] == judged["predicted"] > 500

@@ -87,6 +87,48 @@ def test_transform_takes_the_column_for_unknown_items(spark, films, model):
     assert known.count() == len(NEW)
 
 
+def test_it_is_judged_by_lists(spark, films, model):
+    """Beside popular items; new items by their features among themselves."""
+    vectors = model.itemVectors(films)
+    held = spark.createDataFrame(EVENTS).join(vectors, "item", "left")
+    given = model.copy().setItemFeaturesCol("itemFeatures")
+    # what was learned is no evidence, and a pair counts once
+    found = given.diagnose(held.unionByName(held.limit(30)))
+    assert (found.predicted, found.judged) == (len(NEW), NEW.user.nunique())
+    assert (found.ratings, found.users, found.items) == (len(OLD), USERS, COLD)
+    assert found.coldPredicted == len(NEW)
+    assert found.coldLists == NEW.user.nunique()
+    assert found.featuresHelp
+    assert found.coldNdcg > 1.3 * found.coldPlainNdcg
+    more = model.withItems(films).evaluateRanking(held, 10, spark.createDataFrame(OLD))
+    assert found.ndcg == pytest.approx(more.ndcg, abs=0.1)
+    assert found.recall == pytest.approx(more.recall, abs=0.1)
+    plain = model.diagnose(held)
+    assert (plain.coldPredicted, plain.coldNdcg, plain.featuresHelp) == (len(NEW), None, False)
+    # nothing that it knows of was held out
+    assert plain.recall == plain.baselineNdcg == found.baselineNdcg == 0.0
+    assert "Not yet: only" in plain.verdict
+    assert model.diagnose().predicted == 0
+
+
+def test_new_users_are_judged_beside_popular_items(spark):
+    """By what features say of them; an event rated 0 is none."""
+    people = spark.createDataFrame(
+        pd.DataFrame({"user": np.arange(USERS), "likes": GENRES[np.arange(USERS) % 3]})
+    )
+    old = EVENTS.user < 48
+    als = StreamingBiasedALS(timestampCol="", **ALS).setUserFeatures(people)
+    model = als.fit(spark.createDataFrame(EVENTS[old]))
+    model.setUserFeaturesCol("userFeatures")
+    held = EVENTS[~old].assign(rating=np.where(np.arange((~old).sum()) % 5, 1.0, 0.0))
+    found = model.diagnose(spark.createDataFrame(held).join(model.userVectors(people), "user"))
+    assert found.predicted == found.coldPredicted == (held.rating > 0).sum()
+    assert found.coldLists == found.judged == held[held.rating > 0].user.nunique()
+    assert found.featuresHelp
+    assert found.coldNdcg == pytest.approx(found.ndcg)
+    assert found.coldPlainNdcg == pytest.approx(found.baselineNdcg, abs=0.1)
+
+
 def test_a_stream_goes_on(spark, films, model, tmp_path):
     """A new item starts where its column says, exactly once; a row of an item alone adds it."""
     folder = tmp_path / "in"

@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers import ONCE, assert_same_bits, predictions
+from pyspark.ml.evaluation import RegressionEvaluator
 from pyspark.ml.feature import OneHotEncoder, StringIndexer, VectorAssembler
 from pyspark.ml.linalg import Vectors
-from pyspark.ml.tuning import ParamGridBuilder
+from pyspark.ml.tuning import CrossValidator, ParamGridBuilder, TrainValidationSplit
 from pyspark.sql import functions as F
 
 from sparkml_sgdals import (
@@ -140,6 +141,34 @@ class TestFit:
         assert told[told.side == "item"].feature.tolist() == ["0", "1", "2", "3"]
         assert np.isfinite(np.stack(told.features.to_numpy())).all()
         assert len(told.features[0]) == 4
+        # somebody new joins, and is predicted as by the column
+        new = table.where("user < 4").select((F.col("user") + 900).alias("user"), "about")
+        more = second.withUsers(new.distinct())
+        assert more.state.users.size == second.state.users.size + 4
+        pairs = new.distinct().withColumn("item", F.lit(5))
+        by_column = predictions(second.transform(pairs), ["user"])
+        np.testing.assert_allclose(
+            predictions(more.transform(pairs), ["user"]), by_column, atol=0.2
+        )
+
+    @pytest.mark.long
+    def test_grids_of_spark(self, spark, vectors):
+        """Candidates learn from a column, and from a table beside, which every copy keeps."""
+        table = with_vectors(spark, RATINGS, vectors)
+        als = StreamingBiasedALS(itemFeaturesCol="vector", **ALS)
+        beside = StreamingBiasedALS(**ALS).setItemFeatures(vectors)
+        evaluator = RegressionEvaluator(labelCol="rating")
+        for search, estimator in ((TrainValidationSplit, als), (CrossValidator, beside)):
+            grid = ParamGridBuilder().addGrid(estimator.maxIter, [1, 4]).build()
+            folds = {"numFolds": 2} if search is CrossValidator else {}
+            found = search(
+                estimator=estimator, estimatorParamMaps=grid, evaluator=evaluator, seed=1, **folds
+            ).fit(table)
+            metrics = getattr(found, "validationMetrics", None) or found.avgMetrics
+            assert np.isfinite(metrics).all()
+            best = estimator.fit(table, grid[int(np.argmin(metrics))])
+            assert_same_bits(found.bestModel, best)
+            assert found.bestModel.featureWeights.count() == FEATURES
 
     def test_the_newest_vector_counts_and_the_id_is_named(self, spark, vectors, model):
         late = OLD.time.max()
