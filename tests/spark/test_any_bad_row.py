@@ -145,7 +145,7 @@ def test_fit_and_update(als, spark, clean):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "repeats", [False, pytest.param(True, marks=pytest.mark.long)], ids=["", "eventIdCol"]
+    "repeats", [False, pytest.param(True, marks=pytest.mark.nightly)], ids=["", "eventIdCol"]
 )
 def test_stream(als, spark, tmp_path, repeats):
     def starts(*args, **options):

@@ -135,7 +135,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    "chunk", [*CHUNKS, *(pytest.param(n, marks=pytest.mark.long) for n in MORE)]
+    "chunk", [*CHUNKS, *(pytest.param(n, marks=pytest.mark.nightly) for n in MORE)]
 )
 def test_any_change_of_a_file_is_named_or_does_nothing(
     models: list[Path], tmp_path: Path, chunk: int, record_property: Callable[[str, object], None]
