@@ -470,7 +470,7 @@ class TestArrowBatches:
             spark.conf.unset(self.LIMIT)
 
 
-@pytest.mark.parametrize("solver", ["bayes", "minibatch"])
+@pytest.mark.parametrize("solver", long_after(1, ["bayes", "minibatch"]))
 def test_nothing_stays_cached(classic_only, spark, ratings, solver):
     held = spark.sparkContext._jsc.getPersistentRDDs
     before = set(held())

@@ -172,6 +172,7 @@ class TestVersions:
         whole = run(als.fitStream(stream(folder), str(tmp_path / "whole"), trigger=ONCE))
         assert_same_bits(job.model, whole.model)
 
+    @pytest.mark.long
     def test_forget(self, path, spark, small):
         """No version that is kept knows them, nor do the files."""
         gone = small.user.iloc[:5].unique().tolist()

@@ -129,7 +129,7 @@ class TestTransform:
 
 
 # the new ids of a rating
-ONES = long_after(2, [(None, None), (-5, -6), (-5, None), (None, -6)])
+ONES = long_after(1, [(None, None), (-5, -6), (-5, None), (None, -6)])
 
 
 class TestUpdate:

@@ -362,7 +362,9 @@ def as_events(table: pa.Table) -> pa.Table:
 class TestFromAFittedTableOfEvents:
     """Candidates keep the table's judgement, and differ in the filter beside it."""
 
-    @pytest.fixture(params=[False, True], ids=["table", "timed"])
+    @pytest.fixture(
+        params=[False, pytest.param(True, marks=pytest.mark.long)], ids=["table", "timed"]
+    )
     def start(self, request):
         return fitted(request.param)
 
