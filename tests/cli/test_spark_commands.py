@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ONCE
+from helpers import ONCE, long_after
 from typer.testing import CliRunner
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
@@ -172,6 +172,7 @@ def test_stream_versions_and_rollback(spark, small, files, tmp_path):
     assert "12345" in error
 
 
+@pytest.mark.long
 def test_stream_goes_on_from_a_saved_model(spark, small, files, fitted, tmp_path):
     table = small.rename(columns=NAMES)
     folder, path = files(table.iloc[3000:3400], 200), tmp_path / "films"
@@ -188,7 +189,7 @@ def test_stream_goes_on_from_a_saved_model(spark, small, files, fitted, tmp_path
     assert found.state.fingerprint() == job.model.state.fingerprint()
 
 
-@pytest.mark.parametrize("kind", ["json", "csv"])
+@pytest.mark.parametrize("kind", long_after(1, ["json", "csv"]))
 def test_a_stream_learns_an_event_once_and_tells_prometheus(spark, small, tmp_path, kind):
     """Of messages as the service writes them: whole seconds, an id each."""
     table = small.rename(columns=NAMES).iloc[:200].assign(timestamp=range(10**9, 10**9 + 200))
@@ -264,6 +265,7 @@ def test_a_stream_learns_the_files_of_a_folder_that_are_ratings(spark, small, fi
     assert found.state.users.size == table.userId.nunique()
 
 
+@pytest.mark.long
 def test_scores_tell_items_apart_that_are_clipped_to_one_number(spark, tables):
     """Ratings of five stars throughout for some, so that many predictions lie above."""
     high = pd.read_csv(tables / "train.csv")
@@ -313,6 +315,7 @@ def test_in_a_session_of_its_own(classic_only, tables, tmp_path):
     assert json.loads(done.stdout)["ratings"] == 3000
 
 
+@pytest.mark.long
 def test_fit_of_events_is_judged_by_its_lists(spark, tables):
     """A table of events has no RMSE to be judged by."""
     out = tables / "events"
@@ -380,6 +383,7 @@ def films(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("default:Of the features of items 'title' is left out")
 def test_features_from_fit_to_stream(spark, films, tmp_path):
     """What is known of new films is learned, judged, recommended by and started from."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ONCE, assert_same_bits, predictions
+from helpers import ONCE, assert_same_bits, long_after, predictions
 from pyspark.sql import functions as F
 
 from sparkml_sgdals import Predictor, StreamingBiasedALS, StreamingBiasedALSModel
@@ -36,7 +36,7 @@ def films(spark):
     return spark.createDataFrame(pd.DataFrame({"item": np.arange(ITEMS), "genre": GENRES}))
 
 
-@pytest.fixture(scope="module", params=["", "time"], ids=["alone", "timed"])
+@pytest.fixture(scope="module", params=long_after(1, ["", "time"]), ids=["alone", "timed"])
 def model(request, spark, films):
     als = StreamingBiasedALS(timestampCol=request.param, **ALS).setItemFeatures(films)
     return als.fit(spark.createDataFrame(OLD))
@@ -69,6 +69,7 @@ def test_new_items_are_offered_to_those_who_should_like_them(spark, films, model
     assert {len(each) for each in told.features} == {ALS["rank"]}
 
 
+@pytest.mark.long
 def test_transform_takes_the_column_for_unknown_items(spark, films, model):
     """And orders them as the lists of a model do that they have joined."""
     pairs = spark.createDataFrame(NEW[["user", "item"]])
@@ -151,6 +152,7 @@ def test_a_stream_goes_on(spark, films, model, tmp_path):
     assert (more.version, more.state.items.size) == (again.version + 1, ITEMS + 1)
 
 
+@pytest.mark.long
 def test_a_stream_from_nothing(spark, films, tmp_path):
     """It learns what features say as it goes; new items are scored by their column, and join."""
     folder = tmp_path / "in"
@@ -180,6 +182,7 @@ def test_a_stream_from_nothing(spark, films, tmp_path):
     assert np.corrcoef(joined, found)[0, 1] > 0.5
 
 
+@pytest.mark.long
 def test_in_blocks_as_in_one_task(spark, films):
     """What features say is learned from what blocks learned."""
     als = StreamingBiasedALS(timestampCol="", numBlocks=2, **ALS).setItemFeatures(films)

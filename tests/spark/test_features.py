@@ -102,6 +102,7 @@ class TestFit:
             predictions(model.transform(with_vectors(spark, OLD, vectors)), by),
         )
 
+    @pytest.mark.long
     def test_a_column_arrays_and_a_table_say_the_same(self, spark, vectors, model):
         """To the bit; also when Parquet is read straight, and whatever the order of rows."""
         als = StreamingBiasedALS(**ALS)
@@ -120,6 +121,7 @@ class TestFit:
         als = StreamingBiasedALS(**ALS).setItemFeatures(vectors)
         assert_same_bits(als.fitParquet(path), model)
 
+    @pytest.mark.long
     def test_both_sides_a_grid_and_a_pipeline_of_spark(self, spark, vectors, monkeypatch):
         """One-hot columns of a user's country; names go through to what is told of weights."""
         frame = OLD.assign(country=np.where(OLD.user % 3 == 0, "CH", "AT"))
@@ -199,6 +201,7 @@ class TestFit:
         with pytest.warns(UserWarning, match=r"itemFeaturesCol 'vector' differs .* for 1 id: 7"):
             assert_same_bits(als.fit(array), model)
 
+    @pytest.mark.long
     def test_vectors_that_are_none(self, spark):
         """Refused by name, or as if they were not given."""
         rows = MATRIX.tolist()
@@ -233,6 +236,7 @@ class TestFit:
         with pytest.raises((ValueError, TypeError), match=sentence):
             als.fit(with_vectors(spark, OLD[:200], vectors))
 
+    @pytest.mark.long
     def test_in_blocks_and_to_a_path_as_in_one_task(self, spark, vectors, model, tmp_path):
         """The same bits whatever the partitions, also of a path."""
         als = StreamingBiasedALS(itemFeaturesCol="vector", numBlocks=3, **ALS)
@@ -407,6 +411,7 @@ class TestStream:
 
         return put, read
 
+    @pytest.mark.long
     def test_restart_rollback_and_bits(self, spark, vectors, model, source, tmp_path):
         put, read = source
         path = str(tmp_path / "m")
@@ -439,6 +444,7 @@ class TestStream:
         part.awaitTermination()
         assert_same_bits(part.model, other.model)
 
+    @pytest.mark.long
     def test_a_race_from_a_model(self, spark, model, source, tmp_path):
         """New items start where the model's features say, whatever the candidate's rank."""
         put, read = source
@@ -465,6 +471,7 @@ class TestStream:
         with pytest.raises(ValueError, match="which solver 'bayes' alone goes on with"):
             race.fitStream(read().drop("vector"), "nowhere", initialModel=model)
 
+    @pytest.mark.long
     def test_from_nothing(self, spark, vectors, source, tmp_path):
         """What features say is learned on the way: by column or by table, to the same bits."""
         put, read = source
@@ -495,6 +502,7 @@ class TestStream:
         with pytest.raises(ValueError, match="learns what features of items say, and this stream"):
             users.fitStream(read(), path, trigger=ONCE)
 
+    @pytest.mark.long
     def test_a_race_learns_what_features_say(self, spark, source, tmp_path):
         """Each candidate as it would alone, to the same bits after a restart."""
         put, read = source
@@ -514,6 +522,7 @@ class TestStream:
         assert_same_bits(job.model, alone.model)
         assert job.model.featureWeights.count() == FEATURES
 
+    @pytest.mark.long
     def test_names_of_a_table_last(self, spark, source, tmp_path):
         """Plain columns are read by the names of the path once it has some."""
         put, read = source
@@ -545,6 +554,7 @@ class TestStream:
         assert job.model.version == 7
         assert job.metrics().newItems.iloc[-3:].sum() == 0
 
+    @pytest.mark.long
     def test_a_stream_of_pairs_is_scored(self, spark, model, source, tmp_path):
         """As a table of the same pairs is, new items by their column among them."""
         put, read = source

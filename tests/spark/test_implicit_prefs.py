@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ONCE, assert_same_bits, predictions
+from helpers import ONCE, assert_same_bits, long_after, predictions
 from pyspark.sql import functions as F
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
@@ -21,7 +21,7 @@ def liked(small):
     return good.drop_duplicates(["user", "item"])[["user", "item", "time"]].reset_index(drop=True)
 
 
-@pytest.fixture(params=["bayes", "isgd"])
+@pytest.fixture(params=long_after(1, ["bayes", "isgd"]))
 def als(request):
     return StreamingBiasedALS(
         timestampCol="time", rank=4, implicitPrefs=True, solver=request.param, numNegatives=3

@@ -115,6 +115,7 @@ def test_it_says_so_and_keeps_few(twins, path):
     assert_same_bits(part, whole)
 
 
+@pytest.mark.long
 def test_pairs(twins, spark, table):
     part, whole = twins
     pairs = table.tail(300)[["user", "item"]].drop_duplicates()
