@@ -122,7 +122,7 @@ class TestFit:
         assert_same_bits(als.fitParquet(path), model)
 
     @pytest.mark.long
-    def test_both_sides_a_grid_and_a_pipeline_of_spark(self, spark, vectors):
+    def test_both_sides_a_grid_and_a_pipeline_of_spark(self, spark, vectors, monkeypatch):
         """One-hot columns of a user's country; names go through to what is told of weights."""
         frame = OLD.assign(country=np.where(OLD.user % 3 == 0, "CH", "AT"))
         table = with_vectors(spark, frame, vectors)
@@ -141,6 +141,12 @@ class TestFit:
         assert told[told.side == "item"].feature.tolist() == ["0", "1", "2", "3"]
         assert np.isfinite(np.stack(told.features.to_numpy())).all()
         assert len(told.features[0]) == 4
+        # the states of a side are handed on while the other one is learned and moved
+        in_blocks = als.copy({als.maxIter: 2, als.numBlocks: 2})
+        blocks = in_blocks.fit(table)
+        monkeypatch.setattr("sparkml_sgdals.fit.blocks.driver.run_side_by_side", lambda *_: False)
+        assert_same_bits(in_blocks.fit(table), blocks)
+        assert blocks.featureWeights.count() == len(told)
         # somebody new joins, and is predicted as by the column
         new = table.where("user < 4").select((F.col("user") + 900).alias("user"), "about")
         more = second.withUsers(new.distinct())
@@ -244,8 +250,39 @@ class TestFit:
         assert state.fingerprint() == found.state.fingerprint()
         assert state.features[1].to_json() == found.state.features[1].to_json()
         assert written.summary.form == "3 blocks"
-        more = written.withItems(vectors.where(F.col("item") >= COLD), modelPath=path)
+        part = StreamingBiasedALSModel.load(path, maxResidentIds=20)
+        assert part.state.partial
+        apart = error(found, spark, NEW, vectors)
+        assert error(part, spark, NEW, vectors) == pytest.approx(apart, rel=1e-6)
+        judged, whole = (m.diagnose(with_vectors(spark, NEW, vectors)) for m in (part, found))
+        assert judged.coldRmse == pytest.approx(whole.coldRmse, rel=1e-6)
+        assert judged.featuresHelp
+        about = {"itemFeatures": MATRIX[COLD].tolist()}
+        told, expected = (m.explain(1, COLD, **about).collect() for m in (part, found))
+        assert told == expected
+        assert part.featureWeights.collect() == found.featureWeights.collect()
+        new = vectors.where(F.col("item") >= COLD)
+        joined, expected = (m.withItems(vectors) for m in (part, found))
+        assert_same_bits(joined, expected)
+        assert joined.state.partial
+        assert part.state.ids[1] == COLD
+        everyone = part.recommendForUserSubset([1], ITEMS).first().recommendations
+        best = joined.recommendForUserSubset([1], ITEMS).first().recommendations
+        assert (len(everyone), len(best)) == (COLD, ITEMS)
+        predictor = Predictor.load(str(path), max_resident_ids=20)
+        knows = predictor.with_items({n: {str(k): MATRIX[n, k] for k in range(FEATURES)}
+                                      for n in (3, COLD, COLD + 1)})  # fmt: skip
+        for item in (3, COLD, COLD + 1):
+            one = knows.predict([1], [item]).prediction[0]
+            assert one == pytest.approx(joined.predictOne(1, item), abs=1e-6)
+        assert knows._state.ids[1] == COLD + 2
+        batch = with_vectors(spark, NEW[:200], vectors)
+        assert_same_bits(part.copy().update(batch), found.copy().update(batch))
+        more = written.withItems(new, modelPath=path)
         assert (more.version, more.state.items.size) == (1, ITEMS)
+        again = StreamingBiasedALSModel.load(path, maxResidentIds=20)
+        assert again.state.partial
+        assert_same_bits(again, more)
 
     def test_other_solvers_of_streams_are_refused(self, spark, vectors, stream, files):
         als = StreamingBiasedALS(itemFeaturesCol="vector", **ALS)
