@@ -65,6 +65,8 @@ def test_fit_score_recommend(als, liked, spark):
 def test_a_new_user_gets_what_is_popular(liked, spark):
     als = StreamingBiasedALS(timestampCol="time", rank=4, implicitPrefs=True)
     model = als.fit(spark.createDataFrame(liked))
+    with pytest.raises(ValueError, match="rankBy='upper' needs deviations of ratings"):
+        model.recommendForAllUsers(2, rankBy="upper")
     nobody = spark.createDataFrame([(-1,)], "user long")
     (row,) = model.recommendForUserSubset(nobody, 10).collect()
     counts = liked.item.value_counts()
