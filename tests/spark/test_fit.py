@@ -374,11 +374,7 @@ def test_tol_stops_early(ratings):
 
 
 class TestMinibatch:
-    @pytest.mark.long
-    def test_agrees_with_numpy(self, ratings, small):
-        als = estimator(solver="minibatch", blockSize=700, maxIter=2, stepSize=0.005)
-        model = als.fit(ratings)
-        reference = in_memory(small, als, timed=False)
+    def check(self, model, reference):
         for side, expected in (("users", reference.users), ("items", reference.items)):
             ids, mean, _, counts = factors(model)[side]
             table = expected.to_arrow()
@@ -386,6 +382,21 @@ class TestMinibatch:
             np.testing.assert_array_equal(counts, table.column("count").to_numpy())
             flat = table.column("mean").combine_chunks().flatten().to_numpy()
             np.testing.assert_allclose(mean, flat.reshape(mean.shape), rtol=0, atol=1e-5)
+
+    @pytest.mark.long
+    def test_agrees_with_numpy(self, ratings, small):
+        als = estimator(solver="minibatch", blockSize=700, maxIter=2, stepSize=0.005)
+        self.check(als.fit(ratings), in_memory(small, als, timed=False))
+
+    def test_nonnegative_factors_agree_with_numpy(self, spark, small):
+        few = small.iloc[:300]
+        als = estimator(
+            solver="minibatch", blockSize=300, maxIter=1, stepSize=1.0, nonnegative=True
+        )
+        model = als.fit(spark.createDataFrame(few))
+        self.check(model, in_memory(few, als, timed=False))
+        lowest = min(mean[:, 1:].min() for _, mean, *_ in factors(model).values())
+        assert lowest == np.float32(als.settings().lowest)
 
     @pytest.mark.long
     def test_partitions_do_not_matter(self, ratings, small, spark):
@@ -401,7 +412,6 @@ class TestMinibatch:
         assert np.isfinite(rmse(model, named, spark))
         assert model.state.items.index.kind == "str"
 
-    @pytest.mark.long
     def test_divergence_is_named(self, ratings):
         als = estimator(solver="minibatch", stepSize=0.5, maxIter=8, blockSize=4000)
         with pytest.raises(DivergenceError, match=r"minibatch diverged.*stepSize.*blockSize"):
