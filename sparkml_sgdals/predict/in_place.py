@@ -137,8 +137,11 @@ def rows_in_place(
         `factor_frame` of `changed_table`
     """
     ddl = ", ".join(f"{field.name} {field.dataType.simpleString()}" for field in in_memory.schema)
-    frame = stored_frame(spark, stored_rows(stored, side), _Factors(deviations), ddl)
-    return frame.unionByName(in_memory) if stored.changed(side).size else frame
+    rows = stored_rows(stored, side)
+    frame = stored_frame(spark, rows, _Factors(deviations), ddl)
+    return _joined_by_merging(
+        frame.unionByName(in_memory) if stored.changed(side).size else frame, rows
+    )
 
 
 def public_in_place(
@@ -151,9 +154,20 @@ def public_in_place(
     kind = "bigint" if held.index.kind == "int" else "string"
     ddl = f"id {kind}, features array<float>, bias float"
     columns = _Public(spread, held.settings)
-    frame = stored_frame(spark, stored_rows(stored, side), columns, ddl)
-    frame = frame.withColumn("id", F.col("id").cast(id_type))
-    return frame.unionByName(in_memory) if stored.changed(side).size else frame
+    rows = stored_rows(stored, side)
+    frame = stored_frame(spark, rows, columns, ddl).withColumn("id", F.col("id").cast(id_type))
+    return _joined_by_merging(
+        frame.unionByName(in_memory) if stored.changed(side).size else frame, rows
+    )
+
+
+def _joined_by_merging(frame: DataFrame, rows: StoredRows) -> DataFrame:
+    """Have Spark shuffle what lies in more than one range where it is joined.
+
+    It takes the numbers of the ranges for all there is, some bytes, and would send every row to the
+    driver to broadcast them.
+    """
+    return frame.hint("merge") if rows.ranges > 1 else frame
 
 
 def counts_below(spark: SparkSession, stored: Overlay, least: int) -> tuple[float, float]:

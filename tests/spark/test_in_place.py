@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 from helpers import ONCE, assert_same_bits, predictions, whole_state
 from pyspark.ml.tuning import ParamGridBuilder
+from pyspark.sql import functions as F
 
 from sparkml_sgdals import (
     Predictor,
@@ -18,7 +19,13 @@ from sparkml_sgdals import (
     StreamingBiasedALSModel,
     StreamingGridSearch,
 )
-from sparkml_sgdals.predict import in_place, rank_blocks, ranking_in_place, vector_files
+from sparkml_sgdals.predict import (
+    in_place,
+    rank_blocks,
+    ranking_in_place,
+    scoring,
+    vector_files,
+)
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 
 LIMIT = 50
@@ -131,6 +138,22 @@ def test_pairs(twins, spark, table):
     for ids in ((user, item), (user, -99)):
         assert part.predictOne(*ids) == whole.predictOne(*ids)
         assert part.explain(*ids).collect() == whole.explain(*ids).collect()
+
+
+def test_rows_in_files_are_never_broadcast(twins, spark, table, capsys, monkeypatch):
+    """Spark takes what tasks read for some bytes, and would gather 20 million rows to send them."""
+    part, _ = twins
+    monkeypatch.setattr(scoring, "BROADCAST_IDS", 10)
+    frame = spark.createDataFrame(table[["user", "item"]].head(20))
+    joined = [part.transform(frame)]
+    for name in ("userFactors", "itemFactors"):
+        joined.append(frame.join(getattr(part, name), frame[name[:4]] == F.col("id")))
+    for each in joined:
+        each.explain()
+        plan = capsys.readouterr().out
+        assert "SortMergeJoin" in plan
+        assert "Broadcast" not in plan
+        assert each.count() == 20
 
 
 def test_factors(twins):
