@@ -165,9 +165,8 @@ def weigh_at_rest(state: ModelState, later: Ratings) -> tuple[float, tuple[float
     pairs = pair_hash(id_keys(later.user_ids), id_keys(later.item_ids), users, later.items)
     events = EventsToRank(users, items, later.values > 0, pairs, rows[0], starts, lengths, done)
     first, _ = _eligible(events, state.users.size, state.items.size, state.repeats_items)
-    known = (state.users.taste[rows[0][users[first]], 0] > 0) & (
-        state.items.count[items[first]] > 0
-    )
+    known = state.users.taste[rows[0][users[first]], 0] > 0
+    known &= state.items.count[items[first]] > 0
     chosen = _some(first[known], pairs[first[known]], _WEIGHED)
     if not chosen.size:
         return state.filter_share, state.partners.at_rest
@@ -185,7 +184,8 @@ def weigh_at_rest(state: ModelState, later: Ratings) -> tuple[float, tuple[float
         said[2] = heard.of_pairs(who.astype(np.int64), what) * np.exp(judges.least) / of_pairs
     counts = np.minimum(1.0, _OF_A_USER / np.bincount(who)[who])
     memory = memories_of(state)[0]
-    gaps = gaps_of(state.events_learned + 1, memory.last[rows[0][who]])
+    last = memory.last if memory.last.size else np.zeros(state.users.size, np.int64)
+    gaps = gaps_of(state.events_learned + 1, last[rows[0][who]])
     by_length, moved = at_rest(
         said, of_pairs, gaps, lengths_of(lengths[who]), counts, state.filter_share
     )

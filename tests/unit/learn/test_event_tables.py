@@ -168,6 +168,28 @@ def test_an_item_that_is_not_known_says_nothing():
         assert found[0] < found[1]
 
 
+def test_judges_are_weighed_by_how_a_table_ends():
+    """Who follows its taste to the end, what was done last aside, has the table believed."""
+    rng = np.random.default_rng(4)
+    who, what = np.divmod(rng.permutation(60 * 12), 12)
+    own = (who % 3) * 30 + rng.permuted(np.tile(np.arange(30), (60, 1)), axis=1)[who, what]
+    by_taste = fitted(timed(who.tolist(), own.tolist()), replace(SETTINGS, rank=2))
+    together = np.repeat(rng.permutation(60 * 4), 3)
+    chains = (rng.integers(0, 30, 240)[together] * 3 + np.tile(np.arange(3), 240)).tolist()
+    by_last = fitted(timed((together % 60).tolist(), chains), replace(SETTINGS, rank=2))
+    assert by_taste.filter_share < by_last.filter_share
+    for model in (by_taste, by_last):
+        assert model.partners.rest_until == model.events_learned > 0
+        assert any(model.partners.at_rest)
+    plain = replace(by_taste, partners=replace(by_taste.partners, rest_until=0))
+    assert plain.fingerprint() != by_taste.fingerprint()
+
+
+def test_a_table_of_few_events_has_no_end():
+    model = fitted(timed([1, 2, 3], [7, 8, 7]))
+    assert (model.filter_share, model.partners.rest_until) == (FIRST_SHARE, 0)
+
+
 @pytest.mark.parametrize("times", [False, True])
 def test_a_stream_goes_on_to_the_same_bits_from_a_copy(times):
     """The first batch after a table without times brings the filter up to date, once."""
