@@ -7,10 +7,11 @@ TEST_PROCESSES ?= 3
 # `make test PART=long`: what the default suite leaves out, by what it needs
 PART ?= default
 PART_default :=
-PART_long := -m 'long and not slow and not connect and not kafka and not s3 and not browser and not cluster'
+PART_long := -m 'long and not slow and not nightly and not connect and not kafka and not s3 and not browser and not cluster'
+PART_nightly := -m 'nightly and not slow and not connect and not kafka and not s3 and not browser and not cluster'
 # the tests of estimator and model once more
-PART_connect := -m 'connect and not long and not slow and not kafka and not s3'
-PART_connect-long := -m 'connect and long and not slow and not kafka and not s3'
+PART_connect := -m 'connect and not long and not nightly and not slow and not kafka and not s3'
+PART_connect-long := -m 'connect and (long or nightly) and not slow and not kafka and not s3'
 PART_kafka := -m 'kafka and not slow and not connect'
 PART_kafka-connect := -m 'kafka and not slow and connect'
 PART_s3 := -m 's3 and not connect'

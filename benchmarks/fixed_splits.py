@@ -2,10 +2,11 @@
 
 python benchmarks/fixed_splits.py [SET ...]. Sets of the folder in SPARKML_SGDALS_DATA: douban (the
 split that graph models report on), insteval, movielens (random), movielens-cold (a tenth of all
-items held out whole), movielens-stream (the second half in time order, a thousand ratings a batch),
-movielens-nothing (all of it so, from nothing, as `fitStream` learns it, over arrays),
-movielens-events and movietweetings-events (a tenth of the items of events held out whole).
-Writes out/fixed_splits.json. All held-out rows are scored.
+items held out whole), both -noise (50 random columns in place of what is known), movielens-stream
+(the second half in time order, a thousand ratings a batch), movielens-nothing (all of it so, from
+nothing, as `fitStream` learns it, over arrays), movielens-events and movietweetings-events (a
+tenth of the items of events held out whole). Writes out/fixed_splits.json. All held-out rows are
+scored.
 """
 
 from __future__ import annotations
@@ -107,9 +108,17 @@ def cold_films(folder: Path) -> Split:
     return Split(ratings, ratings["item"].isin(held).to_numpy(), None, films(folder))
 
 
+def noisy(split: Split) -> Split:
+    """Return the same rows with 50 columns of noise as what is known of items."""
+    assert split.items is not None
+    columns = np.random.default_rng(0).normal(0, 1, (len(split.items), 50))
+    return replace(split, items=split.items[["id"]].assign(vector=columns.tolist()))
+
+
 SETS: dict[str, Callable[[Path], Split]] = {
     "douban": douban, "insteval": insteval, "movielens": random_films,
-    "movielens-cold": cold_films,
+    "movielens-cold": cold_films, "movielens-noise": lambda folder: noisy(random_films(folder)),
+    "movielens-cold-noise": lambda folder: noisy(cold_films(folder)),
 }  # fmt: skip
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
         RankingValidationSplit,
         RankingValidationSplitModel,
     )
-    from sparkml_sgdals.state.diagnosis import Diagnosis
+    from sparkml_sgdals.state.diagnosis import Diagnosis, RankingDiagnosis
     from sparkml_sgdals.store.maintenance import Rollback
     from sparkml_sgdals.stream.job import StreamJob
     from sparkml_sgdals.vectors import VectorChanges, VectorFeed
@@ -29,6 +29,7 @@ __all__ = [
     "LeaseError",
     "Predictor",
     "RaceJob",
+    "RankingDiagnosis",
     "RankingEvaluation",
     "RankingValidationSplit",
     "RankingValidationSplitModel",
@@ -51,6 +52,7 @@ _HOME = {
     "LeaseError": "errors",
     "Predictor": "predictor",
     "RaceJob": "race.grid_search",
+    "RankingDiagnosis": "state.diagnosis",
     "RankingEvaluation": "ml.evaluate_methods",
     "RankingValidationSplit": "race.ranking_split",
     "RankingValidationSplitModel": "race.ranking_split",

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 __all__ = [
     "average_precision_at",
+    "chance_of_lists",
     "gini",
     "list_hits",
     "list_recall_at",
@@ -261,6 +262,30 @@ def reciprocal_rank_at(hits: Flags, n: int) -> F64:
     """
     own = hits[:, :n]
     return np.where(own.any(axis=1), 1.0 / (1 + np.argmax(own, axis=1)), 0.0)
+
+
+def chance_of_lists(held: I64, candidates: int, n: int) -> tuple[F64, F64]:
+    """Recall@n and NDCG@n to expect of lists that hold the candidates in a random order.
+
+    Parameters
+    ----------
+    held : I64
+        int64, shape (users,), how many candidates were held out of each user, at least 1
+    candidates : int
+        candidates there are
+    n : int
+        length of the lists
+
+    Returns
+    -------
+    float64, shape (users,), of both
+    """
+    # as lists are judged, with a certain part of a hit in each place
+    hits = np.zeros((held.size, n))
+    hits[:, : min(n, candidates)] = (held / candidates)[:, None]
+    gains = 1.0 / np.log2(np.arange(2, n + 2))
+    best = np.cumsum(gains)[np.minimum(held, n) - 1]
+    return hits.sum(axis=1) / np.minimum(held, n), hits @ gains / best
 
 
 def gini(counts: I64) -> float:

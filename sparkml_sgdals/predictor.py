@@ -13,6 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from sparkml_sgdals.arrays.given_ids import given_ids, lists_ids, several, whole_count
+from sparkml_sgdals.arrays.id_kinds import id_array_type
 from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.kernels.topn import Positions, Tastes, candidate_products, query_products, top_n
 from sparkml_sgdals.state.columns import prior_variances
@@ -153,14 +154,24 @@ class Predictor:
                 f"The model was fitted without features of {what}s, so there is nothing to start "
                 "them from."
             )
-        state, names = self._whole.copy(), FeatureNames(weights)
-        table = (state.users, state.items)[side]
-        ids = given_ids(list(known), table.index.kind, what)
+        names = FeatureNames(weights)
+        kinds = [table.index.kind for table in (self._whole.users, self._whole.items)]
+        ids = given_ids(list(known), kinds[side], what)
         vectors = [names.vector(one)[0] for one in known.values()]
         told = [n for n, vector in enumerate(vectors) if vector]
         rows = names.rows(ids.take(pa.array(told, pa.int64())), [vectors[n] for n in told])
-        start_featured(table, rows.ids, rows, weights)
-        return Predictor(state, self._params, self.version)
+
+        def start(state: ModelState) -> None:
+            start_featured((state.users, state.items)[side], rows.ids, rows, weights)
+
+        if self._stored is None:
+            state = self._whole.copy()
+            start(state)
+            return Predictor(state, self._params, self.version)
+        nobody = pa.array([], id_array_type(kinds[1 - side]))
+        stored = self._stored.fork()
+        stored.add((nobody, rows.ids) if side else (rows.ids, nobody), start)
+        return Predictor(stored.state, self._params, self.version, stored=stored)
 
     def predict(self, users: Iterable[Any], items: Iterable[Any]) -> pd.DataFrame:
         """Predict pairs, as `transform` does.

@@ -130,7 +130,8 @@ FIRST = ["whole", pytest.param("in runs", marks=pytest.mark.long)]
 def first_version(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """How version 0 of model paths lies: in files of all rows, or in runs as `fitPath` makes it.
 
-    Paths that other processes make are not changed by it.
+    Paths that other processes make are not changed by it. Tests that take long have it in runs each
+    night alone, by `helpers.IN_RUNS_NIGHTLY`.
     """
     if request.param == "in runs":
         from sparkml_sgdals.store.version_store import VersionStore
@@ -248,7 +249,7 @@ def files(tmp_path: Path) -> Callable[..., str]:
     return write
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def stream(spark: Any) -> Callable[..., Any]:
     """Read a folder of ratings as a stream, one file a micro-batch."""
 

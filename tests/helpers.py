@@ -2,15 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pytest
 from pyspark.sql import functions as F
 
 from sparkml_sgdals.state.model_state import ModelState
 
 ONCE = {"availableNow": True}
+
+# for tests with the fixture `first_version`
+IN_RUNS_NIGHTLY = pytest.mark.parametrize(
+    "first_version",
+    ["whole", pytest.param("in runs", marks=pytest.mark.nightly)],
+    indirect=True,
+)
+
+
+def long_after(kept: int, cases: Iterable[Any]) -> list[Any]:
+    """Cases of a parametrized test: after the first ones each is a further one, and `long`."""
+    found = [case if isinstance(case, tuple) else (case,) for case in cases]
+    marks = [()] * kept + [pytest.mark.long] * (len(found) - kept)
+    return [pytest.param(*case, marks=mark) for case, mark in zip(found, marks, strict=True)]
 
 
 def factors(model: Any) -> dict[str, tuple[np.ndarray, ...]]:

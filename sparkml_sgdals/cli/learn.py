@@ -48,6 +48,9 @@ Params = Annotated[
 
 _POLL_SECONDS: Final = 0.25
 _LISTED: Final = 10
+_COLD: Final = (
+    "coldPredicted", "coldLists", "coldRecall", "coldNdcg", "coldPlainRecall", "coldPlainNdcg",
+)  # fmt: skip
 """items of a list that a model of events is judged by"""
 _SHOWN: Final = ("batch", "ratings", "invalid", "newUsers", "newItems", "rmse", "validationRmse")
 _HEADINGS: Final = ("batch", "ratings", "invalid", "new users", "new items", "RMSE before learning",
@@ -143,6 +146,9 @@ def fit(
         with run.output.phase("Judging"):
             if als.getImplicitPrefs():
                 facts |= _told_of_events(model, test, table)
+                if test is not None and (known[0] is not None or known[1] is not None):
+                    found = asdict(model.diagnose(with_vectors(test, model, known)))
+                    facts |= {name: found[name] for name in _COLD}
             else:
                 if test is not None:
                     test = with_vectors(test, model, known)

@@ -202,8 +202,9 @@ def diagnose(
 ) -> int:
     """May the model be served yet? Exit code 0 if it beats mean and biases, else 3.
 
-    Of held-out ratings, those of users and items that the model has not learned are judged apart
-    too, with what --item-features and --user-features say of these and without.
+    A model of events has to beat the most popular items in lists of ten, on held-out events. Of
+    what is held out, users and items that the model has not learned are judged apart too, with what
+    --item-features and --user-features say of these and without.
     """
     from sparkml_sgdals import StreamingBiasedALSModel
     from sparkml_sgdals.cli.reading.feature_tables import with_vectors
@@ -214,16 +215,20 @@ def diagnose(
     options = pairs("--option", option or ())
     _there(run, model)
     held = look(held_out, kind, options, (), run.elsewhere) if held_out else None
-    rated = ("user", "item", "rating")
     with run.spark() as spark, run.output.phase("Judging"):
         loaded = StreamingBiasedALSModel.load(model)
         table = None
         if held is not None:
+            events = loaded.state.settings.learns_events
+            rated = ("user", "item") if events else ("user", "item", "rating")
             known = _features_of(spark, run, loaded, user_features, item_features)
             table = with_vectors(_pairs_of(spark, loaded, held, rated), loaded, known)
         found = loaded.diagnose(table, min_ratings)
     verdict = {"beatsBaseline": found.beatsBaseline, "verdict": found.verdict}
-    run.output.facts({"model": model, "version": loaded.version} | asdict(found) | verdict)
+    facts = {"model": model, "version": loaded.version} | asdict(found)
+    if loaded.state.settings.learns_events:
+        facts = {name: value for name, value in facts.items() if "rmse" not in name.casefold()}
+    run.output.facts(facts | verdict)
     return 0 if found.beatsBaseline else NOT_READY
 
 

@@ -358,7 +358,7 @@ class StreamingBiasedALS(
         Raises
         ------
         ValueError
-            as `fit`; the path holds something; events, rankingSize, features, other solvers
+            as `fit`; the path holds something; events, rankingSize, other solvers
         TypeError
             a column of a wrong type
         LeaseError

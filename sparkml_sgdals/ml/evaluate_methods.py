@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute
 from pyspark.sql import DataFrame
 from pyspark.sql import functions as F
 
@@ -19,6 +20,7 @@ from sparkml_sgdals.ingest.collecting import COLLECT_LIMIT
 from sparkml_sgdals.ingest.columns import RatingColumns, column_type, id_column, select_ratings
 from sparkml_sgdals.ingest.features import (
     FeatureRows,
+    Vectors,
     features_of_table,
     vectors_of,
     with_vectors,
@@ -27,6 +29,7 @@ from sparkml_sgdals.ingest.frames import Table, as_table
 from sparkml_sgdals.ml.recommend_methods import RankingMethods, Seen
 from sparkml_sgdals.notebook import html_table, number
 from sparkml_sgdals.predict.choice import Choice
+from sparkml_sgdals.predict.diagnosing import diagnose_rankings
 from sparkml_sgdals.predict.in_place import counts_below
 from sparkml_sgdals.predict.judging import (
     JudgedLists,
@@ -36,7 +39,7 @@ from sparkml_sgdals.predict.judging import (
 )
 from sparkml_sgdals.predict.ranking_in_place import recommend_in_place
 from sparkml_sgdals.predict.recommending import Ranking, recommend
-from sparkml_sgdals.state.diagnosis import Diagnosis, diagnose_state
+from sparkml_sgdals.state.diagnosis import Diagnosis, RankingDiagnosis, diagnose_state
 from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.model_state import ModelState
 
@@ -159,45 +162,68 @@ class EvaluationMethods(RankingMethods):
     getRatingCol: Callable[[], str]
     getHandleInvalid: Callable[[], str]
     _kinds: Callable[[], tuple[Any, Any]]
-    _refuse_of_events: Callable[[str], None]
     _features_among: Callable[[list[str]], tuple[str | None, str | None]]
 
     def diagnose(self, validation: Table | None = None, minRatings: int = 5) -> Diagnosis:
-        """Say what the model has learned from and whether it beats mean and biases.
+        """Say what the model has learned from and whether it beats its baseline.
+
+        That of ratings is mean and biases, by RMSE; that of events the most popular items, by lists
+        of ten of all items that the user has not done.
 
         Parameters
         ----------
         validation : Table | None
-            held-out ratings, of which at most a million are used; by default those that the model
-            predicted before it learned them (later half of the filter pass of a fit, every
-            micro-batch and update after it). Users and items that the model has not learned are
-            judged apart too, by the columns of features that userFeaturesCol and itemFeaturesCol
-            name
+            held-out ratings or events, of which at most a million are used; by default those
+            ratings that the model predicted before it learned them (later half of the filter pass
+            of a fit, every micro-batch and update after it), and no events. Users and items that
+            the model has not learned are judged apart too, by the columns of features that
+            userFeaturesCol and itemFeaturesCol name
         minRatings : int
-            ids with fewer ratings count as thin
+            ids with fewer ratings or events count as thin
+
+        Returns
+        -------
+        Diagnosis, of a model of events a RankingDiagnosis
         """
-        self._refuse_of_events("diagnose compares ratings with predictions")
-        held_out, started, kinds = None, None, self._kinds()
         state, stored = self._state, self._stored
+        if state.settings.learns_events:
+            return self._diagnose_events(validation, minRatings)
+        held_out, started = None, None
         if validation is not None:
-            columns = RatingColumns(self.getUserCol(), self.getItemCol(), self.getRatingCol())
-            validation = as_table(
-                validation, "validation", columns.in_order, "diagnose judges on a table"
-            )
-            refuse = self.getHandleInvalid() == "error"
-            columns = replace(columns, features=self._features_among(validation.columns))
-            given, also = with_vectors(validation, columns)
-            rows = select_ratings(given, columns, kinds, also=also).limit(COLLECT_LIMIT)
-            table, _, problems = screen(rows.toArrow())
-            if refuse:
-                refuse_invalid(problems, columns, validation, kinds)
-            table, vectors = vectors_of(table, columns)
+            names = self.getUserCol(), self.getItemCol(), self.getRatingCol()
+            table, vectors, columns, refuse = self._held_out(validation, RatingColumns(*names))
             held_out = encode_ratings(table)
             if stored is not None:
                 state = stored.rows_of(held_out.user_ids, held_out.item_ids)
             started = _with_new(state, features_of_table(state, vectors, columns, refuse))
         thin = None if stored is None else counts_below(self._session(), stored, minRatings)
         return diagnose_state(state, held_out, minRatings, started, thin)
+
+    def _diagnose_events(self, validation: Table | None, min_ratings: int) -> RankingDiagnosis:
+        state = self._state
+        if validation is None:
+            return diagnose_rankings(self._session(), state, None, min_ratings)
+        columns = replace(self.ratingColumns(), time=None, weight=None, rating_needed=False)
+        table, vectors, columns, refuse = self._held_out(validation, columns)
+        started = _with_new(state, features_of_table(state, vectors, columns, refuse))
+        done = table.filter(pa.compute.greater(table.column("rating"), 0.0))
+        held = done.select(["user", "item"]).rename_columns(["query", "candidate"])
+        return diagnose_rankings(self._session(), state, held, min_ratings, started)
+
+    def _held_out(
+        self, validation: Table, columns: RatingColumns
+    ) -> tuple[pa.Table, Vectors, RatingColumns, bool]:
+        """Collect good rows of a table and their vectors; by which columns, and what is refused."""
+        frame = as_table(validation, "validation", columns.in_order, "diagnose judges on a table")
+        kinds, refuse = self._kinds(), self.getHandleInvalid() == "error"
+        columns = replace(columns, features=self._features_among(frame.columns))
+        given, also = with_vectors(frame, columns)
+        rows = select_ratings(given, columns, kinds, also=also).limit(COLLECT_LIMIT)
+        table, _, problems = screen(rows.toArrow())
+        if refuse:
+            refuse_invalid(problems, columns, frame, kinds)
+        table, vectors = vectors_of(table, columns)
+        return table, vectors, columns, refuse
 
     def evaluateRanking(
         self,

@@ -12,7 +12,7 @@ import pyarrow as pa
 from pyspark.ml.linalg import Vector
 from pyspark.sql import DataFrame
 
-from sparkml_sgdals.arrays.id_kinds import IdKind
+from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 from sparkml_sgdals.arrays.sparse_rows import SparseRows, vector_schema
 from sparkml_sgdals.fit.plan import FitOptions
 from sparkml_sgdals.ingest.features import SIDES, holds_vectors, joined_with, side_table
@@ -25,7 +25,6 @@ from sparkml_sgdals.spark_jobs import active_session
 from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.feature_weights import FeatureWeights, feature_names
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.store.large.opening import refuse_whole
 from sparkml_sgdals.store.maintenance import commit_added
 from sparkml_sgdals.store.objects import Location, full_path
 from sparkml_sgdals.store.version_store import VersionStore
@@ -158,8 +157,8 @@ class ModelFeatures(FeatureParams):
 
     def _check_feature_columns(self) -> None:
         """Raise ValueError where a column is set of features that the model knows nothing of."""
-        if self._state.partial or not self._state.ids[0]:
-            # not all of the model is here: what is at the path says
+        if not self._state.ids[0]:
+            # a stream that begins: what is at the path says
             return
         names = (self.getUserFeaturesCol(), self.getItemFeaturesCol())
         state = self._state
@@ -331,13 +330,8 @@ class ModelFeatures(FeatureParams):
 
     def _with_ids(self, df: Table, side: int, path: Location | None) -> Any:
         itself: Any = self
-        model = itself.copy()
-        store = None
-        if path is not None:
-            store = VersionStore(full_path(path))
-            model._state, commit = store.load()
-            model.version = commit.version
-            model._path_id = (store.meta() or {}).get("pathId")
+        store = None if path is None else VersionStore(full_path(path))
+        model = itself.copy() if store is None else itself._at_newest(store)
         weights = model._state.features[side]
         if weights is None:
             raise ValueError(
@@ -353,15 +347,18 @@ class ModelFeatures(FeatureParams):
         def add(state: ModelState) -> None:
             start_featured((state.users, state.items)[side], rows.ids, rows, weights)
 
+        nobody = pa.array([], id_array_type(kinds[1 - side]))
+        ids = (nobody, rows.ids) if side else (rows.ids, nobody)
         if store is not None:
-            model._state, commit = commit_added(store, add)
-            model.version = commit.version
-        else:
-            refuse_whole(model._state, f"To add {SIDES[side]}s without a modelPath")
-            model._state = model._state.copy()
+            commit_added(store, ids, add)
+            return itself._at_newest(store)
+        model._keep_apart()
+        if model._stored is None:
             add(model._state)
-            model.version += 1
-            model._path_id = None
+        else:
+            model._stored.add(ids, add)
+        model.version += 1
+        model._path_id = None
         model._shared = False
         model._frames = None
         return model

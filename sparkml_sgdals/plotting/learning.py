@@ -46,15 +46,19 @@ def plot_passes(rmse: Sequence[float], title: str = "") -> Figure:
     return figure
 
 
-def plot_errors(errors: Mapping[str, float], title: str = "") -> Figure:
+def plot_errors(
+    errors: Mapping[str, float], title: str = "", measure: str = "RMSE (units of the rating)"
+) -> Figure:
     """Draw errors beside each other as bars, the first one, which is ours, dark.
 
     Parameters
     ----------
     errors : Mapping[str, float]
-        RMSEs by name
+        RMSEs by name, or what else is measured
     title : str
         above the picture; empty for none
+    measure : str
+        what the bars are, below them
 
     Raises
     ------
@@ -81,7 +85,7 @@ def plot_errors(errors: Mapping[str, float], title: str = "") -> Figure:
             annotation_clip=False,
         )  # fmt: skip
     axes.set_xlim(0, 1.15 * max([*errors.values(), 1e-9]))
-    axes.set_xlabel("RMSE (units of the rating)")
+    axes.set_xlabel(measure)
     axes.set_title(title, loc="left")
     return figure
 

@@ -84,6 +84,7 @@ def judge_lists(
     seen: DataFrame | None,
     catalogue: pa.Array,
     count: int,
+    apart: bool = False,
 ) -> JudgedLists:
     """Judge the lists of all users with anything held out.
 
@@ -99,6 +100,8 @@ def judge_lists(
         ids of the items that the model knows
     count : int
         places of a list
+    apart : bool
+        whether lists are judged one by one alone: what they are together is NaN
     """
     with ExitStack() as stack:
         pairs = pairs.persist()
@@ -128,7 +131,7 @@ def judge_lists(
         )
         stack.callback(judged.unpersist)
         sums = judged.agg(*_sums()).toArrow().to_pylist()[0]
-        together = _together(judged, seen, len(catalogue))
+        together = (math.nan,) * 3 if apart else _together(judged, seen, len(catalogue))
     number = sums["users"]
     means = {name: _ratio(sums[name], number) for name in MEANS}
     return JudgedLists(

@@ -12,7 +12,7 @@ from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.notebook import html_table, number, pictures
 from sparkml_sgdals.state.model_state import ModelState
 
-__all__ = ["ENOUGH", "Diagnosis", "diagnose_state"]
+__all__ = ["ENOUGH", "Diagnosis", "RankingDiagnosis", "diagnose_state", "learned_from"]
 
 ENOUGH: Final = 1_000
 """predictions below which no verdict is given"""
@@ -142,6 +142,155 @@ class Diagnosis:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class RankingDiagnosis(Diagnosis):
+    """What a model of events knows and how well it ranks.
+
+    `predicted` are held-out pairs of users and items; all RMSE are NaN or None: there are no
+    ratings.
+
+    Attributes
+    ----------
+    k : int
+        length of the lists
+    judged : int
+        users with anything held out, whom the means are over
+    recall, ndcg, baselineRecall, baselineNdcg : float
+        Recall@k and NDCG@k of all items that the user has not done, those that have joined by their
+        features among them, and of the most popular ones; NaN without any
+    coldLists : int
+        lists by which features are judged: of items that the model has not learned, ranked among
+        themselves, and of learned items for users that it has not learned
+    coldRecall, coldNdcg, coldPlainRecall, coldPlainNdcg : float | None
+        of these, by their features, and without: new items in any order, learned ones as for
+        whoever is not known; None without any
+    coldError : float | None
+        standard error of `coldNdcg`
+    """
+
+    rmse: float = math.nan
+    baselineRmse: float = math.nan
+    k: int
+    judged: int = 0
+    recall: float = math.nan
+    ndcg: float = math.nan
+    baselineRecall: float = math.nan
+    baselineNdcg: float = math.nan
+    coldLists: int = 0
+    coldRecall: float | None = None
+    coldNdcg: float | None = None
+    coldPlainRecall: float | None = None
+    coldPlainNdcg: float | None = None
+    coldError: float | None = None
+
+    @property
+    def featuresHelp(self) -> bool:
+        """Whether features rank better than nothing does, by more than two standard errors."""
+        if self.coldNdcg is None or self.coldPlainNdcg is None or self.coldError is None:
+            return False
+        return self.coldNdcg - self.coldPlainNdcg > 2.0 * self.coldError
+
+    @property
+    def beatsBaseline(self) -> bool:
+        """Whether its lists are better than the most popular items."""
+        return self.predicted >= ENOUGH and self.ndcg > self.baselineNdcg
+
+    @property
+    def verdict(self) -> str:
+        """One sentence."""
+        if self.predicted < ENOUGH:
+            given = f"only {self.predicted} events were held out" if self.predicted else ""
+            return (
+                f"Not yet: {given or 'how well it ranks is not known'}, {ENOUGH:,} are needed to "
+                "judge. Give held-out events to diagnose."
+            )
+        pair = f"NDCG@{self.k} {self.ndcg:.4f} for {self.baselineNdcg:.4f}, {self.evidence}"
+        if self.beatsBaseline:
+            return f"Yes: its lists are better than the most popular items ({pair})."
+        return f"Not yet: its lists are no better than the most popular items ({pair})."
+
+    def plot(self) -> Any:
+        """Draw NDCG beside that of the most popular items: a matplotlib Figure (extra `plot`).
+
+        Raises
+        ------
+        ValueError
+            nothing was held out
+        """
+        bars = {"this model": self.ndcg, "most popular": self.baselineNdcg}
+        title = f"{self.predicted:,} {self.evidence} events"
+        return pictures().plot_errors(bars, title, f"NDCG@{self.k}")
+
+    def _cold_lists(self) -> str:
+        """Say how features rank."""
+        assert self.coldNdcg is not None
+        return (
+            f"NDCG@{self.k} {self.coldNdcg:.4f} +- {self.coldError:.4f} by their features in "
+            f"{self.coldLists:,} lists, {self.coldPlainNdcg:.4f} without"
+        )
+
+    def _rows(self) -> list[tuple[str, str]]:
+        rows = [
+            (
+                "learned from",
+                f"{self.ratings:,} events, {self.users:,} users, {self.items:,} items",
+            ),
+            (
+                "thin",
+                f"{self.thinUsers:.0%} of users and {self.thinItems:.0%} of items have fewer than "
+                f"{self.minRatings} events",
+            ),
+        ]
+        if self.predicted:
+            for name, own, other in (
+                ("NDCG", self.ndcg, self.baselineNdcg),
+                ("Recall", self.recall, self.baselineRecall),
+            ):
+                rows.append((f"{name}@{self.k}", f"{own:.4f}, most popular items {other:.4f}"))
+            rows.append(("on", f"{self.predicted:,} held-out events of {self.judged:,} users"))
+        if self.coldNdcg is not None:
+            rows.append(("new ids", self._cold_lists()))
+        return rows
+
+    def _repr_html_(self) -> str:
+        return html_table("Diagnosis", self._rows(), f"Serve it? {self.verdict}")
+
+    def __str__(self) -> str:
+        """Return the diagnosis as lines of text."""
+        rows = [*self._rows(), ("serve it?", self.verdict)]
+        return "\n".join(f"{name:<15}{told}" for name, told in rows)
+
+
+def learned_from(
+    state: ModelState, min_ratings: int, thin_shares: tuple[float, float] | None = None
+) -> dict[str, Any]:
+    """Return those fields of a diagnosis that say what a model has learned from.
+
+    Parameters
+    ----------
+    state : ModelState
+        the model
+    min_ratings : int
+        ids with fewer count as thin
+    thin_shares : tuple[float, float] | None
+        how many users, and items, are thin, where only the rows of their ids are in memory
+    """
+
+    def thin(counts: np.ndarray) -> float:
+        return float(np.mean(counts < min_ratings)) if counts.size else math.nan
+
+    if thin_shares is None:
+        thin_shares = thin(state.users.count), thin(state.items.count)
+    return {
+        "ratings": state.counters.ratings,
+        "users": state.ids[0],
+        "items": state.ids[1],
+        "minRatings": min_ratings,
+        "thinUsers": thin_shares[0],
+        "thinItems": thin_shares[1],
+    }
+
+
 def diagnose_state(
     state: ModelState,
     held_out: Ratings | None,
@@ -190,18 +339,8 @@ def diagnose_state(
         rmse = root_mean_square(told, slice(None))
         baseline = root_mean_square(state.predict_baseline(users, items), slice(None))
 
-    def thin(counts: np.ndarray) -> float:
-        return float(np.mean(counts < min_ratings)) if counts.size else math.nan
-
-    if thin_shares is None:
-        thin_shares = thin(state.users.count), thin(state.items.count)
     return Diagnosis(
-        ratings=counters.ratings,
-        users=state.ids[0],
-        items=state.ids[1],
-        minRatings=min_ratings,
-        thinUsers=thin_shares[0],
-        thinItems=thin_shares[1],
+        **learned_from(state, min_ratings, thin_shares),
         evidence="prequential" if held_out is None else "held-out",
         predicted=predicted,
         rmse=rmse,

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from sparkml_sgdals.arrays.threads import workers
 from sparkml_sgdals.errors import StorageError
@@ -21,7 +22,7 @@ from sparkml_sgdals.store.large.rewriting import runs_of
 from sparkml_sgdals.store.lease import Lease, check_holder
 from sparkml_sgdals.store.overlay import Overlay
 from sparkml_sgdals.store.spark_checkpoint import copy_until, end_of_batch, last_done
-from sparkml_sgdals.store.version_store import VersionStore
+from sparkml_sgdals.store.version_store import MAX_DELTAS, VersionStore
 
 __all__ = [
     "VERSIONS",
@@ -287,16 +288,20 @@ def roll_back(store: VersionStore, version: int, reread: bool) -> Rollback:
 
 
 def commit_added(
-    store: VersionStore, add: Callable[[ModelState], None]
-) -> tuple[ModelState, Commit]:
+    store: VersionStore, ids: tuple[pa.Array, pa.Array], add: Callable[[ModelState], None]
+) -> Commit:
     """Commit a version in which a model has ids that no batch has brought.
+
+    Of a version in sorted runs the rows of these ids alone are in memory.
 
     Parameters
     ----------
     store : VersionStore
         the model path, which no stream may be writing to
+    ids : tuple[pa.Array, pa.Array]
+        distinct users and items
     add : Callable[[ModelState], None]
-        adds ids behind those that there are, in place
+        adds those of them that are not known behind those that are, in place
 
     Raises
     ------
@@ -309,22 +314,37 @@ def commit_added(
     """
     lease = lease_for_maintenance(store)
     try:
-        state, newest = store.load()
+        opened, found = None, store.newest()
+        if found is None or found.runs is None:
+            state, newest = store.load()
+        else:
+            opened, newest = Overlay(store, found, _FEW), found
+            state = opened.state
         if "race" in (store.meta() or {}):
             raise ValueError(
                 f"{store.path} holds a race, whose candidates would not know the new ids. Load its "
                 "model, and let it go on at another path."
             )
-        before = state.users.size, state.items.size
-        add(state)
-        rows = np.arange(before[0], state.users.size), np.arange(before[1], state.items.size)
-        made = store.commit(
-            state, rows if newest.runs is None else None, newest.batch, newest, None,
-            check=lambda: check_holder(store, lease.token), offsets=newest.offsets,
-        )  # fmt: skip
+        told: dict[str, Any] = {
+            "check": lambda: check_holder(store, lease.token), "offsets": newest.offsets,
+        }  # fmt: skip
+        if opened is None:
+            before = state.users.size, state.items.size
+            add(state)
+            rows = np.arange(before[0], state.users.size), np.arange(before[1], state.items.size)
+            made = store.commit(state, rows, newest.batch, newest, None, **told)
+        else:
+            rows = opened.add(ids, add)
+            if newest.version - newest.base >= MAX_DELTAS:
+                runs = runs_of(store, opened, newest.version + 1, newest)
+                told["batch"] = newest.batch
+                made = commit_in_runs(store, state, runs, state.ids, newest, **told)
+            else:
+                told["onto"] = opened.onto(0, 0)
+                made = store.commit(state, rows, newest.batch, newest, None, **told)
     finally:
         lease.release()
-    return state, made
+    return made
 
 
 def drop_later_invalid(store: VersionStore, batch: int) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import threading
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -176,6 +177,29 @@ class Overlay:
             self._changed[side][some] = self._used[side][some] = _HERE
         self._ids = [known + more for known, more in zip(self._ids, new, strict=True)]
         self.state.known_ids = self._ids[0], self._ids[1]
+
+    def add(
+        self, ids: tuple[pa.Array, pa.Array], start: Callable[[ModelState], None]
+    ) -> tuple[I64, I64]:
+        """Add rows that no batch has brought, for no version; return which they are.
+
+        Parameters
+        ----------
+        ids : tuple[pa.Array, pa.Array]
+            distinct users and items
+        start : Callable[[ModelState], None]
+            adds those of them that are not known behind those that are, in place
+        """
+        with self._turn:
+            self.fetch(*ids)
+            before = [self._table(side).size for side in SIDES]
+            start(self.state)
+            users, items = (
+                np.arange(size, self._table(side).size)
+                for side, size in zip(SIDES, before, strict=True)
+            )
+            self.learned((users, items), (users.size, items.size))
+        return users, items
 
     def trim(self) -> None:
         """Drop rows that the runs have, where there are too many."""

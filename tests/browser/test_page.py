@@ -161,6 +161,26 @@ def test_by_keyboard(page):
     assert page.evaluate("document.activeElement.tagName") == "SUMMARY"
 
 
+def test_a_new_film_is_placed_by_its_genres(page):
+    """Added by title and boxes, it has a place for the user, and its genres say why."""
+    form = page.locator("#newcomer-item")
+    form.locator("summary").first.click()
+    settle(page, "document.querySelectorAll('#newcomer-features input').length > 3")
+    page.fill("#newcomer-title", "A film of tomorrow")
+    page.locator("#newcomer-features input[type=checkbox][value=Comedy]").check()
+    page.locator("#newcomer-form button[type=submit]").click()
+    page.wait_for_selector("#newcomer-shown li")
+    shown = page.locator("#newcomer-shown li").first
+    assert shown.locator(".name").first.inner_text().startswith("A film of tomorrow")
+    assert "for you" in shown.locator(".badge").inner_text() or "not among" in shown.inner_text()
+    why = shown.locator(".why").first.inner_text()
+    assert re.search(r"predicted\. Not rated yet: .*Comedy [+-]\d", why), why
+    shown.locator("summary").first.click()
+    page.wait_for_selector("#newcomer-shown .terms div")
+    assert "Comedy" in " ".join(texts(page, "#newcomer-shown .terms dt"))
+    picture(page, "new-film")
+
+
 def test_what_a_screen_reader_is_told(page):
     """Every control has a name, headings come in order, and news are announced."""
     nameless = page.evaluate(

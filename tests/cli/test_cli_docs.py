@@ -36,7 +36,7 @@ PAGES = [
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
     if lines(page.read_text(encoding="utf-8"))
 ]
-LONG = {"command-line.md"}
+LONG = {"command-line.md", "tutorial.md"}
 MARKED = [
     pytest.param(page, marks=pytest.mark.long) if page.name in LONG else page for page in PAGES
 ]

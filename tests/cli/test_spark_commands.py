@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ONCE
+from helpers import ONCE, long_after
 from typer.testing import CliRunner
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
@@ -172,6 +172,7 @@ def test_stream_versions_and_rollback(spark, small, files, tmp_path):
     assert "12345" in error
 
 
+@pytest.mark.long
 def test_stream_goes_on_from_a_saved_model(spark, small, files, fitted, tmp_path):
     table = small.rename(columns=NAMES)
     folder, path = files(table.iloc[3000:3400], 200), tmp_path / "films"
@@ -188,7 +189,7 @@ def test_stream_goes_on_from_a_saved_model(spark, small, files, fitted, tmp_path
     assert found.state.fingerprint() == job.model.state.fingerprint()
 
 
-@pytest.mark.parametrize("kind", ["json", "csv"])
+@pytest.mark.parametrize("kind", long_after(1, ["json", "csv"]))
 def test_a_stream_learns_an_event_once_and_tells_prometheus(spark, small, tmp_path, kind):
     """Of messages as the service writes them: whole seconds, an id each."""
     table = small.rename(columns=NAMES).iloc[:200].assign(timestamp=range(10**9, 10**9 + 200))
@@ -264,6 +265,7 @@ def test_a_stream_learns_the_files_of_a_folder_that_are_ratings(spark, small, fi
     assert found.state.users.size == table.userId.nunique()
 
 
+@pytest.mark.long
 def test_scores_tell_items_apart_that_are_clipped_to_one_number(spark, tables):
     """Ratings of five stars throughout for some, so that many predictions lie above."""
     high = pd.read_csv(tables / "train.csv")
@@ -313,6 +315,7 @@ def test_in_a_session_of_its_own(classic_only, tables, tmp_path):
     assert json.loads(done.stdout)["ratings"] == 3000
 
 
+@pytest.mark.long
 def test_fit_of_events_is_judged_by_its_lists(spark, tables):
     """A table of events has no RMSE to be judged by."""
     out = tables / "events"
@@ -328,6 +331,10 @@ def test_fit_of_events_is_judged_by_its_lists(spark, tables):
     again = answer("evaluate", out, tables / "test.parquet", "--top", 10,
                    "--exclude-seen", tables / "train.csv")  # fmt: skip
     assert again["recall"] == pytest.approx(said["recall"])
+    judged = answer("diagnose", out, "--held-out", tables / "test.parquet", code=3)
+    assert judged["recall"] == pytest.approx(said["recall"])
+    assert "events were held out" in judged["verdict"]
+    assert "rmse" not in judged
     assert (loaded.state.settings.table_rank, loaded.rank) == (4, 4)
 
 
@@ -376,6 +383,7 @@ def films(tmp_path_factory):
     return folder
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("default:Of the features of items 'title' is left out")
 def test_features_from_fit_to_stream(spark, films, tmp_path):
     """What is known of new films is learned, judged, recommended by and started from."""
@@ -427,3 +435,17 @@ def test_features_from_fit_to_stream(spark, films, tmp_path):
     assert "genres=Comedy" in [row.feature for row in begun.featureWeights.collect()]
     shutil.copy(films / "ratings.csv", tmp_path / "in" / "later.csv")
     assert run("stream", tmp_path / "n", tmp_path / "in", "--once", *about).stdout
+
+
+@pytest.mark.filterwarnings("default:Of the features of items 'title' is left out")
+def test_features_of_events_are_judged(spark, films, tmp_path):
+    """New items among themselves, by `fit` as by `diagnose`."""
+    about = ("--held-out", films / "cold.csv", "--item-features", films / "films.csv")
+    said = answer("fit", films / "ratings.csv", tmp_path / "m", "-P", "implicitPrefs=true",
+                  "-P", "rank=2", "-P", "maxIter=2", *about)  # fmt: skip
+    assert said["coldLists"] == 40
+    assert 0 < said["coldNdcg"] < 1
+    judged = answer("diagnose", tmp_path / "m", *about, code=3)
+    names = ("coldPredicted", "coldNdcg", "coldPlainNdcg")
+    assert {name: judged[name] for name in names} == {name: said[name] for name in names}
+    assert judged["coldPredicted"] == judged["predicted"] > 500

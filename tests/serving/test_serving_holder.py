@@ -196,6 +196,7 @@ def test_nothing_yet(tmp_path):
         pass
 
 
+@pytest.mark.long
 def test_readers_and_versions_at_once(modeler, tmp_path):
     """Each reading is of one version: a mix would show in the sums taken of every version."""
     made = modeler()

@@ -390,6 +390,7 @@ def test_what_a_kill_left_hidden_goes_with_a_later_start(tmp_path, columns):
     assert len(rows(tmp_path)) == 1
 
 
+@pytest.mark.long
 def test_kill_9_loses_nothing_that_was_acknowledged(modeler, started, tmp_path):
     """Posted by eight clients while the service is killed twice; each repeats until it is told."""
     made, inbox = modeler(), tmp_path / "inbox"
@@ -447,19 +448,25 @@ def test_kill_9_loses_nothing_that_was_acknowledged(modeler, started, tmp_path):
         assert running.wait(15) == 0
 
 
-def test_mistakes_of_whoever_starts_it(modeler, tmp_path):
+MISTAKES = {
+    "There is no model at": "{folder}/none",
+    "give token_file": "{model} --host 0.0.0.0 --inbox x",
+    "not to both": "{model} --inbox x --kafka y:1",
+    "name that of ids": "{model} --titles {model}/model.json",
+    "No such file": "{model} --token-file {folder}/none",
+}
+"""what is said of them"""
+FIRST = "There is no model at"
+
+
+@pytest.mark.parametrize(
+    "said", [one if one == FIRST else pytest.param(one, marks=pytest.mark.long) for one in MISTAKES]
+)
+def test_mistakes_of_whoever_starts_it(modeler, tmp_path, said):
     made = modeler()
     command = [sys.executable, "-m", "sparkml_sgdals.serving", "--port", "0", "--model"]
-    for more, said in (
-        ([str(tmp_path / "none")], "There is no model at"),
-        ([str(made.path), "--host", "0.0.0.0", "--inbox", "x"], "give token_file"),
-        ([str(made.path), "--inbox", "x", "--kafka", "y:1"], "not to both"),
-        ([str(made.path), "--titles", str(made.path / "model.json")], "name that of ids"),
-        ([str(made.path), "--token-file", str(tmp_path / "none")], "No such file"),
-    ):
-        done = subprocess.run(
-            command + more, check=False, capture_output=True, text=True, timeout=60
-        )
-        assert done.returncode == 2
-        assert said in done.stderr
-        assert "Traceback" not in done.stderr
+    words = MISTAKES[said].format(folder=tmp_path, model=made.path).split()
+    done = subprocess.run(command + words, check=False, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr

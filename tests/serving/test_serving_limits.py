@@ -102,6 +102,7 @@ def ended(one, seconds=5.0):
     return found
 
 
+@pytest.mark.long
 def test_idle_sockets_take_nothing_down(modeler, started, tmp_path, opened):
     made = modeler()
     _, address = started(made, tmp_path / "inbox")
@@ -241,6 +242,7 @@ def test_event_streams_of_one_client(listening, opened):
     assert again.recv(12) == b"HTTP/1.1 200"
 
 
+@pytest.mark.long
 def test_a_service_ends_though_requests_are_half_there(modeler, started, tmp_path, opened):
     process, address = started(modeler(), tmp_path / "inbox")
     port = int(address.rstrip("/").rpartition(":")[2])
@@ -290,6 +292,7 @@ def test_other_names_are_refused_on_this_machine(modeler, started, tmp_path):
     assert not list((tmp_path / "inbox").iterdir())
 
 
+@pytest.mark.long
 def test_allowed_hosts(modeler, started, tmp_path):
     more = ["--allowed-host", "films.example", "--allowed-host", "*.svc"]
     _, address = started(modeler(), tmp_path / "inbox", *more)

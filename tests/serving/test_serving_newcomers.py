@@ -169,6 +169,42 @@ class TestItems:
         assert "itemFeaturesCol='itemFeatures'" in said["detail"]
 
 
+def of_people(made):
+    """A model of users of whom those from AT rate higher."""
+    rng = np.random.default_rng(2)
+    state = ModelState.empty(settings_of(rank=4, featured=True, max_iter=4), *made.kinds)
+    table = made.ratings(4_000)
+    ids = table.column("user").unique()
+    country = rng.integers(0, 2, len(ids)).astype(np.int32)
+    place = pa.compute.index_in(table.column("user"), value_set=ids).to_numpy()
+    value = table.column("rating").to_numpy() * 0.3 + 2 + country[place]
+    table = table.set_column(2, "rating", pa.array(value, pa.float32()))
+    rows = SparseRows(
+        ids.combine_chunks() if hasattr(ids, "combine_chunks") else ids, 2,
+        np.arange(len(ids) + 1), country, np.ones(len(ids)), ("country=CH", "country=AT"),
+    )  # fmt: skip
+    fit_ratings(encode_ratings(table), state, features=(rows, None))
+    return state
+
+
+def test_new_users_are_known_by_their_features(modeler, serving):
+    """At once, by a post, and to a service that starts later."""
+    made = modeler(
+        start=of_people, settings=settings_of(rank=4, featured=True),
+        params={"userFeaturesCol": "userFeatures"},
+    )  # fmt: skip
+    run = serving(made)
+    before = run.get("/model")["users"]
+    posted = [{"user": n, "features": {"country": c}} for n, c in ((8_001, "CH"), (8_002, "AT"))]
+    assert run.post("/users", posted)["accepted"] == 2
+    for service in (run, serving(made)):
+        assert service.get("/model")["users"] == before + 2
+        item = made.key(1, 3)
+        low, high = (service.get(f"/predictions/{one['user']}/{item}") for one in posted)
+        assert not low["cold"]
+        assert high["prediction"] > low["prediction"] + 0.5
+
+
 def test_a_file_of_features(made, serving, tmp_path):
     """Films of it that the model does not know are ranked, and those that it knows explained."""
     known = made.key(1, 3)

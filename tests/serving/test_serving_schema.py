@@ -13,9 +13,9 @@ pytest.importorskip("schemathesis")
 @pytest.mark.parametrize(
     ("kinds", "examples"),
     [
-        (("int", "str"), 8),
-        pytest.param(("int", "str"), 25, marks=pytest.mark.long),
-        pytest.param(("str", "int"), 25, marks=pytest.mark.long),
+        pytest.param(("int", "str"), 8, marks=pytest.mark.long),
+        pytest.param(("int", "str"), 25, marks=pytest.mark.nightly),
+        pytest.param(("str", "int"), 25, marks=pytest.mark.nightly),
     ],
 )
 def test_schemathesis_finds_nothing(modeler, started, tmp_path, kinds, examples):

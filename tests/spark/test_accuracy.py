@@ -66,6 +66,7 @@ def test_half_fitted_half_streamed(real, spark, files, stream, tmp_path, name, l
     assert low < rmse(job.model, held, spark) <= high
 
 
+@pytest.mark.long
 def test_sgd(real, spark):
     """With the settings that docs/algorithm.md names."""
     train, held = real(ML)
@@ -95,7 +96,8 @@ def test_spark_als_is_the_peer_that_it_is_said_to_be(real, spark):
     assert rmse(model, held, spark) == pytest.approx(0.87, abs=0.01)
 
 
-@pytest.mark.parametrize("name", [ML, pytest.param(MT, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", [ML, MT])
 def test_deviations_are_honest(real, spark, name):
     """93 to 97% of held-out ratings lie within two stated deviations, and the real error of the
     tenths, from the surest to the least sure, rises with the stated one and is near it."""

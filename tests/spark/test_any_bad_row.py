@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from feeding import COUNT, ratings
-from helpers import ONCE
+from helpers import ONCE, long_after
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pyspark.ml.tuning import ParamGridBuilder
@@ -143,6 +143,7 @@ def test_fit_and_update(als, spark, clean):
     tried()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "repeats", [False, pytest.param(True, marks=pytest.mark.long)], ids=["", "eventIdCol"]
 )
@@ -193,7 +194,7 @@ def test_race(als, spark, tmp_path):
     tried()
 
 
-@pytest.mark.parametrize("solver", ["bayes", "isgd"])
+@pytest.mark.parametrize("solver", long_after(1, ["bayes", "isgd"]))
 def test_events(als, spark, tmp_path, solver):
     """No rating of an event is too large; one that learning diverges from is set aside."""
     events = StreamingBiasedALS(

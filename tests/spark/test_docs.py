@@ -30,6 +30,10 @@ LONG = {
     "hyperparameters.md",
     "large-models.md",
     "metrics.md",
+    "pictures.md",
+    "shortlists.md",
+    "warm-start.md",
+    "without-spark.md",
 }
 MARKED = [
     pytest.param(page, marks=pytest.mark.long) if page.name in LONG else page for page in PAGES

@@ -182,6 +182,7 @@ def test_users_without_a_list_have_an_empty_one(model, tables):
     assert {len(r.prediction) for r in rows if r.user < 100} == {K}
 
 
+@pytest.mark.long
 def test_order_and_partitions_do_not_matter(model, tables, found):
     train, test = tables
     other = model.evaluateRanking(
@@ -200,6 +201,7 @@ def test_only_what_was_liked_counts(model, tables, found):
     assert liked.heldOut < found.heldOut
 
 
+@pytest.mark.long
 def test_without_a_table_of_what_was_seen(model, tables):
     found = model.evaluateRanking(tables[1], K)
     assert math.isnan(found.novelty)
@@ -230,6 +232,7 @@ class TestEvents:
         for name, value in expected.items():
             assert getattr(found, name) == pytest.approx(value, abs=1e-12), name
 
+    @pytest.mark.long
     def test_strangers_are_judged_by_what_is_popular(self, events, tables, parts, spark):
         first = lists_of(events, spark.createDataFrame([(STRANGER,)], "user long"), 1, None)
         (popular,) = first[STRANGER]
@@ -239,6 +242,7 @@ class TestEvents:
         found = events.evaluateRanking(test, K, excludeSeen=tables[0])
         assert (found.ndcg, found.users, found.coldUsers) == (1.0, 1, 1)
 
+    @pytest.mark.long
     def test_what_was_not_wanted_does_not_count(self, events, tables, spark, parts):
         train, test = tables
         turned = test.withColumn("rating", test.rating - 3.0)
@@ -258,6 +262,7 @@ def test_it_reads_well(found):
     assert row.recallStandardError[0] == found.standardErrors["recall"]
 
 
+@pytest.mark.long
 def test_nothing_stays_in_memory(model, tables, spark, classic_only):
     before = spark._jsparkSession.sharedState().cacheManager().numCachedEntries()
     model.evaluateRanking(tables[1], K, excludeSeen=tables[0])

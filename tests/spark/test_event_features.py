@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ONCE, assert_same_bits, predictions
+from helpers import ONCE, assert_same_bits, long_after, predictions
 from pyspark.sql import functions as F
 
 from sparkml_sgdals import Predictor, StreamingBiasedALS, StreamingBiasedALSModel
@@ -36,7 +36,7 @@ def films(spark):
     return spark.createDataFrame(pd.DataFrame({"item": np.arange(ITEMS), "genre": GENRES}))
 
 
-@pytest.fixture(scope="module", params=["", "time"], ids=["alone", "timed"])
+@pytest.fixture(scope="module", params=long_after(1, ["", "time"]), ids=["alone", "timed"])
 def model(request, spark, films):
     als = StreamingBiasedALS(timestampCol=request.param, **ALS).setItemFeatures(films)
     return als.fit(spark.createDataFrame(OLD))
@@ -69,6 +69,7 @@ def test_new_items_are_offered_to_those_who_should_like_them(spark, films, model
     assert {len(each) for each in told.features} == {ALS["rank"]}
 
 
+@pytest.mark.long
 def test_transform_takes_the_column_for_unknown_items(spark, films, model):
     """And orders them as the lists of a model do that they have joined."""
     pairs = spark.createDataFrame(NEW[["user", "item"]])
@@ -84,6 +85,48 @@ def test_transform_takes_the_column_for_unknown_items(spark, films, model):
         pairs.join(given.itemVectors(films), "item")
     )
     assert known.count() == len(NEW)
+
+
+def test_it_is_judged_by_lists(spark, films, model):
+    """Beside popular items; new items by their features among themselves."""
+    vectors = model.itemVectors(films)
+    held = spark.createDataFrame(EVENTS).join(vectors, "item", "left")
+    given = model.copy().setItemFeaturesCol("itemFeatures")
+    # what was learned is no evidence, and a pair counts once
+    found = given.diagnose(held.unionByName(held.limit(30)))
+    assert (found.predicted, found.judged) == (len(NEW), NEW.user.nunique())
+    assert (found.ratings, found.users, found.items) == (len(OLD), USERS, COLD)
+    assert found.coldPredicted == len(NEW)
+    assert found.coldLists == NEW.user.nunique()
+    assert found.featuresHelp
+    assert found.coldNdcg > 1.3 * found.coldPlainNdcg
+    more = model.withItems(films).evaluateRanking(held, 10, spark.createDataFrame(OLD))
+    assert found.ndcg == pytest.approx(more.ndcg, abs=0.1)
+    assert found.recall == pytest.approx(more.recall, abs=0.1)
+    plain = model.diagnose(held)
+    assert (plain.coldPredicted, plain.coldNdcg, plain.featuresHelp) == (len(NEW), None, False)
+    # nothing that it knows of was held out
+    assert plain.recall == plain.baselineNdcg == found.baselineNdcg == 0.0
+    assert "Not yet: only" in plain.verdict
+    assert model.diagnose().predicted == 0
+
+
+def test_new_users_are_judged_beside_popular_items(spark):
+    """By what features say of them; an event rated 0 is none."""
+    people = spark.createDataFrame(
+        pd.DataFrame({"user": np.arange(USERS), "likes": GENRES[np.arange(USERS) % 3]})
+    )
+    old = EVENTS.user < 48
+    als = StreamingBiasedALS(timestampCol="", **ALS).setUserFeatures(people)
+    model = als.fit(spark.createDataFrame(EVENTS[old]))
+    model.setUserFeaturesCol("userFeatures")
+    held = EVENTS[~old].assign(rating=np.where(np.arange((~old).sum()) % 5, 1.0, 0.0))
+    found = model.diagnose(spark.createDataFrame(held).join(model.userVectors(people), "user"))
+    assert found.predicted == found.coldPredicted == (held.rating > 0).sum()
+    assert found.coldLists == found.judged == held[held.rating > 0].user.nunique()
+    assert found.featuresHelp
+    assert found.coldNdcg == pytest.approx(found.ndcg)
+    assert found.coldPlainNdcg == pytest.approx(found.baselineNdcg, abs=0.1)
 
 
 def test_a_stream_goes_on(spark, films, model, tmp_path):
@@ -109,6 +152,7 @@ def test_a_stream_goes_on(spark, films, model, tmp_path):
     assert (more.version, more.state.items.size) == (again.version + 1, ITEMS + 1)
 
 
+@pytest.mark.long
 def test_a_stream_from_nothing(spark, films, tmp_path):
     """It learns what features say as it goes; new items are scored by their column, and join."""
     folder = tmp_path / "in"
@@ -138,6 +182,7 @@ def test_a_stream_from_nothing(spark, films, tmp_path):
     assert np.corrcoef(joined, found)[0, 1] > 0.5
 
 
+@pytest.mark.long
 def test_in_blocks_as_in_one_task(spark, films):
     """What features say is learned from what blocks learned."""
     als = StreamingBiasedALS(timestampCol="", numBlocks=2, **ALS).setItemFeatures(films)

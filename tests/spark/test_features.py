@@ -11,9 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from helpers import ONCE, assert_same_bits, predictions
+from pyspark.ml.evaluation import RegressionEvaluator
 from pyspark.ml.feature import OneHotEncoder, StringIndexer, VectorAssembler
 from pyspark.ml.linalg import Vectors
-from pyspark.ml.tuning import ParamGridBuilder
+from pyspark.ml.tuning import CrossValidator, ParamGridBuilder, TrainValidationSplit
 from pyspark.sql import functions as F
 
 from sparkml_sgdals import (
@@ -101,6 +102,7 @@ class TestFit:
             predictions(model.transform(with_vectors(spark, OLD, vectors)), by),
         )
 
+    @pytest.mark.long
     def test_a_column_arrays_and_a_table_say_the_same(self, spark, vectors, model):
         """To the bit; also when Parquet is read straight, and whatever the order of rows."""
         als = StreamingBiasedALS(**ALS)
@@ -119,7 +121,8 @@ class TestFit:
         als = StreamingBiasedALS(**ALS).setItemFeatures(vectors)
         assert_same_bits(als.fitParquet(path), model)
 
-    def test_both_sides_a_grid_and_a_pipeline_of_spark(self, spark, vectors):
+    @pytest.mark.long
+    def test_both_sides_a_grid_and_a_pipeline_of_spark(self, spark, vectors, monkeypatch):
         """One-hot columns of a user's country; names go through to what is told of weights."""
         frame = OLD.assign(country=np.where(OLD.user % 3 == 0, "CH", "AT"))
         table = with_vectors(spark, frame, vectors)
@@ -138,6 +141,40 @@ class TestFit:
         assert told[told.side == "item"].feature.tolist() == ["0", "1", "2", "3"]
         assert np.isfinite(np.stack(told.features.to_numpy())).all()
         assert len(told.features[0]) == 4
+        # the states of a side are handed on while the other one is learned and moved
+        in_blocks = als.copy({als.maxIter: 2, als.numBlocks: 2})
+        blocks = in_blocks.fit(table)
+        monkeypatch.setattr("sparkml_sgdals.fit.blocks.driver.run_side_by_side", lambda *_: False)
+        assert_same_bits(in_blocks.fit(table), blocks)
+        assert blocks.featureWeights.count() == len(told)
+        # somebody new joins, and is predicted as by the column
+        new = table.where("user < 4").select((F.col("user") + 900).alias("user"), "about")
+        more = second.withUsers(new.distinct())
+        assert more.state.users.size == second.state.users.size + 4
+        pairs = new.distinct().withColumn("item", F.lit(5))
+        by_column = predictions(second.transform(pairs), ["user"])
+        np.testing.assert_allclose(
+            predictions(more.transform(pairs), ["user"]), by_column, atol=0.2
+        )
+
+    @pytest.mark.long
+    def test_grids_of_spark(self, spark, vectors):
+        """Candidates learn from a column, and from a table beside, which every copy keeps."""
+        table = with_vectors(spark, RATINGS, vectors)
+        als = StreamingBiasedALS(itemFeaturesCol="vector", **ALS)
+        beside = StreamingBiasedALS(**ALS).setItemFeatures(vectors)
+        evaluator = RegressionEvaluator(labelCol="rating")
+        for search, estimator in ((TrainValidationSplit, als), (CrossValidator, beside)):
+            grid = ParamGridBuilder().addGrid(estimator.maxIter, [1, 4]).build()
+            folds = {"numFolds": 2} if search is CrossValidator else {}
+            found = search(
+                estimator=estimator, estimatorParamMaps=grid, evaluator=evaluator, seed=1, **folds
+            ).fit(table)
+            metrics = getattr(found, "validationMetrics", None) or found.avgMetrics
+            assert np.isfinite(metrics).all()
+            best = estimator.fit(table, grid[int(np.argmin(metrics))])
+            assert_same_bits(found.bestModel, best)
+            assert found.bestModel.featureWeights.count() == FEATURES
 
     def test_the_newest_vector_counts_and_the_id_is_named(self, spark, vectors, model):
         late = OLD.time.max()
@@ -164,6 +201,7 @@ class TestFit:
         with pytest.warns(UserWarning, match=r"itemFeaturesCol 'vector' differs .* for 1 id: 7"):
             assert_same_bits(als.fit(array), model)
 
+    @pytest.mark.long
     def test_vectors_that_are_none(self, spark):
         """Refused by name, or as if they were not given."""
         rows = MATRIX.tolist()
@@ -198,6 +236,7 @@ class TestFit:
         with pytest.raises((ValueError, TypeError), match=sentence):
             als.fit(with_vectors(spark, OLD[:200], vectors))
 
+    @pytest.mark.long
     def test_in_blocks_and_to_a_path_as_in_one_task(self, spark, vectors, model, tmp_path):
         """The same bits whatever the partitions, also of a path."""
         als = StreamingBiasedALS(itemFeaturesCol="vector", numBlocks=3, **ALS)
@@ -211,8 +250,39 @@ class TestFit:
         assert state.fingerprint() == found.state.fingerprint()
         assert state.features[1].to_json() == found.state.features[1].to_json()
         assert written.summary.form == "3 blocks"
-        more = written.withItems(vectors.where(F.col("item") >= COLD), modelPath=path)
+        part = StreamingBiasedALSModel.load(path, maxResidentIds=20)
+        assert part.state.partial
+        apart = error(found, spark, NEW, vectors)
+        assert error(part, spark, NEW, vectors) == pytest.approx(apart, rel=1e-6)
+        judged, whole = (m.diagnose(with_vectors(spark, NEW, vectors)) for m in (part, found))
+        assert judged.coldRmse == pytest.approx(whole.coldRmse, rel=1e-6)
+        assert judged.featuresHelp
+        about = {"itemFeatures": MATRIX[COLD].tolist()}
+        told, expected = (m.explain(1, COLD, **about).collect() for m in (part, found))
+        assert told == expected
+        assert part.featureWeights.collect() == found.featureWeights.collect()
+        new = vectors.where(F.col("item") >= COLD)
+        joined, expected = (m.withItems(vectors) for m in (part, found))
+        assert_same_bits(joined, expected)
+        assert joined.state.partial
+        assert part.state.ids[1] == COLD
+        everyone = part.recommendForUserSubset([1], ITEMS).first().recommendations
+        best = joined.recommendForUserSubset([1], ITEMS).first().recommendations
+        assert (len(everyone), len(best)) == (COLD, ITEMS)
+        predictor = Predictor.load(str(path), max_resident_ids=20)
+        knows = predictor.with_items({n: {str(k): MATRIX[n, k] for k in range(FEATURES)}
+                                      for n in (3, COLD, COLD + 1)})  # fmt: skip
+        for item in (3, COLD, COLD + 1):
+            one = knows.predict([1], [item]).prediction[0]
+            assert one == pytest.approx(joined.predictOne(1, item), abs=1e-6)
+        assert knows._state.ids[1] == COLD + 2
+        batch = with_vectors(spark, NEW[:200], vectors)
+        assert_same_bits(part.copy().update(batch), found.copy().update(batch))
+        more = written.withItems(new, modelPath=path)
         assert (more.version, more.state.items.size) == (1, ITEMS)
+        again = StreamingBiasedALSModel.load(path, maxResidentIds=20)
+        assert again.state.partial
+        assert_same_bits(again, more)
 
     def test_other_solvers_of_streams_are_refused(self, spark, vectors, stream, files):
         als = StreamingBiasedALS(itemFeaturesCol="vector", **ALS)
@@ -341,6 +411,7 @@ class TestStream:
 
         return put, read
 
+    @pytest.mark.long
     def test_restart_rollback_and_bits(self, spark, vectors, model, source, tmp_path):
         put, read = source
         path = str(tmp_path / "m")
@@ -373,6 +444,7 @@ class TestStream:
         part.awaitTermination()
         assert_same_bits(part.model, other.model)
 
+    @pytest.mark.long
     def test_a_race_from_a_model(self, spark, model, source, tmp_path):
         """New items start where the model's features say, whatever the candidate's rank."""
         put, read = source
@@ -399,6 +471,7 @@ class TestStream:
         with pytest.raises(ValueError, match="which solver 'bayes' alone goes on with"):
             race.fitStream(read().drop("vector"), "nowhere", initialModel=model)
 
+    @pytest.mark.long
     def test_from_nothing(self, spark, vectors, source, tmp_path):
         """What features say is learned on the way: by column or by table, to the same bits."""
         put, read = source
@@ -429,6 +502,7 @@ class TestStream:
         with pytest.raises(ValueError, match="learns what features of items say, and this stream"):
             users.fitStream(read(), path, trigger=ONCE)
 
+    @pytest.mark.long
     def test_a_race_learns_what_features_say(self, spark, source, tmp_path):
         """Each candidate as it would alone, to the same bits after a restart."""
         put, read = source
@@ -448,6 +522,7 @@ class TestStream:
         assert_same_bits(job.model, alone.model)
         assert job.model.featureWeights.count() == FEATURES
 
+    @pytest.mark.long
     def test_names_of_a_table_last(self, spark, source, tmp_path):
         """Plain columns are read by the names of the path once it has some."""
         put, read = source
@@ -479,6 +554,7 @@ class TestStream:
         assert job.model.version == 7
         assert job.metrics().newItems.iloc[-3:].sum() == 0
 
+    @pytest.mark.long
     def test_a_stream_of_pairs_is_scored(self, spark, model, source, tmp_path):
         """As a table of the same pairs is, new items by their column among them."""
         put, read = source

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from helpers import assert_same_bits, factors, rmse
+from helpers import assert_same_bits, factors, long_after, rmse
 
 from sparkml_sgdals import DivergenceError, StreamingBiasedALS
 from sparkml_sgdals.arrays.ratings import encode_ratings
@@ -204,6 +204,7 @@ class TestStaticBlocks:
     def stage_a_step(monkeypatch):
         monkeypatch.setattr(driver, "run_side_by_side", lambda spark, blocks: False)
 
+    @pytest.mark.long
     def test_same_bits_side_by_side_and_stage_by_stage(self, ratings, monkeypatch, tmp_path):
         """Two blocks on two cores, sweeps that settle."""
         als = estimator(numBlocks=2, maxIter=8, tol=0.02)
@@ -325,7 +326,7 @@ def test_ids_as_strings(spark, small):
     assert rmse(blocks, named, spark) == pytest.approx(rmse(model, named, spark), rel=0.03)
 
 
-@pytest.mark.parametrize("id_type", ["tinyint", "smallint", "int", "bigint"])
+@pytest.mark.parametrize("id_type", long_after(1, ["int", "tinyint", "smallint", "bigint"]))
 def test_ids_keep_their_type(spark, id_type):
     frame = spark.createDataFrame(
         [(1, 2, 3.0), (2, 2, 4.0)], "user long, item string, rating double"
@@ -347,7 +348,7 @@ def test_factors_give_the_predictions(ratings, small):
         assert row.prediction == pytest.approx(model.globalMean + bu + bi + fu @ fi, abs=1e-4)
 
 
-@pytest.mark.parametrize("value", [4.0, -3.5])
+@pytest.mark.parametrize("value", long_after(1, [4.0, -3.5]))
 def test_one_rating_only(spark, value):
     frame = spark.createDataFrame([(1, 2, value)], "user long, item long, rating double")
     model = StreamingBiasedALS().fit(frame)
@@ -392,6 +393,7 @@ class TestMinibatch:
         shuffled = spark.createDataFrame(small.sample(frac=1.0, random_state=3)).repartition(4)
         assert_same_bits(als.fit(ratings), als.fit(shuffled))
 
+    @pytest.mark.long
     def test_mixed_kinds_of_ids(self, spark, small):
         named = small.assign(item="i" + small.item.astype(str))
         als = estimator(solver="minibatch", blockSize=2000, maxIter=1)
@@ -399,6 +401,7 @@ class TestMinibatch:
         assert np.isfinite(rmse(model, named, spark))
         assert model.state.items.index.kind == "str"
 
+    @pytest.mark.long
     def test_divergence_is_named(self, ratings):
         als = estimator(solver="minibatch", stepSize=0.5, maxIter=8, blockSize=4000)
         with pytest.raises(DivergenceError, match=r"minibatch diverged.*stepSize.*blockSize"):

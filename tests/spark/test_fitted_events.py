@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from helpers import predictions
+from helpers import long_after, predictions
 from pyspark.sql import functions as F
 
 from sparkml_sgdals import Predictor, StreamingBiasedALS
@@ -16,7 +16,7 @@ def liked(small):
     return good.drop_duplicates(["user", "item"])[["user", "item", "time"]].reset_index(drop=True)
 
 
-@pytest.fixture(scope="module", params=["", "time"])
+@pytest.fixture(scope="module", params=long_after(1, ["", "time"]))
 def fitted(request, liked, spark):
     """A model without times, by the table alone, and one with them, by table and filter."""
     frame = spark.createDataFrame(liked)
@@ -112,6 +112,7 @@ def test_params_of_the_fit(liked, spark):
     assert models[0].summary.totalIterations == 2
 
 
+@pytest.mark.long
 def test_a_table_beats_what_is_popular(liked, spark):
     """Judged on a fifth held out at random, whole catalogue."""
     test = np.random.default_rng(0).random(len(liked)) < 0.2

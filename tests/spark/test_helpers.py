@@ -149,6 +149,7 @@ class TestChispa:
         with pytest.raises(DataFramesNotEqualError):
             assert_df_equality(one, other)
 
+    @pytest.mark.long
     @pytest.mark.parametrize(
         "values",
         [[1.0, NAN], [1.0, None], [1.0, 2.5], [1.0], [1.0, 2.0, 2.0], [2.0, 1.0]],
@@ -160,6 +161,7 @@ class TestChispa:
             with pytest.raises(DataFramesNotEqualError):
                 assert_df_equality(left, right, ignore_row_order=True)
 
+    @pytest.mark.long
     @pytest.mark.parametrize("value", [None, 2.0])
     def test_nan_in_one_or_both(self, spark, value):
         holed = self.frame(spark, [1.0, NAN])

@@ -24,23 +24,32 @@ from sparkml_sgdals.store.version_store import StorageError, VersionStore
 LIMIT = 50
 
 
-@pytest.fixture(scope="module", params=["int", pytest.param("str", marks=pytest.mark.long)])
+LONG = pytest.mark.long
+
+
+@pytest.fixture(
+    scope="module",
+    params=["int", pytest.param("str", marks=LONG), pytest.param("featured", marks=LONG)],
+)
 def kind(request):
-    """Of the ids of users; items have integers."""
+    """Of the ids of users; items have integers. Or both have, and items have features besides."""
     return request.param
 
 
 @pytest.fixture(scope="module")
 def table(small, kind):
     """The ratings; users by text where asked."""
-    return small if kind == "int" else small.assign(user="u" + small.user.astype(str))
+    return small.assign(user="u" + small.user.astype(str)) if kind == "str" else small
 
 
 @pytest.fixture(scope="module")
-def path(spark, table, tmp_path_factory):
+def path(spark, table, kind, tmp_path_factory):
     """A path that `fitPath` made of the first three quarters."""
     als = StreamingBiasedALS(timestampCol="time", rank=4, maxIter=2, numBlocks=2)
     als.setClipPredictions(True)
+    if kind == "featured":
+        items = pd.DataFrame({"item": table.item.unique()})
+        als.setItemFeatures(spark.createDataFrame(items.assign(odd=items["item"] % 2.0)))
     place = tmp_path_factory.mktemp("path") / "model"
     als.fitPath(spark.createDataFrame(table.head(3000)), place)
     return place
@@ -106,6 +115,7 @@ def test_it_says_so_and_keeps_few(twins, path):
     assert_same_bits(part, whole)
 
 
+@pytest.mark.long
 def test_pairs(twins, spark, table):
     part, whole = twins
     pairs = table.tail(300)[["user", "item"]].drop_duplicates()

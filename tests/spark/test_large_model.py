@@ -64,6 +64,7 @@ def test_the_same_as_all_in_memory(als, files, stream, small, spark, tmp_path, f
         assert_same_metrics(job.metrics(), expected.metrics())
 
 
+@pytest.mark.long
 def test_the_real_thing(files, stream, real, tmp_path):
     """ml-latest-small in time order, 1,000 a batch, 500 ids in memory, string users."""
     train, _ = real("ml-latest-small")
@@ -142,6 +143,7 @@ class TestVersions:
                 StreamingBiasedALSModel.load(whole, version),
             )
 
+    @pytest.mark.long
     def test_a_damaged_run(self, path, als, stream, small, files, tmp_path):
         """Named, with what to do; versions without it load, and can be gone back to."""
         (entry,) = commit_of(path).runs["users"][-1:]

@@ -96,6 +96,7 @@ def test_features_are_logged(uri, ratings, small, spark):
     assert abs(served.prediction[0] - served.prediction[1]) > 1e-3
 
 
+@pytest.mark.long
 def test_a_logged_model_of_an_older_format_is_refused(uri, ratings, tmp_path):
     with mlflow.start_run():
         logged = log_model(StreamingBiasedALS(rank=2).fit(ratings), "films")

@@ -56,6 +56,7 @@ class TestTwoColumnsOfOneName:
         rows = fitted.recommendForUserSubset(joined, 2, excludeSeen=joined)
         assert rows.count() == fitted.state.users.size
 
+    @pytest.mark.long
     def test_are_set_aside_whole(self, als, joined, small):
         bad = joined.withColumn("rating", F.when(F.col("item") > 100, F.col("rating")))
         model = als.copy({als.handleInvalid: "skip"}).fit(joined.limit(100))

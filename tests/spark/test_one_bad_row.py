@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ONCE, assert_same_bits
+from helpers import ONCE, assert_same_bits, long_after
 from pyspark.ml.tuning import ParamGridBuilder
 from pyspark.sql.utils import is_remote
 
@@ -97,7 +97,7 @@ class TestUpdate:
 
 
 class TestStream:
-    @pytest.mark.parametrize("first", [1, 500])
+    @pytest.mark.parametrize("first", long_after(1, [1, 500]))
     def test_in_first_place(self, als, files, stream, small, tmp_path, caplog, first):
         """The very first rating, alone in its batch or not: the model is as without it."""
         rows = with_row(small[:1000], 0, rating=1e4)
@@ -123,6 +123,7 @@ class TestStream:
         assert known.ranges == other.model.state.ranges == job.model.state.ranges
         assert known.fingerprint() == other.model.state.fingerprint()
 
+    @pytest.mark.long
     def test_far_later_and_after_a_restart(self, als, files, stream, small, tmp_path):
         folder, path = files(small[:1500], 500), str(tmp_path / "m")
         run(als.fitStream(stream(folder), path, trigger=ONCE))
@@ -144,6 +145,7 @@ class TestStream:
         assert job.metrics().outside.sum() == half
         assert job.model.getRatingRange() == (1.0, 5.0)
 
+    @pytest.mark.long
     def test_a_table_too_large_to_collect(self, als, files, stream, small, tmp_path, monkeypatch):
         """Learned as a fit is, and set aside all the same, before and after the range is known."""
         monkeypatch.setattr("sparkml_sgdals.ingest.collecting.COLLECT_LIMIT", 300)
@@ -172,6 +174,7 @@ class TestStream:
 
 
 class TestRace:
+    @pytest.mark.long
     def test_all_candidates_see_the_same(self, als, files, stream, small, tmp_path):
         grid = ParamGridBuilder().addGrid(als.rank, [2, 4]).build()
         folder = files(with_row(small[:1000], 0, rating=1e6)[:1], 1)

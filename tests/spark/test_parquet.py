@@ -27,6 +27,7 @@ def read_by_tasks(spark, path, als):
     return pack_parquet(df, str(path), als.ratingColumns(), kinds, False) is not None
 
 
+@pytest.mark.long
 def test_a_pattern_is_left_to_spark(spark, small: pd.DataFrame, tmp_path: Path, monkeypatch):
     for number, part in enumerate(np.array_split(np.arange(len(small)), 3)):
         table = pa.Table.from_pandas(small.iloc[part], preserve_index=False)

@@ -8,7 +8,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ONCE, assert_same_bits
+from helpers import ONCE, assert_same_bits, long_after
 from pyspark.sql.types import DoubleType, LongType, StructField, StructType
 
 from sparkml_sgdals import StreamingBiasedALS, parseRatings
@@ -144,6 +144,7 @@ class TestJson:
         for row in parseRatings(table(spark, values), "json", DDL).collect():
             assert tuple(row)[:4] == (1, 2, 4.5, 9), row.message.value
 
+    @pytest.mark.long
     def test_a_short_look_finds_what_a_long_one_does(self, spark, monkeypatch):
         """Messages put together at random, most of them no JSON."""
         rng = np.random.default_rng(3)
@@ -204,7 +205,7 @@ class TestStream:
         (folder / "lines.txt").write_text("\n".join(lines) + "\n")
         return lines
 
-    @pytest.mark.parametrize("large", [False, True])
+    @pytest.mark.parametrize("large", long_after(1, [False, True]))
     def test_malformed_lines_are_set_aside(self, spark, small, tmp_path, monkeypatch, large):
         if large:
             monkeypatch.setattr("sparkml_sgdals.ingest.collecting.COLLECT_LIMIT", 100)

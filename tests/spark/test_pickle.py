@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from helpers import ONCE, assert_same_bits
+from helpers import ONCE, assert_same_bits, long_after
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -47,7 +47,7 @@ def by_joblib(stage):
 WAYS = [by_pickle, lambda stage: by_pickle(stage, 2), by_joblib, copy.deepcopy]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", long_after(1, WAYS))
 def test_an_estimator(als, fitted, ratings, way):
     twin = way(als)
     assert twin.uid == als.uid
@@ -71,7 +71,7 @@ def test_params_of_any_value(rank, tol, solver, interval, column):
     assert {param.name: value for param, value in twin.extractParamMap().items()} == held
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", long_after(1, WAYS))
 def test_a_model_that_has_been_used(fitted, ratings, small, way):
     model = fitted.copy()
     expected = [row.prediction for row in model.transform(ratings.limit(20)).collect()]
@@ -119,6 +119,7 @@ def test_what_searches_for_params(als):
         assert by_pickle(search).explainParams() == search.explainParams()
 
 
+@pytest.mark.long
 def test_another_process_needs_no_spark(fitted, small, tmp_path):
     file = tmp_path / "model.pickle"
     file.write_bytes(pickle.dumps(fitted))

@@ -53,6 +53,7 @@ def test_cross_validator(als, grid, ratings, tmp_path):
     )
 
 
+@pytest.mark.long
 def test_train_validation_split(als, grid, ratings):
     split = TrainValidationSplit(
         estimator=als, estimatorParamMaps=grid, seed=1,

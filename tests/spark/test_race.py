@@ -108,6 +108,7 @@ class TestFitStream:
             search(als).fitStream(stream(folder), plain)
 
 
+@pytest.mark.long
 def test_a_race_that_ends_by_itself_leaves_memory(
     classic_only, als, files, stream, small, tmp_path
 ):
@@ -223,6 +224,7 @@ class TestInitialModel:
         maps = [{als.rank: 2, als.numNegatives: 3}, {als.rank: 8, als.numNegatives: 3}]
         return StreamingGridSearch(estimator=als, estimatorParamMaps=maps, keep=2)
 
+    @pytest.mark.long
     @pytest.mark.parametrize("times", ["", pytest.param("time", marks=pytest.mark.long)])
     def test_candidates_keep_what_the_table_says(
         self, files, stream, small, spark, tmp_path, times

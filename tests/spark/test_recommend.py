@@ -82,6 +82,7 @@ def test_for_all_items(model, matrix):
     assert_ranked(frame, "item", "user", dict(zip(items, scores.T, strict=True)), users, 5)
 
 
+@pytest.mark.long
 def test_schema_is_that_of_spark(model, ratings):
     als = ALS(userCol="user", itemCol="item", rank=2, maxIter=1)
     theirs = als.fit(ratings).recommendForAllUsers(3).schema.simpleString()
@@ -378,6 +379,7 @@ def als_model(ratings):
 
 
 class TestFromALS:
+    @pytest.mark.long
     def test_predicts_as_als_until_it_learns(self, als_model, ratings):
         model = StreamingBiasedALSModel.fromALS(als_model)
         by = ["user", "item", "time", "rating"]
@@ -407,6 +409,7 @@ class TestFromALS:
         assert abs(after[1] - 1.0) < abs(before[1] - 1.0)
         assert model.state.scale.spread == 1.0
 
+    @pytest.mark.long
     def test_a_rating_as_predicted_changes_little(self, als_model, spark, small):
         """Regression: what partners say of an id was taken from all of ALS's features."""
         model = StreamingBiasedALSModel.fromALS(als_model)

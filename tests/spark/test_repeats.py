@@ -8,7 +8,7 @@ import logging
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ONCE, assert_same_bits
+from helpers import ONCE, assert_same_bits, long_after
 from pyspark.sql import functions as F
 from pyspark.sql.utils import is_remote
 
@@ -88,7 +88,7 @@ class TestRepeats:
         again = learned(als, frame, tmp_path / "m", eventIdCol="event", watermark="10 seconds")
         assert again.metrics().late.sum() == 10
 
-    @pytest.mark.parametrize("kind", ["timestamp", "timestamp_ntz"])
+    @pytest.mark.parametrize("kind", long_after(1, ["timestamp", "timestamp_ntz"]))
     def test_a_time_that_has_not_come(self, als, events, files, stream, tmp_path, caplog, kind):
         """It is set aside and moves no watermark: events of the past and of now are learned."""
         now = np.datetime64("now", "us")

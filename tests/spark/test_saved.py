@@ -40,6 +40,7 @@ def models(spark, ratings, als, tmp_path_factory):
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "chunk", [0, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 2, 3))]
 )
@@ -181,6 +182,7 @@ def test_versions_are_not_saved_over(spark, als, tmp_path, what, overwrite):
     saved.write().overwrite().save(str(tmp_path / "elsewhere"))
 
 
+@pytest.mark.long
 def test_a_pipeline_saved_over_versions_is_no_silent_start(
     spark, als, ratings, small, files, stream, tmp_path
 ):

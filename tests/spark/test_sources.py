@@ -10,7 +10,7 @@ import textwrap
 import numpy as np
 import pyspark
 import pytest
-from helpers import ONCE, assert_same_bits
+from helpers import ONCE, assert_same_bits, long_after
 from pyspark.sql import functions as F
 
 from sparkml_sgdals import StreamingBiasedALS
@@ -25,7 +25,7 @@ def als():
     return StreamingBiasedALS(timestampCol="time", rank=3)
 
 
-@pytest.mark.parametrize("format", ["csv", "json", "parquet"])
+@pytest.mark.parametrize("format", long_after(1, ["json", "csv", "parquet"]))
 def test_files(als, spark, small, files, stream, tmp_path, format):
     part = small.iloc[:2000]
     folder = tmp_path / format
@@ -49,7 +49,7 @@ def test_files(als, spark, small, files, stream, tmp_path, format):
     assert_same_bits(job.model, same.model)
 
 
-@pytest.mark.parametrize("trigger", ["0 seconds", "1 second"])
+@pytest.mark.parametrize("trigger", long_after(1, ["0 seconds", "1 second"]))
 def test_the_rate_source(als, spark, tmp_path, trigger):
     """It never ends: batches follow one another until the job is stopped."""
     source = spark.readStream.format("rate-micro-batch").option("rowsPerBatch", 200).load()

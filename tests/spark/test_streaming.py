@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ONCE, assert_same_bits, rmse
+from helpers import ONCE, assert_same_bits, long_after, rmse
 from pyspark.ml.feature import SQLTransformer
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
@@ -56,10 +56,17 @@ def classic_environment():
     return kept | {"PYSPARK_PYTHON": sys.executable}
 
 
-@pytest.fixture
-def undisturbed(als, files, stream, small, tmp_path):
+@pytest.fixture(scope="module")
+def undisturbed(stream, small, tmp_path_factory):
     """A model that learned eight files of `small` without a stop, and its metrics."""
-    job = run(als.fitStream(stream(files(small, 500)), str(tmp_path / "whole"), trigger=ONCE))
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "in").mkdir()
+    for number in range(8):
+        file = folder / "in" / f"{number}.csv"
+        small.iloc[500 * number : 500 * (number + 1)].to_csv(file, index=False)
+        os.utime(file, (10**9 + number, 10**9 + number))
+    als = StreamingBiasedALS(timestampCol="time", rank=4)
+    job = run(als.fitStream(stream(str(folder / "in")), str(folder / "whole"), trigger=ONCE))
     return job.model, job.metrics()
 
 
@@ -123,6 +130,7 @@ class TestFitStream:
             rmse(before, small.iloc[2000:3000], spark), rel=1e-4
         )
 
+    @pytest.mark.long
     def test_validation_goes_on_after_a_restart(self, als, files, stream, small, spark, tmp_path):
         held = small.sample(300, random_state=5)
         validation = spark.createDataFrame(held)
@@ -148,7 +156,7 @@ class TestFitStream:
         job = run(als.fitStream(stream(folder), path, trigger=ONCE, validation=validation))
         assert job.metrics().validationRmse.notna().tolist() == [False, False, True]
 
-    @pytest.mark.parametrize("solver", ["sgd", "minibatch"])
+    @pytest.mark.parametrize("solver", long_after(1, ["sgd", "minibatch"]))
     def test_other_solvers(self, files, stream, small, spark, tmp_path, solver):
         als = StreamingBiasedALS(
             timestampCol="time", rank=4, solver=solver, stepSize=0.02, blockSize=100
@@ -334,6 +342,7 @@ class TestExactlyOnce:
         assert_same_bits(job.model, undisturbed[0])
         pd.testing.assert_series_equal(job.metrics().rmse, undisturbed[1].rmse)
 
+    @pytest.mark.long
     @pytest.mark.usefixtures("first_version")
     def test_killed_after_its_commit_and_before_sparks(
         self, als, files, stream, small, undisturbed, tmp_path

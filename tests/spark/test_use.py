@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from chispa import assert_df_equality
-from helpers import assert_same_bits, factors, predictions, rmse
+from helpers import assert_same_bits, factors, long_after, predictions, rmse
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.sql import functions as F
 
@@ -128,8 +128,12 @@ class TestTransform:
         )
 
 
+# the new ids of a rating
+ONES = long_after(2, [(None, None), (-5, -6), (-5, None), (None, -6)])
+
+
 class TestUpdate:
-    @pytest.mark.parametrize(("user", "item"), [(-5, -6), (-5, None), (None, -6), (None, None)])
+    @pytest.mark.parametrize(("user", "item"), ONES)
     def test_one_rating_of_new_and_known_ids(self, spark, model, small, user, item):
         user = int(small.user[0]) if user is None else user
         item = int(small.item[0]) if item is None else item
@@ -237,7 +241,7 @@ class TestUpdate:
         found = model.state.scalars() | {"fingerprint": model.state.fingerprint()}
         assert (model.version, found) == (0, mark)
 
-    @pytest.mark.parametrize("solver", ["sgd", "minibatch"])
+    @pytest.mark.parametrize("solver", long_after(1, ["sgd", "minibatch"]))
     def test_other_solvers_learn(self, spark, ratings, solver):
         als = StreamingBiasedALS(rank=3, maxIter=1, solver=solver)
         model = als.fit(ratings)
@@ -333,7 +337,7 @@ class TestPersistence:
         with pytest.raises(StorageError, match=r"format 99.*upgrade"):
             StreamingBiasedALSModel.load(str(path))
 
-    @pytest.mark.parametrize("damage", ["missing", "rows", "truncated"])
+    @pytest.mark.parametrize("damage", long_after(1, ["missing", "rows", "truncated"]))
     def test_damage(self, model, tmp_path, damage):
         path = tmp_path / "m"
         model.save(str(path))

@@ -142,6 +142,7 @@ class TestRollback:
         assert_same_bits(job.model, learn(expected, tmp_path / "n").model)
         assert job.metrics().batch.tolist() == [0, 1, 2, 3, 6, 7]
 
+    @pytest.mark.long
     def test_to_the_start(self, learn, files, small, tmp_path):
         path, folder = tmp_path / "m", files(small, 1000)
         whole = learn(folder, path).model
@@ -161,6 +162,7 @@ class TestRollback:
             job.stop()
         StreamingBiasedALSModel.rollback(path, 0)
 
+    @pytest.mark.long
     def test_back_from_a_damaged_commit(self, learn, files, small, tmp_path):
         """The message says how, and what was lost is read again."""
         path, folder = tmp_path / "m", files(small, 1000)
@@ -239,6 +241,7 @@ class TestCheckpoint:
         assert job.metrics().ratings.tolist() == [500] * 8
         assert_same_bits(job.model, learn(folder, tmp_path / "n").model)
 
+    @pytest.mark.long
     def test_of_another_model(self, learn, files, small, tmp_path):
         folder = files(small.iloc[:2000], 500)
         for name in "ab":
@@ -252,6 +255,7 @@ class TestCheckpoint:
         with pytest.raises(StorageError, match="belongs to another model"):
             learn(folder, tmp_path / "c")
 
+    @pytest.mark.long
     def test_an_older_or_newer_copy(self, learn, files, small, tmp_path):
         """Each would lose ratings without a word: the first is refused, and so is the second."""
         path, folder = tmp_path / "m", files(small.iloc[:1000], 500)

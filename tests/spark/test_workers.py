@@ -11,7 +11,8 @@ from pathlib import Path
 import pyspark
 import pytest
 
-from sparkml_sgdals import __version__
+import sparkml_sgdals
+from sparkml_sgdals import StreamingBiasedALS, __version__, spark_workers
 
 PACKAGE = Path(__file__).parents[2]
 # the package is importable in this process alone, as in a notebook that changes sys.path
@@ -53,12 +54,51 @@ def said(tmp_path, bare, way, where, **names):
     return found.stdout.partition("SAID ")[2].strip(), found.stderr
 
 
+@pytest.fixture
+def rows(spark, monkeypatch):
+    """What is fitted in the session of the other tests, whose workers are asked once more."""
+    monkeypatch.setattr(spark_workers, "_asked", set())
+    return spark.range(60).selectExpr("id % 6 AS user", "id % 5 AS item", "id % 4 AS rating")
+
+
+def test_what_workers_lack_is_named(rows, monkeypatch):
+    monkeypatch.setattr(spark_workers, "_NEEDED", ("sparkml_sgdals", "numpy", "no_such_package"))
+    with pytest.raises(
+        RuntimeError, match=r"Python workers run .*, which has no no_such_package: "
+    ):
+        StreamingBiasedALS(rank=2, maxIter=1).fit(rows)
+
+
+def test_another_release_than_the_workers_is_named(rows, monkeypatch):
+    monkeypatch.setattr(sparkml_sgdals, "__version__", "0.0.1")
+    said = f"workers have sparkml_sgdals {__version__} in .*, and this process has 0.0.1: install"
+    with pytest.raises(RuntimeError, match=said):
+        StreamingBiasedALS(rank=2, maxIter=1).fit(rows)
+
+
+@pytest.mark.parametrize(
+    ("failure", "said"),
+    [
+        ('java.io.IOException: Cannot run program "/no/python": error=2', "program '/no/python'"),
+        ("ModuleNotFoundError: No module named 'pyspark'", "their Python has no pyspark"),
+        ("Error from python worker:\n  no such version\nPYTHONPATH was:", "'no such version' is"),
+        ("Python in worker has\n[PYTHON_VERSION_MISMATCH] 3.9", "run another Python than this"),
+    ],
+)
+def test_why_workers_cannot_start(spark, failure, said):
+    fault = spark_workers._CANNOT_START.search(failure)
+    told = spark_workers._cannot_start(fault, spark)
+    assert said in told
+    assert f"PYSPARK_PYTHON={sys.executable}" in told
+
+
 @pytest.mark.long
 def test_a_program_without_an_activated_environment_runs(tmp_path, bare):
     answer, _ = said(tmp_path, bare, "master", "local[2]", PYTHONPATH=str(PACKAGE))
     assert answer == "6"
 
 
+@pytest.mark.long
 def test_a_python_without_the_package_is_named_before_a_task_fails(tmp_path, bare):
     # a folder of its name is not the package, though Python takes it for one
     (tmp_path / "other" / "sparkml_sgdals" / "cli").mkdir(parents=True)

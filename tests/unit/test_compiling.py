@@ -244,6 +244,7 @@ def test_what_is_learned_does_not_depend_on_who_compiled(site: Path) -> None:
     assert first == second
 
 
+@pytest.mark.long
 def test_kernels_that_reorder_sums_call_no_kernel_that_is_compiled_by_itself() -> None:
     """There would be two copies of it, optimised in two ways, and it depends on what was loaded
     which one runs: sums would differ in their last bits."""

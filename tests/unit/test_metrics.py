@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sparkml_sgdals.metrics import (
     average_precision_at,
+    chance_of_lists,
     gini,
     list_hits,
     list_recall_at,
@@ -207,3 +208,17 @@ class TestCatalogue:
 
     def test_self_information_by_hand(self):
         assert self_information(np.array([8, 4, 1, 0]), 8).tolist() == [0.0, 1.0, 3.0, 3.0]
+
+
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 99))
+def test_chance_of_lists(candidates, n, seed):
+    """As the mean over all turns of a list: each candidate is in each place as often."""
+    held = np.random.default_rng(seed).integers(1, candidates + 1, 3)
+    recall, ndcg = chance_of_lists(held, candidates, n)
+    turns = np.array([np.roll(np.arange(candidates), k) for k in range(candidates)])
+    starts = np.arange(candidates + 1) * candidates
+    for x, size in enumerate(held):
+        own = np.tile(np.arange(size), candidates)
+        hits, sizes = list_hits(turns.ravel(), starts, own, np.arange(candidates + 1) * size, n)
+        assert recall[x] == pytest.approx(list_recall_at(hits, sizes, n).mean())
+        assert ndcg[x] == pytest.approx(ndcg_at(hits, sizes, n).mean())

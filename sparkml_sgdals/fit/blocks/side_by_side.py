@@ -62,8 +62,8 @@ class SideBySide:
             self.lay_out(self.files, block)
         for number, (step, asked) in enumerate(zip(self.steps, self.asked, strict=True), 1):
             files = replace(self.files, step=number)
-            # a step reads states of the one before, and hands some of those on
-            files.drop_states(number - 3)
+            # a step reads states of the one before, and of one that two in turn have handed on
+            files.drop_states(number - 4)
             given = [batch for block in own for batch in step(files, Inbox.among(table, block))]
             names = [files.sent_name(task) for task in range(tasks)]
             files.put_table(

@@ -16,7 +16,7 @@ __all__ = ["in_place", "open_version", "refuse_whole"]
 def in_place(commit: Commit, limit: int) -> bool:
     """Whether a version is read where it lies by whoever keeps `limit` ids in memory; 0 = all."""
     settings = commit.scalars.get("settings", {})
-    whole = any(settings.get(name) for name in ("positive", "ranking_size", "featured"))
+    whole = any(settings.get(name) for name in ("positive", "ranking_size"))
     return bool(commit.runs is not None and limit and sum(commit.ids) > limit and not whole)
 
 

@@ -41,6 +41,7 @@ def test_keys_are_sorted_and_rows_follow(kind: str, count: int, threads: int) ->
     np.testing.assert_array_equal(np.sort(rows), np.arange(count))
 
 
+@pytest.mark.long
 def test_many_equal_keys_take_no_longer_for_each() -> None:
     """A bucket that holds half of all rows may not cost the other buckets anything."""
 

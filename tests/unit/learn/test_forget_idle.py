@@ -66,7 +66,9 @@ def sessions(seed, count):
     return users, rng.integers(0, 30, count)
 
 
-@pytest.mark.parametrize("settings", [FILTER, BARE, pytest.param(DESCENT, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "settings", [FILTER, *(pytest.param(one, marks=pytest.mark.long) for one in (BARE, DESCENT))]
+)
 @given(seed=st.integers(0, 2**32))
 def test_state_does_not_grow_by_every_session(settings, seed):
     users, items = sessions(seed, 600)
@@ -144,7 +146,13 @@ def test_an_error_forgets_nobody():
 
 
 @pytest.mark.parametrize(
-    "settings", [TIMED, replace(DESCENT, forget_after=0, forget_after_micros=9)]
+    "settings",
+    [
+        TIMED,
+        pytest.param(
+            replace(DESCENT, forget_after=0, forget_after_micros=9), marks=pytest.mark.long
+        ),
+    ],
 )
 @given(data=st.data())
 def test_who_has_not_come_for_a_time_is_forgotten(settings, data):

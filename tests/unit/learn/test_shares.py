@@ -48,6 +48,7 @@ def learned(*batches: pa.Table) -> ModelState:
     return state
 
 
+@pytest.mark.long
 @given(
     st.sampled_from([0.5, 3.0, 5.0]), st.sampled_from([0.5, 4.9, 5.0]),
     st.sampled_from([(20_000, 1), (10, 100)]),

@@ -40,7 +40,8 @@ def generated(rng, gaps, batches, spread=8.0, tails="normal", own=True):
 
 
 class TestErrorRate:
-    @pytest.mark.parametrize("tails", ["normal", pytest.param("heavy", marks=pytest.mark.long)])
+    @pytest.mark.long
+    @pytest.mark.parametrize("tails", ["normal", "heavy"])
     def test_the_best_is_seldom_dropped(self, tails, monkeypatch):
         """All equal: the first one is among the best, and goes in fewer than 1 of 10 races."""
         # only told, not decided by

@@ -147,6 +147,7 @@ class TestCandidates:
 
 
 class TestRestarts:
+    @pytest.mark.long
     @pytest.mark.parametrize("pieces", [2, pytest.param(7, marks=pytest.mark.long)])
     def test_same_winner_same_bits(self, racing, batches, tmp_path, often, pieces):
         whole = racing(tmp_path / "whole").feed(batches).result()
@@ -163,7 +164,13 @@ class TestRestarts:
         assert race.result() == before
 
     @pytest.mark.parametrize("at", [4, *(pytest.param(n, marks=pytest.mark.long) for n in (3, 16))])
-    @pytest.mark.parametrize("stage", ["commit", "second snapshot", "put_commit"])
+    @pytest.mark.parametrize(
+        "stage",
+        [
+            "put_commit",
+            *(pytest.param(s, marks=pytest.mark.long) for s in ("commit", "second snapshot")),
+        ],
+    )
     def test_broken_off_before_the_commit(
         self, racing, batches, tmp_path, often, monkeypatch, at, stage
     ):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from building import low_rank, ratings_of, rows_of, seen_state, settings_of
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.learn.whole_table import fit_ratings
-from sparkml_sgdals.state.diagnosis import Diagnosis, diagnose_state
+from sparkml_sgdals.state.diagnosis import Diagnosis, RankingDiagnosis, diagnose_state
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 
@@ -176,3 +177,44 @@ def test_ids_that_were_not_learned_are_judged_apart() -> None:
         assert f"{'better' if right else 'worse'} than the {plain.rmse:.4f}" in str(found)
         assert "New" not in found.verdict
         assert "RMSE of new ids" in found._repr_html_()
+
+
+def ranked(**fields: Any) -> RankingDiagnosis:
+    """A diagnosis of events, by what is told and what is usual."""
+    usual = {"predicted": 1000, "judged": 90, "ndcg": 0.2, "baselineNdcg": 0.1, "recall": 0.3}
+    return RankingDiagnosis(
+        ratings=9000, users=100, items=50, minRatings=5, thinUsers=0.1, thinItems=0.2,
+        evidence="held-out", k=10, **{"baselineRecall": 0.2, **usual, **fields},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, r"Yes: .* better than the most popular items \(NDCG@10 0.2000 for 0.1000, held-out\)"),
+        ({"baselineNdcg": 0.2}, "Not yet: its lists are no better"),
+        ({"predicted": 999}, "Not yet: only 999 events were held out, 1,000 are needed"),
+        ({"predicted": 0}, "Not yet: how well it ranks is not known"),
+    ],
+)
+def test_verdict_of_events(fields: dict[str, Any], expected: str) -> None:
+    """By lists, beside what is popular; of ratings there is no word."""
+    found = ranked(**fields)
+    assert re.match(expected, found.verdict)
+    assert found.beatsBaseline is expected.startswith("Yes")
+    shown = str(found) + found._repr_html_()
+    assert "RMSE" not in shown
+    assert ("Recall@10" in shown) is bool(found.predicted)
+    assert math.isnan(found.rmse)
+
+
+def test_features_help_lists_by_more_than_chance() -> None:
+    """Fifty columns of noise do better than nothing every other time."""
+    cold = {"coldLists": 40, "coldRecall": 0.4, "coldPlainRecall": 0.3, "coldNdcg": 0.25}
+    for plain, helps in ((0.2, True), (0.24, False), (0.3, False)):
+        found = ranked(**cold, coldPlainNdcg=plain, coldError=0.02)
+        assert found.featuresHelp is helps
+        assert f"0.2500 +- 0.0200 by their features in 40 lists, {plain:.4f} without" in str(found)
+    assert not ranked().featuresHelp
+    figure = ranked().plot()
+    assert figure.axes[0].get_xlabel() == "NDCG@10"

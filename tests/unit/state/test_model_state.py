@@ -238,7 +238,7 @@ def test_predictions_stay_while_the_scale_settles(solver: Solver, size: int) -> 
     assert (state.scale.spread == 1.0) == (solver != "bayes")
 
 
-@pytest.mark.parametrize("size", [1, 300, 999, 1000, 5000])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.long), 300, 999, 1000, 5000])
 def test_scale_is_that_of_the_first_thousand(size: int) -> None:
     """Then it is frozen, whatever the size of the batches."""
     table, _ = low_rank(1300)

@@ -28,7 +28,7 @@ from sparkml_sgdals.store.version_store import VersionStore
 pytestmark = pytest.mark.usefixtures("first_version")
 
 BATCHES = 8
-KINDS = ["rows", "int", "str"]
+KINDS = ["rows", pytest.param("int", marks=pytest.mark.long), "str"]
 
 
 class Made:

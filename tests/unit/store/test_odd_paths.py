@@ -259,6 +259,7 @@ def test_an_object_that_is_odd(whole: Path, data: st.DataObject) -> None:
         read_all(path)
 
 
+@pytest.mark.long
 @settings(max_examples=15)
 @given(st.data())
 def test_a_line_of_the_checkpoint_that_is_odd(whole: Path, data: st.DataObject) -> None:
@@ -273,6 +274,7 @@ def test_a_line_of_the_checkpoint_that_is_odd(whole: Path, data: st.DataObject) 
         read_all(path)
 
 
+@pytest.mark.long
 @settings(max_examples=15)
 @given(st.data())
 def test_bytes_in_an_object_s_place(whole: Path, data: st.DataObject) -> None:

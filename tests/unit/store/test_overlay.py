@@ -180,6 +180,7 @@ def patch_hash(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(packed_rows, "id_keys", few)
 
 
+@pytest.mark.long
 def test_a_long_stream(tmp_path: Path) -> None:
     """Compaction in the background while batches go on: the bits of the whole model."""
     table, _ = low_rank(6000, users=900, items=500)

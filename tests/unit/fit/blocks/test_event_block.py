@@ -114,6 +114,7 @@ def test_blocks_fit_as_one(table: pa.Table, blocks: int, tol: float) -> None:
     np.testing.assert_allclose(totals.history, history, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.long
 @given(table=tables())
 @hypothesis_settings(deadline=None, max_examples=20)
 def test_the_cut_of_the_table_does_not_matter(table: pa.Table) -> None:

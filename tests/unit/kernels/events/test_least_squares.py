@@ -92,6 +92,7 @@ def test_no_half_sweep_makes_the_loss_larger(problem):
         last = now
 
 
+@pytest.mark.long
 @given(problems())
 def test_threads_change_nothing(problem):
     table, features, unobserved, lam, _ = problem
