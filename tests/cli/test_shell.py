@@ -113,6 +113,7 @@ def test_serve_takes_and_hands_on_every_option_of_the_service(monkeypatch):
         ("recommend", "m"),
         ("recommend", "m", "--all"),
         ("recommend", "m", "-u", "1", "--rank-by", "luck"),
+        ("evaluate", "m", "x.csv", "--exclude-seen", "y.csv"),
         ("rollback", "path", "one"),
     ],
 )

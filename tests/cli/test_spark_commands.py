@@ -437,6 +437,7 @@ def test_features_from_fit_to_stream(spark, films, tmp_path):
     assert run("stream", tmp_path / "n", tmp_path / "in", "--once", *about).stdout
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("default:Of the features of items 'title' is left out")
 def test_features_of_events_are_judged(spark, films, tmp_path):
     """New items among themselves, by `fit` as by `diagnose`."""

@@ -7,6 +7,7 @@ import json
 import pandas as pd
 import pytest
 import strangers
+from helpers import long_after, nightly_after
 from typer.testing import CliRunner
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
@@ -35,10 +36,11 @@ def plain(spark):
     return fit
 
 
-FIRST = ("books.csv",)
+# each of its kind, one at a time
+FIRST = ["books.csv", "ratings.dat", "komma.csv", "events.jsonl", "mac.csv"]
 NAMES = [
-    name if name in FIRST else pytest.param(name, marks=pytest.mark.long)
-    for name in strangers.FILES
+    *long_after(1, FIRST),
+    *nightly_after(0, (name for name in strangers.FILES if name not in FIRST)),
 ]
 
 

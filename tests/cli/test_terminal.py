@@ -99,7 +99,7 @@ def test_a_fit_says_what_it_does_from_the_first_second_on(small, tmp_path):
     assert not re.search(r"WARN|log4j|incubator|NativeCodeLoader", sent)
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_where_spark_fails_its_log_is_named_and_stays(small, tmp_path):
     names = {"user": "userId", "item": "movieId", "time": "timestamp"}
     small.rename(columns=names).to_csv(tmp_path / "ratings.csv", index=False)
@@ -117,7 +117,9 @@ def test_where_spark_fails_its_log_is_named_and_stays(small, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.nightly)]
+)
 def test_a_stream_ends_when_it_is_asked_to(number, small, tmp_path):
     """As a container or a person ends it: after the batch that runs, with 0 and without a trace."""
     names = {"user": "userId", "item": "movieId", "time": "timestamp"}

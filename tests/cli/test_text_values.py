@@ -7,6 +7,7 @@ import random
 import re
 
 import pytest
+from helpers import long_after
 
 from sparkml_sgdals.cli.reading.columns import DEFAULTS
 from sparkml_sgdals.cli.reading.places import look
@@ -55,6 +56,7 @@ def test_ratings_have_a_point_or_a_comma(spark):
     assert read(spark, "r", ["1,5", "n/a"], drops_bad=True) == ([1.5, None], "double")
 
 
+@pytest.mark.long
 def test_times_are_numbers_or_moments_and_never_both(spark):
     assert read(spark, "t", [1_400_000_000, 5]) == ([1_400_000_000, 5], "bigint")
     assert read(spark, "t", ["1.5", "2"]) == ([1.5, 2.0], "double")
@@ -81,7 +83,7 @@ def test_windows_own_letters_are_read_right(spark):
     assert not re.search(r"[\x80-\x9f]", fixed.first()[0])
 
 
-@pytest.mark.parametrize("first", ["utf-8", "cp1252"])
+@pytest.mark.parametrize("first", long_after(1, ["utf-8", "cp1252"]))
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_files_of_two_encodings_in_a_folder_are_each_read_as_what_they_are(
     spark, tmp_path, kind, first

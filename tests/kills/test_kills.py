@@ -77,7 +77,7 @@ def test_fifty_kills_and_every_point(way):
     assert figures.points == list(POINTS)
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 @pytest.mark.timeout(900)
 def test_kills_of_fits_to_a_path():
     """At random, and while tasks write: nothing loads, nothing stays."""

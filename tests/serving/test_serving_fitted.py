@@ -353,7 +353,7 @@ def test_a_gate_opens_by_the_events_of_the_table(modeler, serving):
     assert run.get("/health/ready")["ready"] is True
 
 
-@pytest.mark.parametrize("after", [0, 1])
+@pytest.mark.parametrize("after", [pytest.param(0, marks=pytest.mark.long), 1])
 def test_an_index_proposes_by_both_judges(modeler, follow, timed, after):
     pytest.importorskip("faiss")
     from sparkml_sgdals.serving.model.approximate import Approximate

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from building import settings_of
+from helpers import IN_RUNS_NIGHTLY
 
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.errors import GoneError
@@ -196,6 +197,7 @@ def test_nothing_yet(tmp_path):
         pass
 
 
+@IN_RUNS_NIGHTLY
 @pytest.mark.long
 def test_readers_and_versions_at_once(modeler, tmp_path):
     """Each reading is of one version: a mix would show in the sums taken of every version."""

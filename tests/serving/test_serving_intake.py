@@ -223,6 +223,20 @@ def test_many_at_once_are_written_together(tmp_path, columns):
         intake.put([("new", posts[:1])]).result(1)
 
 
+def test_what_comes_one_by_one_shares_a_file(tmp_path, columns):
+    """A stream reads so many files a batch: none is made before its time."""
+    intake = FolderIntake(str(tmp_path / "in"), columns, every=0.6)
+    intake.put([("first", [Posted(0, 0, 3.0, 0)])]).result(10)
+    waiting = []
+    for n in range(1, 6):
+        waiting.append(intake.put([(f"k{n}", [Posted(n, n, 3.0, 0)])]))
+        time.sleep(0.02)
+    assert all(not one.result(10)[0].repeated for one in waiting)
+    intake.close()
+    assert sorted(row["user"] for row in rows(tmp_path / "in")) == list(range(6))
+    assert len(list((tmp_path / "in").iterdir())) == 2
+
+
 # what ends a line for one reader or another
 ENDS = st.sampled_from("\u2028\u2029\x85\x0b\x0c\x1c\x1d\x1e\r\n")
 ANY = st.text(st.one_of(st.characters(exclude_categories=["Cs"]), ENDS), min_size=1, max_size=20)

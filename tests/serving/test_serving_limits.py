@@ -140,7 +140,7 @@ LATE = Limits(waiting=0.6, body=0.6, reading=0.6)
     ],
     ids=["nothing", "line", "headers", "second", "body", "half", "refused"],
 )
-@pytest.mark.parametrize("trickle", [False, True])
+@pytest.mark.parametrize("trickle", [pytest.param(False, marks=pytest.mark.long), True])
 def test_half_a_request_has_an_end(listening, opened, sent, said, trickle):
     _, port = listening(LATE)
     one = opened(port, sent)

@@ -145,7 +145,7 @@ def test_fit_and_update(als, spark, clean):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "repeats", [False, pytest.param(True, marks=pytest.mark.long)], ids=["", "eventIdCol"]
+    "repeats", [False, pytest.param(True, marks=pytest.mark.nightly)], ids=["", "eventIdCol"]
 )
 def test_stream(als, spark, tmp_path, repeats):
     def starts(*args, **options):
@@ -194,6 +194,7 @@ def test_race(als, spark, tmp_path):
     tried()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("solver", long_after(1, ["bayes", "isgd"]))
 def test_events(als, spark, tmp_path, solver):
     """No rating of an event is too large; one that learning diverges from is set aside."""

@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 import pytest
-from helpers import assert_same_bits, long_after
+from helpers import assert_same_bits, long_after, nightly_after
 from pyspark.sql import Window
 from pyspark.sql import functions as F
 
@@ -53,20 +53,24 @@ def test_wrong_type_of_weight(als, ratings):
 
 
 FAULTS = [
-    ("user", "null", "userCol 'user' is null in 3 rows"),
-    pytest.param("item", "null", "itemCol 'item' is null in 3 rows", marks=pytest.mark.long),
-    pytest.param("rating", "null", "ratingCol 'rating' is null in 3 rows", marks=pytest.mark.long),
-    pytest.param(
-        "rating", "nan", "ratingCol 'rating' is NaN or infinite in 3 rows", marks=pytest.mark.long
+    *long_after(
+        2,
+        [
+            ("user", "null", "userCol 'user' is null in 3 rows"),
+            ("weight", "-1", r"weightCol 'weight' is negative in 3 rows \(such as -1.0\)"),
+            ("rating", "nan", "ratingCol 'rating' is NaN or infinite in 3 rows"),
+            ("rating", "inf", "ratingCol 'rating' is NaN or infinite in 3 rows"),
+            ("time", "null", "timestampCol 'time' is null in 3 rows"),
+            ("weight", "nan", "weightCol 'weight' is NaN or infinite in 3 rows"),
+        ],
     ),
-    pytest.param(
-        "rating", "inf", "ratingCol 'rating' is NaN or infinite in 3 rows", marks=pytest.mark.long
-    ),
-    pytest.param("time", "null", "timestampCol 'time' is null in 3 rows", marks=pytest.mark.long),
-    pytest.param("weight", "null", "weightCol 'weight' is null in 3 rows", marks=pytest.mark.long),
-    ("weight", "-1", r"weightCol 'weight' is negative in 3 rows \(such as -1.0\)"),
-    pytest.param(
-        "weight", "nan", "weightCol 'weight' is NaN or infinite in 3 rows", marks=pytest.mark.long
+    *nightly_after(
+        0,
+        [
+            ("item", "null", "itemCol 'item' is null in 3 rows"),
+            ("rating", "null", "ratingCol 'rating' is null in 3 rows"),
+            ("weight", "null", "weightCol 'weight' is null in 3 rows"),
+        ],
     ),
 ]
 

@@ -25,13 +25,16 @@ PAGES = [
     if BLOCK.search(page.read_text(encoding="utf-8"))
 ]
 LONG = {
+    "changed-ratings.md",
     "coming-from-als.md",
     "cold-start.md",
     "hyperparameters.md",
     "large-models.md",
     "metrics.md",
+    "other-tables.md",
     "pictures.md",
     "shortlists.md",
+    "vectors.md",
     "warm-start.md",
     "without-spark.md",
 }

@@ -87,6 +87,7 @@ def test_transform_takes_the_column_for_unknown_items(spark, films, model):
     assert known.count() == len(NEW)
 
 
+@pytest.mark.long
 def test_it_is_judged_by_lists(spark, films, model):
     """Beside popular items; new items by their features among themselves."""
     vectors = model.itemVectors(films)

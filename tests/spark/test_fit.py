@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from helpers import assert_same_bits, factors, long_after, rmse
+from helpers import assert_same_bits, factors, long_after, nightly_after, rmse
 
 from sparkml_sgdals import DivergenceError, StreamingBiasedALS
 from sparkml_sgdals.arrays.ratings import encode_ratings
@@ -54,7 +54,7 @@ def test_one_task_equals_the_solver_without_spark(ratings, small, solver):
 
 @pytest.mark.long
 @pytest.mark.parametrize("blocks", [1, 3])
-@pytest.mark.parametrize("solver", ["bayes", "sgd"])
+@pytest.mark.parametrize("solver", nightly_after(1, ["bayes", "sgd"]))
 def test_partitions_row_order_and_threads_do_not_matter(ratings, small, spark, solver, blocks):
     als = estimator(solver=solver, numBlocks=blocks, maxIter=2)
     first = als.fit(ratings)
@@ -69,7 +69,7 @@ def test_another_seed_gives_another_start(ratings):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("blocks", [2, 4])
+@pytest.mark.parametrize("blocks", nightly_after(1, [2, 4]))
 def test_blocks_learn_as_well_as_one_task(ratings, small, spark, blocks):
     one = estimator(maxIter=5).fit(ratings)
     model = estimator(maxIter=5, numBlocks=blocks).fit(ratings)
@@ -177,7 +177,7 @@ class TestStaticBlocks:
         return found
 
     @pytest.mark.long
-    @pytest.mark.parametrize("solver", ["bayes", "sgd"])
+    @pytest.mark.parametrize("solver", nightly_after(1, ["bayes", "sgd"]))
     def test_same_bits_from_files_and_rows(self, spark, small, monkeypatch, tmp_path, solver):
         weighted = small.assign(
             weight=np.where(small.index % 3 == 0, 0.5, 2.0), item="i" + small.item.astype(str)
@@ -241,7 +241,7 @@ class TestStaticBlocks:
         assert_same_bits(files, model.copy().update(second))
 
     @pytest.mark.long
-    @pytest.mark.parametrize("blocks", [2, 3])
+    @pytest.mark.parametrize("blocks", nightly_after(1, [2, 3]))
     def test_blocks_that_meet_in_one_task(self, ratings, monkeypatch, blocks):
         """Some plan might put them together."""
         als = estimator(numBlocks=blocks, maxIter=1)
@@ -286,7 +286,7 @@ def test_checkpoints_do_not_change_the_result(ratings):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("blocks", nightly_after(1, [2, 1]))
 def test_a_rating_seen_twice_counts_as_two(ratings, blocks):
     doubled = estimator(numBlocks=blocks).fit(ratings.union(ratings))
     once = estimator(numBlocks=blocks).fit(ratings)
@@ -297,7 +297,7 @@ def test_a_rating_seen_twice_counts_as_two(ratings, blocks):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("solver", ["bayes", "sgd", "minibatch"])
+@pytest.mark.parametrize("solver", nightly_after(1, ["bayes", "sgd", "minibatch"]))
 def test_weights(spark, small, solver):
     weighted = small.assign(weight=np.where(small.index % 3 == 0, 0.0, 2.0))
     als = StreamingBiasedALS(
@@ -374,11 +374,7 @@ def test_tol_stops_early(ratings):
 
 
 class TestMinibatch:
-    @pytest.mark.long
-    def test_agrees_with_numpy(self, ratings, small):
-        als = estimator(solver="minibatch", blockSize=700, maxIter=2, stepSize=0.005)
-        model = als.fit(ratings)
-        reference = in_memory(small, als, timed=False)
+    def check(self, model, reference):
         for side, expected in (("users", reference.users), ("items", reference.items)):
             ids, mean, _, counts = factors(model)[side]
             table = expected.to_arrow()
@@ -386,6 +382,21 @@ class TestMinibatch:
             np.testing.assert_array_equal(counts, table.column("count").to_numpy())
             flat = table.column("mean").combine_chunks().flatten().to_numpy()
             np.testing.assert_allclose(mean, flat.reshape(mean.shape), rtol=0, atol=1e-5)
+
+    @pytest.mark.long
+    def test_agrees_with_numpy(self, ratings, small):
+        als = estimator(solver="minibatch", blockSize=700, maxIter=2, stepSize=0.005)
+        self.check(als.fit(ratings), in_memory(small, als, timed=False))
+
+    def test_nonnegative_factors_agree_with_numpy(self, spark, small):
+        few = small.iloc[:300]
+        als = estimator(
+            solver="minibatch", blockSize=300, maxIter=1, stepSize=1.0, nonnegative=True
+        )
+        model = als.fit(spark.createDataFrame(few))
+        self.check(model, in_memory(few, als, timed=False))
+        lowest = min(mean[:, 1:].min() for _, mean, *_ in factors(model).values())
+        assert lowest == np.float32(als.settings().lowest)
 
     @pytest.mark.long
     def test_partitions_do_not_matter(self, ratings, small, spark):
@@ -401,7 +412,6 @@ class TestMinibatch:
         assert np.isfinite(rmse(model, named, spark))
         assert model.state.items.index.kind == "str"
 
-    @pytest.mark.long
     def test_divergence_is_named(self, ratings):
         als = estimator(solver="minibatch", stepSize=0.5, maxIter=8, blockSize=4000)
         with pytest.raises(DivergenceError, match=r"minibatch diverged.*stepSize.*blockSize"):
@@ -426,7 +436,7 @@ def test_sgd_divergence_in_blocks_is_named(ratings):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("interval", [-1, 3, 10])
+@pytest.mark.parametrize("interval", nightly_after(1, [3, -1, 10]))
 def test_tol_ends_the_sweeps_of_blocks(ratings, interval):
     """With the bits of a fit of so many sweeps: settled blocks hand on what they have, until the
     driver sees it at a checkpoint."""
@@ -470,7 +480,7 @@ class TestArrowBatches:
             spark.conf.unset(self.LIMIT)
 
 
-@pytest.mark.parametrize("solver", ["bayes", "minibatch"])
+@pytest.mark.parametrize("solver", long_after(1, ["bayes", "minibatch"]))
 def test_nothing_stays_cached(classic_only, spark, ratings, solver):
     held = spark.sparkContext._jsc.getPersistentRDDs
     before = set(held())

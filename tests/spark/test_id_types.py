@@ -78,7 +78,7 @@ def test_strings_on_one_side_alone(als, table, side):
     assert np.std(predictions(scored, ["n"])) > 0.1
 
 
-@pytest.mark.parametrize("column", ["user", pytest.param("item", marks=pytest.mark.long)])
+@pytest.mark.parametrize("column", ["user", pytest.param("item", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("kind", long_after(2, WHOLE))
 def test_another_type_at_transform_is_cast(table, model, column, kind):
     np.testing.assert_array_equal(

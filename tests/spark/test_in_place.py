@@ -56,7 +56,7 @@ def path(spark, table, kind, tmp_path_factory):
 
 
 @pytest.fixture(
-    scope="module", params=["updated", pytest.param("as fitted", marks=pytest.mark.long)]
+    scope="module", params=["updated", pytest.param("as fitted", marks=pytest.mark.nightly)]
 )
 def twins(request, spark, path, table):
     """The version in place and the whole of it; both once more after an update in memory."""

@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ONCE, assert_same_bits
+from helpers import IN_RUNS_NIGHTLY, ONCE, assert_same_bits
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
@@ -64,6 +64,7 @@ def test_the_same_as_all_in_memory(als, files, stream, small, spark, tmp_path, f
         assert_same_metrics(job.metrics(), expected.metrics())
 
 
+@IN_RUNS_NIGHTLY
 @pytest.mark.long
 def test_the_real_thing(files, stream, real, tmp_path):
     """ml-latest-small in time order, 1,000 a batch, 500 ids in memory, string users."""
@@ -82,6 +83,7 @@ def test_the_real_thing(files, stream, real, tmp_path):
     assert_same_metrics(found[0].metrics(), found[1].metrics())
 
 
+@IN_RUNS_NIGHTLY
 @pytest.mark.long
 def test_a_fitted_model_goes_on(als, files, stream, small, spark, tmp_path, first_version):
     """From its Parquet base, by updateStream and by resumeStream, which loads no model."""
@@ -102,6 +104,7 @@ def test_a_fitted_model_goes_on(als, files, stream, small, spark, tmp_path, firs
         StreamingBiasedALSModel.resumeStream(stream(folder), str(tmp_path / "none"))
 
 
+@IN_RUNS_NIGHTLY
 def test_a_batch_too_large_to_collect(
     classic_only, als, files, stream, small, tmp_path, monkeypatch
 ):
@@ -143,6 +146,7 @@ class TestVersions:
                 StreamingBiasedALSModel.load(whole, version),
             )
 
+    @IN_RUNS_NIGHTLY
     @pytest.mark.long
     def test_a_damaged_run(self, path, als, stream, small, files, tmp_path):
         """Named, with what to do; versions without it load, and can be gone back to."""
@@ -168,6 +172,7 @@ class TestVersions:
         whole = run(als.fitStream(stream(folder), str(tmp_path / "whole"), trigger=ONCE))
         assert_same_bits(job.model, whole.model)
 
+    @pytest.mark.long
     def test_forget(self, path, spark, small):
         """No version that is kept knows them, nor do the files."""
         gone = small.user.iloc[:5].unique().tolist()

@@ -92,7 +92,7 @@ job.metrics()
 )
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_a_job_is_shown_as_it_is_while_its_stream_runs(small, tmp_path, monkeypatch):
     """The cell that showed it ran before the first batch was learned."""
     (tmp_path / "in").mkdir()

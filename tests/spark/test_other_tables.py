@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from helpers import assert_same_bits
+from helpers import assert_same_bits, long_after
 from pyspark.sql import DataFrame, Row
 
 from sparkml_sgdals import Predictor, StreamingBiasedALS, StreamingBiasedALSModel
@@ -73,7 +73,7 @@ OTHERS = {
 
 
 class TestFit:
-    @pytest.mark.parametrize("kind", OTHERS)
+    @pytest.mark.parametrize("kind", long_after(8, OTHERS))
     def test_gives_the_bits_of_the_same_table_in_spark(self, als, fitted, small, kind):
         found = als.fit(OTHERS[kind](small))
         assert_same_bits(found, fitted)
@@ -178,10 +178,13 @@ class TestNoTable:
 class TestIds:
     @pytest.mark.parametrize(
         "ids",
-        [[1, 8], (8, 1, 1), {1, 8}, range(1, 9, 7), np.array([1, 8]), pd.Series([1.0, 8.0, None]),
-         pa.array([8, 1]), pd.DataFrame({"user": [1, 8]}), {8: "x", 1: "y"}.keys(),
-         pd.Categorical([1, 8]), np.array([[1], [8]]), [[8], [1]], [Row(user=1), Row(user=8)],
-         pd.DataFrame({"n": [2, 3]}, index=pd.Index([1, 8], name="user"))],
+        [[1, 8], np.array([1, 8]), pd.Series([1.0, 8.0, None]), pa.array([8, 1]),
+         pd.DataFrame({"user": [1, 8]}), [Row(user=1), Row(user=8)],
+         *(pytest.param(one, marks=pytest.mark.long) for one in (
+             (8, 1, 1), {1, 8}, range(1, 9, 7), {8: "x", 1: "y"}.keys(), pd.Categorical([1, 8]),
+             np.array([[1], [8]]), [[8], [1]],
+             pd.DataFrame({"n": [2, 3]}, index=pd.Index([1, 8], name="user")),
+         ))],
         ids=lambda given: type(given).__name__,
     )  # fmt: skip
     def test_recommend_takes_lists_of_them(self, spark, model, ids):

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers import ONCE, assert_same_bits, predictions, rmse
+from helpers import ONCE, assert_same_bits, nightly_after, predictions, rmse
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.evaluation import RankingEvaluator, RegressionEvaluator
 from pyspark.ml.tuning import (
@@ -104,7 +104,15 @@ class TestGrid:
     @pytest.mark.long
     @pytest.mark.parametrize(
         "params",
-        [{"numBlocks": 1}, {"numBlocks": 2}, {"solver": "sgd"}, {"solver": "sgd", "numBlocks": 2}],
+        nightly_after(
+            2,
+            [
+                {"numBlocks": 2},
+                {"solver": "sgd"},
+                {"numBlocks": 1},
+                {"solver": "sgd", "numBlocks": 2},
+            ],
+        ),
         ids=str,
     )
     def test_same_bits_as_alone(self, als, ratings, params):

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import ONCE, assert_same_bits
+from helpers import IN_RUNS_NIGHTLY, ONCE, assert_same_bits
 from pyspark.ml.tuning import ParamGridBuilder
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel, StreamingGridSearch
@@ -41,6 +41,7 @@ def run(job):
 
 @pytest.mark.usefixtures("first_version")
 class TestFitStream:
+    @IN_RUNS_NIGHTLY
     @pytest.mark.long
     def test_leader_table_and_metrics(self, als, files, stream, small, spark, tmp_path):
         path = str(tmp_path / "race")
@@ -91,6 +92,7 @@ class TestFitStream:
         assert_same_bits(job.model, whole.model)
         assert job.race().equals(whole.race())
 
+    @IN_RUNS_NIGHTLY
     def test_refusals(self, als, files, stream, small, ratings, tmp_path):
         path, folder = str(tmp_path / "race"), files(small, 2000)
         run(search(als).fitStream(stream(folder), path, trigger=ONCE))
@@ -224,6 +226,7 @@ class TestInitialModel:
         maps = [{als.rank: 2, als.numNegatives: 3}, {als.rank: 8, als.numNegatives: 3}]
         return StreamingGridSearch(estimator=als, estimatorParamMaps=maps, keep=2)
 
+    @IN_RUNS_NIGHTLY
     @pytest.mark.long
     @pytest.mark.parametrize("times", ["", pytest.param("time", marks=pytest.mark.long)])
     def test_candidates_keep_what_the_table_says(
@@ -253,6 +256,7 @@ class TestInitialModel:
             with pytest.raises(ValueError, match=f"The path {path} holds a race"):
                 self.search().fitStream(stream(folder), path, trigger=ONCE, initialModel=other)
 
+    @IN_RUNS_NIGHTLY
     def test_models_that_candidates_cannot_start_from(self, files, stream, small, spark, tmp_path):
         rows = stream(files(small, 500))
         ratings = StreamingBiasedALS(rank=2).fit(spark.createDataFrame(small))

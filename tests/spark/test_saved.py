@@ -42,7 +42,7 @@ def models(spark, ratings, als, tmp_path_factory):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "chunk", [0, *(pytest.param(n, marks=pytest.mark.long) for n in (1, 2, 3))]
+    "chunk", [0, *(pytest.param(n, marks=pytest.mark.nightly) for n in (1, 2, 3))]
 )
 def test_any_change_of_a_file_is_named_or_does_nothing(models, tmp_path, chunk):
     rng, outcomes = random.Random(chunk), Counter()

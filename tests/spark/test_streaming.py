@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ONCE, assert_same_bits, long_after, rmse
+from helpers import IN_RUNS_NIGHTLY, ONCE, assert_same_bits, long_after, rmse
 from pyspark.ml.feature import SQLTransformer
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel
@@ -295,6 +295,7 @@ class TestUpdateStream:
         assert job.model.version == 4
         assert job.model.state.counters.ratings == len(small)
 
+    @IN_RUNS_NIGHTLY
     def test_another_start_is_refused(self, als, files, stream, small, spark, tmp_path):
         path, folder = str(tmp_path / "m"), files(small.iloc[:500], 500)
         model = als.fit(spark.createDataFrame(small.iloc[:2000]))
@@ -305,6 +306,7 @@ class TestUpdateStream:
         with pytest.raises(ValueError, match=r"started from model .* from model"):
             other.updateStream(stream(folder), path, trigger=ONCE)
 
+    @IN_RUNS_NIGHTLY
     def test_a_model_of_one_path_does_not_resume_another(self, als, files, stream, small, tmp_path):
         one, other, folder = str(tmp_path / "a"), str(tmp_path / "b"), files(small.iloc[:500], 500)
         run(als.fitStream(stream(folder), one, trigger=ONCE))
@@ -312,6 +314,7 @@ class TestUpdateStream:
         with pytest.raises(ValueError, match="started from nothing"):
             StreamingBiasedALSModel.load(one).updateStream(stream(folder), other, trigger=ONCE)
 
+    @IN_RUNS_NIGHTLY
     def test_a_lost_checkpoint_is_an_error(self, als, files, stream, small, tmp_path):
         """Batch ids would start at 0 again, and new ratings be taken for replays."""
         path, folder = tmp_path / "m", files(small.iloc[:1000], 500)
@@ -320,6 +323,7 @@ class TestUpdateStream:
         with pytest.raises(StorageError, match=r"up to batch 1.*checkpoint under it is gone"):
             als.fitStream(stream(folder), str(path), trigger=ONCE)
 
+    @IN_RUNS_NIGHTLY
     def test_other_params_are_refused(self, als, files, stream, small, tmp_path):
         path, folder = str(tmp_path / "m"), files(small.iloc[:500], 500)
         run(als.fitStream(stream(folder), path, trigger=ONCE))
@@ -342,6 +346,7 @@ class TestExactlyOnce:
         assert_same_bits(job.model, undisturbed[0])
         pd.testing.assert_series_equal(job.metrics().rmse, undisturbed[1].rmse)
 
+    @IN_RUNS_NIGHTLY
     @pytest.mark.long
     @pytest.mark.usefixtures("first_version")
     def test_killed_after_its_commit_and_before_sparks(
@@ -373,6 +378,7 @@ class TestExactlyOnce:
         job = run(als.fitStream(stream(folder), str(path), trigger=ONCE))
         assert_same_bits(job.model, undisturbed[0])
 
+    @IN_RUNS_NIGHTLY
     @pytest.mark.usefixtures("first_version")
     def test_an_error_in_a_batch_leaves_nothing(
         self, classic_only, als, files, stream, small, undisturbed, tmp_path, monkeypatch
@@ -436,6 +442,7 @@ class TestExactlyOnce:
 
 @pytest.mark.usefixtures("first_version")
 class TestJob:
+    @IN_RUNS_NIGHTLY
     def test_a_second_writer_is_refused(self, als, files, stream, small, tmp_path):
         path, folder = str(tmp_path / "m"), files(small.iloc[:500], 500)
         job = als.fitStream(stream(folder), path, trigger={"processingTime": "1 second"})
@@ -447,6 +454,7 @@ class TestJob:
         run(als.fitStream(stream(folder), path, trigger=ONCE))
         assert not (tmp_path / "m" / "lease.json").exists()
 
+    @IN_RUNS_NIGHTLY
     def test_stop_waits_for_the_running_batch(self, als, files, stream, small, tmp_path):
         folder = files(small, 100)
         job = als.fitStream(stream(folder), str(tmp_path / "m"))
@@ -458,6 +466,7 @@ class TestJob:
         assert 1 <= len(metrics) < 40
         assert metrics.batch.tolist() == list(range(len(metrics)))
 
+    @IN_RUNS_NIGHTLY
     @pytest.mark.long
     def test_old_versions_are_pruned(
         self, classic_only, als, files, stream, small, tmp_path, monkeypatch
@@ -476,6 +485,7 @@ class TestJob:
             StreamingBiasedALSModel.load(path, version=1)
         assert_same_bits(StreamingBiasedALSModel.load(path), job.model)
 
+    @IN_RUNS_NIGHTLY
     def test_the_jobs_model_does_not_move_on(self, als, files, stream, small, tmp_path):
         path, folder = str(tmp_path / "m"), files(small.iloc[:1000], 500)
         job = als.fitStream(stream(folder), path, trigger={"processingTime": "100 milliseconds"})

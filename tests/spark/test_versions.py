@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers import ONCE, assert_same_bits
+from helpers import IN_RUNS_NIGHTLY, ONCE, assert_same_bits
 from pyspark.ml.tuning import ParamGridBuilder
 
 from sparkml_sgdals import StreamingBiasedALS, StreamingBiasedALSModel, StreamingGridSearch
@@ -45,6 +45,7 @@ class TestReadFrom:
         (file.parent / f".{file.name}.crc").unlink(missing_ok=True)
         file.write_bytes(payload)
 
+    @IN_RUNS_NIGHTLY
     def test_a_plan_put_back(self, learn, files, small, tmp_path):
         """Spark would read the last batch again, and under another number."""
         path, folder = tmp_path / "m", files(small.iloc[:1200], 300)
@@ -60,6 +61,7 @@ class TestReadFrom:
         job = learn(folder, path)
         assert job.metrics().ratings.sum() == 1500
 
+    @IN_RUNS_NIGHTLY
     def test_a_file_taken_from_the_log(self, learn, files, small, tmp_path):
         """Spark would take it for new."""
         path, folder = tmp_path / "m", files(small.iloc[:1200], 300)
@@ -69,6 +71,7 @@ class TestReadFrom:
         with pytest.raises(StorageError, match="sources/0 is not as it was when version 4"):
             learn(folder, path)
 
+    @IN_RUNS_NIGHTLY
     @pytest.mark.long
     def test_across_compactions_of_the_log(self, learn, files, small, tmp_path):
         path, folder = tmp_path / "m", files(small.iloc[:900], 100)
@@ -83,6 +86,7 @@ class TestReadFrom:
         assert_same_bits(job.model, whole.model)
         assert VersionStore(str(tmp_path / "whole")).newest().offsets["files"] == told["files"]
 
+    @IN_RUNS_NIGHTLY
     def test_kept_in_a_race_and_in_part(self, als, learn, files, stream, small, tmp_path):
         """Whatever learns under a path tells it."""
         folder = files(small.iloc[:600], 300)
@@ -103,6 +107,7 @@ class TestReadFrom:
 
 @pytest.mark.usefixtures("first_version")
 class TestRollback:
+    @IN_RUNS_NIGHTLY
     @pytest.mark.long
     def test_bad_data_got_in(self, learn, files, small, tmp_path):
         """Back before it, the source cleaned: as if it had never been there."""
@@ -142,6 +147,7 @@ class TestRollback:
         assert_same_bits(job.model, learn(expected, tmp_path / "n").model)
         assert job.metrics().batch.tolist() == [0, 1, 2, 3, 6, 7]
 
+    @IN_RUNS_NIGHTLY
     @pytest.mark.long
     def test_to_the_start(self, learn, files, small, tmp_path):
         path, folder = tmp_path / "m", files(small, 1000)
@@ -150,6 +156,7 @@ class TestRollback:
         assert StreamingBiasedALSModel.load(str(path)).state.blank
         assert_same_bits(learn(folder, path).model, whole)
 
+    @IN_RUNS_NIGHTLY
     def test_not_while_a_stream_runs(self, als, files, stream, small, tmp_path):
         path = str(tmp_path / "m")
         job = als.fitStream(stream(files(small, 2000)), path, trigger={"processingTime": "1 hour"})
@@ -213,6 +220,7 @@ class TestRollback:
         assert not left.exists()
         assert not list(path.rglob("*.0123abcd"))
 
+    @IN_RUNS_NIGHTLY
     def test_no_held_out_ratings_left(self, learn, ratings, files, small, tmp_path):
         """Every user of them forgotten, the stream goes on and says that there is no error."""
         path, folder = tmp_path / "m", files(small[:500], 500)
@@ -241,6 +249,7 @@ class TestCheckpoint:
         assert job.metrics().ratings.tolist() == [500] * 8
         assert_same_bits(job.model, learn(folder, tmp_path / "n").model)
 
+    @IN_RUNS_NIGHTLY
     @pytest.mark.long
     def test_of_another_model(self, learn, files, small, tmp_path):
         folder = files(small.iloc[:2000], 500)
@@ -255,6 +264,7 @@ class TestCheckpoint:
         with pytest.raises(StorageError, match="belongs to another model"):
             learn(folder, tmp_path / "c")
 
+    @IN_RUNS_NIGHTLY
     @pytest.mark.long
     def test_an_older_or_newer_copy(self, learn, files, small, tmp_path):
         """Each would lose ratings without a word: the first is refused, and so is the second."""

@@ -113,14 +113,14 @@ def test_a_python_without_the_package_is_named_before_a_task_fails(tmp_path, bar
     assert "ERROR" not in log
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_a_python_that_is_not_there_is_named(tmp_path, bare):
     answer, _ = said(tmp_path, bare, "master", "local[2]", PYSPARK_PYTHON="/nowhere/python")
     assert "there is no program '/nowhere/python'" in answer
     assert f"PYSPARK_PYTHON={sys.executable}" in answer
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_a_cluster_is_told_the_same(tmp_path, bare):
     home = {"SPARK_HOME": str(Path(pyspark.__file__).parent)}
     answer, log = said(tmp_path, bare, "master", "local-cluster[1,1,1024]", **home)
@@ -136,7 +136,7 @@ def test_connect_is_told_the_same(tmp_path, bare):
     assert "ModuleNotFoundError" not in log
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_another_release_in_the_workers_is_told(tmp_path, bare):
     """The same package, copied with another number, first where the workers look."""
     copied = tmp_path / "other"
@@ -161,7 +161,7 @@ def test_another_python_in_the_workers_is_told(tmp_path, bare):
     assert f"run another Python than this process's 3.{sys.version_info.minor}: set" in answer
 
 
-@pytest.mark.long
+@pytest.mark.nightly
 def test_a_python_that_does_not_run_is_told_with_what_it_says(tmp_path, bare):
     program = tmp_path / "python"
     program.write_text("#!/bin/sh\necho no such version >&2\nexit 127\n")

@@ -50,6 +50,7 @@ from sparkml_sgdals.fit.blocks.messages import (
 from sparkml_sgdals.fit.blocks.on_rows import OnRows
 from sparkml_sgdals.fit.blocks.side_by_side import SideBySide, run_side_by_side
 from sparkml_sgdals.fit.blocks.steps import (
+    HANDED_ON,
     Naming,
     Noted,
     Step,
@@ -251,7 +252,7 @@ def _learn(
             with phase(spark, name):
                 messages = _cut(messages)
                 if isinstance(blocks, _OnFiles):
-                    blocks.files.drop_states(number - 3)
+                    blocks.files.drop_states(number - HANDED_ON)
                 settled = asked and _settled(messages, job)
             if settled:
                 # what blocks would hand on to the last step is here
@@ -291,8 +292,7 @@ class _TaskOnFiles:
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         if self.tidy:
-            # a step reads states of the one before, and two in turn may hand them on
-            self.files.drop_states(self.files.step - 4)
+            self.files.drop_states(self.files.step - HANDED_ON - 1)
         table = pa.Table.from_batches(list(batches), MESSAGE_SCHEMA)
         # one block, but where Spark's hash or some plan puts two together
         for block in sorted(pc.unique(table.column("target")).to_pylist()):

@@ -19,6 +19,7 @@ from pyspark.sql.utils import is_remote
 from sparkml_sgdals.fit.blocks.files import BlockFiles, Statics
 from sparkml_sgdals.fit.blocks.inbox import Inbox
 from sparkml_sgdals.fit.blocks.messages import MESSAGE_SCHEMA
+from sparkml_sgdals.fit.blocks.steps import HANDED_ON
 from sparkml_sgdals.spark_jobs import local_threads
 
 __all__ = ["SideBySide", "run_side_by_side"]
@@ -62,8 +63,8 @@ class SideBySide:
             self.lay_out(self.files, block)
         for number, (step, asked) in enumerate(zip(self.steps, self.asked, strict=True), 1):
             files = replace(self.files, step=number)
-            # a step reads states of the one before, and of one that two in turn have handed on
-            files.drop_states(number - 4)
+            # all tasks are done with the step before
+            files.drop_states(number - HANDED_ON - 1)
             given = [batch for block in own for batch in step(files, Inbox.among(table, block))]
             names = [files.sent_name(task) for task in range(tasks)]
             files.put_table(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Final
 
 import pyarrow as pa
 
@@ -20,14 +21,18 @@ from sparkml_sgdals.learn.solvers import EARLIEST_STOP
 from sparkml_sgdals.store.large.in_runs import RunSink
 
 __all__ = [
-    "Naming", "Noted", "Step", "Steps", "event_steps", "last_step", "may_settle", "rating_steps",
-    "stops_of",
+    "HANDED_ON", "Naming", "Noted", "Step", "Steps", "event_steps", "last_step", "may_settle",
+    "rating_steps", "stops_of",
 ]  # fmt: skip
 
 Naming = NameRows | NameEvents | WriteRuns
 Step = Start | Stratum | Half | StartEvents | DescendHalf | Naming
 Steps = list[tuple[str, Step, int | None]]
 """name of the phase, step, and the stop that is reached by it"""
+
+
+HANDED_ON: Final = 3
+"""steps after which a state is read at the latest: two of the other side hand it on"""
 
 
 def last_step(job: Job, sink: RunSink | None) -> Naming:

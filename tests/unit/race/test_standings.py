@@ -41,7 +41,7 @@ def generated(rng, gaps, batches, spread=8.0, tails="normal", own=True):
 
 class TestErrorRate:
     @pytest.mark.long
-    @pytest.mark.parametrize("tails", ["normal", "heavy"])
+    @pytest.mark.parametrize("tails", ["normal", pytest.param("heavy", marks=pytest.mark.nightly)])
     def test_the_best_is_seldom_dropped(self, tails, monkeypatch):
         """All equal: the first one is among the best, and goes in fewer than 1 of 10 races."""
         # only told, not decided by

@@ -148,7 +148,7 @@ class TestCandidates:
 
 class TestRestarts:
     @pytest.mark.long
-    @pytest.mark.parametrize("pieces", [2, pytest.param(7, marks=pytest.mark.long)])
+    @pytest.mark.parametrize("pieces", [2, pytest.param(7, marks=pytest.mark.nightly)])
     def test_same_winner_same_bits(self, racing, batches, tmp_path, often, pieces):
         whole = racing(tmp_path / "whole").feed(batches).result()
         for part in np.array_split(np.arange(len(batches)), pieces):
@@ -163,7 +163,9 @@ class TestRestarts:
         race.feed(batches[4:6], 4)
         assert race.result() == before
 
-    @pytest.mark.parametrize("at", [4, *(pytest.param(n, marks=pytest.mark.long) for n in (3, 16))])
+    @pytest.mark.parametrize(
+        "at", [4, *(pytest.param(n, marks=pytest.mark.nightly) for n in (3, 16))]
+    )
     @pytest.mark.parametrize(
         "stage",
         [
@@ -360,7 +362,9 @@ def as_events(table: pa.Table) -> pa.Table:
 class TestFromAFittedTableOfEvents:
     """Candidates keep the table's judgement, and differ in the filter beside it."""
 
-    @pytest.fixture(params=[False, True], ids=["table", "timed"])
+    @pytest.fixture(
+        params=[False, pytest.param(True, marks=pytest.mark.long)], ids=["table", "timed"]
+    )
     def start(self, request):
         return fitted(request.param)
 

@@ -216,7 +216,9 @@ def test_standardise(values: list[float]) -> None:
 
 
 @pytest.mark.parametrize("solver", ["bayes", "sgd", "minibatch"])
-@pytest.mark.parametrize("size", [1, 2, 7, 300, 999, 1000, 1001])
+@pytest.mark.parametrize(
+    "size", [1, 300, 999, 1000, *(pytest.param(n, marks=pytest.mark.long) for n in (2, 7, 1001))]
+)
 def test_predictions_stay_while_the_scale_settles(solver: Solver, size: int) -> None:
     """A batch moves mean and spread, but no prediction of known ids that it does not touch."""
     table, _ = low_rank(1300)

@@ -226,7 +226,7 @@ def test_no_change_gives_another_model(made: tuple[Made, Made], tmp_path: Path) 
 @pytest.mark.parametrize(
     "seeds",
     [
-        pytest.param(range(100, 220), marks=pytest.mark.long),
+        pytest.param(range(100, 220), marks=pytest.mark.nightly),
         # some minutes a kind
         pytest.param(range(1000, 2700), marks=[pytest.mark.slow, pytest.mark.timeout(3000)]),
     ],

@@ -198,7 +198,9 @@ def test_a_rollback_is_refused_while_a_stream_writes(learned: Writer) -> None:
     lease.release()
 
 
-@pytest.mark.parametrize("number", [8, 9, 10, 19, 23])
+@pytest.mark.parametrize(
+    "number", [9, 10, *(pytest.param(n, marks=pytest.mark.long) for n in (8, 19, 23))]
+)
 @pytest.mark.parametrize("cleaned", [False, True])
 def test_the_log_of_a_file_source_is_cut(tmp_path: Path, number: int, cleaned: bool) -> None:
     """Whatever Spark has compacted and deleted of it meanwhile."""

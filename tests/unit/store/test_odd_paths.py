@@ -108,7 +108,7 @@ WRITERS: dict[str, Callable[[VersionStore], object]] = {
 NOTHING = dict.fromkeys([*READERS, *WRITERS], "")
 
 
-@pytest.fixture(scope="module", params=["files", pytest.param("runs", marks=pytest.mark.long)])
+@pytest.fixture(scope="module", params=["files", pytest.param("runs", marks=pytest.mark.nightly)])
 def whole(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model path of some batches with all that a stream leaves there, and a lease of nobody."""
     path = tmp_path_factory.mktemp("odd") / "path"

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pytest
 from building import contents, low_rank, ratings_of, settings_of
+from helpers import IN_RUNS_NIGHTLY
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from writing import Stream
@@ -127,12 +128,13 @@ def named(numbers: list[int], kind: str) -> list[Any]:
     )
 
 
+@IN_RUNS_NIGHTLY
 @pytest.mark.parametrize(
     "kinds",
     [
         ("str", "int"),
-        pytest.param(("int", "int"), marks=pytest.mark.long),
-        pytest.param(("str", "str"), marks=pytest.mark.long),
+        pytest.param(("int", "int"), marks=pytest.mark.nightly),
+        pytest.param(("str", "str"), marks=pytest.mark.nightly),
     ],
 )
 @settings(
@@ -180,6 +182,7 @@ def patch_hash(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(packed_rows, "id_keys", few)
 
 
+@IN_RUNS_NIGHTLY
 @pytest.mark.long
 def test_a_long_stream(tmp_path: Path) -> None:
     """Compaction in the background while batches go on: the bits of the whole model."""

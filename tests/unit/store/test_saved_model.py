@@ -45,7 +45,8 @@ SETTINGS: dict[str, Settings] = {
     "isgd": settings_of(rank=2, learns_events=True, solver="isgd"),
     "fitted": settings_of(rank=2, learns_events=True, num_negatives=3, table_rank=3, max_iter=3),
 }
-CHUNKS = range(6)
+CHUNKS = range(3)
+FURTHER = range(3, 6)
 MORE = range(100, 160)
 EACH = 50
 """changes of a chunk"""
@@ -135,7 +136,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.mark.parametrize(
-    "chunk", [*CHUNKS, *(pytest.param(n, marks=pytest.mark.long) for n in MORE)]
+    "chunk",
+    [
+        *CHUNKS,
+        *(pytest.param(n, marks=pytest.mark.long) for n in FURTHER),
+        *(pytest.param(n, marks=pytest.mark.nightly) for n in MORE),
+    ],
 )
 def test_any_change_of_a_file_is_named_or_does_nothing(
     models: list[Path], tmp_path: Path, chunk: int, record_property: Callable[[str, object], None]

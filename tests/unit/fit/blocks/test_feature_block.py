@@ -57,7 +57,7 @@ def cold_error(state: ModelState, held: dict[str, np.ndarray], rows: SparseRows)
 
 
 @pytest.mark.parametrize("implicit", [True, False])
-@pytest.mark.parametrize("noise", [True, False])
+@pytest.mark.parametrize("noise", [True, pytest.param(False, marks=pytest.mark.long)])
 def test_blocks_learn_what_one_task_does(noise: bool, implicit: bool) -> None:
     table, columns, rows = featured_table(noise)
     cold = np.isin(columns["item"], [f"i{n}" for n in range(270, 300)])
