@@ -14,12 +14,17 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from sparkml_sgdals.kernels.events.judges import believed, pair_probabilities
+from sparkml_sgdals.arrays.hashing import id_keys, pair_hash
+from sparkml_sgdals.arrays.ratings import Ratings
+from sparkml_sgdals.kernels.events.judges import at_rest, believed, pair_probabilities
+from sparkml_sgdals.kernels.events.partners import gaps_of, lengths_of
 from sparkml_sgdals.kernels.events.ranks import _EVENT, _GOLDEN, _chain, rank_events
 from sparkml_sgdals.learn.prequential import BatchSums, rank_sums
+from sparkml_sgdals.state.event_memory import with_room
 from sparkml_sgdals.state.event_scores import (
     Anchors,
     heard_partners,
+    known_done,
     log_shares,
     memories_of,
     partner_shares_of,
@@ -30,7 +35,7 @@ from sparkml_sgdals.state.event_scores import (
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.partners import last_of_lists
 
-__all__ = ["EventsToRank", "judge_events", "judge_ranks"]
+__all__ = ["EventsToRank", "judge_events", "judge_ranks", "weigh_at_rest"]
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]
@@ -41,6 +46,10 @@ _SCORES: Final = 1 << 24
 """Scores of a batch at most: of a batch with more, events are chosen by a hash."""
 _JUDGED: Final = 256
 """events of a batch at most by which filter and table are weighed, chosen by a hash"""
+_WEIGHED: Final = 65_536
+"""events at the end of a table at most by which its judges are weighed, chosen by a hash"""
+_OF_A_USER: Final = 20
+"""events that one user counts as at most there"""
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,61 @@ def judge_events(
         users, items = events.users[weighed], events.items[weighed].astype(np.int64)
         share = float(believed(share, *judges.probabilities(users, items)))
     return sums, share
+
+
+def weigh_at_rest(state: ModelState, later: Ratings) -> tuple[float, tuple[float, ...]]:
+    """Weigh filter, table and partners by what users did after a model of them was made.
+
+    Parameters
+    ----------
+    state : ModelState
+        a model that was fitted to a table with times, left as it is; it has rows for all ids
+    later : Ratings
+        events that it has not learned, after all that it has
+
+    Returns
+    -------
+    how far the filter is believed, and what is added to the log-odds of the partners' share by
+    the time since a user's last event: `kernels.events.judges.at_rest`
+    """
+    rows = state.users.index.find(later.user_ids), state.items.index.find(later.item_ids)
+    users, items = later.users, rows[1][later.items].astype(np.int32)
+    keys, order = state.items.index.keys(), state.items.index.by_key()
+    lengths, held = known_done(memories_of(state)[0], rows[0], keys, order)
+    starts, done = with_room(
+        held.astype(np.int32), lengths, np.bincount(users, minlength=rows[0].size)
+    )
+    pairs = pair_hash(id_keys(later.user_ids), id_keys(later.item_ids), users, later.items)
+    events = EventsToRank(users, items, later.values > 0, pairs, rows[0], starts, lengths, done)
+    first, _ = _eligible(events, state.users.size, state.items.size, state.repeats_items)
+    known = state.users.taste[rows[0][users[first]], 0] > 0
+    known &= state.items.count[items[first]] > 0
+    chosen = _some(first[known], pairs[first[known]], _WEIGHED)
+    if not chosen.size:
+        return state.filter_share, state.partners.at_rest
+    judges = _Judges.of(state, events, chosen)
+    who, what = users[chosen], items[chosen].astype(np.int64)
+    said = np.zeros((3, chosen.size))
+    said[:2] = judges.probabilities(who, what)
+    shares = partner_shares_of(state, rows[0], lengths)
+    latest = last_of_lists(done, starts, lengths)
+    tastes = state.users.taste[rows[0]]
+    heard = heard_partners(state, latest, shares, tastes, judges.least)
+    of_pairs = np.zeros(chosen.size)
+    if heard is not None and shares is not None:
+        of_pairs = shares[who]
+        said[2] = heard.of_pairs(who.astype(np.int64), what) * np.exp(judges.least) / of_pairs
+    counts = np.minimum(1.0, _OF_A_USER / np.bincount(who)[who])
+    memory = memories_of(state)[0]
+    last = memory.last if memory.last.size else np.zeros(state.users.size, np.int64)
+    gaps = gaps_of(state.events_learned + 1, last[rows[0][who]])
+    by_length, moved = at_rest(
+        said, of_pairs, gaps, lengths_of(lengths[who]), counts, state.filter_share
+    )
+    # a list is made for all users, and of who comes back are more that have done much
+    everyone = np.flatnonzero(state.users.taste[:, 0] > 0)
+    parts = np.bincount(lengths_of(np.diff(memory.ragged(everyone)[0])), minlength=by_length.size)
+    return float(parts @ by_length / everyone.size), tuple(moved.tolist())
 
 
 def _to_rank(state: ModelState, events: EventsToRank, first: I64, known_items: int) -> I64:

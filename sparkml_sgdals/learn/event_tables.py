@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.arrays.threads import run_all
 from sparkml_sgdals.kernels.events.least_squares import solve_nonnegative
 from sparkml_sgdals.kernels.lanes import padded_rows
+from sparkml_sgdals.learn.event_ranks import weigh_at_rest
 from sparkml_sgdals.learn.events import confidences, learn_events
 from sparkml_sgdals.learn.features.tables_of_events import learn_event_features
 from sparkml_sgdals.learn.least_squares import (
@@ -44,6 +46,7 @@ from sparkml_sgdals.state.event_scores import known_done, memories_of, table_alo
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.state.partners import PartnerWeight
 from sparkml_sgdals.state.settings import CHOSEN, Settings
 
 __all__ = [
@@ -62,6 +65,11 @@ F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 Progress = Callable[[int, float], None]
+
+_ENDS: Final = 10
+"""a table with times ends in one in so many of its events"""
+_SWEEPS_OF_ENDS: Final = 8
+"""of the table without its end: nearly all of what sixteen give"""
 
 
 def fit_events(
@@ -109,16 +117,60 @@ def fit_events(
     ):
         start_featured(side, some, rows, weights)
     fit = _Fit.of(own, some_of(ratings, events_that_count(own, ratings)))
-    sweeps = partial(fit.sweep, [stop for stop in wanted if stop], threads, progress)
-    filters = ratings.timed or own.events_learned > 0
-    results, _ = run_all([sweeps, partial(_filter, own, ratings, filters)], threads)
+    some = [stop for stop in wanted if stop]
+    weighed: list[tuple[float, PartnerWeight]] = []
+    if fresh and ratings.timed and len(ratings) >= _ENDS:
+        results, weighed = _fitted_with_times(own, fit, ratings, some, threads, progress)
+    else:
+        sweeps = partial(fit.sweep, some, threads, progress)
+        filters = ratings.timed or own.events_learned > 0
+        results, _ = run_all([sweeps, partial(_filter, own, ratings, filters)], threads)
     for number, (factors, history) in enumerate(results, 1):
         target = own if number == len(results) else own.copy()
         fit.put_into(target, factors)
+        if weighed:
+            target.filter_share, target.partners = weighed[number - 1]
         if fresh:
             learn_event_features(target, features, threads)
         kept.append((target, history))
     return _each_with_its_stop(kept, wanted) if fresh else kept
+
+
+def _fitted_with_times(
+    state: ModelState, fit: _Fit, ratings: Ratings, stops: list[int], threads: int,
+    progress: Progress,
+) -> tuple[list[tuple[Factors, list[float]]], list[tuple[float, PartnerWeight]]]:  # fmt: skip
+    """Fit a first table while the filter goes over it, and weigh both by how the table ends.
+
+    All judges have to say what users did in the last tenth, from what came before it: how far the
+    filter is believed, and partners, for each stop.
+    """
+    ends = np.arange(len(ratings)) >= len(ratings) - len(ratings) // _ENDS
+    earlier, later = some_of(ratings, ~ends), some_of(ratings, ends)
+    counted = some_of(earlier, events_that_count(state, earlier))
+
+    def sweeps() -> tuple[list[tuple[Factors, list[float]]], _Fit, list[Factors]]:
+        found = fit.sweep(stops, threads, progress)
+        without = _Fit.of(replace(state), counted)
+        some = [min(stop, _SWEEPS_OF_ENDS) for stop in stops]
+        tried = without.sweep(some, threads, lambda *_: None, state.regularisation)
+        return found, without, [factors for factors, _ in tried]
+
+    def filters() -> ModelState:
+        learn_events(state, earlier)
+        before = state.copy()
+        learn_events(state, later)
+        return before
+
+    (found, without, tried), before = run_all([sweeps, filters], threads)
+    weighed = []
+    for factors in tried:
+        without.put_into(before, factors)
+        share, at_rest = weigh_at_rest(before, later)
+        until = state.events_learned
+        partners = replace(state.partners, at_rest=at_rest, rest_until=until)
+        weighed.append((share, partners))
+    return found, weighed
 
 
 def _each_with_its_stop(
@@ -345,14 +397,19 @@ class _Fit:
         return cls(state, settings, table, start, counts, id_keys(state.users.index.ids()))
 
     def sweep(
-        self, stops: list[int], threads: int, progress: Progress
-    ) -> list[tuple[Factors, list[float]]]:
-        """Fit; the factors and the roots of mean squared errors at each stop."""
+        self, stops: list[int], threads: int, progress: Progress,
+        lams: tuple[float, float] | None = None,
+    ) -> list[tuple[Factors, list[float]]]:  # fmt: skip
+        """Fit; the factors and the roots of mean squared errors at each stop.
+
+        `lams` are lambda of users and of items where these are known.
+        """
         settings, table = self.settings, self.table
         state = self.state
         # what a smaller table said of lambda is worth less than what this one says
         again = len(table) > self.counts[0].sum()
-        lams = chosen_lambdas(state, settings, lambda: self.chosen(threads), again)
+        if lams is None:
+            lams = chosen_lambdas(state, settings, lambda: self.chosen(threads), again)
         layouts = table.layouts(threads)
         state.regularisation = lams
         counts = weight_and_ids((id_weights(layouts[0]), id_weights(layouts[1])))

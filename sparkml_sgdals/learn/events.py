@@ -6,7 +6,7 @@ of the kernels in `kernels.events`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -41,7 +41,7 @@ from sparkml_sgdals.state.event_scores import even_parts, known_done, memories_o
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.model_state import ModelState
-from sparkml_sgdals.state.partners import PartnerWeight, last_of_lists
+from sparkml_sgdals.state.partners import last_of_lists
 from sparkml_sgdals.state.settings import Settings
 
 __all__ = [
@@ -410,9 +410,10 @@ class _Work:
                     said[: end - begin], odds[: end - begin], b.share, b.filter_sum,
                     b.partner_sum, b.typical, by_gap, by_length,
                 )  # fmt: skip
-                self.believed = PartnerWeight(
-                    share, filter_sum, partner_sum, typical, tuple(by_gap.tolist()),
-                    tuple(by_length.tolist()),
+                self.believed = replace(
+                    b, share=share, filter_sum=filter_sum, partner_sum=partner_sum,
+                    typical=typical, by_gap=tuple(by_gap.tolist()),
+                    by_length=tuple(by_length.tolist()),
                 )  # fmt: skip
         return touched, int(events)
 

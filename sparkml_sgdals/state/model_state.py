@@ -216,6 +216,8 @@ class ModelState:
             events["partners"] = [weight.share, weight.filter_sum, weight.partner_sum]
             events["partnerShare"] = weight.typical
             events["partnerOffsets"] = [*weight.by_gap, *weight.by_length]
+            if weight.rest_until:
+                events["partnersAtRest"] = [*weight.at_rest, weight.rest_until]
         if self.settings.repeat_items is not False:
             events["repeats"] = self.repeats
         if self.settings.fits_events:
@@ -261,6 +263,11 @@ class ModelState:
                 self.partners, typical=float(values["partnerShare"]),
                 by_gap=offsets[:half], by_length=offsets[half:],
             )  # fmt: skip
+        if "partnersAtRest" in values:
+            *at_rest, until = values["partnersAtRest"]
+            self.partners = replace(
+                self.partners, at_rest=tuple(map(float, at_rest)), rest_until=int(until)
+            )
         self.repeats = int(values.get("repeats", 0))
         lams = values.get("regularisation", (0.0, 0.0))
         self.regularisation = (float(lams[0]), float(lams[1]))

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from sparkml_sgdals.kernels.events.partners import (
     LATEST_ITEMS,
     OFFSETS,
+    gaps_of,
     item_boosts,
     pair_boosts,
     partner_shares,
@@ -42,6 +43,11 @@ class PartnerWeight:
     by_gap, by_length : tuple[float, ...]
         what the time since a user's last event, and how many items it has done, add to the log-odds
         of the share
+    at_rest : tuple[float, ...]
+        what the time since a user's last event adds to them besides, for users that have done
+        nothing since a table was fitted
+    rest_until : int
+        number of the last event of that table; 0 where nothing was learned of it
     """
 
     share: float = 0.3
@@ -50,6 +56,8 @@ class PartnerWeight:
     typical: float = 0.3
     by_gap: tuple[float, ...] = _EVEN
     by_length: tuple[float, ...] = _EVEN
+    at_rest: tuple[float, ...] = _EVEN
+    rest_until: int = 0
 
     def shares(self, now: int, last: I64, lengths: I64) -> F64:
         """Return how far partners are believed of users.
@@ -69,6 +77,11 @@ class PartnerWeight:
         by_gap, by_length = np.array(self.by_gap), np.array(self.by_length)
         # as of the event that comes
         found: F64 = partner_shares(now + 1, last, lengths, self.share, by_gap, by_length)
+        resting = (last > 0) & (last <= self.rest_until)
+        if resting.any():
+            odds = np.log(found[resting]) - np.log1p(-found[resting])
+            odds += np.array(self.at_rest)[gaps_of(now + 1, last[resting])]
+            found[resting] = 1.0 / (1.0 + np.exp(-odds))
         return found
 
     def beside_filter(self, shares: F64) -> F64:

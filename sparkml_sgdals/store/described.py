@@ -109,6 +109,7 @@ _SCALARS: Final = Fields(
         "features": ListOf(Maybe(Plain("weights of features that go together", _weighs)), 2),
         "learnsFeatures": ListOf(TRUTH, 2),
         "partners": ListOf(NUMBER, 3), "partnerOffsets": ListOf(NUMBER, 20),
+        "partnersAtRest": ListOf(NUMBER, 11),
         "partnerShare": NUMBER, "repeats": COUNT,
         "ranges": Repeated(
             Fields({"rating": _RANGE, "weight": _RANGE, "first": ListOf(Fields(_ROW, _ROW_LATER))})

@@ -12,9 +12,11 @@ import math
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
 from sparkml_sgdals import _compiling as nb
 from sparkml_sgdals.kernels.checks import FAST
+from sparkml_sgdals.kernels.events.partners import OFFSETS
 
 __all__ = [
     "FLOOR",
@@ -22,6 +24,7 @@ __all__ = [
     "LEAST_SHARE",
     "NEVER",
     "SHARE_RATE",
+    "at_rest",
     "believed",
     "boosted",
     "judge_sums",
@@ -31,6 +34,8 @@ __all__ = [
     "soft",
 ]
 
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
 NEVER: Final = np.float32(-1e30)
 """the logarithm of a weight of 0, which can be added to"""
 LEAST: Final = np.float32(1e-37)
@@ -41,6 +46,12 @@ _HIGHEST: Final = np.float32(80.0)
 """exponent of a float32"""
 SHARE_RATE: Final = 0.01
 """how far an event moves the share in which the filter is believed"""
+_FIRST_WEIGHT: Final = 10.0
+"""events that the share of the filter counts as before any"""
+_MOVED_VARIANCE: Final = 4.0
+"""prior variance of how far log-odds are moved"""
+_ROUNDS: Final = 100
+"""of EM, after which nothing moves"""
 FLOOR: Final = np.float32(0.01)
 """soft(0): the preference for an item of which nothing is known"""
 
@@ -188,3 +199,54 @@ def believed(share, ours, theirs):  # type: ignore[no-untyped-def]
             share += SHARE_RATE * (share * ours[n] / total - share)
             share = min(max(share, LEAST_SHARE), 1.0 - LEAST_SHARE)
     return share
+
+
+def at_rest(
+    said: F64, shares: F64, gaps: I64, lengths: I64, counts: F64, share: float
+) -> tuple[F64, F64]:
+    """Return how far the filter is believed of what users did long after, by EM over all events.
+
+    The events are of users whose state was that of some time before, and were all predicted from
+    that, as a list is that is made once and read for weeks. What stands together with what a user
+    did last says less of these than of the next event, so its log-odds are moved as well, by how
+    long ago the user's last event was.
+
+    Parameters
+    ----------
+    said
+        float64, shape (3, n), probability that filter, table and partners gave to what was done
+    shares
+        float64, shape (n,), above 0 and below 1: how far partners are believed of the next event;
+        0 for all where there are none
+    gaps, lengths
+        int64, shape (n,), which of the gaps of equation (12) it is since the user's last event, and
+        which of the lengths it has
+    counts
+        float64, shape (n,), how much each event counts
+    share
+        how far the filter is believed without any event, which 10 events weigh up
+
+    Returns
+    -------
+    that for users of each length, float64, shape (10,), and what is added to the log-odds of
+    `shares` at each gap, float64, shape (10,): 0 before any event, with a prior variance of 4
+    """
+    ours, theirs, partners = said
+    believed, moved = np.full(OFFSETS, share), np.zeros(OFFSETS)
+    paired = bool(np.any(shares > 0.0))
+    odds = np.log(shares) - np.log1p(-shares) if paired else shares
+    for _ in range(_ROUNDS):
+        now = 1.0 / (1.0 + np.exp(-odds - moved[gaps])) if paired else shares
+        own = believed[lengths]
+        parts = (1.0 - now) * np.stack([own * ours, (1.0 - own) * theirs])
+        parts = np.concatenate([parts, [now * partners]])
+        total = parts.sum(axis=0)
+        parts *= np.where(total > 0.0, counts, 0.0) / np.where(total > 0.0, total, 1.0)
+        both = [np.bincount(lengths, part, OFFSETS) for part in parts[:2]]
+        believed = (both[0] + _FIRST_WEIGHT * share) / (both[0] + both[1] + _FIRST_WEIGHT)
+        if paired:
+            weight = parts.sum(axis=0)
+            slope = np.bincount(gaps, parts[2] - weight * now, OFFSETS) - moved / _MOVED_VARIANCE
+            bend = np.bincount(gaps, weight * now * (1.0 - now), OFFSETS) + 1.0 / _MOVED_VARIANCE
+            moved += np.clip(slope / bend, -1.0, 1.0)
+    return believed, moved

@@ -18,8 +18,10 @@ __all__ = [
     "LATEST_ITEMS",
     "OFFSETS",
     "faded_strengths",
+    "gaps_of",
     "item_boosts",
     "join_partners",
+    "lengths_of",
     "pair_boosts",
     "partner_shares",
     "said_by_partners",
@@ -181,6 +183,46 @@ def _share_of(share, by_gap, by_length, gap, length):  # type: ignore[no-untyped
     odds = math.log(share / (1.0 - share)) + by_gap[gap] + by_length[length]
     found = 1.0 / (1.0 + math.exp(-odds))
     return min(max(found, _LEAST), 1.0 - _LEAST)
+
+
+@nb.njit(cache=True, nogil=True)
+def gaps_of(now, last):  # type: ignore[no-untyped-def]
+    """Find which of the ten gaps of equation (12) lie since users' last events.
+
+    Parameters
+    ----------
+    now
+        number of events so far
+    last
+        int64, shape (n,): number of the last event of each user, 0 where it is not known
+
+    Returns
+    -------
+    int64, shape (n,)
+    """
+    found = np.empty(last.size, np.int64)
+    for x in range(last.size):
+        found[x] = _gap(now - last[x] if last[x] > 0 else 0)
+    return found
+
+
+@nb.njit(cache=True, nogil=True)
+def lengths_of(done):  # type: ignore[no-untyped-def]
+    """Find which of the ten lengths of equation (12) users have.
+
+    Parameters
+    ----------
+    done
+        int64, shape (n,): how many items each has done
+
+    Returns
+    -------
+    int64, shape (n,)
+    """
+    found = np.empty(done.size, np.int64)
+    for x in range(done.size):
+        found[x] = _length(done[x])
+    return found
 
 
 @nb.njit(cache=True, nogil=True)

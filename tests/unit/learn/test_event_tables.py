@@ -17,6 +17,7 @@ from sparkml_sgdals.learn.event_tables import caught_up
 from sparkml_sgdals.learn.events import learn_events
 from sparkml_sgdals.learn.least_squares import beside_user, means_beside, weights_beside
 from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.learn.shares import some_of
 from sparkml_sgdals.learn.whole_table import fit_ratings, fit_stops
 from sparkml_sgdals.predictor import Predictor
 from sparkml_sgdals.state.event_scores import serving_state, table_alone
@@ -90,13 +91,16 @@ def test_the_filter_of_a_timed_table_is_that_of_a_stream():
     users, items = tastes()
     model = fitted(timed(users, items))
     alone = ModelState.empty(replace(SETTINGS, table_rank=0), "int", "int")
-    learn_events(alone, encode_ratings(timed(users, items)))
+    # the end of the table is what its judges are weighed by
+    ratings = encode_ratings(timed(users, items))
+    ends = np.arange(len(ratings)) >= len(ratings) - len(ratings) // 10
+    for part in (~ends, ends):
+        learn_events(alone, some_of(ratings, part))
     for side, other in ((model.users, alone.users), (model.items, alone.items)):
         rows = other.index.find(side.index.ids())
         assert np.array_equal(side.mean, other.mean[rows])
         assert np.array_equal(side.count, other.count[rows])
     assert model.events_learned == alone.events_learned
-    assert model.filter_share == FIRST_SHARE
 
 
 @pytest.mark.parametrize("times", [False, True])
@@ -162,6 +166,28 @@ def test_an_item_that_is_not_known_says_nothing():
         found = predictor.predict([0, 0, -1], [-1, 1000, -1]).prediction
         assert np.isfinite(found).all()
         assert found[0] < found[1]
+
+
+def test_judges_are_weighed_by_how_a_table_ends():
+    """Who follows its taste to the end, what was done last aside, has the table believed."""
+    rng = np.random.default_rng(4)
+    who, what = np.divmod(rng.permutation(60 * 12), 12)
+    own = (who % 3) * 30 + rng.permuted(np.tile(np.arange(30), (60, 1)), axis=1)[who, what]
+    by_taste = fitted(timed(who.tolist(), own.tolist()), replace(SETTINGS, rank=2))
+    together = np.repeat(rng.permutation(60 * 4), 3)
+    chains = (rng.integers(0, 30, 240)[together] * 3 + np.tile(np.arange(3), 240)).tolist()
+    by_last = fitted(timed((together % 60).tolist(), chains), replace(SETTINGS, rank=2))
+    assert by_taste.filter_share < by_last.filter_share
+    for model in (by_taste, by_last):
+        assert model.partners.rest_until == model.events_learned > 0
+        assert any(model.partners.at_rest)
+    plain = replace(by_taste, partners=replace(by_taste.partners, rest_until=0))
+    assert plain.fingerprint() != by_taste.fingerprint()
+
+
+def test_a_table_of_few_events_has_no_end():
+    model = fitted(timed([1, 2, 3], [7, 8, 7]))
+    assert (model.filter_share, model.partners.rest_until) == (FIRST_SHARE, 0)
 
 
 @pytest.mark.parametrize("times", [False, True])

@@ -312,6 +312,16 @@ def test_nothing_is_heard_before_the_first_event():
     np.testing.assert_allclose(weight.beside_filter(shares), 0.3 / 0.7 / 0.5)
 
 
+def test_who_has_rested_since_the_table_is_believed_otherwise():
+    """By how long; who has come since, or was never seen, as of the next event."""
+    plain = PartnerWeight(share=0.2, by_gap=(0.5,) * 10)
+    moved = replace(plain, at_rest=(-1.0, 2.0, *[0.0] * 8), rest_until=10)
+    last, lengths = np.array([0, 11, 10, 4, 1]), np.ones(5, np.int64)
+    before, after = (weight.shares(11, last, lengths) for weight in (plain, moved))
+    odds = np.log(after / (1 - after)) - np.log(before / (1 - before))
+    np.testing.assert_allclose(odds, [0.0, 0.0, -1.0, 2.0, 2.0], atol=1e-12)
+
+
 def test_candidates_that_enter_a_race_hear_the_same_partners():
     rng = np.random.default_rng(6)
     users, items = rng.integers(0, 9, 200).tolist(), rng.integers(0, 20, 200).tolist()

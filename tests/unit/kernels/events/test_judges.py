@@ -14,6 +14,7 @@ from sparkml_sgdals.kernels.events.judges import (
     LEAST_SHARE,
     NEVER,
     SHARE_RATE,
+    at_rest,
     believed,
     judge_sums,
     mix_pairs,
@@ -139,3 +140,49 @@ def test_scores_that_a_float32_has_no_exponential_of():
     judge_sums(features, nothing, items, nothing, none, none, sums)
     np.testing.assert_allclose(sums[0], 300.0, rtol=1e-4)
     assert np.isfinite(mixed(F32(300.0), F32(0.5), F32(0.0)))
+
+
+def posterior(said, shares, gaps, lengths, counts, first, believed, moved):
+    """Logarithm of what `at_rest` makes as large as it can, event by event."""
+    found = 0.0
+    for n, share in enumerate(shares):
+        odds = share / (1.0 - share) * math.exp(moved[gaps[n]])
+        partners, own = odds / (1.0 + odds), believed[lengths[n]]
+        taste = own * said[0, n] + (1.0 - own) * said[1, n]
+        found += counts[n] * math.log((1.0 - partners) * taste + partners * said[2, n])
+    for own, by in zip(believed, moved, strict=True):
+        found += 10.0 * (first * math.log(own) + (1.0 - first) * math.log(1.0 - own))
+        found -= by * by / 8.0
+    return found
+
+
+@given(st.integers(0, 2**32), st.integers(1, 60))
+def test_at_rest_is_where_the_posterior_is_highest(seed, size):
+    rng = np.random.default_rng(seed)
+    said = rng.uniform(1e-4, 0.2, (3, size))
+    shares, counts = rng.uniform(0.02, 0.6, size), rng.uniform(0.1, 1.0, size)
+    gaps, lengths = rng.integers(0, 10, (2, size))
+    given_ = said, shares, gaps, lengths, counts, 0.4
+    believed_, moved = at_rest(*given_)
+    seen = np.isin(np.arange(10), lengths)
+    assert np.all(believed_[~seen] == pytest.approx(0.4))
+    assert np.all(moved[~np.isin(np.arange(10), gaps)] == 0.0)
+    best = posterior(*given_, believed_, moved)
+    for place in range(10):
+        for step in (-0.02, 0.02):
+            other, further = believed_.copy(), moved.copy()
+            other[place] = min(max(other[place] + step, 1e-3), 1 - 1e-3)
+            further[place] += step
+            assert posterior(*given_, other, moved) <= best + 1e-6
+            assert posterior(*given_, believed_, further) <= best + 1e-6
+
+
+def test_at_rest_without_partners_or_with_nothing_said():
+    """No partners: the filter alone is weighed. What nobody foresaw says nothing."""
+    said = np.array([[0.2, 0.2, 0.0], [0.1, 0.1, 0.0], [0.0, 0.0, 0.0]])
+    none, zeros = np.zeros(3), np.zeros(3, np.int64)
+    believed_, moved = at_rest(said, none, zeros, zeros, np.ones(3), 0.4)
+    assert believed_[0] > 0.4
+    assert not moved.any()
+    same, _ = at_rest(said[:, :2], none[:2], zeros[:2], zeros[:2], np.ones(2), 0.4)
+    assert same == pytest.approx(believed_)
