@@ -48,10 +48,11 @@ Params = Annotated[
 
 _POLL_SECONDS: Final = 0.25
 _LISTED: Final = 10
+"""items of a list that a model of events is judged by"""
 _COLD: Final = (
     "coldPredicted", "coldLists", "coldRecall", "coldNdcg", "coldPlainRecall", "coldPlainNdcg",
 )  # fmt: skip
-"""items of a list that a model of events is judged by"""
+"""fields of a diagnosis that say what features of new ids are worth"""
 _SHOWN: Final = ("batch", "ratings", "invalid", "newUsers", "newItems", "rmse", "validationRmse")
 _HEADINGS: Final = ("batch", "ratings", "invalid", "new users", "new items", "RMSE before learning",
                     "held-out RMSE")  # fmt: skip
