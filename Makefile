@@ -44,7 +44,7 @@ help: ## Say what there is
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' \
 		$(firstword $(MAKEFILE_LIST))
 
-setup: $(VENV)/.installed ## Make .venv with the package and all its tools, and find or install Java
+setup: $(VENV)/spark.jsa ## Make .venv with the package and all its tools, and find or install Java
 	@sh scripts/ensure-java.sh > /dev/null
 
 demo: $(VENV)/.installed ## Stream MovieLens into a model, against Spark's ALS: out/demo.png

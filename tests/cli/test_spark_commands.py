@@ -55,6 +55,7 @@ def fitted(spark, tables):
     return out, said
 
 
+@pytest.mark.long
 def test_fit_saves_what_the_library_learns(spark, tables, fitted):
     out, said = fitted
     loaded = StreamingBiasedALSModel.load(str(out))
@@ -72,6 +73,7 @@ def test_fit_does_not_replace_a_model_unasked(tables, fitted):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_evaluate_agrees_with_transform(spark, tables, fitted):
     out, said = fitted
     found = answer("evaluate", out, tables / "test.parquet")
@@ -107,6 +109,7 @@ def test_diagnose_tells_by_its_exit_code(tables, fitted):
     assert "Not yet" in run("diagnose", fitted[0], "--held-out", few, code=3).stdout
 
 
+@pytest.mark.long
 def test_recommend_for_users_with_titles(spark, tables, fitted):
     out, _ = fitted
     rows = answer("recommend", out, "-u", "8", "-u", "999999", "-n", "3",
@@ -338,6 +341,7 @@ def test_fit_of_events_is_judged_by_its_lists(spark, tables):
     assert (loaded.state.settings.table_rank, loaded.rank) == (4, 4)
 
 
+@pytest.mark.long
 def test_events_need_no_column_of_ratings(spark, small, tmp_path):
     """A fit of them, and a stream that begins with them."""
     (tmp_path / "in [1]").mkdir()

@@ -26,6 +26,7 @@ def read(spark, column, values, **more):
     return [row[0] for row in found.collect()], found.schema[0].dataType.simpleString()
 
 
+@pytest.mark.long
 def test_ids_are_numbers_where_all_of_them_are(spark):
     drawn = random.Random(1)
     whole = [drawn.randrange(-(2**63), 2**63) for _ in range(200)] + [0, 7, 2**63 - 1, -(2**63)]

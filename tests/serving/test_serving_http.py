@@ -363,6 +363,7 @@ print("no spark")
 """
 
 
+@pytest.mark.long
 def test_the_process_has_no_spark_in_it(modeler, tmp_path):
     made = modeler()
     done = subprocess.run(

@@ -269,6 +269,7 @@ def test_a_client_is_an_address_or_a_network():
 # ---- names ------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_other_names_are_refused_on_this_machine(modeler, started, tmp_path):
     made = modeler()
     _, address = started(made, tmp_path / "inbox")

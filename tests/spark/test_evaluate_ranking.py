@@ -191,6 +191,7 @@ def test_order_and_partitions_do_not_matter(model, tables, found):
     assert found == other
 
 
+@pytest.mark.long
 def test_only_what_was_liked_counts(model, tables, found):
     train, test = tables
     liked = model.evaluateRanking(test, K, train, threshold=4.0)
@@ -224,6 +225,7 @@ def events(tables):
 
 
 class TestEvents:
+    @pytest.mark.long
     def test_they_are_judged_too(self, events, tables, parts):
         train, test = tables
         found = events.evaluateRanking(test.drop("rating"), K, excludeSeen=train)

@@ -42,6 +42,7 @@ def model(request, spark, films):
     return als.fit(spark.createDataFrame(OLD))
 
 
+@pytest.mark.long
 def test_new_items_are_offered_to_those_who_should_like_them(spark, films, model, tmp_path):
     """By lists, by likeness, in one process, and once the model was saved."""
     path = str(tmp_path / "model")

@@ -81,6 +81,7 @@ def test_partitions_do_not_matter(als, liked, spark):
     assert_same_bits(als.fit(frame), als.fit(shuffled))
 
 
+@pytest.mark.long
 def test_stream_update_and_files(als, files, stream, liked, spark, tmp_path):
     """A stream that stops and starts, updates by hand, saved and loaded: the same bits."""
     schema = "user long, item long, time long"

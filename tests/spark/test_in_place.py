@@ -172,6 +172,7 @@ def test_all_users(twins, spark, table, rank_by):
     same_lists(one, other)
 
 
+@pytest.mark.long
 def test_subsets_and_the_similar(twins, table):
     users = [*table.user.unique()[:5].tolist(), -5 if table.user.dtype.kind == "i" else "zzz"]
     items = [*table.item.unique()[:5].tolist(), -99]

@@ -38,6 +38,7 @@ def joined(spark, ratings):
 
 
 class TestTwoColumnsOfOneName:
+    @pytest.mark.long
     def test_are_scored_as_spark_scores_them(self, spark, fitted, ratings, joined, small):
         found = fitted.transform(joined)
         theirs = ALS(rank=2, maxIter=1, seed=1).fit(ratings).transform(joined)

@@ -141,6 +141,7 @@ def test_with_and_without_times(ratings):
     assert all(0 < metric < 1 for metric in metrics)
 
 
+@pytest.mark.long
 def test_what_was_found_is_saved(found, ratings, tmp_path):
     path = str(tmp_path / "found")
     found.save(path)

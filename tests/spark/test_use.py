@@ -227,6 +227,7 @@ class TestUpdate:
     def test_limit(self):
         assert COLLECT_LIMIT == 1_000_000
 
+    @pytest.mark.long
     def test_divergence_leaves_the_model(self, spark, ratings, small):
         als = StreamingBiasedALS(rank=3, maxIter=1, solver="minibatch", stepSize=0.005)
         model = als.fit(ratings)

@@ -193,6 +193,7 @@ def test_what_nobody_has_used_for_long_goes(tmp_path: Path) -> None:
     assert files.path("a key").stat().st_mtime > time.time() - 86_400
 
 
+@pytest.mark.long
 def test_a_kernel_is_made_of_all_that_it_takes_in(site: Path) -> None:
     def digest(module: str) -> str:
         code = f"from sparkml_sgdals import _compiling as c; print(c.source_digest({module!r}))"

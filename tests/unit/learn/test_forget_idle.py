@@ -66,9 +66,8 @@ def sessions(seed, count):
     return users, rng.integers(0, 30, count)
 
 
-@pytest.mark.parametrize(
-    "settings", [FILTER, *(pytest.param(one, marks=pytest.mark.long) for one in (BARE, DESCENT))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("settings", [FILTER, BARE, DESCENT])
 @given(seed=st.integers(0, 2**32))
 def test_state_does_not_grow_by_every_session(settings, seed):
     users, items = sessions(seed, 600)
