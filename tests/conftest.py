@@ -117,10 +117,23 @@ def _own_port(patch: pytest.MonkeyPatch) -> str:
     return str(port)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse names of tests that are others in each process: then `-n` runs none."""
+    """Leave further cases of long tests, and of those on Connect, to the night.
+
+    Pages of the documentation are no cases of one thing. Names of tests that are others in each
+    process are refused: then `-n` runs none.
+    """
     if moved := [item.nodeid for item in items if re.search(r" at 0x[0-9a-f]{6}", item.nodeid)]:
         raise pytest.UsageError(f"Name the cases of {moved[0]} by what they are: ids=...")
+    tried: set[tuple[str, str]] = set()
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        for part in ("long", "connect"):
+            if item.get_closest_marker(part) and not item.get_closest_marker("nightly"):
+                if (part, test) in tried and not test.endswith("docs.py::test_page"):
+                    item.add_marker(pytest.mark.nightly)
+                tried.add((part, test))
 
 
 FIRST = ["whole", pytest.param("in runs", marks=pytest.mark.long)]
