@@ -105,11 +105,13 @@ def sweep_ids(  # type: ignore[no-untyped-def]
         weight_sum = np.float32(count)
         if weighted:
             weight_sum = zero
+            # a loop that stores besides would add up in another order where arrays lie close by
             for t in range(count):
                 weight_sum += weights[begin + t]
-                roots[t] = np.sqrt(weights[begin + t])
             if weight_sum <= zero:
                 continue
+            for t in range(count):
+                roots[t] = np.sqrt(weights[begin + t])
         else:
             for t in range(count):
                 roots[t] = one
