@@ -97,8 +97,9 @@ def main() -> None:
         schema = (
             "movieId long, vector struct<size: int, indices: array<int>, values: array<double>>"
         )
-        told = spark.createDataFrame(about, schema)
-        named = als.copy().setItemFeatures(told)
+        beside = str(folder / "features")
+        spark.createDataFrame(about, schema).write.mode("overwrite").parquet(beside)
+        named = als.copy().setItemFeatures(spark.read.parquet(beside))
         for estimator in (als, named):
             estimator.fit(train.limit(100_000))
         rows += harness.in_turns(

@@ -60,6 +60,9 @@ Vectors = tuple[pa.Table | None, pa.Table | None]
 """Vectors of the rows of a batch, by user and by item: id, size, indices, values, perhaps time."""
 SIDES: Final = ("user", "item")
 _PARTS: Final = ("size", "indices", "values")
+_OF_VECTOR: Final = tuple(f"vector.{part}" for part in _PARTS)
+_FEW: Final = 1_000_000
+"""rows of a table beside at most that are taken as they are"""
 _NAMED: Final = 5
 """ids that a message names"""
 
@@ -250,7 +253,7 @@ def features_of_table(
 
 def table_features(
     df: DataFrame, columns: RatingColumns, kinds: tuple[IdKind, IdKind], refuse: bool,
-    weights: Sequence[FeatureWeights | None] = (None, None),
+    weights: Sequence[FeatureWeights | None] = (None, None), once: bool = False,
 ) -> FeatureRows:  # fmt: skip
     """Return the newest vector of each id of a table of ratings: one job a side.
 
@@ -266,6 +269,8 @@ def table_features(
         whether a vector that is none raises ValueError; else it counts as not given
     weights : Sequence[FeatureWeights | None]
         of the model that the table is added to
+    once : bool
+        whether an id is likely to come once, and a look at that pays
     """
     found: list[SparseRows | None] = []
     ids = (columns.user, columns.item)
@@ -284,13 +289,17 @@ def table_features(
             time.alias("time"),
         )
         vectors = vectors.where("id IS NOT NULL AND vector IS NOT NULL")
-        newest = vectors.groupBy("id").agg(
-            F.max_by("vector", F.struct("time", "vector")).alias("vector"),
-            (F.min("vector") != F.max("vector")).alias("differ"),
-        )
-        table = newest.select("id", *[f"vector.{part}" for part in _PARTS], "differ").toArrow()
-        _warn_of_different(table.filter(table.column("differ")).column("id").to_pylist(), told)
-        table = _named(table.drop_columns("differ").cast(vector_schema(kind)), df.schema, name)
+        table = _each_once(vectors) if once else None
+        if table is None:
+            newest = vectors.groupBy("id").agg(
+                F.max_by("vector", F.struct("time", "vector")).alias("vector"),
+                (F.min("vector") != F.max("vector")).alias("differ"),
+            )
+            table = newest.select("id", *_OF_VECTOR, "differ").toArrow()
+            differ = table.filter(table.column("differ")).column("id").to_pylist()
+            _warn_of_different(differ, told)
+            table = table.drop_columns("differ")
+        table = _named(table.cast(vector_schema(kind)), df.schema, name)
         found.append(_checked(table, known, told, refuse))
     return found[0], found[1]
 
@@ -320,10 +329,17 @@ def side_table(
         id_name, id_name, "",
         features=(others[0], None) if side == "user" else (None, others[0]),
     )  # fmt: skip
-    found = table_features(df, columns, (kind, kind), refuse, (weights, weights))
+    found = table_features(df, columns, (kind, kind), refuse, (weights, weights), once=True)
     rows = found[SIDES.index(side)]
     assert rows is not None
     return rows
+
+
+def _each_once(vectors: DataFrame) -> pa.Table | None:
+    """Return the vectors of few ids that come once each, in a third of the time; else None."""
+    table = vectors.select("id", *_OF_VECTOR).limit(_FEW + 1).toArrow()
+    alone = table.num_rows == len(pa.compute.unique(table.column("id")))
+    return table if alone and table.num_rows <= _FEW else None
 
 
 def _newest(table: pa.Table) -> pa.Table:

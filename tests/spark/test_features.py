@@ -108,6 +108,9 @@ class TestFit:
         als = StreamingBiasedALS(**ALS)
         shuffled = spark.createDataFrame(OLD.sample(frac=1.0, random_state=1))
         assert als.copy().setItemFeatures(vectors) is not als
+        # an id that comes twice is looked at by Spark, which names it where its vectors differ
+        again = vectors.unionByName(vectors.limit(1))
+        assert_same_bits(als.copy().setItemFeatures(again).fit(shuffled), model)
         assert_same_bits(als.copy().setItemFeatures(vectors).fit(shuffled), model)
         arrays = spark.createDataFrame(
             pd.DataFrame({"item": np.arange(ITEMS), "vector": MATRIX.tolist()})
