@@ -34,8 +34,10 @@ for number in itertools.count(1):
     open("beside", "wb").close()
     os.link("beside", f"{number:012d}.json")
     os.unlink("beside")
-    with open("../newest", "r+") as newest:
-        newest.write(str(number))
+    # a number over another may be read as the first digit of one and the last of the other
+    with open("../next", "w") as told:
+        told.write(str(number))
+    os.replace("../next", "../newest")
     if number > 5:
         os.unlink(f"{number - 5:012d}.json")
 """
