@@ -32,8 +32,9 @@ def test_filter_follows_the_equations(p: Problem, noise: float, drift: float) ->
         p.users, p.items, p.ratings.astype(float), p.all_weights(), *expected, noise, drift
     )
     np.testing.assert_allclose(errors, expected_errors, **CLOSE)
-    for got, wanted in zip(found, expected, strict=True):
-        np.testing.assert_allclose(got, wanted, **CLOSE)
+    names = ("user means", "user variances", "item means", "item variances")
+    for name, got, wanted in zip(names, found, expected, strict=True):
+        np.testing.assert_allclose(got, wanted, **CLOSE, err_msg=name)
 
 
 def test_filter_ends_where_no_variance_is_left() -> None:
