@@ -22,16 +22,11 @@ IN_RUNS_NIGHTLY = pytest.mark.parametrize(
 )
 
 
-def long_after(kept: int, cases: Iterable[Any], mark: Any = pytest.mark.long) -> list[Any]:
+def long_after(kept: int, cases: Iterable[Any]) -> list[Any]:
     """Cases of a parametrized test: after the first ones each is a further one, and `long`."""
     found = [case if isinstance(case, tuple) else (case,) for case in cases]
-    marks = [()] * kept + [mark] * (len(found) - kept)
+    marks = [()] * kept + [pytest.mark.long] * (len(found) - kept)
     return [pytest.param(*case, marks=mark) for case, mark in zip(found, marks, strict=True)]
-
-
-def nightly_after(kept: int, cases: Iterable[Any]) -> list[Any]:
-    """Cases of a `long` test: those after the first ones are tried each night."""
-    return long_after(kept, cases, pytest.mark.nightly)
 
 
 def factors(model: Any) -> dict[str, tuple[np.ndarray, ...]]:

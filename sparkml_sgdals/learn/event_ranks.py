@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from sparkml_sgdals.arrays.hashing import id_keys, pair_hash
+from sparkml_sgdals.arrays.id_index import IdIndex
 from sparkml_sgdals.arrays.ratings import Ratings
 from sparkml_sgdals.kernels.events.judges import at_rest, believed, pair_probabilities
 from sparkml_sgdals.kernels.events.partners import gaps_of, lengths_of
 from sparkml_sgdals.kernels.events.ranks import _EVENT, _GOLDEN, _chain, rank_events
 from sparkml_sgdals.learn.prequential import BatchSums, rank_sums
-from sparkml_sgdals.state.event_memory import with_room
+from sparkml_sgdals.state.event_memory import UserMemory
 from sparkml_sgdals.state.event_scores import (
     Anchors,
     heard_partners,
@@ -83,6 +84,16 @@ class EventsToRank:
     starts: I64
     lengths: I64
     done: I32
+
+    @classmethod
+    def of(
+        cls, memory: UserMemory, items_known: IdIndex, user_rows: I64, users: I32, items: I32,
+        does: npt.NDArray[np.bool_], pairs: U64,
+    ) -> EventsToRank:  # fmt: skip
+        """Look up what the users of these events have done, in a memory and an index of items."""
+        lengths, done = known_done(memory, user_rows, items_known.keys(), items_known.by_key())
+        starts = np.cumsum(lengths) - lengths
+        return cls(users, items, does, pairs, user_rows, starts, lengths, done.astype(np.int32))
 
 
 def judge_ranks(
@@ -157,13 +168,11 @@ def weigh_at_rest(state: ModelState, later: Ratings) -> tuple[float, tuple[float
     """
     rows = state.users.index.find(later.user_ids), state.items.index.find(later.item_ids)
     users, items = later.users, rows[1][later.items].astype(np.int32)
-    keys, order = state.items.index.keys(), state.items.index.by_key()
-    lengths, held = known_done(memories_of(state)[0], rows[0], keys, order)
-    starts, done = with_room(
-        held.astype(np.int32), lengths, np.bincount(users, minlength=rows[0].size)
-    )
+    memory = memories_of(state)[0]
     pairs = pair_hash(id_keys(later.user_ids), id_keys(later.item_ids), users, later.items)
-    events = EventsToRank(users, items, later.values > 0, pairs, rows[0], starts, lengths, done)
+    events = EventsToRank.of(
+        memory, state.items.index, rows[0], users, items, later.values > 0, pairs
+    )
     first, _ = _eligible(events, state.users.size, state.items.size, state.repeats_items)
     known = state.users.taste[rows[0][users[first]], 0] > 0
     known &= state.items.count[items[first]] > 0
@@ -174,8 +183,9 @@ def weigh_at_rest(state: ModelState, later: Ratings) -> tuple[float, tuple[float
     who, what = users[chosen], items[chosen].astype(np.int64)
     said = np.zeros((3, chosen.size))
     said[:2] = judges.probabilities(who, what)
+    lengths = events.lengths
     shares = partner_shares_of(state, rows[0], lengths)
-    latest = last_of_lists(done, starts, lengths)
+    latest = last_of_lists(events.done, events.starts, lengths)
     tastes = state.users.taste[rows[0]]
     heard = heard_partners(state, latest, shares, tastes, judges.least)
     of_pairs = np.zeros(chosen.size)
@@ -183,7 +193,6 @@ def weigh_at_rest(state: ModelState, later: Ratings) -> tuple[float, tuple[float
         of_pairs = shares[who]
         said[2] = heard.of_pairs(who.astype(np.int64), what) * np.exp(judges.least) / of_pairs
     counts = np.minimum(1.0, _OF_A_USER / np.bincount(who)[who])
-    memory = memories_of(state)[0]
     last = memory.last if memory.last.size else np.zeros(state.users.size, np.int64)
     gaps = gaps_of(state.events_learned + 1, last[rows[0][who]])
     by_length, moved = at_rest(

@@ -17,7 +17,6 @@ from sparkml_sgdals.kernels.scatter import append_lists, drop_listed
 from sparkml_sgdals.learn.event_ranks import EventsToRank, judge_ranks
 from sparkml_sgdals.learn.prequential import BatchSums
 from sparkml_sgdals.state.event_memory import UserMemory, with_room
-from sparkml_sgdals.state.event_scores import known_done
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 
@@ -47,17 +46,12 @@ def rank_ratings(state: ModelState, ratings: Ratings) -> BatchSums:
     if not known.size:
         return BatchSums()
     user_rows, positions = np.unique(users[known], return_inverse=True)
-    index = state.items.index
-    lengths, rows = known_done(
-        memory_of_users(state.users), user_rows, index.keys(), index.by_key()
-    )
     pairs = pair_hash(
         id_keys(ratings.user_ids), id_keys(ratings.item_ids), ratings.users, ratings.items
     )
-    events = EventsToRank(
-        positions.astype(np.int32), items[known].astype(np.int32), np.ones(known.size, np.bool_),
-        pairs[known], user_rows, np.cumsum(lengths) - lengths, lengths,
-        rows.astype(np.int32),
+    events = EventsToRank.of(
+        memory_of_users(state.users), state.items.index, user_rows, positions.astype(np.int32),
+        items[known].astype(np.int32), np.ones(known.size, np.bool_), pairs[known],
     )  # fmt: skip
     return judge_ranks(state, events, state.users.size, state.items.size)
 

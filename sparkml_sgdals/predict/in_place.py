@@ -139,9 +139,7 @@ def rows_in_place(
     ddl = ", ".join(f"{field.name} {field.dataType.simpleString()}" for field in in_memory.schema)
     rows = stored_rows(stored, side)
     frame = stored_frame(spark, rows, _Factors(deviations), ddl)
-    return _joined_by_merging(
-        frame.unionByName(in_memory) if stored.changed(side).size else frame, rows
-    )
+    return _with_changed(frame, rows, in_memory)
 
 
 def public_in_place(
@@ -156,18 +154,17 @@ def public_in_place(
     columns = _Public(spread, held.settings)
     rows = stored_rows(stored, side)
     frame = stored_frame(spark, rows, columns, ddl).withColumn("id", F.col("id").cast(id_type))
-    return _joined_by_merging(
-        frame.unionByName(in_memory) if stored.changed(side).size else frame, rows
-    )
+    return _with_changed(frame, rows, in_memory)
 
 
-def _joined_by_merging(frame: DataFrame, rows: StoredRows) -> DataFrame:
-    """Have Spark shuffle what lies in more than one range where it is joined.
+def _with_changed(frame: DataFrame, rows: StoredRows, in_memory: DataFrame) -> DataFrame:
+    """Put what has changed beside what lies in files, to be shuffled where both are joined.
 
-    It takes the numbers of the ranges for all there is, some bytes, and would send every row to the
-    driver to broadcast them.
+    Of more than one range: Spark takes their numbers for all there is, some bytes, and would send
+    every row to the driver to broadcast them.
     """
-    return frame.hint("merge") if rows.ranges > 1 else frame
+    whole = frame.unionByName(in_memory) if len(rows.newer) else frame
+    return whole.hint("merge") if rows.ranges > 1 else whole
 
 
 def counts_below(spark: SparkSession, stored: Overlay, least: int) -> tuple[float, float]:

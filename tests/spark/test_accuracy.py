@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers import ONCE, nightly_after, rmse
+from helpers import ONCE, rmse
 from pyspark.ml.recommendation import ALS
 
 from sparkml_sgdals import StreamingBiasedALS
@@ -97,7 +97,7 @@ def test_spark_als_is_the_peer_that_it_is_said_to_be(real, spark):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", nightly_after(1, [ML, MT]))
+@pytest.mark.parametrize("name", [ML, MT])
 def test_deviations_are_honest(real, spark, name):
     """93 to 97% of held-out ratings lie within two stated deviations, and the real error of the
     tenths, from the surest to the least sure, rises with the stated one and is near it."""

@@ -6,7 +6,7 @@ import logging
 
 import numpy as np
 import pytest
-from helpers import assert_same_bits, long_after, nightly_after
+from helpers import assert_same_bits, long_after
 from pyspark.sql import Window
 from pyspark.sql import functions as F
 
@@ -64,7 +64,7 @@ FAULTS = [
             ("weight", "nan", "weightCol 'weight' is NaN or infinite in 3 rows"),
         ],
     ),
-    *nightly_after(
+    *long_after(
         0,
         [
             ("item", "null", "itemCol 'item' is null in 3 rows"),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import assert_same_bits, nightly_after
+from helpers import assert_same_bits
 from pyspark.sql import functions as F
 
 from sparkml_sgdals import StreamingBiasedALS
@@ -26,7 +26,7 @@ def als():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("blocks", nightly_after(1, [2, 3]))
+@pytest.mark.parametrize("blocks", [2, 3])
 def test_as_in_one_task(als, liked, spark, blocks):
     frame = spark.createDataFrame(liked)
     one, model = (als.copy({als.numBlocks: n}).fit(frame) for n in (1, blocks))
@@ -85,7 +85,7 @@ def test_same_bits_from_files_and_rows(als, liked, spark, monkeypatch, tmp_path)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("interval", nightly_after(1, [3, -1]))
+@pytest.mark.parametrize("interval", [3, -1])
 def test_sweeps_end_once_they_settle(als, liked, spark, interval):
     """With the bits of a fit of so many sweeps."""
     als = als.copy({als.numBlocks: 2, als.checkpointInterval: interval, als.regParam: 0.05})

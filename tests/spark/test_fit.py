@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from helpers import assert_same_bits, factors, long_after, nightly_after, rmse
+from helpers import assert_same_bits, factors, long_after, rmse
 
 from sparkml_sgdals import DivergenceError, StreamingBiasedALS
 from sparkml_sgdals.arrays.ratings import encode_ratings
@@ -54,7 +54,7 @@ def test_one_task_equals_the_solver_without_spark(ratings, small, solver):
 
 @pytest.mark.long
 @pytest.mark.parametrize("blocks", [1, 3])
-@pytest.mark.parametrize("solver", nightly_after(1, ["bayes", "sgd"]))
+@pytest.mark.parametrize("solver", ["bayes", "sgd"])
 def test_partitions_row_order_and_threads_do_not_matter(ratings, small, spark, solver, blocks):
     als = estimator(solver=solver, numBlocks=blocks, maxIter=2)
     first = als.fit(ratings)
@@ -69,7 +69,7 @@ def test_another_seed_gives_another_start(ratings):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("blocks", nightly_after(1, [2, 4]))
+@pytest.mark.parametrize("blocks", [2, 4])
 def test_blocks_learn_as_well_as_one_task(ratings, small, spark, blocks):
     one = estimator(maxIter=5).fit(ratings)
     model = estimator(maxIter=5, numBlocks=blocks).fit(ratings)
@@ -177,7 +177,7 @@ class TestStaticBlocks:
         return found
 
     @pytest.mark.long
-    @pytest.mark.parametrize("solver", nightly_after(1, ["bayes", "sgd"]))
+    @pytest.mark.parametrize("solver", ["bayes", "sgd"])
     def test_same_bits_from_files_and_rows(self, spark, small, monkeypatch, tmp_path, solver):
         weighted = small.assign(
             weight=np.where(small.index % 3 == 0, 0.5, 2.0), item="i" + small.item.astype(str)
@@ -241,7 +241,7 @@ class TestStaticBlocks:
         assert_same_bits(files, model.copy().update(second))
 
     @pytest.mark.long
-    @pytest.mark.parametrize("blocks", nightly_after(1, [2, 3]))
+    @pytest.mark.parametrize("blocks", [2, 3])
     def test_blocks_that_meet_in_one_task(self, ratings, monkeypatch, blocks):
         """Some plan might put them together."""
         als = estimator(numBlocks=blocks, maxIter=1)
@@ -286,7 +286,7 @@ def test_checkpoints_do_not_change_the_result(ratings):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("blocks", nightly_after(1, [2, 1]))
+@pytest.mark.parametrize("blocks", [2, 1])
 def test_a_rating_seen_twice_counts_as_two(ratings, blocks):
     doubled = estimator(numBlocks=blocks).fit(ratings.union(ratings))
     once = estimator(numBlocks=blocks).fit(ratings)
@@ -297,7 +297,7 @@ def test_a_rating_seen_twice_counts_as_two(ratings, blocks):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("solver", nightly_after(1, ["bayes", "sgd", "minibatch"]))
+@pytest.mark.parametrize("solver", ["bayes", "sgd", "minibatch"])
 def test_weights(spark, small, solver):
     weighted = small.assign(weight=np.where(small.index % 3 == 0, 0.0, 2.0))
     als = StreamingBiasedALS(
@@ -436,7 +436,7 @@ def test_sgd_divergence_in_blocks_is_named(ratings):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("interval", nightly_after(1, [3, -1, 10]))
+@pytest.mark.parametrize("interval", [3, -1, 10])
 def test_tol_ends_the_sweeps_of_blocks(ratings, interval):
     """With the bits of a fit of so many sweeps: settled blocks hand on what they have, until the
     driver sees it at a checkpoint."""

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from building import settings_of
-from helpers import assert_same_bits, nightly_after, predictions, rmse
+from helpers import assert_same_bits, predictions, rmse
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.evaluation import RegressionEvaluator
 from pyspark.ml.param import TypeConverters
@@ -404,24 +404,24 @@ class TestRecommend:
         assert len(rows) == len(found)
         assert found == {key: best[:count] for key, best in expected.items()}
 
-    @pytest.mark.parametrize("k", nightly_after(1, [4, 2, 6]))
+    @pytest.mark.parametrize("k", [4, 2, 6])
     def test_recommend_for_all_users_with_k_below_at_and_above_num_items(self, model, k):
         """ALSSuite "recommendForAllUsers with k <, = and > num_items"."""
         self.check(model.recommendForAllUsers(k), "user", "item", FOR_USERS, k)
 
-    @pytest.mark.parametrize("k", nightly_after(1, [3, 2, 4]))
+    @pytest.mark.parametrize("k", [3, 2, 4])
     def test_recommend_for_all_items_with_k_below_at_and_above_num_users(self, model, k):
         """ALSSuite "recommendForAllItems with k <, = and > num_users"."""
         self.check(model.recommendForAllItems(k), "item", "user", FOR_ITEMS, k)
 
-    @pytest.mark.parametrize("k", nightly_after(1, [4, 2, 6]))
+    @pytest.mark.parametrize("k", [4, 2, 6])
     def test_recommend_for_user_subset_with_k_below_at_and_above_num_items(self, spark, model, k):
         """ALSSuite "recommendForUserSubset with k <, = and > num_items"."""
         subset = spark.createDataFrame([(0,), (2,)], "user int")
         expected = {user: FOR_USERS[user] for user in (0, 2)}
         self.check(model.recommendForUserSubset(subset, k), "user", "item", expected, k)
 
-    @pytest.mark.parametrize("k", nightly_after(1, [3, 2, 4]))
+    @pytest.mark.parametrize("k", [3, 2, 4])
     def test_recommend_for_item_subset_with_k_below_at_and_above_num_users(self, spark, model, k):
         """ALSSuite "recommendForItemSubset with k <, = and > num_users"."""
         subset = spark.createDataFrame([(3,), (6,)], "item int")

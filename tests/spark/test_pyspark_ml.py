@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from helpers import ONCE, assert_same_bits, nightly_after, predictions, rmse
+from helpers import ONCE, assert_same_bits, long_after, predictions, rmse
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.ml.evaluation import RankingEvaluator, RegressionEvaluator
 from pyspark.ml.tuning import (
@@ -104,7 +104,7 @@ class TestGrid:
     @pytest.mark.long
     @pytest.mark.parametrize(
         "params",
-        nightly_after(
+        long_after(
             2,
             [
                 {"numBlocks": 2},

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from helpers import ONCE, assert_same_bits, nightly_after, predictions
+from helpers import ONCE, assert_same_bits, long_after, predictions
 
 from sparkml_sgdals import (
     Predictor,
@@ -136,7 +136,7 @@ def test_a_stream_ranks_ratings_and_a_restart_changes_nothing(
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("solver", "blocks"),
-    nightly_after(2, [("bayes", 1), ("sgd", 2), ("bayes", 3), ("sgd", 1), ("minibatch", 0)]),
+    long_after(2, [("bayes", 1), ("sgd", 2), ("bayes", 3), ("sgd", 1), ("minibatch", 0)]),
 )
 def test_a_fitted_model_knows_what_its_table_has(als, timed, spark, solver, blocks):
     als = als.copy({als.solver: solver, als.numBlocks: blocks, als.maxIter: 1})

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from chispa import assert_df_equality
-from helpers import assert_same_bits, factors, long_after, nightly_after, predictions, rmse
+from helpers import assert_same_bits, factors, long_after, predictions, rmse
 from pyspark.ml import Pipeline, PipelineModel
 from pyspark.sql import functions as F
 
@@ -174,7 +174,7 @@ class TestUpdate:
         np.testing.assert_array_equal(factors(model)["users"][1], mark)
 
     @pytest.mark.long
-    @pytest.mark.parametrize("blocks", nightly_after(1, [3, 1]))
+    @pytest.mark.parametrize("blocks", [3, 1])
     def test_a_large_update_forgets_nothing(self, spark, small, monkeypatch, blocks):
         """A table above the limit is filtered and swept with the model as its prior."""
         monkeypatch.setattr("sparkml_sgdals.ingest.collecting.COLLECT_LIMIT", 1000)
@@ -212,7 +212,7 @@ class TestUpdate:
         assert_same_bits(one, other)
 
     @pytest.mark.long
-    @pytest.mark.parametrize("blocks", nightly_after(1, [2, 1]))
+    @pytest.mark.parametrize("blocks", [2, 1])
     def test_a_large_update_settles_the_scale(self, spark, small, monkeypatch, blocks):
         monkeypatch.setattr("sparkml_sgdals.ingest.collecting.COLLECT_LIMIT", 1000)
         monkeypatch.setattr("sparkml_sgdals.ingest.collecting._FIRST_LOOK", 600)
