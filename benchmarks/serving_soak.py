@@ -152,8 +152,8 @@ async def readers(notes: Notes, port: int, rate: float, until: float) -> None:
     begin, number = time.monotonic(), 0
     while time.monotonic() < until:
         number += 1
-        due.put_nowait(begin + number / rate)
         await asyncio.sleep(max(0.0, begin + number / rate - time.monotonic()))
+        due.put_nowait(begin + number / rate)
     notes.left_out += end(due, len(tasks))
     await asyncio.gather(*tasks)
 
