@@ -49,8 +49,8 @@ class ColumnMoments:
         columns, place = np.unique(rows.columns, return_inverse=True)
         count = np.bincount(place, minlength=columns.size).astype(np.float64)
         mean = np.bincount(place, rows.values, minlength=columns.size) / count
-        squares: F64 = np.bincount(place, (rows.values - mean[place]) ** 2, minlength=columns.size)
-        return cls(columns.astype(np.int64), count, mean, squares)
+        squares = np.bincount(place, (rows.values - mean[place]) ** 2, minlength=columns.size)
+        return cls(columns.astype(np.int64), count, mean, squares.astype(np.float64))
 
     @classmethod
     def empty(cls) -> ColumnMoments:
