@@ -265,8 +265,8 @@ class BlockFiles:
         except OSError as failure:
             raise StorageError(
                 f"{self.folder}/{name} of a fit in blocks cannot be written: {failure}. It needs "
-                "40 to 64 bytes a rating, and at rank 16 up to 1,300 an id, under spark.local.dir "
-                "(local master) or spark.checkpoint.dir (cluster)."
+                "40 to 64 bytes a rating, at rank 16 up to 1,300 an id, and 20 a number of features, "
+                "under spark.local.dir (local master) or spark.checkpoint.dir (cluster)."
             ) from failure
 
     def _read(self, name: str, check: bool) -> npt.NDArray[np.uint8]:
