@@ -139,7 +139,8 @@ class _Passed:
         return lambda *args, **kwargs: self.note(method(*args, **kwargs))
 
 
-@pytest.mark.parametrize("beside", [True, pytest.param(False, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("beside", [True, False])
 def test_vectors_of_features_do_not_pass_through_the_driver(spark, tmp_path, monkeypatch, beside):
     """Not even a number an id, also of ids that nobody rated."""
     users, items = 3_000, 12_000
