@@ -265,7 +265,7 @@ class BlockFiles:
         except OSError as failure:
             raise StorageError(
                 f"{self.folder}/{name} of a fit in blocks cannot be written: {failure}. It needs "
-                "40 to 64 bytes a rating, at rank 16 up to 1,300 an id, and 20 a number of features, "
+                "40 to 64 bytes a rating, at rank 16 up to 1,300 an id, 20 a number of features, "
                 "under spark.local.dir (local master) or spark.checkpoint.dir (cluster)."
             ) from failure
 
