@@ -39,6 +39,7 @@ from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.version_store import StorageError, VersionStore
 from sparkml_sgdals.stream.announced import Announced, all_in_memory
+from sparkml_sgdals.stream.kept_state import run_again
 from sparkml_sgdals.stream.micro_batch import (
     BatchClock,
     BatchUpdater,
@@ -89,13 +90,21 @@ class RaceUpdater(BatchUpdater):
 
     def __call__(self, batch: DataFrame, batch_id: int) -> None:
         """Learn and commit a micro-batch, unless it is committed already."""
-        self.learn(lambda resident: self._collect(batch, batch_id, resident), batch_id)
+        self.learn(
+            lambda resident: self._collect(batch, batch_id, resident), batch_id,
+            lambda resident: run_again(batch, batch_id, resident, self.path),
+        )  # fmt: skip
 
-    def learn(self, collect: Callable[[_Resident], Collected], batch_id: int) -> None:
+    def learn(
+        self,
+        collect: Callable[[_Resident], Collected],
+        batch_id: int,
+        again: Callable[[_Resident], None] = lambda resident: None,
+    ) -> None:
         """Learn and commit what `collect` gives, unless the batch is committed already."""
         learn_once(
             self.path, self.token, batch_id, self._open,
-            lambda resident: self._learn(resident, collect, batch_id),
+            lambda resident: self._learn(resident, collect, batch_id), again,
         )  # fmt: skip
 
     def _collect(self, batch: DataFrame, batch_id: int, resident: _Resident) -> Collected:

@@ -80,8 +80,8 @@ class Commit:
     meta: str | None = None
     """digest of model.json"""
     offsets: dict[str, Any] | None = None
-    """what the batch was read from, as `spark_checkpoint.reading` tells it; None where no batch was
-    """
+    """what the batch was read from, as `checkpoint.agreement.reading` tells it; None where it was
+    from nothing"""
 
     replaces: str | None = None
     """digest that the commit had before users were forgotten, which the next one calls `previous`

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any, Final
 
 import pyarrow as pa
@@ -118,6 +119,24 @@ _SCALARS: Final = Fields(
     others=ANYTHING,
 )  # fmt: skip
 
+
+def _keeps(value: Any) -> bool:
+    try:
+        return (
+            all(type(number) is int and 0 <= number < value["version"] for number in value["bases"])
+            and len(value["chains"]) == len(value["last"]) == 16 * len(value["bases"])
+            and len(value["fixed"]) == 32
+            and _DIGESTS.fullmatch(value["chains"] + value["last"] + value["fixed"]) is not None
+            and value["version"] < 2**63
+        )
+    except (KeyError, TypeError):
+        return False
+
+
+_DIGESTS: Final = re.compile("[A-Za-z0-9+/]*")
+_KEPT: Final = Plain("what a checkpoint keeps", _keeps)
+"""as `KeptState.after` gives it: each digest has twelve bytes, sixteen characters of base64"""
+
 COMMIT: Final = Fields(
     {
         "version": COUNT,
@@ -147,7 +166,8 @@ COMMIT: Final = Fields(
                 "files": Fields(
                     others=OneOf((SIGNED, TEXT)), names=named(r"\d+", "the number of a source")
                 ),
-            }
+            },
+            {"state": Fields(others=_KEPT, names=named(r"\d+", "the number of an operator"))},
         ),
     },
 )  # fmt: skip

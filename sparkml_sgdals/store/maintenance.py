@@ -16,12 +16,17 @@ import pyarrow as pa
 from sparkml_sgdals.arrays.threads import workers
 from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.store.checkpoint.agreement import (
+    copy_until,
+    end_of_batch,
+    last_done,
+    offsets_of,
+)
 from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.large.in_runs import commit_in_runs
 from sparkml_sgdals.store.large.rewriting import runs_of
 from sparkml_sgdals.store.lease import Lease, check_holder
 from sparkml_sgdals.store.overlay import Overlay
-from sparkml_sgdals.store.spark_checkpoint import copy_until, end_of_batch, last_done
 from sparkml_sgdals.store.version_store import MAX_DELTAS, VersionStore
 
 __all__ = [
@@ -264,7 +269,7 @@ def roll_back(store: VersionStore, version: int, reread: bool) -> Rollback:
         told: dict[str, Any] = {
             "restored": wanted,
             "after": None if newest.version == following - 1 else following - 1,
-            "offsets": wanted.offsets
+            "offsets": offsets_of(store, checkpoint, wanted)
             if reread
             else (newest.offsets if batch == newest.batch else None),
             "checkpoint": checkpoint,

@@ -208,7 +208,7 @@ class VersionStore(ObjectStore):
         onto : Base | None
             runs to which `rows` are added, where `state` holds a part of the model alone
         offsets : dict[str, Any] | None
-            what the batch was read from, as `spark_checkpoint.reading` tells it
+            what the batch was read from, as `checkpoint.agreement.reading` tells it
         meta : str | None
             digest of model.json, of the first version; later ones have it from `previous`
         after : int | None

@@ -53,12 +53,13 @@ from sparkml_sgdals.learn.far_values import (
 from sparkml_sgdals.learn.one_batch import BatchReport, learn_batch
 from sparkml_sgdals.learn.prequential import BatchSums
 from sparkml_sgdals.state.model_state import ModelState
+from sparkml_sgdals.store.checkpoint.agreement import reading, refuse_own_files
 from sparkml_sgdals.store.commit import Base, Commit
 from sparkml_sgdals.store.lease import check_holder
 from sparkml_sgdals.store.overlay import Overlay
-from sparkml_sgdals.store.spark_checkpoint import reading, refuse_own_files
 from sparkml_sgdals.store.version_store import VersionStore
 from sparkml_sgdals.stream.announced import Announced, all_in_memory, start_announced
+from sparkml_sgdals.stream.kept_state import run_again, versions_retained
 from sparkml_sgdals.stream.report import Report
 from sparkml_sgdals.stream.residents import Resident, forget_resident, learn_once
 
@@ -126,6 +127,7 @@ class BatchUpdater:
         options = self.options
         keep = options.handle_invalid == "keep"
         if not resident.tasks:
+            resident.kept.retained = versions_retained(batch.sparkSession)
             # a query's batches have one schema
             resident.plain = plain_batches(
                 batch.sparkSession, batch.schema, options.columns, options.kinds
@@ -196,7 +198,7 @@ class BatchUpdater:
             check=lambda: check_holder(store, self.token),
             onto=onto,
             extra=extra,
-            offsets=reading(store, before.checkpoint, batch_id, before.offsets),
+            offsets=reading(store, before.checkpoint, batch_id, before.offsets, resident.kept),
         )
         return metrics
 
@@ -225,6 +227,7 @@ class StreamUpdater(BatchUpdater):
         learn_once(
             self.path, self.token, batch_id, self._open,
             lambda resident: self._learn(resident, batch, batch_id),
+            lambda resident: run_again(batch, batch_id, resident, self.path),
         )  # fmt: skip
 
     def _open(self) -> _Resident:

@@ -25,7 +25,7 @@ def refuse_other_paths(stream: DataFrame, path: str) -> None:
     """See that a new model path is not that of something else.
 
     A source that a plan does not name, or names otherwise, is found at the first batch:
-    `spark_checkpoint.refuse_own_files`.
+    `checkpoint.agreement.refuse_own_files`.
 
     Parameters
     ----------

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from sparkml_sgdals.store.checkpoint.kept_state import KeptState
 from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.version_store import VersionStore
 
@@ -39,6 +40,8 @@ class Resident:
         tasks of a job cores can use
     plain : PlainBatches | None
         how batches are collected as they are, where they can be
+    kept : KeptState
+        tells what Spark keeps from batch to batch in its checkpoint
     """
 
     commit: Commit
@@ -48,6 +51,7 @@ class Resident:
     tasks: int = field(default=0, kw_only=True)
     rows: int = field(default=0, kw_only=True)
     plain: PlainBatches | None = field(default=None, kw_only=True)
+    kept: KeptState = field(default_factory=KeptState, kw_only=True)
 
     def stop(self) -> None:
         """Break off what goes on in the background, and wait for that; again and again."""
@@ -77,6 +81,7 @@ def learn_once(
     batch_id: int,
     open_resident: Callable[[], R],
     learn: Callable[[R], None],
+    run_again: Callable[[R], None] = lambda resident: None,
 ) -> None:
     """Learn and commit a batch by what is in memory, unless it is committed already.
 
@@ -92,6 +97,8 @@ def learn_once(
         makes a resident of the newest version, where none is in memory
     learn : Callable[[R], None]
         learns the batch and commits it; where it raises, the resident is dropped
+    run_again : Callable[[R], None]
+        does what there is to do with a batch that is committed already
     """
     with _guard:
         place = _places.setdefault(path, _Place())
@@ -109,6 +116,7 @@ def learn_once(
                         place.resident = resident
             if batch_id <= resident.commit.batch:
                 logger.info("batch %d of %s is committed already", batch_id, path)
+                run_again(resident)
                 return
             try:
                 learn(resident)

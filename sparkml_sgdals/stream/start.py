@@ -22,6 +22,8 @@ from sparkml_sgdals.ingest.frames import as_stream, as_table
 from sparkml_sgdals.spark_workers import need_workers, workers_see_folder
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
+from sparkml_sgdals.store.checkpoint.agreement import check_checkpoint, drop_unplanned_files
+from sparkml_sgdals.store.checkpoint.kept_state import drop_untold
 from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.large.rewriting import copy_version
 from sparkml_sgdals.store.large.unfinished import drop_unfinished
@@ -29,7 +31,6 @@ from sparkml_sgdals.store.lease import Lease, check_holder
 from sparkml_sgdals.store.maintenance import drop_later_invalid, drop_old_checkpoints
 from sparkml_sgdals.store.objects import Location, ObjectStore
 from sparkml_sgdals.store.overlay import Overlay
-from sparkml_sgdals.store.spark_checkpoint import check_checkpoint, drop_unplanned_files
 from sparkml_sgdals.store.version_store import (
     StorageError,
     VersionStore,
@@ -180,6 +181,7 @@ def start_stream(
             )
         check_checkpoint(store, newest, meta["pathId"])
         drop_unplanned_files(store, newest.checkpoint)
+        drop_untold(store, newest.checkpoint, (newest.offsets or {}).get("state", {}))
         drop_old_checkpoints(store)
         drop_later_invalid(store, newest.batch)
         store.drop_broken_writes()

@@ -13,6 +13,7 @@ from pyspark.sql import functions as F
 from pyspark.sql.utils import is_remote
 
 from sparkml_sgdals import StreamingBiasedALS
+from sparkml_sgdals.errors import StorageError
 
 SCHEMA = "user long, item long, rating double, time timestamp, event string"
 
@@ -144,6 +145,48 @@ class TestRepeats:
         job = learned(als, inside, tmp_path / "m", eventIdCol="message.id")
         metrics = job.metrics()
         assert metrics.ratings[metrics.ratings > 0].tolist() == [100, 50]
+
+
+@pytest.mark.usefixtures("few_partitions")
+class TestKept:
+    """What Spark keeps of event ids, after kills and in other hands."""
+
+    def test_killed_before_spark_noted_the_batch(self, als, events, files, stream, tmp_path):
+        """Spark runs it again for what it keeps; nothing is learned twice, then or later."""
+        frame = stream(files(events[:300], 300), SCHEMA)
+        path = tmp_path / "m"
+        learned(als, frame, path, eventIdCol="event")
+        for run in range(2):
+            commits = path / "checkpoint/commits"
+            last = max(int(file.name) for file in commits.glob("[0-9]*"))
+            (commits / f"{last}").unlink()
+            (commits / f".{last}.crc").unlink(missing_ok=True)
+            learned(als, frame, path, eventIdCol="event")
+            assert (commits / f"{last}").exists(), run
+        files(events[200:400], 300, first=1)
+        job = learned(als, frame, path, eventIdCol="event")
+        metrics = job.metrics()
+        assert metrics.ratings[metrics.ratings > 0].tolist() == [300, 100]
+
+    def test_an_older_file_is_named(self, als, events, files, stream, tmp_path):
+        """In a younger one's place; and a snapshot that no commit tells of is not read."""
+        frame = stream(files(events[:600], 300), SCHEMA)
+        path = tmp_path / "m"
+        learned(als, frame, path, eventIdCol="event")
+        held = path / "checkpoint/state/0/1"
+        last = max(int(file.stem) for file in held.glob("*.delta"))
+        for number in (last - 1, last):
+            younger = held / f"{number}.delta"
+            kept = younger.read_bytes()
+            younger.write_bytes((held / "1.delta").read_bytes())
+            told = rf"state/0/1.*{number}\.delta\)? is not as it was when version {last} was"
+            with pytest.raises(StorageError, match=told):
+                als.fitStream(frame, str(path), trigger=ONCE, eventIdCol="event")
+            younger.write_bytes(kept)
+        (held / f"{last}.snapshot").write_bytes((held / "1.delta").read_bytes())
+        files(events[100:700], 700, first=2)
+        metrics = learned(als, frame, path, eventIdCol="event").metrics()
+        assert metrics.ratings[metrics.ratings > 0].tolist() == [300, 300, 100]
 
 
 class TestRefused:

@@ -18,11 +18,12 @@ from writing import plan
 from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.state.model_state import SETTLING_RATINGS, ModelState, Scale
-from sparkml_sgdals.store import overlay, spark_checkpoint
+from sparkml_sgdals.store import overlay
+from sparkml_sgdals.store.checkpoint.agreement import check_checkpoint, end_of_batch, reading
+from sparkml_sgdals.store.checkpoint.file_log import FileLog
 from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.maintenance import list_versions
 from sparkml_sgdals.store.overlay import Overlay
-from sparkml_sgdals.store.spark_checkpoint import check_checkpoint, reading
 from sparkml_sgdals.store.version_store import VersionStore
 
 pytestmark = pytest.mark.usefixtures("first_version")
@@ -157,10 +158,10 @@ def look(root: Path, path: Made) -> bool:
         assert commit is not None
         check_checkpoint(store, commit, path.path_id)
         # where Spark reads on, and what it takes for read
-        end = spark_checkpoint.end_of_batch(store, "checkpoint", commit.batch)
+        end = end_of_batch(store, "checkpoint", commit.batch)
         whole = VersionStore(str(path.root))
-        assert end == spark_checkpoint.end_of_batch(whole, "checkpoint", commit.batch)
-        logs = [spark_checkpoint._FileLog.read(s, "checkpoint/sources/0") for s in (store, whole)]
+        assert end == end_of_batch(whole, "checkpoint", commit.batch)
+        logs = [FileLog.read(s, "checkpoint/sources/0") for s in (store, whole)]
         assert logs[0] is not None
         assert logs[1] is not None
         assert logs[0].digest_until(commit.batch) == logs[1].digest_until(commit.batch)

@@ -23,6 +23,12 @@ from writing import Stream, Writer, plan, somebody_else
 
 from sparkml_sgdals.errors import DamagedError, LeaseError, StorageError
 from sparkml_sgdals.serving.model.holder import ModelHolder
+from sparkml_sgdals.store.checkpoint.agreement import (
+    check_checkpoint,
+    drop_unplanned_files,
+    last_done,
+    reading,
+)
 from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.described import meta_digest
 from sparkml_sgdals.store.forgetting import forget_users
@@ -34,12 +40,6 @@ from sparkml_sgdals.store.maintenance import (
     roll_back,
 )
 from sparkml_sgdals.store.overlay import Overlay
-from sparkml_sgdals.store.spark_checkpoint import (
-    check_checkpoint,
-    drop_unplanned_files,
-    last_done,
-    reading,
-)
 from sparkml_sgdals.store.version_store import VersionStore
 
 JSON = st.recursive(

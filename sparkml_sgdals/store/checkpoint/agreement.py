@@ -5,37 +5,38 @@ Of a checkpoint (Spark's "Recovering from Failures with Checkpointing") this mod
     offsets/N       planned end of batch N: a version, a line of JSON, one line a source
     commits/N       batch N is done
     sources/I/N     files of batch N of a file source, N.compact those of all batches up to N
-    state/O/P/N.*   state of operator O, partition P, before batch N
+    state/O/P/N.*   state of operator O, partition P, before batch N: see `kept_state`
 
 and beside them owner.json, which names the model path that the checkpoint was made for.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import re
 from typing import Any, Final
 from urllib.parse import unquote
 
 from sparkml_sgdals.errors import StorageError
+from sparkml_sgdals.store.checkpoint.file_log import (
+    BATCH,
+    NO_FILES,
+    FileLog,
+    lines_of,
+    number_of,
+    sha256_of,
+)
+from sparkml_sgdals.store.checkpoint.kept_state import KeptState, changed_files, with_all_files
 from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.objects import ObjectStore, same_place
-from sparkml_sgdals.store.shapes import ANYTHING, TEXT, Fields, Plain, parse_json
+from sparkml_sgdals.store.shapes import Fields, parse_json
 
 __all__ = [
     "check_checkpoint", "copy_until", "drop_unplanned_files", "end_of_batch", "last_done",
-    "reading", "refuse_own_files",
+    "offsets_of", "reading", "refuse_own_files",
 ]  # fmt: skip
 
 _OWNER: Final = "owner.json"
-_NO_FILES: Final = ""
-"""digest of a file source's log before its first batch"""
-_INTERVAL: Final = 10
-"""batches between Spark's compactions of a file source's log"""
-_BATCH: Final = Plain("a batch", lambda v: type(v) is int and -1 <= v < 2**63)
-_PLACE: Final = Fields({"logOffset": _BATCH})
-_ENTRY: Final = Fields({"path": TEXT, "batchId": _BATCH}, others=ANYTHING)
+_PLACE: Final = Fields({"logOffset": BATCH})
 _ROLL_BACK: Final = "StreamingBiasedALSModel.rollback(path, {version})"
 
 
@@ -82,16 +83,17 @@ def check_checkpoint(store: ObjectStore, newest: Commit, path_id: str) -> None:
     if told is None:
         return
     plan = _plan_of(store, folder, batch)
-    wrong = [] if plan is not None and _sha256(plan) == told["plan"] else [f"offsets/{batch}"]
+    wrong = [] if plan is not None and sha256_of(plan) == told["plan"] else [f"offsets/{batch}"]
     for source, (last, digest) in told["files"].items():
-        log = _FileLog.read(store, f"{folder}/sources/{source}")
+        log = FileLog.read(store, f"{folder}/sources/{source}")
         if log is None or log.digest_until(last) != digest:
             wrong.append(f"sources/{source}")
+    wrong += changed_files(store, folder, told.get("state", {}), done == batch)
     if wrong:
         raise StorageError(
             f"{place}/{wrong[0]} is not as it was when version {newest.version} was committed: it "
-            "is damaged, or an older copy, and ratings would be learned twice or not at all. Put "
-            "it back, or go on under a new path: "
+            "is damaged, missing or an older copy, and ratings would be learned twice or not at "
+            "all. Put it back, or go on under a new path: "
             "StreamingBiasedALSModel.load(path).updateStream(stream, new_path)."
         )
 
@@ -104,8 +106,8 @@ def refuse_own_files(store: ObjectStore, folder: str, batch: int) -> None:
     plan = _plan_of(store, folder, batch)
     top = same_place(store.path)
     for source, last in ({} if plan is None else _places_in(plan)).items():
-        log = _FileLog.of_batch(store, f"{folder}/sources/{source}", last)
-        for lines in log._batches().values():
+        log = FileLog.of_batch(store, f"{folder}/sources/{source}", last)
+        for lines in log.batches().values():
             for line in lines:
                 file = same_place(unquote(parse_json(line)["path"]))
                 if f"{file}/".startswith(f"{top}/"):
@@ -117,7 +119,11 @@ def refuse_own_files(store: ObjectStore, folder: str, batch: int) -> None:
 
 
 def reading(
-    store: ObjectStore, folder: str, batch: int, before: dict[str, Any] | None
+    store: ObjectStore,
+    folder: str,
+    batch: int,
+    before: dict[str, Any] | None,
+    kept: KeptState | None = None,
 ) -> dict[str, Any] | None:
     """Return what a batch is read from, as its commit tells; None where Spark has not planned it.
 
@@ -131,11 +137,14 @@ def reading(
         its number
     before : dict[str, Any] | None
         the same of the commit before
+    kept : KeptState | None
+        tells what Spark keeps after the batch, which it has run
 
     Returns
     -------
-    plan, the SHA-256 of Spark's plan of the batch, and files, of each file source by its number:
-    the place in its log after the batch, and a digest of all files that it names up to there
+    plan, the SHA-256 of Spark's plan of the batch; files, of each file source by its number: the
+    place in its log after the batch, and a digest of all files that it names up to there; and
+    state, where Spark keeps any
     """
     plan = _plan_of(store, folder, batch)
     if plan is None:
@@ -143,20 +152,19 @@ def reading(
     files: dict[str, Any] = {}
     known = {} if before is None else before["files"]
     for source, last in _places_in(plan).items():
-        log = _FileLog.of_batch(store, f"{folder}/sources/{source}", last)
-        place, digest = known.get(source, (-1, _NO_FILES))
+        log = FileLog.of_batch(store, f"{folder}/sources/{source}", last)
+        place, digest = known.get(source, (-1, NO_FILES))
         if last != place + 1 and last != place:
             # batches that are not known one by one, as after a checkpoint of its own
-            whole = _FileLog.read(store, log.folder)
-            digest = _NO_FILES if whole is None else whole.digest_until(last)
+            whole = FileLog.read(store, log.folder)
+            digest = NO_FILES if whole is None else whole.digest_until(last)
         elif last > place:
             digest = log.digest_until(last, since=place, digest=digest)
         files[source] = [last, digest]
-    return {"plan": _sha256(plan), "files": files}
-
-
-def _sha256(payload: bytes) -> str:
-    return hashlib.sha256(payload).hexdigest()
+    told = {"plan": sha256_of(plan), "files": files}
+    held = {} if before is None else before.get("state", {})
+    state = {} if kept is None else kept.after(store, folder, batch, held)
+    return told | ({"state": state} if state else {})
 
 
 def _owner(payload: bytes) -> Any:
@@ -177,17 +185,17 @@ def drop_unplanned_files(store: ObjectStore, folder: str) -> None:
     planned = _last(store, f"{folder}/offsets")
     if planned < 0:
         for source in store.names(f"{folder}/sources"):
-            log = _FileLog.read(store, f"{folder}/sources/{source}")
+            log = FileLog.read(store, f"{folder}/sources/{source}")
             if log is not None:
                 for name in log.names:
                     _delete(store, f"{log.folder}/{name}")
         return
     for source, last in _log_offsets(store, folder, planned).items():
-        log = _FileLog.read(store, f"{folder}/sources/{source}")
+        log = FileLog.read(store, f"{folder}/sources/{source}")
         # without the single files of before, what was compacted beyond the plan has to stay
         if log is not None and log.whole_until(last):
             for name in log.names:
-                if _number(name) > last:
+                if number_of(name) > last:
                     _delete(store, f"{log.folder}/{name}")
 
 
@@ -209,7 +217,7 @@ def copy_until(store: ObjectStore, folder: str, target: str, batch: int) -> None
     """
     planned = _last(store, f"{folder}/offsets")
     if batch >= 0 and end_of_batch(store, folder, batch) is None:
-        kept = [n for n in map(_number, store.names(f"{folder}/offsets")) if n >= 0]
+        kept = [n for n in map(number_of, store.names(f"{folder}/offsets")) if n >= 0]
         raise StorageError(
             f"{store.path}/{folder}/offsets no longer holds batch {batch} (kept: "
             f"{f'{min(kept)} to {max(kept)}' if kept else 'none'}): the source cannot be read on "
@@ -220,7 +228,7 @@ def copy_until(store: ObjectStore, folder: str, target: str, batch: int) -> None
     for name in store.walk(folder):
         top, _, rest = name.partition("/")
         source = rest.partition("/")[0]
-        number = _number(name.rpartition("/")[2])
+        number = number_of(name.rpartition("/")[2])
         late = (
             (top in ("offsets", "commits") and number > batch)
             # the state before the next batch is that after this one
@@ -230,86 +238,22 @@ def copy_until(store: ObjectStore, folder: str, target: str, batch: int) -> None
         if not late:
             store.write(f"{target}/{name}", store.read(f"{folder}/{name}") or b"")
     for source in logs:
-        log = _FileLog.read(store, f"{folder}/sources/{source}")
+        log = FileLog.read(store, f"{folder}/sources/{source}")
         if log is not None:
             log.write_until(f"{target}/sources/{source}", last.get(source, -1))
 
 
-class _FileLog:
-    """The log of a file source: which files were read in which batch."""
+def offsets_of(store: ObjectStore, folder: str, version: Commit) -> dict[str, Any] | None:
+    """Return what a version's batch was read from, of a copy of its checkpoint.
 
-    def __init__(self, store: ObjectStore, folder: str, names: list[str]) -> None:
-        self.store = store
-        self.folder = folder
-        self.names = names
-
-    @classmethod
-    def read(cls, store: ObjectStore, folder: str) -> _FileLog | None:
-        """Return the log in a folder, None where the source there keeps something else."""
-        names = [n for n in store.names(folder) if re.fullmatch(r"\d+(\.compact)?", n)]
-        log = cls(store, folder, names)
-        return log if any(log._entries(name) for name in names) else None
-
-    @classmethod
-    def of_batch(cls, store: ObjectStore, folder: str, last: int) -> _FileLog:
-        """Return the log of one batch alone, in whichever of two files Spark put it."""
-        return cls(store, folder, [str(last), f"{last}.compact"])
-
-    def whole_until(self, last: int) -> bool:
-        """Whether what there is up to a batch does without anything later."""
-        compacts = [_number(n) for n in self.names if n.endswith(".compact") and _number(n) <= last]
-        first = max(compacts, default=-1) + 1
-        return all(str(number) in self.names for number in range(first, last + 1))
-
-    def digest_until(self, last: int, since: int = -1, digest: str = _NO_FILES) -> str:
-        """Return a digest of all files up to batch `last`, from that of those up to `since`."""
-        batches = self._batches()
-        for batch in sorted(batch for batch in batches if since < batch <= last):
-            told = "\n".join([digest, str(batch), *batches[batch]])
-            digest = _sha256(told.encode())
-        return digest
-
-    def _batches(self) -> dict[int, list[str]]:
-        """Return the lines of each batch, each once, in the order in which Spark wrote them."""
-        batches: dict[int, list[str]] = {}
-        for name in self.names:
-            for batch, line in self._entries(name):
-                lines = batches.setdefault(batch, [])
-                if line not in lines:
-                    lines.append(line)
-        return batches
-
-    def write_until(self, target: str, last: int) -> None:
-        """Write the log as it was after batch `last` of this source."""
-        batches = self._batches()
-        # Spark takes the last compacted batch for a multiple of its interval, whatever that is
-        compact = (last + 1) // _INTERVAL * _INTERVAL - 1
-        if compact >= 0:
-            merged = [
-                line for batch in sorted(batches) if batch <= compact for line in batches[batch]
-            ]
-            self._write(f"{target}/{compact}.compact", merged)
-        for batch in range(compact + 1, last + 1):
-            self._write(f"{target}/{batch}", batches.get(batch, []))
-
-    def _write(self, name: str, lines: list[str]) -> None:
-        self.store.write(name, "\n".join(["v1", *lines]).encode())
-
-    def _lines(self, name: str) -> list[str]:
-        # other sources keep here what they like
-        payload = self.store.read(f"{self.folder}/{name}") or b""
-        return _lines_of(payload)
-
-    def _entries(self, name: str) -> list[tuple[int, str]]:
-        found = []
-        for line in self._lines(name)[1:]:
-            try:
-                entry = parse_json(line)
-            except ValueError:
-                return []
-            if _ENTRY.fault(entry, "it") is None:
-                found.append((entry["batchId"], line))
-        return found
+    Without the state of which the copy lacks files, as Spark had deleted them.
+    """
+    told = version.offsets
+    if told is None or "state" not in told:
+        return told
+    state = with_all_files(store, folder, told["state"])
+    told = {name: value for name, value in told.items() if name != "state"}
+    return told | ({"state": state} if state else {})
 
 
 def _log_offsets(store: ObjectStore, folder: str, batch: int) -> dict[str, int]:
@@ -324,13 +268,7 @@ def _plan_of(store: ObjectStore, folder: str, batch: int) -> bytes | None:
 
 def _ends_in(plan: bytes) -> list[str]:
     """Return where each source stands in Spark's plan of a batch: it follows two lines."""
-    return _lines_of(plan)[2:]
-
-
-def _lines_of(payload: bytes) -> list[str]:
-    # as Spark reads them: names of files may hold what Python takes for the end of a line
-    lines = payload.decode(errors="replace").split("\n")
-    return lines if lines[-1] else lines[:-1]
+    return lines_of(plan)[2:]
 
 
 def _places_in(plan: bytes) -> dict[str, int]:
@@ -351,12 +289,6 @@ def _delete(store: ObjectStore, name: str) -> None:
     # without its sums first: sums without their file would be taken for those of the next one
     store.delete(f"{folder}/.{base}.crc")
     store.delete(name)
-
-
-def _number(name: str) -> int:
-    """Return the batch that a file of a checkpoint is of, -1 where it is of none."""
-    found = re.match(r"\.?(\d+)(?=[._]|$)", name)
-    return int(found.group(1)) if found else -1
 
 
 def _last(store: ObjectStore, folder: str) -> int:
