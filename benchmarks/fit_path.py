@@ -9,11 +9,13 @@ in 20 is held out. Then, each in a process of its own whose JVM may take --memor
 - `fitPath` of all of them, in blocks;
 - from that path: `load`, `transform` of what is held out of a tenth of the users, ten items for
   1,000 users, and a stream of 1,000 ratings a trigger that goes on from it;
+- with --features, `fitPath` of all of them again with a vector of so many numbers for each user;
 - beside them a tenth of the users fitted in one task, and in blocks to a path of their own, each
   scored on what is held out of these users.
 
 While each runs, the resident memory of the driver's Python, of the JVM and of the Python workers is
-looked at twenty times a second. Needs room for 60 bytes a rating and 700 an id under --folder.
+looked at twenty times a second. Needs room for 60 bytes a rating and 700 an id under --folder, and
+for 30 a number of a vector.
 """
 
 from __future__ import annotations
@@ -85,6 +87,32 @@ def make(folder: Path, users: int, items: int, ratings: int) -> None:
     (folder / "made").touch()
 
 
+def describe(folder: Path, users: int, numbers: int, sparse: bool) -> None:
+    """Write about/, a vector for each user: normal numbers, or an eighth of them, each 1."""
+    rng, chunk = np.random.default_rng(SEED + 1), 100_000
+    (folder / "about").mkdir()
+    few = max(numbers // 8, 1)
+    kind = pa.struct([("size", pa.int32()), ("indices", pa.list_(pa.int32())),
+                      ("values", pa.list_(pa.float64()))])  # fmt: skip
+    for part, first in enumerate(range(0, users, chunk)):
+        who = np.arange(first, min(first + chunk, users))
+        if sparse:
+            drawn = rng.random((who.size, numbers), np.float32).argpartition(few, axis=1)[:, :few]
+            places = pa.array(np.sort(drawn, axis=1).astype(np.int32).ravel())
+            starts = pa.array(np.arange(0, who.size * few + 1, few, np.int32))
+            indices = pa.ListArray.from_arrays(starts, places)
+            values = pa.ListArray.from_arrays(starts, pa.array(np.ones(who.size * few)))
+        else:
+            starts = pa.array(np.arange(0, who.size * numbers + 1, numbers, np.int32))
+            drawn = rng.standard_normal(who.size * numbers)
+            indices = pa.nulls(who.size, pa.list_(pa.int32()))
+            values = pa.ListArray.from_arrays(starts, pa.array(drawn))
+        sizes = pa.array(np.full(who.size, numbers, np.int32))
+        vectors = pa.StructArray.from_arrays([sizes, indices, values], fields=list(kind))
+        table = pa.table({"user": who * 7 + 3, "about": vectors})
+        pq.write_table(table, folder / "about" / f"part-{part:05d}.parquet", use_dictionary=False)
+
+
 def rmse(model: Any, folder: Path) -> float:
     """RMSE of a model on what is held out."""
     from pyspark.sql import functions as F
@@ -110,9 +138,11 @@ def child(step: str, given: argparse.Namespace) -> dict[str, Any]:
     told: dict[str, Any] = {}
     with watched(str(folder / "local")) as peaks:
         clock, cpu = time.perf_counter(), cpu_seconds()
-        if step in ("all", "tenth in blocks"):
+        if step in ("all", "all with features", "tenth in blocks"):
             name = step.partition(" ")[0]
-            path = folder / f"path-{name}"
+            if step == "all with features":
+                als.setUserFeatures(spark.read.parquet(str(folder / "about")))
+            path = folder / f"path-{step.replace(' ', '-')}"
             shutil.rmtree(path, ignore_errors=True)
             model = als.fitPath(spark.read.parquet(str(folder / name)), path)
             told["form"], told["training"] = model.summary.form, model.summary.rmse
@@ -125,7 +155,7 @@ def child(step: str, given: argparse.Namespace) -> dict[str, Any]:
         told["seconds"], told["cpu"] = time.perf_counter() - clock, cpu_seconds() - cpu
         told["peaks"] = dict(peaks.held)
         told["blockBytes"] = dict(peaks.files)
-        if step.startswith("tenth"):
+        if step.startswith("tenth") or "features" in step:
             told["rmse"] = rmse(model, folder)
     return told
 
@@ -163,6 +193,8 @@ def main() -> None:
     parser.add_argument("--ratings", type=ratings_count, default=20_000_000)
     parser.add_argument("--blocks", type=int, default=0, help="numBlocks; 0: by the table's size")
     parser.add_argument("--resident", type=int, default=200_000, help="maxResidentIds in use")
+    parser.add_argument("--features", type=int, default=0, help="numbers of a user's vector")
+    parser.add_argument("--sparse", action="store_true", help="an eighth of them, and each 1")
     parser.add_argument("--memory", default="2g", help="spark.driver.memory")
     parser.add_argument("--folder", type=Path, help="where all lies; a temporary one by default")
     parser.add_argument("--json", type=Path, default=None)
@@ -174,20 +206,26 @@ def main() -> None:
         return
     made = given.folder or Path(tempfile.mkdtemp(prefix="fit-path-"))
     make(made, given.users, given.items, given.ratings)
+    if given.features:
+        shutil.rmtree(made / "about", ignore_errors=True)
+        describe(made, given.users, given.features, given.sparse)
     rows = []
     for step in given.only:
+        if step == "all with features" and not given.features:
+            continue
         command = [sys.executable, __file__, *sys.argv[1:], "--folder", str(made), "--child", step]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         told = json.loads(done.stdout.splitlines()[-1])
         print(step, json.dumps(told), file=sys.stderr, flush=True)
         rows.append(row(step, [told.pop("seconds")], [told.pop("cpu")], **told))
-    ids = {name: getattr(given, name) for name in ("users", "items", "ratings", "resident")}
+    asked = ("users", "items", "ratings", "resident", "features", "sparse")
+    ids = {name: getattr(given, name) for name in asked}
     write("fit_path", rows, {}, given.json, **ids, memory=given.memory)
     if given.folder is None:
         shutil.rmtree(made)
 
 
-STEPS = ("all", "in use", "tenth in one task", "tenth in blocks")
+STEPS = ("all", "all with features", "in use", "tenth in one task", "tenth in blocks")
 
 if __name__ == "__main__":
     main()

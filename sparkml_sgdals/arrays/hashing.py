@@ -24,6 +24,8 @@ __all__ = [
     "id_keys",
     "mix64",
     "pair_hash",
+    "part_of",
+    "sampled",
     "start_factors",
 ]
 
@@ -32,6 +34,7 @@ ITEM_SIDE: Final = 2
 
 _GOLDEN: Final = np.uint64(0x9E3779B97F4A7C15)
 _BLOCK_SALT: Final = np.uint64(0xD1B54A32D192ED03)
+_PART_SALT: Final = np.uint64(0x8CB92BA72F3D8DD7)
 _FNV_OFFSET: Final = np.uint64(0xCBF29CE484222325)
 _FNV_PRIME: Final = np.uint64(0x100000001B3)
 
@@ -177,6 +180,20 @@ def block_of(keys: U64, num_blocks: int) -> npt.NDArray[np.int32]:
     """Return the block, 0 to `num_blocks` - 1, that each key is routed to."""
     mixed: U64 = _mix_all(keys ^ _BLOCK_SALT)
     return (mixed % np.uint64(num_blocks)).astype(np.int32)
+
+
+def part_of(keys: U64, parts: int) -> npt.NDArray[np.int32]:
+    """Return the part of its block, 0 to `parts` - 1, that each key lies in."""
+    mixed: U64 = _mix_all(keys ^ _PART_SALT)
+    return (mixed % np.uint64(parts)).astype(np.int32)
+
+
+def sampled(keys: U64, share: float) -> npt.NDArray[np.bool_]:
+    """Whether each key is in a sample of about this share of all, whatever its block."""
+    if share >= 1.0:
+        return np.ones(keys.size, bool)
+    mixed: U64 = _mix_all(keys ^ _PART_SALT)
+    return mixed < np.uint64(share * 2.0**64)
 
 
 def start_factors(

@@ -17,7 +17,7 @@ import pyarrow.compute
 
 from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 
-__all__ = ["SparseRows", "vector_schema", "with_names"]
+__all__ = ["SparseRows", "newest_vectors", "vector_schema", "with_names"]
 
 F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
@@ -26,6 +26,7 @@ I64 = npt.NDArray[np.int64]
 _LARGEST: Final = 1e12
 """Numbers beyond it, as those that are not finite, are no features."""
 _NAMES: Final = b"features"
+_PARTS: Final = ("size", "indices", "values")
 
 
 def vector_schema(kind: IdKind) -> pa.Schema:
@@ -115,8 +116,9 @@ class SparseRows:
         bad[row_of[odd]] = True
         kept = ~bad[row_of] & (flat != 0.0)
         row_of, columns, flat = row_of[kept], columns[kept], flat[kept]
-        order = np.lexsort((columns, row_of))
-        row_of, columns, flat = row_of[order], columns[order], flat[order]
+        if ((np.diff(row_of) == 0) & (np.diff(columns) < 0)).any():
+            order = np.lexsort((columns, row_of))
+            row_of, columns, flat = row_of[order], columns[order], flat[order]
         twice = (np.diff(row_of) == 0) & (np.diff(columns) == 0)
         bad[row_of[1:][twice]] = True
         kept = ~bad[row_of]
@@ -168,6 +170,54 @@ class SparseRows:
 def with_names(table: pa.Table, names: tuple[str, ...]) -> pa.Table:
     """Return a table of vectors that tells the names of their places."""
     return table.replace_schema_metadata({_NAMES: json.dumps(list(names))}) if names else table
+
+
+def newest_vectors(table: pa.Table) -> tuple[pa.Table, list[Any]]:
+    """Return one vector an id: the last by time, of equal times the greatest.
+
+    Parameters
+    ----------
+    table : pa.Table
+        columns of `vector_schema`, perhaps time; an id may come several times
+
+    Returns
+    -------
+    the table without times, and the ids whose vectors of the last time differ, in no order
+    """
+    ids = table.column("id").combine_chunks().dictionary_encode()
+    group = ids.indices.to_numpy(zero_copy_only=False)
+    at_last = np.arange(group.size)
+    if "time" in table.column_names:
+        time = table.column("time").to_numpy()
+        last = np.full(len(ids.dictionary), np.iinfo(np.int64).min)
+        np.maximum.at(last, group, time)
+        at_last = np.flatnonzero(time == last[group])
+        table = table.drop_columns("time")
+    again = np.bincount(group[at_last], minlength=len(ids.dictionary))[group[at_last]] > 1
+    best: dict[int, tuple[Any, int]] = {}
+    differ: set[int] = set()
+    told = table.select(list(_PARTS)).take(pa.array(at_last[again])).to_pylist()
+    for row, vector in zip(at_last[again].tolist(), told, strict=True):
+        key, one = tuple(_ordered(vector[part]) for part in _PARTS), int(group[row])
+        held = best.get(one)
+        if held is not None and held[0] != key:
+            differ.add(one)
+        if held is None or key > held[0]:
+            best[one] = key, row
+    kept = [at_last[~again], np.array([row for _, row in best.values()], np.int64)]
+    named = ids.dictionary.take(pa.array(sorted(differ), pa.int64())).to_pylist()
+    if at_last.size == table.num_rows and not best:
+        return table, named
+    return table.take(pa.array(np.concatenate(kept))), named
+
+
+def _ordered(value: Any) -> tuple[Any, ...]:
+    """Return a key by which values stand as in Spark: null first, NaN is the greatest number."""
+    if value is None:
+        return (0,)
+    if isinstance(value, list):
+        return 1, tuple(map(_ordered, value))
+    return (2,) if value != value else (1, value)
 
 
 def _numbers(column: Any, dtype: npt.DTypeLike) -> npt.NDArray[Any]:

@@ -6,7 +6,7 @@ import logging
 import time
 import warnings
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from pyspark.sql import DataFrame, SparkSession
 
@@ -27,9 +27,15 @@ from sparkml_sgdals.fit.progress import clear_progress, show_phase, show_progres
 from sparkml_sgdals.fit.who_rated import remember_table
 from sparkml_sgdals.ingest.bad_rows import column_names, explain_problems, refuse_invalid
 from sparkml_sgdals.ingest.columns import select_ratings
-from sparkml_sgdals.ingest.features import SIDES, FeatureRows, side_table, table_features
+from sparkml_sgdals.ingest.features import SIDES
 from sparkml_sgdals.ingest.newest import newest_of_table
 from sparkml_sgdals.ingest.packing import PackedCounts, batches_by_rows, count_packed, pack
+from sparkml_sgdals.ingest.side_vectors import (
+    NO_VECTORS,
+    TableVectors,
+    side_vectors,
+    vectors_beside,
+)
 from sparkml_sgdals.learn.far_values import limits_for
 from sparkml_sgdals.learn.features.streams import learn_features_of_table
 from sparkml_sgdals.spark_jobs import local_threads, phase
@@ -56,14 +62,14 @@ class PackedTable:
 
     Attributes
     ----------
-    features : FeatureRows
+    features : TableVectors
         what is known of users and items beside their ratings
     """
 
     cells: DataFrame
     counts: PackedCounts
     seconds: float
-    features: FeatureRows = field(default=(None, None))
+    features: TableVectors = NO_VECTORS
 
     def release(self) -> None:
         """Let Spark forget it."""
@@ -131,14 +137,14 @@ def learn_table(
         stops = (settings.max_iter,)
         ((state, report),) = learn_packed(packed, settings, options, stops, prior, sink)
         if prior is not None and any(prior.learns_features):
-            learn_features_of_table(state, prior, packed.features)
+            learn_features_of_table(state, prior, packed.features.rows)
     finally:
         packed.release()
     return state, report, packed.counts, limits
 
 
-def read_features(df: DataFrame, options: FitOptions, before: ModelState) -> FeatureRows:
-    """Return what a table, or tables beside it, say of users and items.
+def read_features(df: DataFrame, options: FitOptions, before: ModelState) -> TableVectors:
+    """Return what a table, or tables beside it, say of users and items; vectors are read later.
 
     Parameters
     ----------
@@ -152,33 +158,18 @@ def read_features(df: DataFrame, options: FitOptions, before: ModelState) -> Fea
     Raises
     ------
     ValueError
-        a column is missing, or a vector is none and `handle_invalid` is "error"
+        a column is missing
     TypeError
         a column holds no vectors
     """
     refuse = options.handle_invalid == "error"
-    columns = options.columns
-    own = tuple(
-        name if table is None else None
-        for name, table in zip(columns.features, options.feature_tables, strict=True)
+    users, items = (
+        side_vectors(df, options.columns, side, kind, refuse)
+        if table is None
+        else vectors_beside(table, side, kind, refuse)
+        for side, kind, table in zip(SIDES, options.kinds, options.feature_tables, strict=True)
     )
-    with phase(df.sparkSession, "read features"):
-        found = list(
-            table_features(
-                df, replace(columns, features=(own[0], own[1])), options.kinds, refuse,
-                before.features,
-            )
-        )  # fmt: skip
-        for place, (side, table) in enumerate(zip(SIDES, options.feature_tables, strict=True)):
-            if table is not None:
-                found[place] = side_table(table, side, options.kinds[place], refuse)
-    for side, rows, known in zip(SIDES, found, before.features, strict=True):
-        if rows is not None and known is None and not len(rows):
-            raise ValueError(
-                f"There are no features of {side}s: all vectors are null. Leave "
-                f"{side}FeaturesCol out, or look whether its column is the right one."
-            )
-    return found[0], found[1]
+    return TableVectors((users, items), before.features)
 
 
 def pack_screened(
@@ -367,8 +358,9 @@ def _train(
         # onto a model one pass, which a task does without a join a mini-batch
         plan = replace(plan, num_blocks=1)
     if plan.num_blocks == 1 and sink is None:
+        rows = packed.features.rows
         with phase(cells.sparkSession, "learn in one task"):
-            return train_in_one_task(cells, settings, options.kinds, plan, prior, packed.features)
+            return train_in_one_task(cells, settings, options.kinds, plan, prior, rows)
     if settings.tol > 0 and settings.solver != "bayes":
         warnings.warn("tol is not used in a fit in blocks.", UserWarning, stacklevel=2)
     return train_in_blocks(cells, settings, options.kinds, plan, prior, sink, packed.features)

@@ -7,8 +7,6 @@ and values; in a table of ids also plain columns: `plain_features`.
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -21,30 +19,35 @@ from pyspark.sql import functions as F
 from pyspark.sql.types import ArrayType, DataType, NumericType, StructType
 
 from sparkml_sgdals.arrays.id_kinds import IdKind
-from sparkml_sgdals.arrays.sparse_rows import SparseRows, vector_schema, with_names
+from sparkml_sgdals.arrays.sparse_rows import (
+    SparseRows,
+    newest_vectors,
+    with_names,
+)
 from sparkml_sgdals.ingest.columns import (
     RatingColumns,
     column,
     column_type,
     has_ratings,
     id_column,
-    time_column,
 )
-from sparkml_sgdals.ingest.plain_features import vector_name, with_one_vector
 from sparkml_sgdals.state.feature_weights import MOST_COLUMNS, FeatureWeights
 from sparkml_sgdals.state.model_state import ModelState
 
 __all__ = [
+    "NAMED",
     "SIDES",
     "FeatureRows",
     "Vectors",
     "announcements",
+    "checked_vectors",
     "features_of_table",
     "holds_vectors",
     "joined_with",
+    "named_ids",
     "named_vectors",
-    "side_table",
-    "table_features",
+    "place_names",
+    "tell_of_bad",
     "vector_column",
     "vectors_of",
     "with_vectors",
@@ -60,10 +63,7 @@ Vectors = tuple[pa.Table | None, pa.Table | None]
 """Vectors of the rows of a batch, by user and by item: id, size, indices, values, perhaps time."""
 SIDES: Final = ("user", "item")
 _PARTS: Final = ("size", "indices", "values")
-_OF_VECTOR: Final = tuple(f"vector.{part}" for part in _PARTS)
-_FEW: Final = 1_000_000
-"""rows of a table beside at most that are taken as they are"""
-_NAMED: Final = 5
+NAMED: Final = 5
 """ids that a message names"""
 
 
@@ -136,7 +136,7 @@ def vectors_of(table: pa.Table, columns: RatingColumns) -> tuple[pa.Table, Vecto
 def named_vectors(vectors: Vectors, schema: StructType, columns: RatingColumns) -> Vectors:
     """Return vectors that tell the names that a batch's schema keeps of their places."""
     users, items = (
-        table if table is None or name is None else _named(table, schema, name)
+        table if table is None or name is None else with_names(table, place_names(schema, name))
         for table, name in zip(vectors, columns.features, strict=True)
     )
     return users, items
@@ -246,142 +246,20 @@ def features_of_table(
         wanted = np.ones(given.num_rows, bool)
         if not (learns and to_learn):
             wanted = table.index.find(given.column("id").combine_chunks()) < 0
-        rows = _newest(given.filter(pa.array(wanted)))
-        found.append(_checked(rows, weights, f"{side}FeaturesCol {name!r}", refuse))
+        rows, _ = newest_vectors(given.filter(pa.array(wanted)))
+        found.append(checked_vectors(rows, weights, f"{side}FeaturesCol {name!r}", refuse))
     return found[0], found[1]
 
 
-def table_features(
-    df: DataFrame, columns: RatingColumns, kinds: tuple[IdKind, IdKind], refuse: bool,
-    weights: Sequence[FeatureWeights | None] = (None, None), once: bool = False,
-) -> FeatureRows:  # fmt: skip
-    """Return the newest vector of each id of a table of ratings: one job a side.
-
-    Parameters
-    ----------
-    df : DataFrame
-        the user's table
-    columns : RatingColumns
-        where ids, vectors and times are
-    kinds : tuple[IdKind, IdKind]
-        of the ids of users and of items
-    refuse : bool
-        whether a vector that is none raises ValueError; else it counts as not given
-    weights : Sequence[FeatureWeights | None]
-        of the model that the table is added to
-    once : bool
-        whether an id is likely to come once, and a look at that pays
-    """
-    found: list[SparseRows | None] = []
-    ids = (columns.user, columns.item)
-    for side, own, name, kind, known in zip(
-        SIDES, ids, columns.features, kinds, weights, strict=True
-    ):
-        if name is None:
-            found.append(None)
-            continue
-        param = f"{side}FeaturesCol"
-        told = f"{param} {name!r}"
-        time = F.lit(0) if columns.time is None else time_column(df.schema, columns.time)
-        vectors = df.select(
-            id_column(df.schema, f"{side}Col", own, kind).alias("id"),
-            vector_column(df.schema, param, name).alias("vector"),
-            time.alias("time"),
-        )
-        vectors = vectors.where("id IS NOT NULL AND vector IS NOT NULL")
-        table = _each_once(vectors) if once else None
-        if table is None:
-            newest = vectors.groupBy("id").agg(
-                F.max_by("vector", F.struct("time", "vector")).alias("vector"),
-                (F.min("vector") != F.max("vector")).alias("differ"),
-            )
-            table = newest.select("id", *_OF_VECTOR, "differ").toArrow()
-            differ = table.filter(table.column("differ")).column("id").to_pylist()
-            _warn_of_different(differ, told)
-            table = table.drop_columns("differ")
-        table = _named(table.cast(vector_schema(kind)), df.schema, name)
-        found.append(_checked(table, known, told, refuse))
-    return found[0], found[1]
-
-
-def side_table(
-    df: DataFrame, side: str, kind: IdKind, refuse: bool, weights: FeatureWeights | None = None
-) -> SparseRows:
-    """Return the vectors of a table of ids.
-
-    Parameters
-    ----------
-    df : DataFrame
-        ids in its first column; a column of vectors, or plain ones that become one
-    side : str
-        "user" or "item"
-    kind : IdKind
-        of the ids
-    refuse : bool
-        whether a vector that is none raises ValueError; else it counts as not given
-    weights : FeatureWeights | None
-        of the model that they are for
-    """
-    id_name, *others = df.columns
-    if len(others) > 1 or not holds_vectors(df.schema.fields[1].dataType):
-        df, others = with_one_vector(df, side, weights), [vector_name(side)]
-    columns = RatingColumns(
-        id_name, id_name, "",
-        features=(others[0], None) if side == "user" else (None, others[0]),
-    )  # fmt: skip
-    found = table_features(df, columns, (kind, kind), refuse, (weights, weights), once=True)
-    rows = found[SIDES.index(side)]
-    assert rows is not None
-    return rows
-
-
-def _each_once(vectors: DataFrame) -> pa.Table | None:
-    """Return the vectors of few ids that come once each, in a third of the time; else None."""
-    table = vectors.select("id", *_OF_VECTOR).limit(_FEW + 1).toArrow()
-    alone = table.num_rows == len(pa.compute.unique(table.column("id")))
-    return table if alone and table.num_rows <= _FEW else None
-
-
-def _newest(table: pa.Table) -> pa.Table:
-    """Return one vector an id: the last by time, of equal times the greatest."""
-    ids = table.column("id").combine_chunks().dictionary_encode()
-    group = ids.indices.to_numpy(zero_copy_only=False)
-    time = np.zeros(group.size, np.int64)
-    if "time" in table.column_names:
-        time = table.column("time").to_numpy()
-        table = table.drop_columns("time")
-    last = np.full(len(ids.dictionary), np.iinfo(np.int64).min)
-    np.maximum.at(last, group, time)
-    at_last = np.flatnonzero(time == last[group])
-    if at_last.size > last.size:
-        best: dict[int, tuple[Any, int]] = {}
-        told = table.select(list(_PARTS)).take(pa.array(at_last)).to_pylist()
-        for row, vector in zip(at_last.tolist(), told, strict=True):
-            # as Spark orders structs and arrays: null first, NaN is the greatest number
-            key = tuple(str(vector[part]) for part in _PARTS), row
-            held = best.get(int(group[row]))
-            if held is None or key[0] > held[0]:
-                best[int(group[row])] = key
-        at_last = np.array([row for _, row in best.values()], np.int64)
-    return table.take(pa.array(at_last))
-
-
-def _checked(
+def checked_vectors(
     table: pa.Table, weights: FeatureWeights | None, what: str, refuse: bool
 ) -> SparseRows:
+    """Return the vectors of a table, of a column that messages call `what`.
+
+    Raises ValueError as `tell_of_bad`, and where more columns have values than may have weights.
+    """
     rows, bad = SparseRows.of(table, 0 if weights is None else weights.size)
-    if bad:
-        shown = ", ".join(map(repr, bad[:_NAMED])) + (", ..." if len(bad) > _NAMED else "")
-        fault = (
-            f"{what} has another length than {rows.size}, or holds what is no finite number, for "
-            f"{len(bad)} id{'s' if len(bad) > 1 else ''}: {shown}"
-        )
-        if refuse:
-            raise ValueError(
-                f"{fault}. Repair these vectors, make them null where nothing is known, or set "
-                "handleInvalid='skip' to learn without them."
-            )
-        logger.warning("%s; nothing counts as known of these", fault)
+    tell_of_bad(len(bad), bad, rows.size, what, refuse)
     used = np.unique(rows.columns).size
     if weights is None and used > MOST_COLUMNS:
         raise ValueError(
@@ -391,21 +269,45 @@ def _checked(
     return rows
 
 
-def _warn_of_different(ids: list[Any], what: str) -> None:
-    if ids:
-        shown = ", ".join(map(repr, sorted(ids)[:_NAMED])) + (", ..." if len(ids) > _NAMED else "")
-        warnings.warn(
-            f"{what} differs from row to row for {len(ids)} id{'s' if len(ids) > 1 else ''}: "
-            f"{shown}. The newest by timestampCol counts.",
-            UserWarning,
-            stacklevel=2,
+def tell_of_bad(count: int, ids: list[Any], size: int, what: str, refuse: bool) -> None:
+    """Refuse vectors that are none, or say that they do not count; `ids` holds the first of them.
+
+    Parameters
+    ----------
+    count : int
+        how many there are
+    ids : list[Any]
+        in their order, the first of them or all
+    size : int
+        numbers that a vector has to have
+    what : str
+        the column
+    refuse : bool
+        whether they raise ValueError
+    """
+    if not count:
+        return
+    fault = (
+        f"{what} has another length than {size}, or holds what is no finite number, for "
+        f"{named_ids(count, ids)}"
+    )
+    if refuse:
+        raise ValueError(
+            f"{fault}. Repair these vectors, make them null where nothing is known, or set "
+            "handleInvalid='skip' to learn without them."
         )
+    logger.warning("%s; nothing counts as known of these", fault)
 
 
-def _named(table: pa.Table, schema: StructType, name: str) -> pa.Table:
-    """Return a table that tells the names that pyspark.ml keeps of a column's places."""
+def named_ids(count: int, ids: list[Any]) -> str:
+    """Say how many ids there are, and name the first; `ids` holds these at least."""
+    shown = ", ".join(map(repr, sorted(ids)[:NAMED])) + (", ..." if count > NAMED else "")
+    return f"{count} id{'s' if count > 1 else ''}: {shown}"
+
+
+def place_names(schema: StructType, name: str) -> tuple[str, ...]:
+    """Return the names that pyspark.ml keeps of a column's places."""
     field = next((field for field in schema.fields if field.name == name), None)
     held = {} if field is None else (field.metadata or {}).get("ml_attr", {}).get("attrs", {})
     found = {one["idx"]: one["name"] for some in held.values() for one in some if "name" in one}
-    names = tuple(found.get(place, str(place)) for place in range(max(found, default=-1) + 1))
-    return with_names(table, names)
+    return tuple(found.get(place, str(place)) for place in range(max(found, default=-1) + 1))

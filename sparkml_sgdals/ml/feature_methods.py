@@ -15,9 +15,10 @@ from pyspark.sql import DataFrame
 from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 from sparkml_sgdals.arrays.sparse_rows import SparseRows, vector_schema
 from sparkml_sgdals.fit.plan import FitOptions
-from sparkml_sgdals.ingest.features import SIDES, holds_vectors, joined_with, side_table
+from sparkml_sgdals.ingest.features import SIDES, holds_vectors, joined_with
 from sparkml_sgdals.ingest.frames import Table, as_table
 from sparkml_sgdals.ingest.plain_features import vector_name, with_one_vector
+from sparkml_sgdals.ingest.side_vectors import side_table
 from sparkml_sgdals.ml.fit_options import fit_options, stream_invalid
 from sparkml_sgdals.ml.params import LearningParams
 from sparkml_sgdals.ml.params.features import FeatureParams

@@ -24,7 +24,7 @@ SHORT = ["one_task", "blocks", "recommend", "streaming"]
 OTHER = [
     "parquet", "minibatch", "blocks_to_path", "events_in_blocks", "update", "transform", "events",
     "repeats", "large", "race", "grid", "from_als", "saved", "candidates", "new_users", "newest",
-    "vectors", "features", "nonnegative",
+    "vectors", "features", "features_in_blocks", "nonnegative",
 ]  # fmt: skip
 
 

@@ -162,6 +162,15 @@ class Ways:
         weights = _rows(model.featureWeights, ["side", "feature"])
         return f"{_state(model)} {weights} {_rows(model.recommendForAllUsers(3), ['user'])}"
 
+    def features_in_blocks(self) -> str:
+        """To a path; vectors are read by tasks, and go to the blocks of their items."""
+        known = self.spark.range(2, 1500, 7).selectExpr(
+            "id AS item", "transform(sequence(1, 5), n -> double(pmod(hash(id, n), 9))) AS about"
+        )
+        als = self.als(numBlocks=2, maxIter=2).setItemFeatures(known)
+        model = als.fitPath(self.ratings, self.path("features_to_path"))
+        return f"{_state(model)} {_rows(model.featureWeights, ['side', 'feature'])}"
+
     def nonnegative(self) -> str:
         return _state(self.als(nonnegative=True).fit(self.ratings))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import resource
 import signal
@@ -116,6 +117,20 @@ def test_idle_sockets_take_nothing_down(modeler, started, tmp_path, opened):
         assert time.perf_counter() - clock < 2.0
     # who waited longest made room
     assert ended(before) == b""
+
+
+def test_who_asked_keeps_its_connection_before_who_never_did(listening, opened):
+    _, port = listening(Limits(connections=4, each=4))
+    kept = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    kept.request("GET", "/popular")
+    assert kept.getresponse().read()
+    # it waits longer than the others from here on
+    flood = [opened(port) for _ in range(12)]
+    assert ended(flood[0]) == b""
+    for path in ("/popular", "/health/live"):
+        kept.request("GET", path)
+        assert kept.getresponse().read()
+    kept.close()
 
 
 GET = b"GET /popular HTTP/1.1\r\nHost: localhost\r\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import warnings
 
@@ -286,6 +287,45 @@ class TestFit:
         again = StreamingBiasedALSModel.load(path, maxResidentIds=20)
         assert again.state.partial
         assert_same_bits(again, more)
+
+    @pytest.mark.long
+    def test_in_blocks_from_rows_and_from_a_table_beside(self, spark, vectors, monkeypatch):
+        """The same bits where Spark moves all, of ids of text, and of those that come twice."""
+        frame = spark.createDataFrame(OLD.assign(item="i" + OLD.item.astype(str)))
+        named = vectors.withColumn("item", F.concat(F.lit("i"), F.col("item")))
+        als = StreamingBiasedALS(numBlocks=3, maxIter=2, **ALS)
+        found = als.setItemFeatures(named).fit(frame)
+        twice = named.unionByName(named.where("item < 'i3'")).repartition(4)
+        assert_same_bits(als.setItemFeatures(twice).fit(frame), found)
+        less = spark.createDataFrame([("i7", Vectors.dense([-1.0] * FEATURES))], ["item", "vector"])
+        with pytest.warns(UserWarning, match="differs from row to row for 1 id: 'i7'"):
+            assert_same_bits(als.setItemFeatures(named.unionByName(less)).fit(frame), found)
+        monkeypatch.setattr(
+            "sparkml_sgdals.fit.blocks.driver.block_folder",
+            lambda spark: contextlib.nullcontext(None),
+        )
+        assert_same_bits(als.setItemFeatures(named).fit(frame), found)
+
+    @pytest.mark.long
+    def test_vectors_that_are_none_in_blocks(self, spark, tmp_path):
+        """As in one task, and nothing stays."""
+        rows = [row.tolist() for row in MATRIX[:COLD]]
+        rows[3], rows[5] = rows[3][:2], [float("nan"), *rows[5][1:]]
+        als = StreamingBiasedALS(numBlocks=2, maxIter=1, **ALS)
+        table = [(n, row) for n, row in enumerate(rows)]
+        ratings = spark.createDataFrame(OLD)
+        als.setItemFeatures(spark.createDataFrame(table, "item long, vector array<double>"))
+        sentence = r"itemFeaturesCol 'vector' has another length than 4, or .* for 2 ids: 3, 5"
+        with pytest.raises(ValueError, match=sentence):
+            als.fitPath(ratings, tmp_path / "m")
+        assert not (tmp_path / "m").exists()
+        skipped = als.copy().setHandleInvalid("skip").fit(ratings)
+        table = [(n, row) for n, row in table if n not in (3, 5)]
+        good = spark.createDataFrame(table, "item long, vector array<double>")
+        assert_same_bits(skipped, als.setItemFeatures(good).fit(ratings))
+        als.setItemFeatures(good.withColumn("vector", F.lit(None).cast("array<double>")))
+        with pytest.raises(ValueError, match="There are no features of items: all vectors"):
+            als.fit(ratings)
 
     def test_other_solvers_of_streams_are_refused(self, spark, vectors, stream, files):
         als = StreamingBiasedALS(itemFeaturesCol="vector", **ALS)

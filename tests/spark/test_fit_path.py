@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
 import uuid
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from helpers import assert_same_bits
 
@@ -111,6 +113,52 @@ def test_a_fit_that_fails_leaves_nothing(spark, als, ratings, small, tmp_path):
     with pytest.raises(DivergenceError):
         wild.fitPath(ratings, path)
     assert not path.exists()
+
+
+class _Passed:
+    """Bytes of all tables that go to the driver, or come from it."""
+
+    def __init__(self, monkeypatch, frame, session):
+        self.most = 0
+        for name in ("toArrow", "collect", "toPandas", "toLocalIterator", "head", "take"):
+            monkeypatch.setattr(type(frame), name, self.noted(getattr(type(frame), name)))
+        given = type(session).createDataFrame
+
+        def create(session, data, *args, **kwargs):
+            self.note(data)
+            return given(session, data, *args, **kwargs)
+
+        monkeypatch.setattr(type(session), "createDataFrame", create)
+
+    def note(self, data):
+        size = data.nbytes if isinstance(data, pa.Table) else len(pickle.dumps(data))
+        self.most = max(self.most, size)
+        return data
+
+    def noted(self, method):
+        return lambda *args, **kwargs: self.note(method(*args, **kwargs))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("beside", [True, False])
+def test_vectors_of_features_do_not_pass_through_the_driver(spark, tmp_path, monkeypatch, beside):
+    """Not even a number an id, also of ids that nobody rated."""
+    users, items = 3_000, 12_000
+    rated = spark.range(20_000).selectExpr(
+        f"pmod(hash(id), {users}) AS user", f"pmod(hash(id, 7), {items}) AS item",
+        "CAST(1 + pmod(hash(id, 9), 5) AS double) AS rating", "id AS time",
+    )  # fmt: skip
+    numbers = "transform(sequence(1, 4), n -> double(pmod(hash(item, n), 100))) AS vector"
+    als = StreamingBiasedALS(timestampCol="time", rank=2, maxIter=1, numBlocks=2)
+    if beside:
+        als.setItemFeatures(spark.range(items).selectExpr("id AS item").selectExpr("*", numbers))
+    else:
+        als.setItemFeaturesCol("vector")
+        rated = rated.selectExpr("*", numbers)
+    passed = _Passed(monkeypatch, rated, spark)
+    model = als.fitPath(rated, tmp_path / "m")
+    assert 0 < passed.most < 2 * items
+    assert model.featureWeights.count() == 4
 
 
 @pytest.mark.long

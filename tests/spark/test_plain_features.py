@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from sparkml_sgdals import Predictor, StreamingBiasedALS
-from sparkml_sgdals.ingest.features import side_table
+from sparkml_sgdals.ingest.side_vectors import side_table
 from sparkml_sgdals.state.feature_values import FeatureNames, told
 
 GENRES = ("Action", "Comedy", "Drama", "War")

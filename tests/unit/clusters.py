@@ -9,17 +9,32 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from sparkml_sgdals.arrays.ipc import arrays_to_buffer
-from sparkml_sgdals.fit.blocks.ends import FINAL, GivenFeatures, first_messages, read_final
+from sparkml_sgdals.fit.blocks.ends import FINAL, first_messages, read_final
 from sparkml_sgdals.fit.blocks.exchange import NameRows
+from sparkml_sgdals.fit.blocks.features.given import (
+    GivenFeatures,
+    learned_columns,
+    looks_of,
+    seeds,
+    told_by,
+)
+from sparkml_sgdals.fit.blocks.features.routing import (
+    GatherVectors,
+    MeasureVectors,
+    PutTogether,
+    RouteVectors,
+)
 from sparkml_sgdals.fit.blocks.files import BlockRows, static_name
 from sparkml_sgdals.fit.blocks.inbox import Inbox
 from sparkml_sgdals.fit.blocks.layout import Encode, Moments, Route, job_of_cells, lay_out
-from sparkml_sgdals.fit.blocks.messages import MESSAGE_SCHEMA, Job
+from sparkml_sgdals.fit.blocks.messages import MESSAGE_SCHEMA, SIDES, Job, SideName
 from sparkml_sgdals.fit.blocks.steps import rating_steps
 from sparkml_sgdals.fit.plan import Plan
 from sparkml_sgdals.ingest.packing import pack_cell
+from sparkml_sgdals.ingest.side_vectors import SideVectors
 from sparkml_sgdals.learn.whole_table import NO_FEATURES, Features
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
@@ -72,8 +87,8 @@ class Cluster:
         """The model and training RMSE that the steps of a fresh fit of ratings give."""
         job = self.job
         plan = Plan(job.num_blocks, 1, 0, (job.settings.max_iter,))
-        known = GivenFeatures.of(features, job)
-        rows = first_messages(job, None, known)
+        known = self.spread(features)
+        rows = first_messages(job, None, known.messages)
         messages: list[Any] = messages_of(rows)
         for _, step, _ in rating_steps(job, plan, known.moves):
             messages = self.run(step, messages)
@@ -86,6 +101,47 @@ class Cluster:
         state.scale = replace(self.moments.scale, frozen=True)
         known.put_weights(state, told)
         return state, history
+
+    def spread(self, features: Features) -> GivenFeatures:
+        """Bring vectors to their blocks."""
+        tables = {
+            side: rows.to_table()
+            for side, rows in zip(SIDES, features, strict=True)
+            if rows is not None
+        }
+        known, given = spread_in(self.job, tables, 2)
+        self.statics = BlockRows({**self.statics.payloads, **given})
+        return known
+
+
+def spread_in(
+    job: Job, tables: dict[SideName, pa.Table], parts: int, refuse: bool = True
+) -> tuple[GivenFeatures, dict[str, pa.Buffer]]:
+    """What blocks are told of vectors from so many partitions, and the vectors by their names."""
+    sides: Any = {}
+    pieces = []
+    for side, table in tables.items():
+        kind, told = job.kinds[list(SIDES).index(side)], f"{side} 'vector'"
+        sides[side] = SideVectors(side[:-1], told, kind, refuse, (), None)  # type: ignore[arg-type]
+        marked = table.append_column("differ", pa.array([False] * table.num_rows))
+        order = np.random.default_rng(parts).permutation(table.num_rows)
+        for some in np.array_split(order, parts):
+            route = RouteVectors(job, side, None)
+            pieces += route(marked.take(pa.array(some)).to_batches())
+    pieces += seeds(job, list(sides)).to_batches()
+    gathered = pa.Table.from_batches(GatherVectors(job, None)(pieces), MESSAGE_SCHEMA)
+    counted, given = (gathered.filter(pc.field("kind") == kind) for kind in ("counted", "given"))
+    looks = looks_of(sides, told_by(counted))
+    measured = list(MeasureVectors(job, None, looks)(given.to_batches()))
+    together = PutTogether(job, None, looks)(measured[::-1])
+    known = learned_columns(
+        sides, looks, told_by(pa.Table.from_batches(together, MESSAGE_SCHEMA)), job
+    )
+    held = {
+        static_name("given", side, own, own): payload
+        for own, side, _, _, payload in messages_of(given)
+    }
+    return known, held
 
 
 def messages_of(rows: pa.Table) -> list[Any]:

@@ -24,7 +24,6 @@ from pyspark.sql import functions as F
 from sparkml_sgdals.arrays.id_kinds import IdKind
 from sparkml_sgdals.fit.blocks.ends import (
     FINAL,
-    GivenFeatures,
     first_messages,
     read_final,
     told_by_one,
@@ -33,11 +32,8 @@ from sparkml_sgdals.fit.blocks.ends import (
 from sparkml_sgdals.fit.blocks.events.exchange import StartEvents
 from sparkml_sgdals.fit.blocks.events.regularisation import lambdas_in_one_task
 from sparkml_sgdals.fit.blocks.exchange import Start
-from sparkml_sgdals.fit.blocks.files import (
-    BlockFiles,
-    block_folder,
-    static_name,
-)
+from sparkml_sgdals.fit.blocks.features.given import NO_MORE, GivenFeatures, spread
+from sparkml_sgdals.fit.blocks.files import BlockFiles, block_folder, static_name
 from sparkml_sgdals.fit.blocks.inbox import Inbox
 from sparkml_sgdals.fit.blocks.layout import PIECE_DDL, Encode, Route, lay_out, measured
 from sparkml_sgdals.fit.blocks.messages import (
@@ -63,8 +59,9 @@ from sparkml_sgdals.fit.blocks.steps import (
 )
 from sparkml_sgdals.fit.plan import Plan, Trained, TrainingReport
 from sparkml_sgdals.fit.progress import TaskProgress
+from sparkml_sgdals.ingest.side_vectors import NO_VECTORS, TableVectors
 from sparkml_sgdals.learn.features.tables_of_events import learn_event_features
-from sparkml_sgdals.learn.whole_table import NO_FEATURES, Features, check_finite, settle_scale
+from sparkml_sgdals.learn.whole_table import check_finite, settle_scale
 from sparkml_sgdals.spark_jobs import collect_payloads, explained, local_threads, phase
 from sparkml_sgdals.state.model_state import ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
@@ -80,7 +77,7 @@ def train_in_blocks(
     plan: Plan,
     prior: ModelState | None = None,
     sink: RunSink | None = None,
-    features: Features = NO_FEATURES,
+    features: TableVectors = NO_VECTORS,
 ) -> list[Trained]:
     """Learn packed ratings in `plan.num_blocks` blocks of users and of items.
 
@@ -99,7 +96,7 @@ def train_in_blocks(
     sink : RunSink | None
         where the blocks write their rows, of ratings learned afresh up to one stop; the state then
         holds none of them, and the report says the runs. None: the driver collects them
-    features : Features
+    features : TableVectors
         what is known of users and items beside
 
     Returns
@@ -113,7 +110,7 @@ def train_in_blocks(
     DivergenceError
         where factors are not finite
     ValueError
-        features have more columns than are learned in blocks
+        features have more columns than are learned in blocks, or a vector is none
     """
     clock = time.perf_counter()
     spark = packed.sparkSession
@@ -121,12 +118,18 @@ def train_in_blocks(
     job = Job(settings, kinds, keys, plan.threads, fresh=prior is None)
     if prior is not None:
         job = replace(job, features=prior.features)
-    known = GivenFeatures.of(features, job)
+    known = NO_MORE
     trained: list[Trained] = []
     with ExitStack() as stack:
         folder = stack.enter_context(block_folder(spark))
         held = _Held(stack)
         files = None if folder is None else BlockFiles(folder)
+        if settings.featured and not settings.fits_events:
+            known = (
+                GivenFeatures.to_model(features.rows, job)
+                if prior is not None
+                else spread(features, job, files, held.keep)
+            )
         timed = settings.solver == "bayes"
         pieces = placed(packed.mapInArrow(Route(job, timed, files), PIECE_DDL), job)
         cells = pieces.mapInArrow(Encode(job, files), MESSAGE_DDL)
@@ -151,20 +154,24 @@ def train_in_blocks(
             scale = prior.scale
         job = replace(job, scale=(scale.mean, scale.spread))
         tidy = local_threads(spark) > 0
-        blocks = OnRows(cells, job, held.keep) if files is None else _OnFiles(files, job, tidy)
+        blocks = (
+            OnRows(cells, job, held.keep, known.given)
+            if files is None
+            else _OnFiles(files, job, tidy)
+        )
         steps = (
             event_steps(job, plan, lams)
             if settings.fits_events
             else rating_steps(job, plan, known.moves)
         )
-        first = first_messages(job, prior, known)
+        first = first_messages(job, prior, known.messages)
         for stop, rows in _learned(blocks, spark, job, plan, first, steps, held, sink):
             state, history, runs = read_final(rows, job, moments, prior, stop, sink is not None)
             state.settings = settings if prior else replace(settings, max_iter=stop)
             state.scale = scale
             known.put_weights(state, rows)
             if settings.fits_events and settings.featured:
-                learn_event_features(state, features, plan.threads)
+                learn_event_features(state, features.rows, plan.threads)
             if settings.fits_events:
                 state.regularisation = lams
             check_finite(state, np.arange(state.users.size), np.arange(state.items.size))

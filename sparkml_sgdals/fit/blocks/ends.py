@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -11,71 +11,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from sparkml_sgdals.arrays.hashing import block_of, id_keys
-from sparkml_sgdals.arrays.ipc import arrays_from_buffer, arrays_to_buffer, from_bytes, to_buffer
+from sparkml_sgdals.arrays.ipc import arrays_from_buffer, from_bytes, to_buffer
 from sparkml_sgdals.fit.blocks.events.block import EventTotals
 from sparkml_sgdals.fit.blocks.events.exchange import read_totals
 from sparkml_sgdals.fit.blocks.exchange import GlobalState
-from sparkml_sgdals.fit.blocks.feature_block import FeatureTotals, SideFeatures
 from sparkml_sgdals.fit.blocks.inbox import Inbox
 from sparkml_sgdals.fit.blocks.layout import Moments
-from sparkml_sgdals.fit.blocks.messages import SIDES, Job, Message
-from sparkml_sgdals.learn.whole_table import Features
+from sparkml_sgdals.fit.blocks.messages import Job, Message
 from sparkml_sgdals.state.model_state import ModelState
 
-__all__ = [
-    "FINAL", "GivenFeatures", "first_messages", "read_final", "told_by_one", "whole_known",
-]  # fmt: skip
+__all__ = ["FINAL", "first_messages", "read_final", "told_by_one", "whole_known"]
 
-FINAL: Final = ("state", "learned", "sums", "features", "weights", "feature sums")
+FINAL: Final = ("state", "learned", "sums", "columns", "features", "weights", "feature sums")
 """Kinds of messages that the last step wants."""
 
 
-@dataclass(frozen=True)
-class GivenFeatures:
-    """What is known of users and items beside their ratings, as blocks are told it."""
-
-    messages: list[Message]
-    sides: tuple[SideFeatures | None, SideFeatures | None] = (None, None)
-
-    @property
-    def moves(self) -> tuple[bool, bool]:
-        """Whether weights of users, and of items, are learned."""
-        return self.sides[0] is not None, self.sides[1] is not None
-
-    @classmethod
-    def of(cls, features: Features, job: Job) -> GivenFeatures:
-        """Return what to tell; ValueError where there are more columns than blocks can learn of."""
-        messages: list[Message] = []
-        sides: list[SideFeatures | None] = [None, None]
-        for place, (side, rows) in enumerate(zip(SIDES, features, strict=True)):
-            if rows is None or not len(rows) or job.settings.learns_events:
-                continue
-            if job.fresh:
-                sides[place], parts = SideFeatures.of(rows, job.num_blocks)
-                payloads = [arrays_to_buffer(part) for part in parts]
-            else:
-                of_ids = block_of(id_keys(rows.ids), job.num_blocks)
-                payloads = [
-                    to_buffer(rows.take(np.flatnonzero(of_ids == block)).to_table())
-                    for block in range(job.num_blocks)
-                ]
-            kind = "columns" if job.fresh else "vectors"
-            messages += [(n, side, n, kind, payload) for n, payload in enumerate(payloads)]
-        return cls(messages, (sides[0], sides[1]))
-
-    def put_weights(self, state: ModelState, rows: pa.Table) -> None:
-        """Give a state the weights that the messages of the last step tell, in place."""
-        weights = list(state.features)
-        told = rows.filter(pc.field("kind") == "weights")
-        for place, (side, known) in enumerate(zip(SIDES, self.sides, strict=True)):
-            found = told.filter(pc.field("side") == side).column("payload")
-            if known is not None and len(found):
-                arrays = arrays_from_buffer(found[0].as_buffer())
-                weights[place] = known.weights(FeatureTotals.from_arrays(arrays))
-        state.features = weights[0], weights[1]
-
-
-def first_messages(job: Job, prior: ModelState | None, features: GivenFeatures) -> pa.Table:
+def first_messages(job: Job, prior: ModelState | None, features: list[Message]) -> pa.Table:
     """Return the first messages: a word to each block, and what is known of its ids."""
     nothing = pa.py_buffer(b"")
     messages: list[Message] = [
@@ -89,7 +40,7 @@ def first_messages(job: Job, prior: ModelState | None, features: GivenFeatures) 
                     rows = np.flatnonzero(of_ids == block)
                     payload = to_buffer(table.to_arrow(rows))
                     messages.append((block, side, block, "known", payload))  # type: ignore[arg-type]
-    messages += features.messages
+    messages += features
     return pa.Table.from_batches([job.batch(message) for message in messages])
 
 

@@ -28,7 +28,7 @@ from sparkml_sgdals.fit.blocks.block import (
     named_rows,
     sweep_block,
 )
-from sparkml_sgdals.fit.blocks.feature_exchange import (
+from sparkml_sgdals.fit.blocks.features.exchange import (
     BlockFeatures,
     given_features,
     kept_features,
@@ -129,7 +129,7 @@ class Start:
 
     job: Job
     learn: bool
-    kinds: ClassVar[tuple[str, ...]] = ("ids", "cell", "rows")
+    kinds: ClassVar[tuple[str, ...]] = ("ids", "cell", "rows", "given")
     stratum: ClassVar[int] = 0
 
     def __call__(self, statics: Statics, inbox: Inbox) -> Iterator[Message]:
@@ -302,7 +302,7 @@ class Half:
         features = {name: BlockFeatures.read(statics, inbox, job, name) for name in SIDES}
         for known in features.values():
             if known is not None:
-                yield from known.kept()
+                yield from known.to_keep()
         state = inbox.state(statics, side, own)
         if state is None:
             return
@@ -387,6 +387,7 @@ def final_states(
             continue
         if state is not None:
             features.put(state, GlobalState.read(inbox, job).priors.get(side))
+        told.append(features.furthest(statics))
         if inbox.block == 0:
             # all blocks know the same
             told.append(features.told())
@@ -398,7 +399,7 @@ class NameRows:
     """Put the ids back to the states: rows of a factor table; what else the driver has to know."""
 
     job: Job
-    kinds: ClassVar[tuple[str, ...]] = ("ids",)
+    kinds: ClassVar[tuple[str, ...]] = ("ids", "given")
     stratum: ClassVar[None] = None
 
     def __call__(self, statics: Statics, inbox: Inbox) -> Iterator[Message]:

@@ -70,7 +70,7 @@ _STATE: Final = re.compile(r"state-(\d{5})-")
 
 
 def static_name(kind: str, side: str, block: int, partner: int) -> str:
-    """Return the name of a static and of its file; kinds are "cell", "layout", "ids" and "rows"."""
+    """Return the name of a static and of its file; as "cell", "layout", "ids" or "rows"."""
     return f"{kind}-{side}-{block:05d}-{partner:05d}"
 
 
@@ -79,6 +79,9 @@ class Statics(Protocol):
 
     def arrays(self, name: str, check: bool = False) -> dict[str, Any]:
         """Arrays by name; raises StorageError where there is no such static."""
+
+    def table(self, name: str) -> pa.Table:
+        """Return a static that is a table; raises StorageError where there is none."""
 
     def park(
         self, side: str, block: int, arrays: Mapping[str, Any], lasting: bool = False
@@ -100,9 +103,11 @@ class BlockRows:
 
     def arrays(self, name: str, check: bool = False) -> dict[str, Any]:
         """As `Statics` says; Spark has checked what it moved."""
-        if name not in self.payloads:
-            raise StorageError(f"{name} of the blocks is not among the rows of its task.")
-        return arrays_from_buffer(self.payloads[name])
+        return arrays_from_buffer(self._payload(name))
+
+    def table(self, name: str) -> pa.Table:
+        """As `Statics` says."""
+        return from_bytes(self._payload(name))
 
     def park(
         self, side: str, block: int, arrays: Mapping[str, Any], lasting: bool = False
@@ -113,6 +118,11 @@ class BlockRows:
     def parked(self, payload: pa.Buffer, check: bool = False) -> dict[str, Any] | None:
         """As `Statics` says."""
         return None
+
+    def _payload(self, name: str) -> pa.Buffer:
+        if name not in self.payloads:
+            raise StorageError(f"{name} of the blocks is not among the rows of its task.")
+        return self.payloads[name]
 
 
 @dataclass(frozen=True)
@@ -180,8 +190,20 @@ class BlockFiles:
                 store.delete(name)
 
     def put_table(self, name: str, table: pa.Table) -> None:
-        """Write a table: pieces of ratings, until `drop_tables`, or what a task has sent."""
+        """Write a table: a static, pieces until `drop_tables`, or what a task has sent."""
         self._write(name, to_buffer(table))
+
+    def put_parts(self, name: str, schema: pa.Schema, parts: Iterable[pa.Table]) -> None:
+        """Write a table of which one part at a time is in memory; of no rows where there is none.
+
+        Each part is a chunk of what `table` returns.
+        """
+        with (
+            self._writing(name) as summed,
+            pa.ipc.new_stream(pa.PythonFile(summed, "w"), schema) as out,
+        ):
+            for part in parts:
+                out.write_table(part)
 
     def table(self, name: str) -> pa.Table:
         """Return a table, mapped on local disks; raises as `arrays`."""
@@ -203,37 +225,48 @@ class BlockFiles:
             yield name
 
     def drop_tables(self) -> None:
-        """Delete the pieces of ratings from a local disk, once all are in cells."""
+        """Delete pieces from a local disk, once all are in cells, or gathered."""
         store = ObjectStore(self.folder)
         for name in store.names("") if store.local else ():
             if name.startswith("pieces-"):
                 store.delete(name)
 
     def _write(self, name: str, payload: pa.Buffer) -> None:
-        trailer = _TRAILER.pack(_MARK, payload.size, zlib.crc32(payload))
+        with self._writing(name) as summed:
+            summed.write(payload)
+
+    @contextmanager
+    def _writing(self, name: str) -> Iterator[_Summed]:
+        """Yield what writes a file, which gets its name and its trailer in the end."""
         store = ObjectStore(self.folder)
         target = f"{store.root}/{name}"
         try:
             if not store.local:
                 with store.fs.open_output_stream(target) as stream:
-                    stream.write(payload)
-                    stream.write(trailer)
+                    summed = _Summed(stream.write)
+                    yield summed
+                    stream.write(summed.trailer())
                 return
             os.makedirs(store.root, exist_ok=True)
             # whole from the moment that it has its name, also where two attempts of a task write
             # it. Not synced to the disk: nobody reads it after a power cut
             beside = f"{target}.{uuid.uuid4().hex[:8]}"
             with open(beside, "wb", buffering=0) as file:
-                for part in (payload, trailer):
+
+                def put(part: Any) -> None:
                     rest = memoryview(part)
                     while rest:
                         rest = rest[file.write(rest) :]
+
+                summed = _Summed(put)
+                yield summed
+                put(summed.trailer())
             os.replace(beside, target)
         except OSError as failure:
             raise StorageError(
                 f"{self.folder}/{name} of a fit in blocks cannot be written: {failure}. It needs "
-                "40 to 64 bytes a rating, and at rank 16 up to 1,300 an id, under spark.local.dir "
-                "(local master) or spark.checkpoint.dir (cluster)."
+                "40 to 64 bytes a rating, at rank 16 up to 1,300 an id, 20 a number of features, "
+                "under spark.local.dir (local master) or spark.checkpoint.dir (cluster)."
             ) from failure
 
     def _read(self, name: str, check: bool) -> npt.NDArray[np.uint8]:
@@ -264,6 +297,30 @@ class BlockFiles:
                 "Fit again."
             )
         return payload
+
+
+class _Summed:
+    """Writes, and counts and sums what it has written; a file for Arrow."""
+
+    closed = False
+
+    def __init__(self, put: Callable[[Any], Any]) -> None:
+        self._put = put
+        self._size = self._crc = 0
+
+    def write(self, part: Any) -> int:
+        """Write a buffer, and return how much it holds."""
+        size = memoryview(part).nbytes
+        self._put(part)
+        self._size, self._crc = self._size + size, zlib.crc32(part, self._crc)
+        return size
+
+    def flush(self) -> None:
+        """Do nothing: what was written is out."""
+
+    def trailer(self) -> bytes:
+        """Return what stands after it."""
+        return _TRAILER.pack(_MARK, self._size, self._crc)
 
 
 @contextmanager

@@ -62,8 +62,20 @@ def _lay_out_rows(job: Job, cells: pa.Table) -> pa.Table:
 class OnRows:
     """Steps whose statics are persisted rows, cogrouped with the messages of each step."""
 
-    def __init__(self, cells: DataFrame, job: Job, keep: Callable[[DataFrame], DataFrame]) -> None:
+    def __init__(
+        self, cells: DataFrame, job: Job, keep: Callable[[DataFrame], DataFrame],
+        given: DataFrame | None = None,
+    ) -> None:  # fmt: skip
         self.job = job
+        self.given: DataFrame | None = None
+        if given is not None:
+            self.given = given.where("kind = 'given'").select(
+                "key",
+                "kind",
+                F.lit(None).cast("int").alias("stratum"),
+                F.format_string("given-%s-%05d-%05d", "side", "target", "target").alias("name"),
+                "payload",
+            )
         cells = cells.where(F.col("kind") == "cell").select(
             "key",
             "kind",
@@ -94,6 +106,8 @@ class OnRows:
         statics = self._wanted(self.laid_out, step)
         if "cell" in step.kinds:
             statics = statics.unionByName(self._wanted(self.cells, step))
+        if self.given is not None and "given" in step.kinds:
+            statics = statics.unionByName(self.given)
         work = Noted(step, note)
 
         # Spark counts the arguments, and takes an object's own self for one

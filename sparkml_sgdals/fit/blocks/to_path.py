@@ -32,7 +32,7 @@ class WriteRuns:
 
     job: Job
     sink: RunSink
-    kinds: ClassVar[tuple[str, ...]] = ("ids",)
+    kinds: ClassVar[tuple[str, ...]] = ("ids", "given")
     stratum: ClassVar[None] = None
 
     def __call__(self, statics: Statics, inbox: Inbox) -> Iterator[Message]:

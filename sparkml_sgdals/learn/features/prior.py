@@ -15,7 +15,12 @@ import pyarrow as pa
 from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.arrays.threads import run_all
 from sparkml_sgdals.kernels.features import add_products, regress
-from sparkml_sgdals.learn.features.columns import FIRST_VARIANCE, Standardised, learn_variance
+from sparkml_sgdals.learn.features.columns import (
+    FIRST_VARIANCE,
+    ColumnMoments,
+    ColumnScales,
+    learn_variance,
+)
 from sparkml_sgdals.learn.solvers import Side
 from sparkml_sgdals.state.feature_weights import MOST_COLUMNS, FeatureWeights
 
@@ -56,16 +61,16 @@ class FeaturePrior:
         places = rows.places(ids)
         self.known: I64 = np.flatnonzero(places >= 0)
         own = rows.take(places[self.known])
-        counts = np.bincount(own.columns, minlength=own.size) if own.columns.size else None
-        used = np.empty(0, np.int64) if counts is None else np.flatnonzero(counts)
+        moments = ColumnMoments.of(own)
+        used = moments.columns
         if used.size > MOST_COLUMNS:
             raise ValueError(
                 f"{used.size} columns of features have values, at most {MOST_COLUMNS} may: lower "
                 "numFeatures of HashingTF, raise minDF of CountVectorizer, or take PCA first."
             )
-        columns = Standardised.of(own, used)
-        self.columns, self.centre, self.scale = columns.places, columns.centre, columns.scale
-        self._csc, self._csr = columns.by_column(), columns.by_row()
+        scales = ColumnScales.of(moments, len(own))
+        self.columns, self.centre, self.scale = scales.places, scales.centre, scales.scale
+        self._csc, self._csr = scales.by_column(own), scales.by_row(own)
         self.weights: F64 = np.empty((0, 0))
 
     def start(self, side: Side) -> None:

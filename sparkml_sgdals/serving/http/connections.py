@@ -1,6 +1,7 @@
 """Connections: how many, of whom, and how long each may take; probes are answered whatever happens.
 
-Who waits (no request in hand) makes room for others, the longest first. Where nobody waits, some
+Who waits (no request in hand) makes room for others, the longest first, and before all others who
+has never asked for anything. Where nobody waits, some
 connections more are taken, on which probes alone are answered: whether the process lives is not
 known before a request says that it asks for that.
 """
@@ -144,7 +145,8 @@ class Connections:
 def _make_room(among: OrderedDict[Connection, None], most: int) -> bool:
     """End who waits longest until there is room for one; False where others have requests."""
     while len(among) >= most:
-        waiting = next((one for one in among if one.waits), None)
+        silent = (one for one in among if one.is_silent)
+        waiting = next(silent, None) or next((one for one in among if one.waits), None)
         if waiting is None:
             return False
         waiting.transport.abort()
@@ -169,9 +171,14 @@ class Connection(H11Protocol):
     @property
     def waits(self) -> bool:
         """Whether there is no request in hand."""
+        return self.is_silent or bool(self.cycle.response_complete)
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it has not asked for anything yet."""
         # there is none before the first request, whatever uvicorn says of its type
         cycle: Any = self.cycle
-        return cycle is None or bool(cycle.response_complete)
+        return cycle is None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Take it in, or close it at once."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections import deque
+import sqlite3
 from typing import Final
 
 __all__ = ["DAY", "UNNAMED", "KeyTakenError", "Keys"]
@@ -19,7 +19,9 @@ class KeyTakenError(ValueError):
 
 
 class Keys:
-    """What each key stood for, by a digest. About 250 bytes a key, however long it is.
+    """What each key stood for, by a digest. About 90 bytes a key, however long it is.
+
+    Not safe to use from several threads at once.
 
     Parameters
     ----------
@@ -31,38 +33,50 @@ class Keys:
 
     def __init__(self, seconds: float = DAY, most: int = _MOST) -> None:
         self._seconds, self._most = seconds, most
-        self._held: dict[bytes, tuple[bytes, float]] = {}
-        # a dict finds its first one slowly once many before it have gone
-        self._order: deque[bytes] = deque()
+        self._count = 0
+        # a third of what a dict of them takes
+        self._held = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+        self._held.execute("PRAGMA journal_mode = OFF")
+        self._held.execute(
+            "CREATE TABLE taken "
+            "(place INTEGER PRIMARY KEY, key BLOB UNIQUE, digest BLOB, time REAL)"
+        )
 
     def __len__(self) -> int:
         """Return how many are known."""
-        return len(self._held)
+        return self._count
 
     def digest(self, key: str, now: float) -> bytes | None:
         """Return what a key stood for, None where it is not known."""
-        short = _short(key)
-        return None if self._is_past(short, now) else self._held[short][0]
+        found = self._held.execute(
+            "SELECT digest FROM taken WHERE key = ? AND time >= ?",
+            (_short(key), now - self._seconds),
+        ).fetchone()
+        return None if found is None else found[0]
 
     def add(self, key: str, digest: bytes, now: float) -> None:
         """Know a key from now on; calls come in the order of their times."""
         if key.startswith(UNNAMED):
             return
-        held, order = self._held, self._order
-        while order and (len(order) >= self._most or self._is_past(order[0], now)):
-            held.pop(order.popleft(), None)
-        short = _short(key)
-        if short not in held:
-            order.append(short)
-        held[short] = digest, now
+        self._delete("key = ?", _short(key))
+        oldest = "place = (SELECT min(place) FROM taken)"
+        while self._count >= self._most and self._delete(oldest):
+            pass
+        while self._delete(f"{oldest} AND time < ?", now - self._seconds):
+            pass
+        self._held.execute(
+            "INSERT INTO taken (key, digest, time) VALUES (?, ?, ?)", (_short(key), digest, now)
+        )
+        self._count += 1
 
     def drop(self, key: str) -> None:
         """Know a key no more."""
-        self._held.pop(_short(key), None)
+        self._delete("key = ?", _short(key))
 
-    def _is_past(self, short: bytes, now: float) -> bool:
-        held = self._held.get(short)
-        return held is None or held[1] < now - self._seconds
+    def _delete(self, where: str, *given: bytes | float) -> int:
+        gone = self._held.execute(f"DELETE FROM taken WHERE {where}", given).rowcount
+        self._count -= gone
+        return gone
 
 
 def _short(key: str) -> bytes:

@@ -9,7 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparkml_sgdals.arrays.ipc import from_bytes, to_bytes
-from sparkml_sgdals.arrays.sparse_rows import SparseRows, vector_schema, with_names
+from sparkml_sgdals.arrays.sparse_rows import (
+    SparseRows,
+    newest_vectors,
+    vector_schema,
+    with_names,
+)
 
 
 def vectors(rows: list[tuple[object, object, object, object]], kind: str = "int") -> pa.Table:
@@ -88,3 +93,42 @@ def test_rows_by_id_and_names() -> None:
     np.testing.assert_array_equal(dense(found.take(np.array([1, 0, 1]))), [[1, 0], [0, 4], [1, 0]])
     assert SparseRows.of(from_bytes(to_bytes(found.to_table())))[0].names == ("x", "y")
     assert len(SparseRows.empty("str", 2)) == 0
+
+
+numbers = st.sampled_from([None, float("nan"), -2.0, 2.0, 10.0])
+told = st.tuples(
+    st.integers(0, 3), st.sampled_from([None, 1, 2]),
+    st.none() | st.lists(st.sampled_from([0, 9, 10]), max_size=2),
+    st.none() | st.lists(numbers, max_size=2),
+)  # fmt: skip
+
+
+@given(st.lists(st.tuples(told, st.integers(-2, 2)), max_size=12), st.booleans())
+def test_the_newest_vector_of_each_id(rows: list[tuple[tuple, int]], timed: bool) -> None:
+    """Of equal times the greatest, as Spark orders them: null first, then numbers, then NaN."""
+    rank = {None: 0, -2.0: 1, 2.0: 2, 10.0: 3}
+
+    def key(row: tuple) -> tuple:
+        """Ascending as Spark has them."""
+        _, size, indices, values = row
+        listed = None if values is None else [rank.get(value, 4) for value in values]
+        parts = (size, indices, listed)
+        return tuple((part is not None, part if part is not None else 0) for part in parts)
+
+    table = vectors([row for row, _ in rows])
+    best: dict[int, tuple] = {}
+    keys: dict[int, dict[int, set]] = {}
+    for row, told_time in rows:
+        time = told_time if timed else 0
+        keys.setdefault(row[0], {}).setdefault(time, set()).add(repr(key(row)))
+        if row[0] not in best or (time, key(row)) > best[row[0]][0]:
+            best[row[0]] = (time, key(row)), row
+    if timed:
+        table = table.append_column("time", pa.array([time for _, time in rows], pa.int64()))
+    found, differ = newest_vectors(table)
+    assert found.column_names == ["id", "size", "indices", "values"]
+    assert {row["id"]: repr(tuple(row.values())) for row in found.to_pylist()} == {
+        one: repr(row) for one, (_, row) in best.items()
+    }
+    assert found.num_rows == len(best)
+    assert set(differ) == {one for one, times in keys.items() if len(times[max(times)]) > 1}

@@ -10,9 +10,8 @@ from clusters import Cluster, packed_in
 
 from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.arrays.sparse_rows import SparseRows, vector_schema
-from sparkml_sgdals.fit.blocks import feature_block
 from sparkml_sgdals.fit.blocks.block import BlockState
-from sparkml_sgdals.fit.blocks.feature_block import SideFeatures
+from sparkml_sgdals.fit.blocks.features import given, routing
 from sparkml_sgdals.kernels.features import add_to_columns, regress, regress_near
 from sparkml_sgdals.learn.whole_table import fit_ratings
 from sparkml_sgdals.state.model_state import ModelState
@@ -104,10 +103,13 @@ def test_the_cut_of_the_table_does_not_matter() -> None:
 
 
 def test_more_columns_than_blocks_learn_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(feature_block, "MOST_IN_PAIRS", 2)
+    for module in (given, routing):
+        monkeypatch.setattr(module, "MOST_IN_PAIRS", 2)
+    table, _, _ = featured_table(False)
     rows = vectors(["a", "b"], np.eye(3)[:2] + np.eye(3)[2])
+    cluster = Cluster.of(packed_in(table, 1), 2, settings_of(featured=True), "str")
     with pytest.raises(ValueError, match="3 columns of features have values, and a fit in blocks"):
-        SideFeatures.of(rows, 2)
+        cluster.spread((None, rows))
 
 
 def test_new_ids_of_a_block_start_by_their_features() -> None:

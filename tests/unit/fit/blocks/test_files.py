@@ -5,11 +5,13 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from pyarrow.fs import LocalFileSystem
 
 from sparkml_sgdals.arrays.ipc import arrays_to_buffer
 from sparkml_sgdals.errors import StorageError
@@ -120,6 +122,30 @@ def test_a_missing_static_is_named(files: BlockFiles) -> None:
         files.arrays(NAME)
     with pytest.raises(StorageError, match=f"{NAME} .*not among the rows"):
         BlockRows({}).arrays(NAME)
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_a_table_written_part_by_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: bool
+) -> None:
+    """Each part is a chunk; on an object store, too."""
+    store = SimpleNamespace(local=local, fs=LocalFileSystem(), root=str(tmp_path))
+    monkeypatch.setattr("sparkml_sgdals.fit.blocks.files.ObjectStore", lambda folder: store)
+    files = BlockFiles(str(tmp_path))
+    table = pa.table({"id": ["a", "b", "c"], "values": [[1.0], [], [2.0, 3.0]]})
+    for count in (2, 0):
+        files.put_parts(NAME, table.schema, (table.slice(0, 1 + n) for n in range(count)))
+        found = files.table(NAME)
+        assert found.equals(pa.concat_tables([table.slice(0, 1), table.slice(0, 2)][:count] or
+                                             [table.slice(0, 0)]))  # fmt: skip
+        assert found.column("id").num_chunks == count
+    files.put_parts(NAME, table.schema, [table])
+    assert [path.name for path in tmp_path.iterdir()] == [NAME]
+    whole = bytearray((tmp_path / NAME).read_bytes())
+    whole[-60] ^= 1
+    (tmp_path / NAME).write_bytes(whole)
+    with pytest.raises(StorageError, match=f"{NAME} .*damaged"):
+        files.table(NAME)
 
 
 @pytest.mark.parametrize("size", [0, 5, 24, -1])

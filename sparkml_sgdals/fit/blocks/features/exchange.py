@@ -1,6 +1,6 @@
 """How features reach blocks, and what blocks tell each other of them (executor).
 
-As in `exchange`; the arithmetic is in `feature_block`.
+The arithmetic is in `block`, how vectors come to their blocks in `routing`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ import pyarrow as pa
 
 from sparkml_sgdals.arrays.ipc import arrays_from_buffer, arrays_to_buffer
 from sparkml_sgdals.fit.blocks.block import BlockState
-from sparkml_sgdals.fit.blocks.feature_block import (
+from sparkml_sgdals.fit.blocks.features.block import (
     FeatureTotals,
+    SideColumns,
     feature_sums,
+    furthest_in,
     own_rows,
     put_features,
 )
-from sparkml_sgdals.fit.blocks.files import Statics
+from sparkml_sgdals.fit.blocks.files import Statics, static_name
 from sparkml_sgdals.fit.blocks.inbox import Inbox
 from sparkml_sgdals.fit.blocks.messages import SIDES, Job, Message, SideName
 
@@ -32,18 +34,21 @@ F32 = np.ndarray[Any, np.dtype[np.float32]]
 def given_features(
     statics: Statics, inbox: Inbox, side: SideName, ids: pa.Array | None
 ) -> Iterator[Message]:
-    """Yield what the driver told a block of features of its ids, to be handed on step by step."""
+    """Yield what a block knows of features of its ids, to be handed on step by step."""
     own = inbox.block
     for payload in inbox.all(side, "columns").values():
-        rows = own_rows(arrays_from_buffer(payload), ids)
+        columns = SideColumns.from_arrays(_held(statics, payload))
+        rows = own_rows(columns, statics.table(static_name("given", side, own, own)), ids)
+        yield own, side, own, "columns", payload
         yield own, side, own, "features", statics.park(side, own, rows, lasting=True)
 
 
 def kept_features(inbox: Inbox) -> Iterator[Message]:
     """Yield what a block knows of features, for its next step."""
     for side in SIDES:
-        for payload in inbox.all(side, "features").values():
-            yield inbox.block, side, inbox.block, "features", payload
+        for kind in ("columns", "features"):
+            for payload in inbox.all(side, kind).values():
+                yield inbox.block, side, inbox.block, kind, payload
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,8 @@ class BlockFeatures:
     job: Job
     side: SideName
     block: int
-    payload: pa.Buffer
+    kept: tuple[Message, ...]
+    columns: SideColumns
     own: dict[str, Any]
     totals: FeatureTotals
 
@@ -61,25 +67,36 @@ class BlockFeatures:
     def read(cls, statics: Statics, inbox: Inbox, job: Job, side: SideName) -> BlockFeatures | None:
         """Return it, brought up to date by the sums that have come in; None where it has none."""
         for payload in inbox.all(side, "features").values():
-            own = _held(statics, payload)
-            totals = FeatureTotals.begin(own["likeness"].shape[0], job.settings.rank + 1)
+            (of_columns,) = inbox.all(side, "columns").values()
+            known = _held(statics, of_columns)
+            totals = FeatureTotals.begin(known["likeness"].shape[0], job.settings.rank + 1)
             for held in inbox.all(side, "weights").values():
                 totals = FeatureTotals.from_arrays(arrays_from_buffer(held))
             parts = [_held(statics, p) for p in inbox.all(side, "feature sums").values()]
             if parts:
-                totals = totals.after(parts, own["likeness"])
-            return cls(job, side, inbox.block, payload, own, totals)
+                totals = totals.after(parts, known["likeness"])
+            kept = tuple(message for message in kept_features(inbox) if message[1] == side)
+            columns = SideColumns.from_arrays(known)
+            own = _held(statics, payload)
+            return cls(job, side, inbox.block, kept, columns, own, totals)
         return None
 
-    def kept(self) -> Iterator[Message]:
+    def to_keep(self) -> Iterator[Message]:
         """Yield what the block's next step has to know."""
-        yield self.block, self.side, self.block, "features", self.payload
+        yield from self.kept
         yield self.told()
 
     def told(self) -> Message:
         """Return the message of what is learned."""
         learned = arrays_to_buffer(self.totals.to_arrays())
         return self.block, self.side, self.block, "weights", learned
+
+    def furthest(self, statics: Statics) -> Message:
+        """Return the message of how far features take ids of the block, rated or not."""
+        table = statics.table(static_name("given", self.side, self.block, self.block))
+        most = furthest_in(table, self.columns.weights(self.totals))
+        payload = arrays_to_buffer({"furthest": most})
+        return self.block, self.side, self.block, "furthest", payload
 
     def put(self, state: BlockState, prior: F32 | None) -> None:
         """Move the block's ids to where the weights of now say."""

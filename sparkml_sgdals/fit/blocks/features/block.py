@@ -7,88 +7,72 @@ ids, so that nothing of the size of columns by columns travels in a step. Arrays
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute
 
-from sparkml_sgdals.arrays.hashing import block_of, id_keys
 from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.fit.blocks.block import BlockState
 from sparkml_sgdals.kernels.features import add_pairs, add_products, add_to_columns, regress_near
-from sparkml_sgdals.learn.features.columns import (
-    FIRST_VARIANCE,
-    MOST_IN_PAIRS,
-    Standardised,
-    learn_variance,
-)
+from sparkml_sgdals.learn.features.columns import FIRST_VARIANCE, ColumnScales, learn_variance
 from sparkml_sgdals.state.columns import bound_features, prior_variances
-from sparkml_sgdals.state.feature_weights import MOST_COLUMNS, FeatureWeights
+from sparkml_sgdals.state.feature_weights import FeatureWeights
 from sparkml_sgdals.state.settings import Settings
 
-__all__ = ["FeatureTotals", "SideFeatures", "feature_sums", "own_rows", "put_features"]
+__all__ = [
+    "FeatureTotals", "SideColumns", "feature_sums", "furthest_in", "likeness_of", "own_rows",
+    "put_features", "vectors_in",
+]  # fmt: skip
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
-_SAMPLE: Final = 100_000
-"""Ids, at most, that tell how columns go together."""
+_TOGETHER: Final = 1_000_000
+"""Values, and rows, that are taken at once."""
+_ROWS: Final = 65_536
+"""Ids whose sums are taken at once."""
 _PASSES: Final = 1
 _START_ROUNDS: Final = 2
 _START_PASSES: Final = 2
 
 
 @dataclass(frozen=True)
-class SideFeatures:
-    """Features of one side, as the driver has them.
+class SideColumns:
+    """Columns of the features of one side, as all blocks and the driver know them.
 
     Attributes
     ----------
-    rows
-        of ids, as they were given
-    places, centre, scale
-        of the columns, as `Standardised` says
+    size : int
+        numbers of a vector
+    scales : ColumnScales
+        of the columns that have values
     """
 
-    rows: SparseRows
-    places: npt.NDArray[np.int64]
-    centre: F64
-    scale: F64
+    size: int
+    scales: ColumnScales
+
+    def to_arrays(self) -> dict[str, Array]:
+        """Return the columns as named arrays."""
+        of_scales = vars(self.scales) | {"common": self.scales.common.astype(np.int8)}
+        return of_scales | {"size": np.array([self.size])}
 
     @classmethod
-    def of(cls, rows: SparseRows, blocks: int) -> tuple[SideFeatures, list[dict[str, Any]]]:
-        """Return what the driver keeps, and what each block is told of its ids.
+    def from_arrays(cls, arrays: Mapping[str, Any]) -> SideColumns:
+        """Return the inverse of `to_arrays`."""
+        scales = ColumnScales(
+            arrays["places"], arrays["centre"], arrays["scale"], arrays["common"].astype(bool)
+        )
+        return cls(int(arrays["size"][0]), scales)
 
-        Raises
-        ------
-        ValueError
-            more columns have values than are learned in blocks
-        """
-        used = np.unique(rows.columns).astype(np.int64)
-        if used.size > MOST_IN_PAIRS:
-            raise ValueError(
-                f"{used.size} columns of features have values, and a fit in blocks learns of at "
-                f"most {MOST_IN_PAIRS}: lower numFeatures of HashingTF, or raise maxRatingsPerTask "
-                f"and call fit, as one task learns of {MOST_COLUMNS}."
-            )
-        columns = Standardised.of(rows, used)
-        starts, column, value = columns.by_row()
-        whole = SparseRows(rows.ids, columns.places.size + 1, starts, column, value)
-        likeness = _likeness(whole)
-        of_ids = block_of(id_keys(rows.ids), blocks)
-        told: list[dict[str, Any]] = []
-        for block in range(blocks):
-            own = whole.take(np.flatnonzero(of_ids == block))
-            ids = own.ids if pa.types.is_string(own.ids.type) else own.ids.to_numpy()
-            told.append({"id": ids, "starts": own.starts, "columns": own.columns,
-                         "values": own.values, "likeness": likeness})  # fmt: skip
-        return cls(rows, columns.places, columns.centre, columns.scale), told
-
-    def weights(self, totals: FeatureTotals) -> FeatureWeights:
+    def weights(self, totals: FeatureTotals, names: tuple[str, ...] = ()) -> FeatureWeights:
         """Return what was learned, and the weights of ids without ratings."""
         start, ids = totals.start.copy(), max(totals.ids, 1.0)
         # on average new ids have no bias, as without features
@@ -97,28 +81,68 @@ class SideFeatures:
         spread = totals.spread / ids
         spread[0] += 2.0 * bias * totals.apart[0] / ids + bias**2
         there = totals.squares[1:] > 0
-        found = FeatureWeights(
-            size=self.rows.size,
-            names=self.rows.names,
-            columns=self.places[there].astype(np.int32),
-            centres=self.centre[there].astype(np.float32),
+        return FeatureWeights(
+            size=self.size,
+            names=names,
+            columns=self.scales.places[there].astype(np.int32),
+            centres=self.scales.centre[there].astype(np.float32),
             prior=self._unscaled(totals.weights, there),
             start=self._unscaled(start, there),
             start_var=spread.astype(np.float32),
         )
-        return found.reaching(found.prior_means(self.rows))
 
     def _unscaled(self, weights: F64, there: npt.NDArray[np.bool_]) -> F32:
         whole: F64 = weights[np.append(True, there)]
-        whole[1:] /= self.scale[there][:, None]
+        whole[1:] /= self.scales.scale[there][:, None]
         return whole.astype(np.float32)
 
 
-def _likeness(rows: SparseRows) -> F64:
-    """Cosine of each two columns, over some of the ids."""
-    some = rows.take(np.arange(0, len(rows), -(-max(len(rows), 1) // _SAMPLE)))
-    products = np.zeros((rows.size, rows.size))
-    add_pairs(some.starts, some.columns, some.values, np.ones(len(some), bool), products)
+def vectors_in(
+    table: pa.Table, size: int, rows: I64 | None = None
+) -> Iterator[tuple[slice, SparseRows, list[Any]]]:
+    """Yield the vectors of a table piece by piece, as memory needs ten times as much for each.
+
+    Parameters
+    ----------
+    table : pa.Table
+        of `vector_schema`, each of its chunks sorted by id
+    size : int
+        numbers that a vector has to have
+    rows : I64 | None
+        int64, rising: the rows that are wanted; None for all
+
+    Returns
+    -------
+    which of the rows, those of them that are vectors, and ids of the others
+    """
+    begins, taken = 0, 0
+    # Arrow copies all chunks to take rows of several
+    for batch in table.to_batches():
+        chunk = pa.Table.from_batches([batch])
+        wanted = np.arange(batch.num_rows)
+        if rows is not None:
+            ends = np.searchsorted(rows, [begins, begins + batch.num_rows])
+            wanted = rows[slice(*ends)] - begins
+        lengths = pa.compute.fill_null(pa.compute.list_value_length(batch.column("values")), 0)
+        filled = np.cumsum(lengths.to_numpy(zero_copy_only=False)[wanted] + 1)
+        cuts = np.arange(_TOGETHER, filled[-1] if filled.size else 0, _TOGETHER)
+        bounds = np.unique([0, *np.searchsorted(filled, cuts), filled.size])
+        for first, last in pairwise(bounds.tolist()):
+            some = (
+                chunk.slice(first, last - first)
+                if rows is None
+                else chunk.take(pa.array(wanted[first:last]))
+            )
+            yield slice(taken + first, taken + last), *SparseRows.of(some, size)
+        begins, taken = begins + batch.num_rows, taken + wanted.size
+
+
+def likeness_of(columns: SideColumns, sample: SparseRows) -> F64:
+    """Return the cosine of each two columns, over some of the ids."""
+    count = columns.scales.places.size + 1
+    starts, column, value = columns.scales.by_row(sample)
+    products = np.zeros((count, count))
+    add_pairs(starts, column, value, np.ones(len(sample), bool), products)
     root = np.sqrt(np.diag(products))
     root[root == 0.0] = 1.0
     likeness: F64 = products / root[:, None] / root
@@ -126,24 +150,46 @@ def _likeness(rows: SparseRows) -> F64:
     return likeness
 
 
-def own_rows(told: Mapping[str, Any], ids: pa.Array | None) -> dict[str, Any]:
-    """Return what a block is told of features, of those of its ids that have ratings.
+def own_rows(columns: SideColumns, table: pa.Table, ids: pa.Array | None) -> dict[str, Array]:
+    """Return the features of those ids of a block that have ratings, on one scale.
 
-    `rows` are their positions among `ids`; None where no id of the block has ratings.
+    Parameters
+    ----------
+    columns : SideColumns
+        of the side
+    table : pa.Table
+        vectors of all ids of the block, as `vectors_in` takes them
+    ids : pa.Array | None
+        of the block that have ratings; None where none has
     """
-    known = told["id"] if isinstance(told["id"], pa.Array) else pa.array(told["id"])
-    size = told["likeness"].shape[0]
-    rows = SparseRows(known, size, told["starts"], told["columns"], told["values"])
-    places = np.empty(0, np.int64) if ids is None else rows.places(ids)
+    known = table.column("id").combine_chunks()
+    places = np.empty(0, np.int64)
+    if ids is not None:
+        found = pa.compute.index_in(ids, value_set=known.cast(ids.type)).fill_null(-1)
+        places = found.to_numpy(zero_copy_only=False).astype(np.int64)
     at = np.flatnonzero(places >= 0)
-    own = rows.take(places[at])
-    return {
-        "rows": at.astype(np.int32),
-        "starts": own.starts,
-        "columns": own.columns,
-        "values": own.values,
-        "likeness": told["likeness"],
-    }
+    at = at[np.argsort(places[at], kind="stable")]
+    parts: list[tuple[Array, ...]] = [(at[:0], at[:0], np.empty(0, np.int32), np.empty(0))]
+    for part, vectors, bad in vectors_in(table, columns.size, places[at]):
+        own = at[part]
+        if bad:
+            own = own[vectors.places(known.take(pa.array(places[own]))) >= 0]
+        starts, column, value = columns.scales.by_row(vectors)
+        parts.append((own, np.diff(starts), column, value))
+    rows, lengths, column, value = (np.concatenate(list(part)) for part in zip(*parts, strict=True))
+    starts = np.zeros(rows.size + 1, np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    return {"rows": rows.astype(np.int32), "starts": starts, "columns": column, "values": value}
+
+
+def furthest_in(table: pa.Table, weights: FeatureWeights) -> F32:
+    """Return how far the prior means of the ids of a table lie at most from a usual vector's."""
+    most = np.zeros(weights.start.shape[1], np.float32)
+    for _, vectors, _ in vectors_in(table, weights.size):
+        own = weights.reaching(weights.prior_means(vectors)).furthest
+        assert own is not None
+        most = np.maximum(most, own)
+    return most
 
 
 @dataclass(frozen=True)
@@ -238,6 +284,25 @@ def feature_sums(
     """Return what a block tells all of its ids that have features, after their half-sweep."""
     if prior is None:
         prior = prior_variances(settings)[None, :]
+    starts = own["starts"]
+    told: dict[str, Array] = {}
+    for first in range(0, max(own["rows"].size, 1), _ROWS):
+        last = min(first + _ROWS, own["rows"].size)
+        part = slice(starts[first], starts[last])
+        some = {
+            "rows": own["rows"][first:last],
+            "starts": starts[first : last + 1] - starts[first],
+            "columns": own["columns"][part],
+            "values": own["values"][part],
+        }
+        sums = _sums_of(some, state, start, prior, settings)
+        told = {name: told[name] + sums[name] for name in sums} if told else sums
+    return told
+
+
+def _sums_of(
+    own: Mapping[str, Any], state: BlockState, start: F64, prior: F32, settings: Settings
+) -> dict[str, Array]:
     rows, a = own["rows"], state.arrays
     csr = own["starts"], own["columns"]
     values, v = own["values"], prior[0].astype(np.float64)
