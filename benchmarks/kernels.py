@@ -142,7 +142,7 @@ def main() -> None:
         for side, name in ((0, "users"), (1, "items")):
             own, partner = (users, items) if side == 0 else (items, users)
             starts, partners, of_ids = layout(own, partner, values, sides[side])
-            sums = [np.empty(sides[side]) for _ in range(2)]
+            sums = [*(np.empty(sides[side]) for _ in range(2)), np.empty(0)]
             # ranges of about as many ratings each
             at = np.searchsorted(starts, np.linspace(0, n, 8 * threads + 1)[1:-1])
             bounds = [0, *at.tolist(), sides[side]]
@@ -155,7 +155,7 @@ def main() -> None:
                 def part(number: int) -> None:
                     sweep_ids(
                         bounds[number], bounds[number + 1], starts, partners, of_ids, EMPTY,
-                        mean[side], var[side], *prior, *padded,
+                        mean[side], var[side], *prior, *padded, EMPTY,
                         F32(0.5), F32(-np.inf), *sums,
                     )  # fmt: skip
 

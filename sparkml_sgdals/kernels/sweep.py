@@ -36,10 +36,12 @@ def sweep_ids(  # type: ignore[no-untyped-def]
     prior_var,
     partner_mean,
     partner_var,
+    partner_steadiness,
     noise,
     lowest,
     square_errors,
     variances,
+    relative_squares,
 ):
     """Update the posteriors of ids first..last-1 with their partners fixed (half a sweep).
 
@@ -59,6 +61,9 @@ def sweep_ids(  # type: ignore[no-untyped-def]
         float32, each of shape (ids, rank + 1), or (1, rank + 1) for all
     partner_mean, partner_var
         the other side as `padded_rows`, read only
+    partner_steadiness
+        float32, shape (partners,), 1 / h, h being the noise of their ratings in units of s2; (0,)
+        where nothing is learned of the ids' own
     noise
         float32, s2
     lowest
@@ -66,6 +71,9 @@ def sweep_ids(  # type: ignore[no-untyped-def]
     square_errors, variances
         ndarray of float64, shape (ids,), out: for each id the weighted sums of e^2 and of V over
         its ratings after the update
+    relative_squares
+        ndarray of float64, shape (ids,), out, untouched without `partner_steadiness`: for each id
+        the sum of (e^2 + V) / h over its ratings after the update; a rating of weight 0 counts s2
 
     Notes
     -----
@@ -91,12 +99,17 @@ def sweep_ids(  # type: ignore[no-untyped-def]
     gains = np.empty(wide, np.float32)
     offsets = np.empty(wide, np.float32)
     least = fill(MIN_VARIANCE)
+    noisy = partner_steadiness.size > 0
+    room = longest + LANES if noisy else 0
+    shares, relative = np.empty(room, np.float32), np.empty(room, np.float32)
 
     for x in range(first, last):
         begin = starts[x]
         count = starts[x + 1] - begin
         square_errors[x] = 0.0
         variances[x] = 0.0
+        if noisy:
+            relative_squares[x] = np.float64(noise) * count
         if count == 0:
             continue
         # columns a power of two apart would share the same few lines of the cache
@@ -193,6 +206,120 @@ def sweep_ids(  # type: ignore[no-untyped-def]
             m, c = load_first(mean, own, left), load_first(var, own, left)
             sums += c * (load(squares, f) + unsure) + m * m * unsure
         variances[x] = np.float64(summed(sums) + bias_spread)
+        if noisy:
+            left_out = weigh_by_noise(
+                shares, relative, partners, begin, count, weights, weighted, partner_steadiness
+            )
+            for t in range(0, count, LANES):
+                error = load(errors, t) - change * load(columns, last_column + t)
+                store(errors, t, error)
+            total = sum_relative(
+                columns, stride, errors, shares, relative, partners, begin, count, partner_var,
+                mean, var, x, gains,
+            )  # fmt: skip
+            relative_squares[x] = np.float64(total) + np.float64(noise) * left_out
+
+
+@nb.njit(cache=True, nogil=True, inline="always")
+def weigh_by_noise(  # type: ignore[no-untyped-def]
+    shares, relative, partners, begin, count, weights, weighted, partner_steadiness
+):
+    """Put 1 / h of each partner in `shares`, and that by the rating's weight in `relative`.
+
+    Parameters
+    ----------
+    shares, relative
+        float32, out; `relative` is 0 up to the end of the last vector
+    partners, weights
+        those of the ratings at begin..begin+count-1
+    begin, count
+        int64
+    weighted
+        whether there are weights
+    partner_steadiness
+        float32, 1 / h
+
+    Returns
+    -------
+    how many ratings have the weight 0: they have 0 in both
+    """
+    zero, one = np.float32(0.0), np.float32(1.0)
+    left_out = 0
+    for t in range(count):
+        share = partner_steadiness[partners[begin + t]]
+        shares[t] = share
+        relative[t] = share
+    if weighted:
+        for t in range(count):
+            weight = weights[begin + t]
+            if weight <= zero:
+                left_out += 1
+                shares[t], weight = zero, one
+            relative[t] = shares[t] / weight
+    for t in range(count, (count + LANES - 1) // LANES * LANES):
+        relative[t] = zero
+    return left_out
+
+
+@nb.njit(cache=True, nogil=True, inline="always")
+def sum_relative(  # type: ignore[no-untyped-def]
+    columns,
+    stride,
+    errors,
+    shares,
+    relative,
+    partners,
+    begin,
+    count,
+    partner_var,
+    mean,
+    var,
+    x,
+    gains,
+):
+    """Sum of (e^2 + V) / h over the ratings of id x, float32.
+
+    Parameters
+    ----------
+    columns, stride
+        means of the partners in lanes, times the roots of the ratings' weights
+    errors
+        float32, of the ratings, times these roots
+    shares, relative
+        as `weigh_by_noise`
+    partners, begin, count
+        as there
+    partner_var
+        float32, `padded_rows`
+    mean, var
+        float32, the side of x
+    x
+        int64
+    gains
+        float32, shape (wide,), work space
+    """
+    width, wide = mean.shape[1], partner_var.shape[1]
+    sums = fill(np.float32(0.0))
+    for t in range(0, count, LANES):
+        error = load(errors, t)
+        square = error * error
+        for f in range(width):
+            column = load(columns, f * stride + t)
+            square += var[x, f] * (column * column)
+        sums += load(relative, t) * square
+    for f in range(0, width, LANES):
+        own, left = x * width + f, width - f
+        m, c = load_first(mean, own, left), load_first(var, own, left)
+        store(gains, f, c + m * m)
+    # a partner's bias meets nothing
+    gains[0] = np.float32(1.0)
+    for t in range(count):
+        row = np.int64(partners[begin + t]) * wide
+        unsure = load(gains, 0) * load(partner_var, row)
+        for f in range(LANES, wide, LANES):
+            unsure += load(gains, f) * load(partner_var, row + f)
+        sums += shares[t] * unsure
+    return summed(sums)
 
 
 @nb.njit(cache=True, nogil=True)

@@ -20,7 +20,13 @@ from sparkml_sgdals.kernels.scatter import add_relative, add_relative_by_id
 from sparkml_sgdals.learn.solvers import Side, id_ranges, over_ids
 from sparkml_sgdals.state.factors import FactorRows, FactorTable
 
-__all__ = ["expected_squares", "learn_noise_factors", "learn_noise_of_table"]
+__all__ = [
+    "expected_squares",
+    "fitted_factors",
+    "in_units",
+    "learn_noise_factors",
+    "learn_noise_of_table",
+]
 
 F32 = npt.NDArray[np.float32]
 F64 = npt.NDArray[np.float64]
@@ -94,6 +100,29 @@ def _learn_factors(
             factors[own] = (known[own] + add(own, factors[other]) / 2.0) / weights[own]
     for table, some, found in zip(tables, rows, factors, strict=True):
         table.noise_factor[some] = found.astype(np.float32)
+
+
+def fitted_factors(sums: F64, counts: I64, noise: float) -> F32:
+    """Return the factors of ids of which nothing else is known: (14).
+
+    Parameters
+    ----------
+    sums : F64
+        float64, shape (ids,), sum over the ratings of each id of e^2 + V by the partner's factor
+    counts : I64
+        int64, shape (ids,), how many these are
+    noise : float
+        variance of a rating's noise, in the unit of the sums
+    """
+    factors: F32 = ((_SHAPE + sums / (2.0 * noise)) / (_SHAPE + counts / 2.0)).astype(np.float32)
+    return factors
+
+
+def in_units(factors: F32, counts: I64, before: float, now: float) -> F32:
+    """Return `fitted_factors` of the noise that is known now, from those of the one before."""
+    ratio, prior = before / now, _SHAPE / (_SHAPE + counts / 2.0)
+    moved: F32 = (ratio * factors + (1.0 - ratio) * prior).astype(np.float32)
+    return moved
 
 
 def learn_noise_of_table(

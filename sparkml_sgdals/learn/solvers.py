@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 F32 = npt.NDArray[np.float32]
+F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
 Rows = I32 | I64
@@ -113,23 +114,30 @@ def half_sweep(
     partner_var: F32,
     noise: float,
     threads: int,
-    shares: npt.NDArray[np.float64] | None = None,
+    shares: F64 | None = None,
+    relative: tuple[F32, F64] | None = None,
 ) -> tuple[float, float]:
     """Sweep one side in place; the weighted sums of e^2 and of V over its ratings afterwards.
 
-    With `shares`, shape (ids,), an id counts in these by its share.
+    With `shares`, shape (ids,), an id counts in these by its share. With `relative`, the noise of
+    the partners in units of `noise`, float32, and room for one number an id, that is set to the
+    sum of (e^2 + V) over it.
     """
     check_reach(layout.reach, partner_mean.shape[0], "partner")
     num_ids = side.mean.shape[0]
     partners = padded_rows(partner_mean), padded_rows(partner_var)
     square_errors = np.zeros(num_ids)
     variances = np.zeros(num_ids)
+    noises, relative_squares = relative or (np.empty(0, np.float32), np.empty(0))
+    if relative is not None and noises.size != partner_mean.shape[0]:
+        raise ValueError(f"{noises.size} noises for {partner_mean.shape[0]} partners")
+    steadiness = np.float32(1.0) / noises
 
     def sweep(first: int, last: int) -> None:
         sweep_ids(
             first, last, layout.starts, layout.partners, layout.values, layout.weights,
-            side.mean, side.var, side.prior_mean, side.prior_var, *partners,
-            np.float32(noise), np.float32(side.lowest), square_errors, variances,
+            side.mean, side.var, side.prior_mean, side.prior_var, *partners, steadiness,
+            np.float32(noise), np.float32(side.lowest), square_errors, variances, relative_squares,
         )  # fmt: skip
 
     over_ids(sweep, layout, threads)

@@ -97,12 +97,12 @@ def test_spark_als_is_the_peer_that_it_is_said_to_be(real, spark):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", [ML, MT])
-def test_deviations_are_honest(real, spark, name):
+@pytest.mark.parametrize(("name", "blocks"), [(ML, 1), (MT, 1), (ML, 2)])
+def test_deviations_are_honest(real, spark, name, blocks):
     """93 to 97% of held-out ratings lie within two stated deviations, and the real error of the
     tenths, from the surest to the least sure, rises with the stated one and is near it."""
     train, held = real(name)
-    als = StreamingBiasedALS(timestampCol="time", predictionStdCol="std")
+    als = StreamingBiasedALS(timestampCol="time", predictionStdCol="std", numBlocks=blocks)
     scored = als.fit(spark.createDataFrame(train)).transform(spark.createDataFrame(held)).toPandas()
     apart = (scored.rating - scored.prediction).to_numpy()
     std = scored["std"].to_numpy()

@@ -15,6 +15,7 @@ from sparkml_sgdals.arrays.ipc import arrays_to_buffer
 from sparkml_sgdals.fit.blocks.ends import FINAL, first_messages, read_final
 from sparkml_sgdals.fit.blocks.exchange import NameRows
 from sparkml_sgdals.fit.blocks.features.given import (
+    NO_MORE,
     GivenFeatures,
     learned_columns,
     looks_of,
@@ -109,6 +110,8 @@ class Cluster:
             for side, rows in zip(SIDES, features, strict=True)
             if rows is not None
         }
+        if not tables:
+            return NO_MORE
         known, given = spread_in(self.job, tables, 2)
         self.statics = BlockRows({**self.statics.payloads, **given})
         return known

@@ -30,6 +30,7 @@ from sparkml_sgdals.learn.influences import (
     roots,
     run_influence_filter,
 )
+from sparkml_sgdals.learn.noise import fitted_factors
 from sparkml_sgdals.learn.solvers import Side, half_sweep, run_filter, run_sgd
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.factors import FactorTable
@@ -287,7 +288,7 @@ def learn_cell(
 
 def sweep_block(
     block: BlockLayout, state: BlockState, partners: tuple[F32, F32], prior: F32 | None,
-    noise: float, settings: Settings, threads: int,
+    noise: float, settings: Settings, threads: int, partner_noise: F32 | None = None,
 ) -> Sums:  # fmt: skip
     """Sweep one block in place with its partners fixed.
 
@@ -308,6 +309,9 @@ def sweep_block(
         of the model
     threads : int
         at most so many at once; they change no result
+    partner_noise : F32 | None
+        float32, noise of the partners' ratings in units of `noise`, from which that of the block's
+        own ids is learned; None: theirs stays
     """
     a = state.arrays
     own = "prior_mean" in a
@@ -319,7 +323,12 @@ def sweep_block(
         mean = moved_prior(a["prior_mean"], a["prior_var"], *moves, settings)
     own_var = a["prior_var"] if own else prior
     side = Side(a["mean"], a["var"], mean, own_var, settings.lowest)
-    squares, variances = half_sweep(block.layout, side, *partners, noise, threads)
+    relative = None if partner_noise is None else (partner_noise, np.zeros(a["count"].size))
+    squares, variances = half_sweep(
+        block.layout, side, *partners, noise, threads, relative=relative
+    )
+    if relative is not None:
+        a["noise_factor"] = fitted_factors(relative[1], a["count"], noise)
     spread = (side.mean.astype(np.float64) - side.prior_mean) ** 2 + side.var
     return Sums(side.mean.shape[0], spread.sum(axis=0), squares, variances)
 
@@ -328,6 +337,8 @@ def named_rows(state: BlockState, rows: I32, settings: Settings, fresh: bool) ->
     """Return what another block has to know of these ids, to sweep and, if fresh, to `draw`."""
     a = state.arrays
     names = ["mean", "var"]
+    if fresh:
+        names.append("noise_factor")
     if settings.draws_prior and fresh:
         names.append("influence")
     named: dict[str, Array] = {name: a[name][rows] for name in names}

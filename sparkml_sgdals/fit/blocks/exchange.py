@@ -40,6 +40,7 @@ from sparkml_sgdals.fit.blocks.messages import OTHER, SIDES, Job, Message, SideN
 from sparkml_sgdals.kernels.checks import check_rows
 from sparkml_sgdals.kernels.filter import standardise
 from sparkml_sgdals.kernels.predict import clipped_squares
+from sparkml_sgdals.learn.noise import in_units
 from sparkml_sgdals.learn.solvers import sweeps_settled
 from sparkml_sgdals.state.model_state import ModelState
 
@@ -105,6 +106,15 @@ class GlobalState:
     def settled(self, tol: float) -> bool:
         """Whether sweeps may end."""
         return sweeps_settled(self.expected, tol)
+
+    def finish_noise(self, users: BlockState, job: Job) -> None:
+        """Put the noise of a block's users, learned in a sweep, in units of what that sweep gave.
+
+        That of items was learned by theirs, so that it is in these by now.
+        """
+        if job.fresh and self.expected:
+            a, known = users.arrays, (job.settings.noise, *self.expected)
+            a["noise_factor"] = in_units(a["noise_factor"], a["count"], known[-2], self.noise)
 
     def to_buffer(self) -> pa.Buffer:
         """Return the payload of a message, which `read` reads."""
@@ -371,7 +381,7 @@ class Half:
             draw(block, state, partners, priors, side, job.settings, threads)
         return sweep_block(
             block, state, (partners["mean"], partners["var"]), prior, learned.noise,
-            job.settings, threads,
+            job.settings, threads, partners.get("noise_factor"),
         )  # fmt: skip
 
 
@@ -380,13 +390,16 @@ def final_states(
 ) -> tuple[dict[SideName, BlockState | None], list[Message]]:
     """Return a block's states with prior means as last learned, and what the driver is told."""
     states = {side: inbox.state(statics, side, inbox.block) for side in SIDES}
+    learned = GlobalState.read(inbox, job)
     told: list[Message] = []
     for side, state in states.items():
+        if state is not None and side == "users":
+            learned.finish_noise(state, job)
         features = BlockFeatures.read(statics, inbox, job, side)
         if features is None:
             continue
         if state is not None:
-            features.put(state, GlobalState.read(inbox, job).priors.get(side))
+            features.put(state, learned.priors.get(side))
         told.append(features.furthest(statics))
         if inbox.block == 0:
             # all blocks know the same

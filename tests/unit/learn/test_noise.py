@@ -15,6 +15,8 @@ from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings, layout_by
 from sparkml_sgdals.kernels.predict import predict_rows
 from sparkml_sgdals.learn.noise import (
     expected_squares,
+    fitted_factors,
+    in_units,
     learn_noise_factors,
     learn_noise_of_table,
 )
@@ -100,6 +102,16 @@ def test_noise_of_a_table_is_that_of_the_loops(threads: int) -> None:
     learn_noise_factors((twin.users, twin.items), rows, ratings, each, rounds=2)
     for one, other in ((state.users, twin.users), (state.items, twin.items)):
         np.testing.assert_array_equal(one.noise_factor, other.noise_factor)
+
+
+def test_noise_in_other_units() -> None:
+    """What was learned before the noise of all is known is brought to it."""
+    rng = np.random.default_rng(2)
+    sums, counts = rng.uniform(0, 90, 50), rng.integers(0, 99, 50)
+    before, now = (fitted_factors(sums, counts, noise) for noise in (0.7, 0.4))
+    np.testing.assert_allclose(in_units(before, counts, 0.7, 0.4), now, rtol=1e-5)
+    by_hand = (2 + sums / 2 / 0.4) / (2 + counts / 2)
+    np.testing.assert_allclose(now, by_hand, rtol=1e-5)
 
 
 def test_expected_square_is_that_of_a_normal() -> None:

@@ -70,6 +70,30 @@ def test_half_sweep_is_coordinate_ascent(data: st.DataObject, p: Problem, noise:
     np.testing.assert_allclose(found, (squares.sum(), variances.sum()), rtol=1e-3, atol=1e-4)
 
 
+@given(st.data(), problems(), st.sampled_from([1, 3]))
+def test_squares_relative_to_partners(data: st.DataObject, p: Problem, threads: int) -> None:
+    """The sums that noise by id is learned from, of posteriors that do not depend on them."""
+    side = data.draw(sides(p))
+    twin = replace(side, mean=side.mean.copy(), var=side.var.copy())
+    sums = half_sweep(by_user(p), twin, p.item_mean, p.item_var, 0.5, 1)
+    factors = np.random.default_rng(len(p.ratings)).uniform(0.3, 3, len(p.item_mean)).astype(F32)
+    found = np.full(len(p.user_mean), np.nan)
+    same = half_sweep(
+        by_user(p), side, p.item_mean, p.item_var, 0.5, threads, relative=(factors, found)
+    )
+    assert same == sums
+    np.testing.assert_array_equal(side.mean, twin.mean)
+    np.testing.assert_array_equal(side.var, twin.var)
+    expected = np.zeros(len(found))
+    for x, y, rating, weight in zip(p.users, p.items, p.ratings, p.all_weights(), strict=True):
+        ids = side.mean[x], side.var[x], p.item_mean[y], p.item_var[y]
+        mean = reference.predict(ids[0], ids[2])
+        # nothing is learned of a rating without weight, and it says nothing
+        square = (rating - mean) ** 2 + reference.variance(*ids)
+        expected[x] += square / factors[y] if weight > 0 else 0.5
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=1e-4)
+
+
 @given(st.data(), problems())
 def test_ids_without_ratings_stay(data: st.DataObject, p: Problem) -> None:
     """Their posteriors stay to the bit, and so do those of ids with weights of 0 only."""
@@ -155,6 +179,9 @@ def test_half_sweep_refuses_partners_outside() -> None:
     side = Side(*(np.ones((1, 2), F32) for _ in range(4)))
     with pytest.raises(IndexError, match="partner"):
         half_sweep(layout, side, np.ones((2, 2), F32), np.ones((2, 2), F32), 0.5, 1)
+    partners = np.ones((3, 2), F32), np.ones((3, 2), F32)
+    with pytest.raises(ValueError, match="2 noises for 3 partners"):
+        half_sweep(layout, side, *partners, 0.5, 1, relative=(np.ones(2, F32), np.zeros(1)))
 
 
 @given(problems(), st.integers(1, 6))
