@@ -22,13 +22,15 @@ from sparkml_sgdals.store.checkpoint.file_log import lines_of, sha256_of
 from sparkml_sgdals.store.objects import ObjectStore
 from sparkml_sgdals.store.shapes import ANYTHING, TEXT, Fields, parse_json
 
-__all__ = ["DONE", "damaged_files", "last_number", "note_end"]
+__all__ = ["DONE", "damaged_files", "fits_sums", "last_number", "note_end"]
 
 DONE: Final = "done.json"
 _DONE: Final = Fields({"batch": TEXT, "sha256": TEXT})
 _METADATA: Final = Fields({"id": TEXT})
 _OBJECT: Final = Fields(others=ANYTHING)
 _SUMS: Final = b"crc\0"
+_LARGEST_PIECE: Final = 1 << 20
+"""bytes that have one sum; Hadoop's are 512 unless somebody says so"""
 
 
 def note_end(store: ObjectStore, folder: str) -> None:
@@ -71,6 +73,13 @@ def damaged_files(
         _is_log_entry(store, f"{folder}/commits", done) and _as_noted(store, folder, done)
     ):
         damaged.append(f"commits/{done}")
+    logs = [f"sources/{source}" for source in store.names(f"{folder}/sources")]
+    read = [(log, name) for log in logs for name in store.names(f"{folder}/{log}")]
+    read += [("offsets", str(planned - 1)), ("offsets", str(planned)), (".", "metadata")]
+    for log, name in read if store.local else []:
+        payload = None if name.startswith(".") else store.read(f"{folder}/{log}/{name}")
+        if payload is not None and not fits_sums(store, f"{folder}/{log}", name, payload):
+            damaged.append(f"{log}/.{name}.crc or {name}".removeprefix("./"))
     return damaged
 
 
@@ -87,7 +96,13 @@ def _is_log_entry(store: ObjectStore, folder: str, number: int) -> bool:
     lines = lines_of(payload)
     if len(lines) < 2 or not re.fullmatch(r"v\d+", lines[0]) or not _is(_OBJECT, lines[1]):
         return False
-    sums = store.read(f"{folder}/.{number}.crc") if store.local else None
+    return fits_sums(store, folder, str(number), payload)
+
+
+def fits_sums(store: ObjectStore, folder: str, name: str, payload: bytes) -> bool:
+    """Whether a file is what the sums say that Hadoop keeps beside it, where it does."""
+    sums = store.read(f"{folder}/.{name}.crc") if store.local else None
+    # Spark passes over sums that do not begin as such
     return sums is None or not sums.startswith(_SUMS) or sums == _sums_of(payload, sums)
 
 
@@ -96,7 +111,7 @@ def _sums_of(payload: bytes, like: bytes) -> bytes | None:
     if len(like) < 8:
         return None
     (size,) = struct.unpack(">i", like[4:8])
-    if size <= 0:
+    if not 0 < size <= _LARGEST_PIECE:
         return None
     pieces = [payload[first : first + size] for first in range(0, len(payload), size)]
     return like[:8] + b"".join(struct.pack(">I", zlib.crc32(piece)) for piece in pieces)
