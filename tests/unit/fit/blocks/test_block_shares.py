@@ -53,9 +53,9 @@ def usual(blocks: int) -> tuple[float, float]:
 
 @given(
     st.sampled_from([(0, 0), (5, 7), (901, 7), (5, 951), (901, 951)]),
-    st.sampled_from([(5.0, 5.0), (0.5, 0.5), (5.0, 0.5)]), st.sampled_from([1000, 50_000]),
+    st.sampled_from([(5.0, 5.0), (0.5, 0.5), (5.0, 0.5)]), st.sampled_from([1000, 20_000]),
 )  # fmt: skip
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=6)
 def test_a_table_that_holds_one_pair_too_often(
     pair: tuple[int, int], values: tuple[float, float], count: int
 ) -> None:
@@ -63,9 +63,9 @@ def test_a_table_that_holds_one_pair_too_often(
     rows = pa.concat_tables([table(slice(COUNT)), again(count, *pair, values)])
     spoilt = fitted(rows, 3)
     deviation, rmse = usual(3)
-    assert 0.65 * deviation < stated(spoilt) < 1.35 * deviation
-    assert error(spoilt) < 1.06 * rmse
+    assert 0.9 * deviation < stated(spoilt) < 1.6 * deviation
+    assert error(spoilt) < 1.1 * rmse
     one = ModelState.empty(SETTINGS, "int", "int")
     fit_ratings(encode_ratings(rows), one)
-    assert stated(spoilt) == pytest.approx(stated(one), rel=0.1)
+    assert stated(spoilt) == pytest.approx(stated(one), rel=0.25)
     assert spoilt.noise_weight == pytest.approx(one.noise_weight)

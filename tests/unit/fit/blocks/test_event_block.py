@@ -176,5 +176,5 @@ def test_lambda_is_chosen_as_in_one_task(
     (found,) = _Choose(settings, (kind, kind), 2, 2000, 6000)(iter(tables_of.to_batches()))
     assert found.column("value")[0].as_py() == expected
     few = iter(tables_of.to_batches())
-    (found,) = _Choose(settings, (kind, kind), 2, sum(counts))(few)
+    (found,) = _Choose(settings, (kind, kind), 2, sum(counts), 6000)(few)
     assert found.column("value").to_pylist() == [None]
