@@ -20,6 +20,7 @@ __all__ = [
     "in_pieces",
     "narrow",
     "packed_tables",
+    "row_of_arrays",
     "to_buffer",
     "to_bytes",
     "to_parquet",
@@ -107,6 +108,11 @@ def arrays_to_buffer(arrays: Mapping[str, Array | pa.Array]) -> pa.Buffer:
     arrays : Mapping[str, Array | pa.Array]
         NumPy arrays of one dimension or two; Arrow arrays of strings
     """
+    return to_buffer(row_of_arrays(arrays))
+
+
+def row_of_arrays(arrays: Mapping[str, Array | pa.Array]) -> pa.Table:
+    """Return named arrays as a table of one row, whose stream `arrays_from_buffer` reads."""
     fields, columns = [], []
     for name, array in arrays.items():
         if isinstance(array, pa.Array):
@@ -117,7 +123,7 @@ def arrays_to_buffer(arrays: Mapping[str, Array | pa.Array]) -> pa.Buffer:
         offsets = pa.array([0, len(flat)], pa.int64())
         columns.append(pa.LargeListArray.from_arrays(offsets, flat))
         fields.append(pa.field(name, columns[-1].type, metadata={"shape": shape}))
-    return to_buffer(pa.Table.from_arrays(columns, schema=pa.schema(fields)))
+    return pa.Table.from_arrays(columns, schema=pa.schema(fields))
 
 
 def arrays_from_buffer(payload: bytes | pa.Buffer, copy: bool = True) -> dict[str, Any]:

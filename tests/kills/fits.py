@@ -49,7 +49,9 @@ table = spark.range(40_000).selectExpr(
     "pmod(hash(id), 3001) AS user", "pmod(hash(id, 7), 1501) AS item",
     "CAST(1 + pmod(hash(id, 9), 5) AS double) AS rating", "id AS time",
 )
+about = "array(double(pmod(hash(id), 9)), double(id % 3)) AS about"
 als = StreamingBiasedALS(timestampCol="time", rank=4, maxIter=1, numBlocks=2)
+als.setItemFeatures(spark.range(3000).selectExpr("id AS item", about))
 print("fitting", flush=True)
 als.fitPath(table, path)
 print("fitted", flush=True)

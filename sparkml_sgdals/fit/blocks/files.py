@@ -34,7 +34,7 @@ from sparkml_sgdals.arrays.ipc import (
     arrays_in,
     arrays_to_buffer,
     from_bytes,
-    to_buffer,
+    row_of_arrays,
 )
 from sparkml_sgdals.errors import StorageError
 from sparkml_sgdals.fit.blocks.left_behind import (
@@ -142,7 +142,7 @@ class BlockFiles:
 
     def put(self, name: str, arrays: Mapping[str, Any]) -> None:
         """Write a static; one that a task writes again is the same to the last bit."""
-        self._write(name, arrays_to_buffer(arrays))
+        self.put_table(name, row_of_arrays(arrays))
 
     def arrays(self, name: str, check: bool = False) -> dict[str, Any]:
         """As `Statics` says, mapped on local disks, else read.
@@ -191,7 +191,7 @@ class BlockFiles:
 
     def put_table(self, name: str, table: pa.Table) -> None:
         """Write a table: a static, pieces until `drop_tables`, or what a task has sent."""
-        self._write(name, to_buffer(table))
+        self.put_parts(name, table.schema, [table])
 
     def put_parts(self, name: str, schema: pa.Schema, parts: Iterable[pa.Table]) -> None:
         """Write a table of which one part at a time is in memory; of no rows where there is none.
@@ -230,10 +230,6 @@ class BlockFiles:
         for name in store.names("") if store.local else ():
             if name.startswith("pieces-"):
                 store.delete(name)
-
-    def _write(self, name: str, payload: pa.Buffer) -> None:
-        with self._writing(name) as summed:
-            summed.write(payload)
 
     @contextmanager
     def _writing(self, name: str) -> Iterator[_Summed]:

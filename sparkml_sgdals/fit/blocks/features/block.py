@@ -169,17 +169,29 @@ def own_rows(columns: SideColumns, table: pa.Table, ids: pa.Array | None) -> dic
         places = found.to_numpy(zero_copy_only=False).astype(np.int64)
     at = np.flatnonzero(places >= 0)
     at = at[np.argsort(places[at], kind="stable")]
-    parts: list[tuple[Array, ...]] = [(at[:0], at[:0], np.empty(0, np.int32), np.empty(0))]
+    lengths = pa.compute.fill_null(pa.compute.list_value_length(table.column("values")), 0)
+    told = int(lengths.to_numpy()[places[at]].sum()) if at.size else 0
+    # what is not written to takes no memory
+    most = told + at.size * (1 + int(columns.scales.common.sum()))
+    rows, starts = np.empty(at.size, np.int32), np.zeros(at.size + 1, np.int64)
+    column, value = np.empty(most, np.int32), np.empty(most)
+    count, end = 0, 0
     for part, vectors, bad in vectors_in(table, columns.size, places[at]):
         own = at[part]
         if bad:
             own = own[vectors.places(known.take(pa.array(places[own]))) >= 0]
-        starts, column, value = columns.scales.by_row(vectors)
-        parts.append((own, np.diff(starts), column, value))
-    rows, lengths, column, value = (np.concatenate(list(part)) for part in zip(*parts, strict=True))
-    starts = np.zeros(rows.size + 1, np.int64)
-    np.cumsum(lengths, out=starts[1:])
-    return {"rows": rows.astype(np.int32), "starts": starts, "columns": column, "values": value}
+        ends, some_columns, some_values = columns.scales.by_row(vectors)
+        rows[count : count + own.size] = own
+        starts[count + 1 : count + 1 + own.size] = end + ends[1:]
+        column[end : end + some_columns.size] = some_columns
+        value[end : end + some_values.size] = some_values
+        count, end = count + own.size, end + some_values.size
+    return {
+        "rows": rows[:count],
+        "starts": starts[: count + 1],
+        "columns": column[:end],
+        "values": value[:end],
+    }
 
 
 def furthest_in(table: pa.Table, weights: FeatureWeights) -> F32:
