@@ -124,7 +124,7 @@ def _as_noted(store: ObjectStore, folder: str, done: int) -> bool:
         return True
     told = parse_json(note)
     payload = store.read(f"{folder}/commits/{done}") or b""
-    return told["batch"] != str(done) or told["sha256"] == sha256_of(payload)
+    return bool(told["batch"] != str(done) or told["sha256"] == sha256_of(payload))
 
 
 def _is(shape: Fields, payload: bytes | str | None) -> bool:
