@@ -57,11 +57,13 @@ class StreamJob(Generic[M]):
         lease: Lease,
         load: Callable[[VersionStore], M],
         late: LateRows | None = None,
+        note_end: Callable[[], None] = lambda: None,
     ) -> None:
         self.query = query
         self._late = late
         self.path = path
         self._lease = lease
+        self._note_end = note_end
         self._load = load
         self._model: M | None = None
         self._shown: Live | None = None
@@ -212,4 +214,5 @@ class StreamJob(Generic[M]):
         # the state in memory is of no use without its stream, and what that writes in the
         # background is to end before another may write
         forget_resident(self.path, self._lease.token)
+        self._note_end()
         self._lease.release()

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from pyspark.sql import DataFrame, SparkSession
 
+from sparkml_sgdals.store.lease import check_holder
 from sparkml_sgdals.store.version_store import VersionStore
 from sparkml_sgdals.stream.residents import Resident
 
@@ -46,5 +47,7 @@ def run_again(batch: DataFrame, batch_id: int, resident: Resident, path: str) ->
     told = commit.offsets
     if batch_id == commit.batch and told is not None and "state" in told:
         state = resident.kept.after(store, commit.checkpoint, batch_id, told["state"])
-        resident.commit = replace(commit, offsets=told | {"state": state})
-        store.put_commit(resident.commit)
+        commit = replace(commit, offsets=told | {"state": state})
+        check_holder(store, resident.token)
+        store.put_commit(commit)
+        resident.commit = commit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import uuid
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from sparkml_sgdals.spark_workers import need_workers, workers_see_folder
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import Settings
 from sparkml_sgdals.store.checkpoint.agreement import check_checkpoint, drop_unplanned_files
+from sparkml_sgdals.store.checkpoint.bookkeeping import note_end
 from sparkml_sgdals.store.checkpoint.kept_state import drop_untold
 from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.large.rewriting import copy_version
@@ -215,8 +217,13 @@ def start_stream(
         late.look(query, now=not running)
         return running
 
-    lease.keep_while(active, ended=lambda: forget_resident(path, lease.token))
-    return StreamJob(query, path, lease, load, late)
+    def ended() -> None:
+        forget_resident(path, lease.token)
+        note()
+
+    note = functools.partial(note_end, store, newest.checkpoint)
+    lease.keep_while(active, ended)
+    return StreamJob(query, path, lease, load, late, note)
 
 
 def start_query(writer: Any) -> Query:

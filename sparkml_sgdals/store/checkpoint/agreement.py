@@ -7,7 +7,8 @@ Of a checkpoint (Spark's "Recovering from Failures with Checkpointing") this mod
     sources/I/N     files of batch N of a file source, N.compact those of all batches up to N
     state/O/P/N.*   state of operator O, partition P, before batch N: see `kept_state`
 
-and beside them owner.json, which names the model path that the checkpoint was made for.
+and beside them owner.json, which names the model path that the checkpoint was made for, and
+done.json: see `bookkeeping`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from sparkml_sgdals.errors import StorageError
+from sparkml_sgdals.store.checkpoint.bookkeeping import DONE, damaged_files, last_number
 from sparkml_sgdals.store.checkpoint.file_log import (
     BATCH,
     NO_FILES,
@@ -46,7 +48,7 @@ def check_checkpoint(store: ObjectStore, newest: Commit, path_id: str) -> None:
     Raises StorageError that says what is wrong and what to do.
     """
     folder = newest.checkpoint
-    planned, done = _last(store, f"{folder}/offsets"), last_done(store, folder)
+    planned, done = last_number(store, f"{folder}/offsets"), last_done(store, folder)
     place, batch = f"{store.path}/{folder}", newest.batch
     owner = store.read(f"{folder}/{_OWNER}")
     if owner is None and planned < 0:
@@ -78,6 +80,14 @@ def check_checkpoint(store: ObjectStore, newest: Commit, path_id: str) -> None:
             f"{place} says that batch {done} is done, the newest whole version is {newest.version} "
             f"of batch {batch}: later versions are lost or damaged. Put their files back, or read "
             f"the batches since again: {_ROLL_BACK.format(version=newest.version)}."
+        )
+    damaged = damaged_files(store, folder, planned, done, batch)
+    if damaged:
+        raise StorageError(
+            f"{place}/{damaged[0]} is damaged, missing or an older copy (or, of commits, {DONE} "
+            "beside them is): Spark would not go on from where the model stands. Put it back, or "
+            "go on under a new path: "
+            "StreamingBiasedALSModel.load(path).updateStream(stream, new_path)."
         )
     told = newest.offsets
     if told is None:
@@ -182,7 +192,7 @@ def drop_unplanned_files(store: ObjectStore, folder: str) -> None:
     Spark notes the files of a batch before it plans the batch. Killed in between, it would put
     them together with the next ones, and the batches would not be those of an undisturbed stream.
     """
-    planned = _last(store, f"{folder}/offsets")
+    planned = last_number(store, f"{folder}/offsets")
     if planned < 0:
         for source in store.names(f"{folder}/sources"):
             log = FileLog.read(store, f"{folder}/sources/{source}")
@@ -207,7 +217,7 @@ def end_of_batch(store: ObjectStore, folder: str, batch: int) -> list[str] | Non
 
 def last_done(store: ObjectStore, folder: str) -> int:
     """Return the last batch that Spark has finished, -1 for none."""
-    return _last(store, f"{folder}/commits")
+    return last_number(store, f"{folder}/commits")
 
 
 def copy_until(store: ObjectStore, folder: str, target: str, batch: int) -> None:
@@ -215,7 +225,7 @@ def copy_until(store: ObjectStore, folder: str, target: str, batch: int) -> None
 
     Raises StorageError where Spark no longer keeps the offsets of that batch.
     """
-    planned = _last(store, f"{folder}/offsets")
+    planned = last_number(store, f"{folder}/offsets")
     if batch >= 0 and end_of_batch(store, folder, batch) is None:
         kept = [n for n in map(number_of, store.names(f"{folder}/offsets")) if n >= 0]
         raise StorageError(
@@ -233,6 +243,7 @@ def copy_until(store: ObjectStore, folder: str, target: str, batch: int) -> None
             (top in ("offsets", "commits") and number > batch)
             # the state before the next batch is that after this one
             or (top == "state" and number > batch + 1)
+            or top == DONE
             or (top == "sources" and source in logs)
         )
         if not late:
@@ -289,9 +300,3 @@ def _delete(store: ObjectStore, name: str) -> None:
     # without its sums first: sums without their file would be taken for those of the next one
     store.delete(f"{folder}/.{base}.crc")
     store.delete(name)
-
-
-def _last(store: ObjectStore, folder: str) -> int:
-    # digits that Spark takes for such, as many as it takes: it passes over other names
-    numbers = [int(n) for n in store.names(folder) if n.isdecimal() and len(n) < 19]
-    return max(numbers, default=-1)

@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeVar
 
 from sparkml_sgdals.arrays.threads import workers
+from sparkml_sgdals.store.checkpoint.bookkeeping import fits_sums
 from sparkml_sgdals.store.checkpoint.file_log import number_of
 from sparkml_sgdals.store.objects import ObjectStore
 
@@ -209,10 +210,14 @@ class _Held:
 
     def changed_descriptions(self) -> list[str]:
         """Return what describes the operator, and is not as it was."""
-        pairs = zip(
-            _FIXED, _split(self._fixed), _split(_fixed(self._store, self._top)), strict=True
-        )
-        return [name for name, then, now in pairs if then != now]
+        then, now = _split(self._fixed), _split(_fixed(self._store, self._top))
+        changed = [name for name, a, b in zip(_FIXED, then, now, strict=True) if a != b]
+        for name in _FIXED:
+            folder, _, base = f"{self._top}/{name}".rpartition("/")
+            payload = self._store.read(f"{folder}/{base}") or b""
+            if not fits_sums(self._store, folder, base, payload):
+                changed.append(f"{name} or its sums")
+        return changed
 
     def changed(self, partition: int, done: bool) -> str | None:
         """Return the file or files of a partition that are not as they were, None for none."""
@@ -223,14 +228,19 @@ class _Held:
             found = store.read(f"{place}/{name}")
             if found is None:
                 return f"{partition}/{name}"
+            if not fits_sums(store, place, name, found):
+                return f"{partition}/.{name}.crc or {name}"
             digests.append(_digest(found))
         if _linked(base, digests) != self._chains[partition]:
             # one digest is of all of them
             return f"{partition} ({' to '.join(dict.fromkeys([*files[:1], *files[-1:]]))})"
-        last = f"{partition}/{self._version}.delta"
-        if done and _digests(store, [f"{self._top}/{last}"]) != [self._last[partition]]:
-            return last
-        return None
+        if not done:
+            return None
+        last = f"{self._version}.delta"
+        found = store.read(f"{place}/{last}")
+        if found is None or _digest(found) != self._last[partition]:
+            return f"{partition}/{last}"
+        return None if fits_sums(store, place, last, found) else f"{partition}/.{last}.crc"
 
     def drop_untold(self, partition: int) -> None:
         """Delete a partition's snapshots that are not told of, and its later versions."""

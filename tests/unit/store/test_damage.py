@@ -21,6 +21,7 @@ from sparkml_sgdals.state.model_state import SETTLING_RATINGS, ModelState, Scale
 from sparkml_sgdals.store import overlay
 from sparkml_sgdals.store.checkpoint.agreement import check_checkpoint, end_of_batch, reading
 from sparkml_sgdals.store.checkpoint.file_log import FileLog
+from sparkml_sgdals.store.checkpoint.kept_state import KeptState
 from sparkml_sgdals.store.commit import Commit
 from sparkml_sgdals.store.maintenance import list_versions
 from sparkml_sgdals.store.overlay import Overlay
@@ -29,6 +30,8 @@ from sparkml_sgdals.store.version_store import VersionStore
 pytestmark = pytest.mark.usefixtures("first_version")
 
 BATCHES = 8
+SNAPSHOT = 5
+"""version that Spark has a snapshot of, in one partition of two"""
 KINDS = ["rows", pytest.param("int", marks=pytest.mark.long), "str"]
 
 
@@ -47,8 +50,11 @@ class Made:
         self.fingerprints = [state.fingerprint()]
         check_checkpoint(store, commit, self.path_id)
         part = None if kind == "rows" else Overlay(store, commit, 20)
+        # looks for snapshots after each batch
+        kept = KeptState(retained=2)
         for number in range(BATCHES):
             plan(root, number)
+            keep(root, number + 1, twist)
             named = [f"é{n}" if ids == "str" else n for n in range(number, number + 9)]
             values = [1.0 + (n * n + number * twist) % 5 for n in range(9)]
             batch = ratings_of(named, named[::-1], values)
@@ -65,7 +71,7 @@ class Made:
                 commit,
                 {"batch": number, "rmse": float(number)},
                 onto=None if part is None else part.onto(report.new_users, report.new_items),
-                offsets=reading(store, "checkpoint", number, commit.offsets),
+                offsets=reading(store, "checkpoint", number, commit.offsets, kept),
             )
             if part is not None:
                 part.committed(commit, rows)
@@ -93,6 +99,25 @@ def made(
         paths = [Made(folder / name, request.param, twist) for name, twist in
                  (("one", 1.0), ("other", 2.0))]  # fmt: skip
         yield paths[0], paths[1]
+
+
+def keep(root: Path, version: int, twist: float) -> None:
+    """Write what Spark keeps after a batch."""
+    for partition in ("0", "1"):
+        folder = root / "checkpoint/state/0" / partition
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{version}.delta").write_text(f"{partition} {version} {twist}")
+    if version == SNAPSHOT:
+        (folder / f"{version}.snapshot").write_text(f"all of {partition} {version} {twist}")
+
+
+def kept(root: Path) -> list[bytes]:
+    """What Spark reads of that."""
+    top = root / "checkpoint/state/0"
+    names = [f"0/{version}.delta" for version in range(1, BATCHES + 1)]
+    names += [f"1/{SNAPSHOT}.snapshot"]
+    names += [f"1/{version}.delta" for version in range(SNAPSHOT + 1, BATCHES + 1)]
+    return [(top / name).read_bytes() for name in names]
 
 
 def change(root: Path, path: Made, other: Made, rng: np.random.Generator) -> tuple[str, Path]:
@@ -157,6 +182,8 @@ def look(root: Path, path: Made) -> bool:
         commit = store.newest()
         assert commit is not None
         check_checkpoint(store, commit, path.path_id)
+        done = (root / "checkpoint/commits" / str(commit.batch)).exists()
+        assert commit.version < BATCHES or not done or kept(root) == kept(path.root)
         # where Spark reads on, and what it takes for read
         end = end_of_batch(store, "checkpoint", commit.batch)
         whole = VersionStore(str(path.root))
