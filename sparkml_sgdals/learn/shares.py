@@ -6,13 +6,12 @@ few times a batch, and an id a few times as often as there are partners for it.
 
 Nearly all that events teach is shared: what is popular, what is drawn as not done, what stands
 together, how much time has gone by. So an event that is its user's last one once more, and was so
-for long, teaches nothing; nor does a pair beyond a small part of a batch or table, nor who goes
-round the same items beyond a small part of all events.
+for long, teaches nothing; nor does a pair beyond a small part of a batch or table.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -24,7 +23,7 @@ from sparkml_sgdals.state.event_scores import memories_of
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 
-__all__ = ["capped_items", "counts_for_all", "events_that_count", "pairs_that_count", "some_of"]
+__all__ = ["capped_items", "counts_for_all", "events_that_count", "some_of"]
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -39,8 +38,7 @@ _LEAST: Final = 10_000
 _RUN: Final = 20
 """How often in a row a user may do the same item. Of a million clicks in a shop two go beyond."""
 _A_HUNDREDTH: Final = 100
-"""The part of a batch or table that a pair may be, beyond _RUN events; and of all events so far the
-repeats of a user, beyond _RUN for each of its items."""
+"""The part of a batch or table that a pair may be, beyond _RUN events."""
 _SHARE: Final = 0.1
 """Of the ratings behind the noise an id may be so large a part, beyond _LEAST."""
 
@@ -118,37 +116,15 @@ def events_that_count(state: ModelState, events: Ratings) -> Mask | None:
     """
     most = max(_RUN, len(events) // _A_HUNDREDTH)
     own = np.bincount(events.users, minlength=len(events.user_ids))
-    known = _Known.of(state, events)
-    before = known.again_in_a_row(events)
-    suspects = known.users_to_look_at(state, events, own)
-    if own.max(initial=0) <= _RUN and not before.any() and not suspects.size:
+    before = _again_before(state, events)
+    if own.max(initial=0) <= _RUN and not before.any():
         return None
     # without times all events of a pair are in a row, because they have one hash
     counted = _run_numbers(events, before) < (_RUN if events.timed else most)
-    of_pairs = pairs_that_count(events, len(events))
-    if of_pairs is not None:
-        counted &= of_pairs
-    for user in suspects.tolist():
-        known.bound_repeats(user, state, events, counted)
-    return None if counted.all() else counted
-
-
-def pairs_that_count(events: Ratings, total: int) -> Mask | None:
-    """Say which events of a cell of a table without times are learned; None for all.
-
-    Parameters
-    ----------
-    events : Ratings
-        all of the pairs that they are of, in the order of learning
-    total : int
-        events of the whole table
-    """
-    most = max(_RUN, total // _A_HUNDREDTH)
-    if np.bincount(events.users).max(initial=0) <= most:
-        return None
-    code = events.users.astype(np.int64) * len(events.item_ids) + events.items
-    _, position = np.unique(code, return_inverse=True)
-    counted = _number(position, np.ones(len(events), bool)) < most
+    if own.max(initial=0) > most:
+        code = events.users.astype(np.int64) * len(events.item_ids) + events.items
+        _, position = np.unique(code, return_inverse=True)
+        counted &= _number(position, np.ones(len(events), bool)) < most
     return None if counted.all() else counted
 
 
@@ -166,86 +142,27 @@ def _run_numbers(events: Ratings, before: I64) -> I64:
     return numbers
 
 
-@dataclass(frozen=True)
-class _Known:
-    """What the users of a batch have done before it.
+def _again_before(state: ModelState, events: Ratings) -> I64:
+    """How often each user may have done its first item in a row before the batch.
 
-    Attributes
-    ----------
-    done : dict[int, I64]
-        keys of the items that each user did, the last one last, by its place in the batch
-    again : I64
-        int64, shape (users of the batch,), events before of an item done before
+    A model knows how many events of a user were repeats, not of what: so it is as many where that
+    item is the one that its user did last, else 0.
     """
-
-    done: dict[int, I64]
-    again: I64
-
-    @classmethod
-    def of(cls, state: ModelState, events: Ratings) -> _Known:
-        """Look up the users of a batch."""
-        again = np.zeros(len(events.user_ids), np.int64)
-        rows = state.users.index.find(events.user_ids)
-        known = np.flatnonzero(rows >= 0)
-        if not known.size:
-            return cls({}, again)
-        held = memories_of(state)[0].done
-        done = {
-            place: held[row]
-            for place, row in zip(known.tolist(), rows[known].tolist(), strict=True)
-        }
-        again[known] = state.users.count[rows[known]] - [keys.size for keys in done.values()]
-        return cls(done, again)
-
-    def again_in_a_row(self, events: Ratings) -> I64:
-        """How many events of each user may have been of its first item in a row before the batch.
-
-        A model knows how many events of a user were repeats, not of what: so it is as many where
-        that item is the one that its user did last, else 0.
-        """
-        found = np.zeros(self.again.size, np.int64)
-        if not self.again.any():
-            return found
-        last = np.zeros(found.size, np.int64)
-        for place, keys in self.done.items():
-            last[place] = keys[-1] if keys.size else 0
-        users, firsts = np.unique(events.users, return_index=True)
-        first = np.zeros(found.size, np.int64)
-        first[users] = _item_keys(events)[events.items[firsts]]
-        goes_on = (first == last) & (self.again > 0)
-        found[goes_on] = np.minimum(self.again[goes_on], _RUN)
+    found = np.zeros(len(events.user_ids), np.int64)
+    rows = state.users.index.find(events.user_ids)
+    known = np.flatnonzero(rows >= 0)
+    if not known.size:
         return found
-
-    def users_to_look_at(self, state: ModelState, events: Ratings, own: I64) -> I64:
-        """Places of users who may repeat themselves more often than counts."""
-        if not events.timed and state.blank:
-            # a table without times, of which parts are looked at alone in a fit in blocks
-            return np.empty(0, np.int64)
-        least = max(_RUN, _part_of_all(state, events))
-        places = np.flatnonzero(self.again + own > least)
-        sizes = [self.done[place].size if place in self.done else 0 for place in places.tolist()]
-        return places[self.again[places] + own[places] > _RUN * np.array(sizes, np.int64)]
-
-    def bound_repeats(self, user: int, state: ModelState, events: Ratings, counted: Mask) -> None:
-        """Let repeats of a user count while they are few for its items, or of all; in place."""
-        places = np.flatnonzero(events.users == user)
-        keys = _item_keys(events)[events.items[places]]
-        done = self.done.get(user, np.empty(0, np.int64))
-        new = np.zeros(places.size, bool)
-        new[np.unique(keys, return_index=True)[1]] = True
-        new &= ~np.isin(keys, done)
-        again = counted[places] & ~new
-        repeats = self.again[user] + np.cumsum(again) - again
-        most = np.maximum(_RUN * (done.size + np.cumsum(new)), _part_of_all(state, events))
-        counted[places] &= new | (repeats < most)
-
-
-def _part_of_all(state: ModelState, events: Ratings) -> int:
-    return (state.events_learned + len(events)) // _A_HUNDREDTH
-
-
-def _item_keys(events: Ratings) -> I64:
-    return id_keys(events.item_ids).view(np.int64)
+    done = memories_of(state)[0].done
+    held = [done[row] for row in rows[known].tolist()]
+    again = state.users.count[rows[known]] - [keys.size for keys in held]
+    last = np.array([keys[-1] if keys.size else 0 for keys in held], np.int64)
+    users, firsts = np.unique(events.users, return_index=True)
+    first = np.zeros(found.size, np.int64)
+    first[users] = id_keys(events.item_ids).view(np.int64)[events.items[firsts]]
+    goes_on = (first[known] == last) & (again > 0)
+    found[known[goes_on]] = np.minimum(again[goes_on], _RUN)
+    return found
 
 
 def capped_items(counts: I64, users: int) -> npt.NDArray[np.float64] | None:
