@@ -23,7 +23,7 @@ from sparkml_sgdals.state.event_scores import memories_of
 from sparkml_sgdals.state.factors import FactorTable
 from sparkml_sgdals.state.model_state import ModelState
 
-__all__ = ["capped_items", "counts_for_all", "events_that_count", "some_of"]
+__all__ = ["capped_items", "counts_for_all", "events_that_count", "pairs_that_count", "some_of"]
 
 I32 = npt.NDArray[np.int32]
 I64 = npt.NDArray[np.int64]
@@ -125,6 +125,25 @@ def events_that_count(state: ModelState, events: Ratings) -> Mask | None:
         code = events.users.astype(np.int64) * len(events.item_ids) + events.items
         _, position = np.unique(code, return_inverse=True)
         counted &= _number(position, np.ones(len(events), bool)) < most
+    return None if counted.all() else counted
+
+
+def pairs_that_count(events: Ratings, total: int) -> Mask | None:
+    """Say which events of a cell of a table without times are learned; None for all.
+
+    Parameters
+    ----------
+    events : Ratings
+        all of the pairs that they are of, in the order of learning
+    total : int
+        events of the whole table
+    """
+    most = max(_RUN, total // _A_HUNDREDTH)
+    if np.bincount(events.users).max(initial=0) <= most:
+        return None
+    code = events.users.astype(np.int64) * len(events.item_ids) + events.items
+    _, position = np.unique(code, return_inverse=True)
+    counted = _number(position, np.ones(len(events), bool)) < most
     return None if counted.all() else counted
 
 

@@ -77,10 +77,14 @@ class Side:
 
     def learn_prior(self, rated: npt.NDArray[np.bool_]) -> None:
         """Set the prior variance of each coordinate from the rated ids: algorithm.md (6)."""
+        self.prior_var = self.spread(rated).astype(np.float32)[None, :]
+
+    def spread(self, rated: npt.NDArray[np.bool_]) -> F64:
+        """Return the prior variances that follow from the rated ids, shape (rank + 1,)."""
         # one id counts as so many usual ones at most
         most = (_MOST * self.prior_var[0]).astype(np.float32)
-        spread = prior_spread(self.mean, self.var, self.prior_mean, rated, most)
-        self.prior_var = spread.astype(np.float32)[None, :]
+        found: F64 = prior_spread(self.mean, self.var, self.prior_mean, rated, most)
+        return found
 
 
 def over_ids(sweep: Callable[[int, int], None], layout: Layout, threads: int) -> None:

@@ -30,7 +30,9 @@ from sparkml_sgdals.learn.influences import (
     roots,
     run_influence_filter,
 )
+from sparkml_sgdals.learn.least_squares import id_weights
 from sparkml_sgdals.learn.noise import fitted_factors
+from sparkml_sgdals.learn.shares import capped_items
 from sparkml_sgdals.learn.solvers import Side, half_sweep, run_filter, run_sgd
 from sparkml_sgdals.state.columns import prior_variances
 from sparkml_sgdals.state.factors import FactorTable
@@ -234,22 +236,25 @@ class Sums:
         float64, shape (rank + 1,), sum over ids of (m - a)^2 + c
     squares, variances : float
         weighted sums of e^2 and V over ratings
+    weight : float
+        of these ratings
     """
 
     ids: int
     spread: npt.NDArray[np.float64]
     squares: float
     variances: float
+    weight: float
 
     def to_array(self) -> npt.NDArray[np.float64]:
         """One row of numbers, the inverse of `total` over one row."""
-        return np.concatenate([[self.ids, self.squares, self.variances], self.spread])
+        return np.concatenate([[self.ids, self.squares, self.variances, self.weight], self.spread])
 
     @classmethod
     def total(cls, rows: Sequence[npt.NDArray[np.float64]]) -> Sums:
         """Return the sum of rows in the order given."""
         sums = np.sum(np.stack(rows), axis=0)
-        return cls(int(sums[0]), sums[3:], float(sums[1]), float(sums[2]))
+        return cls(int(sums[0]), sums[4:], float(sums[1]), float(sums[2]), float(sums[3]))
 
     def prior(self) -> F32:
         """Prior variances that follow, float32, shape (1, rank + 1)."""
@@ -289,6 +294,7 @@ def learn_cell(
 def sweep_block(
     block: BlockLayout, state: BlockState, partners: tuple[F32, F32], prior: F32 | None,
     noise: float, settings: Settings, threads: int, partner_noise: F32 | None = None,
+    most_ids: int = 0,
 ) -> Sums:  # fmt: skip
     """Sweep one block in place with its partners fixed.
 
@@ -312,6 +318,9 @@ def sweep_block(
     partner_noise : F32 | None
         float32, noise of the partners' ratings in units of `noise`, from which that of the block's
         own ids is learned; None: theirs stays
+    most_ids : int
+        partners in all blocks, by which an id counts for less in the sums that has many more
+        ratings; 0: each counts in full
     """
     a = state.arrays
     own = "prior_mean" in a
@@ -324,13 +333,14 @@ def sweep_block(
     own_var = a["prior_var"] if own else prior
     side = Side(a["mean"], a["var"], mean, own_var, settings.lowest)
     relative = None if partner_noise is None else (partner_noise, np.zeros(a["count"].size))
-    squares, variances = half_sweep(
-        block.layout, side, *partners, noise, threads, relative=relative
-    )
+    shares = capped_items(block.layout.counts(), most_ids) if most_ids else None
+    squares, variances = half_sweep(block.layout, side, *partners, noise, threads, shares, relative)
     if relative is not None:
         a["noise_factor"] = fitted_factors(relative[1], a["count"], noise)
-    spread = (side.mean.astype(np.float64) - side.prior_mean) ** 2 + side.var
-    return Sums(side.mean.shape[0], spread.sum(axis=0), squares, variances)
+    ids, weights = side.mean.shape[0], id_weights(block.layout)
+    weight = float(weights.sum() if shares is None else weights @ shares)
+    spread = side.spread(np.ones(ids, bool)) * ids if ids else np.zeros(side.mean.shape[1])
+    return Sums(ids, spread, squares, variances, weight)
 
 
 def named_rows(state: BlockState, rows: I32, settings: Settings, fresh: bool) -> dict[str, Array]:

@@ -96,7 +96,7 @@ def read_final(
         if isinstance(learned, EventTotals):
             state.weights_beside = learned.weights_beside
         elif job.fresh:
-            state.noise, state.noise_weight = learned.noise, job.total_weight
+            state.noise, state.noise_weight = learned.noise, learned.weight
     before = state.counters
     state.counters = replace(
         before.with_ratings(moments.ratings, (moments.low, moments.high)),

@@ -70,12 +70,18 @@ class GlobalState:
     ----------
     expected : tuple[float, ...]
         expected square error of a rating after each sweep, which tells when to stop
+    users : int
+        how many have ratings; 0 before their first half-sweep
+    weight : float
+        of the ratings behind the noise; 0 before the first sweep
     """
 
     noise: float
     priors: dict[SideName, npt.NDArray[np.float32]]
     history: tuple[float, ...]
     expected: tuple[float, ...]
+    users: int
+    weight: float
 
     @classmethod
     def read(cls, inbox: Inbox, job: Job) -> GlobalState:
@@ -84,24 +90,29 @@ class GlobalState:
         priors: dict[SideName, npt.NDArray[np.float32]] = {}
         history: tuple[float, ...] = ()
         expected: tuple[float, ...] = ()
+        users, weight = 0, 0.0
         for side in SIDES:
             for payload in inbox.all(side, "learned").values():
                 held = arrays_from_buffer(payload)
                 noise = float(held["noise"][0])
                 history, expected = (tuple(held[n].tolist()) for n in ("history", "expected"))
                 priors = {name: held[name] for name in SIDES if name in held}
+                users, weight = int(held["users counted"][0]), float(held["weight"][0])
         for side in SIDES:
             rows = [arrays_from_buffer(b)["sums"] for b in inbox.all(side, "sums").values()]
             if rows:
                 total = Sums.total(rows)
                 if job.fresh:
                     priors[side] = total.prior()
-                if side == "items":
-                    expected = (*expected, (total.squares + total.variances) / job.total_weight)
+                if side == "users":
+                    users = total.ids
+                else:
+                    weight = total.weight
+                    expected = (*expected, (total.squares + total.variances) / weight)
                     if job.fresh:
                         noise = expected[-1]
-                    history = (*history, math.sqrt(total.squares / job.total_weight))
-        return cls(noise, priors, history, expected)
+                    history = (*history, math.sqrt(total.squares / weight))
+        return cls(noise, priors, history, expected, users, weight)
 
     def settled(self, tol: float) -> bool:
         """Whether sweeps may end."""
@@ -122,6 +133,8 @@ class GlobalState:
             "noise": np.array([self.noise]),
             "history": np.array(self.history, np.float64),
             "expected": np.array(self.expected, np.float64),
+            "users counted": np.array([self.users]),
+            "weight": np.array([self.weight]),
         }
         return arrays_to_buffer(arrays | dict(self.priors))
 
@@ -382,6 +395,7 @@ class Half:
         return sweep_block(
             block, state, (partners["mean"], partners["var"]), prior, learned.noise,
             job.settings, threads, partners.get("noise_factor"),
+            learned.users if side == "items" else 0,
         )  # fmt: skip
 
 

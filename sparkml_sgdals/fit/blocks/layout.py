@@ -25,7 +25,7 @@ from sparkml_sgdals.arrays.ipc import arrays_to_buffer, from_bytes, packed_table
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.arrays.sorting import encode_ids
 from sparkml_sgdals.fit.blocks.block import build_layout, standardised
-from sparkml_sgdals.fit.blocks.events.block import event_cells
+from sparkml_sgdals.fit.blocks.events.block import event_cells, user_counts
 from sparkml_sgdals.fit.blocks.files import BlockFiles, Statics, static_name
 from sparkml_sgdals.fit.blocks.messages import SIDES, Job, SideName, binary
 from sparkml_sgdals.spark_jobs import collect_payloads
@@ -208,12 +208,18 @@ def lay_out(statics: Statics, own: int, job: Job) -> Iterator[Static]:
                 found = cell_of(statics.arrays(static_name("cell", "users", u, i), check=True))
             cells.append(found)
         if job.settings.fits_events:
-            ids, block = build_layout(event_cells(cells, job.settings), side)
+            counted = event_cells(cells, job.settings, job.ratings)
+            ids, block = build_layout(counted, side)
+            counts = block.layout.counts()
+            if side == "users":
+                # what a user did stays its own, however often
+                counts = user_counts(cells, block, counts.size)
         else:
             ids, block = build_layout(cells, side)
             block = standardised(block, *job.scale)
+            counts = block.layout.counts()
         named = ids if pa.types.is_string(ids.type) else ids.to_numpy()
-        yield "ids", side, own, own, {"id": named, "count": block.layout.counts()}
+        yield "ids", side, own, own, {"id": named, "count": counts}
         for partner in blocks:
             if cells[partner] is not None:
                 yield "rows", side, own, partner, {"rows": block.sends[partner]}
@@ -251,5 +257,5 @@ def job_of_cells(rows: list[dict[str, Any]], job: Job) -> tuple[Job, Moments]:
         ratings += cell["ratings"]
         low, high = min(low, cell["range"][0]), max(high, cell["range"][1])
         filled[row["target"] * job.num_blocks + row["source"]] = 1
-    job = replace(job, value_range=(low, high), total_weight=scale.weight, filled=bytes(filled))
+    job = replace(job, value_range=(low, high), ratings=ratings, filled=bytes(filled))
     return job, Moments(ratings, low, high, scale)

@@ -60,7 +60,7 @@ class Job:
     threads: int
     scale: tuple[float, float] = (0.0, 1.0)
     value_range: tuple[float, float] = (-math.inf, math.inf)
-    total_weight: float = 1.0
+    ratings: int = 0
     fresh: bool = True
     filled: bytes = b""
     features: tuple[FeatureWeights | None, FeatureWeights | None] = (None, None)

@@ -29,6 +29,7 @@ from sparkml_sgdals.learn.least_squares import (
     unpadded,
     weights_beside,
 )
+from sparkml_sgdals.learn.shares import pairs_that_count, some_of
 from sparkml_sgdals.learn.solvers import sweeps_settled
 from sparkml_sgdals.state.event_memory import UserMemory
 from sparkml_sgdals.state.factors import FactorTable
@@ -155,11 +156,17 @@ class EventTotals:
         return cls(sides[0], sides[1], tuple(a["losses"].tolist()), tuple(a["history"].tolist()))
 
 
-def event_cells(cells: Sequence[Ratings | None], settings: Settings) -> list[Ratings | None]:
+def event_cells(
+    cells: Sequence[Ratings | None], settings: Settings, total: int
+) -> list[Ratings | None]:
     """Return the cells of a block with targets in the place of ratings, and confidences as weights.
 
-    Raises DivergenceError where a weight is not a number above 0.
+    Of a pair that comes again and again they hold what counts among `total` events. Raises
+    DivergenceError where a weight is not a number above 0.
     """
+    cells = [
+        None if cell is None else some_of(cell, pairs_that_count(cell, total)) for cell in cells
+    ]
     said = [None if cell is None else said_by_events(settings, cell) for cell in cells]
     weighted = any(some is not None and some[1].size for some in said)
     found: list[Ratings | None] = []
@@ -174,6 +181,15 @@ def event_cells(cells: Sequence[Ratings | None], settings: Settings) -> list[Rat
         values = targets if targets.size else ones
         found.append(replace(cell, values=values, weights=weights))
     return found
+
+
+def user_counts(cells: Sequence[Ratings | None], block: BlockLayout, size: int) -> I64:
+    """Return the events of each user of a block, all of them."""
+    counts = np.zeros(size, np.int64)
+    for cell, places in zip(cells, block.sends, strict=True):
+        if cell is not None:
+            counts[places] += np.bincount(cell.users, minlength=places.size)
+    return counts
 
 
 def start_block(

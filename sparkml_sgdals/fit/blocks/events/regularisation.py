@@ -20,6 +20,7 @@ from sparkml_sgdals.arrays.ratings import encode_ratings
 from sparkml_sgdals.arrays.sorting import encode_ids
 from sparkml_sgdals.learn.event_tables import chosen_lambdas, lambda_of_sample
 from sparkml_sgdals.learn.least_squares import MOST_CHOOSING
+from sparkml_sgdals.learn.shares import pairs_that_count, some_of
 from sparkml_sgdals.spark_jobs import collect_payloads, phase, task_threads
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.parts import PART_DDL, part_batch
@@ -56,7 +57,8 @@ def lambdas_in_one_task(
         share = min(1.0, _MARGIN * MOST_CHOOSING / events)
         while True:
             some = packed.select("payload").mapInArrow(_Sample(kinds, share), PART_DDL)
-            work = _Choose(settings, kinds, threads, 0 if share == 1.0 else MOST_CHOOSING)
+            least = 0 if share == 1.0 else MOST_CHOOSING
+            work = _Choose(settings, kinds, threads, least, events)
             with phase(packed.sparkSession, "choose the regularisation"):
                 found = collect_payloads(some.repartition(1).mapInArrow(work, "value double"))
             (chosen,) = found.column("value").to_pylist()
@@ -90,12 +92,16 @@ class _Sample:
 
 @dataclass(frozen=True)
 class _Choose:
-    """What `_Sample` gave in, lambda out; null where that is not more than the `least` events."""
+    """What `_Sample` gave in, lambda out; null where that is not more than the `least` events.
+
+    The whole table has `events`.
+    """
 
     settings: Settings
     kinds: tuple[IdKind, IdKind]
     threads: int
     least: int
+    events: int
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         tables, items = [], _Items(self.kinds[1])
@@ -108,15 +114,16 @@ class _Choose:
                     tables.append(table)
                 else:
                     items.add(table.column("item"))
-        found = None
-        if sum(table.num_rows for table in tables) > self.least:
-            found = self._chosen(tables, items.ids())
+        found = self._chosen(tables, items.ids()) if tables else None
         yield pa.RecordBatch.from_arrays([pa.array([found], pa.float64())], names=["value"])
 
-    def _chosen(self, tables: list[pa.Table], items: pa.Array) -> float:
+    def _chosen(self, tables: list[pa.Table], items: pa.Array) -> float | None:
         threads = task_threads(self.threads)
         # integers are as narrow as each cell's values let them be
         sample = encode_ratings(pa.concat_tables(tables, promote_options="permissive"), threads)
+        sample = some_of(sample, pairs_that_count(sample, self.events))
+        if len(sample) <= self.least:
+            return None
         return lambda_of_sample(self.settings, self.kinds, sample, items, threads)
 
 

@@ -172,19 +172,20 @@ def test_sweep_of_a_block(weighted: bool, known: bool, learned_prior: bool) -> N
     assert sums.variances == pytest.approx(variances.sum(), rel=1e-4)
     spread = ((mean - prior_mean) ** 2 + var).sum(axis=0)
     np.testing.assert_allclose(sums.spread, spread, rtol=1e-4)
+    assert sums.weight == pytest.approx(float(ratings.weights.sum()) if weighted else 200.0)
     np.testing.assert_allclose(sums.prior(), [spread / len(mean)], rtol=1e-4)
 
 
 def test_sums_add_up() -> None:
     """The total over rows of several blocks, and of one."""
-    one = Sums(3, np.array([1.0, 2.0]), 5.0, 7.0)
-    other = Sums(1, np.array([0.5, 0.25]), 1.0, 2.0)
+    one = Sums(3, np.array([1.0, 2.0]), 5.0, 7.0, 11.0)
+    other = Sums(1, np.array([0.5, 0.25]), 1.0, 2.0, 3.0)
     total = Sums.total([one.to_array(), other.to_array()])
-    assert (total.ids, total.squares, total.variances) == (4, 6.0, 9.0)
+    assert (total.ids, total.squares, total.variances, total.weight) == (4, 6.0, 9.0, 14.0)
     assert total.spread.tolist() == [1.5, 2.25]
     assert total.prior().tolist() == [[0.375, 0.5625]]
     same = Sums.total([one.to_array()])
-    assert (same.ids, same.squares, same.variances) == (3, 5.0, 7.0)
+    assert (same.ids, same.squares, same.variances, same.weight) == (3, 5.0, 7.0, 11.0)
     assert same.spread.tolist() == [1.0, 2.0]
 
 

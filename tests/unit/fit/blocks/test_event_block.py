@@ -27,6 +27,7 @@ from sparkml_sgdals.fit.blocks.events.exchange import (
 from sparkml_sgdals.fit.blocks.events.regularisation import _Choose, _Sample
 from sparkml_sgdals.learn import least_squares
 from sparkml_sgdals.learn.event_tables import fit_events, lambda_of_sample
+from sparkml_sgdals.learn.shares import pairs_that_count, some_of
 from sparkml_sgdals.state.event_scores import memories_of
 from sparkml_sgdals.state.model_state import ModelState
 from sparkml_sgdals.state.settings import CHOSEN, Settings
@@ -40,10 +41,15 @@ def event_settings(**fields: Any) -> Settings:
 
 @st.composite
 def tables(draw: st.DrawFn) -> pa.Table:
-    """Events of few users and items, pairs repeated; some weighted, some not wanted."""
+    """Events of few users and items, pairs repeated; some weighted, some not wanted.
+
+    Perhaps one pair comes more often than it counts.
+    """
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
-    count = draw(st.integers(1, 120))
+    once, more = draw(st.integers(1, 120)), draw(st.sampled_from([0, 0, 15, 100]))
+    count = once + more
     users, items = rng.integers(-5, 10, count), rng.integers(0, 8, count)
+    users[once:], items[once:] = users[0], items[0]
     names = draw(st.booleans())
     columns: dict[str, Any] = {
         "user": pa.array([f"u{u}" for u in users] if names else users),
@@ -143,16 +149,22 @@ def test_a_weight_that_is_no_number_is_told() -> None:
 def test_lambda_is_chosen_as_in_one_task(
     monkeypatch: pytest.MonkeyPatch, parts: int, names: bool
 ) -> None:
-    """From a share of the users that is more than is looked at: the same number."""
+    """From a share of the users that is more than is looked at: the same number.
+
+    One pair comes again and again, and does not speak for all.
+    """
     rng = np.random.default_rng(2)
     users = rng.integers(0, 300, 6000)
     items = rng.integers(0, 80, 6000) // (1 + users % 2)
+    users[:400], items[:400] = 7, 3
     columns = [[f"x{n}" for n in side] if names else side for side in (users, items)]
     table = pa.table({"user": columns[0], "item": columns[1], "rating": np.ones(6000, np.float32)})
     settings, kind = event_settings(regs=(0.0, 0.0, CHOSEN, CHOSEN)), kind_of(table)
     monkeypatch.setattr(least_squares, "MOST_CHOOSING", 2000)
     whole = encode_ratings(table)
-    expected = lambda_of_sample(settings, (kind, kind), whole, whole.item_ids, 1)
+    counted = some_of(whole, pairs_that_count(whole, 6000))
+    assert 5600 < len(counted) < 5800
+    expected = lambda_of_sample(settings, (kind, kind), counted, whole.item_ids, 1)
     empty = ModelState.empty(settings, kind, kind)
     ((fitted, _),) = fit_events(empty, whole, [1], 1, lambda *_: None)
     assert fitted.regularisation == (expected, expected)
@@ -161,8 +173,8 @@ def test_lambda_is_chosen_as_in_one_task(
     counts = [from_bytes(p).num_rows for k, p in zip(*tables_of.to_pydict().values(), strict=True)
               if k == "events"]  # fmt: skip
     assert 2000 < sum(counts) < 4500
-    (found,) = _Choose(settings, (kind, kind), 2, 2000)(iter(tables_of.to_batches()))
+    (found,) = _Choose(settings, (kind, kind), 2, 2000, 6000)(iter(tables_of.to_batches()))
     assert found.column("value")[0].as_py() == expected
     few = iter(tables_of.to_batches())
-    (found,) = _Choose(settings, (kind, kind), 2, sum(counts))(few)
+    (found,) = _Choose(settings, (kind, kind), 2, sum(counts), 6000)(few)
     assert found.column("value").to_pylist() == [None]
