@@ -20,7 +20,6 @@ from sparkml_sgdals.fit.blocks.features.given import (
     learned_columns,
     looks_of,
     seeds,
-    told_by,
 )
 from sparkml_sgdals.fit.blocks.features.routing import (
     GatherVectors,
@@ -134,12 +133,11 @@ def spread_in(
     pieces += seeds(job, list(sides)).to_batches()
     gathered = pa.Table.from_batches(GatherVectors(job, None)(pieces), MESSAGE_SCHEMA)
     counted, given = (gathered.filter(pc.field("kind") == kind) for kind in ("counted", "given"))
-    looks = looks_of(sides, told_by(counted))
+    looks = looks_of(sides, Inbox(0, counted))
     measured = list(MeasureVectors(job, None, looks)(given.to_batches()))
     together = PutTogether(job, None, looks)(measured[::-1])
-    known = learned_columns(
-        sides, looks, told_by(pa.Table.from_batches(together, MESSAGE_SCHEMA)), job
-    )
+    told = Inbox(0, pa.Table.from_batches(together, MESSAGE_SCHEMA))
+    known = learned_columns(sides, looks, told, job)
     held = {
         static_name("given", side, own, own): payload
         for own, side, _, _, payload in messages_of(given)

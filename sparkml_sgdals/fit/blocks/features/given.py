@@ -29,6 +29,7 @@ from sparkml_sgdals.fit.blocks.features.routing import (
     look_of,
 )
 from sparkml_sgdals.fit.blocks.files import BlockFiles
+from sparkml_sgdals.fit.blocks.inbox import Inbox
 from sparkml_sgdals.fit.blocks.messages import (
     MESSAGE_DDL,
     SIDES,
@@ -48,17 +49,13 @@ from sparkml_sgdals.state.model_state import ModelState
 __all__ = [
     "NO_MORE",
     "GivenFeatures",
-    "Told",
     "learned_columns",
     "looks_of",
     "seeds",
     "spread",
-    "told_by",
 ]
 
 Sides = dict[SideName, SideVectors]
-Told = dict[tuple[SideName, str], dict[int, pa.Buffer]]
-"""payloads by side and kind, and by the block that tells them"""
 
 
 @dataclass(frozen=True)
@@ -100,16 +97,16 @@ class GivenFeatures:
     def put_weights(self, state: ModelState, rows: pa.Table) -> None:
         """Give a state the weights that the messages of the last step tell, in place."""
         weights = list(state.features)
-        told = told_by(rows)
+        told = Inbox(0, rows)
         for place, side in enumerate(SIDES):
             if side not in self.columns:
                 continue
             columns, names = self.columns[side]
-            (learned,) = told[side, "weights"].values()
+            (learned,) = told.all(side, "weights").values()
             found = columns.weights(FeatureTotals.from_arrays(arrays_from_buffer(learned)), names)
             reached = [
                 arrays_from_buffer(payload)["furthest"]
-                for payload in told[side, "furthest"].values()
+                for payload in told.all(side, "furthest").values()
             ]
             weights[place] = replace(found, furthest=np.max(reached, axis=0))
         state.features = weights[0], weights[1]
@@ -155,14 +152,14 @@ def spread(
     if files is None:
         given = keep(given)
     with phase(spark, "read features"):
-        counted = told_by(collect_payloads(given.where(F.col("kind") == "counted")))
+        counted = Inbox(0, collect_payloads(given.where(F.col("kind") == "counted")))
         if files is not None:
             files.drop_tables()
         looks = looks_of(sides, counted)
         at_blocks = placed(seeded, job) if files is not None else given.where("kind = 'given'")
         measured = at_blocks.mapInArrow(MeasureVectors(job, files, looks), MESSAGE_DDL)
         together = measured.repartition(1).mapInArrow(PutTogether(job, files, looks), MESSAGE_DDL)
-        told = told_by(collect_payloads(together))
+        told = Inbox(0, collect_payloads(together))
     found = learned_columns(sides, looks, told, job)
     return replace(found, given=None if files is not None else given)
 
@@ -176,11 +173,11 @@ def seeds(job: Job, sides: list[SideName]) -> pa.Table:
     return pa.Table.from_batches([job.batch(message) for message in messages])
 
 
-def looks_of(sides: Sides, counted: Told) -> dict[SideName, Look]:
+def looks_of(sides: Sides, counted: Inbox) -> dict[SideName, Look]:
     """Return how to look at the vectors of each side; warns of ids that have several."""
     looks: dict[SideName, Look] = {}
     for side, own in sides.items():
-        blocks = [_json(payload) for payload in counted[side, "counted"].values()]
+        blocks = [_json(payload) for payload in counted.all(side, "counted").values()]
         looks[side] = look_of(blocks)
         differ = sum(block["differ"] for block in blocks)
         own.warn_of_different(differ, [one for block in blocks for one in block["first"]])
@@ -188,15 +185,15 @@ def looks_of(sides: Sides, counted: Told) -> dict[SideName, Look]:
 
 
 def learned_columns(
-    sides: Sides, looks: dict[SideName, Look], told: Told, job: Job
+    sides: Sides, looks: dict[SideName, Look], told: Inbox, job: Job
 ) -> GivenFeatures:
     """Return what blocks are told of columns, and the driver keeps; raises as `spread`."""
     messages: list[Message] = []
     found: dict[SideName, tuple[SideColumns, tuple[str, ...]]] = {}
     for side, own in sides.items():
         size = looks[side].size
-        (numbers,) = map(arrays_from_buffer, told[side, "measured"].values())
-        (none,) = map(_json, told[side, "none"].values())
+        (numbers,) = map(arrays_from_buffer, told.all(side, "measured").values())
+        (none,) = map(_json, told.all(side, "none").values())
         tell_of_bad(none["count"], none["first"], size, own.told, own.refuse)
         if not numbers["ids"][0]:
             refuse_no_vectors(own.side)
@@ -206,24 +203,13 @@ def learned_columns(
                 f"of at most {MOST_IN_PAIRS}: lower numFeatures of HashingTF, or raise "
                 f"maxRatingsPerTask and call fit, as one task learns of {MOST_COLUMNS}."
             )
-        (columns,) = told[side, "columns"].values()
+        (columns,) = told.all(side, "columns").values()
         messages += [(block, side, block, "columns", columns) for block in range(job.num_blocks)]
         names = own.names
         if names:
             names = (*names[:size], *map(str, range(len(names), size)))
         found[side] = SideColumns.from_arrays(numbers), names
     return GivenFeatures(messages, found)
-
-
-def told_by(rows: pa.Table) -> Told:
-    """Return messages by side and kind, of each those of one source once."""
-    found: Told = {}
-    names = (rows.column(name).to_pylist() for name in ("side", "kind", "source"))
-    for side, kind, source, payload in sorted(
-        zip(*names, rows.column("payload"), strict=True), key=lambda row: row[2]
-    ):
-        found.setdefault((side, kind), {})[source] = payload.as_buffer()
-    return found
 
 
 def _json(payload: pa.Buffer) -> dict[str, Any]:

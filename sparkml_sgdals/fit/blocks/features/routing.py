@@ -24,6 +24,7 @@ from sparkml_sgdals.arrays.ipc import arrays_from_buffer, arrays_to_buffer, from
 from sparkml_sgdals.arrays.sparse_rows import SparseRows, newest_vectors, vector_schema
 from sparkml_sgdals.fit.blocks.features.block import SideColumns, likeness_of, vectors_in
 from sparkml_sgdals.fit.blocks.files import BlockFiles, BlockRows, static_name
+from sparkml_sgdals.fit.blocks.inbox import Inbox
 from sparkml_sgdals.fit.blocks.messages import SIDES, Job, SideName
 from sparkml_sgdals.ingest.features import NAMED
 from sparkml_sgdals.learn.features.columns import MOST_IN_PAIRS, ColumnMoments, ColumnScales
@@ -240,16 +241,14 @@ class PutTogether:
 
     def __call__(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Yield for each side columns, and numbers for the driver: the function of mapInArrow."""
-        found: dict[tuple[SideName, str], dict[int, pa.Buffer]] = {}
-        for source, side, kind, payload in _rows(batches, "source"):
-            found.setdefault((side, kind), {})[source] = payload
+        found = Inbox(0, pa.Table.from_batches(list(batches)))
         for side, look in self.looks.items():
-            blocks = [payload for _, payload in sorted(found[side, "measured"].items())]
+            blocks = found.all(side, "measured").values()
             arrays, columns = self._columns(look, list(map(arrays_from_buffer, blocks)))
             if columns is not None:
                 yield self.job.batch((0, side, 0, "columns", self._parked(side, columns)))
             yield self.job.batch((0, side, 0, "measured", arrays_to_buffer(arrays)))
-            none = [json.loads(_text(p)) for _, p in sorted(found[side, "none"].items())]
+            none = [json.loads(p.to_pybytes()) for p in found.all(side, "none").values()]
             told = {
                 "count": sum(block["count"] for block in none),
                 "first": sorted(one for block in none for one in block["first"])[:NAMED],
@@ -288,13 +287,13 @@ def _kind(job: Job, side: SideName) -> IdKind:
 
 
 def _rows(
-    batches: Iterable[pa.RecordBatch], number: str = "target"
+    batches: Iterable[pa.RecordBatch],
 ) -> Iterator[tuple[int, SideName, str, pa.Buffer]]:
-    """Yield a number, side, kind and payload of each message."""
+    """Yield target, side, kind and payload of each message."""
     for batch in batches:
-        columns = [batch.column(name).to_pylist() for name in (number, "side", "kind")]
-        for place, side, kind, payload in zip(*columns, batch.column("payload"), strict=True):
-            yield place, side, kind, payload.as_buffer()
+        columns = [batch.column(name).to_pylist() for name in ("target", "side", "kind")]
+        for target, side, kind, payload in zip(*columns, batch.column("payload"), strict=True):
+            yield target, side, kind, payload.as_buffer()
 
 
 def _json(told: dict[str, Any]) -> pa.Buffer:
