@@ -133,10 +133,33 @@ def add_shares(first, last, starts, partners, roots, shares):  # type: ignore[no
 
 
 @nb.njit(cache=True, nogil=True, fastmath=FAST)
-def sum_influences(starts, partners, influence, sums):  # type: ignore[no-untyped-def]
-    """Add up the influences of each id's partners into `sums`, float32, (ids, rank + 1)."""
-    for x in range(starts.size - 1):
+def sum_influences(first, last, starts, partners, influence, sums):  # type: ignore[no-untyped-def]
+    """Put the sums of the influences of each id's partners in `sums`, of ids first..last-1.
+
+    Parameters
+    ----------
+    first, last
+        int64, the range of ids, `last` not included
+    starts, partners
+        the layout by the side that takes, as in `sweep_ids`
+    influence
+        float32, `padded_rows` of the partners'
+    sums
+        float32, shape (ids, rank + 1), out
+
+    Notes
+    -----
+    The ratings of an id are added in their order, whatever the range.
+    """
+    wide, width = influence.shape[1], sums.shape[1]
+    total = np.empty(wide, np.float32)
+    for x in range(first, last):
+        total[:] = np.float32(0.0)
         for t in range(starts[x], starts[x + 1]):
-            y = partners[t]
-            for f in range(influence.shape[1]):
-                sums[x, f] += influence[y, f]
+            if t + AHEAD < partners.size:
+                prefetch_lines(influence, partners[t + AHEAD])
+            row = np.int64(partners[t]) * wide
+            for f in range(0, wide, LANES):
+                store(total, f, load(total, f) + load(influence, row + f))
+        for f in range(width):
+            sums[x, f] = total[f]

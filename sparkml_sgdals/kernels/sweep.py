@@ -102,6 +102,10 @@ def sweep_ids(  # type: ignore[no-untyped-def]
     noisy = partner_steadiness.size > 0
     room = longest + LANES if noisy else 0
     shares, relative = np.empty(room, np.float32), np.empty(room, np.float32)
+    # sums over the ratings of one id, by the partners' noise: of squared means, and of variances
+    steady_squares = np.empty(wide, np.float32)
+    steady_sums = np.empty(wide, np.float32)
+    left_out = 0
 
     for x in range(first, last):
         begin = starts[x]
@@ -130,6 +134,11 @@ def sweep_ids(  # type: ignore[no-untyped-def]
                 roots[t] = one
         for t in range(count, (count + LANES - 1) // LANES * LANES):
             roots[t] = zero
+        if noisy:
+            steady_sums[:] = zero
+            left_out = weigh_by_noise(
+                shares, relative, partners, begin, count, weights, weighted, partner_steadiness
+            )
         for t in range(count):
             if begin + t + AHEAD < partners.size:
                 prefetch_lines(partner_mean, partners[begin + t + AHEAD])
@@ -141,6 +150,11 @@ def sweep_ids(  # type: ignore[no-untyped-def]
             for f in range(0, wide, LANES):
                 unsure = load(partner_sums, f) + weight * load(partner_var, row + f)
                 store(partner_sums, f, unsure)
+            if noisy:
+                share = shares[t]
+                for f in range(0, wide, LANES):
+                    unsure = load(steady_sums, f) + share * load(partner_var, row + f)
+                    store(steady_sums, f, unsure)
             if t % LANES == LANES - 1:
                 for f in range(0, wide, LANES):
                     transpose_lanes(
@@ -158,6 +172,8 @@ def sweep_ids(  # type: ignore[no-untyped-def]
             # the bias is a feature whose regressor is 1
             store(columns, t, root)
         squares[0] = weight_sum
+        if noisy:
+            steady_squares[0] = sum_relative_squares(relative, columns, 0, count)
         for f in range(1, width):
             m = mean[x, f]
             sums = fill(zero)
@@ -166,6 +182,8 @@ def sweep_ids(  # type: ignore[no-untyped-def]
                 store(errors, t, load(errors, t) - m * column)
                 sums += column * column
             squares[f] = summed(sums)
+            if noisy:
+                steady_squares[f] = sum_relative_squares(relative, columns, f * stride, count)
 
         p = x * width if own_mean else 0
         q = x * width if own_var else 0
@@ -207,16 +225,19 @@ def sweep_ids(  # type: ignore[no-untyped-def]
             sums += c * (load(squares, f) + unsure) + m * m * unsure
         variances[x] = np.float64(summed(sums) + bias_spread)
         if noisy:
-            left_out = weigh_by_noise(
-                shares, relative, partners, begin, count, weights, weighted, partner_steadiness
-            )
+            sums = fill(zero)
             for t in range(0, count, LANES):
                 error = load(errors, t) - change * load(columns, last_column + t)
-                store(errors, t, error)
-            total = sum_relative(
-                columns, stride, errors, shares, relative, partners, begin, count, partner_var,
-                mean, var, x, gains,
-            )  # fmt: skip
+                sums += load(relative, t) * (error * error)
+            # a partner's bias meets nothing
+            unsure = steady_sums[0]
+            steady_sums[0] = zero
+            for f in range(0, width, LANES):
+                own, left = x * width + f, width - f
+                m, c = load_first(mean, own, left), load_first(var, own, left)
+                spread = load(steady_sums, f)
+                sums += c * (load_first(steady_squares, f, left) + spread) + m * m * spread
+            total = summed(sums) + unsure
             relative_squares[x] = np.float64(total) + np.float64(noise) * left_out
 
 
@@ -262,63 +283,22 @@ def weigh_by_noise(  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True, inline="always")
-def sum_relative(  # type: ignore[no-untyped-def]
-    columns,
-    stride,
-    errors,
-    shares,
-    relative,
-    partners,
-    begin,
-    count,
-    partner_var,
-    mean,
-    var,
-    x,
-    gains,
-):
-    """Sum of (e^2 + V) / h over the ratings of id x, float32.
+def sum_relative_squares(relative, columns, at, count):  # type: ignore[no-untyped-def]
+    """Sum of the squares of one of the columns, each times `relative`, float32.
 
     Parameters
     ----------
-    columns, stride
-        means of the partners in lanes, times the roots of the ratings' weights
-    errors
-        float32, of the ratings, times these roots
-    shares, relative
-        as `weigh_by_noise`
-    partners, begin, count
-        as there
-    partner_var
-        float32, `padded_rows`
-    mean, var
-        float32, the side of x
-    x
+    relative
+        float32, zeros from `count` to the end of the last vector
+    columns
+        float32, as flat: `count` values and whole vectors, from the place `at` on
+    at, count
         int64
-    gains
-        float32, shape (wide,), work space
     """
-    width, wide = mean.shape[1], partner_var.shape[1]
     sums = fill(np.float32(0.0))
     for t in range(0, count, LANES):
-        error = load(errors, t)
-        square = error * error
-        for f in range(width):
-            column = load(columns, f * stride + t)
-            square += var[x, f] * (column * column)
-        sums += load(relative, t) * square
-    for f in range(0, width, LANES):
-        own, left = x * width + f, width - f
-        m, c = load_first(mean, own, left), load_first(var, own, left)
-        store(gains, f, c + m * m)
-    # a partner's bias meets nothing
-    gains[0] = np.float32(1.0)
-    for t in range(count):
-        row = np.int64(partners[begin + t]) * wide
-        unsure = load(gains, 0) * load(partner_var, row)
-        for f in range(LANES, wide, LANES):
-            unsure += load(gains, f) * load(partner_var, row + f)
-        sums += shares[t] * unsure
+        column = load(columns, at + t)
+        sums += load(relative, t) * (column * column)
     return summed(sums)
 
 

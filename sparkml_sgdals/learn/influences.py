@@ -170,7 +170,7 @@ def _first_columns(matrix: F32, width: int) -> F32:
     return copy
 
 
-def drawn_means(layout: Layout, influence: F32, root: F32) -> F32:
+def drawn_means(layout: Layout, influence: F32, root: F32, threads: int = 1) -> F32:
     """Prior means of a side from the influences of its partners: (8).
 
     Parameters
@@ -181,10 +181,17 @@ def drawn_means(layout: Layout, influence: F32, root: F32) -> F32:
         float32, shape (partners, rank + 1)
     root : F32
         float32, n^(-1/2) of its ids
+    threads : int
+        at most so many at once; they change no result
     """
     check_reach(layout.reach, influence.shape[0], "partner")
-    drawn = np.zeros((root.size, influence.shape[1]), np.float32)
-    sum_influences(layout.starts, layout.partners, influence, drawn)
+    drawn = np.empty((root.size, influence.shape[1]), np.float32)
+    rows = padded_rows(influence)
+
+    def add(first: int, last: int) -> None:
+        sum_influences(first, last, layout.starts, layout.partners, rows, drawn)
+
+    over_ids(add, layout, threads)
     drawn *= root[:, None]
     return drawn
 

@@ -143,13 +143,13 @@ def build_layout(cells: Sequence[Ratings | None], own_side: str) -> tuple[pa.Arr
         named, own_codes, partner_codes, num_partners = part
         positions = pa.compute.index_in(named, ids).to_numpy(zero_copy_only=False)
         sends.append(positions.astype(np.int32))
-        own.append(positions[own_codes].astype(np.int32))
-        partners.append(partner_codes + np.int32(offset))
+        own.append(positions.astype(np.int32)[own_codes])
+        partners.append(partner_codes + np.int32(offset) if offset else partner_codes)
         offset += num_partners
     given = [ratings for ratings in cells if ratings is not None]
     layout = layout_by(
         np.concatenate(own),
-        np.concatenate(partners).astype(np.int32),
+        np.concatenate(partners).astype(np.int32, copy=False),
         np.concatenate([r.values for r in given]),
         np.concatenate([r.weights for r in given]),
         len(ids),
@@ -385,7 +385,7 @@ def draw(
     a = state.arrays
     root = roots(a["count"])
     # of no use after this, and as large as the means
-    drawn = drawn_means(block.layout, partners.pop("influence"), root)
+    drawn = drawn_means(block.layout, partners.pop("influence"), root, threads)
     own_prior, partner_prior = priors
     if own_prior is not None:
         moved = Side(a["mean"], a["var"], a["drawn"], own_prior, settings.lowest)
