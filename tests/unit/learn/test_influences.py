@@ -15,6 +15,7 @@ from sparkml_sgdals.learn import influences
 from sparkml_sgdals.learn.influences import (
     FilterSide,
     concentration,
+    drawn_means,
     influence_shares,
     learn_influence,
     roots,
@@ -39,6 +40,20 @@ def taking_side(users: int, rank: int, seed: int) -> Side:
         rng.normal(0, 0.5, shape).astype(F32), rng.uniform(0.01, 0.1, shape).astype(F32),
         rng.normal(0, 0.3, shape).astype(F32), prior_var,
     )  # fmt: skip
+
+
+@given(st.integers(0, 20), st.integers(1, 300), st.sampled_from([1, 3]))
+def test_drawn_means_are_those_of_the_loops(rank: int, ratings: int, threads: int) -> None:
+    """Sums of partners' influences, a pair that repeats as often as it comes; 0 without ratings."""
+    rng = np.random.default_rng(ratings)
+    users, items = (rng.integers(0, n, ratings).astype(np.int32) for n in (9, 40))
+    influence, root = rng.normal(0, 0.3, (40, rank + 1)).astype(F32), rng.random(10).astype(F32)
+    layout = layout_by(users, items, np.zeros(ratings, F32), np.empty(0, F32), 10)
+    expected = np.zeros((10, rank + 1))
+    np.add.at(expected, users, influence[items])
+    found = drawn_means(layout, influence, root, threads)
+    np.testing.assert_allclose(found, root[:, None] * expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(found, drawn_means(layout, influence, root, 1))
 
 
 # from one group of coordinates to three; the last group may be narrower
