@@ -135,6 +135,7 @@ def learn_events(
     state.counters = state.counters.with_ratings(len(everything), everything.value_range())
     state.events_learned += counted
     state.filter_share = share
+    sums = replace(sums, uncounted=len(everything) - len(ratings))
     return LearnedEvents(user_rows, np.flatnonzero(touched), new_users, new_items, sums)
 
 

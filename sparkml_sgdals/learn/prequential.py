@@ -52,6 +52,8 @@ class BatchSums:
         of these, how many items were among the best N, and their sum of 1 / rank
     baseline_hits, baseline_reciprocals
         the same for items ranked by popularity
+    uncounted : int
+        events that count for their user alone: `shares.events_that_count`
     """
 
     judged: int = 0
@@ -68,6 +70,7 @@ class BatchSums:
     reciprocals: float = 0.0
     baseline_hits: int = 0
     baseline_reciprocals: float = 0.0
+    uncounted: int = 0
 
     def with_ranks(self, ranks: BatchSums) -> BatchSums:
         """Return these sums of errors with the sums of ranks of another."""
@@ -113,6 +116,7 @@ class BatchSums:
             "mrr": mean(self.reciprocals, self.ranked),
             "baselineRecall": mean(self.baseline_hits, self.ranked),
             "baselineMrr": mean(self.baseline_reciprocals, self.ranked),
+            "uncounted": self.uncounted,
         }
 
 

@@ -6,7 +6,8 @@ few times a batch, and an id a few times as often as there are partners for it.
 
 Nearly all that events teach is shared: what is popular, what is drawn as not done, what stands
 together, how much time has gone by. So an event that is its user's last one once more, and was so
-for long, teaches nothing; nor does a pair beyond a small part of a batch or table.
+for long, teaches nothing; nor does a pair beyond a small part of a batch or table, nor a user who
+has done many times as much as users do and more than a twentieth of everything.
 """
 
 from __future__ import annotations
@@ -39,6 +40,12 @@ _RUN: Final = 20
 """How often in a row a user may do the same item. Of a million clicks in a shop two go beyond."""
 _A_HUNDREDTH: Final = 100
 """The part of a batch or table that a pair may be, beyond _RUN events."""
+_A_TWENTIETH: Final = 20
+"""The part of all events that a user may be, beyond _OF_A_USER and _USERS."""
+_OF_A_USER: Final = 1000
+"""Events of a user that are learned in any case."""
+_USERS: Final = 20
+"""Of how many users one may have done as much as they do in the mean."""
 _SHARE: Final = 0.1
 """Of the ratings behind the noise an id may be so large a part, beyond _LEAST."""
 
@@ -117,15 +124,30 @@ def events_that_count(state: ModelState, events: Ratings) -> Mask | None:
     most = max(_RUN, len(events) // _A_HUNDREDTH)
     own = np.bincount(events.users, minlength=len(events.user_ids))
     before = _again_before(state, events)
-    if own.max(initial=0) <= _RUN and not before.any():
-        return None
-    # without times all events of a pair are in a row, because they have one hash
-    counted = _run_numbers(events, before) < (_RUN if events.timed else most)
-    if own.max(initial=0) > most:
-        code = events.users.astype(np.int64) * len(events.item_ids) + events.items
-        _, position = np.unique(code, return_inverse=True)
-        counted &= _number(position, np.ones(len(events), bool)) < most
+    counted = np.ones(len(events), bool)
+    if own.max(initial=0) > _RUN or before.any():
+        # without times all events of a pair are in a row, because they have one hash
+        counted = _run_numbers(events, before) < (_RUN if events.timed else most)
+        if own.max(initial=0) > most:
+            code = events.users.astype(np.int64) * len(events.item_ids) + events.items
+            _, position = np.unique(code, return_inverse=True)
+            counted &= _number(position, np.ones(len(events), bool)) < most
+    _users_that_count(state, events, own, counted)
     return None if counted.all() else counted
+
+
+def _users_that_count(state: ModelState, events: Ratings, own: I64, counted: Mask) -> None:
+    """Leave out what users do beyond the part of all events that one user may be, in place."""
+    rows = state.users.index.find(events.user_ids)
+    known = rows >= 0
+    before = np.where(known, state.users.count[rows], 0) if state.users.size else np.zeros_like(own)
+    if (before + own).max(initial=0) <= _OF_A_USER:
+        return
+    # of items all are counted that were learned, by whom ever
+    total = int(state.items.count.sum()) + len(events)
+    users = state.users.size + int(np.count_nonzero(~known))
+    most = max(_OF_A_USER, total // _A_TWENTIETH, _USERS * total // users)
+    _cap(state.users, rows, events.users, most, counted)
 
 
 def pairs_that_count(events: Ratings, total: int) -> Mask | None:

@@ -25,7 +25,7 @@ METRICS: Final = (
     "windowRecall", "windowMrr", "windowBaselineRecall", "windowBaselineMrr",
     "fadingRecall", "fadingMrr", "fadingBaselineRecall", "fadingBaselineMrr",
     "outside", "faults", "late", "filterShare", "partnerShare",
-    "forgottenUsers",
+    "forgottenUsers", "uncounted",
 )  # fmt: skip
 """Columns of `StreamJob.metrics`; errors are from before the batch was learned."""
 _READ_FIRST: Final = (
@@ -37,13 +37,16 @@ _OF_EVENTS: Final = {"rmse": "recall", "baselineRmse": "baselineRecall", "valida
 _MEANS: Final = {"Rmse": "judged", "Mae": "judged", "Recall": "ranked", "Mrr": "ranked"}
 """What is told over several batches, and the column of what it is a mean over."""
 _WHOLE: Final = ("batch", "version", "ratings", "invalid", "zeroWeight", "newUsers", "newItems")
+_COUNTS: Final = (
+    "judged", "users", "items", "ranked", "outside", "forgottenUsers", "uncounted",
+)  # fmt: skip
 _TEXTS: Final = ("committed", "faults")
 ROW_SCHEMA: Final = pa.schema(
     [
         (
             name,
             pa.int64()
-            if name in (*_WHOLE, "judged", "users", "items", "ranked", "outside", "forgottenUsers")
+            if name in (*_WHOLE, *_COUNTS)
             else pa.string()
             if name in _TEXTS
             else pa.float64(),

@@ -47,6 +47,7 @@ _GAUGES: Final = {
     "mrr": "Mean of 1 / rank of these, 0 beyond the best.",
     "baselineRecall": "The same share for items ranked by popularity.",
     "baselineMrr": "The same mean for items ranked by popularity.",
+    "uncounted": "Events of the newest batch that count for their user alone.",
     "filterShare": "How far the filter of events is believed, a fitted table having the rest.",
     "partnerShare": "How far what stands together is believed, other judges having the rest.",
     "validationRmse": "RMSE of the held-out ratings after the newest batch.",

@@ -26,6 +26,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -355,7 +356,9 @@ def _compare(chain: Chain, clients: Clients, scratch: Path) -> None:
     if quiet[0] != fingerprint:
         figures.differences.append("other factors than the quiet run")
     if quiet[1] != metrics:
-        figures.differences.append("other metrics than the quiet run")
+        pairs = zip_longest(metrics, quiet[1])
+        first = next((number, *pair) for number, pair in enumerate(pairs) if pair[0] != pair[1])
+        figures.differences.append(f"other metrics than the quiet run, first: {first}")
 
 
 def main() -> None:

@@ -146,7 +146,8 @@ class Topic:
         reader = reader.option("maxOffsetsPerTrigger", spec["size"])
         if "processingTime" in spec.get("trigger", {}):
             reader = reader.option("minOffsetsPerTrigger", spec["size"])
-            reader = reader.option("maxTriggerDelay", "1d")
+            # Spark counts it from 1970 when a stream starts: its first batch would be any number
+            reader = reader.option("maxTriggerDelay", "100000d")
         messages = reader.load()
         value = F.from_json(messages.value.cast("string"), _POSTED)
         posted = messages.select(value.alias("rating")).select("rating.*")

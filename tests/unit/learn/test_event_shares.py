@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
-from sparkml_sgdals.learn import event_tables, events
+from sparkml_sgdals.learn import event_tables, events, shares
 from sparkml_sgdals.learn.event_tables import fit_events
 from sparkml_sgdals.learn.one_batch import learn_batch
 from sparkml_sgdals.learn.shares import events_that_count
@@ -124,6 +124,59 @@ def recalled(times: int) -> tuple[int, int]:
             pair = np.full(times, USER), np.full(times, ITEM)
             learn_batch(state, encode_ratings(table(*pair, first=10_000 * number + 5_000)))
     return hits, ranked
+
+
+@given(st.integers(60, 500), st.integers(1100, 20_000), st.integers(100, 2000), st.booleans())
+@settings(deadline=None, max_examples=8)
+def test_a_user_who_goes_round_is_a_part_of_all(
+    around: int, times: int, size: int, table_first: bool
+) -> None:
+    users, items = good(3, 6000)
+    state = fitted(table(users, items)) if table_first else streamed(table(users, items), 1000)
+    before, uncounted = int(state.items.count.sum()), 0
+    for first in range(0, times, size):
+        own = np.arange(first, min(first + size, times))
+        rows = table(np.full(own.size, USER), 100_000 + own % around, first=10_000 + first)
+        uncounted += learn_batch(state, encode_ratings(rows)).sums.uncounted
+    learned = int(state.items.count.sum()) - before
+    assert learned == times - uncounted
+    # twenty times the mean of all 81 users
+    assert 1000 <= learned <= 20 * (before + learned + size) / (USERS + 1)
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 40)), min_size=1, max_size=150),
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 40)), max_size=150),
+    st.integers(5, 60), st.integers(2, 20), st.integers(1, 4),
+)  # fmt: skip
+@settings(deadline=None, max_examples=40)
+def test_what_counts_of_users_equals_a_slow_count(
+    first: list[tuple[int, int]], then: list[tuple[int, int]], least: int, part: int, mean: int
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("_OF_A_USER", least), ("_A_TWENTIETH", part), ("_USERS", mean)):
+            patch.setattr(shares, name, value)
+        state = ModelState.empty(STREAM, "int", "int")
+        done: dict[int, int] = {}
+        learned = 0
+        for number, drawn in enumerate((first, then)):
+            if not drawn:
+                continue
+            # each pair once, so that no bound on pairs leaves any out
+            pairs = [(user, 100 * n + item) for n, (user, item) in enumerate(drawn)]
+            users, items = map(np.array, zip(*pairs, strict=True))
+            rows = encode_ratings(table(users, items, first=1000 * number))
+            found = events_that_count(state, rows)
+            total = learned + len(pairs)
+            most = max(least, total // part, mean * total // len({*done, *users.tolist()}))
+            expected = []
+            for user in users.tolist():
+                expected.append(done.get(user, 0) < most)
+                done[user] = done.get(user, 0) + 1
+            mask = np.ones(len(rows), bool) if found is None else found
+            np.testing.assert_array_equal(mask, expected)
+            assert learn_batch(state, rows).sums.uncounted == expected.count(False)
+            learned += sum(expected)
 
 
 @pytest.mark.parametrize("timed", [True, False])

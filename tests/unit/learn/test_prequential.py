@@ -66,7 +66,7 @@ class TestJudgeBatch:
 
     def test_nothing_judged_is_none_not_nan(self):
         found = BatchSums().metrics()
-        assert (found.pop("judged"), found.pop("ranked")) == (0, 0)
+        assert [found.pop(name) for name in ("judged", "ranked", "uncounted")] == [0, 0, 0]
         assert set(found.values()) == {None}
 
     def test_without_deviations_there_is_no_likelihood(self):
