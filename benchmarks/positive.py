@@ -10,7 +10,8 @@ learned. `ours` and `isgd` learn each event before the next one; `als` (Spark's)
 package) learn all events so far anew at each tenth of the stream, rank what they know, and leave
 users that they do not know to what is popular. `isgd`, `als` and `implicit` are the best of their
 grid on all of the stream; ours has one setting, the default, which was chosen on the first halves.
-Writes out/positive.json and out/positive.md.
+`halves`, with --seeds, is ours by the second half alone, the first half streamed, or fitted as a
+table with its times. Writes out/positive.json and out/positive.md.
 """
 
 from __future__ import annotations
@@ -31,8 +32,13 @@ import pandas as pd
 import pyarrow as pa
 from sessions import Ours as OneAtATime
 
+from sparkml_sgdals import Predictor, StreamingBiasedALS
 from sparkml_sgdals.arrays.hashing import ITEM_SIDE, USER_SIDE, id_keys, start_factors
+from sparkml_sgdals.arrays.ratings import Ratings, encode_ratings
 from sparkml_sgdals.kernels.events.isgd import descend_events
+from sparkml_sgdals.learn.one_batch import learn_batch
+from sparkml_sgdals.learn.whole_table import fit_ratings
+from sparkml_sgdals.state.model_state import ModelState
 
 OUT = Path(__file__).resolve().parent.parent / "out"
 F64 = npt.NDArray[np.float64]
@@ -126,6 +132,44 @@ class Ours:
     def learn(self, user: int, item: int) -> None:
         self.learner.learn(np.array([user]), np.array([item]))
         self.done.setdefault(user, []).append(item)
+
+
+class Halves:
+    """Ours with all defaults but the seed: half fitted or streamed, then an event a batch.
+
+    Before half of the stream nothing is ranked.
+    """
+
+    def __init__(self, users: I32, items: I32, seed: int, fitted: bool) -> None:
+        als = StreamingBiasedALS(implicitPrefs=True, rankingSize=0, seed=seed)
+        self.state = ModelState.empty(als.settings(), "int", "int")
+        self.events, self.number, self.fitted = (users, items), 0, fitted
+        self.all_items = np.arange(int(items.max()) + 1)
+        self.nothing = np.zeros(self.all_items.size)
+
+    def scores(self, user: int) -> F64:
+        if self.number < self.events[0].size // 2:
+            return self.nothing
+        learned = self.state.items.index.ids().to_numpy()
+        found = np.full(self.all_items.size, -np.inf)
+        predictor = Predictor(self.state, {}, 0)
+        found[learned] = predictor.predict([user] * learned.size, learned)["prediction"]
+        return found
+
+    def learn(self, user: int, item: int) -> None:
+        first, half = self.number, self.events[0].size // 2
+        self.number += 1
+        if first >= half or not self.fitted:
+            learn_batch(self.state, self._some(first, self.number))
+        elif self.number == half:
+            fit_ratings(self._some(0, half), self.state, 1)
+
+    def _some(self, first: int, last: int) -> Ratings:
+        users, items = (pa.array(ids[first:last], pa.int64()) for ids in self.events)
+        ones = pa.array(np.ones(last - first, np.float32))
+        times = pa.array(np.arange(first, last))
+        table = {"user": users, "item": items, "rating": ones, "time": times}
+        return encode_ratings(pa.table(table))
 
 
 class Isgd:
@@ -232,6 +276,10 @@ def _isgd(step: float) -> Callable[[I32, I32], Learner]:
     return lambda users, items: Isgd(users, items, step)
 
 
+def _halves(seed: int, fitted: bool) -> Callable[[I32, I32], Learner]:
+    return lambda users, items: Halves(users, items, seed, fitted)
+
+
 LEARNERS: dict[str, dict[str, Callable[[I32, I32], Learner]]] = {
     "popular": {"": Popular},
     "isgd": {f"step {step}": _isgd(step) for step in STEPS},
@@ -239,6 +287,8 @@ LEARNERS: dict[str, dict[str, Callable[[I32, I32], Learner]]] = {
     "implicit": {str(point): _retrained(fit_implicit(*point)) for point in IMPLICIT_GRID},
     "ours": {"defaults": Ours},
 }
+HALVES = "halves"
+"""a learner by the second half alone, with seeds for its grid"""
 
 
 def run(name: str, folder: Path, learners: Sequence[str]) -> list[dict[str, Any]]:
@@ -255,6 +305,7 @@ def run(name: str, folder: Path, learners: Sequence[str]) -> list[dict[str, Any]
                     "set": name, "learner": learner, "point": point, "events": users.size,
                     "counted": int((hits >= 0).sum()), "recall": recall(hits),
                     "firstHalf": recall(hits[: users.size // 2]),
+                    "secondHalf": recall(hits[users.size // 2 :]),
                     "seconds": time.perf_counter() - clock,
                 }
             )  # fmt: skip
@@ -265,15 +316,32 @@ def run(name: str, folder: Path, learners: Sequence[str]) -> list[dict[str, Any]
 def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The best point of each learner, sets as columns."""
     table = pd.DataFrame(rows).sort_values("recall", ascending=False)
+    table = table[table.learner != HALVES]
     best = table.drop_duplicates(["set", "learner"])
-    sets = list(dict.fromkeys(row["set"] for row in rows))
+    sets = list(dict.fromkeys(table.set))
     lines = ["| Recall@10, prequential | " + " | ".join(sets) + " |", "|---|" + "---|" * len(sets)]
-    for learner in dict.fromkeys(row["learner"] for row in rows):
+    for learner in dict.fromkeys(table.learner):
         cells = [learner]
         for name in sets:
             found = best[(best.learner == learner) & (best.set == name)]
             cells.append("" if found.empty else f"{found.recall.iloc[0]:.4f} {found.point.iloc[0]}")
         lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def halves_as_markdown(rows: Sequence[dict[str, Any]]) -> str:
+    """What the second half says of both beginnings, by seed and in the mean."""
+    table = pd.DataFrame([row for row in rows if row["learner"] == HALVES])
+    if table.empty:
+        return ""
+    table[["begin", "seed"]] = table.point.str.split(", seed ", expand=True)
+    found = table.pivot_table(index=["set", "seed"], columns="begin", values="secondHalf")
+    means = found.groupby("set").mean()
+    lines = ["| Recall@10, second half | seed | streamed | fitted |", "|---|---|---|---|"]
+    for (name, seed), row in found.iterrows():
+        lines.append(f"| {name} | {seed} | {row.streamed:.4f} | {row.fitted:.4f} |")
+    for name, row in means.iterrows():
+        lines.append(f"| {name} | mean | {row.streamed:.4f} | {row.fitted:.4f} |")
     return "\n".join(lines)
 
 
@@ -283,11 +351,18 @@ def main() -> None:
     default = os.environ.get("SPARKML_SGDALS_DATA")
     parser.add_argument("folder", nargs="?", default=default, help="with the two sets in it")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--learners", nargs="+", default=list(LEARNERS), choices=list(LEARNERS))
+    every = [*LEARNERS, HALVES]
+    parser.add_argument("--learners", nargs="+", default=list(LEARNERS), choices=every)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[42], help=f"of {HALVES}")
     given = parser.parse_args()
     if not given.folder:
         sys.exit("Name the folder of ratings, or set SPARKML_SGDALS_DATA.")
     learners = list(given.learners)
+    LEARNERS[HALVES] = {
+        f"{what}, seed {seed}": _halves(seed, fitted)
+        for seed in given.seeds
+        for what, fitted in (("streamed", False), ("fitted", True))
+    }
     if "implicit" in learners:
         try:
             importlib.metadata.version("implicit")
@@ -297,7 +372,7 @@ def main() -> None:
     rows = [row for name in given.sets for row in run(name, Path(given.folder), learners)]
     OUT.mkdir(exist_ok=True)
     (OUT / "positive.json").write_text(json.dumps(rows, indent=1))
-    text = as_markdown(rows)
+    text = "\n\n".join(filter(None, [as_markdown(rows), halves_as_markdown(rows)]))
     (OUT / "positive.md").write_text(text + "\n")
     print(text)
 
