@@ -317,6 +317,8 @@ def as_markdown(rows: Sequence[dict[str, Any]]) -> str:
     """The best point of each learner, sets as columns."""
     table = pd.DataFrame(rows).sort_values("recall", ascending=False)
     table = table[table.learner != HALVES]
+    if table.empty:
+        return ""
     best = table.drop_duplicates(["set", "learner"])
     sets = list(dict.fromkeys(table.set))
     lines = ["| Recall@10, prequential | " + " | ".join(sets) + " |", "|---|" + "---|" * len(sets)]
