@@ -6,12 +6,13 @@ import hashlib
 import sqlite3
 from typing import Final
 
-__all__ = ["DAY", "UNNAMED", "KeyTakenError", "Keys"]
+__all__ = ["DAY", "MOST_KEYS", "UNNAMED", "KeyTakenError", "Keys"]
 
 DAY: Final = 86_400.0
 UNNAMED: Final = "u:"
 """Begins the keys that the service makes up: no client can send one again."""
-_MOST: Final = 1_000_000
+MOST_KEYS: Final = 1_000_000
+"""keys that are known"""
 
 
 class KeyTakenError(ValueError):
@@ -31,7 +32,7 @@ class Keys:
         keys that are known; the oldest go first
     """
 
-    def __init__(self, seconds: float = DAY, most: int = _MOST) -> None:
+    def __init__(self, seconds: float = DAY, most: int = MOST_KEYS) -> None:
         self._seconds, self._most = seconds, most
         self._count = 0
         # a third of what a dict of them takes
