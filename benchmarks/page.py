@@ -217,25 +217,27 @@ def moved(results: Results) -> str | None:
         ]
         for one in result["blocks"]
     ]  # fmt: skip
-    bytes_moved = table(
+    return table(
         ["ratings learned", "ids", "blocks", "bytes shuffled a rating before the sweeps",
          "a rating and sweep", "an id and sweep", "between JVM and Python, a rating and sweep",
          "bytes written to files a rating", "read from them a rating and sweep"],
         rows,
     )  # fmt: skip
-    capped = [
+
+
+def capped(results: Results) -> str | None:
+    """Fits where workers have too little memory for one task, and with all of it."""
+    rows = [
         [
             f"{one['ratings']:,}", f"{one['megabytes']:,} MB" if fit["capped"] else "no limit",
             f"{fit['blocks']} blocks" if fit["blocks"] > 1 else "one task",
             fit.get("ended") or seconds(fit["seconds"]), number(fit.get("rmse"), 4),
         ]
-        for one in result.get("capped", [])
+        for one in results.get("scale", {}).get("capped", [])
         for fit in one["fits"]
     ]  # fmt: skip
-    if not capped:
-        return bytes_moved
     head = ["ratings", "address space of a worker", "form", "fit", "RMSE"]
-    return f"{bytes_moved}\n\n{table(head, capped)}"
+    return table(head, rows) if rows else None
 
 
 FAR_RATINGS, FAR_IDS = 10_000_000_000, 100_000_000
@@ -283,6 +285,7 @@ SECTIONS: dict[str, Callable[[Results], str | None]] = {
     "kernels": kernels,
     "scale": scale,
     "moved": moved,
+    "capped": capped,
     "cluster": cluster,
 }
 
