@@ -26,8 +26,9 @@ from sparkml_sgdals.serving.http.guard import Buckets, Hosts, TokenCheck
 from sparkml_sgdals.serving.http.news import News
 from sparkml_sgdals.serving.http.routes import Service, make_app
 from sparkml_sgdals.serving.http.schemas import AnonymousIn, ItemRating
-from sparkml_sgdals.serving.intake.folder import FolderIntake, Intake
+from sparkml_sgdals.serving.intake.folder import FolderIntake
 from sparkml_sgdals.serving.intake.history import MOST_KNOWN, History, IntakeColumns, read_ratings
+from sparkml_sgdals.serving.intake.posts import Intake
 from sparkml_sgdals.serving.model.approximate import Approximate
 from sparkml_sgdals.serving.model.holder import ModelHolder
 from sparkml_sgdals.serving.model.newcomers import KnownFeatures, read_features

@@ -18,15 +18,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparkml_sgdals.serving.http.guard import Buckets, TokenCheck
-from sparkml_sgdals.serving.intake.folder import FolderIntake, Posted
+from sparkml_sgdals.serving.intake.folder import FolderIntake
 from sparkml_sgdals.serving.intake.history import History, IntakeColumns, Known
 from sparkml_sgdals.serving.intake.keys import UNNAMED, Keys, KeyTakenError
+from sparkml_sgdals.serving.intake.posts import Posted
 
 
 def rows(folder):
     """All that is durable, of which a stream sees what is a second old."""
     found = []
-    hidden = folder.glob(".ratings-*.json.tmp")
+    hidden = folder.glob(".ratings-*.part")
     for file in sorted([*folder.glob("*.json"), *hidden], key=lambda file: file.name.strip(".")):
         found += [json.loads(line) for line in file.read_text().splitlines()]
     return found
@@ -379,11 +380,12 @@ def test_a_folder_written_with_other_columns(tmp_path, columns):
 
 WRITES = """
 import os, signal, sys
-from sparkml_sgdals.serving.intake import folder
+from sparkml_sgdals.serving.intake.folder import FolderIntake
 from sparkml_sgdals.serving.intake.history import IntakeColumns
+from sparkml_sgdals.serving.intake.posts import Posted
 os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
 names = IntakeColumns(*sys.argv[2:])
-folder.FolderIntake(sys.argv[1], names).put([("k", [folder.Posted(1, 2, 3.0, 4)])]).result()
+FolderIntake(sys.argv[1], names).put([("k", [Posted(1, 2, 3.0, 4)])]).result()
 """
 
 

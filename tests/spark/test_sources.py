@@ -14,8 +14,9 @@ from helpers import ONCE, assert_same_bits, long_after
 from pyspark.sql import functions as F
 
 from sparkml_sgdals import StreamingBiasedALS
-from sparkml_sgdals.serving.intake.folder import FolderIntake, Posted
+from sparkml_sgdals.serving.intake.folder import FolderIntake
 from sparkml_sgdals.serving.intake.history import IntakeColumns
+from sparkml_sgdals.serving.intake.posts import Posted
 
 DDL = "user long, item long, rating double, time long"
 

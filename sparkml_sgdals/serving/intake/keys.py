@@ -6,13 +6,12 @@ import hashlib
 import sqlite3
 from typing import Final
 
-__all__ = ["DAY", "MOST_KEYS", "UNNAMED", "KeyTakenError", "Keys"]
+__all__ = ["DAY", "UNNAMED", "KeyTakenError", "Keys"]
 
 DAY: Final = 86_400.0
 UNNAMED: Final = "u:"
 """Begins the keys that the service makes up: no client can send one again."""
-MOST_KEYS: Final = 1_000_000
-"""keys that are known"""
+_MOST: Final = 1_000_000
 
 
 class KeyTakenError(ValueError):
@@ -32,7 +31,7 @@ class Keys:
         keys that are known; the oldest go first
     """
 
-    def __init__(self, seconds: float = DAY, most: int = MOST_KEYS) -> None:
+    def __init__(self, seconds: float = DAY, most: int = _MOST) -> None:
         self._seconds, self._most = seconds, most
         self._count = 0
         # a third of what a dict of them takes
@@ -69,6 +68,21 @@ class Keys:
             "INSERT INTO taken (key, digest, time) VALUES (?, ?, ?)", (_short(key), digest, now)
         )
         self._count += 1
+
+    @property
+    def full(self) -> bool:
+        """Whether there are as many as there may be."""
+        return self._count >= self._most
+
+    def add_older(self, key: str, digest: bytes, time: float) -> None:
+        """Know a key that is older than all that are known; what is known of it already stands."""
+        if key.startswith(UNNAMED) or self.full:
+            return
+        self._count += self._held.execute(
+            "INSERT OR IGNORE INTO taken (place, key, digest, time) "
+            "VALUES ((SELECT coalesce(min(place), 0) - 1 FROM taken), ?, ?, ?)",
+            (_short(key), digest, time),
+        ).rowcount
 
     def drop(self, key: str) -> None:
         """Know a key no more."""
