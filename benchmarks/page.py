@@ -7,7 +7,8 @@ docs/benchmarks.md and docs/scale.md hold places of the form
     <!-- end -->
 
 What stands between is made anew from the results; everything else is left as it is, and so is a
-place whose result is not there. What must and should be measured is in benchmarks/targets.py.
+place whose result is not there, and the row of a target that was not measured this time. What must
+and should be measured is in benchmarks/targets.py.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ _PLACE = re.compile(
     r"(<!-- made by benchmarks/page\.py: (?P<name>[\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL
 )
 GIB = 2**30
+NOT_MEASURED = "not measured"
 
 
 def read_results(folder: Path) -> Results:
@@ -54,9 +56,21 @@ def filled(page: str, results: Results) -> str:
         if name not in SECTIONS:
             raise KeyError(f"nothing makes {name!r}: there are {sorted(SECTIONS)}")
         made = SECTIONS[name](results)
-        return place[0] if made is None else f"{place[1]}\n{made}\n\n{place[3]}"
+        if made is None:
+            return place[0]
+        return f"{place[1]}\n{with_rows_before(made, place[0])}\n\n{place[3]}"
 
     return _PLACE.sub(fill, page)
+
+
+def with_rows_before(made: str, before: str) -> str:
+    """Rows of a table that were not measured are those of the table before, where it has them."""
+    rows = {line.split(" | ")[0]: line for line in before.splitlines()}
+    lines = [
+        rows.get(line.split(" | ")[0], line) if NOT_MEASURED in line.split(" | ") else line
+        for line in made.splitlines()
+    ]
+    return "\n".join(lines)
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -106,7 +120,7 @@ def targets(results: Results) -> str | None:
         rows.append(
             [
                 target.what, number(target.goal), number(target.must),
-                "not measured" if value is None else number(value), _verdict(target, value),
+                NOT_MEASURED if value is None else number(value), _verdict(target, value),
                 "" if result is None or value is None else size_of(result),
             ]
         )  # fmt: skip
@@ -203,25 +217,27 @@ def moved(results: Results) -> str | None:
         ]
         for one in result["blocks"]
     ]  # fmt: skip
-    bytes_moved = table(
+    return table(
         ["ratings learned", "ids", "blocks", "bytes shuffled a rating before the sweeps",
          "a rating and sweep", "an id and sweep", "between JVM and Python, a rating and sweep",
          "bytes written to files a rating", "read from them a rating and sweep"],
         rows,
     )  # fmt: skip
-    capped = [
+
+
+def capped(results: Results) -> str | None:
+    """Fits where workers have too little memory for one task, and with all of it."""
+    rows = [
         [
             f"{one['ratings']:,}", f"{one['megabytes']:,} MB" if fit["capped"] else "no limit",
             f"{fit['blocks']} blocks" if fit["blocks"] > 1 else "one task",
             fit.get("ended") or seconds(fit["seconds"]), number(fit.get("rmse"), 4),
         ]
-        for one in result.get("capped", [])
+        for one in results.get("scale", {}).get("capped", [])
         for fit in one["fits"]
     ]  # fmt: skip
-    if not capped:
-        return bytes_moved
     head = ["ratings", "address space of a worker", "form", "fit", "RMSE"]
-    return f"{bytes_moved}\n\n{table(head, capped)}"
+    return table(head, rows) if rows else None
 
 
 FAR_RATINGS, FAR_IDS = 10_000_000_000, 100_000_000
@@ -269,6 +285,7 @@ SECTIONS: dict[str, Callable[[Results], str | None]] = {
     "kernels": kernels,
     "scale": scale,
     "moved": moved,
+    "capped": capped,
     "cluster": cluster,
 }
 

@@ -36,6 +36,9 @@ def serve(
     inbox: Annotated[
         str | None, typer.Option(help="Folder that the stream reads: ratings posted go there.")
     ] = None,
+    archive: Annotated[
+        str | None, typer.Option(help="Folder that the inbox's files are moved to once learned.")
+    ] = None,
     kafka: Annotated[
         str | None, typer.Option(help="Kafka's host:port: ratings posted go there.")
     ] = None,
@@ -134,6 +137,7 @@ def serve(
         host=host,
         port=port,
         inbox=inbox,
+        archive=archive,
         kafka=kafka,
         topic=topic,
         columns=columns,

@@ -160,7 +160,7 @@ class StreamingBiasedALS(
         blocks of users and of items that a fit is cut into; 1 = one task, 0 = chosen from the
         number of ratings
     maxRatingsPerTask : int, default 50_000_000
-        ratings, about 57 bytes each at the peak, that one task may hold; more go in blocks; at
+        ratings, about 66 bytes each at the peak, that one task may hold; more go in blocks; at
         least 1
     maxResidentIds : int, default 5_000_000
         users and items, about 300 bytes each at rank 16, that a stream keeps in memory, or a model

@@ -20,6 +20,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1")
     add("--port", type=int, default=8000, help="0 for one that is free")
     add("--inbox", help="folder that the stream reads: ratings posted go there")
+    add("--archive", help="folder that files of the inbox are moved to once they are learned")
     add("--kafka", help="host:port of a broker: ratings posted go there")
     add("--topic", default="ratings")
     add(

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Final
 
@@ -25,8 +26,9 @@ from sparkml_sgdals.serving.http.guard import Buckets, Hosts, TokenCheck
 from sparkml_sgdals.serving.http.news import News
 from sparkml_sgdals.serving.http.routes import Service, make_app
 from sparkml_sgdals.serving.http.schemas import AnonymousIn, ItemRating
-from sparkml_sgdals.serving.intake.folder import FolderIntake, Intake
+from sparkml_sgdals.serving.intake.folder import FolderIntake
 from sparkml_sgdals.serving.intake.history import MOST_KNOWN, History, IntakeColumns, read_ratings
+from sparkml_sgdals.serving.intake.posts import Intake
 from sparkml_sgdals.serving.model.approximate import Approximate
 from sparkml_sgdals.serving.model.holder import ModelHolder
 from sparkml_sgdals.serving.model.newcomers import KnownFeatures, read_features
@@ -51,6 +53,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     inbox: Location | None = None,
+    archive: Location | None = None,
     kafka: str | None = None,
     topic: str = "ratings",
     columns: IntakeColumns | None = None,
@@ -92,6 +95,9 @@ def serve(
         port to listen at; 0 for one that is free
     inbox : Location | None
         folder that the stream reads: ratings posted are appended to it as JSON lines
+    archive : Location | None
+        folder that the inbox's files are moved to once they are learned, where a stream does that
+        (`cleanSource`): they say, too, which keys were taken and what users have rated
     kafka : str | None
         host:port of a broker, where ratings posted go instead of an inbox
     topic : str
@@ -158,10 +164,14 @@ def serve(
         options that do not go together, or a file that cannot be used
     """
     model = os.fspath(model)
-    inbox, titles, item_features, user_features, ratings, token_file, cache = (
+    inbox, archive, titles, item_features, user_features, ratings, token_file, cache = (
         None if place is None else os.fspath(place)
-        for place in (inbox, titles, item_features, user_features, ratings, token_file, cache)
-    )
+        for place in (
+            inbox, archive, titles, item_features, user_features, ratings, token_file, cache
+        )
+    )  # fmt: skip
+    if archive is not None and inbox is None:
+        raise ValueError("An archive is of an inbox: name the inbox as well, or leave it out.")
     if inbox is not None and kafka is not None:
         raise ValueError("Ratings go to an inbox or to Kafka, not to both: leave one out.")
     writes = inbox is not None or kafka is not None
@@ -190,7 +200,7 @@ def serve(
             intake=(
                 None
                 if inbox is None
-                else (lambda names: FolderIntake(inbox, names, remembered=history))
+                else partial(FolderIntake, inbox, remembered=history, archive=archive)
             ),
             history=history,
             poll_seconds=poll_seconds,

@@ -8,9 +8,10 @@ import confluent_kafka as confluent
 import pytest
 from kafka_broker import Broker
 
-from sparkml_sgdals.serving.intake.folder import KeyTakenError, Posted
 from sparkml_sgdals.serving.intake.history import IntakeColumns
 from sparkml_sgdals.serving.intake.kafka import KafkaIntake
+from sparkml_sgdals.serving.intake.keys import KeyTakenError
+from sparkml_sgdals.serving.intake.posts import Posted
 
 pytestmark = pytest.mark.kafka
 

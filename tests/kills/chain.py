@@ -331,6 +331,8 @@ def run_chain(source: str, kills: int, seed: int, pace: float = 3.0) -> ChainFig
             assert not clients.faults, clients.faults
             assert chain.stream is not None
             chain.stream.kill(rng)
+            # what it holds back for a second is in the folder then
+            chain.service.end(signal.SIGTERM)
             _compare(chain, clients, scratch)
         finally:
             chain.close()

@@ -57,7 +57,8 @@ MODELS = ("ratings", "events", "fitted")
 """What learns: ratings; events, with what stands together and users that are forgotten after a
 time; or events onto a table that was fitted without times, where the first batch is killed."""
 
-_SLOW = "Python worker failed to connect back"
+_SLOW = ("Python worker failed to connect back", "CANNOT_OPEN_SOCKET")
+"""What Spark says, in the JVM or in the worker, where a Python worker took too long to start."""
 _STARTING = "starting, or resuming"
 _SPARK = "Spark's own work between batches"
 
@@ -160,7 +161,8 @@ class Tree:
         if code:
             log = Path(self.log.name).read_text(errors="replace")
             # what ended it, not a slow start before that was tried again
-            if _SLOW in log[log.rfind("Traceback") :]:
+            last = log[log.rfind("Traceback") :]
+            if any(what in last for what in _SLOW):
                 raise TooSlowError
             raise AssertionError(f"the program failed with {code}:\n{log[-6000:]}")
         return True

@@ -18,14 +18,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparkml_sgdals.serving.http.guard import Buckets, TokenCheck
-from sparkml_sgdals.serving.intake.folder import FolderIntake, Posted
+from sparkml_sgdals.serving.intake.folder import FolderIntake
 from sparkml_sgdals.serving.intake.history import History, IntakeColumns, Known
 from sparkml_sgdals.serving.intake.keys import UNNAMED, Keys, KeyTakenError
+from sparkml_sgdals.serving.intake.posts import Posted
 
 
 def rows(folder):
+    """All that is durable, of which a stream sees what is a second old."""
     found = []
-    for file in sorted(folder.glob("*.json")):
+    hidden = folder.glob(".ratings-*.part")
+    for file in sorted([*folder.glob("*.json"), *hidden], key=lambda file: file.name.strip(".")):
         found += [json.loads(line) for line in file.read_text().splitlines()]
     return found
 
@@ -48,6 +51,7 @@ def test_what_is_posted_is_in_the_folder(modeler, serving):
     }  # fmt: skip
     assert [one["user"] for one in found[1:]] == [one["user"] for one in many]
     assert len({one["eventId"] for one in found}) == 6
+    run.service.intake.close()
     assert not [f for f in run.inbox.iterdir() if not f.name.startswith("ratings-")]
 
 
@@ -376,26 +380,24 @@ def test_a_folder_written_with_other_columns(tmp_path, columns):
 
 WRITES = """
 import os, signal, sys
-from sparkml_sgdals.serving.intake import folder
+from sparkml_sgdals.serving.intake.folder import FolderIntake
 from sparkml_sgdals.serving.intake.history import IntakeColumns
+from sparkml_sgdals.serving.intake.posts import Posted
 os.fsync = lambda handle: os.kill(os.getpid(), signal.SIGKILL)
 names = IntakeColumns(*sys.argv[2:])
-folder.FolderIntake(sys.argv[1], names).put([("k", [folder.Posted(1, 2, 3.0, 4)])]).result()
+FolderIntake(sys.argv[1], names).put([("k", [Posted(1, 2, 3.0, 4)])]).result()
 """
 
 
 def test_what_a_kill_left_hidden_goes_with_a_later_start(tmp_path, columns):
-    """Not what another service may be writing now."""
+    """Killed before anything was durable."""
     names = [getattr(columns, f.name) for f in dataclasses.fields(columns)]
     done = subprocess.run([sys.executable, "-c", WRITES, str(tmp_path), *names], check=False)
     assert done.returncode == -signal.SIGKILL
     (hidden,) = tmp_path.iterdir()
-    FolderIntake(str(tmp_path), columns).close()
-    assert list(tmp_path.iterdir()) == [hidden]
-    os.utime(hidden, (time.time() - 3600,) * 2)
+    assert hidden.name.startswith(".")
     other = tmp_path / ".notes.tmp"
     other.write_text("")
-    os.utime(other, (0, 0))
     again = FolderIntake(str(tmp_path), columns)
     assert list(tmp_path.iterdir()) == [other]
     assert not again.found

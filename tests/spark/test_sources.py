@@ -14,8 +14,9 @@ from helpers import ONCE, assert_same_bits, long_after
 from pyspark.sql import functions as F
 
 from sparkml_sgdals import StreamingBiasedALS
-from sparkml_sgdals.serving.intake.folder import FolderIntake, Posted
+from sparkml_sgdals.serving.intake.folder import FolderIntake
 from sparkml_sgdals.serving.intake.history import IntakeColumns
+from sparkml_sgdals.serving.intake.posts import Posted
 
 DDL = "user long, item long, rating double, time long"
 
@@ -160,3 +161,35 @@ def test_an_inbox_of_ids_of_any_letters(spark, tmp_path):
     rows = spark.read.schema("user string, item string, timestamp long").json(str(tmp_path))
     found = {row.timestamp: (row.user, row.item) for row in rows.collect()}
     assert found == {n: (one, one) for n, one in enumerate(ids)}
+
+
+def test_an_inbox_whose_files_are_archived_once_learned(spark, tmp_path):
+    """Each rating is learned once, and the service still knows keys and ratings of all files."""
+    inbox, archive, path = tmp_path / "inbox", tmp_path / "learned", str(tmp_path / "m")
+    columns = IntakeColumns()
+    als = StreamingBiasedALS(userCol="user", itemCol="item", rank=2)
+    ddl = "user int, item int, rating double, timestamp long, eventId string"
+    posts = [(f"k{n}", [Posted(n % 7, n % 5, 3.0, n)]) for n in range(60)]
+    for part in range(3):
+        intake = FolderIntake(str(inbox), columns, every=0.0, archive=str(archive))
+        assert len(intake.found) == 20 * part
+        # a client that heard nothing sends all of it again
+        sent = posts[: 20 * (part + 1)]
+        receipts = [receipt for one in sent for receipt in intake.put([one]).result(10)]
+        assert [one.repeated for one in receipts] == [True] * 20 * part + [False] * 20
+        intake.close()
+        reader = (
+            spark.readStream.schema(ddl)
+            .option("maxFilesPerTrigger", 7)
+            .option("cleanSource", "archive")
+            .option("sourceArchiveDir", str(archive))
+        )
+        # what is being written has a hidden name
+        (inbox / ".ratings-9-9.json.tmp").write_bytes(b'{"user": 1, "item": 1, "rating": 5}\n')
+        job = als.fitStream(reader.json(str(inbox)), path, trigger=ONCE)
+        job.awaitTermination()
+        (inbox / ".ratings-9-9.json.tmp").unlink()
+        assert job.model.state.counters.ratings == 20 * (part + 1)
+    moved = list(archive.rglob("ratings-*.json"))
+    assert moved
+    assert len(moved) + len(list(inbox.glob("ratings-*.json"))) == 60

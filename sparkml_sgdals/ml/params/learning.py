@@ -87,7 +87,7 @@ class ModelParams(HasPredictionCol, RowParams, HasCheckpointInterval, HasBlockSi
     )
     maxRatingsPerTask: Param[int] = param(
         "maxRatingsPerTask",
-        "ratings, about 57 bytes each at the peak, that one task may hold; more go in blocks.",
+        "ratings, about 66 bytes each at the peak, that one task may hold; more go in blocks.",
         at_least("maxRatingsPerTask", 1),
     )
     maxResidentIds: Param[int] = param(

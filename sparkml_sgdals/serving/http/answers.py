@@ -14,8 +14,8 @@ from sparkml_sgdals.arrays.id_kinds import IdKind, id_array_type
 from sparkml_sgdals.arrays.sparse_rows import SparseRows
 from sparkml_sgdals.kernels.events.judges import NEVER
 from sparkml_sgdals.serving.http import schemas as out
-from sparkml_sgdals.serving.intake.folder import Told
 from sparkml_sgdals.serving.intake.history import History, Known
+from sparkml_sgdals.serving.intake.posts import Told
 from sparkml_sgdals.serving.model.approximate import Approximate
 from sparkml_sgdals.serving.model.holder import ModelHolder, NoModelError
 from sparkml_sgdals.serving.model.ids import Key, key_of

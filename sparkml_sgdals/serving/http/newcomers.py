@@ -19,8 +19,8 @@ from sparkml_sgdals.serving.http.writing import (
     refusals,
     stored,
 )
-from sparkml_sgdals.serving.intake.folder import Told
 from sparkml_sgdals.serving.intake.keys import UNNAMED
+from sparkml_sgdals.serving.intake.posts import Told
 from sparkml_sgdals.serving.model.ids import storable
 from sparkml_sgdals.state.feature_values import FeatureNames
 from sparkml_sgdals.state.feature_weights import FeatureWeights, feature_names

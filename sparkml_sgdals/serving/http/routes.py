@@ -34,8 +34,8 @@ from sparkml_sgdals.serving.http.writing import (
     refusals,
     stored,
 )
-from sparkml_sgdals.serving.intake.folder import Post, Posted
 from sparkml_sgdals.serving.intake.keys import UNNAMED
+from sparkml_sgdals.serving.intake.posts import Post, Posted
 from sparkml_sgdals.serving.model.holder import NoModelError
 from sparkml_sgdals.serving.model.ids import Key, storable
 from sparkml_sgdals.serving.model.ranking import RankBy

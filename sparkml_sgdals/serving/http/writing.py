@@ -13,9 +13,9 @@ from sparkml_sgdals.serving.http.answers import Answers
 from sparkml_sgdals.serving.http.gauges import Gauges
 from sparkml_sgdals.serving.http.guard import Buckets, Hosts, TokenCheck, client_of
 from sparkml_sgdals.serving.http.news import News
-from sparkml_sgdals.serving.intake.folder import Intake, Post, Receipt
 from sparkml_sgdals.serving.intake.history import IntakeColumns
 from sparkml_sgdals.serving.intake.keys import KeyTakenError
+from sparkml_sgdals.serving.intake.posts import Intake, Post, Receipt
 
 __all__ = ["Service", "check_token", "checked_time", "client", "limit", "refusals", "stored"]
 

@@ -1,108 +1,50 @@
 """Ratings taken in for the stream: durable before they are acknowledged, each key once.
 
-Waiting requests are written together, as one file of JSON lines in the folder that the stream
-reads: under a hidden name, synced, then renamed, so that a reader sees whole files only and what
-was acknowledged outlives a kill and a power cut. The files themselves say which keys were taken.
+Waiting requests are written together, as JSON lines of a file in the folder that the stream reads:
+it has a hidden name and is synced, and is renamed once a second, so that a reader sees whole files
+only, and few of them, and what was acknowledged outlives a kill and a power cut. The files
+themselves say which keys were taken.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
-import os
 import queue
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final
 
-from sparkml_sgdals.serving.intake.history import MOST_KNOWN, IntakeColumns, Known
-from sparkml_sgdals.serving.intake.keys import DAY, UNNAMED, Keys, KeyTakenError
-from sparkml_sgdals.serving.model.ids import Key
+from sparkml_sgdals.serving.intake.file_log import FileLog
+from sparkml_sgdals.serving.intake.history import MOST_KNOWN, IntakeColumns
+from sparkml_sgdals.serving.intake.keys import DAY, Keys, KeyTakenError
+from sparkml_sgdals.serving.intake.posts import (
+    Post,
+    Posted,
+    Receipt,
+    Told,
+    digest_of,
+    make_lines,
+)
+from sparkml_sgdals.serving.intake.read_back import ReadBack
 
-__all__ = [
-    "FolderIntake",
-    "Intake",
-    "Post",
-    "Posted",
-    "Receipt",
-    "Told",
-    "digest_of",
-    "make_lines",
-]
+__all__ = ["FolderIntake"]
 
 logger = logging.getLogger(__name__)
 
 _END: Final = None
-_ABOUT: Final = "about"
-_TITLE: Final = "title"
-"""fields of a row that the stream does not read"""
 _MOST: Final = 5_000
-"""posts that are written as one file"""
-_GIVEN_UP: Final = 60.0
-"""seconds after which a hidden file counts as a killed service's. Were it not, its rename would
-fail, and its posts would be refused, not lost"""
-
-
-@dataclass(frozen=True)
-class Posted:
-    """A rating as it was posted; `time` in seconds since 1970."""
-
-    user: Key
-    item: Key
-    rating: float
-    time: int
-
-    def known(self) -> Known:
-        """Return it as the history of its user holds it."""
-        return Known(self.item, self.rating, self.time)
-
-
-@dataclass(frozen=True)
-class Told:
-    """What a user (side 0) or an item (1) is, as it was posted.
-
-    Attributes
-    ----------
-    side : int
-        0 or 1
-    key : Key
-        its id
-    given : dict[str, Any]
-        what is known of it, by name
-    vector : tuple[float, ...]
-        the same as the model takes it
-    title : str | None
-        of an item
-    time : int
-        seconds since 1970
-    """
-
-    side: int
-    key: Key
-    given: dict[str, Any]
-    vector: tuple[float, ...]
-    title: str | None
-    time: int
-
-
-@dataclass(frozen=True)
-class Receipt:
-    """What became of a post: its key, and whether it had been taken before."""
-
-    key: str
-    repeated: bool
-
-
-Post = tuple[str, Sequence["Posted | Told"]]
-"""What was posted under a key, which is taken once."""
+"""posts that are synced together"""
+_SYNCS: Final = 0.02
+"""seconds between two syncs at least: what comes in meanwhile is in the next"""
+_LOOKS: Final = 30.0
+"""seconds after which files that other services left hidden are looked for again"""
 
 
 @dataclass
@@ -113,59 +55,6 @@ class _Waiting:
     done: Future[list[Receipt]] = field(default_factory=Future)
 
 
-class Intake(Protocol):
-    """Where ratings go. `put` gives a future that is done when they are durable."""
-
-    def put(self, posts: Sequence[Post]) -> Future[list[Receipt]]:
-        """Take the posts of a request, all or none; the future is done when they are durable."""
-
-    def close(self) -> None:
-        """Write what waits, and take no more."""
-
-
-def digest_of(ratings: Sequence[Posted | Told]) -> bytes:
-    """Tells posts with the same key apart, by what was sent: users, items and ratings."""
-    text = json.dumps(
-        [
-            [r.side, r.key, r.given, r.title] if isinstance(r, Told) else [r.user, r.item, r.rating]
-            for r in ratings
-        ]
-    )
-    return hashlib.sha256(text.encode()).digest()[:16]
-
-
-def make_lines(
-    columns: IntakeColumns, key: str, ratings: Sequence[Posted | Told]
-) -> list[dict[str, Any]]:
-    """Return a post as rows for the stream, each with an event id: key and place in the post."""
-    rows = []
-    for place, one in enumerate(ratings):
-        row: dict[str, Any]
-        if isinstance(one, Told):
-            # neither a partner nor a rating: the stream adds the id by what is known of it
-            row = {columns.user: None, columns.item: None, columns.rating: None}
-            row[(columns.user, columns.item)[one.side]] = one.key
-            row[(columns.user_features, columns.item_features)[one.side]] = list(one.vector)
-            row |= {_ABOUT: one.given} | ({} if one.title is None else {_TITLE: one.title})
-        else:
-            row = {columns.user: one.user, columns.item: one.item, columns.rating: one.rating}
-        rows.append(row | {columns.time: one.time, columns.event: f"{key}#{place}/{len(ratings)}"})
-    return rows
-
-
-def _read_line(columns: IntakeColumns, row: dict[str, Any]) -> Posted | Told:
-    """Return what a row stands for; raises as a row does that was written with other columns."""
-    user, item, rating, time_ = (
-        row[name] for name in (columns.user, columns.item, columns.rating, columns.time)
-    )
-    if _ABOUT not in row:
-        return Posted(user, item, rating, time_)
-    side = int(user is None)
-    vector = row[(columns.user_features, columns.item_features)[side]]
-    key = item if side else user
-    return Told(side, key, dict(row[_ABOUT]), tuple(vector), row.get(_TITLE), time_)
-
-
 class FolderIntake:
     """Appends ratings to a folder as files of JSON lines.
 
@@ -174,35 +63,54 @@ class FolderIntake:
     folder : str
         what the stream reads; made where it is not there
     every : float
-        seconds between two files: what comes in meanwhile is in the next
+        seconds between two files that the stream sees: what comes in meanwhile is in the next
     key_seconds : float
         how long a key is known, by the time of its file; files of earlier runs count
     remembered : int
         ratings of files that are there, the newest ones, that are kept in `found`
+    archive : str | None
+        where files are moved, at any depth, once the stream has learned them
 
-    Only one process writes with the same keys at a time: two that share a folder write no file
-    twice, but each knows the keys that the other took only after its next start.
+    Only one process writes with the same keys at a time: two that share a folder lose nothing where
+    a lock of a file holds for both, but each knows only the keys that the other took before its own
+    start.
+
+    Raises
+    ------
+    ValueError
+        files of the folder were written with other columns
+    OSError
+        it cannot be made or read
     """
 
     def __init__(
-        self, folder: str, columns: IntakeColumns, every: float = 0.02,
-        key_seconds: float = DAY, remembered: int = MOST_KNOWN,
+        self, folder: str, columns: IntakeColumns, every: float = 1.0,
+        key_seconds: float = DAY, remembered: int = MOST_KNOWN, archive: str | None = None,
     ) -> None:  # fmt: skip
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._columns = columns
-        self._every = every
-        self._key_seconds = key_seconds
+        self._log = FileLog(self.folder, every)
+        self._syncs = min(_SYNCS, every)
         self._keys = Keys(key_seconds)
-        self.found: deque[Posted] = deque(maxlen=remembered)
-        """ratings in files of earlier runs, for the users' histories"""
-        self.told: list[Told] = []
-        """what users and items are, of earlier runs"""
-        self._read_back()
+        place = None if archive is None else Path(archive)
+        self._past = ReadBack(self.folder, place, columns, self._keys, key_seconds, remembered)
+        self._past.read()
+        self._looked = time.monotonic()
         self._queue: queue.Queue[_Waiting | None] = queue.Queue()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="intake", daemon=True)
         self._thread.start()
+
+    @property
+    def found(self) -> deque[Posted]:
+        """Ratings in files of earlier runs, for the users' histories."""
+        return self._past.found
+
+    @property
+    def told(self) -> list[Told]:
+        """What users and items are, of earlier runs."""
+        return self._past.told
 
     def put(self, posts: Sequence[Post]) -> Future[list[Receipt]]:
         """Take the posts of a request, all or none; done when they are durable, or were before.
@@ -233,7 +141,10 @@ class FolderIntake:
     def _run(self) -> None:
         ended = False
         while not ended:
-            batch = [self._queue.get()]
+            batch = []
+            with contextlib.suppress(queue.Empty):
+                look = max(0.0, self._looked + _LOOKS - time.monotonic())
+                batch = [self._queue.get(timeout=min(self._log.wait(), look))]
             clock = time.monotonic()
             while len(batch) < _MOST:
                 try:
@@ -242,9 +153,22 @@ class FolderIntake:
                     break
             ended = _END in batch
             self._take([one for one in batch if one is not None])
-            rest = self._every - (time.monotonic() - clock)
+            self._show_files()
+            rest = self._syncs - (time.monotonic() - clock)
             if rest > 0 and not ended:
                 time.sleep(rest)
+        self._log.close()
+
+    def _show_files(self) -> None:
+        """Show own files whose time has come, and now and then those of services that are gone."""
+        try:
+            self._log.show_due()
+            if time.monotonic() - self._looked >= _LOOKS:
+                self._looked = time.monotonic()
+                self._past.look(self._log.holds)
+        except Exception:
+            # whatever it is, posts are taken all the same
+            logger.exception("files of %s are still hidden", self.folder)
 
     def _take(self, batch: list[_Waiting]) -> None:
         now = time.time()
@@ -256,7 +180,7 @@ class FolderIntake:
             own: dict[str, bytes] = {}
             receipts = []
             for key, digest, _ in one.posts:
-                known = own.get(key) or new.get(key) or self._keys.digest(key, now)
+                known = own.get(key) or new.get(key) or self._known(key, now)
                 if known not in (None, digest):
                     one.done.set_exception(KeyTakenError(key))
                     break
@@ -269,7 +193,7 @@ class FolderIntake:
                 taken.append((one, receipts))
         try:
             if lines:
-                self._write(b"".join(lines))
+                self._log.append(b"".join(lines))
         except Exception as failure:
             logger.exception("ratings cannot be written to %s", self.folder)
             for one, _ in taken:
@@ -281,52 +205,7 @@ class FolderIntake:
                     self._keys.add(receipt.key, new[receipt.key], now)
             one.done.set_result(receipts)
 
-    def _write(self, payload: bytes) -> None:
-        name = f"ratings-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json"
-        hidden = self.folder / f".{name}.tmp"
-        try:
-            with open(hidden, "wb") as file:
-                file.write(payload)
-                file.flush()
-                os.fsync(file.fileno())
-            os.rename(hidden, self.folder / name)
-        except OSError:
-            hidden.unlink(missing_ok=True)
-            raise
-        handle = os.open(self.folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
-
-    def _read_back(self) -> None:
-        """Keys and ratings of files that are there; hidden ones were never acknowledged."""
-        for hidden in self.folder.glob(".ratings-*.json.tmp"):
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - hidden.stat().st_mtime > _GIVEN_UP:
-                    hidden.unlink()
-        names, since = self._columns, time.time() - self._key_seconds
-        for file in sorted(self.folder.glob("ratings-*.json")):
-            written = file.stat().st_mtime
-            # a post is in one file
-            posts: dict[str, list[Posted | Told]] = {}
-            for line in file.read_bytes().split(b"\n"):
-                if not line:
-                    continue
-                try:
-                    row = json.loads(line)
-                    one = _read_line(names, row)
-                except (ValueError, KeyError, TypeError) as fault:
-                    raise ValueError(
-                        f"{file} was not written with these columns ({fault!r}): give the service "
-                        "the columns that it had, or another folder."
-                    ) from fault
-                if isinstance(one, Told):
-                    self.told.append(one)
-                else:
-                    self.found.append(one)
-                key, _, _ = str(row.get(names.event, "")).rpartition("#")
-                if key and not key.startswith(UNNAMED) and written >= since:
-                    posts.setdefault(key, []).append(one)
-            for key, ratings in posts.items():
-                self._keys.add(key, digest_of(ratings), written)
+    def _known(self, key: str, now: float) -> bytes | None:
+        """Return what a key stands for that was taken, None where it was not."""
+        known = self._keys.digest(key, now)
+        return known if known is not None and self._past.is_sure(key) else None

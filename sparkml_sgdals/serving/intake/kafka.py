@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from confluent_kafka import KafkaException, Producer
 
-from sparkml_sgdals.serving.intake.folder import Post, Receipt, digest_of, make_lines
 from sparkml_sgdals.serving.intake.history import IntakeColumns
 from sparkml_sgdals.serving.intake.keys import DAY, Keys, KeyTakenError
+from sparkml_sgdals.serving.intake.posts import Post, Receipt, digest_of, make_lines
 
 __all__ = ["KafkaIntake"]
 

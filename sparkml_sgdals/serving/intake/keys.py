@@ -69,6 +69,21 @@ class Keys:
         )
         self._count += 1
 
+    @property
+    def full(self) -> bool:
+        """Whether there are as many as there may be."""
+        return self._count >= self._most
+
+    def add_older(self, key: str, digest: bytes, time: float) -> None:
+        """Know a key that is older than all that are known; what is known of it already stands."""
+        if key.startswith(UNNAMED) or self.full:
+            return
+        self._count += self._held.execute(
+            "INSERT OR IGNORE INTO taken (place, key, digest, time) "
+            "VALUES ((SELECT coalesce(min(place), 0) - 1 FROM taken), ?, ?, ?)",
+            (_short(key), digest, time),
+        ).rowcount
+
     def drop(self, key: str) -> None:
         """Know a key no more."""
         self._delete("key = ?", _short(key))

@@ -62,6 +62,22 @@ def test_a_place_without_a_result_stays(page):
     assert page.filled(place("grid"), {}) == place("grid")
 
 
+def test_a_target_that_is_not_measured_again_keeps_its_row(page):
+    both = {
+        "recommend": result("recommend", {"transform": 1.3}, pairs=10),
+        "model_size": result("model_size", {"dearest to cheapest": 1.2}),
+    }
+    before = page.filled(place("targets"), both)
+    after = page.filled(before, {"recommend": result("recommend", {"transform": 1.4}, pairs=20)})
+    assert [line for line in before.splitlines() if "1.15 | 1.2 | **no**" in line]
+    changed = set(after.splitlines()) ^ set(before.splitlines())
+    assert len(changed) == 2
+    assert all(line.startswith("| transform") for line in changed)
+    assert "| 1.4 | yes | 20 pairs |" in after
+    # and one that was never measured says so
+    assert "not measured" in page.filled(place("targets"), {"recommend": both["recommend"]})
+
+
 def test_a_place_that_nobody_fills_is_an_error(page):
     with pytest.raises(KeyError, match="nonsense"):
         page.filled(place("nonsense"), {})
