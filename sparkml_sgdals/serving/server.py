@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +28,7 @@ from sparkml_sgdals.serving.http.schemas import AnonymousIn, ItemRating
 from sparkml_sgdals.serving.intake.folder import FolderIntake
 from sparkml_sgdals.serving.intake.history import MOST_KNOWN, History, IntakeColumns, read_ratings
 from sparkml_sgdals.serving.intake.posts import Intake
+from sparkml_sgdals.serving.locks import own_folder
 from sparkml_sgdals.serving.model.approximate import Approximate
 from sparkml_sgdals.serving.model.holder import ModelHolder
 from sparkml_sgdals.serving.model.newcomers import KnownFeatures, read_features
@@ -188,7 +188,7 @@ def serve(
     sys.setswitchinterval(0.0005)
     if cache is not None:
         os.makedirs(cache, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="sparkml-sgdals-", dir=cache) as folder:
+    with own_folder(cache) as folder:
         service = build_service(
             model,
             folder,

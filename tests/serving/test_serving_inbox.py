@@ -9,6 +9,8 @@ import sys
 import threading
 import time
 from collections import Counter
+from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -128,6 +130,28 @@ def test_a_file_cut_anywhere_shows_the_posts_that_are_whole(tmp_path_factory, co
     assert not list(place.glob(".*"))
 
 
+@contextmanager
+def held_still(intake):
+    """Nothing is written or renamed by its thread meanwhile."""
+    reached, ended = threading.Event(), threading.Event()
+
+    class Stuck:
+        done = Future()
+
+        @property
+        def posts(self):
+            reached.set()
+            ended.wait(10)
+            return []
+
+    intake._queue.put(Stuck())
+    assert reached.wait(10)
+    try:
+        yield
+    finally:
+        ended.set()
+
+
 @given(
     st.lists(
         st.tuples(
@@ -170,9 +194,10 @@ def test_a_disk_that_fails_at_times(tmp_path_factory, steps, killed):
                 intake._log._next = 0.0
             if fault == "away":
                 # moved by hand and back: refused meanwhile, or not
-                hidden = [(one, place / f"x{one.name}") for one in place.glob(".*.part")]
-                for one, other in hidden:
-                    real["rename"](one, other)
+                with held_still(intake):
+                    hidden = [(one, place / f"x{one.name}") for one in place.glob(".*.part")]
+                    for one, other in hidden:
+                        real["rename"](one, other)
             try:
                 intake.put([post(n, 2)]).result(10)
                 taken.add(n)
@@ -184,7 +209,8 @@ def test_a_disk_that_fails_at_times(tmp_path_factory, steps, killed):
     if killed:
         # as if: its files stay as they are, and nobody is at them
         other = place.with_name(f"{place.name}-copy")
-        shutil.copytree(place, other)
+        with held_still(intake):
+            shutil.copytree(place, other)
         intake.close()
         place = other
     else:

@@ -8,7 +8,6 @@ each micro-batch.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import math
 import os
@@ -17,6 +16,8 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
+
+from sparkml_sgdals.serving.locks import locked
 
 __all__ = ["FileLog", "HiddenFile", "hidden_files", "seen_name"]
 
@@ -30,7 +31,6 @@ _GIVEN_UP: Final = 60.0
 """seconds without a write after which a hidden file is a killed service's, where no lock says so"""
 _AGAIN: Final = 5.0
 """seconds until what could not be done to a file is tried again"""
-_NO_LOCKS: Final = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL)
 
 
 class HiddenFile:
@@ -58,7 +58,7 @@ class HiddenFile:
             file = cls(folder / name, os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL))
             try:
                 # whoever looks for what was left may have taken it before it was locked
-                if _locked(file._handle) is not False and file.is_there():
+                if locked(file._handle) is not False and file.is_there():
                     _sync_folder(folder)
                     return file
             except OSError:
@@ -78,7 +78,7 @@ class HiddenFile:
         except FileNotFoundError:
             return None
         try:
-            free = _locked(file._handle)
+            free = locked(file._handle)
             if free is None:
                 age = _time_in(path.parent) - os.fstat(file._handle).st_mtime
                 free = age > _GIVEN_UP
@@ -300,23 +300,6 @@ def hidden_files(folder: Path) -> Iterator[Path]:
             early = name.endswith(_OF_EARLIER_RELEASES)
             if alone or (early and time.time() - path.stat().st_mtime > _GIVEN_UP):
                 path.unlink()
-
-
-def _locked(handle: int) -> bool | None:
-    """Whether the lock of a file is ours now; None where there are no locks."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as fault:
-        if fault.errno in _NO_LOCKS:
-            return None
-        raise
-    return True
 
 
 def _time_in(folder: Path) -> float:
