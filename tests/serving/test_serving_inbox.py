@@ -260,13 +260,35 @@ def test_a_service_that_starts_beside_another_knows_what_it_has_taken(tmp_path):
         first.put([post(n, 2)]).result(10)
     second = FolderIntake(str(tmp_path), COLUMNS, every=1_000.0)
     assert [one.user for one in second.found] == [0, 0, 1, 1, 2, 2]
-    assert all(second.put([post(n, 2)]).result(10)[0].repeated for n in range(3))
+    assert second.put([post(0, 2)]).result(10)[0].repeated
+    # it may be refused there yet
+    with pytest.raises(OSError, match="again in a second"):
+        second.put([post(1, 2)]).result(10)
     first.put([post(3, 2)]).result(10)
     # it is killed: what it took is shown, also what the other one knew of
     first._log._file.close()
     second._past.look(second._log.holds)
     assert keys_of(tmp_path) == {f"k{n}": 2 for n in range(4)}
+    assert all(second.put([post(n, 2)]).result(10)[0].repeated for n in range(4))
     second.close()
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_what_another_service_took_is_known_once_it_is_seen(tmp_path, gone):
+    """Also where a stream has learned and deleted it by then."""
+    first = FolderIntake(str(tmp_path), COLUMNS, every=1_000.0)
+    for n in range(3):
+        first.put([post(n, 2)]).result(10)
+    second = FolderIntake(str(tmp_path), COLUMNS, every=1_000.0)
+    first.close()
+    if gone:
+        for file in tmp_path.glob("ratings-*"):
+            file.unlink()
+    assert all(second.put([post(n, 2)]).result(10)[0].repeated for n in range(3))
+    assert not second._past._hidden
+    assert not second._past._open
+    second.close()
+    assert keys_of(tmp_path) == ({} if gone else {f"k{n}": 2 for n in range(3)})
 
 
 def test_where_there_are_no_locks_a_file_is_taken_over_by_its_age(tmp_path, monkeypatch):
@@ -465,11 +487,12 @@ def test_what_cannot_be_synced_is_not_told_of(tmp_path, monkeypatch):
     monkeypatch.setattr(file_log.os, "fsync", fail)
     intake = FolderIntake(str(tmp_path), COLUMNS, every=1_000.0)
     monkeypatch.setattr(file_log.os, "fsync", real)
-    assert not intake.found
     assert not keys_of(tmp_path)
-    assert not intake.put([post(1, 2)]).result(10)[0].repeated
+    with pytest.raises(OSError, match="again in a second"):
+        intake.put([post(1, 2)]).result(10)
     intake._past.look(intake._log.holds)
     assert keys_of(tmp_path) == {"k1": 2, "k2": 2}
+    assert intake.put([post(1, 2)]).result(10)[0].repeated
     intake.close()
     assert keys_of(tmp_path) == {"k1": 2, "k2": 2}
 
@@ -502,11 +525,12 @@ def test_what_another_service_refuses_after_all(tmp_path):
     file = first._log._file
     os.pwrite(file._handle, text_of(post(2)), file.length)
     second = FolderIntake(str(tmp_path), COLUMNS, every=0.0)
-    assert second.put([post(2)]).result(10)[0].repeated
+    for n in (1, 2):
+        with pytest.raises(OSError, match="again in a second"):
+            second.put([post(n)]).result(10)
     file.cut()
-    assert not second.put([post(2)]).result(10)[0].repeated
-    assert second.put([post(1)]).result(10)[0].repeated
     first.close()
+    assert not second.put([post(2)]).result(10)[0].repeated
     assert second.put([post(1)]).result(10)[0].repeated
     second.close()
     assert keys_of(tmp_path) == {"k0": 1, "k1": 1, "k2": 1}
@@ -553,11 +577,11 @@ def test_no_file_stays_open_where_it_cannot_be_deleted(tmp_path, monkeypatch):
 
     before = len(os.listdir("/proc/self/fd"))
     for n in range(5):
-        monkeypatch.setattr(file_log.os, "fsync", fail)
-        monkeypatch.setattr(Path, "unlink", fail)
-        with pytest.raises(OSError, match="Read-only"):
-            intake.put([post(n)]).result(10)
-        monkeypatch.undo()
+        with monkeypatch.context() as patch:
+            patch.setattr(file_log.os, "fsync", fail)
+            patch.setattr(Path, "unlink", fail)
+            with pytest.raises(OSError, match="Read-only"):
+                intake.put([post(n)]).result(10)
     assert len(os.listdir("/proc/self/fd")) <= before
     assert os.pwrite is real
     intake.close()
@@ -586,3 +610,112 @@ def test_what_an_earlier_release_did_not_acknowledge_goes(tmp_path):
     assert list(tmp_path.iterdir()) == [new]
     assert not intake.found
     intake.close()
+
+
+def test_refused_there_and_taken_elsewhere(tmp_path):
+    """What was refused is not cut off yet, and was sent again: what is seen counts."""
+    first = FolderIntake(str(tmp_path), COLUMNS, every=1_000.0)
+    for n in (0, 1):
+        first.put([post(n)]).result(10)
+    file = first._log._file
+    os.pwrite(file._handle, text_of(("k2", [Posted(2, 0, 1.0, 2)])), file.length)
+    write_file(tmp_path, 9, [("k2", [Posted(2, 0, 5.0, 2)])], 0.0)
+    second = FolderIntake(str(tmp_path), COLUMNS, every=0.0)
+    assert second.put([("k2", [Posted(2, 0, 5.0, 2)])]).result(10)[0].repeated
+    # it is killed before it cuts
+    file.close()
+    second._past.look(second._log.holds)
+    assert keys_of(tmp_path) == {"k0": 1, "k1": 1, "k2": 1}
+    second.close()
+
+
+@pytest.mark.parametrize("refused", [False, True])
+def test_a_killed_ones_post_that_another_service_is_writing_just_now(tmp_path, refused):
+    left_hidden(tmp_path, text_of(post(5), post(6)))
+    first = FolderIntake(str(tmp_path / "other"), COLUMNS, every=1_000.0)
+    first._log.folder = tmp_path
+    first._log._next = time.monotonic() + 1_000.0
+    first.put([post(0)]).result(10)
+    file = first._log._file
+    os.pwrite(file._handle, text_of(post(5)), file.length)
+    second = FolderIntake(str(tmp_path), COLUMNS, every=0.0)
+    assert not keys_of(tmp_path)
+    assert second.put([post(6)]).result(10)[0].repeated
+    if refused:
+        file.cut()
+    else:
+        file.length += len(text_of(post(5)))
+    first.close()
+    for _ in range(2):
+        second._past.look(second._log.holds)
+    assert keys_of(tmp_path) == {"k0": 1, "k5": 1, "k6": 1}
+    assert all(second.put([post(n)]).result(10)[0].repeated for n in (0, 5, 6))
+    second.close()
+
+
+def test_one_file_that_cannot_be_read_keeps_no_other_hidden(tmp_path):
+    intake = FolderIntake(str(tmp_path), COLUMNS)
+    left_hidden(tmp_path, b'{"userId": 1}\n')
+    left_hidden(tmp_path, text_of(post(1)))
+    left_hidden(tmp_path, b'{"userId": 1}\n')
+    intake._past.look(intake._log.holds)
+    assert keys_of(tmp_path) == {"k1": 1}
+    intake.close()
+
+
+def test_two_that_take_the_same_file_over_where_there_are_no_locks(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    path = left_hidden(tmp_path, text_of(post(1)))
+    os.utime(path, (time.time() - 120,) * 2)
+    first = file_log.HiddenFile.adopt(path)
+    for hidden in file_log.hidden_files(tmp_path):
+        assert file_log.HiddenFile.adopt(hidden) is None
+    assert file_log.HiddenFile.adopt(path) is None
+    first.show_as_new()
+    assert keys_of(tmp_path) == {"k1": 1}
+
+
+def test_where_no_file_is_its_own_posts_are_refused(tmp_path, monkeypatch):
+    intake = FolderIntake(str(tmp_path), COLUMNS)
+    with monkeypatch.context() as patch:
+        patch.setattr(file_log.HiddenFile, "is_there", lambda self: False)
+        with pytest.raises(OSError, match="own"):
+            intake.put([post(1)]).result(10)
+    assert not list(tmp_path.iterdir())
+    assert intake.put([post(1)]).result(10)
+    intake.close()
+
+
+def test_whatever_fails_a_post_is_answered(tmp_path, monkeypatch):
+    intake = FolderIntake(str(tmp_path), COLUMNS, every=0.0)
+    intake.put([post(1)]).result(10)
+
+    def fail(key):
+        raise RuntimeError("a fault")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(intake._past, "is_sure", fail)
+        with pytest.raises(RuntimeError, match="a fault"):
+            intake.put([post(1)]).result(10)
+    assert intake.put([post(1)]).result(10)[0].repeated
+    intake.close()
+
+
+def test_what_can_neither_be_cut_nor_deleted_stays_with_its_owner(tmp_path, monkeypatch):
+    intake = FolderIntake(str(tmp_path), COLUMNS, every=0.0)
+
+    def fail(*given, **named):
+        raise OSError(30, "Read-only file system")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(file_log.os, "fsync", fail)
+        patch.setattr(file_log.os, "ftruncate", fail)
+        patch.setattr(Path, "unlink", fail)
+        with pytest.raises(OSError, match="Read-only"):
+            intake.put([post(1)]).result(10)
+    other = FolderIntake(str(tmp_path), COLUMNS, every=0.0)
+    assert not keys_of(tmp_path)
+    assert not intake.put([post(1)]).result(10)[0].repeated
+    intake.close()
+    other.close()
+    assert keys_of(tmp_path) == {"k1": 1}

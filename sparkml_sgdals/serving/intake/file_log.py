@@ -19,7 +19,7 @@ from typing import Final
 
 from sparkml_sgdals.serving.locks import locked
 
-__all__ = ["FileLog", "HiddenFile", "hidden_files", "seen_name"]
+__all__ = ["FileLog", "HiddenFile", "hidden_files", "read_all", "seen_name"]
 
 logger = logging.getLogger(__name__)
 
@@ -29,6 +29,8 @@ _OF_EARLIER_RELEASES: Final = ".json.tmp"
 """the ending of what earlier releases never acknowledged, and delete after a minute"""
 _GIVEN_UP: Final = 60.0
 """seconds without a write after which a hidden file is a killed service's, where no lock says so"""
+_TRIES: Final = 100
+"""files that are made until one is not taken at once"""
 _AGAIN: Final = 5.0
 """seconds until what could not be done to a file is tried again"""
 
@@ -53,9 +55,10 @@ class HiddenFile:
     @classmethod
     def begin(cls, folder: Path) -> HiddenFile:
         """Make a new one; it raises OSError where it cannot be made."""
-        while True:
+        for _ in range(_TRIES):
             name = f".ratings-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.json{_BEING_WRITTEN}"
-            file = cls(folder / name, os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+            made = os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+            file = cls(folder / name, made)
             try:
                 # whoever looks for what was left may have taken it before it was locked
                 if locked(file._handle) is not False and file.is_there():
@@ -65,7 +68,9 @@ class HiddenFile:
                 with contextlib.suppress(OSError):
                     file.drop()
                 raise
-            file.close()
+            with contextlib.suppress(OSError):
+                file.drop()
+        raise OSError(f"No file of {folder} is this process's own, though it makes them there.")
 
     @classmethod
     def adopt(cls, path: Path) -> HiddenFile | None:
@@ -85,6 +90,8 @@ class HiddenFile:
             if not free or not file.is_there():
                 file.close()
                 return None
+            # where age says whose it is, it is this one's now
+            os.utime(file._handle)
             # one that lives, all the same, notices before it acknowledges anything
             claimed = f".{seen_name(path)}.{uuid.uuid4().hex[:8]}{_BEING_WRITTEN}"
             os.rename(path, path.with_name(claimed))
@@ -107,11 +114,7 @@ class HiddenFile:
 
     def read(self) -> bytes:
         """Return what is in it."""
-        parts, place = [], 0
-        while part := os.pread(self._handle, 1 << 22, place):
-            parts.append(part)
-            place += len(part)
-        return b"".join(parts)
+        return read_all(self._handle)
 
     def append(self, payload: bytes) -> None:
         """Add to it, durably. It raises OSError; then only the first `length` bytes count."""
@@ -130,18 +133,19 @@ class HiddenFile:
         os.fsync(self._handle)
 
     def replace(self, payload: bytes) -> None:
-        """Show other content in its place, and let it go."""
+        """Put other content in its place, at once and as a whole."""
         copy = self.path.with_name(self.path.name + _COPY)
-        with open(copy, "wb") as file:
-            file.write(payload)
-            file.flush()
-            os.fsync(file.fileno())
-        os.rename(copy, self.shown_as)
-        # it is shown: what is left of this one is found to be so
-        with contextlib.suppress(OSError):
-            _sync_folder(self.path.parent)
-            self.drop()
+        file = HiddenFile(copy, os.open(copy, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666))
+        try:
+            locked(file._handle)
+            file.append(payload)
+            os.rename(copy, self.path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.drop()
+            raise
         self.close()
+        self._handle, self.length = file._handle, file.length
 
     def show(self) -> None:
         """Let readers see it, and let it go."""
@@ -156,12 +160,25 @@ class HiddenFile:
         os.utime(self._handle)
         self.show()
 
-    def drop(self) -> None:
-        """Delete it."""
+    def refuse(self) -> None:
+        """Delete it and all that is in it, which whoever has it open sees, too.
+
+        It raises OSError where neither can be done, and keeps it then.
+        """
+        cut = False
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._handle, 0)
+            cut = True
         try:
-            # nothing of it is to be found where it cannot be deleted
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._handle, 0)
+            self.path.unlink(missing_ok=True)
+        except OSError:
+            if not cut:
+                raise
+        self.close()
+
+    def drop(self) -> None:
+        """Delete it; what was in it is elsewhere."""
+        try:
             self.path.unlink(missing_ok=True)
         finally:
             self.close()
@@ -214,11 +231,8 @@ class FileLog:
             if not file.is_there():
                 # another's by now, who may have shown all of it
                 file.close()
-            elif file.length:
-                self._cut.append(file)
             else:
-                with contextlib.suppress(OSError):
-                    file.drop()
+                self._cut.append(file)
             self._show_cut()
             raise
         self.show_due()
@@ -265,16 +279,27 @@ class FileLog:
         """Show files that ended in what was refused: without it they are as good as others."""
         for file in list(self._cut):
             try:
-                if file.is_there():
+                if not file.is_there():
+                    file.close()
+                elif file.length:
                     file.cut()
                     file.show()
                 else:
-                    file.close()
+                    file.refuse()
             except OSError:
                 logger.exception("%s cannot be mended, which is tried again", file.path)
                 self._next = time.monotonic() + _AGAIN
                 continue
             self._cut.remove(file)
+
+
+def read_all(handle: int) -> bytes:
+    """Return what is in an open file."""
+    parts, place = [], 0
+    while part := os.pread(handle, 1 << 22, place):
+        parts.append(part)
+        place += len(part)
+    return b"".join(parts)
 
 
 def seen_name(path: Path) -> str:

@@ -152,12 +152,20 @@ class FolderIntake:
                 except queue.Empty:
                     break
             ended = _END in batch
-            self._take([one for one in batch if one is not None])
+            waiting = [one for one in batch if one is not None]
+            try:
+                self._take(waiting)
+            except Exception as failure:
+                logger.exception("ratings cannot be taken")
+                for one in waiting:
+                    if not one.done.done():
+                        one.done.set_exception(failure)
             self._show_files()
             rest = self._syncs - (time.monotonic() - clock)
             if rest > 0 and not ended:
                 time.sleep(rest)
         self._log.close()
+        self._past.close()
 
     def _show_files(self) -> None:
         """Show own files whose time has come, and now and then those of services that are gone."""
@@ -180,7 +188,11 @@ class FolderIntake:
             own: dict[str, bytes] = {}
             receipts = []
             for key, digest, _ in one.posts:
-                known = own.get(key) or new.get(key) or self._known(key, now)
+                try:
+                    known = own.get(key) or new.get(key) or self._known(key, now)
+                except OSError as failure:
+                    one.done.set_exception(failure)
+                    break
                 if known not in (None, digest):
                     one.done.set_exception(KeyTakenError(key))
                     break
@@ -203,6 +215,7 @@ class FolderIntake:
             for receipt in receipts:
                 if not receipt.repeated:
                     self._keys.add(receipt.key, new[receipt.key], now)
+                    self._past.taken(receipt.key)
             one.done.set_result(receipts)
 
     def _known(self, key: str, now: float) -> bytes | None:

@@ -2,21 +2,20 @@
 
 Files that readers see are read from the newest one back, as far as something of them is still to be
 known. Hidden ones are a killed service's, whose acknowledged posts are shown now, or belong to a
-service that runs beside this one, as where a new one takes the place of an old one.
+service that runs beside this one, as where a new one takes the place of an old one. What is in
+these counts once they are seen: until then it may still be refused.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
-from sparkml_sgdals.serving.intake.file_log import HiddenFile, hidden_files, seen_name
+from sparkml_sgdals.serving.intake.file_log import HiddenFile, hidden_files, read_all, seen_name
 from sparkml_sgdals.serving.intake.history import IntakeColumns
 from sparkml_sgdals.serving.intake.keys import Keys
 from sparkml_sgdals.serving.intake.posts import (
@@ -31,15 +30,6 @@ from sparkml_sgdals.serving.intake.posts import (
 __all__ = ["ReadBack"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class _Left:
-    """A file that a killed service left behind, and the posts of it that are shown."""
-
-    file: HiddenFile
-    content: bytes
-    posts: list[ReadPost]
 
 
 class ReadBack:
@@ -72,9 +62,11 @@ class ReadBack:
         """ratings of earlier runs, for the users' histories"""
         self.told: list[Told] = []
         """what users and items are, of earlier runs"""
-        # keys that were read in hidden files, each with the name of its file once it is seen: what
-        # was not acknowledged may still go from there
+        # keys that are known from a hidden file alone, each with its name once it is seen
         self._hidden: dict[str, str] = {}
+        # of these the files of others, by the same names, which stay open: whatever becomes of
+        # their names, what is in them in the end was acknowledged, and nothing else
+        self._open: dict[str, int] = {}
 
     def read(self) -> None:
         """Read all of it, at the start.
@@ -91,10 +83,13 @@ class ReadBack:
                 "The archive %s is not there (yet): of what was moved away no key is known.",
                 self._archive,
             )
-        files = self._left_behind(lambda path: False, self._know_of)
+        files = self._left_behind(lambda path: False, self._watch)
         try:
-            self._read_seen()
-            self._show(files, remember=True)
+            seen = self._read_seen()
+            for name in sorted(self._open.keys() - seen):
+                for post in self._posts_in(name):
+                    self._remember(post)
+            self._show(files, strict=True)
         finally:
             for file in files:
                 file.close()
@@ -102,36 +97,38 @@ class ReadBack:
     def look(self, own: Callable[[Path], bool]) -> None:
         """Show what services left hidden that were killed meanwhile, but for files that are `own`.
 
-        It raises as `read` does.
+        It raises OSError where the folder cannot be read.
         """
+        self._settle()
         files = self._left_behind(own, lambda path: None)
         try:
-            self._show(files, remember=False)
+            self._show(files, strict=False)
         finally:
             for file in files:
                 file.close()
 
-    def is_sure(self, key: str) -> bool:
-        """Whether a key that is known is in a file that readers see, or will see.
+    def close(self) -> None:
+        """Let go of files that are open."""
+        for name in list(self._open):
+            self._close(name)
 
-        One that was read while another service wrote it may have been refused there afterwards.
+    def taken(self, key: str) -> None:
+        """Say that a key was taken here."""
+        self._hidden.pop(key, None)
+
+    def is_sure(self, key: str) -> bool:
+        """Whether a key that is known was acknowledged; where it was refused it is known no more.
+
+        It raises OSError while another service may do the one or the other.
         """
-        name = self._hidden.get(key)
-        if name is None:
+        if self._hidden.get(key) not in self._open:
             return True
-        hidden = self._folder.glob(f".{name}*.part")
-        for path in (self._folder / name, *self._archived(name), *hidden):
-            content = self._content(path)
-            if content is None:
-                continue
-            posts = read_posts(self._columns, path, content[0])
-            if any(post.whole and post.key == key for post in posts):
-                if not path.name.startswith("."):
-                    del self._hidden[key]
-                return True
-        del self._hidden[key]
-        self._keys.drop(key)
-        return False
+        self._settle()
+        if self._hidden.get(key) in self._open:
+            raise OSError(
+                f"Another service is writing what was sent as {key!r}: send it again in a second."
+            )
+        return self._keys.digest(key, time.time()) is not None
 
     def _left_behind(
         self, own: Callable[[Path], bool], other: Callable[[Path], None]
@@ -141,50 +138,93 @@ class ReadBack:
         for path in hidden_files(self._folder):
             if own(path):
                 continue
+            file = None
             try:
                 file = HiddenFile.adopt(path)
-                if file is None:
-                    other(path)
-                else:
-                    files.append(file)
             except OSError:
                 # on a disk that is read-only, say: who asks is answered all the same
                 logger.exception("%s of a killed service is still hidden", path)
+            if file is None:
+                other(path)
+            else:
+                files.append(file)
         return files
 
-    def _know_of(self, path: Path) -> None:
-        with contextlib.suppress(FileNotFoundError), open(path, "r+b") as file:
-            os.fsync(file.fileno())
-            content, now = file.read(), time.time()
-            for post in read_posts(self._columns, path, content):
-                if post.whole:
-                    self._hidden[post.key] = seen_name(path)
-                    self._know(post, now)
-                    self._remember(post)
+    def _watch(self, path: Path) -> None:
+        """Know what is in a file that is not to be shown by this service yet."""
+        name = seen_name(path)
+        try:
+            # it may have been claimed, or shown, since it was listed
+            handle = os.open(self._path_of(name) or path.with_name(name), os.O_RDONLY)
+        except OSError:
+            logger.exception("%s cannot be read: of its posts no key is known", path)
+            return
+        self._open[name] = handle
+        try:
+            posts = self._posts_in(name)
+        except OSError:
+            logger.exception("%s cannot be read: of its posts no key is known", path)
+            self._close(name)
+            return
+        for post in posts:
+            self._know(post, time.time())
+            self._hidden[post.key] = name
 
-    def _read_seen(self) -> None:
-        read = set(self._hidden.values())
+    def _posts_in(self, name: str) -> list[ReadPost]:
+        """Return the whole posts of a file that stays open."""
+        content = read_all(self._open[name])
+        posts = read_posts(self._columns, self._folder / f".{name}", content)
+        return [post for post in posts if post.whole]
+
+    def _path_of(self, name: str) -> Path | None:
+        """Return the hidden name that a file has now, None for one that is seen or gone."""
+        return next((path for path in hidden_files(self._folder) if seen_name(path) == name), None)
+
+    def _settle(self) -> None:
+        """Know what became of files of others that are hidden no more."""
+        if not self._open:
+            return
+        hidden = {seen_name(path) for path in hidden_files(self._folder)}
+        for name in self._open.keys() - hidden:
+            there = {post.key for post in self._posts_in(name)}
+            for key in [key for key, place in self._hidden.items() if place == name]:
+                del self._hidden[key]
+                if key not in there:
+                    self._keys.drop(key)
+            self._close(name)
+
+    def _close(self, name: str) -> None:
+        handle = self._open.pop(name, None)
+        if handle is not None:
+            os.close(handle)
+
+    def _read_seen(self) -> set[str]:
+        """Read what readers see, and return the names of these files."""
         since = time.time() - self._key_seconds
         told: list[Told] = []
+        files = self._seen()
+        most = self.found.maxlen or 0
         # by name, which is by time, the newest first
-        for name, file in sorted(self._seen().items(), reverse=True):
-            given = None if name in read else self._content(file)
+        for _, file in sorted(files.items(), reverse=True):
+            given = self._content(file)
             if given is None:
                 continue
             content, written = given
             keys = written >= since and not self._keys.full
-            room = len(self.found) < (self.found.maxlen or 0)
-            if not (keys or room or TELLS in content):
+            if not (keys or len(self.found) < most or TELLS in content):
                 continue
             for post in reversed(list(read_posts(self._columns, file, content))):
                 if keys and post.key:
+                    if self._hidden.pop(post.key, None) is not None:
+                        self._keys.drop(post.key)
                     self._keys.add_older(post.key, digest_of(post.ones), written)
                 for one in reversed(post.ones):
                     if isinstance(one, Told):
                         told.append(one)
-                    elif len(self.found) < (self.found.maxlen or 0):
+                    elif len(self.found) < most:
                         self.found.appendleft(one)
-        self.told = told[::-1] + self.told
+        self.told = told[::-1]
+        return set(files)
 
     def _seen(self) -> dict[str, Path]:
         """All files that readers see or have seen, by their names."""
@@ -219,41 +259,65 @@ class ReadBack:
         self.found += [one for one in post.ones if isinstance(one, Posted)]
         self.told += [one for one in post.ones if isinstance(one, Told)]
 
-    def _show(self, files: list[HiddenFile], remember: bool) -> None:
+    def _show(self, files: list[HiddenFile], strict: bool) -> None:
         """Show what was left behind, but for posts that are in other files as well.
 
-        What was refused may have been sent again, and stands in a newer file then.
+        What was refused may have been sent again, and stands in a newer file then. At the start,
+        which is `strict`, posts are remembered as well.
         """
-        left, now = [], time.time()
+        left = []
         for file in reversed(files):
-            content, name = file.read(), file.shown_as.name
-            posts = [
-                post
-                for post in read_posts(self._columns, file.path, content)
-                if post.whole
-                and (self._hidden.get(post.key) == name or not self._keys.digest(post.key, now))
-            ]
-            for post in posts:
+            try:
+                posts = self._new_posts(file)
+            except OSError:
+                logger.exception("%s of a killed service is still hidden", file.path)
+                continue
+            except ValueError:
+                if strict:
+                    raise
+                logger.exception("%s is still hidden", file.path)
+                continue
+            left.append((file, posts))
+        for file, posts in reversed(left):
+            if strict:
+                for post in posts:
+                    self._remember(post)
+            try:
+                self._show_posts(file, posts)
+            except OSError:
+                logger.exception("%s of a killed service is still hidden", file.path)
+
+    def _new_posts(self, file: HiddenFile) -> list[ReadPost]:
+        """Return the posts of a file that are in no other one, whose keys are known from now on."""
+        name, now = file.shown_as.name, time.time()
+        posts = []
+        for post in read_posts(self._columns, file.path, file.read()):
+            known = self._keys.digest(post.key, now) is not None
+            place = self._hidden.get(post.key)
+            # what another service is writing it may lose yet
+            if post.whole and (not known or place == name or place in self._open):
+                posts.append(post)
+        for post in posts:
+            if self._hidden.get(post.key) in (None, name):
                 self._know(post, now)
                 self._hidden[post.key] = name
-            left.append(_Left(file, content, posts))
-        for one in reversed(left):
-            try:
-                self._show_one(one)
-            except OSError:
-                logger.exception("%s of a killed service is still hidden", one.file.path)
-            else:
-                for post in one.posts:
-                    self._hidden.pop(post.key, None)
-            if remember:
-                for post in one.posts:
-                    self._remember(post)
+        return posts
 
-    def _show_one(self, one: _Left) -> None:
-        whole = b"".join(line + b"\n" for post in one.posts for line in post.lines)
-        if not whole or one.file.shown_as.exists():
-            one.file.drop()
-        elif whole == one.content:
-            one.file.show_as_new()
+    def _show_posts(self, file: HiddenFile, posts: list[ReadPost]) -> None:
+        name = file.shown_as.name
+        elsewhere = {self._hidden[post.key] for post in posts if post.key in self._hidden} - {name}
+        if elsewhere:
+            # what becomes of these is known at the next look
+            logger.info("%s waits for %s", file.path, ", ".join(sorted(elsewhere)))
+            return
+        content = file.read()
+        whole = b"".join(line + b"\n" for post in posts for line in post.lines)
+        if not whole or file.shown_as.exists():
+            file.drop()
         else:
-            one.file.replace(whole)
+            if whole != content:
+                file.replace(whole)
+            file.show_as_new()
+        for post in posts:
+            self._hidden.pop(post.key, None)
+        self._close(name)
