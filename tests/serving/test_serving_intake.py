@@ -70,6 +70,7 @@ def test_a_key_counts_once(modeler, serving):
     run.post("/ratings", event | {"rating": 1.0}, 409)
     assert len(rows(run.inbox)) == 4
     # the files themselves say which keys were taken
+    run.service.intake.close()
     again = serving(made)
     assert again.post("/ratings", many, **key)["repeated"] == 3
     assert again.post("/ratings", event)["repeated"] == 1
