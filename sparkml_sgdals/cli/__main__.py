@@ -1,0 +1,5 @@
+"""Run the command line: python -m sparkml_sgdals.cli."""
+
+from sparkml_sgdals.cli import main
+
+main()
