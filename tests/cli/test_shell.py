@@ -47,10 +47,12 @@ def test_version():
     assert run("--version").stdout.strip() == __version__
 
 
-def test_the_entry_point_runs():
-    program = "from sparkml_sgdals.cli import main; main()"
+@pytest.mark.parametrize(
+    "words", [("-c", "from sparkml_sgdals.cli import main; main()"), ("-m", "sparkml_sgdals.cli")]
+)
+def test_the_entry_point_runs(words):
     done = subprocess.run(
-        [sys.executable, "-c", program, "versions", "/no/such/path"],
+        [sys.executable, *words, "versions", "/no/such/path"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
