@@ -719,3 +719,22 @@ def test_what_can_neither_be_cut_nor_deleted_stays_with_its_owner(tmp_path, monk
     intake.close()
     other.close()
     assert keys_of(tmp_path) == {"k1": 1}
+
+
+def test_refused_and_taken_by_one_that_is_killed_then(tmp_path):
+    """Another service has looked between the two."""
+    first = FolderIntake(str(tmp_path), COLUMNS, every=1_000.0)
+    for n in (0, 1):
+        first.put([post(n)]).result(10)
+    refused = first._log._file
+    os.pwrite(refused._handle, text_of(post(2)), refused.length)
+    second = FolderIntake(str(tmp_path), COLUMNS, every=0.0)
+    first._log._file = None
+    first.put([post(2)]).result(10)
+    first._log._file.close()
+    refused.close()
+    for _ in range(2):
+        second._past.look(second._log.holds)
+    assert keys_of(tmp_path) == {"k0": 1, "k1": 1, "k2": 1}
+    assert all(second.put([post(n)]).result(10)[0].repeated for n in range(3))
+    second.close()

@@ -265,10 +265,12 @@ class ReadBack:
         What was refused may have been sent again, and stands in a newer file then. At the start,
         which is `strict`, posts are remembered as well.
         """
-        left = []
+        left: list[tuple[HiddenFile, list[ReadPost]]] = []
+        adopted = {file.shown_as.name for file in files}
+        newer: set[str] = set()
         for file in reversed(files):
             try:
-                posts = self._new_posts(file)
+                posts = self._new_posts(file, adopted, newer)
             except OSError:
                 logger.exception("%s of a killed service is still hidden", file.path)
                 continue
@@ -278,6 +280,7 @@ class ReadBack:
                 logger.exception("%s is still hidden", file.path)
                 continue
             left.append((file, posts))
+            newer |= {post.key for post in posts if post.key}
         for file, posts in reversed(left):
             if strict:
                 for post in posts:
@@ -287,18 +290,23 @@ class ReadBack:
             except OSError:
                 logger.exception("%s of a killed service is still hidden", file.path)
 
-    def _new_posts(self, file: HiddenFile) -> list[ReadPost]:
-        """Return the posts of a file that are in no other one, whose keys are known from now on."""
+    def _new_posts(self, file: HiddenFile, adopted: set[str], newer: set[str]) -> list[ReadPost]:
+        """Return the posts of a file that are in no other one, whose keys are known from now on.
+
+        Of files that are `adopted` together those that are newer hold the keys `newer`.
+        """
         name, now = file.shown_as.name, time.time()
         posts = []
         for post in read_posts(self._columns, file.path, file.read()):
             known = self._keys.digest(post.key, now) is not None
             place = self._hidden.get(post.key)
             # what another service is writing it may lose yet
-            if post.whole and (not known or place == name or place in self._open):
+            mine = not known or place == name or place in self._open
+            if post.whole and mine and post.key not in newer:
                 posts.append(post)
         for post in posts:
-            if self._hidden.get(post.key) in (None, name):
+            place = self._hidden.get(post.key)
+            if place is None or place == name or place in adopted:
                 self._know(post, now)
                 self._hidden[post.key] = name
         return posts
