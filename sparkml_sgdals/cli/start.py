@@ -13,7 +13,6 @@ from typing import Annotated
 import typer
 
 import sparkml_sgdals
-from sparkml_sgdals.cli.arguments import Item, Rating, Time, User
 from sparkml_sgdals.cli.command import Invocation, command
 from sparkml_sgdals.extras import install
 
@@ -106,11 +105,25 @@ def serve(
     ann_recall: Annotated[
         float, typer.Option(help="Share of the exact best ten that it has to find.", min=0, max=1)
     ] = 0.95,
-    user: User = "userId",
-    item: Item = "movieId",
-    rating: Rating = "rating",
-    time: Time = "timestamp",
-    event_id: Annotated[str, typer.Option(help="Column of an event's id.")] = "eventId",
+    user: Annotated[
+        str | None, typer.Option(help="Column of user ids; by default the model's.")
+    ] = None,
+    item: Annotated[
+        str | None, typer.Option(help="Column of item ids; by default the model's.")
+    ] = None,
+    rating: Annotated[
+        str | None, typer.Option(help="Column of ratings; by default the model's.")
+    ] = None,
+    time: Annotated[
+        str | None,
+        typer.Option(help="Column of the time of a rating; by default the model's, or timestamp."),
+    ] = None,
+    event_id: Annotated[
+        str | None, typer.Option(help="Column of an event's id; by default eventId.")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="These five at once: user,item,rating,timestamp,eventId.")
+    ] = None,
     log_level: Annotated[str, typer.Option(help="Level of the log.")] = "warning",
 ) -> None:
     """Answer requests for recommendations by HTTP; a new version is taken up as it comes.
@@ -121,17 +134,19 @@ def serve(
     sparkml-sgdals serve model --titles movies.csv
 
     Ratings are taken where --inbox or --kafka says where they go, and --token-file or
-    --open-writes who may post them. Columns are those of --ratings and of what is posted on.
+    --open-writes who may post them. Columns are those of --ratings and of what is posted on;
+    those that are not named here are the model's.
     """
     try:
         # not by name: the service is an extra
         serving = import_module("sparkml_sgdals.serving")
         run_service = serving.serve
-        columns = import_module("sparkml_sgdals.serving.intake.history").IntakeColumns(
-            user, item, rating, time, event_id
-        )
+        history_of = import_module("sparkml_sgdals.serving.intake.history")
     except ModuleNotFoundError as missing:
         raise ImportError(f"serve needs {missing.name}: {install('serve')}") from missing
+    one_by_one = {"user": user, "item": item, "rating": rating, "time": time, "event": event_id}
+    named = history_of.named_columns(columns) if columns else {}
+    named |= {name: column for name, column in one_by_one.items() if column}
     run_service(
         model_path,
         host=host,
@@ -140,7 +155,7 @@ def serve(
         archive=archive,
         kafka=kafka,
         topic=topic,
-        columns=columns,
+        columns=named,
         titles=titles,
         item_features=item_features,
         user_features=user_features,

@@ -43,7 +43,7 @@ from sparkml_sgdals.state.feature_values import start_featured
 from sparkml_sgdals.state.model_state import SETTLING_RATINGS, ModelState, Scale
 from sparkml_sgdals.state.settings import Settings
 
-__all__ = ["BatchReport", "HeldItems", "fold_in", "learn_batch"]
+__all__ = ["BatchReport", "HeldItems", "check_folds_in", "fold_in", "learn_batch"]
 
 F32 = npt.NDArray[np.float32]
 I64 = npt.NDArray[np.int64]
@@ -219,17 +219,7 @@ class HeldItems:
             users cannot be folded in
         """
         settings = state.settings
-        if settings.learns_events or settings.solver != "bayes":
-            raise ValueError(
-                "New users are folded in by models of ratings of solver 'bayes', and this one was "
-                + (
-                    "learned from events."
-                    if settings.learns_events
-                    else f"learned by {settings.solver!r}."
-                )
-                + " Learn what they did instead: "
-                "model.copy().update(ratings).recommendForUserSubset(ratings, n)."
-            )
+        check_folds_in(settings)
         items = state.items
         return cls(settings, state.scale, items.mean[rows], items.var[rows], items.influence[rows])
 
@@ -245,6 +235,18 @@ class HeldItems:
         return replace(
             self, mean=mean, var=var, influence=np.vstack([self.influence, table.influence])
         )
+
+
+def check_folds_in(settings: Settings) -> None:
+    """Raise ValueError for a model that cannot fold new users in, with what to do instead."""
+    if not settings.learns_events and settings.solver == "bayes":
+        return
+    learned = "from events" if settings.learns_events else f"by {settings.solver!r}"
+    raise ValueError(
+        "New users are folded in by models of ratings of solver 'bayes', and this one was learned "
+        f"{learned}. Learn what they did instead: "
+        "model.copy().update(ratings).recommendForUserSubset(ratings, n)."
+    )
 
 
 def fold_in(held: HeldItems, ratings: Ratings, item_rows: I64, kind: IdKind) -> tuple[F32, F32]:

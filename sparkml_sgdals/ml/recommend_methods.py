@@ -21,6 +21,7 @@ from sparkml_sgdals.ingest.columns import (
     select_ratings,
 )
 from sparkml_sgdals.ingest.frames import Table, as_table, is_spark
+from sparkml_sgdals.learn.one_batch import check_folds_in
 from sparkml_sgdals.ml.given_pairs import GivenPairs, IdColumn, Pairs, read_pairs
 from sparkml_sgdals.predict.choice import Choice
 from sparkml_sgdals.predict.new_users import recommend_new_users
@@ -185,6 +186,8 @@ class RankingMethods:
                 f"user rates here, got a {type(excludeSeen).__name__}. What nobody is to get is "
                 "left out of candidates."
             )
+        # what scores are made of no longer says that it is of events
+        check_folds_in(self._state.settings)
         state = self._with_items("To rank for people whom it does not know")
         users, param, name, _ = self._side("user")
         items, _, item, item_type = self._side("item")

@@ -6,7 +6,7 @@ import argparse
 import logging
 import sys
 
-from sparkml_sgdals.serving.intake.history import IntakeColumns
+from sparkml_sgdals.serving.intake.history import named_columns
 from sparkml_sgdals.serving.server import serve
 from sparkml_sgdals.store.version_store import StorageError
 
@@ -25,8 +25,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--topic", default="ratings")
     add(
         "--columns",
-        default="user,item,rating,timestamp,eventId",
-        help="names of the columns of ratings (default: %(default)s)",
+        default="",
+        help="names of user, item, rating, time and event id, in ratings read and written; an "
+        "empty one, and by default all: as the model's Params say, and eventId",
     )
     add("--titles", help="file of ids and titles of items: .csv, .json, .jsonl or .parquet")
     add("--item-features", help="such a file of what is known of items: new ones are ranked by it")
@@ -58,17 +59,15 @@ def main() -> None:
     """Run the service; a mistake in the options is one sentence and exit code 2."""
     given = vars(_parser().parse_args())
     logging.basicConfig(level=given["log_level"].upper(), format="%(levelname)s %(message)s")
-    names = given.pop("columns").split(",")
+    columns = given.pop("columns")
     given["origins"] = tuple(given.pop("origin"))
     given["allowed_hosts"] = tuple(given.pop("allowed_host"))
     if given["rating_range"] is not None:
         given["rating_range"] = tuple(given["rating_range"])
     try:
-        if len(names) != 5:
-            raise ValueError(f"--columns names five columns, got {','.join(names)!r}.")
         serve(
             given.pop("model"),
-            columns=IntakeColumns(*names),
+            columns=named_columns(columns) if columns else None,
             started=lambda address: print(f"Serving at {address}", flush=True),
             **given,
         )

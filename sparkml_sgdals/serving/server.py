@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import FrameType
 from typing import Final
@@ -56,7 +56,7 @@ def serve(
     archive: Location | None = None,
     kafka: str | None = None,
     topic: str = "ratings",
-    columns: IntakeColumns | None = None,
+    columns: IntakeColumns | Mapping[str, str] | None = None,
     titles: Location | None = None,
     item_features: Location | None = None,
     user_features: Location | None = None,
@@ -102,8 +102,9 @@ def serve(
         host:port of a broker, where ratings posted go instead of an inbox
     topic : str
         topic of that broker
-    columns : IntakeColumns | None
-        names of the columns of ratings, sent and read; those of `IntakeColumns` by default
+    columns : IntakeColumns | Mapping[str, str] | None
+        names of the columns of ratings, sent and read, all or some of them (`{"user": "session"}`);
+        the others are the model's own, as its Params say (`userCol`, `itemCol`, ...)
     titles : Location | None
         a file .csv, .json, .jsonl or .parquet with ids and titles of items
     item_features, user_features : Location | None
@@ -192,7 +193,7 @@ def serve(
         service = build_service(
             model,
             folder,
-            columns=columns or IntakeColumns(),
+            columns=columns,
             titles=titles,
             item_features=item_features,
             user_features=user_features,
@@ -212,7 +213,7 @@ def serve(
             if kafka is not None:
                 from sparkml_sgdals.serving.intake.kafka import KafkaIntake
 
-                service.intake = KafkaIntake(kafka, topic, columns or IntakeColumns())
+                service.intake = KafkaIntake(kafka, topic, service.columns)
             service.token = None if token_file is None else TokenCheck(token_file)
             service.buckets = Buckets(rate, 10 * rate)
             service.rating_range = rating_range
@@ -278,7 +279,7 @@ def build_service(
     model: str,
     folder: str,
     *,
-    columns: IntakeColumns | None = None,
+    columns: IntakeColumns | Mapping[str, str] | None = None,
     titles: str | None = None,
     item_features: str | None = None,
     user_features: str | None = None,
@@ -293,7 +294,6 @@ def build_service(
 
     Raises StorageError where there is no model after `wait_seconds`.
     """
-    names = columns or IntakeColumns()
     news = News()
     if is_saved(model):
         model = _as_path(model, f"{folder}/saved")
@@ -315,6 +315,7 @@ def build_service(
         time.sleep(0.1)
     with holder.reading() as first:
         kinds, shell, commit = first.kinds, first.shell, first.commit
+    names = IntakeColumns.of_model(holder.params, columns)
     known = None if ratings is None else read_ratings(ratings, names, kinds)
     remembered = History(kinds, known, history)
     answers = Answers(holder, Titles(kinds[1]), remembered)

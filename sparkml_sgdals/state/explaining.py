@@ -27,6 +27,7 @@ __all__ = ["EXPLANATION_DDL", "Term", "explain_event", "explain_pair", "feature_
 F64 = npt.NDArray[np.float64]
 
 _MOST_FEATURES: Final = 8
+_ROUNDING: Final = 1e-5
 EXPLANATION_DDL: Final = "part string, value double, std double, ratings bigint, note string"
 
 
@@ -171,6 +172,8 @@ def explain_event(
     score = float(score_pairs(served, np.array([u]), np.array([i]))[0])
     rest = score - sum(term.value or 0.0 for term in terms)
     if served.heard is not None:
+        # what is left may be no more than rounding
+        rest = rest if abs(rest) > _ROUNDING else 0.0
         told = "often done about when this one is" if rest > 0 else "with nothing done last"
         terms.append(Term("stands together", rest, None, None, told))
     shown = [] if known == (None, None) else _event_features(state, served, (u, i), known)

@@ -73,7 +73,7 @@ def test_serve_takes_and_hands_on_every_option_of_the_service(monkeypatch):
     told = {}
     known = inspect.signature(serving.serve).parameters
     monkeypatch.setattr(serving, "serve", lambda model, **given: told.update(given), raising=False)
-    own = {"user", "item", "rating", "time", "event_id", "model_path", "json", "debug"}
+    own = {"user", "item", "rating", "time", "event_id", "model_path", "json", "debug", "columns"}
     command = typer.main.get_command(app).commands["serve"]
     options = {parameter.name for parameter in command.params} - {"help"}
     assert options - own == set(known) - {"model", "columns", "started"}
@@ -88,15 +88,20 @@ def test_serve_takes_and_hands_on_every_option_of_the_service(monkeypatch):
         else:
             given[name] = {int: 7, float: 0.5}.get(type(default), "xy")
             words += [f"--{name.replace('_', '-')}", str(given[name])]
-    done = run("serve", "path", *words, "--event-id", "e")
+    done = run("serve", "path", *words, "--event-id", "e", "--columns", "u,i,r,t,other")
     assert done.exit_code == 0, done.output
     assert {name: told[name] for name in given} == given
-    assert told["columns"].event == "e"
+    assert told["columns"] == {"user": "u", "item": "i", "rating": "r", "time": "t", "event": "e"}
     # and by default what the service has
     told.clear()
     assert run("serve", "path").exit_code == 0
     for name in given:
         assert told[name] == known[name].default, name
+    # the model says what they are called
+    assert told["columns"] == {}
+    assert run("serve", "path", "--user", "session", "--time", "").exit_code == 0
+    assert told["columns"] == {"user": "session"}
+    assert "--columns names five columns" in run("serve", "path", "--columns", "u").stderr
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from sparkml_sgdals.serving.http.guard import Buckets, TokenCheck
 from sparkml_sgdals.serving.intake.folder import FolderIntake
-from sparkml_sgdals.serving.intake.history import History, IntakeColumns, Known
+from sparkml_sgdals.serving.intake.history import History, IntakeColumns, Known, named_columns
 from sparkml_sgdals.serving.intake.keys import UNNAMED, Keys, KeyTakenError
 from sparkml_sgdals.serving.intake.posts import Posted
 
@@ -374,9 +374,72 @@ def test_history_is_bounded_and_the_newest_stay(posted):
 
 
 def test_a_folder_written_with_other_columns(tmp_path, columns):
-    (tmp_path / "ratings-1.json").write_text('{"userId": 1}\n')
-    with pytest.raises(ValueError, match="columns"):
+    file = tmp_path / "ratings-1.json"
+    file.write_text('{"userId": 1}\n')
+    with pytest.raises(ValueError, match=r"it has userId: .*--columns USER,ITEM"):
         FolderIntake(str(tmp_path), columns)
+    file.unlink()
+    names = IntakeColumns("userId", "movieId")
+    intake = FolderIntake(str(tmp_path), names)
+    intake.put([("k", [Posted(1, 2, 3.0, 4)])]).result()
+    intake.close()
+    with pytest.raises(
+        ValueError, match=r"\(user,item,.*--columns userId,movieId,rating,timestamp,"
+    ):
+        FolderIntake(str(tmp_path), columns)
+
+
+OF_SESSIONS = {"userCol": "session", "itemCol": "item", "timestampCol": "at"}
+
+
+@pytest.mark.parametrize(
+    ("params", "given", "written", "warned"),
+    [
+        ({}, None, ["user", "item", "rating", "timestamp", "eventId"], ()),
+        (OF_SESSIONS, None, ["session", "item", "rating", "at", "eventId"], ()),
+        (
+            OF_SESSIONS | {"timestampCol": "", "ratingCol": "stars"}, {"event": "id"},
+            ["session", "item", "stars", "timestamp", "id"], (),
+        ),
+        (
+            OF_SESSIONS, {"user": "userId", "item": "item", "time": "t"},
+            ["userId", "item", "rating", "t", "eventId"],
+            ("'userId', and the model reads userCol='session'", "'t', and the model reads timesta"),
+        ),
+        (
+            {}, IntakeColumns("user", "movieId", time="at"),
+            ["user", "movieId", "rating", "at", "eventId"],
+            ("'movieId', and the model reads itemCol='item'",),
+        ),
+    ],
+)  # fmt: skip
+def test_ratings_are_written_as_the_model_reads_them(
+    modeler, serving, caplog, params, given, written, warned
+):
+    made = modeler(params=params)
+    run = serving(made, columns=given)
+    run.post("/ratings", rating(made, 1))
+    run.service.intake.close()
+    assert [list(row) for row in rows(run.inbox)] == [written]
+    said = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert len(said) == len(warned)
+    assert all(part in one for part, one in zip(warned, said, strict=True))
+
+
+def test_columns_that_there_are_none_of(modeler, serving):
+    with pytest.raises(ValueError, match="columns has 'userCol', and may have user, item"):
+        serving(modeler(), columns={"userCol": "u"})
+    with pytest.raises(ValueError, match="five columns, got 'a,b'"):
+        named_columns("a,b")
+    assert named_columns("u, i,,,e") == {"user": "u", "item": "i", "event": "e"}
+
+
+def test_the_command_of_the_service_asks_the_model_for_its_columns(modeler, started, tmp_path):
+    made = modeler(params=OF_SESSIONS)
+    _, address = started(made, tmp_path / "inbox")
+    httpx.post(address + "ratings", json=rating(made, 1)).raise_for_status()
+    (row,) = rows(tmp_path / "inbox")
+    assert list(row) == ["session", "item", "rating", "at", "eventId"]
 
 
 WRITES = """

@@ -81,6 +81,21 @@ def test_factors_are_those_of_the_table(fitted, liked):
     assert products[done].mean() > 1.3 * products[~done].mean()
 
 
+def test_nobody_is_folded_in(fitted, liked):
+    """It is refused before anything is asked of the table."""
+    for given in (liked.head(3), liked[["user", "item"]].head(3)):
+        with pytest.raises(ValueError, match=r"learned from events.*model.copy\(\).update"):
+            fitted.recommendForRatings(given, 5)
+
+
+def test_an_explanation_says_nothing_of_rounding(fitted, liked):
+    for user, item in liked[["user", "item"]].drop_duplicates().head(40).to_numpy().tolist():
+        for part in fitted.explain(user, item).collect():
+            if part.part == "stands together":
+                assert part.value == 0 or abs(part.value) > 1e-5
+                assert (part.value > 0) == part.note.startswith("often")
+
+
 def test_the_summary_tells_the_sweeps(fitted, liked):
     summary = fitted.summary
     assert (summary.ratings, summary.form) == (len(liked), "one task")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -20,12 +21,18 @@ from sparkml_sgdals.arrays.screening import screen
 from sparkml_sgdals.serving.model.ids import Key, key_of
 from sparkml_sgdals.serving.model.titles import read_file
 
-__all__ = ["MOST_KNOWN", "History", "IntakeColumns", "Known", "read_ratings"]
+__all__ = ["MOST_KNOWN", "History", "IntakeColumns", "Known", "named_columns", "read_ratings"]
+
+logger = logging.getLogger(__name__)
 
 I64 = npt.NDArray[np.int64]
 
 MOST_KNOWN: Final = 100_000
 """ratings posted that are remembered: at most some 60 MB, where each is of another user"""
+_PARAMS: Final = {
+    "user": "userCol", "item": "itemCol", "rating": "ratingCol", "time": "timestampCol",
+}  # fmt: skip
+"""Params of a model that name columns; what names an event is the stream's affair"""
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,43 @@ class IntakeColumns:
     event: str = "eventId"
     user_features: str = "userFeatures"
     item_features: str = "itemFeatures"
+
+    @classmethod
+    def of_model(
+        cls, params: Mapping[str, Any], given: IntakeColumns | Mapping[str, str] | None = None
+    ) -> IntakeColumns:
+        """Return the columns that are given, and for the others those of a model's Params.
+
+        What differs from the Params is logged: a stream that was not told of it reads nulls.
+        Raises ValueError for a name that is none of these.
+        """
+        chosen = asdict(given) if isinstance(given, IntakeColumns) else dict(given or {})
+        known = [field.name for field in fields(cls)]
+        for name in chosen:
+            if name not in known:
+                raise ValueError(f"columns has {name!r}, and may have {', '.join(known)}.")
+        # a path holds the Params that were set; those by default are called as here, but for the
+        # time, which by default is not read
+        reads = {name: params.get(p) or getattr(cls, name) for name, p in _PARAMS.items()}
+        if not params.get(_PARAMS["time"]):
+            del reads["time"]
+        for name, column in reads.items():
+            if chosen.get(name, column) != column:
+                logger.warning(
+                    "Ratings are written with the column %r, and the model reads %s=%r: leave out "
+                    "the column of this service, unless the stream renames it.",
+                    chosen[name], _PARAMS[name], column,
+                )  # fmt: skip
+        return cls(**{**reads, **chosen})
+
+
+def named_columns(text: str) -> dict[str, str]:
+    """Return columns by name from 'user,item,rating,time,event'; an empty one is left out."""
+    columns = [column.strip() for column in text.split(",")]
+    if len(columns) != 5:
+        raise ValueError(f"--columns names five columns, got {text!r}.")
+    names = ("user", "item", "rating", "time", "event")
+    return {name: column for name, column in zip(names, columns, strict=True) if column}
 
 
 @dataclass(frozen=True)

@@ -153,10 +153,7 @@ def read_posts(columns: IntakeColumns, file: Path, content: bytes) -> Iterator[R
             torn = isinstance(fault, (ValueError, RecursionError))
             if torn and file.name.startswith("."):
                 continue
-            raise ValueError(
-                f"{file} was not written with these columns ({fault!r}): give the service the "
-                "columns that it had, or another folder."
-            ) from fault
+            raise ValueError(f"{file} {_other_columns(columns, line, fault)}") from fault
         key, _, place = str(row.get(columns.event, "")).rpartition("#")
         post = found.setdefault(key, ReadPost(key))
         post.ones.append(one)
@@ -164,6 +161,27 @@ def read_posts(columns: IntakeColumns, file: Path, content: bytes) -> Iterator[R
         count = place.partition("/")[2]
         post.whole = not count.isdecimal() or len(post.ones) == int(count)
     yield from found.values()
+
+
+def _other_columns(columns: IntakeColumns, line: bytes, fault: Exception) -> str:
+    """Say what is wrong with a line, and which columns it has in the place of these."""
+    wanted = (columns.user, columns.item, columns.rating, columns.time, columns.event)
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict) or set(wanted) <= set(found):
+        return (
+            f"was not written with these columns ({fault!r}): give the service the columns that "
+            "it had, or another folder."
+        )
+    has = ",".join(found)
+    # of a rating the order is that of the option
+    told = has if len(found) == len(wanted) else "USER,ITEM,RATING,TIME,EVENT"
+    return (
+        f"was not written with these columns ({','.join(wanted)}), it has {has}: give the service "
+        f"another folder or, if the stream reads those of the file, --columns {told}."
+    )
 
 
 def _read_line(columns: IntakeColumns, row: dict[str, Any]) -> Posted | Told:
