@@ -130,6 +130,8 @@ class Invocation:
             log.drop()
 
     def _start(self, builder: Any, log: SparkLog) -> SparkSession:
+        from sparkml_sgdals.spark_jobs import start_session
+
         builder = builder.appName("sparkml-sgdals")
         if self.master.startswith("sc://"):
             builder = builder.remote(self.master)
@@ -143,8 +145,7 @@ class Invocation:
         # a server that is there already has its own, and refuses those of its process
         for name, value in (({} if self.remote else quiet) | self.conf).items():
             builder = builder.config(name, value)
-        session: SparkSession = builder.getOrCreate()
-        return session
+        return start_session(builder)
 
 
 def _need_java() -> None:
