@@ -114,7 +114,12 @@ class Invocation:
             told.spark_log = log.path  # type: ignore[attr-defined]
             raise told from failure
         try:
-            yield session
+            try:
+                yield session
+            finally:
+                # its log is appended to once more, so it goes after this
+                with log.inherited():
+                    session.stop()
         except (Exception, KeyboardInterrupt) as failure:
             if not _is_sparks(failure):
                 log.drop()
@@ -123,9 +128,6 @@ class Invocation:
             raise
         else:
             log.drop()
-        finally:
-            with log.inherited():
-                session.stop()
 
     def _start(self, builder: Any, log: SparkLog) -> SparkSession:
         from sparkml_sgdals.spark_jobs import start_session
