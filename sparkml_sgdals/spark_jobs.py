@@ -6,11 +6,12 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Any, Final
 
 import pyarrow as pa
-from pyspark import TaskContext
+from pyspark import SparkContext, TaskContext
 from pyspark.sql import DataFrame, SparkSession
+from pyspark.sql.utils import is_remote
 
 from sparkml_sgdals.errors import DivergenceError, StorageError
 
@@ -25,6 +26,7 @@ __all__ = [
     "note_cores",
     "phase",
     "session_name",
+    "start_session",
     "task_limit",
     "task_threads",
 ]
@@ -41,6 +43,7 @@ _TOLD: Final = (
 )  # fmt: skip
 """Set where somebody has said how Spark is to be started."""
 _QUIET: Final = {"spark.ui.showConsoleProgress": "false", "spark.log.level": "ERROR"}
+_SHUFFLED: Final = "spark.sql.shuffle.partitions"
 _counted: dict[str, int] = {}
 """Cores of sessions whose conf does not tell."""
 
@@ -58,7 +61,22 @@ def active_session() -> SparkSession:
     if not any(name in os.environ for name in _TOLD):
         for name, value in _QUIET.items():
             builder = builder.config(name, value)
-    return builder.getOrCreate()
+    return start_session(builder)
+
+
+def start_session(builder: Any) -> SparkSession:
+    """Return a builder's session; a new one on local cores shuffles into a partition a core.
+
+    Spark's 200 are for a cluster: a Python task costs some 0.05 s however few rows it has. What
+    the conf says stays, and so does a session that somebody else has started.
+    """
+    started: bool = SparkContext._active_spark_context is None
+    session: SparkSession = builder.getOrCreate()
+    if started and not is_remote() and not session.sparkContext.getConf().contains(_SHUFFLED):
+        threads = local_threads(session)
+        if threads:
+            session.conf.set(_SHUFFLED, threads)
+    return session
 
 
 def local_threads(spark: SparkSession) -> int:

@@ -114,7 +114,12 @@ class Invocation:
             told.spark_log = log.path  # type: ignore[attr-defined]
             raise told from failure
         try:
-            yield session
+            try:
+                yield session
+            finally:
+                # its log is appended to once more, so it goes after this
+                with log.inherited():
+                    session.stop()
         except (Exception, KeyboardInterrupt) as failure:
             if not _is_sparks(failure):
                 log.drop()
@@ -123,11 +128,10 @@ class Invocation:
             raise
         else:
             log.drop()
-        finally:
-            with log.inherited():
-                session.stop()
 
     def _start(self, builder: Any, log: SparkLog) -> SparkSession:
+        from sparkml_sgdals.spark_jobs import start_session
+
         builder = builder.appName("sparkml-sgdals")
         if self.master.startswith("sc://"):
             builder = builder.remote(self.master)
@@ -141,8 +145,7 @@ class Invocation:
         # a server that is there already has its own, and refuses those of its process
         for name, value in (({} if self.remote else quiet) | self.conf).items():
             builder = builder.config(name, value)
-        session: SparkSession = builder.getOrCreate()
-        return session
+        return start_session(builder)
 
 
 def _need_java() -> None:

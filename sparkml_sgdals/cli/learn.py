@@ -53,9 +53,16 @@ _COLD: Final = (
     "coldPredicted", "coldLists", "coldRecall", "coldNdcg", "coldPlainRecall", "coldPlainNdcg",
 )  # fmt: skip
 """fields of a diagnosis that say what features of new ids are worth"""
-_SHOWN: Final = ("batch", "ratings", "invalid", "newUsers", "newItems", "rmse", "validationRmse")
-_HEADINGS: Final = ("batch", "ratings", "invalid", "new users", "new items", "RMSE before learning",
-                    "held-out RMSE")  # fmt: skip
+_COUNTED: Final = ("batch", "ratings", "invalid", "newUsers", "newItems", "ranked")
+_HEADINGS: Final = {
+    "batch": "batch", "ratings": "ratings", "invalid": "invalid", "newUsers": "new users",
+    "newItems": "new items", "rmse": "RMSE before learning", "validationRmse": "held-out RMSE",
+    "ranked": "ranked", "recall": "recall", "baselineRecall": "baseline", "mrr": "MRR",
+}  # fmt: skip
+"""columns of a stream's metrics that are shown; of ratings none of ranks, of events no errors"""
+_NOT_OF: Final = {
+    False: ("ranked", "recall", "baselineRecall", "mrr"), True: ("rmse", "validationRmse")
+}  # fmt: skip
 
 
 def register(app: typer.Typer) -> None:
@@ -288,7 +295,8 @@ def stream(
             "keepVersions": keep_versions,
             "prometheusPath": prometheus,
         }
-        if event_id or (model.state.settings if model else als.settings()).forget_after_micros:
+        settings = model.state.settings if model else als.settings()
+        if event_id or settings.forget_after_micros:
             ratings = with_event_times(ratings, columns.time)
         if event_id:
             arguments |= {"eventIdCol": event_id, "watermark": watermark}
@@ -299,7 +307,7 @@ def stream(
             job = model.updateStream(ratings, model_path, **arguments)
         else:
             job = als.fitStream(ratings, model_path, **arguments)
-        _watch(run, job, alive_file)
+        _watch(run, job, settings.learns_events, alive_file)
 
 
 def _as_learned(model: Any, asked: SourceColumns | None) -> SourceColumns:
@@ -447,13 +455,14 @@ def _asked_to_end() -> Iterator[threading.Event]:
             signal.signal(one, handler)
 
 
-def _watch(run: Invocation, job: StreamJob[Any], alive_file: Path | None = None) -> None:
+def _watch(run: Invocation, job: StreamJob[Any], events: bool, alive_file: Path | None) -> None:
     """Print a line a batch until the stream ends; Ctrl-C or SIGTERM end it after a batch."""
     output = run.output
-    widths = [len(heading) for heading in _HEADINGS]
+    columns = {name: text for name, text in _HEADINGS.items() if name not in _NOT_OF[events]}
+    widths = [max(len(heading), 6) for heading in columns.values()]
     shown = len(job.metrics())
     if not output.json:
-        output.row(_HEADINGS, widths)
+        output.row(list(columns.values()), widths)
     ended = False
     with _asked_to_end() as asked, output.phase("Learning", "ratings") as phase:
         while not ended and not asked.is_set():
@@ -463,7 +472,7 @@ def _watch(run: Invocation, job: StreamJob[Any], alive_file: Path | None = None)
                 if output.json:
                     output.line(row)
                 else:
-                    output.row([_cell(row[name]) for name in _SHOWN], widths)
+                    output.row([_cell(row[name], name in _COUNTED) for name in columns], widths)
             shown = max(shown, len(metrics))
             phase.update(int(metrics.ratings.sum()), None, f"in {shown:,} micro-batches")
             if alive_file is not None:
@@ -476,10 +485,11 @@ def _watch(run: Invocation, job: StreamJob[Any], alive_file: Path | None = None)
     output.say(f"{job.path} is at version {newest.version}.")
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, counted: bool) -> str:
     if value is None or value != value:
         return "-"
-    return f"{value:.4f}" if isinstance(value, float) else f"{value:,}"
+    # a count that older batches lack is a float too
+    return f"{value:.4f}" if isinstance(value, float) and not counted else f"{value:,.0f}"
 
 
 def _needed(events: bool) -> tuple[str, ...]:

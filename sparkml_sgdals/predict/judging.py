@@ -28,6 +28,7 @@ from sparkml_sgdals.metrics import (
     reciprocal_rank_at,
     self_information,
 )
+from sparkml_sgdals.spark_jobs import gathered
 
 __all__ = ["MEANS", "JudgedLists", "held_out_pairs", "judge_lists", "ranking_columns"]
 
@@ -104,7 +105,8 @@ def judge_lists(
         whether lists are judged one by one alone: what they are together is NaN
     """
     with ExitStack() as stack:
-        pairs = pairs.persist()
+        # kept rows stay in the 200 partitions of a distinct or a join, however few they are
+        pairs = gathered(pairs).persist()
         stack.callback(pairs.unpersist)
         users = pairs.select("query").distinct().toArrow().column("query").combine_chunks()
         held = (
@@ -120,9 +122,11 @@ def judge_lists(
         )
         id_type = dict(pairs.dtypes)["candidate"]
         ddl = ", ".join(f"{name} double" for name in MEANS)
+        both = held.join(lists, "query", "left").select(
+            "held", "unknown", "found", F.coalesce("cold", F.lit(True)).alias("cold")
+        )
         judged = (
-            held.join(lists, "query", "left")
-            .select("held", "unknown", "found", F.coalesce("cold", F.lit(True)).alias("cold"))
+            gathered(both)
             .mapInArrow(
                 _Judge(count),
                 f"{ddl}, held long, unknown long, cold boolean, found array<{id_type}>",

@@ -74,9 +74,10 @@ class Diagnosis:
     def verdict(self) -> str:
         """One sentence."""
         if self.predicted < ENOUGH:
+            more = "more " if self.evidence == "held-out" and self.predicted else ""
             return (
                 f"Not yet: only {self.predicted} ratings were predicted before they were learned, "
-                f"{ENOUGH} are needed to judge. Give held-out ratings to diagnose."
+                f"{ENOUGH} are needed to judge. Give {more}held-out ratings to diagnose."
             )
         if self.rmse == self.baselineRmse:
             # both may be zero, where all ratings are equal
@@ -202,7 +203,7 @@ class RankingDiagnosis(Diagnosis):
             given = f"only {self.predicted} events were held out" if self.predicted else ""
             return (
                 f"Not yet: {given or 'how well it ranks is not known'}, {ENOUGH:,} are needed to "
-                "judge. Give held-out events to diagnose."
+                f"judge. Give {'more ' if given else ''}held-out events to diagnose."
             )
         pair = f"NDCG@{self.k} {self.ndcg:.4f} for {self.baselineNdcg:.4f}, {self.evidence}"
         if self.beatsBaseline:

@@ -87,7 +87,7 @@ class StreamJob(Generic[M]):
     ) -> pd.DataFrame:
         """All batches so far, one row each, columns METRICS: docs/metrics.md defines each.
 
-        What is printed, or shown by a notebook, are the ten that are read first.
+        What is printed, or shown by a notebook, are those that are read first.
 
         Parameters
         ----------

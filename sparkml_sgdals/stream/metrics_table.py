@@ -58,7 +58,7 @@ ROW_SCHEMA: Final = pa.schema(
 
 
 class MetricsFrame(pd.DataFrame):
-    """All columns METRICS, of which it shows the ten that are read first."""
+    """All columns METRICS, of which it shows those that are read first."""
 
     @property
     def _constructor(self) -> type[MetricsFrame]:
@@ -67,30 +67,34 @@ class MetricsFrame(pd.DataFrame):
     @property
     def read_first(self) -> pd.DataFrame | None:
         """The columns that are read first; None where some are not there, or there are no more."""
-        names = set(map(str, self.columns))
-        if not names > {*_READ_FIRST, *_OF_EVENTS.values(), "ranked"}:
+        there = set(map(str, self.columns))
+        if not there > {*_READ_FIRST, *_OF_EVENTS.values(), "ranked"}:
             return None
         ranked = bool(self["ranked"].fillna(0).astype(float).sum())
         judged = bool(self["rmse"].notna().any())
-        other = _OF_EVENTS if ranked and not judged else {}
-        return pd.DataFrame(self)[[other.get(name, name) for name in _READ_FIRST]]
+        if judged or not ranked:
+            return pd.DataFrame(self)[list(_READ_FIRST)]
+        names = [_OF_EVENTS.get(name, name) for name in _READ_FIRST]
+        # of how few the shares are: a first batch of sessions has hardly a user known before
+        names.insert(names.index("recall"), "ranked")
+        return pd.DataFrame(self)[names].astype({"ranked": "Int64"})
 
-    def _more(self) -> str:
-        return f"{len(self.columns) - len(_READ_FIRST)} more columns: metrics(all=True)"
+    def _more(self, shown: pd.DataFrame) -> str:
+        return f"{len(self.columns) - len(shown.columns)} more columns: metrics(all=True)"
 
     def __repr__(self) -> str:
         """Return the columns that are read first, each in full, and how to see the others."""
         shown = self.read_first
         if shown is None:
             return super().__repr__()
-        return f"{shown.to_string(max_rows=pd.get_option('display.max_rows'))}\n{self._more()}"
+        return f"{shown.to_string(max_rows=pd.get_option('display.max_rows'))}\n{self._more(shown)}"
 
     def _repr_html_(self) -> str | None:
         shown = self.read_first
         if shown is None:
             found: str | None = pd.DataFrame(self)._repr_html_()  # type: ignore[operator]
             return found
-        return f"{shown._repr_html_()}<p>{escape(self._more())}</p>"  # type: ignore[operator]
+        return f"{shown._repr_html_()}<p>{escape(self._more(shown))}</p>"  # type: ignore[operator]
 
 
 def metrics_frame(

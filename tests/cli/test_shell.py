@@ -5,20 +5,25 @@ from __future__ import annotations
 import inspect
 import json
 import math
+import os
 import subprocess
 import sys
+import tempfile
+from contextlib import nullcontext
 
 import numpy as np
 import pandas as pd
 import pytest
 import typer
+from py4j.protocol import Py4JError
+from pyspark.sql import SparkSession
 from typer.testing import CliRunner
 from writing import Writer
 
 from sparkml_sgdals import __version__
 from sparkml_sgdals.cli.app import app
-from sparkml_sgdals.cli.command import _need_java, command, one_sentence, pairs
-from sparkml_sgdals.cli.output import plain
+from sparkml_sgdals.cli.command import Invocation, _need_java, command, one_sentence, pairs
+from sparkml_sgdals.cli.output import Output, plain
 from sparkml_sgdals.cli.wording import in_options
 from sparkml_sgdals.extras import install
 
@@ -42,16 +47,38 @@ def test_version():
     assert run("--version").stdout.strip() == __version__
 
 
-def test_the_entry_point_runs():
-    program = "from sparkml_sgdals.cli import main; main()"
+@pytest.mark.parametrize(
+    "words", [("-c", "from sparkml_sgdals.cli import main; main()"), ("-m", "sparkml_sgdals.cli")]
+)
+def test_the_entry_point_runs(words):
     done = subprocess.run(
-        [sys.executable, "-c", program, "versions", "/no/such/path"],
+        [sys.executable, *words, "versions", "/no/such/path"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.startswith("Error: ")
     assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("failure", "kept"), [(None, False), (ValueError("no"), False), (Py4JError("gone"), True)]
+)
+def test_the_log_of_spark_stays_where_spark_fails_alone(monkeypatch, tmp_path, failure, kept):
+    class Session:
+        def stop(self):
+            os.write(2, b"stopped\n")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(SparkSession, "getActiveSession", lambda: None)
+    monkeypatch.setattr("sparkml_sgdals.cli.command._need_java", lambda: None)
+    monkeypatch.setattr(Invocation, "_start", lambda *given: Session())
+    raised = nullcontext() if failure is None else pytest.raises(type(failure))
+    with raised, Invocation(Output(True)).spark():
+        assert len(list(tmp_path.iterdir())) == 1
+        if failure is not None:
+            raise failure
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["stopped\n"] * kept
 
 
 def test_without_the_extra_it_says_so():

@@ -355,7 +355,9 @@ def test_events_need_no_column_of_ratings(spark, small, tmp_path):
         answer("fit", source, tmp_path / "m", *more, "-P", "maxIter=2", "--overwrite")
         found.append(StreamingBiasedALSModel.load(str(tmp_path / "m")).state.fingerprint())
     assert found[0] == found[1]
-    run("stream", tmp_path / "path", tmp_path / "in [1]", "--once", *more)
+    shown = run("stream", tmp_path / "path", tmp_path / "in [1]", "--once", *more).stdout
+    assert "ranked  recall  baseline     MRR" in shown
+    assert "RMSE" not in shown
     assert answer("versions", tmp_path / "path")[-1]["ratings"] == len(table)
     told = run("fit", tmp_path / "in [1]" / "clicks.csv", tmp_path / "n", code=1)
     assert "learn each row as an event by -P implicitPrefs=true" in " ".join(told.stderr.split())

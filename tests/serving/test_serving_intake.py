@@ -101,10 +101,13 @@ def test_what_cannot_be_learned_is_refused(modeler, serving):
         )
         assert sent.status_code == 422, text
     # what a page of another site may send without asking
-    sent = run.client.post(
-        "/ratings", content=json.dumps(good), headers={"Content-Type": "text/plain"}
-    )
-    assert sent.status_code == 422
+    for kind in ("text/plain", "application/x-www-form-urlencoded"):
+        for path in ("/ratings", "/recommendations/anonymous"):
+            sent = run.client.post(path, content=json.dumps(good), headers={"Content-Type": kind})
+            assert sent.status_code == 422
+            (fault,) = sent.json()["detail"]
+            assert fault["loc"] == ["header", "content-type"]
+            assert fault["msg"].startswith("Send Content-Type: application/json")
     # clocks may differ by some minutes, not by more: later events would all count as late
     now = int(time.time())
     for ahead in (7200, 253_402_300_799 - now):

@@ -13,6 +13,7 @@ from pyspark.ml.evaluation import RankingEvaluator
 
 from sparkml_sgdals import RankingEvaluation, StreamingBiasedALS
 from sparkml_sgdals.ml.evaluate_methods import RANKING_METRICS
+from sparkml_sgdals.spark_jobs import task_limit
 
 K = 5
 STRANGER, NOVELTY = -77, -5
@@ -287,3 +288,25 @@ def test_bad_arguments(model, tables, spark, files, stream, small):
         model.evaluateRanking(stream(files(small.iloc[:20], 10)))
     with pytest.raises(ValueError, match="recommendations 'recommendations' is not a column"):
         model.rankingColumns(test, test)
+
+
+def test_no_stage_has_a_task_for_each_of_200_partitions(classic_only, spark, parts):
+    """Whatever the session shuffles into: few rows are judged in as many tasks as cores can use."""
+    train, held = parts
+    events = StreamingBiasedALS(rank=4, implicitPrefs=True, maxIter=2).fit(train)
+    expected = events.evaluateRanking(held, K, excludeSeen=train)
+    tracker = spark.sparkContext.statusTracker()
+    before = set(tracker.getJobIdsForGroup())
+    usual = spark.conf.get("spark.sql.shuffle.partitions")
+    spark.conf.set("spark.sql.shuffle.partitions", 200)
+    try:
+        found = events.evaluateRanking(held, K, excludeSeen=train)
+        judged = events.diagnose(held).judged
+    finally:
+        spark.conf.set("spark.sql.shuffle.partitions", usual)
+    jobs = set(tracker.getJobIdsForGroup()) - before
+    stages = [tracker.getStageInfo(n) for job in jobs for n in tracker.getJobInfo(job).stageIds]
+    tasks = [stage.numCompletedTasks for stage in stages if stage is not None]
+    assert judged > 0
+    assert found == expected
+    assert 0 < max(tasks) <= task_limit(spark)

@@ -23,6 +23,16 @@ def _dot(x, y, user_mean, item_mean):  # type: ignore[no-untyped-def]
 
 
 @nb.njit(cache=True, nogil=True)
+def _longest_step(x, y, reg, user_mean, item_mean):  # type: ignore[no-untyped-def]
+    """Return the step that takes neither side beyond where it alone leaves no error."""
+    user_square = item_square = 0.0
+    for f in range(1, user_mean.shape[1]):
+        user_square += user_mean[x, f] * user_mean[x, f]
+        item_square += item_mean[y, f] * item_mean[y, f]
+    return 1.0 / (reg + max(user_square, item_square, 1.0))
+
+
+@nb.njit(cache=True, nogil=True)
 def descend_events(  # type: ignore[no-untyped-def]
     users, items, values, weights, first_event, num_negatives, step, user_reg, item_reg, lowest,
     user_mean, item_mean, order, last, touched,
@@ -32,7 +42,8 @@ def descend_events(  # type: ignore[no-untyped-def]
     Parameters
     ----------
     users, items, values, weights, first_event, touched
-        as in `filter.filter_events`
+        as in `filter.filter_events`; a weight above 1 makes a step longer, at most to where the
+        error of the event is gone
     num_negatives
         the items that were touched longest ago, so many an event, are learned as not done by its
         user (but for the event's own), move the user's features alone, and go to the end of the
@@ -87,6 +98,10 @@ def descend_events(  # type: ignore[no-untyped-def]
         target = 1.0 if positive else 0.0
         error = target - _dot(x, y, user_mean, item_mean)
         g = step * weights[n]
+        if weights[n] > 1.0:
+            # a weight says how often an event counts, which is never farther than to its target
+            most = _longest_step(x, y, max(user_reg, item_reg), user_mean, item_mean)
+            g = max(step, min(g, np.float32(most)))
         for f in range(1, user_mean.shape[1]):
             um = user_mean[x, f]
             im = item_mean[y, f]

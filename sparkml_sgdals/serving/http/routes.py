@@ -97,6 +97,11 @@ def make_app(service: Service) -> App:
 
     async def invalid(_: Request, failure: Exception) -> Response:
         faults = failure.errors() if isinstance(failure, RequestValidationError) else []
+        # a body that is not said to be JSON comes here unread, and would be told to be no object
+        if isinstance(getattr(failure, "body", None), bytes):
+            faults = [f for f in faults if f["loc"][0] != "body"]
+            said_so = "Send Content-Type: application/json with a body of JSON."
+            faults += [{"type": "content_type", "loc": ["header", "content-type"], "msg": said_so}]
         # what was sent is not sent back: it need not even be JSON, as NaN is not
         said = [{name: fault[name] for name in ("type", "loc", "msg")} for fault in faults]
         return JSONResponse({"detail": said}, 422)

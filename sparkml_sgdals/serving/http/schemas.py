@@ -165,7 +165,7 @@ class FeaturesOut(BaseModel):
 class ReceiptOut(BaseModel):
     """The ratings are on the disk, or in Kafka, and will be learned."""
 
-    accepted: int = Field(examples=[1])
+    accepted: int = Field(description="ratings of the request, repeated ones too", examples=[1])
     repeated: int = Field(description="of these, taken before under the same key", examples=[0])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import hypothesis
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -191,6 +192,35 @@ def test_isgd_by_hand():
     learn_events(state, encode_ratings(table([1], [2])))
     assert state.users.mean[0, 1] == pytest.approx(0.5 + 0.1 * (0.8 * 0.4 - 0.02 * 0.5))
     assert state.items.mean[0, 1] == pytest.approx(0.4 + 0.1 * (0.8 * 0.5 - 0.01 * 0.4))
+
+
+@pytest.mark.parametrize(("weight", "step"), [(3.0, 0.3), (1e4, 1 / 1.02), (1e30, 1 / 1.02)])
+def test_a_weight_takes_isgd_no_farther_than_to_the_target(weight, step):
+    state = empty(replace(DESCENT, rank=1))
+    state.users.ensure(id_array([1]))
+    state.items.ensure(id_array([2]))
+    state.users.mean[0, 1], state.items.mean[0, 1] = 0.5, 0.4
+    learn_events(state, encode_ratings(table([1], [2], weights=[weight])))
+    assert state.users.mean[0, 1] == pytest.approx(0.5 + step * (0.8 * 0.4 - 0.02 * 0.5))
+    assert state.items.mean[0, 1] == pytest.approx(0.4 + step * (0.8 * 0.5 - 0.01 * 0.4))
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 299), st.floats(1, 1e30)), min_size=1, max_size=5),
+    st.integers(0, 1000),
+)
+@hypothesis.settings(deadline=None, max_examples=50)
+def test_no_weight_poisons_isgd(heavy, seed):
+    """Neither the events that come with it nor those that come after it."""
+    users, items = some_events(seed=seed)
+    weights = np.ones(len(users))
+    for place, weight in heavy:
+        weights[place] = weight
+    state = empty(replace(DESCENT, num_negatives=2))
+    learn_events(state, encode_ratings(table(users, items, weights=weights)))
+    learn_events(state, encode_ratings(table(users, items, first=300)))
+    for side in (state.users, state.items):
+        assert np.abs(side.mean).max() < 10
 
 
 def some_events(count=300, seed=1, names=False):

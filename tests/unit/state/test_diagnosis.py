@@ -84,6 +84,7 @@ def test_too_few_held_out(count: int) -> None:
     assert found.predicted == count
     assert found.beatsBaseline is (count == 1000)
     assert ("Not yet: only" in found.verdict) is (count < 1000)
+    assert ("Give more held-out ratings" in found.verdict) is (count in (1, 999))
     assert math.isnan(found.rmse) is (count == 0)
     assert str(found).count("\n") == 3
 
@@ -92,6 +93,7 @@ def test_prequential_evidence() -> None:
     """Without held-out ratings, those predicted before they were learned are the evidence."""
     state = seen_state(settings_of(rank=4))
     assert "only 0 ratings" in diagnose_state(state, None, 5).verdict
+    assert "Give held-out ratings" in diagnose_state(state, None, 5).verdict
     table, _ = low_rank(4000)
     learn_batch(state, encode_ratings(table[1500:]))
     found = diagnose_state(state, None, 5)
@@ -193,8 +195,8 @@ def ranked(**fields: Any) -> RankingDiagnosis:
     [
         ({}, r"Yes: .* better than the most popular items \(NDCG@10 0.2000 for 0.1000, held-out\)"),
         ({"baselineNdcg": 0.2}, "Not yet: its lists are no better"),
-        ({"predicted": 999}, "Not yet: only 999 events were held out, 1,000 are needed"),
-        ({"predicted": 0}, "Not yet: how well it ranks is not known"),
+        ({"predicted": 999}, "Not yet: only 999 events .* Give more held-out events"),
+        ({"predicted": 0}, "Not yet: how well it ranks is not known.* Give held-out events"),
     ],
 )
 def test_verdict_of_events(fields: dict[str, Any], expected: str) -> None:

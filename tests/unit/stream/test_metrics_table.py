@@ -66,7 +66,7 @@ class TestMetricsFrame:
 
 
 @pytest.mark.parametrize("events", [False, True])
-def test_ten_columns_are_shown_and_all_are_there(events):
+def test_few_columns_are_shown_and_all_are_there(events):
     judged = {"rmse": None, "ranked": 9, "recall": 0.25} if events else {"rmse": 0.75, "ranked": 0}
     row = {"batch": 0, "version": 1, "ratings": 9, "seconds": 1.0} | judged
     plain = metrics_frame([row, row | {"batch": 1}])
@@ -74,12 +74,13 @@ def test_ten_columns_are_shown_and_all_are_there(events):
     assert list(shown.columns) == list(METRICS)
     assert shown.rmse.equals(plain.rmse)
     first = shown.read_first
-    assert len(first.columns) == 10
+    assert len(first.columns) == 10 + events
+    assert not events or list(first.ranked) == [9, 9]
     assert ("recall" in first.columns, "rmse" in first.columns) == (events, not events)
     for said in (repr(shown), shown._repr_html_(), repr(shown.tail(1))):
         assert ("0.25" if events else "0.75") in said
         assert "fadingRmse" not in said
-        assert f"{len(METRICS) - 10} more columns: metrics(all=True)" in said
+        assert f"{len(METRICS) - 10 - events} more columns: metrics(all=True)" in said
     # what somebody chose is shown as pandas shows it
     chosen = shown[["batch", "fadingRmse"]]
     assert repr(chosen) == repr(plain[["batch", "fadingRmse"]])
