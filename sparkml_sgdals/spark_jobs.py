@@ -72,7 +72,8 @@ def start_session(builder: Any) -> SparkSession:
     """
     started: bool = SparkContext._active_spark_context is None
     session: SparkSession = builder.getOrCreate()
-    if started and not is_remote() and not session.sparkContext.getConf().contains(_SHUFFLED):
+    # what nobody has set is not among all that are
+    if started and not is_remote() and _SHUFFLED not in session.conf.getAll:
         threads = local_threads(session)
         if threads:
             session.conf.set(_SHUFFLED, threads)
