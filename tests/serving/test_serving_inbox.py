@@ -738,3 +738,22 @@ def test_refused_and_taken_by_one_that_is_killed_then(tmp_path):
     assert keys_of(tmp_path) == {"k0": 1, "k1": 1, "k2": 1}
     assert all(second.put([post(n)]).result(10)[0].repeated for n in range(3))
     second.close()
+
+
+def test_refused_and_taken_again_by_one_that_another_service_knows_nothing_of(tmp_path):
+    """It was started before; what is seen tells it."""
+    second = FolderIntake(str(tmp_path), COLUMNS, every=0.0)
+    first = FolderIntake(str(tmp_path), COLUMNS, every=1_000.0)
+    for n in (0, 1):
+        first.put([post(n)]).result(10)
+    refused = first._log._file
+    os.pwrite(refused._handle, text_of(post(2)), refused.length)
+    first._log._file = None
+    first.put([post(2)]).result(10)
+    first._log.show_due(at_once=True)
+    refused.close()
+    second._past.look(second._log.holds)
+    assert keys_of(tmp_path) == {"k0": 1, "k1": 1, "k2": 1}
+    assert all(second.put([post(n)]).result(10)[0].repeated for n in range(3))
+    first.close()
+    second.close()

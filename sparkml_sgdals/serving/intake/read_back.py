@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Final
 
 from sparkml_sgdals.serving.intake.file_log import HiddenFile, hidden_files, read_all, seen_name
 from sparkml_sgdals.serving.intake.history import IntakeColumns
@@ -30,6 +31,9 @@ from sparkml_sgdals.serving.intake.posts import (
 __all__ = ["ReadBack"]
 
 logger = logging.getLogger(__name__)
+
+_BESIDE: Final = 60_000_000_000
+"""nanoseconds that a file may have been begun before another one that was written beside it"""
 
 
 class ReadBack:
@@ -102,6 +106,8 @@ class ReadBack:
         self._settle()
         files = self._left_behind(own, lambda path: None)
         try:
+            if files:
+                self._know_newer(files[0].shown_as.name)
             self._show(files, strict=False)
         finally:
             for file in files:
@@ -225,6 +231,24 @@ class ReadBack:
                         self.found.appendleft(one)
         self.told = told[::-1]
         return set(files)
+
+    def _know_newer(self, name: str) -> None:
+        """Know what other services took since a file was begun: what it ends in may be there."""
+        began = name.split("-")[1]
+        first = f"ratings-{max(int(began) - _BESIDE, 0):020d}" if began.isdecimal() else name
+        for other, file in sorted(self._seen().items()):
+            given = self._content(file) if first <= other != name else None
+            if given is None:
+                continue
+            try:
+                posts = list(read_posts(self._columns, file, given[0]))
+            except ValueError:
+                logger.exception("%s is not this service's", file)
+                continue
+            for post in posts:
+                self._hidden.pop(post.key, None)
+                if self._keys.digest(post.key, time.time()) is None:
+                    self._know(post, time.time())
 
     def _seen(self) -> dict[str, Path]:
         """All files that readers see or have seen, by their names."""
