@@ -289,12 +289,13 @@ class ReadBack:
         What was refused may have been sent again, and stands in a newer file then. At the start,
         which is `strict`, posts are remembered as well.
         """
-        left: list[tuple[HiddenFile, list[ReadPost]]] = []
+        left: list[tuple[HiddenFile, bytes, list[ReadPost]]] = []
         adopted = {file.shown_as.name for file in files}
         newer: set[str] = set()
         for file in reversed(files):
             try:
-                posts = self._new_posts(file, adopted, newer)
+                content = file.read()
+                posts = self._new_posts(file, content, adopted, newer)
             except OSError:
                 logger.exception("%s of a killed service is still hidden", file.path)
                 continue
@@ -303,25 +304,27 @@ class ReadBack:
                     raise
                 logger.exception("%s is still hidden", file.path)
                 continue
-            left.append((file, posts))
+            left.append((file, content, posts))
             newer |= {post.key for post in posts if post.key}
-        for file, posts in reversed(left):
+        for file, content, posts in reversed(left):
             if strict:
                 for post in posts:
                     self._remember(post)
             try:
-                self._show_posts(file, posts)
+                self._show_posts(file, content, posts)
             except OSError:
                 logger.exception("%s of a killed service is still hidden", file.path)
 
-    def _new_posts(self, file: HiddenFile, adopted: set[str], newer: set[str]) -> list[ReadPost]:
+    def _new_posts(
+        self, file: HiddenFile, content: bytes, adopted: set[str], newer: set[str]
+    ) -> list[ReadPost]:
         """Return the posts of a file that are in no other one, whose keys are known from now on.
 
         Of files that are `adopted` together those that are newer hold the keys `newer`.
         """
         name, now = file.shown_as.name, time.time()
         posts = []
-        for post in read_posts(self._columns, file.path, file.read()):
+        for post in read_posts(self._columns, file.path, content):
             known = self._keys.digest(post.key, now) is not None
             place = self._hidden.get(post.key)
             # what another service is writing it may lose yet
@@ -335,14 +338,13 @@ class ReadBack:
                 self._hidden[post.key] = name
         return posts
 
-    def _show_posts(self, file: HiddenFile, posts: list[ReadPost]) -> None:
+    def _show_posts(self, file: HiddenFile, content: bytes, posts: list[ReadPost]) -> None:
         name = file.shown_as.name
         elsewhere = {self._hidden[post.key] for post in posts if post.key in self._hidden} - {name}
         if elsewhere:
             # what becomes of these is known at the next look
             logger.info("%s waits for %s", file.path, ", ".join(sorted(elsewhere)))
             return
-        content = file.read()
         whole = b"".join(line + b"\n" for post in posts for line in post.lines)
         if not whole or file.shown_as.exists():
             file.drop()
